@@ -1,0 +1,43 @@
+# All there is to set up: `make demo` or `make test` makes .venv with locked versions first, once.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+RUNTIME := $(VENV)/runtime.stamp
+DEV := $(VENV)/dev.stamp
+
+.PHONY: help demo test check clean
+
+help:
+	@echo "make demo    find the circuit behind a behaviour of the bundled model, and print where its report is"
+	@echo "make test    run the whole test suite"
+	@echo "make check   lint, format, types, import rules"
+	@echo "make clean   remove .venv and everything built"
+
+demo: $(RUNTIME)
+	$(BIN)/circuitlab discover gendered-pronouns --out runs/demo --force
+
+test: $(DEV)
+	$(BIN)/python -m pytest
+
+check: $(DEV)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+
+$(RUNTIME): requirements/locked.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("circuitlab needs Python 3.11 or newer, this is " + sys.version.split()[0] + ". Try: make PYTHON=python3.12 $(MAKECMDGOALS)")'
+	@echo "Installing circuitlab and its locked dependencies into $(VENV); this takes a few minutes, once."
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) install -qq --requirement requirements/locked.txt
+	@$(PIP) install -qq --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(DEV): requirements/dev.txt $(RUNTIME)
+	@$(PIP) install -qq --requirement requirements/dev.txt
+	@touch $@

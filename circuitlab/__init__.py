@@ -1,0 +1,113 @@
+"""Automated circuit discovery in transformer language models.
+
+Everything a user calls is importable from here and loaded when it is first asked for: importing the package loads
+neither torch nor transformer_lens.
+
+Example:
+    >>> from circuitlab import Edge
+    >>> Edge.parse("m0->a3.h2<q>").source.name
+    'm0'
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+# Public name -> the module it lives in. The imports below tell type checkers the same; a test compares the two.
+_HOMES = {
+    "Circuit": "circuitlab.graphs.circuit",
+    "CircuitLabError": "circuitlab.errors",
+    "ConfigError": "circuitlab.errors",
+    "Edge": "circuitlab.parts",
+    "Example": "circuitlab.data.example",
+    "FormatError": "circuitlab.errors",
+    "GraphError": "circuitlab.errors",
+    "Metric": "circuitlab.metrics.base",
+    "MetricError": "circuitlab.errors",
+    "ModelError": "circuitlab.errors",
+    "ModelSpec": "circuitlab.parts",
+    "Node": "circuitlab.parts",
+    "OutputExistsError": "circuitlab.errors",
+    "PairBatch": "circuitlab.data.batch",
+    "PairLengthError": "circuitlab.errors",
+    "PairSet": "circuitlab.data.pairs",
+    "PairSplits": "circuitlab.data.pairs",
+    "Reader": "circuitlab.parts",
+    "Reference": "circuitlab.references",
+    "Run": "circuitlab.discovery.pipeline",
+    "RunError": "circuitlab.errors",
+    "SpanError": "circuitlab.errors",
+    "Task": "circuitlab.data.task",
+    "TaskError": "circuitlab.errors",
+    "TaskFileError": "circuitlab.errors",
+    "TaskNotDoneError": "circuitlab.errors",
+    "TokenError": "circuitlab.errors",
+    "TooFewPromptsError": "circuitlab.errors",
+    "UnknownNameError": "circuitlab.errors",
+    "UnsupportedModelError": "circuitlab.errors",
+    "cite": "circuitlab.data.citation",
+    "discover": "circuitlab.discovery.pipeline",
+    "evaluate": "circuitlab.evaluation.evaluate",
+    "load_circuit": "circuitlab.graphs.circuit",
+    "load_model": "circuitlab.models.load",
+    "load_task": "circuitlab.data.registry",
+    "reproduce": "circuitlab.discovery.reproduce",
+    "score_edges": "circuitlab.discovery.scoring",
+    "select": "circuitlab.discovery.selection",
+    "sweep": "circuitlab.patching.sweep",
+    "write_report": "circuitlab.report.page",
+}
+__all__ = sorted([*_HOMES, "__version__"])  # pyright: ignore[reportUnsupportedDunderAll]
+
+if TYPE_CHECKING:
+    from circuitlab.data.batch import PairBatch
+    from circuitlab.data.citation import cite
+    from circuitlab.data.example import Example
+    from circuitlab.data.pairs import PairSet, PairSplits
+    from circuitlab.data.registry import load_task
+    from circuitlab.data.task import Task
+    from circuitlab.discovery.pipeline import Run, discover
+    from circuitlab.discovery.reproduce import reproduce
+    from circuitlab.discovery.scoring import score_edges
+    from circuitlab.discovery.selection import select
+    from circuitlab.errors import (
+        CircuitLabError,
+        ConfigError,
+        FormatError,
+        GraphError,
+        MetricError,
+        ModelError,
+        OutputExistsError,
+        PairLengthError,
+        RunError,
+        SpanError,
+        TaskError,
+        TaskFileError,
+        TaskNotDoneError,
+        TokenError,
+        TooFewPromptsError,
+        UnknownNameError,
+        UnsupportedModelError,
+    )
+    from circuitlab.evaluation.evaluate import evaluate
+    from circuitlab.graphs.circuit import Circuit, load_circuit
+    from circuitlab.metrics.base import Metric
+    from circuitlab.models.load import load_model
+    from circuitlab.parts import Edge, ModelSpec, Node, Reader
+    from circuitlab.patching.sweep import sweep
+    from circuitlab.references import Reference
+    from circuitlab.report.page import write_report
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name from its home when it is first asked for (PEP 562)."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

@@ -1,0 +1,19 @@
+"""The words for tensor axes, used in every shape annotation and einsum of the library.
+
+Row 0: the standard library only. `docs/conventions.md` shows this table; a test holds the two together.
+"""
+
+AXES: dict[str, str] = {
+    "batch": "examples of one length",
+    "row": "examples times variants (patches, circuits) in one packed run",
+    "seq": "token positions, beginning-of-sequence token included",
+    "d_model": "width of the residual stream",
+    "head": "query heads of one layer",
+    "kv_head": "key/value heads of one layer",
+    "d_head": "width of one head",
+    "d_vocab": "tokens of the vocabulary",
+    "writer": "nodes that add to the stream: input, heads, MLPs",
+    "reader": "places that read the stream: head slots q, k, v, MLPs, logits",
+    "circuit": "edge masks evaluated together",
+    "answer": "right (or wrong) answer tokens of an example",
+}

@@ -1,0 +1,108 @@
+"""The `circuitlab` command: exit codes, and what the user sees when something goes wrong.
+
+Exit codes: 0 done; 1 a fault of ours, or a `reproduce` that did not come out the same; 2 something the user can mend,
+told in one line on stderr; 130 interrupted. `CIRCUITLAB_DEBUG=1` adds the traceback.
+
+The only place in the library that prints, and the only one that changes settings of the process.
+"""
+
+import io
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from types import FrameType
+
+from circuitlab.errors import CircuitLabError
+
+OK, FAULT, USER_ERROR, INTERRUPTED, TERMINATED, BROKEN_PIPE = 0, 1, 2, 130, 143, 141
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: Arguments after the program's name; those of the process by default.
+
+    Returns:
+        The exit code.
+    """
+    try:
+        _prepare_process()
+        code = _run(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        return _say("interrupted.", INTERRUPTED)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads on: let the last flush succeed
+        return BROKEN_PIPE
+    except CircuitLabError as error:
+        return _say(f"error: {error}", USER_ERROR)
+    except OSError as error:
+        return _say(f"error: {_os_error(error)}", USER_ERROR)
+    except Exception as error:
+        return _from_other(error)
+    return code
+
+
+def _run(argv: list[str]) -> int:
+    import typer.main
+
+    from circuitlab.cli.app import app
+
+    command = typer.main.get_command(app)
+    result = command.main(args=argv, prog_name="circuitlab", standalone_mode=False)
+    if result == INTERRUPTED:  # typer turns Ctrl-C inside a command into this code
+        raise KeyboardInterrupt
+    return result if isinstance(result, int) else OK
+
+
+def _from_other(error: Exception) -> int:
+    """Tell typer's usage errors, which the user can mend, from faults of ours."""
+    usage = getattr(error, "format_message", None)
+    if usage is not None:
+        asked = getattr(getattr(error, "ctx", None), "command_path", None) or "circuitlab"
+        return _say(f"error: {usage().rstrip('.')}. See: {asked} --help", USER_ERROR)
+    if type(error).__name__ == "Abort":
+        return _say("interrupted.", INTERRUPTED)
+    if type(error).__name__ == "OutOfMemoryError":
+        return _say(f"error: out of memory ({error}). Use a smaller -n, a smaller model, or --device cpu.", USER_ERROR)
+    fault = f"{type(error).__name__}: {error}"
+    return _say(f"internal error: {fault}. Please report this line; CIRCUITLAB_DEBUG=1 shows where it is from.", FAULT)
+
+
+def _say(message: str, code: int) -> int:
+    """One line on stderr, the traceback before it if asked for."""
+    if os.environ.get("CIRCUITLAB_DEBUG") == "1":
+        traceback.print_exc()
+    print(f"circuitlab: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+def _os_error(error: OSError) -> str:
+    where = f" {str(error.filename)!r}" if error.filename else ""
+    return f"{error.strerror or error}{where}. Check that the path exists, may be written, and has room."
+
+
+def _prepare_process() -> None:
+    """Settings that belong to a command-line process and not to a library: quiet dependencies, tidy ends."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if os.environ.get("CIRCUITLAB_DEBUG") != "1":
+        import logging
+        import warnings
+
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a prompt may hold what the terminal cannot show
+    signal.signal(signal.SIGTERM, _terminate)
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    """Leave through the `finally` clauses, so that temporary folders go."""
+    sys.exit(_say("interrupted.", TERMINATED))

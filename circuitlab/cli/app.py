@@ -1,0 +1,245 @@
+"""The commands. Each body imports what it needs when it runs, calls one library function, and prints the result."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from circuitlab.cli import options as opt
+
+app = typer.Typer(
+    name="circuitlab",
+    help="Find the circuit behind a behaviour of a transformer language model, test it, and write it down.",
+    epilog="Start with: circuitlab discover gendered-pronouns",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+tasks_app = typer.Typer(help="List the tasks that come with the library, or show one.", invoke_without_command=True)
+app.add_typer(tasks_app, name="tasks")
+
+
+def _version(wanted: bool) -> bool:
+    if wanted:
+        from circuitlab import __version__
+
+        print(f"circuitlab {__version__}")
+        raise typer.Exit
+    return wanted
+
+
+@app.callback()
+def circuitlab(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Find the circuit behind a behaviour of a transformer language model, test it, and write it down."""
+
+
+@tasks_app.callback()
+def tasks(context: typer.Context, json: opt.Json = False) -> None:
+    """List the tasks that come with the library, or show one."""
+    if context.invoked_subcommand is None:
+        from circuitlab.cli.catalogue import list_tasks
+
+        list_tasks(json=json)
+
+
+@tasks_app.command("show")
+def tasks_show(
+    task: opt.TaskName,
+    contrast: opt.Contrast = None,
+    option: opt.TaskOptions = None,
+    json: opt.Json = False,
+) -> None:
+    """Show a task: an example, its options, version, fingerprint and sources."""
+    from circuitlab.cli.catalogue import show_task
+    from circuitlab.data.registry import load_task
+
+    show_task(load_task(task, **opt.task_options(option, contrast)), json=json)
+
+
+@app.command()
+def models(json: opt.Json = False) -> None:
+    """Show the bundled model, and what else --model takes."""
+    from circuitlab.cli.catalogue import list_models
+
+    list_models(json=json)
+
+
+@app.command()
+def discover(
+    task: opt.TaskName,
+    model: opt.Model = "bundled",
+    method: opt.Method = "eap-ig",
+    steps: opt.Steps = 5,
+    metric: opt.Metric = None,
+    ablation: opt.Ablation = "corrupt",
+    n: opt.Pairs = 100,
+    seed: opt.Seed = 0,
+    target: opt.Target = 0.9,
+    min_accuracy: opt.MinAccuracy = 0.6,
+    contrast: opt.Contrast = None,
+    option: opt.TaskOptions = None,
+    out: Annotated[
+        str | None, typer.Option("--out", metavar="PATH", help="Run folder [default: runs/TASK-MODEL-METHOD-SEED]")
+    ] = None,
+    force: opt.Force = False,
+    device: opt.Device = None,
+    dtype: opt.Dtype = None,
+    quiet: opt.Quiet = False,
+    json: opt.Json = False,
+) -> None:
+    """Do the whole job: sweep, score, prune, test on held-out prompts, draw, and write a run folder."""
+    chosen = opt.task_options(option, contrast)
+    from circuitlab.cli import results
+    from circuitlab.cli.progress import progress
+    from circuitlab.data.registry import load_task
+    from circuitlab.discovery.config import DiscoverConfig, default_folder
+    from circuitlab.discovery.pipeline import discover as run_discover
+
+    wanted = load_task(task, **chosen)
+    main = DiscoverConfig(task=wanted.name, model=model, method=method, seed=seed)
+    with progress(quiet=quiet) as report:
+        run = run_discover(
+            wanted, model=model, method=method, steps=steps, metric=metric, ablation=ablation, n=n, seed=seed,
+            target=target, min_accuracy=min_accuracy, device=device, dtype=dtype, force=force, progress=report,
+            out=default_folder(main, wanted.label) if out is None else out,
+        )  # fmt: skip
+    results.show_run(run, json=json)
+
+
+@app.command()
+def sweep(
+    task: opt.TaskName,
+    site: Annotated[list[str], typer.Option("--site", metavar="NAME", help="What is patched; may be repeated.")],
+    model: opt.Model = "bundled",
+    direction: Annotated[
+        str, typer.Option("--direction", metavar="NAME", help="denoise: clean into corrupted; noise: the other way.")
+    ] = "denoise",
+    axis: Annotated[str, typer.Option("--axis", metavar="NAME", help="auto, position or span.")] = "auto",
+    metric: opt.Metric = None,
+    n: opt.Pairs = 100,
+    seed: opt.Seed = 0,
+    contrast: opt.Contrast = None,
+    option: opt.TaskOptions = None,
+    out: Annotated[
+        str | None, typer.Option("--out", metavar="PATH", help="Folder for CSV tables and heatmaps.")
+    ] = None,
+    force: opt.Force = False,
+    device: opt.Device = None,
+    dtype: opt.Dtype = None,
+    quiet: opt.Quiet = False,
+    json: opt.Json = False,
+) -> None:
+    """Patch every layer and position, or layer and head, of a site, and tell where it matters."""
+    chosen = opt.task_options(option, contrast)
+    from circuitlab.cli import results, tables
+    from circuitlab.cli.progress import progress
+    from circuitlab.data.registry import load_task
+    from circuitlab.models.load import load_model
+    from circuitlab.patching.sweep import sweep as run_sweep
+
+    wanted = load_task(task, **chosen)
+    if out is not None:
+        tables.check_free(Path(out), force=force)
+    loaded = load_model(model, device=device, dtype=dtype)
+    pairs = wanted.pairs(loaded, n=n, seed=seed).discovery
+    with progress(quiet=quiet) as report:
+        found = run_sweep(
+            loaded, pairs, site=site, direction=direction, metric=metric or wanted.metric, axis=axis, seed=seed,
+            progress=report,
+        )  # fmt: skip
+    grids = found if isinstance(found, dict) else {found.site: found}
+    if out is not None:
+        tables.write_grids(grids, Path(out))
+    results.show_grids(grids, folder=out, json=json)
+
+
+@app.command()
+def evaluate(
+    circuit: Annotated[str, typer.Argument(metavar="CIRCUIT", help="A circuit.json, or a run folder that holds one.")],
+    task: Annotated[str, typer.Option("--task", metavar="TASK", help="A task's name, or the path of a .py file.")],
+    model: opt.Model = "bundled",
+    metric: opt.Metric = None,
+    n: opt.Pairs = 100,
+    seed: opt.Seed = 0,
+    contrast: opt.Contrast = None,
+    option: opt.TaskOptions = None,
+    n_random: Annotated[int, typer.Option("--random", help="How many random circuits to compare with.")] = 20,
+    device: opt.Device = None,
+    dtype: opt.Dtype = None,
+    quiet: opt.Quiet = False,
+    json: opt.Json = False,
+) -> None:
+    """Test a circuit on the held-out pairs that this task, model, seed and -n give."""
+    chosen = opt.task_options(option, contrast)
+    from circuitlab.cli import results
+    from circuitlab.cli.progress import progress
+    from circuitlab.data.registry import load_task
+    from circuitlab.evaluation.evaluate import evaluate as run_evaluate
+    from circuitlab.graphs.circuit import load_circuit
+    from circuitlab.models.load import load_model
+
+    wanted = load_task(task, **chosen)
+    loaded = load_model(model, device=device, dtype=dtype)
+    kept = load_circuit(circuit, spec=loaded.spec)
+    pairs = wanted.pairs(loaded, n=n, seed=seed).held_out
+    with progress(quiet=quiet) as report:
+        found = run_evaluate(
+            loaded, kept, pairs, metric=metric or wanted.metric, seed=seed, n_random=n_random, progress=report
+        )
+    results.show_evaluation(f"{circuit} on {wanted.label}, model {model}", found, json=json)
+
+
+@app.command()
+def reproduce(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run folder of discover.")],
+    device: opt.Device = None,
+    quiet: opt.Quiet = False,
+    json: opt.Json = False,
+) -> None:
+    """Run a run folder's manifest again and say, file by file, whether it came out the same (exit 1 if not)."""
+    from circuitlab.cli import results
+    from circuitlab.cli.progress import progress
+    from circuitlab.discovery.reproduce import reproduce as run_again
+
+    with progress(quiet=quiet) as report:
+        again = run_again(run, progress=report, device=device)
+    results.show_reproduction(again, json=json)
+    if not again.ok:
+        raise typer.Exit(1)
+
+
+@app.command()
+def cite(
+    target: Annotated[str, typer.Argument(metavar="TASK|RUN", help="A task's name or file, or a run folder.")],
+    json: opt.Json = False,
+) -> None:
+    """Print BibTeX for the library, a task or a run, with versions and fingerprints."""
+    from circuitlab.cli import display
+    from circuitlab.data.citation import cite as bibtex
+
+    text = bibtex(target)
+    if json:
+        display.print_json({"target": target, "bibtex": text})
+    else:
+        display.print_line(text)
+
+
+@app.command()
+def report(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run folder of discover.")],
+    json: opt.Json = False,
+) -> None:
+    """Write a run folder's report.html again, from its files, without a model."""
+    from circuitlab.cli import display
+    from circuitlab.report.page import write_report
+
+    page = write_report(run)
+    if json:
+        display.print_json({"report": str(page)})
+    else:
+        display.print_line(str(page))

@@ -1,0 +1,89 @@
+"""What there is to choose from: tasks and models."""
+
+import json as jsonlib
+from importlib.resources import files
+from random import Random
+
+from circuitlab.cli import display
+from circuitlab.data.registry import BUNDLED, load_task
+from circuitlab.data.sampling import draw, task_fingerprint
+from circuitlab.data.task import Task
+
+# Names that TransformerLens loads over the network: the small ones that the README and the papers use most.
+HUB_EXAMPLES = ("gpt2", "solu-1l", "gelu-2l", "attn-only-1l", "tiny-stories-1M", "EleutherAI/pythia-160m")
+
+
+def list_tasks(*, json: bool) -> None:
+    """All bundled tasks, one a row."""
+    found = [load_task(name) for name in BUNDLED]
+    if json:
+        display.print_json({"tasks": [_record(task) for task in found]})
+        return
+    for task in found:
+        options = [f"{name}: {', '.join(values)}" for name, values in task.options.items()]
+        display.print_facts(task.name, [("", task.summary), ("version", task.version), ("options", "; ".join(options))])
+    display.print_line("\nA task of your own is a Python file: circuitlab discover path/to/task.py")
+
+
+def show_task(task: Task, *, json: bool) -> None:
+    """One task: an example first."""
+    example = draw(task, Random(0))
+    if json:
+        sources = [{"key": source.key, "title": source.title, "year": source.year} for source in task.sources]
+        prompts = {"clean": example.clean, "corrupt": example.corrupt}
+        words = {"answers": example.answers, "distractors": example.distractors}
+        display.print_json({**_record(task), "sources": sources, "example": {**prompts, **words}})
+        return
+    facts = [
+        ("", task.summary),
+        ("clean", repr(example.clean)),
+        ("answer", _words(example.answers)),
+        ("corrupted", repr(example.corrupt)),
+        ("distractor", _words(example.distractors)),
+        ("spans", ", ".join(example.spans)),
+        ("version", task.version),
+        ("fingerprint", task_fingerprint(task)[:16]),
+        ("metric", _metric_name(task)),
+    ]
+    for name, values in task.options.items():
+        facts.append((f"option {name}", ", ".join(f"{v} *" if v == task.settings[name] else v for v in values)))
+    facts += [("source", f"{source.title} ({source.year})") for source in task.sources]
+    display.print_facts(task.label, facts)
+
+
+def list_models(*, json: bool) -> None:
+    """The bundled model's shape, and what else may stand after --model."""
+    config = jsonlib.loads((files("circuitlab") / "bundled" / "config.json").read_text())
+    shape = {name: config[name] for name in ("n_layer", "n_head", "n_embd", "vocab_size", "n_positions")}
+    if json:
+        display.print_json({"bundled": shape, "hub_examples": HUB_EXAMPLES})
+        return
+    told = f"GPT-2 architecture: {shape['n_layer']} layers, {shape['n_head']} heads, {shape['n_embd']} wide"
+    display.print_facts(
+        "models",
+        [
+            ("bundled", f"{told}, {shape['vocab_size']} tokens; in the package, needs no network"),
+            ("FOLDER", "a checkpoint in HuggingFace format with its tokenizer, such as ./my-model"),
+            ("NAME", f"any name that TransformerLens loads: {', '.join(HUB_EXAMPLES)}, ..."),
+        ],
+    )
+
+
+def _record(task: Task) -> dict[str, object]:
+    return {
+        "name": task.name,
+        "version": task.version,
+        "summary": task.summary,
+        "options": {name: list(values) for name, values in task.options.items()},
+        "settings": task.settings,
+        "metric": _metric_name(task),
+        "fingerprint": task_fingerprint(task),
+    }
+
+
+def _metric_name(task: Task) -> str:
+    return task.metric if isinstance(task.metric, str) else getattr(task.metric, "__name__", "its own")
+
+
+def _words(words: tuple[str, ...]) -> str:
+    return " or ".join(repr(word) for word in words)

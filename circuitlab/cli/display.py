@@ -1,0 +1,67 @@
+"""How results look on stdout: a table that fits 80 columns, or one JSON object."""
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+
+def print_json(record: Mapping[str, Any]) -> None:
+    """One JSON object on stdout; numbers that are none (NaN, infinite) become null."""
+    print(json.dumps(_plain(record), indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def print_facts(title: str, facts: Iterable[tuple[str, str]]) -> None:
+    """A title and two columns, name and value. Long values fold; nothing is read as markup."""
+    table = Table.grid(padding=(0, 2), pad_edge=True)
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in facts:
+        table.add_row(Text(name), Text(value))
+    _put(Text(title, style="bold"), table)
+
+
+def print_rows(columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Iterable[str] = ()) -> None:
+    """A table with a header; the columns named in `right` hold numbers."""
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
+    numbers = set(right)
+    for name in columns:
+        table.add_column(name, justify="right" if name in numbers else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    _put(table)
+
+
+def print_line(text: str) -> None:
+    """A line that is never folded, so that a path can be copied."""
+    print(text)
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A number to so many digits after the point; `-` where there is none."""
+    return "-" if value is None or math.isnan(value) else f"{value:.{digits}f}"
+
+
+def _put(*things: Text | Table) -> None:
+    """Print on stdout, in colour where the terminal has it, without the blanks that fill up lines."""
+    console = Console(highlight=False, markup=False, emoji=False)
+    with console.capture() as captured:
+        for thing in things:
+            console.print(thing)
+    print("\n".join(line.rstrip() for line in captured.get().splitlines()))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    return _plain(value.item()) if hasattr(value, "item") else str(value)

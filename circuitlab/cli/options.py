@@ -1,0 +1,54 @@
+"""Arguments and options that several commands share, declared once."""
+
+from typing import Annotated
+
+import typer
+
+from circuitlab.errors import ConfigError
+
+TaskName = Annotated[
+    str, typer.Argument(metavar="TASK", help="A task's name, or the path of a .py file that holds TASK.")
+]
+Model = Annotated[
+    str, typer.Option("--model", metavar="NAME", help="bundled, a name that TransformerLens loads, or a folder.")
+]
+Method = Annotated[str, typer.Option("--method", metavar="NAME", help="How edges are scored.")]
+Steps = Annotated[int, typer.Option("--steps", help="Steps of integrated gradients.")]
+Metric = Annotated[
+    str | None, typer.Option("--metric", metavar="NAME", help="What is measured; the task's own by default.")
+]
+Ablation = Annotated[
+    str, typer.Option("--ablation", metavar="NAME", help="What takes the place of everything outside the circuit.")
+]
+Pairs = Annotated[int, typer.Option("-n", help="Pairs of prompts per split.")]
+Seed = Annotated[int, typer.Option("--seed", help="Same seed, same prompts and same numbers.")]
+Target = Annotated[float, typer.Option("--target", help="Faithfulness that the circuit must reach.")]
+MinAccuracy = Annotated[
+    float, typer.Option("--min-accuracy", help="Share of pairs on which the model must prefer the answer.")
+]
+Out = Annotated[str | None, typer.Option("--out", metavar="PATH", help="Where the result goes.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace what is there already.")]
+Device = Annotated[str | None, typer.Option("--device", metavar="NAME", help="cpu, cuda, mps.")]
+Dtype = Annotated[str | None, typer.Option("--dtype", metavar="NAME", help="float32, bfloat16, ...")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
+Contrast = Annotated[str | None, typer.Option("--contrast", metavar="VALUE", help="Short for --option contrast=VALUE.")]
+TaskOptions = Annotated[
+    list[str] | None, typer.Option("--option", metavar="KEY=VALUE", help="An option of the task; may be repeated.")
+]
+
+
+def task_options(given: list[str] | None, contrast: str | None) -> dict[str, str]:
+    """Task options from `--option KEY=VALUE` and `--contrast VALUE`.
+
+    Raises:
+        ConfigError: An option is not spelt KEY=VALUE, or is given twice.
+    """
+    chosen: dict[str, str] = {}
+    for text in [*(given or []), *([f"contrast={contrast}"] if contrast is not None else [])]:
+        key, equals, value = text.partition("=")
+        if not (key and equals and value):
+            raise ConfigError(f"--option {text!r} is not spelt KEY=VALUE, such as --option contrast=gender.")
+        if chosen.setdefault(key, value) != value:
+            raise ConfigError(f"task option {key!r} is given twice, as {chosen[key]!r} and as {value!r}. Give one.")
+    return chosen

@@ -1,0 +1,110 @@
+"""How the results of commands are shown."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from circuitlab.cli import display
+from circuitlab.cli.display import number
+
+if TYPE_CHECKING:
+    from circuitlab.discovery.pipeline import Run
+    from circuitlab.discovery.reproduce import Reproduction
+    from circuitlab.evaluation.evaluate import Evaluation
+    from circuitlab.patching.grid import Grid
+
+SMALLEST_P = 0.001
+TOP_CELLS = 10  # of a sweep, printed; all of them are in the CSV and in --json
+
+
+def show_run(run: "Run", *, json: bool) -> None:
+    """What was asked, of what model, what came out, and where the report is."""
+    page = run.folder / "report.html" if run.folder else None
+    found = run.evaluation
+    if json:
+        places = {"folder": run.folder and str(run.folder), "report": page and str(page)}
+        asked = {"task": run.task.label, "model": run.model_id}
+        display.print_json({**asked, **found.to_record(), "seconds": dict(run.seconds), **places})
+        return
+    example = run.pairs.held_out[0]
+    asked = [
+        ("asked", run.task.summary),
+        ("clean", f"{example.clean!r} -> {_words(example.answers)}"),
+        ("corrupted", f"{example.corrupt!r} -> {_words(example.distractors)}"),
+    ]
+    seconds = ("seconds", number(sum(run.seconds.values()), 1))
+    display.print_facts(f"{run.task.label} on model {run.model_id}", [*asked, *_facts(found), seconds])
+    if page:
+        display.print_line(f"report: {page}")
+
+
+def show_evaluation(title: str, found: "Evaluation", *, json: bool) -> None:
+    """The numbers of one test of a circuit."""
+    if json:
+        display.print_json({"title": title, **found.to_record()})
+    else:
+        display.print_facts(title, _facts(found))
+
+
+def show_grids(grids: Mapping[str, "Grid"], *, folder: str | None, json: bool) -> None:
+    """The cells that matter most, the strongest first; all of them as JSON."""
+    tables = {name: grid.to_frame() for name, grid in grids.items()}
+    if json:
+        sites = {name: table.to_dict(orient="records") for name, table in tables.items()}
+        display.print_json({"sites": sites, "folder": folder})
+        return
+    for name, table in tables.items():
+        grid = grids[name]
+        # What a patch that does nothing leaves: the run that is patched.
+        neutral = 0.0 if grid.direction == "denoise" else 1.0
+        display.print_line(f"{name}, {grid.direction}, {grid.metric}: 0 is the corrupted run, 1 the clean one")
+        _print_cells(table.iloc[(table["value"] - neutral).abs().argsort()[::-1][:TOP_CELLS]])
+    if folder:
+        display.print_line(f"tables and heatmaps: {folder}")
+
+
+def show_reproduction(again: "Reproduction", *, json: bool) -> None:
+    """File by file, whether it came out the same."""
+    if json:
+        files = [{"name": file.name, "status": file.status, "detail": file.detail} for file in again.files]
+        display.print_json({"ok": again.ok, "same_weights": again.same_weights, "files": files})
+        return
+    display.print_rows(("file", "came out", "detail"), [(file.name, file.status, file.detail) for file in again.files])
+    if not again.same_weights:
+        display.print_line("the model's weights are not those of the run")
+    display.print_line("reproduced" if again.ok else "NOT reproduced: see the files that differ")
+
+
+def _facts(found: "Evaluation") -> list[tuple[str, str]]:
+    low, high = found.interval
+    share = found.n_edges / found.n_edges_total
+    best = max(found.random, default=None)
+    values = {"clean": found.metric_clean, "corrupted": found.metric_corrupt, "circuit": found.metric_circuit}
+    return [
+        (found.metric, ", ".join(f"{name} {number(value)}" for name, value in values.items())),
+        ("faithfulness", f"{number(found.faithfulness)} [{number(low)}, {number(high)}] on held-out prompts"),
+        ("random", f"{len(found.random)} random circuits of this size: {number(best)} at best"),
+        ("edges", f"{found.n_edges:,} of {found.n_edges_total:,} ({share:.1%}), {found.n_nodes} nodes"),
+        ("accuracy", f"model {number(found.accuracy_model)}, circuit {number(found.accuracy_circuit)}"),
+    ]
+
+
+def _words(words: Sequence[str]) -> str:
+    return " or ".join(map(repr, words))
+
+
+def _print_cells(table: pd.DataFrame) -> None:
+    columns = [name for name in table.columns if name != "site"]
+    words = ("span", "label")
+    rows = [[_cell(name, value) for name, value in zip(columns, row, strict=True)] for row in table[columns].to_numpy()]
+    display.print_rows(columns, rows, right=[name for name in columns if name not in words])
+    display.print_line("")
+
+
+def _cell(column: str, value: Any) -> str:
+    if column == "p_value" and value < SMALLEST_P:
+        return f"<{SMALLEST_P}"
+    if column == "label":
+        return repr(value)  # a token's leading space is part of it
+    return number(value) if isinstance(value, float) else str(value)

@@ -1,0 +1,179 @@
+"""Pairs of one length as tensors."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from circuitlab.errors import ConfigError, PairLengthError
+
+if TYPE_CHECKING:
+    from circuitlab.data.pairs import Pair, PairSet
+
+NO_TOKEN = -1  # fills rows of `answers` where an example has fewer answers than another
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PairBatch:
+    """Clean and corrupted prompts of one length.
+
+    Attributes:
+        clean: Tokens of the clean prompts.
+        corrupt: Tokens of the corrupted prompts.
+        answers: Right next tokens of the clean prompt; -1 where an example has fewer.
+        distractors: Right next tokens of the corrupted prompt; -1 where an example has fewer.
+        answer_at: Position whose next-token logits are judged.
+        index: Place of each example in the data set it came from.
+        spans: Name -> half-open token range `[batch, 2]`; start = end where an example lacks the span.
+        reference: Logits of the clean run, for metrics that compare with it (`kl`).
+    """
+
+    clean: Int[Tensor, "batch seq"]
+    corrupt: Int[Tensor, "batch seq"]
+    answers: Int[Tensor, "batch answer"]
+    distractors: Int[Tensor, "batch wrong"]
+    answer_at: Int[Tensor, " batch"]
+    index: Int[Tensor, " batch"]
+    spans: Mapping[str, Int[Tensor, "batch 2"]] = field(default_factory=dict)
+    reference: Float[Tensor, "batch d_vocab"] | None = None
+
+    @classmethod
+    def from_tokens(
+        cls,
+        clean: Int[Tensor, "batch seq"],
+        corrupt: Int[Tensor, "batch seq"],
+        answers: Int[Tensor, "batch answer"],
+        distractors: Int[Tensor, "batch wrong"],
+        answer_at: Int[Tensor, " batch"] | None = None,
+    ) -> PairBatch:
+        """Wrap token tensors, when there is no task and no tokenizer.
+
+        Args:
+            clean: Clean prompts.
+            corrupt: Corrupted prompts, as many and as long.
+            answers: Right next tokens; a vector is taken as one answer per example.
+            distractors: Right next tokens of the corrupted prompts.
+            answer_at: Position to judge at; the last one by default.
+
+        Raises:
+            PairLengthError: Clean and corrupted prompts differ in length.
+            ConfigError: Something is not an integer tensor of the right shape, or a position or token is out of range.
+        """
+        answers, distractors = (t[:, None] if torch.is_tensor(t) and t.ndim == 1 else t for t in (answers, distractors))
+        for name, tensor in {"clean": clean, "corrupt": corrupt, "answers": answers, "distractors": distractors}.items():
+            if not torch.is_tensor(tensor) or tensor.ndim != 2 or tensor.is_floating_point() or tensor.numel() == 0:
+                got = f"{tuple(tensor.shape)} {tensor.dtype}" if torch.is_tensor(tensor) else type(tensor).__name__
+                raise ConfigError(f"{name} must be a non-empty integer tensor [batch, tokens]; got {got}.")
+            if len(tensor) != len(clean):
+                raise ConfigError(f"{name} holds {len(tensor)} examples, clean holds {len(clean)}; they must be as many.")
+        if clean.shape[1] != corrupt.shape[1]:
+            raise PairLengthError(
+                f"clean prompts have {clean.shape[1]} tokens, corrupted {corrupt.shape[1]}. Position-wise patching needs "
+                "equal lengths: cut or reword, one batch per length."
+            )
+        if answer_at is None:
+            answer_at = torch.full((len(clean),), clean.shape[1] - 1, device=clean.device)
+        if answer_at.shape != (len(clean),) or not bool(((answer_at >= 0) & (answer_at < clean.shape[1])).all()):
+            raise ConfigError(
+                f"answer_at must hold {len(clean)} positions between 0 and {clean.shape[1] - 1}; got "
+                f"shape {tuple(answer_at.shape)}, values {answer_at.flatten()[:3].tolist()}."
+            )
+        return cls(
+            clean=clean.long(),
+            corrupt=corrupt.long(),
+            answers=answers.long(),
+            distractors=distractors.long(),
+            answer_at=answer_at.long(),
+            index=torch.arange(len(clean), device=clean.device),
+        )
+
+    def __len__(self) -> int:
+        return len(self.clean)
+
+    @property
+    def n_tokens(self) -> int:
+        """Length of the prompts."""
+        return self.clean.shape[1]
+
+    def swapped(self) -> PairBatch:
+        """The batch with clean and corrupted prompt in each other's place; answers stay."""
+        return replace(self, clean=self.corrupt, corrupt=self.clean)
+
+    def with_reference(self, logits: Float[Tensor, "batch d_vocab"]) -> PairBatch:
+        """The batch with the clean run's logits beside it."""
+        return replace(self, reference=logits)
+
+    def take(self, rows: Int[Tensor, " kept"] | slice) -> PairBatch:
+        """The examples at these rows, in this order."""
+        values = {}
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if isinstance(value, Mapping):
+                values[item.name] = {name: span[rows] for name, span in value.items()}
+            else:
+                values[item.name] = None if value is None else value[rows]
+        return PairBatch(**values)
+
+
+def batch_by_length(pairs: Sequence[Pair], device: torch.device | str = "cpu") -> tuple[PairBatch, ...]:
+    """Bucket pairs by length, shortest first; nothing is padded.
+
+    Args:
+        pairs: Pairs in the order of their data set.
+        device: Where the tensors go.
+
+    Returns:
+        One batch per length; `index` holds places in `pairs`.
+    """
+    buckets = defaultdict[int, list[int]](list)
+    for place, pair in enumerate(pairs):
+        buckets[len(pair)].append(place)
+    names = sorted({name for pair in pairs for name in pair.spans})
+    return tuple(_bucket([pairs[i] for i in places], places, names, device) for _, places in sorted(buckets.items()))
+
+
+def _bucket(
+    pairs: Sequence[Pair], places: Sequence[int], span_names: Sequence[str], device: torch.device | str
+) -> PairBatch:
+    def tensor(rows: Sequence[object]) -> Tensor:
+        return torch.tensor(rows, dtype=torch.long, device=device)
+
+    def padded(rows: Sequence[tuple[int, ...]]) -> Tensor:
+        width = max(map(len, rows))
+        return tensor([row + (NO_TOKEN,) * (width - len(row)) for row in rows])
+
+    return PairBatch(
+        clean=tensor([p.clean_ids for p in pairs]),
+        corrupt=tensor([p.corrupt_ids for p in pairs]),
+        answers=padded([p.answer_ids for p in pairs]),
+        distractors=padded([p.distractor_ids for p in pairs]),
+        answer_at=tensor([len(p) - 1 for p in pairs]),
+        index=tensor(list(places)),
+        spans={name: tensor([p.spans.get(name, (0, 0)) for p in pairs]) for name in span_names},
+    )
+
+
+def batches_of(pairs: PairSet | PairBatch, device: torch.device | str) -> tuple[PairBatch, ...]:
+    """Whatever stands for pairs, as batches on a device.
+
+    Raises:
+        ConfigError: It is neither a `PairSet` nor a `PairBatch`.
+    """
+    if isinstance(pairs, PairBatch):
+        moved = {
+            f.name: getattr(pairs, f.name).to(device)
+            for f in fields(pairs)
+            if f.name not in ("spans", "reference")
+        }
+        return (PairBatch(**moved, spans={name: span.to(device) for name, span in pairs.spans.items()}),)
+    if hasattr(pairs, "batches"):
+        return pairs.batches(device)
+    raise ConfigError(
+        f"pairs must be task.pairs(...).discovery, .held_out or a PairBatch; got {type(pairs).__name__}."
+    )

@@ -1,0 +1,147 @@
+"""BibTeX for the library, a task or a run folder, with versions and fingerprints: a paper can say exactly what ran."""
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from circuitlab.data.registry import BUNDLED, load_task
+from circuitlab.data.sampling import task_fingerprint
+from circuitlab.data.task import Task
+from circuitlab.errors import RunError
+from circuitlab.references import HANNA_2024, MARKS_2024, MIB_2025, SYED_2023, WANG_2023, Reference
+
+LIBRARY_TITLE = "circuitlab: automated circuit discovery in transformer language models"
+LIBRARY_AUTHOR = "The circuitlab developers"
+LIBRARY_YEAR = 2026
+
+# Whose idea each scoring method is; the measure of faithfulness is MARKS_2024's and MIB_2025's.
+METHOD_SOURCES: Mapping[str, tuple[Reference, ...]] = {
+    "eap-ig": (HANNA_2024,),
+    "exact": (SYED_2023,),
+    "sweep": (WANG_2023,),
+}
+FAITHFULNESS_SOURCES = (MARKS_2024, MIB_2025)
+SHORT = 16  # hexadecimal digits of a fingerprint that are printed: 64 bits tell any two apart
+
+
+def cite(target: str | Path | Task) -> str:
+    """BibTeX entries, one for each thing to be cited, separated by blank lines.
+
+    Args:
+        target: `"circuitlab"`, a task (its name, its file, or the `Task`), or a run folder of `discover`.
+
+    Returns:
+        The library; for a task also the task and its sources; for a run also the run and its method's sources.
+
+    Raises:
+        UnknownNameError: No task has this name and no folder this path.
+        TaskFileError: A task file that cannot be used.
+        RunError: A folder without a readable manifest.
+
+    Example:
+        >>> print(cite("name-throw").splitlines()[0])
+        @software{circuitlab,
+    """
+    if target == "circuitlab":
+        return _library(version("circuitlab"))
+    if not isinstance(target, Task) and Path(target).is_dir():
+        return _joined(_run_entries(Path(target)))
+    task = load_task(target)
+    about = _task(task.name, task.label, task.version, task_fingerprint(task), task.summary)
+    return _joined([_library(version("circuitlab")), about, *(source.bibtex() for source in task.sources)])
+
+
+def _run_entries(folder: Path) -> list[str]:
+    manifest = _manifest(folder)
+    try:
+        task, model, config = manifest["task"], manifest["model"], manifest["config"]
+        label, method = str(task.get("label", task["name"])), str(config["method"])
+        run = _entry(
+            "misc",
+            f"circuitlab-run-{str(manifest['dataset_fingerprint'])[:8]}",
+            {
+                "author": "{" + LIBRARY_AUTHOR + "}",
+                "title": "{" + _plain(f"Circuit for {label} in {model['id']}, found with {method}") + "}",
+                "note": _plain(
+                    f"Run of circuitlab {manifest['versions']['circuitlab']}; task version {task['version']}, "
+                    f"dataset {str(manifest['dataset_fingerprint'])[:SHORT]}, "
+                    f"weights {str(model['weights_sha256'])[:SHORT]}, seed {config['seed']}"
+                ),
+            },
+        )
+        entries = [
+            _library(str(manifest["versions"]["circuitlab"])),
+            run,
+            _task(
+                str(task["name"]), label, str(task["version"]), str(task["fingerprint"]), str(task.get("summary", ""))
+            ),
+        ]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise RunError(f"manifest.json of run {str(folder)!r} lacks {error}. Run discover again.") from error
+    sources = [*_task_sources(folder, str(task["name"])), *METHOD_SOURCES.get(method, ()), *FAITHFULNESS_SOURCES]
+    return entries + [source.bibtex() for source in sources]
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    path = folder / "manifest.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RunError(
+            f"{str(folder)!r} has no manifest.json, so it is no run folder of `circuitlab discover`."
+        ) from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise RunError(f"{str(path)!r} is damaged: {error}. Run discover again.") from error
+
+
+def _task_sources(folder: Path, name: str) -> tuple[Reference, ...]:
+    """What the task names as its sources; a user's task file is in the run folder."""
+    if (folder / "task.py").is_file():
+        return load_task(folder / "task.py").sources
+    return load_task(name).sources if name in BUNDLED else ()
+
+
+def _library(release: str) -> str:
+    return _entry(
+        "software",
+        "circuitlab",
+        {
+            "author": "{" + LIBRARY_AUTHOR + "}",
+            "title": "{" + LIBRARY_TITLE + "}",
+            "year": str(LIBRARY_YEAR),
+            "version": release,
+            "license": "MIT",
+        },
+    )
+
+
+def _task(name: str, label: str, release: str, fingerprint: str, summary: str) -> str:
+    """A task's entry; the author of a task that is not ours is for its author to add."""
+    ours = {"author": "{" + LIBRARY_AUTHOR + "}", "year": str(LIBRARY_YEAR)} if name in BUNDLED else {}
+    fields = {
+        "title": "{" + _plain(f"{label}: a circuitlab task") + "}",
+        "version": release,
+        "note": _plain(f"Version {release}, fingerprint {fingerprint[:SHORT]}. {summary}".strip()),
+    }
+    return _entry("misc", f"circuitlab-{re.sub('[^A-Za-z0-9-]+', '-', label)}", {**ours, **fields})
+
+
+def _entry(kind: str, key: str, fields: Mapping[str, str]) -> str:
+    body = ",\n".join(f"  {name} = {{{value}}}" for name, value in fields.items())
+    return f"@{kind}{{{key},\n{body}\n}}"
+
+
+def _plain(text: str) -> str:
+    """Text whose special characters LaTeX prints as they are."""
+    return re.sub(r"([&%$#_{}])", r"\\\1", text)
+
+
+def _joined(entries: Iterable[str]) -> str:
+    """Entries with repetitions left out, by key."""
+    by_key: dict[str, str] = {}
+    for entry in entries:
+        by_key.setdefault(entry.split(",", 1)[0], entry)
+    return "\n\n".join(by_key.values())

@@ -1,0 +1,157 @@
+"""From words to tokens: an `Example` checked against a model's real tokenizer becomes a `Pair`.
+
+Token ids are found in context: the encoding of prompt + answer must be the encoding of the prompt and one token more.
+What a tokenizer cannot serve comes back as a `Rejection` with the prompt, the tokens and the way out.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from circuitlab.data.example import CharRange, Example
+from circuitlab.data.pairs import Pair, TokenRange
+from circuitlab.errors import PairLengthError, SpanError, TaskError, TokenError
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A text as tokens.
+
+    Attributes:
+        ids: Token ids, the beginning-of-sequence token included where the model expects one.
+        offsets: Half-open character range of each token in the text; (0, 0) for tokens that stand for no text.
+        tokens: Each token decoded on its own.
+    """
+
+    ids: tuple[int, ...]
+    offsets: tuple[CharRange, ...]
+    tokens: tuple[str, ...]
+
+
+class TextEncoder(Protocol):
+    """A tokenizer as a model uses it."""
+
+    def encode(self, text: str) -> Encoded:
+        """The text as the model would be given it."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """Why an example cannot be served.
+
+    Attributes:
+        kind: The error that stands for this reason when nothing else is left.
+        reason: The reason without the example, for counting.
+        message: The whole story of this example: prompt, tokens, way out.
+    """
+
+    kind: type[TaskError]
+    reason: str
+    message: str
+
+
+def encode_example(example: Example, text: TextEncoder) -> Pair | Rejection:
+    """Check one example against the tokenizer.
+
+    Args:
+        example: The words.
+        text: The tokenizer of the model.
+
+    Returns:
+        The pair, without split and id; or the reason why not.
+    """
+    clean, corrupt = text.encode(example.clean), text.encode(example.corrupt)
+    if len(clean.ids) != len(corrupt.ids):
+        return _length_rejection(example, clean, corrupt)
+    answer_ids = _continuations(example.clean, example.answers, clean, text)
+    if isinstance(answer_ids, Rejection):
+        return answer_ids
+    distractor_ids = _continuations(example.clean, example.distractors, clean, text)
+    if isinstance(distractor_ids, Rejection):
+        return distractor_ids
+    spans = _token_spans(example, clean, corrupt)
+    if isinstance(spans, Rejection):
+        return spans
+    return Pair(
+        id="",
+        clean=example.clean,
+        corrupt=example.corrupt,
+        answers=example.answers,
+        distractors=example.distractors,
+        clean_ids=clean.ids,
+        corrupt_ids=corrupt.ids,
+        answer_ids=answer_ids,
+        distractor_ids=distractor_ids,
+        spans=spans,
+        clean_tokens=clean.tokens,
+        corrupt_tokens=corrupt.tokens,
+    )
+
+
+def _continuations(
+    prompt: str, words: tuple[str, ...], encoded: Encoded, text: TextEncoder
+) -> tuple[int, ...] | Rejection:
+    ids = []
+    for word in words:
+        longer = text.encode(prompt + word)
+        if longer.ids[: len(encoded.ids)] != encoded.ids or len(longer.ids) != len(encoded.ids) + 1:
+            tail = list(longer.tokens[max(0, len(encoded.ids) - 1) :])
+            message = (
+                f"{word!r} is not one token after the prompt {prompt!r}: the text ends in the tokens {tail}, where the "
+                f"prompt alone ends in {encoded.tokens[-1]!r}. Use an answer that this tokenizer has as one token "
+                "(mind its leading space), or another model."
+            )
+            return Rejection(TokenError, f"{word!r} is not one token", message)
+        ids.append(longer.ids[-1])
+    return tuple(ids)
+
+
+def _length_rejection(example: Example, clean: Encoded, corrupt: Encoded) -> Rejection:
+    shared = next(
+        (i for i, (a, b) in enumerate(zip(clean.ids, corrupt.ids, strict=False)) if a != b),
+        min(len(clean.ids), len(corrupt.ids)),
+    )
+    message = (
+        f"clean has {len(clean.ids)} tokens, corrupted {len(corrupt.ids)}: {example.clean!r} / {example.corrupt!r}. They "
+        f"part at token {shared} ({list(clean.tokens[shared : shared + 3])} / {list(corrupt.tokens[shared : shared + 3])}). "
+        "Position-wise patching needs equal lengths: choose words of as many tokens."
+    )
+    return Rejection(PairLengthError, "clean and corrupted differ in length", message)
+
+
+def _token_spans(example: Example, clean: Encoded, corrupt: Encoded) -> dict[str, TokenRange] | Rejection:
+    spans = {}
+    for name, chars in example.spans.items():
+        found = _tokens_of(chars, clean)
+        if found is None:
+            text = example.clean[slice(*chars)]
+            message = f"span {name!r} ({text!r}, characters {chars}) covers no token of {example.clean!r}: {clean.tokens}."
+            return Rejection(SpanError, f"span {name!r} is not found", f"{message} Give character ranges in the clean text.")
+        spans[name] = found
+    for name, chars in example.corrupt_spans.items():
+        found = _tokens_of(chars, corrupt)
+        if name in spans and found != spans[name]:
+            message = (
+                f"span {name!r} is at tokens {spans[name]} of {example.clean!r} and at {found} of {example.corrupt!r}. "
+                "Choose words of as many tokens, so that both prompts line up."
+            )
+            return Rejection(SpanError, f"span {name!r} does not line up", message)
+    return spans
+
+
+def _tokens_of(chars: CharRange, encoded: Encoded) -> TokenRange | None:
+    """The tokens that overlap a character range."""
+    hits = [i for i, (start, end) in enumerate(encoded.offsets) if start < chars[1] and end > chars[0]]
+    return (hits[0], hits[-1] + 1) if hits else None
+
+
+def check_spans(spans: Mapping[str, TokenRange], length: int) -> None:
+    """Raise unless every span lies inside a prompt of `length` tokens.
+
+    Raises:
+        SpanError: A span starts before the prompt, ends after it, or is empty.
+    """
+    for name, (start, end) in spans.items():
+        if not 0 <= start < end <= length:
+            raise SpanError(f"span {name!r} is ({start}, {end}), outside a prompt of {length} tokens.")

@@ -1,0 +1,126 @@
+"""Pairs of prompts as tokens, in the order they were drawn; sets of them; the two splits."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from circuitlab.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+    from circuitlab.data.batch import PairBatch
+
+TokenRange = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pair:
+    """One clean and one corrupted prompt, as the model is given them.
+
+    Attributes:
+        id: Unique in its data set.
+        clean: The clean text.
+        corrupt: The corrupted text.
+        answers: Right continuations of the clean prompt.
+        distractors: Right continuations of the corrupted prompt.
+        clean_ids: Tokens of the clean prompt, beginning-of-sequence token included.
+        corrupt_ids: As many tokens of the corrupted prompt.
+        answer_ids: One token id per answer.
+        distractor_ids: One token id per distractor.
+        spans: Name -> half-open token range, the same in both prompts.
+        clean_tokens: The clean tokens as text.
+        corrupt_tokens: The corrupted tokens as text.
+    """
+
+    id: str
+    clean: str
+    corrupt: str
+    answers: tuple[str, ...]
+    distractors: tuple[str, ...]
+    clean_ids: tuple[int, ...]
+    corrupt_ids: tuple[int, ...]
+    answer_ids: tuple[int, ...]
+    distractor_ids: tuple[int, ...]
+    spans: Mapping[str, TokenRange]
+    clean_tokens: tuple[str, ...]
+    corrupt_tokens: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.clean_ids)
+
+    def as_record(self, split: str) -> dict[str, object]:
+        """The pair as one line of `dataset.jsonl`."""
+        names = ("clean", "corrupt", "answers", "distractors", "clean_ids", "corrupt_ids", "answer_ids", "distractor_ids")
+        record: dict[str, object] = {"id": self.id, "split": split}
+        for name in names:
+            value = getattr(self, name)
+            record[name] = list(value) if isinstance(value, tuple) else value
+        record["spans"] = {name: list(span) for name, span in self.spans.items()}
+        return record
+
+
+@dataclass(frozen=True, slots=True)
+class PairSet:
+    """Pairs of one split, possibly of different lengths; anything that takes pairs takes this.
+
+    Raises:
+        ConfigError: There is no pair in it.
+    """
+
+    pairs: tuple[Pair, ...]
+
+    def __post_init__(self) -> None:
+        if not self.pairs:
+            raise ConfigError("a set of pairs needs at least one pair.")
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __iter__(self) -> Iterator[Pair]:
+        return iter(self.pairs)
+
+    def __getitem__(self, index: int) -> Pair:
+        return self.pairs[index]
+
+    @property
+    def texts(self) -> frozenset[str]:
+        """Every prompt text, clean and corrupted."""
+        return frozenset(text for pair in self.pairs for text in (pair.clean, pair.corrupt))
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over texts, answers and token ids, in order."""
+        lines = [json.dumps(pair.as_record(""), sort_keys=True, ensure_ascii=False) for pair in self.pairs]
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+    def batches(self, device: torch.device | str = "cpu") -> tuple[PairBatch, ...]:
+        """The pairs as tensors, bucketed by length, never padded; `PairBatch.index` tells where each belongs."""
+        from circuitlab.data.batch import batch_by_length
+
+        return batch_by_length(self.pairs, device)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairSplits:
+    """What a task drew for one model.
+
+    Attributes:
+        discovery: Pairs to find the circuit on.
+        held_out: Pairs to test it on; no text of them is in `discovery`.
+        dropped: Reason -> how many distinct examples the tokenizer could not serve.
+    """
+
+    discovery: PairSet
+    held_out: PairSet
+    dropped: Mapping[str, int] = field(default_factory=Counter)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over both splits."""
+        return hashlib.sha256((self.discovery.fingerprint + self.held_out.fingerprint).encode()).hexdigest()

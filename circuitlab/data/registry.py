@@ -1,0 +1,98 @@
+"""Find a task by name, by file, or take it as it is."""
+
+import importlib
+import importlib.util
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from circuitlab.data.task import Task
+from circuitlab.errors import CircuitLabError, TaskFileError, UnknownNameError
+
+# The bundled tasks: name -> module of circuitlab.tasks. Listed, so that an unknown name costs no import.
+BUNDLED = {
+    "gendered-pronouns": "gendered_pronouns",
+    "html-tag-closing": "html_tag_closing",
+    "name-throw": "name_throw",
+}
+
+
+def load_task(task: str | Path | Task, **options: str) -> Task:
+    """Load a task.
+
+    Args:
+        task: A name (`"gendered-pronouns"`; an option value can follow: `"gendered-pronouns:gender"`), the path of a Python file that holds
+            `TASK = Task(...)`, or a `Task`.
+        options: Option values by name, such as `contrast="gender"`.
+
+    Returns:
+        The task with the options in force.
+
+    Raises:
+        UnknownNameError: No such task, option or value; the message lists what there is.
+        TaskFileError: The file does not exist, does not import, or holds no task.
+    """
+    if isinstance(task, Task):
+        return task.with_options(**options)
+    text = str(task)
+    if text.endswith(".py") or "/" in text:
+        return _from_file(Path(text)).with_options(**options)
+    name, _, values = text.partition(":")
+    if name not in BUNDLED:
+        raise UnknownNameError.of("task", name, BUNDLED, "A task of your own is given as the path of its .py file.")
+    found: Task = importlib.import_module(f"circuitlab.tasks.{BUNDLED[name]}").TASK
+    return found.with_options(**_by_value(found, [v for v in values.split(",") if v]), **options)
+
+
+def _by_value(task: Task, values: list[str]) -> dict[str, str]:
+    """Which option each value belongs to; `key=value` says so itself."""
+    chosen = {}
+    for value in values:
+        if "=" in value:
+            key, value = value.split("=", 1)
+            chosen[key] = value
+            continue
+        owners = [name for name, allowed in task.options.items() if value in allowed]
+        if not owners:
+            raise UnknownNameError.of(
+                f"option value of task {task.name!r}", value, [v for allowed in task.options.values() for v in allowed]
+            )
+        chosen[owners[0]] = value
+    return chosen
+
+
+def _from_file(path: Path) -> Task:
+    if not path.is_file():
+        raise TaskFileError(f"task file {str(path)!r} does not exist. Give a bundled name ({', '.join(BUNDLED)}) or a file.")
+    module_name = f"circuitlab_task_{path.stem}"
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    if spec is None or spec.loader is None:
+        raise TaskFileError(f"task file {str(path)!r} is no Python file; its name must end in .py.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module  # dataclasses look their module up by name
+    try:
+        spec.loader.exec_module(module)
+    except CircuitLabError:
+        raise
+    except Exception as error:
+        line = getattr(error, "lineno", None) or _line_in(error, path)
+        where = f", line {line}" if line else ""
+        raise TaskFileError(f"task file {str(path)!r}{where} does not import: {type(error).__name__}: {error}") from error
+    finally:
+        del sys.modules[module_name]
+    found = {id(v): v for v in vars(module).values() if isinstance(v, Task)}
+    if isinstance(getattr(module, "TASK", None), Task):
+        return replace(module.TASK, origin=str(path))
+    if len(found) == 1:
+        return replace(next(iter(found.values())), origin=str(path))
+    problem = f"holds {len(found)} tasks and none is called TASK" if found else "defines no task"
+    raise TaskFileError(f"task file {str(path)!r} {problem}. Write: TASK = Task(name=..., version=..., summary=..., draw=...)")
+
+
+def _line_in(error: BaseException, path: Path) -> int | None:
+    line, trace = None, error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename == str(path):
+            line = trace.tb_lineno
+        trace = trace.tb_next
+    return line

@@ -1,0 +1,127 @@
+"""Draw distinct pairs from a task and split them so that no text stands in both splits."""
+
+import hashlib
+import json
+from collections import Counter
+from dataclasses import replace
+from random import Random
+
+from circuitlab.data.encoding import Rejection, TextEncoder, encode_example
+from circuitlab.data.example import Example
+from circuitlab.data.pairs import Pair, PairSet, PairSplits
+from circuitlab.data.task import Task
+from circuitlab.errors import CircuitLabError, ConfigError, TaskFileError, TooFewPromptsError
+
+# A task is taken as exhausted when this many draws in a row (at least; and twice the number of distinct draws so far)
+# brought nothing new. With k of K examples still unseen a draw misses all of them with probability (1 - k/K).
+PATIENCE = 400
+FINGERPRINT_DRAWS = 256
+
+
+def sample_pairs(task: Task, text: TextEncoder, n: int, seed: int) -> PairSplits:
+    """Draw `n` discovery and `n` held-out pairs; see `Task.pairs`."""
+    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+        raise ConfigError(f"n is {n!r}; it counts pairs per split and must be a whole number of at least 1.")
+    splits = _Splits(n)
+    dropped = Counter[str]()
+    worst: Rejection | None = None
+    seen, idle = set[tuple[str, str]](), 0
+    rng = Random(f"{task.name}/{seed}")
+    queue = list(task.fixed_examples())[::-1]
+    while not splits.full and idle < max(PATIENCE, 2 * len(seen)):
+        example = queue.pop() if queue else draw(task, rng)
+        if (example.clean, example.corrupt) in seen:
+            idle += 1
+            continue
+        seen.add((example.clean, example.corrupt))
+        made = encode_example(example, text)
+        if isinstance(made, Rejection):
+            dropped[made.reason] += 1
+            worst = worst or made
+        elif splits.place(made):
+            idle = 0
+        else:
+            idle += 1
+    if not splits.full:
+        raise _too_few(task, n, len(seen), splits, dropped, worst)
+    return PairSplits(discovery=splits.discovery, held_out=splits.held_out, dropped=dict(dropped))
+
+
+def task_fingerprint(task: Task) -> str:
+    """SHA-256 over name, version, options and the first draws of a task: changes when its words or templates do."""
+    rng = Random(f"fingerprint of {task.name}")
+    lines = [json.dumps([task.name, task.version, task.settings])]
+    for example in [*task.fixed_examples(), *(draw(task, rng) for _ in range(FINGERPRINT_DRAWS))]:
+        lines.append(json.dumps([example.clean, example.corrupt, example.answers, example.distractors]))
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def draw(task: Task, rng: Random) -> Example:
+    """One example of a task, with faults of the task file told as such.
+
+    Raises:
+        TaskFileError: `draw` raised, or returned something else than an `Example`.
+    """
+    try:
+        example = task.example(rng)
+    except CircuitLabError:
+        raise
+    except Exception as error:
+        raise TaskFileError(f"draw() of task {task.name!r} raised {type(error).__name__}: {error}") from error
+    if not isinstance(example, Example):
+        raise TaskFileError(f"draw() of task {task.name!r} returned {type(example).__name__}; it must return an Example.")
+    return example
+
+
+class _Splits:
+    """Two growing lists of pairs that share no text."""
+
+    def __init__(self, n: int) -> None:
+        self._n = n
+        self._pairs: tuple[list[Pair], list[Pair]] = ([], [])
+        self._texts: tuple[set[str], set[str]] = (set(), set())
+
+    @property
+    def full(self) -> bool:
+        return all(len(pairs) == self._n for pairs in self._pairs)
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        return len(self._pairs[0]), len(self._pairs[1])
+
+    @property
+    def discovery(self) -> PairSet:
+        return self._named(0, "discovery")
+
+    @property
+    def held_out(self) -> PairSet:
+        return self._named(1, "held_out")
+
+    def place(self, pair: Pair) -> bool:
+        """Put the pair where its texts allow, into the shorter list if both do; False if neither can take it."""
+        texts = {pair.clean, pair.corrupt}
+        open_to = [i for i in (0, 1) if len(self._pairs[i]) < self._n and not texts & self._texts[1 - i]]
+        if not open_to:
+            return False
+        split = min(open_to, key=lambda i: len(self._pairs[i]))
+        self._pairs[split].append(pair)
+        self._texts[split].update(texts)
+        return True
+
+    def _named(self, split: int, name: str) -> PairSet:
+        return PairSet(tuple(replace(pair, id=f"{name}-{i:04d}") for i, pair in enumerate(self._pairs[split])))
+
+
+def _too_few(
+    task: Task, n: int, n_seen: int, splits: _Splits, dropped: Counter[str], worst: Rejection | None
+) -> CircuitLabError:
+    found = sum(splits.counts)
+    lost = "; ".join(f"{count} dropped: {reason}" for reason, count in dropped.most_common(3))
+    if found == 0 and worst is not None:
+        return worst.kind(f"task {task.label!r} has no prompt that this tokenizer serves ({lost}). {worst.message}")
+    why = f" ({lost}; the first: {worst.message})" if worst else ""
+    return TooFewPromptsError(
+        f"task {task.label!r}: n={n} needs {2 * n} distinct pairs ({n} per split, no text in both), but "
+        f"{n_seen} distinct draws gave {splits.counts[0]} + {splits.counts[1]}{why}. Ask for n <= {min(splits.counts)}, or "
+        "give the task more words."
+    )

@@ -1,0 +1,109 @@
+"""A task: a named, versioned way to draw clean and corrupted prompts."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+from circuitlab.data.example import Example
+from circuitlab.errors import TaskError, UnknownNameError
+from circuitlab.references import Reference
+
+if TYPE_CHECKING:
+    from circuitlab.data.pairs import PairSplits
+    from circuitlab.models.protocol import Model
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """What is asked of a model, as a citable module defines it.
+
+    Attributes:
+        name: Lower-case name with hyphens, unique among tasks.
+        version: Version of the prompts: any change of templates or words raises it.
+        summary: One line: which behaviour.
+        draw: `draw(rng, **options) -> Example`; all randomness comes from `rng`.
+        options: Option name -> allowed values, the default first. They are passed to `draw` as keyword arguments.
+        chosen: The values chosen, by option name; defaults where absent.
+        metric: Name of the default metric, or a callable on `(logits [batch, d_vocab], batch)`.
+        sources: Where the behaviour comes from.
+        fixed: Examples that always come first, or a function of the options that returns them.
+        origin: The file it was loaded from; empty for bundled tasks and tasks made in a session.
+
+    Raises:
+        TaskError: No name, no version, or a `draw` that does not take the options.
+        UnknownNameError: A chosen option or value does not exist.
+    """
+
+    name: str
+    version: str
+    summary: str
+    draw: Callable[..., Example]
+    options: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    chosen: Mapping[str, str] = field(default_factory=dict)
+    metric: str | Callable[..., Any] = "logit_diff"
+    sources: tuple[Reference, ...] = ()
+    fixed: tuple[Example, ...] | Callable[..., tuple[Example, ...]] = ()
+    origin: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.name or not self.version:
+            raise TaskError(f"a task needs a name and a version; got name={self.name!r}, version={self.version!r}.")
+        parameters = inspect.signature(self.draw).parameters
+        open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        if missing := [name for name in self.options if name not in parameters and not open_ended]:
+            raise TaskError(f"task {self.name!r}: draw() has no parameter for the options {missing}.")
+        for name, value in self.chosen.items():
+            if name not in self.options:
+                raise UnknownNameError.of(f"option of task {self.name!r}", name, self.options or ["(none)"])
+            if value not in self.options[name]:
+                raise UnknownNameError.of(f"{name} of task {self.name!r}", value, self.options[name])
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """Every option with its value in force."""
+        return {name: self.chosen.get(name, values[0]) for name, values in self.options.items()}
+
+    @property
+    def label(self) -> str:
+        """Name for files and headings: the name, and every option that is not the default."""
+        changed = [value for name, value in self.settings.items() if value != self.options[name][0]]
+        return "-".join([self.name, *changed])
+
+    def with_options(self, **chosen: str) -> Task:
+        """The same task with other option values.
+
+        Raises:
+            UnknownNameError: An option or value does not exist.
+        """
+        return replace(self, chosen={**self.chosen, **chosen})
+
+    def example(self, rng: Random) -> Example:
+        """Draw one example with the options in force."""
+        return self.draw(rng, **self.settings)
+
+    def fixed_examples(self) -> tuple[Example, ...]:
+        """The examples that always come first."""
+        return self.fixed(**self.settings) if callable(self.fixed) else self.fixed
+
+    def pairs(self, model: Model, n: int = 100, seed: int = 0) -> PairSplits:
+        """Draw `n` discovery and `n` held-out pairs for a model's tokenizer.
+
+        No text, clean or corrupted, stands in both splits. Words that the tokenizer cannot serve are dropped and
+        counted.
+
+        Args:
+            model: A loaded model; its tokenizer decides what can be served.
+            n: Pairs per split.
+            seed: Same seed, same pairs.
+
+        Raises:
+            ConfigError: `n` is not a positive number.
+            TooFewPromptsError: Fewer distinct pairs than asked for; the message counts what was dropped and why.
+        """
+        from circuitlab.data.sampling import sample_pairs
+
+        return sample_pairs(self, model.text, n=n, seed=seed)

@@ -1,0 +1,60 @@
+"""Does the model do the task at all? Asked before an hour of compute."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+from circuitlab.data.pairs import PairSet
+from circuitlab.errors import TaskNotDoneError
+from circuitlab.metrics import Metric, resolve
+from circuitlab.metrics.formulas import prefers_answer
+from circuitlab.patching.circuit_metric import Prepared
+
+WORST = 5
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Behaviour:
+    """What the whole model does.
+
+    Attributes:
+        prefers: Share of pairs on which every answer is above every distractor, on the clean prompt.
+        turns: Share of pairs on which the corrupted prompt turns that over.
+        clean: Metric on the clean prompts.
+        corrupt: Metric on the corrupted prompts.
+    """
+
+    prefers: float
+    turns: float
+    clean: Float[np.ndarray, " example"]
+    corrupt: Float[np.ndarray, " example"]
+
+
+def check_behaviour(prepared: Prepared, pairs: PairSet, metric: Metric, min_accuracy: float) -> Behaviour:
+    """Measure the behaviour and refuse a model that does not show it.
+
+    Raises:
+        TaskNotDoneError: The model prefers the answer on too few pairs, or the metric does not speak for the clean
+            prompts; accuracy, gap and the five worst prompts are in the message.
+    """
+    wanted = Metric(name="prefers_answer", function=prefers_answer, unit="share of examples", smooth=False)
+    right, right_when_corrupted = prepared.gaps(wanted)
+    clean, corrupt = prepared.gaps(metric)
+    gap = (clean - corrupt) * (1 if metric.higher_is_better else -1)
+    found = Behaviour(float(right.mean()), float(1 - right_when_corrupted.mean()), clean, corrupt)
+    if found.prefers >= min_accuracy and (gap.mean() > 0 or min_accuracy == 0):
+        return found
+    margins, _ = prepared.gaps(resolve("logit_diff"))
+    worst = "; ".join(
+        f"{pairs[int(i)].clean!r} wants {'/'.join(pairs[int(i)].answers)!r} over {'/'.join(pairs[int(i)].distractors)!r}: "
+        f"{margins[i]:+.2f} logits"
+        for i in np.argsort(margins, kind="stable")[:WORST]
+    )
+    raise TaskNotDoneError(
+        f"the model does not do the task: it prefers the answer on {found.prefers:.0%} of {len(pairs)} clean prompts "
+        f"(needed: {min_accuracy:.0%}), {metric.name} is {clean.mean():.3g} clean and {corrupt.mean():.3g} corrupted. The "
+        f"worst: {worst}. Take a model that does it, mend the task, or lower min_accuracy (--min-accuracy) to look anyway."
+    )

@@ -1,0 +1,109 @@
+"""The settings of the main job, checked before any work."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from circuitlab.discovery.scoring import find_method
+from circuitlab.errors import ConfigError, UnknownNameError
+from circuitlab.metrics import resolve
+
+ABLATIONS = ("corrupt",)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiscoverConfig:
+    """What `discover` was asked for; enough to do it again.
+
+    Attributes:
+        task: Name or file of the task.
+        options: The task's options in force.
+        model: Name or folder of the model.
+        method: How edges are scored.
+        steps: Gradients along the path, for methods that integrate.
+        metric: Name of the metric.
+        ablation: What stands in for everything outside the circuit.
+        n: Pairs per split.
+        seed: Of prompts, intervals and random circuits.
+        target: Faithfulness that the circuit must reach on the discovery pairs.
+        min_accuracy: Share of pairs on which the model must prefer the answer, or there is nothing to explain.
+
+    Raises:
+        UnknownNameError: No such method, metric or ablation.
+        ConfigError: A number is out of range.
+    """
+
+    task: str
+    model: str
+    options: dict[str, str] = field(default_factory=dict)
+    method: str = "eap-ig"
+    steps: int = 5
+    metric: str = "logit_diff"
+    ablation: str = "corrupt"
+    n: int = 100
+    seed: int = 0
+    target: float = 0.9
+    min_accuracy: float = 0.6
+    device: str = "cpu"
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        find_method(self.method)
+        if self.ablation not in ABLATIONS:
+            raise UnknownNameError.of("ablation", self.ablation, ABLATIONS)
+        for name in ("n", "steps"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ConfigError(f"{name} is {value!r}; it must be a whole number of at least 1.")
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < 2**32:
+            raise ConfigError(f"seed is {self.seed!r}; it must be a whole number from 0 to {2**32 - 1}.")
+        if not 0 < self.target <= 1:
+            raise ConfigError(f"target is {self.target!r}; a faithfulness to reach lies above 0 and at most at 1.")
+        if not 0 <= self.min_accuracy <= 1:
+            raise ConfigError(f"min_accuracy is {self.min_accuracy!r}; it is a share of pairs, 0 to 1.")
+
+    def as_record(self) -> dict[str, Any]:
+        """The settings as they stand in `manifest.json`."""
+        return asdict(self)
+
+    @property
+    def command(self) -> str:
+        """The command line that asks for the same."""
+        words = ["circuitlab", "discover", self.task]
+        defaults = DiscoverConfig(task=self.task, model="bundled")
+        for name, flag in _FLAGS.items():
+            value = getattr(self, name)
+            if value != getattr(defaults, name):
+                words += [flag, str(value)]
+        for key, value in self.options.items():
+            words += ["--option", f"{key}={value}"]
+        return shlex.join(words)
+
+
+_FLAGS = {
+    "model": "--model",
+    "method": "--method",
+    "steps": "--steps",
+    "metric": "--metric",
+    "ablation": "--ablation",
+    "n": "-n",
+    "seed": "--seed",
+    "target": "--target",
+    "min_accuracy": "--min-accuracy",
+    "device": "--device",
+    "dtype": "--dtype",
+}
+
+
+def metric_name(metric: Any) -> str:
+    """Name of a metric given in any form."""
+    return resolve(metric).name
+
+
+def default_folder(config: DiscoverConfig, task_label: str) -> Path:
+    """Where the command line writes when it is not told: runs/<task>-<model>-<method>-<seed>."""
+    model = Path(config.model).name or "model"
+    return Path("runs") / f"{task_label}-{model}-{config.method}-{config.seed}"

@@ -1,0 +1,49 @@
+"""Scores out of the sweeps: nodes by the effect of patching them alone, edges by the weaker of their two nodes.
+
+1. Patch each head's z and each MLP's output, over all positions, from the clean into the corrupted run.
+2. A node's effect is the share of the clean-corrupted difference that this restores; input and logits restore all.
+3. score(u -> v) = the smaller of the two nodes' effects in size, with its sign, times the difference of the metric.
+
+The top edges are then exactly the edges between the top nodes: nodes are pruned, and the edges between kept ones stay.
+It says nothing about which edge matters, and is the cheapest baseline that follows from the heatmaps.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from circuitlab.data.batch import PairBatch
+from circuitlab.data.pairs import PairSet
+from circuitlab.discovery.scores import EdgeScores
+from circuitlab.graphs.prune import owners, real_edges
+from circuitlab.metrics import Metric
+from circuitlab.models.protocol import Model
+from circuitlab.parts import Layout
+from circuitlab.patching.nodes import sweep_nodes
+from circuitlab.progress import Progress
+
+
+def score_node_sweep(
+    model: Model, pairs: PairSet | PairBatch, metric: Metric, *, budget: int | None = None, progress: Progress
+) -> EdgeScores:
+    """Score edges by the swept effects of their nodes; see the module."""
+    swept = sweep_nodes(model, pairs, metric, budget=budget, progress=progress)
+    gap = float((swept.clean - swept.corrupt).mean())
+    layout = Layout.of(model.spec)
+    effects = swept.effects
+    weights = np.array([effects[node.name] for node in layout.nodes])
+    errors = np.array([swept.standard_errors[node.name] for node in layout.nodes])
+    sources, targets = np.arange(len(layout.writers))[:, None], owners(layout)[None]
+    target_is_weaker = np.abs(weights[targets]) < np.abs(weights[sources])
+    weaker = np.where(target_is_weaker, targets, sources)
+    return EdgeScores(
+        spec=model.spec,
+        values=weights[weaker] * gap * real_edges(layout),
+        standard_error=errors[weaker] * abs(gap) * real_edges(layout),
+        method="sweep",
+        metric=metric.name,
+        n_examples=len(swept.clean),
+        checks={"largest_node_standard_error": float(errors.max())},
+        node_effects=effects,
+    )
+

@@ -1,0 +1,195 @@
+"""The main job on one page: from a task to a tested circuit.
+
+    1. load the model          4. sweep the sites           7. test it on held-out prompts
+    2. draw prompts            5. score every edge          8. write it all down
+    3. does the model do it?   6. select a circuit
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from circuitlab.data.pairs import PairSplits
+from circuitlab.data.registry import load_task
+from circuitlab.data.task import Task
+from circuitlab.discovery.behaviour import Behaviour, check_behaviour
+from circuitlab.discovery.config import DiscoverConfig, default_folder
+from circuitlab.discovery.scores import EdgeScores
+from circuitlab.discovery.scoring import score_edges
+from circuitlab.discovery.selection import select
+from circuitlab.evaluation.evaluate import Evaluation, evaluate
+from circuitlab.graphs.circuit import Circuit
+from circuitlab.metrics import Metric, resolve
+from circuitlab.metrics.base import MetricFunction
+from circuitlab.models.load import load_model
+from circuitlab.models.protocol import Model
+from circuitlab.parts import ModelSpec
+from circuitlab.patching.circuit_metric import prepare
+from circuitlab.patching.grid import Grid
+from circuitlab.patching.nodes import sweep_nodes
+from circuitlab.patching.sweep import sweep
+from circuitlab.progress import Progress, silent
+
+SWEPT_SITES = ("resid_pre", "attn_out", "mlp_out", "head_z")
+
+__all__ = ["Run", "default_folder", "discover"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Run:
+    """Everything one discovery found.
+
+    Attributes:
+        config: What was asked.
+        task: The task, options included.
+        spec: Shape of the model.
+        weights_sha256: Which weights.
+        pairs: The prompts of both splits.
+        behaviour: What the whole model does on the discovery pairs.
+        grids: Sweeps on the discovery pairs, by site.
+        scores: Scores of every edge.
+        circuit: The circuit, selected on the discovery pairs.
+        evaluation: Its test on the held-out pairs.
+        seconds: Wall time by step.
+        folder: Where it was written, if it was.
+    """
+
+    config: DiscoverConfig
+    task: Task
+    spec: ModelSpec
+    weights_sha256: str
+    pairs: PairSplits
+    behaviour: Behaviour
+    grids: Mapping[str, Grid]
+    scores: EdgeScores
+    circuit: Circuit
+    evaluation: Evaluation
+    seconds: Mapping[str, float]
+    folder: Path | None = None
+
+    @property
+    def model_id(self) -> str:
+        """What the user called the model."""
+        return self.config.model
+
+    def write(self, folder: str | Path, force: bool = False) -> Run:
+        """Write the run folder, whole or not at all.
+
+        Raises:
+            OutputExistsError: The folder is there and `force` is not given.
+        """
+        from circuitlab.discovery.run_folder import write_run
+
+        return replace(self, folder=write_run(self, Path(folder), force=force))
+
+
+def discover(
+    task: str | Path | Task,
+    *,
+    model: Any = "bundled",
+    method: str = "eap-ig",
+    steps: int = 5,
+    metric: str | Metric | MetricFunction | None = None,
+    ablation: str = "corrupt",
+    n: int = 100,
+    seed: int = 0,
+    target: float = 0.9,
+    min_accuracy: float = 0.6,
+    out: str | Path | None = None,
+    force: bool = False,
+    device: str | None = None,
+    dtype: str | None = None,
+    progress: Progress = silent,
+    **options: str,
+) -> Run:
+    """Find the circuit behind a task, test it on held-out prompts, and write it down if told where.
+
+    Args:
+        task: Name, path of a task file, or a `Task`.
+        model: Whatever `load_model` takes.
+        method: How edges are scored; a name of `METHODS`.
+        steps: Gradients along the path, for methods that integrate.
+        metric: What is measured; the task's own by default.
+        ablation: What stands in for everything outside the circuit: "corrupt", the corrupted run.
+        n: Pairs per split.
+        seed: Of prompts, intervals and random circuits; the same seed gives the same bytes.
+        target: Faithfulness to reach on the discovery pairs.
+        min_accuracy: Share of pairs on which the model must prefer the answer.
+        out: Folder to write; nothing is written without it.
+        force: Replace that folder if it is there.
+        device: Where the model goes.
+        dtype: Its dtype.
+        progress: Called with (step, done, total).
+        options: The task's options, such as `contrast="gender"`.
+
+    Raises:
+        CircuitLabError: Whatever is wrong with the task, the model or the settings, told before the work starts.
+    """
+    from circuitlab.discovery.run_folder import check_free
+
+    asked = load_task(task, **options)
+    judged_by = resolve(asked.metric if metric is None else metric)
+    config = DiscoverConfig(
+        task=_spelling(task, asked), options=asked.settings, model=_model_name(model), method=method, steps=steps,
+        metric=judged_by.name, ablation=ablation, n=n, seed=seed, target=target, min_accuracy=min_accuracy,
+        device=str(device or "cpu"), dtype=str(dtype or "float32"),
+    )  # fmt: skip
+    if out is not None:
+        check_free(Path(out), force)
+    clock = _Clock(progress)
+    with clock("load"):
+        loaded: Model = load_model(model, device=device, dtype=dtype)
+    with clock("prompts"):
+        pairs = asked.pairs(loaded, n=n, seed=seed)
+    found = pairs.discovery
+    with clock("behaviour"):
+        behaviour = check_behaviour(prepare(loaded, found), found, judged_by, min_accuracy)
+    with clock("sweep"):
+        sites = [s for s in SWEPT_SITES if loaded.spec.has_mlp or s != "mlp_out"]
+        grids = sweep(loaded, found, site=sites, metric=judged_by, seed=seed, progress=progress)
+        effects = sweep_nodes(loaded, found, judged_by).effects
+    with clock("score"):
+        scores = score_edges(loaded, found, method, steps=steps, metric=judged_by, progress=progress)
+    with clock("select"):
+        circuit = select(loaded, scores, found, target, metric=judged_by, progress=progress)
+    with clock("evaluate"):
+        evaluation = evaluate(loaded, circuit, pairs.held_out, metric=judged_by, seed=seed, progress=progress)
+    run = Run(
+        config=config, task=asked, spec=loaded.spec, weights_sha256=loaded.weights_sha256(), pairs=pairs,
+        behaviour=behaviour, grids=dict(grids), scores=scores, circuit=circuit.with_node_effects(effects),
+        evaluation=evaluation, seconds=clock.seconds,
+    )  # fmt: skip
+    return run if out is None else run.write(out, force)
+
+
+class _Clock:
+    """Names steps, tells their progress, and keeps how long each took."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, step: str) -> Iterator[None]:
+        self._progress(step, 0, 1)
+        start = time.perf_counter()
+        yield
+        self.seconds[step] = time.perf_counter() - start
+        self._progress(step, 1, 1)
+
+
+def _spelling(given: str | Path | Task, task: Task) -> str:
+    """How the task can be asked for again."""
+    return task.origin or (task.name if isinstance(given, Task) else str(given).partition(":")[0])
+
+
+def _model_name(model: Any) -> str:
+    """How the model can be asked for again; booted models are called by their own name."""
+    if isinstance(model, str | Path):
+        return str(model)
+    return str(getattr(model, "id", None) or getattr(getattr(model, "cfg", None), "model_name", "bridge"))

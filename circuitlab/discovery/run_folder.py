@@ -1,0 +1,168 @@
+"""Write what a discovery found as a folder that other programs read; whole, or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from circuitlab import late
+from circuitlab.data.citation import cite
+from circuitlab.data.sampling import task_fingerprint
+from circuitlab.errors import OutputExistsError
+
+if TYPE_CHECKING:
+    from circuitlab.discovery.pipeline import Run
+
+SCHEMA = "circuitlab.run/1"
+REPORT = "report.html"
+MANIFEST = "manifest.json"
+VERSIONED = ("circuitlab", "torch", "transformer_lens", "transformers", "numpy", "scipy", "networkx", "matplotlib")
+
+
+def check_free(folder: Path, force: bool) -> None:
+    """Refuse a folder that is taken, before any work.
+
+    Raises:
+        OutputExistsError: It exists and `force` is not given, or it is no folder of ours that could be replaced.
+    """
+    if not folder.exists():
+        return
+    if not force:
+        raise OutputExistsError(f"output folder {str(folder)!r} exists. Name another with --out, or replace it with --force.")
+    if not folder.is_dir() or (any(folder.iterdir()) and not (folder / MANIFEST).is_file()):
+        raise OutputExistsError(
+            f"output {str(folder)!r} is not a run folder ({MANIFEST} is not in it), so --force does not replace it. "
+            "Name another with --out."
+        )
+
+
+def write_run(run: Run, folder: Path, force: bool) -> Path:
+    """Write a run folder under a temporary name, then put it in its place.
+
+    Raises:
+        OutputExistsError: The folder is there and `force` is not given.
+    """
+    check_free(folder, force)
+    with _new_folder(folder) as new:
+        _write_data(run, new)
+        _write_pictures(run, new)
+        manifest = manifest_of(run, new)
+        _write_json(new / MANIFEST, manifest)
+        manifest["bibtex"] = cite(new)
+        _write_json(new / MANIFEST, manifest)
+        late.call("circuitlab.report", "write_report", new)
+        manifest["files"] = _digests(new)
+        _write_json(new / MANIFEST, manifest)
+    return folder
+
+
+def manifest_of(run: Run, folder: Path) -> dict[str, Any]:
+    """What was asked of what, with which versions, and the SHA-256 of every file in the folder."""
+    spec, task = run.spec, run.task
+    return {
+        "schema": SCHEMA,
+        "circuitlab_version": _version("circuitlab"),
+        "command": run.config.command,
+        "config": run.config.as_record(),
+        "seed": run.config.seed,
+        "task": {
+            "name": task.name,
+            "label": task.label,
+            "version": task.version,
+            "summary": task.summary,
+            "settings": task.settings,
+            "fingerprint": task_fingerprint(task),
+        },
+        "dataset_fingerprint": run.pairs.fingerprint,
+        "dataset": {
+            "n_discovery": len(run.pairs.discovery),
+            "n_held_out": len(run.pairs.held_out),
+            "dropped": dict(run.pairs.dropped),
+        },
+        "model": {
+            "id": run.model_id,
+            "weights_sha256": run.weights_sha256,
+            "n_layers": spec.n_layers,
+            "n_heads": spec.n_heads,
+            "n_kv_heads": spec.n_kv_heads,
+            "d_model": spec.d_model,
+            "d_vocab": spec.d_vocab,
+        },
+        "behaviour": {"prefers_answer": run.behaviour.prefers, "corruption_turns_over": run.behaviour.turns},
+        "method": {"name": run.scores.method, "checks": dict(run.scores.checks)},
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in VERSIONED}},
+        "device": run.config.device,
+        "dtype": run.config.dtype,
+        "seconds": {step: round(seconds, 3) for step, seconds in run.seconds.items()},
+        "files": _digests(folder),
+    }
+
+
+def _write_data(run: Run, folder: Path) -> None:
+    splits = (("discovery", run.pairs.discovery), ("held_out", run.pairs.held_out))
+    lines = [json.dumps(pair.as_record(name), ensure_ascii=False) for name, pairs in splits for pair in pairs]
+    (folder / "dataset.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (folder / "sweeps").mkdir()
+    for site, grid in run.grids.items():
+        grid.to_frame().to_csv(folder / "sweeps" / f"{site}.csv", index=False)
+    run.circuit.to_frame().to_csv(folder / "edges.csv", index=False)
+    run.circuit.save(folder / "circuit.json")
+    run.circuit.save(folder / "circuit.graphml")
+    _write_json(folder / "evaluation.json", run.evaluation.to_record())
+    if run.task.origin:
+        shutil.copyfile(run.task.origin, folder / "task.py")
+
+
+def _write_pictures(run: Run, folder: Path) -> None:
+    def save(figure: Any, path: Path) -> None:
+        late.call("circuitlab.viz", "save_figure", figure, path)
+
+    for site, grid in run.grids.items():
+        save(grid.plot(), folder / "sweeps" / f"{site}.png")
+    drawing = run.circuit.plot(title=f"{run.task.label} in {Path(run.model_id).name}")
+    for name in ("circuit.png", "circuit.svg"):
+        save(drawing, folder / name)
+
+
+@contextmanager
+def _new_folder(folder: Path) -> Iterator[Path]:
+    """A temporary sibling that takes the folder's place when the block succeeds, and is gone when it does not."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    new = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent))
+    try:
+        yield new
+        new.chmod(0o755)  # mkdtemp makes folders that only their owner can read
+        if folder.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".old", dir=folder.parent))
+            os.replace(folder, old)
+            os.replace(new, folder)
+            shutil.rmtree(old)
+        else:
+            os.replace(new, folder)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
+    return {p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"

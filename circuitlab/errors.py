@@ -1,0 +1,109 @@
+"""Every error that circuitlab raises on purpose, in one tree.
+
+    CircuitLabError
+    ├── UnknownNameError        a task, model, method, site, metric, node, edge or option that does not exist
+    ├── ConfigError             a value outside what is allowed (n, target, device, dtype, paths)
+    │   └── OutputExistsError   an output folder that is already there
+    ├── TaskError               a task file that cannot serve
+    │   ├── TaskFileError       does not import, or defines no task
+    │   ├── TokenError          an answer that is not one token, a prompt that cannot be encoded
+    │   ├── SpanError           a span that is not in the prompt
+    │   ├── PairLengthError     clean and corrupted prompt differ in length
+    │   ├── TooFewPromptsError  fewer distinct prompts than asked for
+    │   └── TaskNotDoneError    the model does not do the task
+    ├── ModelError              a model that cannot be loaded
+    │   └── UnsupportedModelError   a model whose parts do not add up, with the measured number
+    ├── MetricError             a metric that returns the wrong shape, NaN, or a gap of zero
+    ├── GraphError              a circuit that does not fit its graph
+    │   └── FormatError         a file that is not what its name says
+    └── RunError                a run folder that is incomplete or damaged
+
+Each message names the value, the rule and the fix. The command line prints the message as one line and exits with 2.
+"""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class CircuitLabError(Exception):
+    """Base of all errors that a user can cause and mend."""
+
+
+class UnknownNameError(CircuitLabError):
+    """A name that is not among the allowed ones."""
+
+    @classmethod
+    def of(cls, kind: str, given: object, allowed: Iterable[str], hint: str = "") -> "UnknownNameError":
+        """Build the message: what was given, the nearest name, what is allowed.
+
+        Args:
+            kind: What was named ("task", "site", ...).
+            given: The value the user gave.
+            allowed: The names that exist.
+            hint: One more sentence, such as the other way to say it.
+        """
+        names = list(allowed)
+        near = get_close_matches(str(given), names, n=1, cutoff=0.5)
+        guess = f" Did you mean {near[0]!r}?" if near else ""
+        listed = ", ".join(names[:40]) + (", ..." if len(names) > 40 else "")
+        return cls(f"unknown {kind} {given!r}.{guess} Allowed: {listed}.{' ' + hint if hint else ''}")
+
+
+class ConfigError(CircuitLabError):
+    """A setting outside what is allowed."""
+
+
+class OutputExistsError(ConfigError):
+    """The output path is taken and would be overwritten."""
+
+
+class TaskError(CircuitLabError):
+    """A task that cannot serve."""
+
+
+class TaskFileError(TaskError):
+    """A task file that does not import or defines no task."""
+
+
+class TokenError(TaskError):
+    """A word that the tokenizer does not serve as the task needs it."""
+
+
+class SpanError(TaskError):
+    """A span that is not in the prompt."""
+
+
+class PairLengthError(TaskError):
+    """A clean and a corrupted prompt of different token length."""
+
+
+class TooFewPromptsError(TaskError):
+    """Fewer distinct prompts than asked for."""
+
+
+class TaskNotDoneError(TaskError):
+    """The model does not do the task, so there is no behaviour to explain."""
+
+
+class ModelError(CircuitLabError):
+    """A model that cannot be loaded."""
+
+
+class UnsupportedModelError(ModelError):
+    """A model whose parts do not add up to its whole; the measured number is in the message."""
+
+
+class MetricError(CircuitLabError):
+    """A metric that cannot be used: wrong shape, NaN, or clean and corrupted value coincide."""
+
+
+class GraphError(CircuitLabError):
+    """A circuit or score table that does not fit its graph."""
+
+
+class FormatError(GraphError):
+    """A file that does not hold what its format promises."""
+
+
+class RunError(CircuitLabError):
+    """A run folder that is incomplete or damaged."""

@@ -1,0 +1,249 @@
+"""Test a circuit on held-out prompts, with everything outside it replaced by the corrupted run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from circuitlab import stats
+from circuitlab.data.batch import PairBatch
+from circuitlab.data.pairs import PairSet
+from circuitlab.errors import ConfigError, GraphError, MetricError
+from circuitlab.evaluation.areas import MIB_SHARES, cmd, cpr, mib_sizes
+from circuitlab.graphs.circuit import Circuit
+from circuitlab.graphs.prune import prune, real_edges
+from circuitlab.graphs.random import random_circuit
+from circuitlab.metrics import Metric, resolve
+from circuitlab.metrics.base import MetricFunction
+from circuitlab.models.protocol import Model
+from circuitlab.patching.circuit_metric import Prepared, circuit_values, prepare
+from circuitlab.progress import Progress, silent
+
+
+@dataclass(frozen=True, slots=True)
+class CurvePoint:
+    """One size on the faithfulness curve, edges ranked by absolute score.
+
+    Attributes:
+        n_edges: Edges after pruning: what really ran.
+        n_edges_nominal: Edges before pruning.
+        faithfulness: Ratio of means.
+    """
+
+    n_edges: int
+    n_edges_nominal: int
+    faithfulness: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Evaluation:
+    """How a circuit does. Per-example values are kept; the numbers of the report follow from them.
+
+    Attributes:
+        metric: Name of the metric.
+        clean: Metric of the whole model on the clean prompts.
+        corrupt: Metric of the whole model on the corrupted prompts: the empty circuit.
+        circuit: Metric of the circuit.
+        n_edges: Kept edges.
+        n_edges_total: Edges of the graph.
+        n_nodes: Nodes with a kept edge, input and logits included.
+        accuracy_model: Share of examples whose most likely token is an answer, whole model.
+        accuracy_circuit: The same of the circuit.
+        kl: Mean KL divergence of the circuit's predictions from the model's, in nats.
+        cpr: Circuit performance ratio (MIB), NaN if the circuit has no scores.
+        cmd: Circuit-model distance (MIB), NaN if the circuit has no scores.
+        curve: Faithfulness by size; empty if the circuit has no scores.
+        random: Faithfulness of random connected circuits with as many edges.
+        seed: Of the interval and the random circuits.
+    """
+
+    metric: str
+    clean: Float[np.ndarray, " example"]
+    corrupt: Float[np.ndarray, " example"]
+    circuit: Float[np.ndarray, " example"]
+    n_edges: int
+    n_edges_total: int
+    n_nodes: int
+    accuracy_model: float
+    accuracy_circuit: float
+    kl: float
+    cpr: float
+    cmd: float
+    curve: tuple[CurvePoint, ...]
+    random: tuple[float, ...]
+    seed: int
+
+    @property
+    def faithfulness(self) -> float:
+        """(m(circuit) - m(corrupted)) / (m(clean) - m(corrupted)), means over examples first."""
+        return float(stats.ratio_of_means(self.circuit - self.corrupt, self.clean - self.corrupt))
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % bootstrap interval of the faithfulness over examples."""
+        found = stats.ratio_interval(self.circuit - self.corrupt, self.clean - self.corrupt, self.seed)
+        return float(found.low), float(found.high)
+
+    @property
+    def metric_clean(self) -> float:
+        """Mean metric of the whole model on the clean prompts."""
+        return float(self.clean.mean())
+
+    @property
+    def metric_corrupt(self) -> float:
+        """Mean metric of the whole model on the corrupted prompts."""
+        return float(self.corrupt.mean())
+
+    @property
+    def metric_circuit(self) -> float:
+        """Mean metric of the circuit on the clean prompts."""
+        return float(self.circuit.mean())
+
+    def to_record(self) -> dict[str, Any]:
+        """The content of `evaluation.json`; what is not a number is null."""
+        low, high = self.interval
+        return {
+            "metric": self.metric,
+            "n": len(self.clean),
+            "metric_clean": self.metric_clean,
+            "metric_corrupt": self.metric_corrupt,
+            "metric_circuit": self.metric_circuit,
+            "faithfulness": self.faithfulness,
+            "faithfulness_ci": [low, high],
+            "n_edges": self.n_edges,
+            "n_edges_total": self.n_edges_total,
+            "n_nodes": self.n_nodes,
+            "accuracy_model": self.accuracy_model,
+            "accuracy_circuit": self.accuracy_circuit,
+            "kl": self.kl,
+            "cpr": None if np.isnan(self.cpr) else self.cpr,
+            "cmd": None if np.isnan(self.cmd) else self.cmd,
+            "curve": [
+                {"n_edges": p.n_edges, "n_edges_nominal": p.n_edges_nominal, "faithfulness": p.faithfulness}
+                for p in self.curve
+            ],
+            "random_baseline": {"faithfulness": list(self.random)},
+        }
+
+
+def evaluate(
+    model: Model,
+    circuit: Circuit,
+    pairs: PairSet | PairBatch,
+    *,
+    metric: str | Metric | MetricFunction = "logit_diff",
+    n_random: int = 20,
+    seed: int = 0,
+    budget: int | None = None,
+    progress: Progress = silent,
+) -> Evaluation:
+    """Run a circuit on pairs and set it against the whole model, the empty circuit and random ones.
+
+    Args:
+        model: The model the circuit is of.
+        circuit: The circuit; it is run as it is, pruned or not, and never changed.
+        pairs: Held-out pairs.
+        metric: What is measured at the answer position.
+        n_random: How many random connected circuits with as many edges.
+        seed: Of the interval and the random circuits.
+        budget: Bytes that a packed run may take.
+        progress: Called with (step, done, total).
+
+    Raises:
+        GraphError: The circuit is of a model of another shape.
+        ConfigError: `n_random` is negative.
+        MetricError: The metric is the same on clean and corrupted prompts, or gives the wrong shape or NaN.
+    """
+    if circuit.mask.shape != (len(circuit.layout.writers), len(circuit.layout.readers)) or not _fits(circuit, model):
+        raise GraphError(f"the circuit is of model {circuit.spec.name!r}, whose graph is not that of {model.spec.name!r}.")
+    if n_random < 0:
+        raise ConfigError(f"n_random is {n_random}; it counts random circuits and cannot be negative.")
+    judge = _Judge(model, prepare(model, pairs), resolve(metric), budget, progress)
+    layout = circuit.layout
+    own = judge.all_metrics(circuit.mask)
+    curve, by_sign = _curves(judge, circuit)
+    rng = np.random.default_rng([seed, 2])
+    chance = [random_circuit(layout, circuit.n_edges, rng) for _ in range(n_random)] if circuit.n_edges else []
+    return Evaluation(
+        metric=judge.metric.name,
+        clean=judge.clean,
+        corrupt=judge.corrupt,
+        circuit=own[judge.metric.name],
+        n_edges=circuit.n_edges,
+        n_edges_total=layout.n_edges,
+        n_nodes=len(circuit.nodes),
+        accuracy_model=float(judge.prepared.gaps(resolve("accuracy"))[0].mean()),
+        accuracy_circuit=float(own["accuracy"].mean()),
+        kl=float(own["kl"].mean()),
+        cpr=cpr(by_sign) if by_sign else float("nan"),
+        cmd=cmd([point.faithfulness for point in curve]) if curve else float("nan"),
+        curve=curve,
+        random=tuple(judge.faithfulness(np.stack(chance), "random circuits")) if chance else (),
+        seed=seed,
+    )
+
+
+class _Judge:
+    """Faithfulness of many circuits on one recorded data set."""
+
+    def __init__(
+        self, model: Model, prepared: Prepared, metric: Metric, budget: int | None, progress: Progress
+    ) -> None:
+        self.model, self.prepared, self.metric = model, prepared, metric
+        self._budget, self._progress = budget, progress
+        self.clean, self.corrupt = prepared.gaps(metric)
+        self._gap = float((self.clean - self.corrupt).mean())
+        if abs(self._gap) <= 1e-9 * max(1e-9, float(np.abs(self.clean).mean())):
+            raise MetricError(
+                f"metric {metric.name!r} is {self.clean.mean():.4g} on clean and on corrupted prompts alike, so that "
+                "faithfulness has no meaning. Check answers and corruption, or take another metric."
+            )
+
+    def all_metrics(self, mask: Bool[np.ndarray, "writer reader"]) -> dict[str, Float[np.ndarray, " example"]]:
+        metrics = {m.name: m for m in (self.metric, resolve("accuracy"), resolve("kl"))}
+        found = circuit_values(self.model, self.prepared, mask[None], list(metrics.values()), budget=self._budget)
+        return {name: values[0] for name, values in found.items()}
+
+    def faithfulness(self, masks: Bool[np.ndarray, "circuit writer reader"], step: str) -> list[float]:
+        found = circuit_values(
+            self.model, self.prepared, masks, [self.metric], budget=self._budget, progress=self._progress, step=step
+        )
+        return [float(v) for v in (found[self.metric.name].mean(1) - self.corrupt.mean()) / self._gap]
+
+
+def _fits(circuit: Circuit, model: Model) -> bool:
+    ours, theirs = model.spec, circuit.spec
+    return all(getattr(ours, f) == getattr(theirs, f) for f in ("n_layers", "n_heads", "d_model", "parallel", "has_mlp"))
+
+
+def _curves(judge: _Judge, circuit: Circuit) -> tuple[tuple[CurvePoint, ...], list[float]]:
+    """Faithfulness at MIB's sizes: by absolute score as points (for CMD), by signed score as numbers (for CPR)."""
+    real = real_edges(circuit.layout)
+    if not np.isfinite(circuit.scores[real]).all() or not circuit.scores[real].any():
+        return (), []
+    sizes = mib_sizes(circuit.layout.n_edges)
+    absolute = _top(circuit, np.abs(circuit.scores), sizes)
+    signed = _top(circuit, circuit.scores, sizes)
+    found = judge.faithfulness(np.concatenate([absolute, signed]), "curve")
+    points = tuple(
+        CurvePoint(int(mask.sum()), size, value)
+        for mask, size, value in zip(absolute, sizes, found[: len(MIB_SHARES)], strict=True)
+    )
+    return points, found[len(MIB_SHARES) :]
+
+
+def _top(circuit: Circuit, keys: np.ndarray, sizes: Sequence[int]) -> Bool[np.ndarray, "size writer reader"]:
+    """Top edges by key at each size, pruned; ties stand in the order of the exchange files."""
+    layout = circuit.layout
+    places = np.array([layout.edge_index(edge) for edge in layout.edges()])
+    order = places[np.argsort(-keys[places[:, 0], places[:, 1]], kind="stable")]
+    masks = []
+    for size in sizes:
+        mask = np.zeros(keys.shape, dtype=bool)
+        mask[order[:size, 0], order[:size, 1]] = True
+        masks.append(prune(mask, layout))
+    return np.stack(masks)

@@ -1,0 +1,1 @@
+"""Circuits as values: edge masks with scores, pruning, random circuits, exchange formats. Parts only, no models."""

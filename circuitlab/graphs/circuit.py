@@ -1,0 +1,141 @@
+"""A circuit: which edges of a model are kept, with every edge's score."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from circuitlab import late
+from circuitlab.errors import GraphError
+from circuitlab.graphs.prune import kept_nodes, prune, real_edges
+from circuitlab.parts import Edge, Layout, ModelSpec, Node
+
+if TYPE_CHECKING:
+    import networkx as nx
+    import pandas as pd
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Circuit:
+    """Kept edges of one model. Immutable: nothing that is done with a circuit changes it.
+
+    Attributes:
+        spec: The model's shape.
+        mask: Kept edges, by the numbers of `Layout`.
+        scores: Score of every edge, positive where it helps; NaN where it was never scored, 0 where there is no edge.
+        node_effects: Node name -> effect of patching that node alone (0 corrupted, 1 clean), where it was swept.
+
+    Raises:
+        GraphError: A matrix has the wrong shape, or the mask keeps an edge that the model does not have.
+    """
+
+    spec: ModelSpec
+    mask: Bool[np.ndarray, "writer reader"]
+    scores: Float[np.ndarray, "writer reader"]
+    node_effects: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        shape = (len(self.layout.writers), len(self.layout.readers))
+        for name, matrix in (("mask", self.mask), ("scores", self.scores)):
+            if matrix.shape != shape:
+                raise GraphError(f"{name} has shape {matrix.shape}; model {self.spec.name!r} has {shape} writers, readers.")
+        if bool((self.mask & ~real_edges(self.layout)).any()):
+            raise GraphError(f"the mask keeps edges that model {self.spec.name!r} does not have.")
+        for matrix in (self.mask, self.scores):
+            matrix.setflags(write=False)
+
+    @property
+    def layout(self) -> Layout:
+        """Numbers of writers and readers."""
+        return Layout.of(self.spec)
+
+    @property
+    def n_edges(self) -> int:
+        """Kept edges."""
+        return int(self.mask.sum())
+
+    @property
+    def nodes(self) -> tuple[Node, ...]:
+        """Nodes with a kept edge."""
+        kept = kept_nodes(self.mask, self.layout)
+        return tuple(node for node, keep in zip(self.layout.nodes, kept, strict=True) if keep)
+
+    def edges(self) -> Iterator[tuple[Edge, float]]:
+        """Kept edges with their scores, in the order of the exchange files."""
+        for edge in self.layout.edges():
+            row, column = self.layout.edge_index(edge)
+            if self.mask[row, column]:
+                yield edge, float(self.scores[row, column])
+
+    def pruned(self) -> Circuit:
+        """The circuit without edges that lie on no path from the input to the logits."""
+        return replace(self, mask=prune(self.mask, self.layout))
+
+    def with_mask(self, mask: Bool[np.ndarray, "writer reader"]) -> Circuit:
+        """The same scores with other edges kept."""
+        return replace(self, mask=mask.copy())
+
+    def with_node_effects(self, effects: Mapping[str, float]) -> Circuit:
+        """The circuit with swept effects on its nodes."""
+        return replace(self, node_effects=dict(effects))
+
+    def to_frame(self) -> pd.DataFrame:
+        """Every edge of the graph: source, target, score, in_circuit."""
+        import pandas as pd
+
+        rows = []
+        for edge in self.layout.edges():
+            row, column = self.layout.edge_index(edge)
+            rows.append((edge.source.name, edge.reader.name, float(self.scores[row, column]), bool(self.mask[row, column])))
+        return pd.DataFrame(rows, columns=["source", "target", "score", "in_circuit"])
+
+    def to_networkx(self, collapse: bool = False) -> nx.MultiDiGraph | nx.DiGraph:
+        """Kept nodes and edges for networkx.
+
+        Args:
+            collapse: False: a `MultiDiGraph`, one edge per slot, its key the full edge name. True: a `DiGraph`, one edge
+                per pair of nodes, `score` the sum over slots.
+
+        Returns:
+            Node attributes kind, layer, head, sweep_effect (where they exist); edge attributes slot, score.
+        """
+        from circuitlab.graphs.exchange import to_networkx
+
+        return to_networkx(self, collapse)
+
+    def save(self, path: str | Path) -> None:
+        """Write the MIB / EAP-IG JSON (`.json`), or GraphML (`.graphml`).
+
+        Raises:
+            FormatError: The name ends in neither.
+        """
+        from circuitlab.graphs.exchange import save_circuit
+
+        save_circuit(self, Path(path))
+
+    def plot(self, title: str = "") -> Any:
+        """A drawing as a matplotlib `Figure`: input at the bottom, logits at the top."""
+        from circuitlab.graphs.exchange import drawn_parts
+
+        return late.call("circuitlab.viz", "draw_parts", *drawn_parts(self), title=title)
+
+
+def load_circuit(path: str | Path, spec: ModelSpec | None = None) -> Circuit:
+    """Read a circuit from a MIB / EAP-IG JSON file, or from the folder of a run.
+
+    Args:
+        path: The file, or a run folder that holds `circuit.json`.
+        spec: Shape of the model it must fit; without it the file's own `cfg` is believed.
+
+    Raises:
+        FormatError: The file is missing, no JSON, lacks a key, names an unknown edge, holds NaN where a number must be,
+            or belongs to a model of another shape.
+    """
+    from circuitlab.graphs.exchange import read_json
+
+    return read_json(Path(path), spec)

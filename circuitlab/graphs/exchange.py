@@ -1,0 +1,193 @@
+"""Circuits in other programs' formats: the MIB / EAP-IG JSON, networkx, GraphML."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import networkx as nx
+import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from circuitlab.errors import FormatError, UnknownNameError
+from circuitlab.parts import Edge, Kind, Layout, ModelSpec, Node
+
+if TYPE_CHECKING:
+    from circuitlab.graphs.circuit import Circuit
+
+
+class _Cfg(BaseModel):
+    model_config = ConfigDict(extra="allow")
+    n_layers: int
+    n_heads: int
+    d_model: int
+    parallel_attn_mlp: bool = False
+
+
+class _NodeEntry(BaseModel):
+    model_config = ConfigDict(extra="allow")
+    in_graph: bool
+
+
+class _EdgeEntry(BaseModel):
+    model_config = ConfigDict(extra="allow")
+    score: float | None
+    in_graph: bool
+
+
+class _File(BaseModel):
+    model_config = ConfigDict(extra="allow")
+    cfg: _Cfg
+    nodes: dict[str, _NodeEntry]
+    edges: dict[str, _EdgeEntry]
+
+
+def to_json(circuit: Circuit) -> dict[str, Any]:
+    """The circuit as the object that EAP-IG's `Graph.from_json` reads; both fields stand on every edge."""
+    layout, kept = circuit.layout, {node.name for node in circuit.nodes}
+    edges = {}
+    for edge in layout.edges():
+        row, column = layout.edge_index(edge)
+        score = float(circuit.scores[row, column])
+        edges[edge.name] = {"score": score, "in_graph": bool(circuit.mask[row, column])}
+    return {
+        "cfg": {
+            "n_layers": circuit.spec.n_layers,
+            "n_heads": circuit.spec.n_heads,
+            "parallel_attn_mlp": circuit.spec.parallel,
+            "d_model": circuit.spec.d_model,
+        },
+        "nodes": {node.name: {"in_graph": node.name in kept} for node in layout.nodes},
+        "edges": edges,
+    }
+
+
+def read_json(path: Path, spec: ModelSpec | None) -> Circuit:
+    """See `load_circuit`."""
+    from circuitlab.graphs.circuit import Circuit
+
+    path = path / "circuit.json" if path.is_dir() else path
+    try:
+        parsed = _File.model_validate(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise FormatError(f"circuit file {str(path)!r} does not exist. Give a circuit.json or a run folder.") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise FormatError(f"circuit file {str(path)!r} is no JSON: {error}. Expected the MIB / EAP-IG format.") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise FormatError(f"circuit file {str(path)!r}: {where}: {first['msg']} ({error.error_count()} faults in all).") from error
+    shape = _fitting_spec(parsed, spec, path)
+    layout = Layout.of(shape)
+    mask = np.zeros((len(layout.writers), len(layout.readers)), dtype=bool)
+    scores = np.zeros(mask.shape)
+    for name, entry in parsed.edges.items():
+        try:
+            row, column = layout.edge_index(Edge.parse(name))
+        except UnknownNameError as error:
+            raise FormatError(f"circuit file {str(path)!r}: {error}") from error
+        mask[row, column] = entry.in_graph
+        # NaN is EAP-IG's mark of an edge that was never scored; infinity is nobody's.
+        scores[row, column] = math.nan if entry.score is None else entry.score
+        if math.isinf(scores[row, column]):
+            raise FormatError(f"circuit file {str(path)!r}: edge {name!r} has the score {entry.score}; scores are finite.")
+    return Circuit(spec=shape, mask=mask, scores=scores)
+
+
+def _fitting_spec(parsed: _File, spec: ModelSpec | None, path: Path) -> ModelSpec:
+    cfg = parsed.cfg
+    has_mlp = any(name.startswith("m") for name in parsed.nodes)
+    if spec is None:
+        return ModelSpec(
+            name=path.stem,
+            n_layers=cfg.n_layers,
+            n_heads=cfg.n_heads,
+            n_kv_heads=cfg.n_heads,
+            d_model=cfg.d_model,
+            d_head=max(1, cfg.d_model // max(1, cfg.n_heads)),
+            d_vocab=0,
+            n_ctx=0,
+            parallel=cfg.parallel_attn_mlp,
+            has_mlp=has_mlp,
+        )
+    theirs = (cfg.n_layers, cfg.n_heads, cfg.d_model, cfg.parallel_attn_mlp)
+    ours = (spec.n_layers, spec.n_heads, spec.d_model, spec.parallel)
+    if theirs != ours:
+        raise FormatError(
+            f"circuit file {str(path)!r} is of another model: layers, heads, d_model, parallel = {theirs}; "
+            f"model {spec.name!r} has {ours}."
+        )
+    return spec
+
+
+def to_networkx(circuit: Circuit, collapse: bool) -> nx.MultiDiGraph | nx.DiGraph:
+    """See `Circuit.to_networkx`."""
+    graph = nx.DiGraph() if collapse else nx.MultiDiGraph()
+    # read_graphml sets both defaults; with them here, a graph that was written and read again compares equal.
+    graph.graph.update(model=circuit.spec.name, node_default={}, edge_default={})
+    for node in circuit.nodes:
+        graph.add_node(node.name, **_node_attributes(node, circuit.node_effects))
+    for edge, score in circuit.edges():
+        source, target = edge.source.name, edge.reader.node.name
+        if collapse:
+            before = graph.get_edge_data(source, target, {"score": 0.0})
+            graph.add_edge(source, target, score=before["score"] + score)
+            continue
+        # GraphML has no None: an edge into an MLP or the logits has no slot attribute value but the empty word.
+        slot = edge.reader.slot.value if edge.reader.slot else ""
+        graph.add_edge(source, target, key=edge.name, slot=slot, score=score)
+    return graph
+
+
+def _node_attributes(node: Node, effects: Mapping[str, float]) -> dict[str, Any]:
+    attributes: dict[str, Any] = {"kind": node.kind.value}
+    if node.layer is not None:
+        attributes["layer"] = node.layer
+    if node.head is not None:
+        attributes["head"] = node.head
+    if node.name in effects:
+        attributes["sweep_effect"] = float(effects[node.name])
+    return attributes
+
+
+def save_circuit(circuit: Circuit, path: Path) -> None:
+    """See `Circuit.save`."""
+    writers: dict[str, Callable[[Path], None]] = {
+        ".json": lambda to: to.write_text(json.dumps(to_json(circuit), indent=1) + "\n", encoding="utf-8"),
+        ".graphml": lambda to: nx.write_graphml(to_networkx(circuit, collapse=False), to, named_key_ids=True),
+    }
+    if path.suffix not in writers:
+        raise FormatError(f"a circuit is saved as .json (MIB / EAP-IG) or .graphml, not as {path.name!r}.")
+    temporary = path.with_name(path.name + ".part")
+    writers[path.suffix](temporary)
+    os.replace(temporary, path)
+
+
+def drawn_parts(circuit: Circuit) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Kept nodes and edges as plain records, for drawing."""
+    nodes = [
+        {
+            "name": node.name,
+            "kind": node.kind.value,
+            "layer": node.layer,
+            "head": node.head,
+            "sweep_effect": circuit.node_effects.get(node.name),
+        }
+        for node in circuit.nodes
+    ]
+    if Kind.LOGITS.value not in {n["name"] for n in nodes}:
+        nodes.append({"name": "logits", "kind": "logits", "layer": None, "head": None, "sweep_effect": None})
+    edges = [
+        {
+            "source": edge.source.name,
+            "target": edge.reader.node.name,
+            "slot": edge.reader.slot.value if edge.reader.slot else None,
+            "score": score,
+        }
+        for edge, score in circuit.edges()
+    ]
+    return nodes, edges

@@ -1,0 +1,88 @@
+"""The formulas: each from logits at the answer position to one number per example."""
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from circuitlab.data.batch import NO_TOKEN, PairBatch
+
+
+def _at(values: Float[Tensor, "batch d_vocab"], tokens: Int[Tensor, "batch answer"]) -> Float[Tensor, "batch answer"]:
+    return values.gather(1, tokens.clamp_min(0))
+
+
+def _mean_at(values: Float[Tensor, "batch d_vocab"], tokens: Int[Tensor, "batch answer"]) -> Float[Tensor, " batch"]:
+    """Mean over an example's own tokens; places filled with -1 do not count."""
+    there = tokens != NO_TOKEN
+    return (_at(values, tokens) * there).sum(1) / there.sum(1)
+
+
+def logit_diff(logits: Float[Tensor, "batch d_vocab"], batch: PairBatch) -> Float[Tensor, " batch"]:
+    """Mean logit of the answers minus mean logit of the distractors.
+
+    Returns:
+        In logits; positive where an answer is preferred.
+
+    References:
+        Wang et al. 2023, arXiv:2211.00593.
+    """
+    return _mean_at(logits, batch.answers) - _mean_at(logits, batch.distractors)
+
+
+def prob_diff(logits: Float[Tensor, "batch d_vocab"], batch: PairBatch) -> Float[Tensor, " batch"]:
+    """Summed probability of the answers minus summed probability of the distractors; between -1 and 1.
+
+    References:
+        Hanna et al. 2024, arXiv:2403.17806 (used there for greater-than).
+    """
+    probs = logits.softmax(1)
+    right = (_at(probs, batch.answers) * (batch.answers != NO_TOKEN)).sum(1)
+    wrong = (_at(probs, batch.distractors) * (batch.distractors != NO_TOKEN)).sum(1)
+    return right - wrong
+
+
+def log_prob(logits: Float[Tensor, "batch d_vocab"], batch: PairBatch) -> Float[Tensor, " batch"]:
+    """Log of the summed probability of the answers, in nats; at most 0."""
+    chosen = _at(logits.log_softmax(1), batch.answers)
+    return chosen.masked_fill(batch.answers == NO_TOKEN, float("-inf")).logsumexp(1)
+
+
+def kl(logits: Float[Tensor, "batch d_vocab"], batch: PairBatch) -> Float[Tensor, " batch"]:
+    """KL divergence of these predictions from the clean run's, KL(clean || these), in nats; summed over the vocabulary.
+
+    Its gradient at the clean run is zero, so gradient methods need another metric.
+
+    References:
+        Conmy et al. 2023, arXiv:2304.14997.
+    """
+    assert batch.reference is not None
+    clean = batch.reference.log_softmax(1)
+    return (clean.exp() * (clean - logits.log_softmax(1))).sum(1)
+
+
+def _rank(logits: Float[Tensor, "batch d_vocab"], batch: PairBatch) -> Int[Tensor, " batch"]:
+    there: Bool[Tensor, "batch answer"] = batch.answers != NO_TOKEN
+    best = _at(logits, batch.answers).masked_fill(~there, float("-inf")).amax(1, keepdim=True)
+    return (logits > best).sum(1)
+
+
+def accuracy(logits: Float[Tensor, "batch d_vocab"], batch: PairBatch) -> Float[Tensor, " batch"]:
+    """1 where no token is more likely than the best answer, else 0."""
+    return (_rank(logits, batch) == 0).to(logits.dtype)
+
+
+def rank(logits: Float[Tensor, "batch d_vocab"], batch: PairBatch) -> Float[Tensor, " batch"]:
+    """How many tokens are more likely than the best answer; 0 is best."""
+    return _rank(logits, batch).to(logits.dtype)
+
+
+def prefers_answer(logits: Float[Tensor, "batch d_vocab"], batch: PairBatch) -> Float[Tensor, " batch"]:
+    """1 where every answer is above every distractor, else 0: the accuracy between the two."""
+    right = _at(logits, batch.answers).masked_fill(batch.answers == NO_TOKEN, float("inf")).amin(1)
+    wrong = _at(logits, batch.distractors).masked_fill(batch.distractors == NO_TOKEN, float("-inf")).amax(1)
+    return (right > wrong).to(logits.dtype)
+
+
+def top_token(logits: Float[Tensor, "batch d_vocab"]) -> Int[Tensor, " batch"]:
+    """The most likely token."""
+    return torch.argmax(logits, 1)

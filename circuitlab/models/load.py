@@ -1,0 +1,180 @@
+"""Load a model: the bundled one, a checkpoint folder, a hub name, or a bridge that the user booted."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import torch
+
+from circuitlab.errors import ConfigError, ModelError
+from circuitlab.models.bridge import BridgeModel
+from circuitlab.models.verify import verify
+
+BUNDLED = "bundled"
+DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+
+
+def load_model(
+    model: Any = BUNDLED, *, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None
+) -> BridgeModel:
+    """Load a model and check that its parts add up.
+
+    Args:
+        model: `"bundled"`, a checkpoint folder in HuggingFace format, any name that TransformerLens loads, a booted
+            `TransformerBridge`, or a model that this function returned.
+        device: `"cpu"`, `"cuda"`, ...; the CPU by default, a booted bridge's own device otherwise.
+        dtype: `"float32"` (default), `"float64"`, `"bfloat16"` or `"float16"`.
+
+    Returns:
+        The model, in evaluation mode, without gradients on its weights.
+
+    Raises:
+        ConfigError: A device or dtype that this machine or library does not have.
+        ModelError: The folder lacks a file, the name is unknown, or there is no network to fetch it.
+        UnsupportedModelError: Its parts do not add up; the message has the measured number.
+    """
+    if isinstance(model, BridgeModel):
+        return model
+    if not isinstance(model, str | Path):
+        return _from_bridge(model)
+    place, kind = _device(device), _dtype(dtype)
+    name = str(model)
+    source = str(files("circuitlab") / "bundled") if name == BUNDLED else name
+    looks_local = name == BUNDLED or Path(source).exists() or source.startswith((".", "/", "~"))
+    if looks_local:
+        source = str(_checked_folder(Path(source).expanduser(), name))
+    loaded = BridgeModel(_boot(source, name, place, kind, local=looks_local), name)
+    verify(loaded)
+    return loaded
+
+
+def _from_bridge(bridge: Any) -> BridgeModel:
+    if not hasattr(bridge, "cfg") or not hasattr(bridge, "original_model"):
+        raise ModelError(
+            f"a model is a name, a folder or a TransformerBridge; got {type(bridge).__name__}. "
+            "Boot a HuggingFace model with TransformerBridge.boot_transformers(name, hf_model=...) first."
+        )
+    loaded = BridgeModel(bridge, str(getattr(bridge.cfg, "model_name", "bridge")))
+    verify(loaded)
+    return loaded
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    try:
+        place = torch.device(device or "cpu")
+    except RuntimeError:
+        raise ConfigError(f"unknown device {str(device)!r}. Use cpu, cuda, cuda:0 or mps.") from None
+    have = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not have.get(place.type, False) or (place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count()):
+        there = ", ".join(name for name, ok in have.items() if ok)
+        raise ConfigError(f"device {str(device)!r} is not available on this machine. Available: {there}.")
+    return place
+
+
+def _dtype(dtype: str | torch.dtype | None) -> torch.dtype:
+    if dtype is None:
+        return torch.float32
+    if isinstance(dtype, torch.dtype) and dtype in DTYPES.values():
+        return dtype
+    if str(dtype) not in DTYPES:
+        raise ConfigError(f"unknown dtype {str(dtype)!r}. Use one of: {', '.join(DTYPES)}.")
+    return DTYPES[str(dtype)]
+
+
+def _checked_folder(folder: Path, name: str) -> Path:
+    if not folder.is_dir():
+        what = "is a file, not a folder" if folder.exists() else "does not exist"
+        raise ModelError(f"model folder {name!r} {what}. Give a HuggingFace checkpoint folder, a hub name, or 'bundled'.")
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"model folder {name!r} has no config.json; it is no HuggingFace checkpoint (save_pretrained).")
+    if not any((folder / file).is_file() for file in TOKENIZER_FILES):
+        raise ModelError(
+            f"model folder {name!r} has no tokenizer ({', '.join(TOKENIZER_FILES)}). "
+            "Save it there too: tokenizer.save_pretrained(folder)."
+        )
+    if not [*folder.glob("*.safetensors"), *folder.glob("*.bin")]:
+        raise ModelError(f"model folder {name!r} has no weights (*.safetensors). Save them: model.save_pretrained(folder).")
+    return folder
+
+
+def _boot(source: str, name: str, device: torch.device, dtype: torch.dtype, *, local: bool) -> Any:
+    with _quiet(), nullcontext() if local else _offline_without_network():
+        from transformer_lens.model_bridge import TransformerBridge
+
+        try:
+            bridge = TransformerBridge.boot_transformers(source, device=str(device), dtype=dtype)
+        except Exception as error:  # the loaders below raise whatever they like: it is told, with its cause kept
+            raise _not_loaded(name, error, local=local) from error
+    bridge.eval()
+    for weight in bridge.original_model.parameters():
+        weight.requires_grad_(False)
+    return bridge
+
+
+def _not_loaded(name: str, error: Exception, *, local: bool) -> ModelError:
+    chain, seen = error, ""
+    while chain is not None:
+        seen += f"{type(chain).__name__}: {chain}\n"
+        chain = chain.__cause__ or chain.__context__
+    first = next((line for line in str(error).splitlines() if line.strip()), "").strip()
+    told = f"{type(error).__name__}: {first[:200]}"
+    if local:
+        return ModelError(f"model folder {name!r} cannot be loaded: {told}")
+    network = ("connect", "resolve", "network", "offline", "timed out", "proxy", "SSL", "unreachable", "couldn't find them")
+    if any(word.lower() in seen.lower() for word in network):
+        return ModelError(
+            f"model {name!r} is not in the local cache and the hub cannot be reached. Check the name and the network, or "
+            "give a local checkpoint folder, or use 'bundled'."
+        )
+    return ModelError(
+        f"model {name!r} cannot be loaded: {told} Give a name that TransformerLens loads, a checkpoint folder, or 'bundled'."
+    )
+
+
+@contextmanager
+def _offline_without_network() -> Iterator[None]:
+    """Where the hub's host has no address, use the cache at once instead of five retries (23 s measured)."""
+    from huggingface_hub import constants
+
+    try:
+        socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname, 443)
+    except OSError:
+        before = constants.HF_HUB_OFFLINE
+        constants.HF_HUB_OFFLINE = True
+        try:
+            yield
+        finally:
+            constants.HF_HUB_OFFLINE = before
+    else:
+        yield
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars and no chatter from the loaders; their settings are put back."""
+    from transformers.utils import logging as chatter
+
+    with ExitStack() as stack:
+        stack.callback(chatter.set_verbosity, chatter.get_verbosity())
+        if chatter.is_progress_bar_enabled():
+            stack.callback(chatter.enable_progress_bar)
+        chatter.set_verbosity_error()
+        chatter.disable_progress_bar()
+        for name in ("transformer_lens", "huggingface_hub"):
+            logger = logging.getLogger(name)
+            stack.callback(logger.setLevel, logger.level)
+            logger.setLevel(logging.ERROR)
+        advice = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
+        before = os.environ.get(advice)
+        stack.callback(lambda: os.environ.pop(advice) if before is None else os.environ.update({advice: before}))
+        os.environ[advice] = "1"
+        yield

@@ -1,0 +1,197 @@
+"""What the engine asks of a model: the stream, its readers and its writers, in plain tensors.
+
+No transformer_lens here. A model is a stack of blocks on a residual stream; every method below is one step of the
+forward pass with its input given, so that any part of the pass can be run again on other values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from circuitlab.data.encoding import TextEncoder
+from circuitlab.parts import ModelSpec, Slot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Recording:
+    """Everything one forward pass did, per layer. Heads' k and v stand once per query head.
+
+    Attributes:
+        resid_pre: The stream before each block.
+        attn_out: What each attention layer adds to the stream (after a post-norm, where there is one).
+        mlp_out: What each MLP adds to the stream; zeros where the model has none.
+        q: Queries after their projection, before norms and rotation.
+        k: Keys at the same point, one copy per query head.
+        v: Values at the same point, one copy per query head.
+        pattern: Attention weights, query position by key position.
+        z: Each head's weighted sum of values.
+        resid_final: The stream after the last block, before the final norm.
+    """
+
+    resid_pre: tuple[Float[Tensor, "batch seq d_model"], ...]
+    attn_out: tuple[Float[Tensor, "batch seq d_model"], ...]
+    mlp_out: tuple[Float[Tensor, "batch seq d_model"], ...]
+    q: tuple[Float[Tensor, "batch seq head d_head"], ...]
+    k: tuple[Float[Tensor, "batch seq head d_head"], ...]
+    v: tuple[Float[Tensor, "batch seq head d_head"], ...]
+    pattern: tuple[Float[Tensor, "batch head seq seq"], ...]
+    z: tuple[Float[Tensor, "batch seq head d_head"], ...]
+    resid_final: Float[Tensor, "batch seq d_model"]
+
+    def stream(self, layer: int) -> Float[Tensor, "batch seq d_model"]:
+        """The stream on entry to block `layer`; `layer = n_layers` is the end."""
+        return self.resid_final if layer == len(self.resid_pre) else self.resid_pre[layer]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Trace:
+    """A forward pass with gradients on: the points whose gradient tells about the readers.
+
+    Attributes:
+        start: The stream at the embedding, a leaf that requires a gradient.
+        resid_pre: The stream before each block, detached.
+        mlp_in: The stream that each MLP's norm reads, detached.
+        q: Queries in the graph.
+        k: Keys in the graph, one copy per query head.
+        v: Values in the graph, one copy per query head.
+        mlp_normed: Each MLP's input after its norm, in the graph; empty where the model has no MLPs.
+        resid_final: The stream before the final norm, in the graph.
+    """
+
+    start: Float[Tensor, "batch seq d_model"]
+    resid_pre: tuple[Float[Tensor, "batch seq d_model"], ...]
+    mlp_in: tuple[Float[Tensor, "batch seq d_model"], ...]
+    q: tuple[Float[Tensor, "batch seq head d_head"], ...]
+    k: tuple[Float[Tensor, "batch seq head d_head"], ...]
+    v: tuple[Float[Tensor, "batch seq head d_head"], ...]
+    mlp_normed: tuple[Float[Tensor, "batch seq d_model"], ...]
+    resid_final: Float[Tensor, "batch seq d_model"]
+
+
+class Frame(Protocol):
+    """What blocks are called with beside the stream (masks, positions), for one prompt length."""
+
+    @property
+    def n_tokens(self) -> int:
+        """The prompt length it was recorded for."""
+        ...
+
+
+class Model(Protocol):
+    """A transformer on a residual stream. All methods are without gradients unless they say otherwise."""
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The model's shape."""
+        ...
+
+    @property
+    def id(self) -> str:
+        """What the user called it."""
+        ...
+
+    @property
+    def text(self) -> TextEncoder:
+        """The tokenizer; raises `ModelError` where the model has none."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        ...
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The weights' dtype."""
+        ...
+
+    def weights_sha256(self) -> str:
+        """SHA-256 over names and bytes of all weights."""
+        ...
+
+    def frame(self, tokens: Int[Tensor, "batch seq"]) -> Frame:
+        """Record what blocks are called with for prompts of this length."""
+        ...
+
+    def record(self, tokens: Int[Tensor, "batch seq"]) -> Recording:
+        """Run the model once and keep everything."""
+        ...
+
+    def trace(self, start: Float[Tensor, "batch seq d_model"], frame: Frame) -> Trace:
+        """Run all blocks from an embedding with gradients on."""
+        ...
+
+    def run_blocks(
+        self, stream: Float[Tensor, "row seq d_model"], first: int, frame: Frame
+    ) -> Float[Tensor, "row seq d_model"]:
+        """The stream after the last block, from the stream on entry to block `first`."""
+        ...
+
+    def logits(self, stream: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_vocab"]:
+        """Next-token logits from the final stream at one position a row; gradients follow if they are on."""
+        ...
+
+    def project(
+        self, layer: int, slot: Slot, heads: Sequence[int], stream: Float[Tensor, "chosen row seq d_model"]
+    ) -> Float[Tensor, "chosen row seq d_head"]:
+        """Chosen heads' q, k or v, each from the stream that this head reads."""
+        ...
+
+    def attend(
+        self,
+        layer: int,
+        q: Float[Tensor, "row seq head d_head"],
+        k: Float[Tensor, "row seq head d_head"],
+        v: Float[Tensor, "row seq head d_head"],
+        frame: Frame,
+    ) -> Float[Tensor, "row seq head d_head"]:
+        """Every head's z from its queries, keys and values; k and v once per query head."""
+        ...
+
+    def attn_output(
+        self, layer: int, z: Float[Tensor, "row seq head d_head"]
+    ) -> Float[Tensor, "row seq d_model"]:
+        """What an attention layer adds to the stream, bias and post-norm included."""
+        ...
+
+    def head_outputs(
+        self, layer: int, z: Float[Tensor, "row seq head d_head"], heads: Sequence[int] | None = None
+    ) -> Float[Tensor, "chosen row seq d_model"]:
+        """Each head's own share of `attn_output`, without the bias; a post-norm is taken with the scale of this z."""
+        ...
+
+    def mlp_output(
+        self, layer: int, stream: Float[Tensor, "*row seq d_model"]
+    ) -> Float[Tensor, "*row seq d_model"]:
+        """What an MLP adds to the stream, from the stream it reads."""
+        ...
+
+    def has_post_norm(self, layer: int) -> bool:
+        """Whether a norm between the heads' sum and the stream couples the heads (Gemma 2 and 3)."""
+        ...
+
+    def pull_back(
+        self,
+        layer: int,
+        slot: Slot | None,
+        stream: Float[Tensor, "batch seq d_model"],
+        gradient: Float[Tensor, "batch seq ..."],
+    ) -> Float[Tensor, "chosen batch seq d_model"]:
+        """Gradient at the readers' input from the gradient behind norm and projection.
+
+        Args:
+            layer: The layer.
+            slot: Which slot of the heads, or None for the MLP.
+            stream: The stream that the readers read.
+            gradient: At q, k or v `[batch, seq, head, d_head]`; for the MLP at its normed input `[batch, seq, d_model]`.
+
+        Returns:
+            One gradient per reader: `chosen` is the heads, or 1 for the MLP.
+        """
+        ...

@@ -1,0 +1,123 @@
+"""Reach into torch modules and leave them as they were: every change lives in a context manager."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def first_tensor(output: Any) -> Tensor:
+    """The hidden states of a module's output, which is a tensor or a tuple that begins with one."""
+    return output[0] if isinstance(output, tuple) else output
+
+
+@contextmanager
+def hooks() -> Iterator[Hooks]:
+    """Collect hooks on modules; all of them are gone when the block is left, however it is left."""
+    with ExitStack() as stack:
+        yield Hooks(stack)
+
+
+class Hooks:
+    """Adds hooks whose removal is already arranged."""
+
+    def __init__(self, stack: ExitStack) -> None:
+        self._stack = stack
+
+    def output(self, module: nn.Module, see: Callable[[Tensor], Tensor | None]) -> None:
+        """Call `see` with the module's output tensor; what it returns, if anything, takes the output's place."""
+
+        def hook(_module: nn.Module, _args: tuple, output: Any) -> Any:
+            new = see(first_tensor(output))
+            if new is None:
+                return None
+            return (new, *output[1:]) if isinstance(output, tuple) else new
+
+        self._stack.callback(module.register_forward_hook(hook).remove)
+
+    def input(self, module: nn.Module, see: Callable[[Tensor], Tensor | None]) -> None:
+        """Call `see` with the module's first input; what it returns, if anything, takes the input's place."""
+
+        def hook(_module: nn.Module, args: tuple, kwargs: dict) -> Any:
+            if args:
+                new = see(args[0])
+                return None if new is None else ((new, *args[1:]), kwargs)
+            new = see(kwargs["hidden_states"])
+            return None if new is None else (args, {**kwargs, "hidden_states": new})
+
+        self._stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
+
+    def call(self, module: nn.Module, see: Callable[[tuple, dict], None]) -> None:
+        """Call `see` with everything the module is called with."""
+
+        def hook(_module: nn.Module, args: tuple, kwargs: dict) -> None:
+            see(args, kwargs)
+
+        self._stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
+
+
+@contextmanager
+def forward_replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Let a module compute something else for a while, and skip its own work."""
+    had = "forward" in vars(module)
+    before = vars(module).get("forward")
+    object.__setattr__(module, "forward", forward)
+    try:
+        yield
+    finally:
+        if had:
+            object.__setattr__(module, "forward", before)
+        else:
+            object.__delattr__(module, "forward")
+
+
+@contextmanager
+def attributes(target: Any, **values: Any) -> Iterator[None]:
+    """Set attributes that the target already has, and set them back. Absent ones are left alone."""
+    before = {name: getattr(target, name) for name in values if getattr(target, name, None) is not None}
+    for name in before:
+        setattr(target, name, values[name])
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(target, name, value)
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Dropout off, and the training flag of every submodule back as it was."""
+    training = [m for m in module.modules() if m.training]
+    for m in training:
+        m.training = False
+    try:
+        yield
+    finally:
+        for m in training:
+            m.training = True
+
+
+def broadcast_rows(value: Any, rows: int) -> Any:
+    """Tensors recorded for one prompt, viewed as for `rows` prompts; other values unchanged."""
+    if isinstance(value, Tensor) and value.ndim >= 2 and value.shape[0] == 1 and rows != 1:
+        return value.expand(rows, *value.shape[1:])
+    if isinstance(value, tuple):
+        return tuple(broadcast_rows(item, rows) for item in value)
+    return value
+
+
+def norm_gain(norm: nn.Module, normed_of: Tensor) -> Tensor:
+    """The factor `g / sigma(x)` by which an RMS norm scales each component of x; linear once sigma is given.
+
+    The gain g is read off the norm of a vector of ones, up to the norm's epsilon (1e-6), which the verification of a
+    model measures along with everything else.
+    """
+    with torch.no_grad():
+        gain = norm(torch.ones_like(normed_of))
+        scaled, normed = normed_of * gain, norm(normed_of)
+        inverse = (normed * scaled).sum(-1, keepdim=True) / (scaled * scaled).sum(-1, keepdim=True).clamp_min(1e-30)
+    return gain * inverse

@@ -1,0 +1,40 @@
+"""A HuggingFace tokenizer as the model uses it, beginning-of-sequence token included."""
+
+from typing import Any
+
+from circuitlab.data.encoding import Encoded
+from circuitlab.errors import ModelError
+
+
+class TokenizerText:
+    """Encodes text with offsets; implements `circuitlab.data.encoding.TextEncoder`.
+
+    Args:
+        tokenizer: A fast HuggingFace tokenizer.
+        prepend_bos: Whether the model expects its beginning-of-sequence token first.
+
+    Raises:
+        ModelError: The tokenizer cannot tell where in the text its tokens are.
+    """
+
+    def __init__(self, tokenizer: Any, prepend_bos: bool) -> None:
+        if not getattr(tokenizer, "is_fast", False):
+            raise ModelError(
+                f"tokenizer {type(tokenizer).__name__} is not a fast one and cannot tell where its tokens are in the text. "
+                "Save the checkpoint with a tokenizer.json."
+            )
+        self._tokenizer = tokenizer
+        self._bos = tokenizer.bos_token_id if prepend_bos else None
+
+    def encode(self, text: str) -> Encoded:
+        """Token ids, character ranges and token texts of a prompt."""
+        coded = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        ids = tuple(coded["input_ids"])
+        offsets = tuple((int(start), int(end)) for start, end in coded["offset_mapping"])
+        if self._bos is not None and (not ids or ids[0] != self._bos):
+            ids, offsets = (self._bos, *ids), ((0, 0), *offsets)
+        return Encoded(ids, offsets, self.decode(ids))
+
+    def decode(self, ids: tuple[int, ...]) -> tuple[str, ...]:
+        """Each token as text."""
+        return tuple(self._tokenizer.decode([i], clean_up_tokenization_spaces=False) for i in ids)

@@ -1,0 +1,97 @@
+"""The two runs that every patch is measured between, and how a final stream is judged."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from circuitlab.data.batch import PairBatch
+from circuitlab.errors import MetricError
+from circuitlab.metrics import Metric
+from circuitlab.models.protocol import Frame, Model, Recording
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Baseline:
+    """One batch, run clean and corrupted.
+
+    Attributes:
+        batch: The prompts, with the clean run's logits as reference.
+        frame: What blocks are called with at this length.
+        clean: The clean run.
+        corrupt: The corrupted run.
+        clean_logits: Next-token logits of the clean run at the answer position.
+        corrupt_logits: The same of the corrupted run.
+    """
+
+    batch: PairBatch
+    frame: Frame
+    clean: Recording
+    corrupt: Recording
+    clean_logits: Float[Tensor, "batch d_vocab"]
+    corrupt_logits: Float[Tensor, "batch d_vocab"]
+
+    def gap(self, metric: Metric) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
+        """The metric of the clean and of the corrupted run, per example."""
+        return metric(self.clean_logits, self.batch), metric(self.corrupt_logits, self.batch)
+
+
+@torch.no_grad()
+def record_baseline(model: Model, batch: PairBatch) -> Baseline:
+    """Run a batch clean and corrupted, once each."""
+    clean, corrupt = model.record(batch.clean), model.record(batch.corrupt)
+    clean_logits = model.logits(at_answer(clean.resid_final, batch.answer_at))
+    return Baseline(
+        batch=batch.with_reference(clean_logits),
+        frame=model.frame(batch.clean),
+        clean=clean,
+        corrupt=corrupt,
+        clean_logits=clean_logits,
+        corrupt_logits=model.logits(at_answer(corrupt.resid_final, batch.answer_at)),
+    )
+
+
+def at_answer(
+    stream: Float[Tensor, "row seq d_model"], answer_at: Int[Tensor, " row"]
+) -> Float[Tensor, "row d_model"]:
+    """The stream at each row's answer position."""
+    return stream[torch.arange(len(stream), device=stream.device), answer_at]
+
+
+@torch.no_grad()
+def judge(
+    model: Model,
+    metric: Metric,
+    baseline: Baseline,
+    stream: Float[Tensor, "row d_model"],
+    example: Int[Tensor, " row"],
+) -> Float[Tensor, " row"]:
+    """The metric of final streams.
+
+    Args:
+        model: The model.
+        metric: What to measure.
+        baseline: The batch the rows come from.
+        stream: Final stream at the answer position, one per row.
+        example: Which example of the batch each row is a variant of.
+    """
+    return metric(model.logits(stream), baseline.batch.take(example))
+
+
+def check_gap(metric: Metric, clean: Float[Tensor, " example"], corrupt: Float[Tensor, " example"]) -> None:
+    """Refuse a metric that cannot tell the two runs apart.
+
+    Raises:
+        MetricError: The means over examples coincide, so that nothing can be normalised by their difference.
+    """
+    gap = float(clean.mean() - corrupt.mean())
+    scale = float(torch.stack([clean, corrupt]).abs().mean())
+    if abs(gap) <= 1e-6 * max(scale, 1e-6):
+        raise MetricError(
+            f"metric {metric.name!r} is {float(clean.mean()):.4g} on the clean and {float(corrupt.mean()):.4g} on the "
+            "corrupted prompts: with no difference there is nothing to explain. Check answers and corruption, or take "
+            "another metric."
+        )

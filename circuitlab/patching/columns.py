@@ -1,0 +1,135 @@
+"""The horizontal axis of a sweep by position: positions where prompts line up, spans where they do not.
+
+A span is patched as a whole: all its tokens at once. Tokens that belong to no span stand in gaps named after the span
+before them, so that every token of every prompt is in some column.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from circuitlab.data.batch import PairBatch
+from circuitlab.data.pairs import Pair, PairSet, TokenRange
+from circuitlab.errors import ConfigError, UnknownNameError
+
+AXES = ("auto", "position", "span", "all")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Columns:
+    """Columns of a grid and where they lie in each batch.
+
+    Attributes:
+        kind: "position" or "span" (a single span "all" where the whole prompt is one column).
+        labels: What stands on the axis: a token, the span it belongs to, or the span's name.
+        masks: For each batch, the tokens of each column; a column without tokens is absent from that example.
+    """
+
+    kind: str
+    labels: tuple[str, ...]
+    masks: tuple[Bool[Tensor, "column batch seq"], ...]
+
+
+def columns_of(pairs: PairSet | PairBatch, batches: Sequence[PairBatch], axis: str) -> Columns:
+    """Decide the columns.
+
+    Args:
+        pairs: What the user gave; a `PairSet` knows the tokens' texts.
+        batches: The same, bucketed by length.
+        axis: "position", "span", "all" (the whole prompt at once), or "auto": by position if all prompts have one length
+            and their spans line up, else by span.
+
+    Raises:
+        UnknownNameError: The axis is none of these.
+        ConfigError: By position, but prompts differ in length; by span, but there are no spans.
+    """
+    if axis not in AXES:
+        raise UnknownNameError.of("axis", axis, AXES)
+    if axis == "all":
+        return Columns("span", ("all",), tuple(torch.ones_like(b.clean, dtype=torch.bool)[None] for b in batches))
+    lengths = sorted({batch.n_tokens for batch in batches})
+    if axis == "position" and len(lengths) > 1:
+        raise ConfigError(f"prompts have {lengths} tokens, so positions do not line up. Use axis='span'.")
+    if axis == "span" and not any(batch.spans for batch in batches):
+        raise ConfigError("these pairs carry no spans. Name spans in the task, or use axis='position'.")
+    lines_up = len(lengths) == 1 and _spans_line_up(batches[0])
+    if axis == "position" or (axis == "auto" and lines_up):
+        return _positions(pairs, batches[0])
+    return _spans(batches)
+
+
+def _spans_line_up(batch: PairBatch) -> bool:
+    return all(bool((span == span[:1]).all()) for span in batch.spans.values())
+
+
+def _positions(pairs: PairSet | PairBatch, batch: PairBatch) -> Columns:
+    n, device = batch.n_tokens, batch.clean.device
+    masks = torch.eye(n, dtype=torch.bool, device=device)[:, None].expand(n, len(batch), n)
+    spans = {name: tuple(span[0].tolist()) for name, span in batch.spans.items()} if _spans_line_up(batch) else {}
+    texts = list(pairs) if isinstance(pairs, PairSet) else []
+    return Columns("position", tuple(_position_label(i, texts, spans) for i in range(n)), (masks,))
+
+
+def _position_label(position: int, pairs: Sequence[Pair], spans: Mapping[str, TokenRange]) -> str:
+    """The token where all clean prompts agree on it; else the span it lies in, or how far behind one; else the number."""
+    tokens = {pair.clean_tokens[position] for pair in pairs}
+    if len(tokens) == 1:
+        return tokens.pop()
+    inside = [(end - start, name) for name, (start, end) in spans.items() if start <= position < end]
+    if inside:
+        return min(inside)[1]
+    before = [(end, name) for name, (_, end) in spans.items() if end <= position]
+    return f"{max(before)[1]} +{position - max(before)[0] + 1}" if before else str(position)
+
+
+def _spans(batches: Sequence[PairBatch]) -> Columns:
+    per_batch = [_span_masks(batch) for batch in batches]
+    centres: dict[str, list[float]] = {}
+    for masks in per_batch:
+        for name, mask in masks.items():
+            there = mask.any(1)
+            if bool(there.any()):
+                places = torch.arange(mask.shape[1], device=mask.device).float() / mask.shape[1]
+                centre = (mask * places).sum(1)[there] / mask.sum(1)[there]
+                centres.setdefault(name, []).append(float(centre.mean()))
+    order = sorted(centres, key=lambda name: sum(centres[name]) / len(centres[name]))
+
+    def stacked(batch: PairBatch, masks: Mapping[str, Tensor]) -> Tensor:
+        nothing = torch.zeros(batch.clean.shape, dtype=torch.bool, device=batch.clean.device)
+        return torch.stack([masks.get(name, nothing) for name in order])
+
+    return Columns("span", tuple(order), tuple(map(stacked, batches, per_batch)))
+
+
+def _span_masks(batch: PairBatch) -> dict[str, Bool[Tensor, "batch seq"]]:
+    places = torch.arange(batch.n_tokens, device=batch.clean.device)
+    masks = {
+        name: (places >= span[:, :1]) & (places < span[:, 1:])
+        for name, span in sorted(batch.spans.items())
+    }
+    free = ~torch.stack(list(masks.values())).any(0)
+    names = list(masks)
+    for row in range(len(batch)):
+        for start, end in _runs(free[row].tolist()):
+            before = [(int(batch.spans[name][row, 1]), name) for name in names if 0 < int(batch.spans[name][row, 1]) <= start]
+            gap = f"after {max(before)[1]}" if before else "start"
+            mask = masks.setdefault(gap, torch.zeros_like(free))
+            mask[row, start:end] = True
+    return masks
+
+
+def _runs(flags: Sequence[bool]) -> list[tuple[int, int]]:
+    """Half-open ranges of consecutive true values."""
+    runs, start = [], None
+    for i, flag in enumerate([*flags, False]):
+        if flag and start is None:
+            start = i
+        elif not flag and start is not None:
+            runs.append((start, i))
+            start = None
+    return runs

@@ -1,0 +1,85 @@
+"""Sources that tasks, metrics and methods name, and their BibTeX."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reference:
+    """One citable source.
+
+    Attributes:
+        key: BibTeX key, unique in the library.
+        authors: Names as "Family, Given", in the order of the source.
+        title: Title as printed.
+        year: Year of publication.
+        arxiv: arXiv identifier, or None.
+        url: Address, or None.
+    """
+
+    key: str
+    authors: tuple[str, ...]
+    title: str
+    year: int
+    arxiv: str | None = None
+    url: str | None = None
+
+    def bibtex(self) -> str:
+        """The entry as BibTeX, one field a line."""
+        kind = "article" if self.arxiv else "misc"
+        fields = [("author", " and ".join(self.authors)), ("title", "{" + self.title + "}"), ("year", str(self.year))]
+        if self.arxiv:
+            fields += [("journal", f"arXiv preprint arXiv:{self.arxiv}"), ("eprint", self.arxiv)]
+        if self.url:
+            fields.append(("url", self.url))
+        body = ",\n".join(f"  {name} = {{{value}}}" for name, value in fields)
+        return f"@{kind}{{{self.key},\n{body}\n}}"
+
+
+WANG_2023 = Reference(
+    key="wang2023interpretability",
+    authors=("Wang, Kevin", "Variengien, Alexandre", "Conmy, Arthur", "Shlegeris, Buck", "Steinhardt, Jacob"),
+    title="Interpretability in the Wild: a Circuit for Indirect Object Identification in GPT-2 small",
+    year=2023,
+    arxiv="2211.00593",
+)
+CONMY_2023 = Reference(
+    key="conmy2023towards",
+    authors=(
+        "Conmy, Arthur",
+        "Mavor-Parker, Augustine N.",
+        "Lynch, Aengus",
+        "Heimersheim, Stefan",
+        "Garriga-Alonso, Adria",
+    ),
+    title="Towards Automated Circuit Discovery for Mechanistic Interpretability",
+    year=2023,
+    arxiv="2304.14997",
+)
+SYED_2023 = Reference(
+    key="syed2023attribution",
+    authors=("Syed, Aaquib", "Rager, Can", "Conmy, Arthur"),
+    title="Attribution Patching Outperforms Automated Circuit Discovery",
+    year=2023,
+    arxiv="2310.10348",
+)
+HANNA_2024 = Reference(
+    key="hanna2024have",
+    authors=("Hanna, Michael", "Pezzelle, Sandro", "Belinkov, Yonatan"),
+    title="Have Faith in Faithfulness: Going Beyond Circuit Overlap When Finding Model Mechanisms",
+    year=2024,
+    arxiv="2403.17806",
+)
+MARKS_2024 = Reference(
+    key="marks2024sparse",
+    authors=("Marks, Samuel", "Rager, Can", "Michaud, Eric J.", "Belinkov, Yonatan", "Bau, David", "Mueller, Aaron"),
+    title="Sparse Feature Circuits: Discovering and Editing Interpretable Causal Graphs in Language Models",
+    year=2024,
+    arxiv="2403.19647",
+)
+MIB_2025 = Reference(
+    key="mueller2025mib",
+    authors=("Mueller, Aaron", "Geiger, Atticus", "Wiegreffe, Sarah", "others"),
+    title="MIB: A Mechanistic Interpretability Benchmark",
+    year=2025,
+    arxiv="2504.13151",
+)

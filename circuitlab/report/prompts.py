@@ -1,0 +1,86 @@
+"""Pairs of prompts as a reader can compare them: token above token, with the differences and the spans marked."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from difflib import SequenceMatcher
+from typing import Any
+
+from circuitlab.report.markup import Html, element, joined
+from circuitlab.viz import visible_token
+
+_PIECE = re.compile(r"\s?\w+|\s?[^\w\s]+|\s+")
+
+
+def shown_pair(pair: Mapping[str, Any]) -> Html:
+    """One pair: a column for each token, clean above corrupted, then answer above distractor.
+
+    Where the data set holds no token texts, the prompts are cut at words instead, and the spans, which count tokens,
+    are left out.
+    """
+    tokens = _texts(pair.get("clean_tokens")), _texts(pair.get("corrupt_tokens"))
+    exact = bool(tokens[0]) and len(tokens[0]) == len(tokens[1])
+    clean, corrupt = tokens if exact else (_PIECE.findall(pair["clean"]), _PIECE.findall(pair["corrupt"]))
+    spans = _spans(pair.get("spans"), len(clean)) if exact else {}
+    cells = [_column("", "clean", "corrupted", "names")]
+    for i, (above, below, differs) in enumerate(_aligned(clean, corrupt)):
+        name, inside = spans.get(i, ("", False))
+        kind = " ".join(word for word, wanted in (("tok", True), ("diff", differs), ("span", inside)) if wanted)
+        cells.append(_column(name, _shown(above), _shown(below), kind))
+    cells.append(_column("", _words(pair.get("answers")), _words(pair.get("distractors")), "goal"))
+    return element("div", *cells, class_="pair")
+
+
+def _column(name: str, above: str, below: str, kind: str) -> Html:
+    marked = element("span", below, class_="below")
+    return element(
+        "div", element("span", above, class_="above"), marked, element("span", name, class_="name"), class_=kind
+    )
+
+
+def _shown(token: str | None) -> str:
+    return "" if token is None else visible_token(token, 24)
+
+
+def _texts(value: object) -> list[str]:
+    return [str(item) for item in value] if isinstance(value, list | tuple) else []
+
+
+def _words(value: object) -> Html:
+    """Answers, of which any would be right, after an arrow."""
+    words = [element("b", visible_token(word, 24)) for word in _texts(value)]
+    parts = [part for word in words for part in (" / ", word)][1:]
+    return joined("→ ", *parts)
+
+
+def _aligned(clean: Sequence[str], corrupt: Sequence[str]) -> list[tuple[str | None, str | None, bool]]:
+    """Pieces side by side with whether they differ; None where the other prompt is longer."""
+    if len(clean) == len(corrupt):
+        return [(a, b, a != b) for a, b in zip(clean, corrupt, strict=True)]
+    rows: list[tuple[str | None, str | None, bool]] = []
+    for tag, a0, a1, b0, b1 in SequenceMatcher(None, clean, corrupt, autojunk=False).get_opcodes():
+        for i in range(max(a1 - a0, b1 - b0)):
+            above = clean[a0 + i] if a0 + i < a1 else None
+            below = corrupt[b0 + i] if b0 + i < b1 else None
+            rows.append((above, below, tag != "equal"))
+    return rows
+
+
+def _spans(value: object, n_tokens: int) -> dict[int, tuple[str, bool]]:
+    """Token -> the name of the span that begins there (or nothing), and that it lies in one."""
+    marked: dict[int, tuple[str, bool]] = {}
+    items = value.items() if isinstance(value, Mapping) else ()
+    for name, ends in sorted(items, key=lambda item: (_start(item[1]), str(item[0]))):
+        start = _start(ends)
+        if start < 0:
+            continue
+        for i in range(start, min(int(ends[1]), n_tokens)):
+            before = marked.get(i, ("", False))[0]
+            marked[i] = (", ".join(filter(None, (before, str(name)))) if i == start else before, True)
+    return marked
+
+
+def _start(ends: object) -> int:
+    whole = isinstance(ends, list | tuple) and len(ends) == 2 and all(isinstance(end, int) for end in ends)
+    return int(ends[0]) if whole else -1  # type: ignore[index]

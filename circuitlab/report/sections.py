@@ -1,0 +1,289 @@
+"""The parts of the page, in the order in which a reader asks."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Mapping
+
+from circuitlab.parts import Edge
+from circuitlab.report.figures import circuit_figure, curve_figure, sweep_figure
+from circuitlab.report.findings import caveats, headline, held_out_count, random_values, share_of_edges
+from circuitlab.report.folder import RunFolder
+from circuitlab.report.markup import (
+    NONE,
+    Html,
+    element,
+    facts,
+    interval,
+    joined,
+    number,
+    percent,
+    significant,
+    table,
+)
+from circuitlab.report.prompts import shown_pair
+from circuitlab.viz import DrawnEdge
+
+_SHORT = 16
+_N_EXAMPLES = 4
+_N_EDGES = 30
+
+
+def section(title: str, *children: str | None) -> Html:
+    """A part of the page under its heading."""
+    return element("section", element("h2", title), *children)
+
+
+def opening(run: RunFolder) -> Html:
+    """What was found: a sentence, and the four numbers that matter most."""
+    evaluation, task = run.evaluation, run.about("task")
+    randoms = random_values(evaluation)
+    total = evaluation.get("n_edges_total")
+    tiles = [
+        ("faithfulness, held-out", number(evaluation["faithfulness"]), interval(evaluation.get("faithfulness_ci"))),
+        (
+            "edges kept",
+            f"{evaluation['n_edges']:,}",
+            f"of {total:,} ({percent(share_of_edges(evaluation))})" if total else "",
+        ),
+        ("accuracy of the circuit", percent(evaluation.get("accuracy_circuit"), 0), _whole_model(evaluation)),
+        (
+            "random circuits, highest",
+            number(max(randoms)) if randoms else NONE,
+            f"of {len(randoms)}" if randoms else "",
+        ),
+    ]
+    cells = (
+        element("div", element("b", value), element("span", name), element("small", note or None))
+        for name, value, note in tiles
+    )
+    return element(
+        "header",
+        element("p", "Circuit report", class_="kicker"),
+        element("h1", f"{task.get('label') or task['name']} in {run.about('model')['id']}"),
+        element("p", headline(run), class_="lede"),
+        element("div", *cells, class_="tiles"),
+    )
+
+
+def _whole_model(evaluation: Mapping[str, object]) -> str:
+    accuracy = evaluation.get("accuracy_model")
+    return f"whole model {percent(accuracy, 0)}" if accuracy is not None else ""
+
+
+def question(run: RunFolder) -> Html:
+    """What was asked: the task, and a few pairs."""
+    task, data = run.about("task"), run.about("dataset")
+    settings = task.get("settings")
+    chosen = ", ".join(f"{k} = {v}" for k, v in settings.items()) if isinstance(settings, Mapping) else ""
+    dropped = data.get("dropped")
+    lost = "; ".join(f"{why}: {count}" for why, count in dropped.items()) if isinstance(dropped, Mapping) else ""
+    held_out = held_out_count(run)
+    examples = [pair for pair in run.pairs if pair.get("split") != "held_out"][: _N_EXAMPLES - 1]
+    examples += [pair for pair in run.pairs if pair.get("split") == "held_out"][: _N_EXAMPLES - len(examples)]
+    return section(
+        "What was asked",
+        element("p", str(task.get("summary") or "")),
+        facts(
+            (
+                ("task", f"{task['name']}, version {task['version']}" if task.get("version") else str(task["name"])),
+                ("settings", chosen),
+                ("pairs", f"{len(run.pairs) - held_out:,} to find the circuit, {held_out:,} held out to test it"),
+                ("dropped", lost),
+                ("fingerprint of the task", _code(task.get("fingerprint"))),
+                ("fingerprint of the data", _code(data.get("fingerprint") or run.manifest.get("dataset_fingerprint"))),
+            )
+        ),
+        element(
+            "p",
+            "Each pair has a clean prompt above and a corrupted one below; what differs is marked. The answer is right "
+            "after the clean prompt, the distractor under it after the corrupted one. Names under a line are spans.",
+            class_="note",
+        ),
+        *(shown_pair(pair) for pair in examples),
+    )
+
+
+def model(run: RunFolder) -> Html:
+    """Of what model, run how."""
+    about, config = run.about("model"), run.about("config")
+    shape = [
+        f"{about[key]:,} {word}" if isinstance(about.get(key), int) else ""
+        for key, word in (("n_layers", "layers"), ("n_heads", "heads a layer"), ("d_model", "wide"))
+    ]
+    versions = ", ".join(f"{name} {value}" for name, value in run.about("versions").items())
+    seconds = run.about("seconds")
+    spent = [float(s) for s in seconds.values() if isinstance(s, int | float)]
+    steps = f" with {config['steps']} steps" if config.get("steps") else ""
+    return section(
+        "The model and the method",
+        facts(
+            (
+                ("model", str(about["id"])),
+                ("weights, SHA-256", _code(about.get("weights_sha256"))),
+                ("shape", ", ".join(filter(None, shape))),
+                ("graph", f"{run.n_nodes_total:,} nodes" + _edges_in_all(run.evaluation)),
+                ("edges scored by", f"{config['method']}{steps}" if config.get("method") else ""),
+                ("metric", metric_name(run)),
+                ("replaced by", str(config.get("ablation") or "")),
+                ("faithfulness aimed at", number(config["target"]) if config.get("target") is not None else ""),
+                ("seed", str(config.get("seed", run.manifest.get("seed", "")))),
+                ("device", ", ".join(str(run.manifest[key]) for key in ("device", "dtype") if run.manifest.get(key))),
+                ("versions", versions),
+                ("time", f"{sum(spent):,.0f} s" if spent else ""),
+            )
+        ),
+    )
+
+
+def _edges_in_all(evaluation: Mapping[str, object]) -> str:
+    total = evaluation.get("n_edges_total")
+    return f", {total:,} edges" if isinstance(total, int) else ""
+
+
+def metric_name(run: RunFolder) -> str:
+    """The metric with spaces for underscores."""
+    name = run.about("config").get("metric") or run.evaluation.get("metric") or "metric"
+    return str(name).replace("_", " ")
+
+
+def behaviour(run: RunFolder) -> Html:
+    """The metric of the corrupted run, the circuit and the whole model."""
+    e = run.evaluation
+    rows = [
+        (
+            "whole model, clean prompt",
+            significant(e.get("metric_clean")),
+            percent(e.get("accuracy_model")),
+            "1",
+        ),
+        (
+            "the circuit, rest corrupted",
+            significant(e.get("metric_circuit")),
+            percent(e.get("accuracy_circuit")),
+            " ".join(filter(None, (number(e["faithfulness"]), interval(e.get("faithfulness_ci"))))),
+        ),
+        ("whole model, corrupted prompt", significant(e.get("metric_corrupt")), "", "0"),
+    ]
+    return section(
+        "Does the circuit do it?",
+        element("p", f"Means over {held_out_count(run):,} held-out pairs.", class_="note"),
+        table(("", metric_name(run), "accuracy", "faithfulness"), rows, numbers=(1, 2, 3), name="behaviour"),
+    )
+
+
+def heatmaps(run: RunFolder) -> Html | None:
+    """Where in the model the information is."""
+    if not run.sweeps:
+        return None
+    return section(
+        "Where the information is",
+        element(
+            "p",
+            "Each cell is one patch: what the clean run has there is put into the corrupted run. 0 leaves the "
+            "corrupted answer, 1 brings the clean one back. Layer 0 is at the top.",
+            class_="note",
+        ),
+        element("div", *(sweep_figure(sweep) for sweep in run.sweeps), class_="heatmaps"),
+    )
+
+
+def circuit(run: RunFolder) -> Html:
+    """The graph, and its strongest edges."""
+    ranked = sorted(run.edges, key=lambda edge: (-edge.strength, edge.name))
+    top = max((edge.strength for edge in ranked), default=0.0)
+    shown = ranked[:_N_EDGES]
+    rest = (
+        f"The {len(shown)} strongest of {len(ranked):,}; all are in "
+        if len(ranked) > len(shown)
+        else "All edges, also in "
+    )
+    return joined(
+        section("The circuit", circuit_figure(run)),
+        section(
+            "Strongest edges",
+            element("p", rest, element("code", "edges.csv"), ". A positive score: the edge helps.", class_="note"),
+            table(
+                ("edge", "from", "to", "enters", "score", ""),
+                [_edge_row(edge, top) for edge in shown],
+                numbers=(4,),
+                name="edges",
+            ),
+        ),
+    )
+
+
+def _edge_row(edge: DrawnEdge, top: float) -> tuple[str, ...]:
+    parsed = Edge.parse(edge.name)
+    slot = {"q": "query", "k": "key", "v": "value"}.get(parsed.reader.slot.value if parsed.reader.slot else "", "")
+    share = 100 * edge.strength / top if top else 0.0
+    kind = "hurts" if edge.score < 0 else "helps"
+    bar = element("span", class_=f"bar {kind}", style=f"width:{share:.1f}%", title=kind)
+    score = "not scored" if math.isnan(edge.score) else significant(edge.score)
+    return (element("code", edge.name), edge.source, edge.target, slot, score, element("div", bar, class_="track"))
+
+
+def evaluation(run: RunFolder) -> Html:
+    """Size against faithfulness, and random circuits beside it."""
+    e = run.evaluation
+    randoms = random_values(e)
+    areas = (("CPR", e.get("cpr")), ("CMD", e.get("cmd")))
+    lines = [
+        ("nodes in the circuit", f"{len(run.nodes):,} of {run.n_nodes_total:,}"),
+        ("random circuits", f"{number(min(randoms))} to {number(max(randoms))} ({len(randoms)})" if randoms else ""),
+        *((name, number(value, 3)) for name, value in areas if value is not None),
+        ("KL to the whole model", f"{significant(e['kl'])} nats" if isinstance(e.get("kl"), int | float) else ""),
+    ]
+    areas_note = (
+        "CPR is the area under faithfulness against the share of edges kept (1 is best), CMD the area between "
+        "faithfulness and 1 (0 is best)."
+    )
+    return section(
+        "How small can it be?",
+        curve_figure(run, e),
+        facts(lines),
+        element("p", areas_note, class_="note") if any(value is not None for _, value in areas) else None,
+    )
+
+
+def certainty(run: RunFolder) -> Html:
+    """What bounds the numbers."""
+    return section("How sure is this?", element("ul", *(element("li", sentence) for sentence in caveats(run))))
+
+
+def citing(run: RunFolder) -> Html:
+    """How to cite, run again, and check the files."""
+    folder = shlex.quote(run.path.resolve().name)
+    bibtex = run.manifest.get("bibtex")
+    command = run.manifest.get("command")
+    if isinstance(command, list | tuple):
+        command = shlex.join(map(str, command))
+    again = [f"circuitlab reproduce {folder}", f"circuitlab report {folder}", f"circuitlab cite {folder}"]
+    sizes = {name: (run.path / name).stat().st_size for name in run.files}
+    return joined(
+        section("How to cite", element("pre", str(bibtex))) if bibtex else None,
+        section(
+            "How to run it again",
+            element("p", "Made with", class_="note") if command else None,
+            element("pre", str(command)) if command else None,
+            element(
+                "p", "Run again and compare file by file; make this page again; print the citation:", class_="note"
+            ),
+            element("pre", "\n".join(again)),
+        ),
+        section(
+            f"Files ({len(run.files)})",
+            table(
+                ("file", "bytes", "SHA-256"),
+                [(name, f"{sizes[name]:,}", element("code", digest)) for name, digest in run.files.items()],
+                numbers=(1,),
+                name="files",
+            ),
+        ),
+    )
+
+
+def _code(value: object) -> Html | None:
+    """The beginning of a hash; the whole of it on hover."""
+    return element("code", str(value)[:_SHORT], title=str(value)) if value else None

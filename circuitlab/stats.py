@@ -1,0 +1,109 @@
+"""Statistics over examples: intervals, tests and corrections. Values come per example, means are taken here.
+
+The bootstrap draws counts (how often each example is in a resample) and takes all means of a grid as one matrix product:
+a grid of 200 cells, 100 examples and 2,000 resamples takes 5 ms, where resampling every cell by index takes seconds.
+`scipy.stats.bootstrap` is its oracle in the tests.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+N_RESAMPLES = 2000
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Interval:
+    """Lower and upper end of a bootstrap percentile interval, elementwise."""
+
+    low: Float[np.ndarray, "*cell"]
+    high: Float[np.ndarray, "*cell"]
+
+
+def ratio_of_means(
+    numerator: Float[np.ndarray, "*cell example"], denominator: Float[np.ndarray, "*#cell example"]
+) -> Float[np.ndarray, "*cell"]:
+    """Mean over examples of one, divided by the mean of the other: the field's faithfulness, means first."""
+    return numerator.mean(-1) / denominator.mean(-1)
+
+
+def ratio_interval(
+    numerator: Float[np.ndarray, "*cell example"],
+    denominator: Float[np.ndarray, "*#cell example"],
+    seed: int,
+    n_resamples: int = N_RESAMPLES,
+) -> Interval:
+    """Bootstrap percentile interval of `ratio_of_means`, resampling examples as pairs of both.
+
+    Args:
+        numerator: Values per example.
+        denominator: What each cell is divided by, per example.
+        seed: Same seed, same resamples.
+        n_resamples: How many.
+
+    Returns:
+        The 95 % interval of every cell. It speaks of the choice of prompts, not of the choice of circuit.
+    """
+    counts = _resample_counts(denominator.shape[-1], seed, n_resamples)
+    ratios = (numerator @ counts) / (denominator @ counts)
+    return _percentiles(ratios)
+
+
+def mean_interval(values: Float[np.ndarray, "*cell example"], seed: int, n_resamples: int = N_RESAMPLES) -> Interval:
+    """Bootstrap percentile interval of the mean over examples."""
+    counts = _resample_counts(values.shape[-1], seed, n_resamples)
+    return _percentiles(values @ counts / values.shape[-1])
+
+
+def sign_flip_p(
+    differences: Float[np.ndarray, "*cell example"], seed: int, n_resamples: int = N_RESAMPLES
+) -> Float[np.ndarray, "*cell"]:
+    """Two-sided sign-flip permutation p-value of the mean difference; not corrected for the number of cells.
+
+    Args:
+        differences: Paired differences, symmetric about 0 if nothing happens.
+        seed: Same seed, same flips.
+        n_resamples: How many; the smallest p-value is 1 / (n_resamples + 1).
+
+    Returns:
+        (1 + number of flips with a mean at least as far from 0) / (1 + number of flips).
+    """
+    rng = np.random.default_rng([seed, 1])
+    flips = rng.integers(0, 2, (differences.shape[-1], n_resamples)) * 2.0 - 1.0
+    n = differences.shape[-1]
+    observed = np.abs(differences.mean(-1))[..., None]
+    flipped = np.abs(differences @ flips) / n
+    # Equal means must count as equal although they were summed in another order.
+    slack = 1e-9 * np.maximum(1e-30, np.abs(differences).mean(-1))[..., None]
+    return (1 + (flipped >= observed - slack).sum(-1)) / (1 + n_resamples)
+
+
+def holm(p_values: Float[np.ndarray, "*cell"]) -> Float[np.ndarray, "*cell"]:
+    """Holm's correction over all cells: adjusted p-values that control the family-wise error rate."""
+    flat = p_values.ravel()
+    order = np.argsort(flat, kind="stable")
+    factors = len(flat) - np.arange(len(flat))
+    adjusted = np.minimum(1.0, np.maximum.accumulate(flat[order] * factors))
+    out = np.empty_like(flat)
+    out[order] = adjusted
+    return out.reshape(p_values.shape)
+
+
+def benjamini_hochberg(p_values: Float[np.ndarray, "*cell"]) -> Float[np.ndarray, "*cell"]:
+    """Benjamini and Hochberg's correction over all cells: adjusted p-values that control the false discovery rate."""
+    from scipy.stats import false_discovery_control
+
+    return false_discovery_control(p_values.ravel()).reshape(p_values.shape)
+
+
+def _resample_counts(n: int, seed: int, n_resamples: int) -> Float[np.ndarray, "example resample"]:
+    rng = np.random.default_rng([seed, 0])
+    return rng.multinomial(n, np.full(n, 1.0 / n), size=n_resamples).T.astype(np.float64)
+
+
+def _percentiles(values: Float[np.ndarray, "*cell resample"]) -> Interval:
+    tail = (1.0 - CONFIDENCE) / 2
+    low, high = np.quantile(values, [tail, 1.0 - tail], axis=-1)
+    return Interval(low, high)

@@ -1,0 +1,317 @@
+"""Drawings of circuits: input at the bottom, logits at the top, a row for each layer's heads and one for its MLP."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Literal
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyBboxPatch, PathPatch, Rectangle
+from matplotlib.path import Path as Curve
+
+from circuitlab.errors import GraphError
+from circuitlab.parts import Edge, Kind, Node
+from circuitlab.viz.layered import Layered, lay_out, path_of
+from circuitlab.viz.legend import draw_legend
+from circuitlab.viz.save import fit, new_figure, place
+from circuitlab.viz.style import BAND, INK, MUTED, PAPER, Colour, diverging, mixed, sign_colour, style, text_on
+from circuitlab.viz.text import drawable
+
+# More edges than this tell a reader nothing; the strongest are drawn and the figure says so.
+MOST_EDGES = 800
+# Inches: width, height, and free room on either side.
+_SIZES = {"input": (0.66, 0.25), "head": (0.54, 0.33), "mlp": (0.5, 0.25), "logits": (0.66, 0.25)}
+_ROOM = 0.06
+_PORTS = {"q": -0.17, "k": 0.0, "v": 0.17}
+_GAP = (0.42, 1.15)
+_WIDTHS = (0.45, 3.6)
+_CASING = 1.1
+_LEGEND_GAP = 0.45
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrawnNode:
+    """A node as a drawing needs it.
+
+    Attributes:
+        name: `input`, `a3.h2`, `m0` or `logits`.
+        kind: What it is.
+        layer: Its layer; None for input and logits.
+        head: Its head; None for all but heads.
+        sweep_effect: What patching this node alone recovers, 0 = corrupted, 1 = clean; None if it was not measured.
+    """
+
+    name: str
+    kind: Literal["input", "head", "mlp", "logits"]
+    layer: int | None = None
+    head: int | None = None
+    sweep_effect: float | None = None
+
+    @classmethod
+    def of(cls, name: str, sweep_effect: float | None = None) -> DrawnNode:
+        """The node of this name.
+
+        Raises:
+            UnknownNameError: The name is not spelt as a node.
+        """
+        node = Node.parse(name)
+        return cls(name=name, kind=node.kind.value, layer=node.layer, head=node.head, sweep_effect=sweep_effect)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrawnEdge:
+    """An edge as a drawing needs it.
+
+    Attributes:
+        source: Name of the node that writes.
+        target: Name of the node that reads.
+        slot: Which input of a head it enters; None for MLPs and the logits.
+        score: Positive: the edge helps. NaN: it was not scored.
+    """
+
+    source: str
+    target: str
+    slot: Literal["q", "k", "v"] | None = None
+    score: float = math.nan
+
+    @classmethod
+    def of(cls, name: str, score: float) -> DrawnEdge:
+        """The edge of this name, `m0->a3.h2<q>`.
+
+        Raises:
+            UnknownNameError: The name is not spelt as an edge.
+        """
+        edge = Edge.parse(name)
+        slot = edge.reader.slot.value if edge.reader.slot else None
+        return cls(source=edge.source.name, target=edge.reader.node.name, slot=slot, score=score)
+
+    @property
+    def name(self) -> str:
+        """The full name, `m0->a3.h2<q>`."""
+        return f"{self.source}->{self.target}" + (f"<{self.slot}>" if self.slot else "")
+
+    @property
+    def strength(self) -> float:
+        """The score without its sign; 0 where it is not a number."""
+        return abs(self.score) if math.isfinite(self.score) else 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Scene:
+    """Everything with its place, before anything is drawn. Inches from the lower left corner of the graph."""
+
+    nodes: tuple[DrawnNode, ...]
+    edges: tuple[DrawnEdge, ...]
+    row_of: dict[str, int]
+    layout: Layered
+    y: tuple[float, ...]
+    strongest: float
+
+
+def draw_circuit(nodes: Sequence[DrawnNode], edges: Sequence[DrawnEdge], *, title: str = "") -> Figure:
+    """Draw a circuit.
+
+    Edges run upwards; blue ones help, red ones hurt, thick dark ones are strong. The edges of one node share a trunk
+    and branch off below their readers; those into a head end at its q, k or v. Nodes are filled by their
+    `sweep_effect` where one is given. Beyond 800 edges only the strongest 800 are drawn, and the figure says so.
+
+    Args:
+        nodes: Every node that an edge touches, and any others to be shown.
+        edges: The edges of the circuit.
+        title: Over the figure.
+
+    Returns:
+        A figure of its own size; the identifier of each edge in an SVG of it is the edge's name.
+
+    Raises:
+        GraphError: No node, a name that stands twice, an edge that touches a node that is not given, or one that does
+            not run forward.
+    """
+    _check(nodes, edges)
+    scene = _scene(nodes, edges)
+    width = scene.layout.width
+    height = scene.y[-1] + 0.2
+    with style():
+        figure = new_figure(width + 4.0, height + 2.0)
+        axes = figure.add_axes((0.1, 0.1, 0.5, 0.5), label="circuit")
+        place(figure, axes, 1.0, 0.5, width, height)
+        axes.set_xlim(0, width)
+        axes.set_ylim(-0.2, scene.y[-1])
+        axes.set_axis_off()
+        reach = _node_reach(scene.nodes)
+        _draw_bands(axes, scene)
+        _draw_edges(axes, scene)
+        for node in scene.nodes:
+            _draw_node(axes, scene, node, reach)
+        _draw_title(axes, scene, title, len(edges))
+        draw_legend(
+            axes, (width + _LEGEND_GAP, scene.y[-1] + _SIZES["logits"][1] / 2), strongest=scene.strongest,
+            line_width=lambda score: _line_width(score, scene.strongest), scores=[edge.score for edge in scene.edges],
+            slots=any(edge.slot for edge in scene.edges), node_reach=reach,
+        )  # fmt: skip
+        fit(figure)
+    return figure
+
+
+def draw_parts(nodes: Sequence[Mapping[str, Any]], edges: Sequence[Mapping[str, Any]], *, title: str = "") -> Figure:
+    """Draw a circuit that is given as plain records, with the fields of `DrawnNode` and `DrawnEdge`."""
+    return draw_circuit([DrawnNode(**node) for node in nodes], [DrawnEdge(**edge) for edge in edges], title=title)
+
+
+def _check(nodes: Sequence[DrawnNode], edges: Sequence[DrawnEdge]) -> None:
+    rank = {node.name: _row_key(node) for node in nodes}
+    if not nodes:
+        raise GraphError("a circuit without nodes cannot be drawn. Give at least input and logits.")
+    if len(rank) < len(nodes) or len({edge.name for edge in edges}) < len(edges):
+        raise GraphError("a node or edge stands twice in the circuit to draw. Give each once.")
+    for edge in edges:
+        if missing := [name for name in (edge.source, edge.target) if name not in rank]:
+            raise GraphError(
+                f"edge {edge.name!r} touches {missing[0]!r}, which is not among the nodes to draw. Add it."
+            )
+        if rank[edge.source] >= rank[edge.target]:
+            raise GraphError(
+                f"edge {edge.name!r} does not run forward: {edge.source!r} writes after {edge.target!r} reads."
+            )
+
+
+def _row_key(node: DrawnNode) -> tuple[int, int]:
+    """Rows from bottom to top."""
+    if node.kind == Kind.INPUT.value:
+        return (-1, 0)
+    if node.kind == Kind.LOGITS.value:
+        return (1 << 30, 0)
+    return (node.layer or 0, int(node.kind == Kind.MLP.value))
+
+
+def _scene(nodes: Sequence[DrawnNode], edges: Sequence[DrawnEdge]) -> _Scene:
+    shown = sorted(edges, key=lambda edge: (-edge.strength, edge.name))[:MOST_EDGES]
+    touched = {name for edge in shown for name in (edge.source, edge.target)}
+    kept = [node for node in nodes if len(shown) == len(edges) or node.name in touched]
+    ordered = sorted(kept, key=lambda node: (*_row_key(node), node.head or 0))
+    keys = sorted({_row_key(node) for node in ordered})
+    row_of = {node.name: keys.index(_row_key(node)) for node in ordered}
+    rows = [[node.name for node in ordered if row_of[node.name] == i] for i in range(len(keys))]
+    shown.sort(key=lambda edge: (row_of[edge.source], edge.source, row_of[edge.target], edge.name))
+    half = {node.name: _SIZES[node.kind][0] / 2 + _ROOM for node in ordered}
+    layout = lay_out(rows, [(e.source, e.target, _PORTS.get(e.slot or "", 0.0)) for e in shown], half)
+    y = [0.0]
+    for spread in layout.spread:
+        y.append(y[-1] + 0.3 + float(np.clip(0.35 + 0.16 * spread, *_GAP)))
+    return _Scene(
+        nodes=tuple(ordered),
+        edges=tuple(shown),
+        row_of=row_of,
+        layout=layout,
+        y=tuple(y),
+        strongest=max((edge.strength for edge in shown), default=0.0),
+    )
+
+
+def _relative(score: float, strongest: float) -> float:
+    """Strength from 0 to 1; the root keeps weak edges visible beside one that outweighs all."""
+    return math.sqrt(abs(score) / strongest) if strongest > 0 and math.isfinite(score) else 0.0
+
+
+def _line_width(score: float, strongest: float) -> float:
+    return _WIDTHS[0] + (_WIDTHS[1] - _WIDTHS[0]) * _relative(score, strongest) ** 1.5
+
+
+def _draw_bands(axes: Axes, scene: _Scene) -> None:
+    """A grey band behind every other layer, and the layer's number on its left."""
+    layers = sorted({node.layer for node in scene.nodes if node.layer is not None})
+    for i, layer in enumerate(layers):
+        rows = [scene.y[scene.row_of[node.name]] for node in scene.nodes if node.layer == layer]
+        low, high = min(rows) - 0.27, max(rows) + 0.25
+        if i % 2 == 0:
+            size = (scene.layout.width + 0.75, high - low)
+            axes.add_patch(Rectangle((-0.65, low), *size, facecolor=BAND, linewidth=0, zorder=0, clip_on=False))
+        axes.text(-0.58, (low + high) / 2, f"layer {layer}", fontsize=7, color=MUTED, va="center", ha="left")
+
+
+def _draw_edges(axes: Axes, scene: _Scene) -> None:
+    """Source by source, weak ones first: each source's lines stand on a white casing, so that crossings show."""
+    by_source: dict[str, list[DrawnEdge]] = {}
+    for edge in sorted(scene.edges, key=lambda edge: (edge.strength, edge.name)):
+        by_source.setdefault(edge.source, []).append(edge)
+    order = sorted(by_source, key=lambda name: (by_source[name][-1].strength, name))
+    for depth, source in enumerate(order):
+        for edge in by_source[source]:
+            curve = _curve(scene, edge)
+            width = _line_width(edge.score, scene.strongest)
+            colour = mixed(sign_colour(edge.score), 0.4 + 0.6 * _relative(edge.score, scene.strongest))
+            casing = PathPatch(curve, fill=False, edgecolor=PAPER, linewidth=width + _CASING, capstyle="butt")
+            line = PathPatch(curve, fill=False, edgecolor=colour, linewidth=width, capstyle="butt", gid=edge.name)
+            for patch, zorder in ((casing, 1 + depth), (line, 1.5 + depth)):
+                # Curves stay between the items they pass; measuring 800 of them for the figure's size took 4 s.
+                patch.set(zorder=zorder, clip_on=False, in_layout=False)
+                axes.add_artist(patch)
+
+
+def _curve(scene: _Scene, edge: DrawnEdge) -> Curve:
+    """From the top of the source through its trunk to the port of the reader, vertical wherever it passes a row."""
+    path = path_of(edge.source, edge.target, scene.row_of)
+    x = scene.layout.x
+    half = _SIZES["head"][1] / 2
+    points = [(x[path[0]], scene.y[path[0][1]])]
+    codes = [Curve.MOVETO]
+    for low, high in pairwise(path):
+        last = high is path[-1]
+        end_x = x[high] + (_PORTS.get(edge.slot or "", 0.0) if last else 0.0)
+        start_y, end_y = scene.y[low[1]] + half, scene.y[high[1]] - half
+        middle = (start_y + end_y) / 2
+        points += [(x[low], start_y), (x[low], middle), (end_x, middle), (end_x, end_y)]
+        codes += [Curve.LINETO, Curve.CURVE4, Curve.CURVE4, Curve.CURVE4]
+    # Shorter boxes than a head's: go on to the edge of the box, which is drawn on top.
+    points.append((points[-1][0], scene.y[path[-1][1]] - 0.1))
+    return Curve(points, [*codes, Curve.LINETO])
+
+
+def _node_reach(nodes: Sequence[DrawnNode]) -> float | None:
+    """The largest effect of a node without its sign, at least 0.1; None where no node has one."""
+    effects = [abs(node.sweep_effect) for node in nodes if node.sweep_effect is not None]
+    effects = [effect for effect in effects if math.isfinite(effect)]
+    return max([0.1, *effects]) if effects else None
+
+
+def _draw_node(axes: Axes, scene: _Scene, node: DrawnNode, reach: float | None) -> None:
+    width, height = _SIZES[node.kind]
+    x, y = scene.layout.x[(node.name, scene.row_of[node.name])], scene.y[scene.row_of[node.name]]
+    ends = node.kind in ("input", "logits")
+    fill: Colour = INK if ends else PAPER
+    if reach is not None and node.sweep_effect is not None and math.isfinite(node.sweep_effect):
+        fill = diverging()(0.5 + 0.5 * node.sweep_effect / reach)
+    corner = {"head": 0.09, "mlp": 0.0}.get(node.kind, 0.12)
+    box = FancyBboxPatch(
+        (x - width / 2 + corner, y - height / 2 + corner), width - 2 * corner, height - 2 * corner,
+        boxstyle=f"round,pad={corner}" if corner else "square,pad=0", facecolor=fill, edgecolor=INK, linewidth=0.8,
+        zorder=10_000, clip_on=False, gid=node.name,
+    )  # fmt: skip
+    axes.add_patch(box)
+    ink = text_on(fill)
+    slots = {edge.slot for edge in scene.edges if edge.target == node.name and edge.slot}
+    lift = 0.045 if slots else 0.0
+    axes.text(x, y + lift, drawable(node.name), fontsize=7.5, color=ink, ha="center", va="center", zorder=10_001)
+    for slot in sorted(slots):
+        axes.text(
+            x + _PORTS[slot], y - 0.105, slot, fontsize=5.5, color=ink, ha="center", va="center", zorder=10_001,
+            fontweight="bold",
+        )  # fmt: skip
+
+
+def _draw_title(axes: Axes, scene: _Scene, title: str, n_edges: int) -> None:
+    top = scene.y[-1] + 0.32
+    shown = len(scene.edges)
+    count = (
+        f"{n_edges:,} edge{'s' * (n_edges != 1)}"
+        if shown == n_edges
+        else f"the {shown:,} strongest of {n_edges:,} edges"
+    )
+    axes.text(-0.65, top, f"{len(scene.nodes)} nodes, {count}", fontsize=7, color=MUTED, va="bottom")
+    if title:
+        axes.text(-0.65, top + 0.16, drawable(title), fontsize=9, fontweight="bold", va="bottom")

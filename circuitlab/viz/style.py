@@ -1,0 +1,104 @@
+"""The look of every figure: colours with a meaning, and the settings of matplotlib in force while one is drawn.
+
+Blue means positive, red means negative, in heatmaps, edges and nodes alike; both were chosen to be told apart by
+colour-blind readers and in grey print (dark is strong, light is weak). Nothing here changes matplotlib's settings for
+anybody else: `style()` is a context.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import matplotlib
+import matplotlib.style
+from matplotlib.colors import Colormap, LinearSegmentedColormap, to_rgb
+
+INK = "#1d2329"
+MUTED = "#67707a"
+FAINT = "#c9ced3"
+PAPER = "#ffffff"
+BAND = "#f5f6f7"
+POSITIVE = "#1f63a8"
+NEGATIVE = "#bb4427"
+UNKNOWN = "#8a9199"
+NEUTRAL = "#f6f6f4"
+FONT = "DejaVu Sans"
+
+# Same lightness step by step on both arms, so that neither sign looks stronger than the other.
+_NEGATIVE_ARM = ("#6d1a17", "#a83524", "#d46a47", "#efaa89", "#fadccb")
+_POSITIVE_ARM = ("#cfe1ef", "#92bfdf", "#4a8cc4", "#1f5d9f", "#0d3264")
+
+# Names after the first are what an SVG viewer falls back to where DejaVu is not installed.
+_SETTINGS: dict[str, object] = {
+    "font.family": ["sans-serif"],
+    "font.sans-serif": [FONT, "Verdana", "Arial", "Helvetica"],
+    "font.size": 8.0,
+    "text.color": INK,
+    "text.parse_math": False,
+    "text.usetex": False,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": INK,
+    "axes.linewidth": 0.6,
+    "axes.titlesize": 9.0,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.labelsize": 8.0,
+    "xtick.labelsize": 8.0,
+    "ytick.labelsize": 8.0,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "figure.facecolor": PAPER,
+    "savefig.facecolor": PAPER,
+    "hatch.linewidth": 0.5,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "circuitlab",
+}
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """The settings of a figure, on top of matplotlib's own defaults; the caller's come back afterwards.
+
+    Text made inside is taken literally: a `$` in a token starts no formula.
+    """
+    with matplotlib.style.context(["default", _SETTINGS]):
+        yield
+
+
+def diverging() -> Colormap:
+    """Red below, near white in the middle, blue above."""
+    return LinearSegmentedColormap.from_list("circuitlab", [*_NEGATIVE_ARM, NEUTRAL, *_POSITIVE_ARM], N=511)
+
+
+Colour = str | tuple[float, float, float] | tuple[float, float, float, float]
+
+
+def luminance(colour: Colour) -> float:
+    """Relative luminance of a colour, 0 = black, 1 = white (WCAG 2)."""
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(colour)]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def text_on(colour: Colour) -> str:
+    """The text colour, dark or white, that contrasts more with a background."""
+    background = luminance(colour) + 0.05
+    return INK if background / (luminance(INK) + 0.05) >= 1.05 / background else PAPER
+
+
+def mixed(colour: str, strength: float) -> tuple[float, float, float]:
+    """A colour thinned with white; unlike transparency it does not add up where lines overlap.
+
+    Args:
+        colour: The full colour.
+        strength: 0 = white, 1 = the full colour.
+    """
+    red, green, blue = (1.0 - strength * (1.0 - channel) for channel in to_rgb(colour))
+    return red, green, blue
+
+
+def sign_colour(value: float) -> str:
+    """Blue for positive and zero, red for negative, grey for a value that is not a number."""
+    if value != value:
+        return UNKNOWN
+    return NEGATIVE if value < 0 else POSITIVE

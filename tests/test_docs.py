@@ -1,0 +1,185 @@
+"""Whatever README and docs/ show as code runs, and the tables in them say what the code says."""
+
+import ast
+import doctest
+import inspect
+import os
+import pkgutil
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+import circuitlab
+from circuitlab import axes, errors
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+FENCE = re.compile(
+    r"^```(?P<language>\w+)(?: title=\"(?P<title>[^\"]+)\")?\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL
+)
+ALL_FENCES = re.compile(r"^```", re.MULTILINE)
+LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)")
+MODULES = [module.name for module in pkgutil.walk_packages(circuitlab.__path__, "circuitlab.")]
+page_by_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+
+
+@dataclass(frozen=True)
+class Block:
+    """One fenced block; a title is the name of the file that the reader is to save it as."""
+
+    language: str
+    title: str | None
+    body: str
+
+
+def blocks(page: Path) -> list[Block]:
+    return [Block(**found.groupdict()) for found in FENCE.finditer(page.read_text(encoding="utf-8"))]
+
+
+def table(page: Path, first_column: str) -> list[list[str]]:
+    """Cells below the header that starts with this column name."""
+    lines = page.read_text(encoding="utf-8").splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith(f"| {first_column} |"))
+    body = lines[start + 2 :]
+    end = next((i for i, line in enumerate(body) if not line.startswith("|")), len(body))
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in body[:end]]
+
+
+def first_column(page: Path, header: str) -> list[str]:
+    return [row[0].strip("`") for row in table(page, header)]
+
+
+@page_by_page
+def test_every_fence_is_understood(page):
+    assert len(ALL_FENCES.findall(page.read_text(encoding="utf-8"))) == 2 * len(blocks(page))
+    assert {block.language for block in blocks(page)} <= {"python", "console", "text", "bibtex"}
+
+
+@page_by_page
+def test_links_lead_somewhere(page):
+    for target in LINK.findall(page.read_text(encoding="utf-8")):
+        assert (page.parent / target).exists(), target
+
+
+@page_by_page
+def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch):
+    """From top to bottom, as a reader would: titled blocks are saved, Python runs, commands are typed."""
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    for block in blocks(page):
+        if block.title:
+            (tmp_path / block.title).write_text(block.body)
+        elif block.language == "python":
+            exec(compile(block.body, page.name, "exec"), names)
+        elif block.language == "console":
+            for line, shown in commands(block.body):
+                check_command(line, shown)
+
+
+def commands(session: str) -> Iterator[tuple[str, str]]:
+    """Each `$ command` of a console block, with the output that the page shows below it."""
+    for part in re.split(r"^\$ ", session, flags=re.MULTILINE)[1:]:
+        line, _, shown = part.partition("\n")
+        yield line, shown
+
+
+def check_command(line: str, shown: str) -> None:
+    words = shlex.split(line)
+    if words[0] == "make":
+        assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE), line
+    elif words[0] == "circuitlab":
+        model = words[words.index("--model") + 1] if "--model" in words else "bundled"
+        if model != "bundled":  # needs a network: that the command is spelt right is all that can be seen here
+            words = [*words[: words.index("--model")], "--help"]
+        done = subprocess.run(
+            [sys.executable, "-m", *words],
+            env={**os.environ, "COLUMNS": "80"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, f"{line}\n{done.stderr}"
+        if model == "bundled":
+            assert_shows(done.stdout, shown)
+    else:
+        assert words[0] in ("git", "cd", "pip", "python3", ".venv/bin/pip", ".venv/bin/python"), line
+
+
+def assert_shows(real: str, shown: str) -> None:
+    """Every line that the page shows was printed, whatever its numbers."""
+    printed = {masked(line) for line in real.splitlines()}
+    for line in shown.splitlines():
+        assert masked(line) in printed, f"not printed any more: {line!r}\n{real}"
+
+
+def masked(line: str) -> str:
+    return " ".join(re.sub(r"-?\d[\d.,]*", "#", line).split())
+
+
+def test_the_checks_above_can_fail(tmp_path):
+    with pytest.raises(AssertionError):
+        check_command("circuitlab no-such-command", "")
+    with pytest.raises(AssertionError):
+        assert_shows("faithfulness 0.9\n", "loss 0.9\n")
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_docstring_examples_run(name):
+    assert doctest.testmod(import_module(name)).failed == 0
+
+
+def test_conventions_list_the_axes():
+    assert [(word.strip("`"), means) for word, means in table(ROOT / "docs" / "conventions.md", "Word")] == list(
+        axes.AXES.items()
+    )
+
+
+def test_the_error_page_mirrors_the_error_tree():
+    tree = [v for v in vars(errors).values() if inspect.isclass(v) and issubclass(v, errors.CircuitLabError)]
+    expected = [[f"`{e.__name__}`", f"`{e.__bases__[0].__name__}`", inspect.getdoc(e).splitlines()[0]] for e in tree]
+    assert [row[:3] for row in table(ROOT / "docs" / "errors.md", "Error")] == expected
+
+
+def test_readme_opens_with_the_two_commands():
+    first = blocks(ROOT / "README.md")[0]
+    assert [line for line, _ in commands(first.body)] == ["make demo", "make test"]
+
+
+def test_readme_lists_what_there_is():
+    from circuitlab.data.registry import BUNDLED
+    from circuitlab.discovery.scoring import METHODS
+    from circuitlab.metrics import names
+    from circuitlab.patching.sites import SITES
+
+    readme = ROOT / "README.md"
+    assert first_column(readme, "Task") == sorted(BUNDLED)
+    assert first_column(readme, "Method") == list(METHODS)
+    assert [name for cell in first_column(readme, "Site") for name in cell.split("`, `")] == list(SITES)
+    assert first_column(readme, "Metric") == list(names())
+
+
+def test_the_map_names_every_module():
+    """docs/architecture.md has a place for every module of the library, and names none that is gone."""
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    folders = {
+        path.parent if path.parent.name != "circuitlab" else path for path in (ROOT / "circuitlab").rglob("*.py")
+    }
+    for path in folders - {ROOT / "circuitlab" / "__init__.py"}:
+        name = f"{path.name}/" if path.is_dir() else path.name
+        assert f"`{name}" in text, name
+    for name in re.findall(r"`((?:[a-z_]+/)+[a-z_]+\.py)`", text):
+        assert (ROOT / name).is_file() or (ROOT / "circuitlab" / name).is_file(), name
+
+
+def test_the_readme_task_file_is_about_thirty_lines():
+    titled = next(block for block in blocks(ROOT / "README.md") if block.title)
+    code = [line for line in titled.body.splitlines() if line.strip()]
+    assert len(code) <= 36
+    ast.parse(titled.body)

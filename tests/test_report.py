@@ -1,0 +1,445 @@
+"""The report: everything in it comes from the run folder, is escaped, and is the same every time."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from test_viz import random_circuit, sweep_frame
+
+from circuitlab.errors import RunError
+from circuitlab.parts import Layout, ModelSpec
+from circuitlab.report import write_report
+from circuitlab.report.figures import inline_svg
+from circuitlab.report.findings import caveats, headline, random_sentence
+from circuitlab.report.folder import read_run
+from circuitlab.report.markup import NONE, counted, element, interval, joined, number, percent, significant
+from circuitlab.report.prompts import shown_pair
+from circuitlab.viz import draw_circuit, grid_from_frame, heatmap, save_figure
+
+SPEC = ModelSpec(name="bundled", n_layers=4, n_heads=8, n_kv_heads=8, d_model=128, d_head=16, d_vocab=999, n_ctx=99)
+NASTY = "<script>alert('x')</script>"
+CLEAN = ("<|endoftext|>", "<", "table", "><", "tr", "><", "th", ">", "Model", " name", "</")
+CORRUPT = ("<|endoftext|>", "<", "table", "><", "tr", "><", "td", ">", "Model", " name", "</")
+
+
+def write_run(folder: Path, *, tokens: bool = True, pictures: bool = True, **evaluation: object) -> Path:
+    """A run folder as `discover` leaves it, with a random circuit and prompts full of HTML."""
+    (folder / "sweeps").mkdir(parents=True)
+    nodes, edges = random_circuit(SPEC.n_layers, SPEC.n_heads, 45)
+    _write_circuit(folder, nodes, edges)
+    _write_pairs(folder, tokens)
+    tables = {
+        "resid_pre": {"position": range(len(CLEAN)), "label": [t if i != 6 else "tag" for i, t in enumerate(CLEAN)]},
+        "attn_out": {"span": ["outermost", "enclosing", "tag", "text", "close"]},
+        "head_z": {"head": range(8)},
+    }
+    for seed, (site, columns) in enumerate(tables.items()):
+        frame = sweep_frame(4, columns, seed, site)
+        frame.to_csv(folder / "sweeps" / f"{site}.csv", index=False)
+        if pictures:
+            save_figure(heatmap(grid_from_frame(frame)), folder / "sweeps" / f"{site}.png")
+    if pictures:
+        save_figure(draw_circuit(nodes, edges), folder / "circuit.svg")
+    _write_json(folder / "evaluation.json", {**_evaluation(len(edges)), **evaluation})
+    hashes = {
+        file.relative_to(folder).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in sorted(folder.rglob("*"))
+        if file.is_file()
+    }
+    _write_json(folder / "manifest.json", {**_manifest(), "files": hashes})
+    return folder
+
+
+def _write_json(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value, indent=1), encoding="utf-8")
+
+
+def _write_circuit(folder: Path, nodes: list, edges: list) -> None:
+    layout = Layout.of(SPEC)
+    kept = {edge.name: edge.score for edge in edges}
+    effects = {node.name: node.sweep_effect for node in nodes}
+    rng = np.random.default_rng(1)
+    scores = {edge.name: kept.get(edge.name, float(rng.normal()) * 1e-3) for edge in layout.edges()}
+    cfg = {"n_layers": 4, "n_heads": 8, "parallel_attn_mlp": False, "d_model": 128}
+    circuit = {
+        "cfg": cfg,
+        "nodes": {node.name: {"in_graph": node.name in effects} for node in layout.nodes},
+        "edges": {name: {"score": score, "in_graph": name in kept} for name, score in scores.items()},
+    }
+    _write_json(folder / "circuit.json", circuit)
+    data = "".join(
+        f'<node id="{name}"><data key="d3">{effect}</data></node>'
+        for name, effect in effects.items()
+        if effect is not None
+    )
+    key = '<key id="d3" for="node" attr.name="sweep_effect" attr.type="double"/>'
+    graphml = f'<graphml xmlns="http://graphml.graphdrawing.org/xmlns">{key}<graph>{data}</graph></graphml>'
+    (folder / "circuit.graphml").write_text(graphml, encoding="utf-8")
+    rows = [(*name.split("->"), score, name in kept) for name, score in scores.items()]
+    pd.DataFrame(rows, columns=["source", "target", "score", "in_circuit"]).to_csv(folder / "edges.csv", index=False)
+
+
+def _write_pairs(folder: Path, tokens: bool) -> None:
+    lines = []
+    for i in range(12):
+        pair = {
+            "id": f"p{i}",
+            "split": "discovery" if i < 6 else "held_out",
+            "clean": f"<table><tr><th>Model name {i}</",
+            "corrupt": f"<table><tr><td>Model name {i}</",
+            "answers": ["th"],
+            "distractors": ["td"],
+            "spans": {"outermost": [2, 3], "tag": [6, 7], "text": [8, 10]},
+        }
+        if i == 1:
+            pair |= {"clean": f"{NASTY} & <b>one</", "corrupt": f"{NASTY} & <i>two more</"}
+        if tokens and i != 1:
+            pair |= {"clean_tokens": list(CLEAN), "corrupt_tokens": list(CORRUPT)}
+        lines.append(json.dumps(pair))
+    (folder / "dataset.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _evaluation(n_edges: int) -> dict[str, object]:
+    rng = np.random.default_rng(0)
+    sizes = (1, 3, 7, 15, 30, 76, 151, 303, 759, 1519)
+    return {
+        "metric_clean": 6.214,
+        "metric_corrupt": -5.871,
+        "metric_circuit": 5.402,
+        "faithfulness": 0.9328,
+        "faithfulness_ci": [0.8812, 0.9713],
+        "n_edges": n_edges,
+        "n_edges_total": SPEC.n_layers and Layout.of(SPEC).n_edges,
+        "n_nodes": 30,
+        "accuracy_model": 1.0,
+        "accuracy_circuit": 0.98,
+        "kl": 0.2143,
+        "cpr": 0.951,
+        "cmd": 0.049,
+        "curve": [{"n_edges": n, "faithfulness": 1 / (1 + np.exp(-1.5 * (np.log(n) - 3)))} for n in sizes],
+        "random_baseline": {"faithfulness": [float(v) for v in 0.04 + 0.06 * rng.normal(size=20)]},
+    }
+
+
+def _manifest() -> dict[str, object]:
+    return {
+        "schema": 1,
+        "circuitlab_version": "0.1.0",
+        "command": ["circuitlab", "discover", "html-tag-closing", "-n", "100"],
+        "config": {
+            "task": "html-tag-closing", "model": "bundled", "method": "eap-ig", "steps": 5, "metric": "logit_diff",
+            "n": 6, "seed": 0, "target": 0.9,
+        },
+        "task": {
+            "name": "html-tag-closing", "version": "1.0.0", "label": "html-tag-closing",
+            "summary": "Close the innermost HTML tag that is still open, such as <b>.", "fingerprint": "ab" * 32,
+            "settings": {"distractor": "other"},
+        },
+        "dataset": {
+            "fingerprint": "cd" * 32, "n_discovery": 6, "n_held_out": 6, "dropped": {"'h1' is not one token": 3},
+        },
+        "model": {"id": "bundled", "weights_sha256": "ef" * 32, "n_layers": 4, "n_heads": 8, "d_model": 128},
+        "versions": {"python": "3.11", "torch": "2.13.0"},
+        "device": "cpu",
+        "dtype": "float32",
+        "seconds": {"sweep": 10.2, "score": 1.3, "evaluate": 20.0},
+        "bibtex": "@software{circuitlab,\n  title = {{circuitlab}}\n}",
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """A run folder with its report; for reading only."""
+    folder = write_run(tmp_path_factory.mktemp("run") / "tag run")
+    write_report(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(whole) -> str:
+    return (whole / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="session")
+def template(tmp_path_factory) -> Path:
+    """A run folder without pictures, to be copied."""
+    return write_run(tmp_path_factory.mktemp("template") / "run", pictures=False)
+
+
+@pytest.fixture
+def bare(template, tmp_path) -> Path:
+    """A run folder without pictures that a test may change."""
+    return shutil.copytree(template, tmp_path / "tag run")
+
+
+class Reader(HTMLParser):
+    """What a browser would make of a page: elements, attributes and text."""
+
+    EMPTY = frozenset({"meta", "img", "br"})
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text: list[str] = []
+        self.misnested: list[str] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        if tag not in self.EMPTY:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        if not self.open or self.open.pop() != tag:
+            self.misnested.append(tag)
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+class TestPage:
+    def test_it_is_well_formed_and_needs_nothing_from_outside(self, page):
+        read = Reader(page)
+        assert read.open == []
+        assert read.misnested == []
+        assert "script" not in {tag for tag, _ in read.elements}
+        for _, attributes in read.elements:
+            assert not [name for name in attributes if name.startswith("on")]
+            for name in ("src", "href"):
+                assert (attributes.get(name) or "#").startswith(("#", "data:"))
+        assert not re.search(r"@import|url\((?!#)", page)
+
+    def test_identifiers_are_unique_and_references_arrive(self, page):
+        attributes = [a for _, a in Reader(page).elements]
+        ids = [a["id"] for a in attributes if a.get("id")]
+        assert len(ids) == len(set(ids))
+        wanted = {a["href"][1:] for a in attributes if a.get("href")} | set(re.findall(r"url\(#([^)]+)\)", page))
+        assert wanted
+        assert wanted <= set(ids)
+
+    def test_it_says_what_was_found_in_order(self, page):
+        text = " ".join(Reader(page).text)
+        parts = (
+            "html-tag-closing in bundled", "almost as the whole model does", "0.93 [0.88, 0.97]",
+            "All 20 random circuits", "What was asked", "Close the innermost HTML tag that is still open, such as <b>.",
+            "The model and the method", "efefefefefefefef", "Does the circuit do it?", "6.21", "5.40", "98.0",
+            "\N{MINUS SIGN}5.87",
+            "Where the information is", "Strongest: layer", "The circuit", "Strongest edges", "How small can it be?",
+            "How sure is this?", "How to cite", "@software{circuitlab,", "How to run it again",
+            "circuitlab reproduce 'tag run'", "Files", "evaluation.json",
+        )  # fmt: skip
+        at = [text.find(part) for part in parts]
+        assert -1 not in at, parts[at.index(-1)]
+        assert at == sorted(at)
+
+    def test_every_heatmap_the_circuit_and_the_curve_are_in_it(self, whole, page):
+        elements = Reader(page).elements
+        pictures = [a for tag, a in elements if tag == "img"]
+        assert len(pictures) == len(list((whole / "sweeps").glob("*.csv"))) == 3
+        assert all("Heatmap" in a["alt"] for a in pictures)
+        assert [a["role"] for tag, a in elements if tag == "svg"] == ["img", "img"]
+        run = read_run(whole)
+        assert {f"circuit-{edge.name}" for edge in run.edges} <= {a.get("id") for _, a in elements}
+
+    def test_strongest_edges_come_first(self, whole, page):
+        rows = re.findall(r'<tr><th scope="row"><code>([^<]*)</code></th>', page)
+        ranked = sorted(read_run(whole).edges, key=lambda edge: -abs(edge.score))[:30]
+        assert [row.replace("&gt;", ">").replace("&lt;", "<") for row in rows] == [edge.name for edge in ranked]
+
+    def test_files_carry_their_hashes(self, whole, page):
+        for name in ("edges.csv", "circuit.json", "sweeps/head_z.csv"):
+            assert hashlib.sha256((whole / name).read_bytes()).hexdigest() in page
+        assert "report.html</th>" not in page
+
+    def test_the_same_folder_gives_the_same_bytes(self, whole, page):
+        assert write_report(whole) == whole / "report.html"
+        assert (whole / "report.html").read_text(encoding="utf-8") == page
+        assert not list(whole.glob(".*"))
+
+    def test_no_model_is_loaded(self, whole):
+        code = (
+            f"import sys; from circuitlab import write_report; write_report({str(whole)!r});"
+            "assert not {'torch', 'transformer_lens', 'networkx', 'matplotlib.pyplot'} & set(sys.modules)"
+        )
+        subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONHASHSEED": "7"})
+
+    def test_without_pictures_it_draws_them_again(self, bare, page):
+        again = write_report(bare).read_text(encoding="utf-8")
+        data = re.compile(r"data:image/png;base64,([\w+/=]+)")
+        assert data.findall(again) == data.findall(page)
+        assert not (bare / "circuit.svg").exists()
+        drawing = re.compile(r"<svg.*?</svg>", re.DOTALL)
+        assert drawing.findall(again) == drawing.findall(page)
+
+
+class TestEscaping:
+    def test_prompts_are_text_and_nothing_else(self, page):
+        read = Reader(page)
+        assert NASTY not in page
+        assert "<script" not in page
+        assert "script" in "".join(read.text)
+        assert not [tag for tag, _ in read.elements if tag in ("i", "script", "tr ")]
+
+    def test_what_is_in_the_manifest_is_text_too(self, bare):
+        manifest = json.loads((bare / "manifest.json").read_text(encoding="utf-8"))
+        manifest["task"] |= {"label": NASTY, "summary": NASTY, "settings": {NASTY: NASTY}, "version": NASTY}
+        manifest["model"] |= {"id": NASTY, "weights_sha256": NASTY}
+        manifest |= {"command": NASTY, "bibtex": NASTY, "device": NASTY}
+        _write_json(bare / "manifest.json", manifest)
+        page = write_report(bare).read_text(encoding="utf-8")
+        assert "<script" not in page
+        assert page.count("&lt;script&gt;") > 8
+
+    def test_the_check_above_can_fail(self):
+        from circuitlab.report.markup import Html
+
+        assert "<script" in element("p", Html(NASTY))
+        assert "<script" not in element("p", NASTY, title=NASTY)
+        assert joined("<", element("b", ">")) == "&lt;<b>&gt;</b>"
+
+    def test_a_drawing_cannot_act_on_the_page(self):
+        svg = (
+            '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" width="72pt" '
+            'height="36pt" viewBox="0 0 72 36"><style>*{display:none}</style><script>1</script>'
+            '<defs><path id="p" d="M 0 0"/></defs>'
+            '<g clip-path="url(#p)" onclick="x()"><use xlink:href="#p"/><use xlink:href="http://x/y"/>'
+            "<text>id=&quot;p&quot; &lt;b&gt;</text></g></svg>"
+        )
+        made = inline_svg(svg, "one", "a & b")
+        assert 'id="one-p"' in made
+        assert 'clip-path="url(#one-p)"' in made
+        assert 'href="#one-p"' in made
+        assert '<text>id="p" &lt;b&gt;</text>' in made
+        assert 'width="96"' in made
+        for gone in ("script", "display:none", "onclick", "http:", "xmlns"):
+            assert gone not in made
+
+
+class TestPrompts:
+    def test_differences_and_spans_are_marked_token_by_token(self):
+        pair = {
+            "clean": "x", "corrupt": "y", "answers": ["th"], "distractors": ["td", " q"], "spans": {"tag": [6, 7]},
+            "clean_tokens": CLEAN, "corrupt_tokens": CORRUPT,
+        }  # fmt: skip
+        html = shown_pair(pair)
+        (column,) = re.findall(r'<div class="tok diff span">(.*?)</div>', html)
+        assert re.findall(">([^<]*)</span>", column) == ["th", "td", "tag"]
+        assert html.count('class="tok') == len(CLEAN)
+        assert "<b>td</b> / <b>␣q</b>" in html
+
+    @pytest.mark.parametrize(("clean", "corrupt"), [("Ann is.", "Ann is;"), ("a b c", "a x y c"), ("", "a")])
+    def test_without_tokens_words_are_compared(self, clean, corrupt):
+        html = shown_pair(
+            {"clean": clean, "corrupt": corrupt, "answers": [], "distractors": [], "spans": {"tag": [0, 1]}}
+        )
+        assert "diff" in html
+        assert "tag" not in html
+        shown = "".join(re.findall('class="above">([^<]*)<', html)[1:-1])
+        assert shown.replace("␣", " ") == clean
+
+    def test_equal_prompts_show_no_difference(self):
+        assert "diff" not in shown_pair({"clean": "a b", "corrupt": "a b"})
+
+
+class TestWords:
+    @pytest.mark.parametrize(
+        ("faithfulness", "words"),
+        [(0.93, "do html-tag-closing almost as"), (0.6, "but not all of it"), (0.2, "only a small part"),
+         (-0.2, "the wrong way"), (1.4, "further than"), (float("nan"), "could not be measured")],
+    )  # fmt: skip
+    def test_the_headline_follows_the_number(self, whole, faithfulness, words):
+        run = read_run(whole)
+        assert words in headline(replace(run, evaluation={**run.evaluation, "faithfulness": faithfulness}))
+
+    def test_random_circuits_that_are_as_good_are_named(self):
+        assert random_sentence({"faithfulness": 0.9, "random_baseline": {"faithfulness": [0.1, 0.2]}}).startswith(
+            "All 2"
+        )
+        beaten = random_sentence({"faithfulness": 0.9, "random_baseline": {"faithfulness": [0.1, 0.95]}})
+        assert "1 reach it or more" in beaten
+        assert random_sentence({"faithfulness": 0.9}) == ""
+
+    def test_shared_prompts_are_named(self, whole):
+        run = read_run(whole)
+        assert "no prompt stands in both" in " ".join(caveats(run))
+        leaked = tuple({**pair, "clean": "same"} for pair in run.pairs)
+        assert "1 prompt stands in both splits" in " ".join(caveats(replace(run, pairs=leaked)))
+
+    def test_numbers(self):
+        assert (number(-0.001), number(-1.234), number(True), number("1")) == ("0.00", "\N{MINUS SIGN}1.23", NONE, NONE)
+        assert (significant(1519.4), significant(0.012345), significant(0)) == ("1,519", "0.0123", "0")
+        assert (percent(0.0402), interval([0.1, None]), counted(2, "edge")) == ("4.0\u202f%", "", "2 edges")
+
+
+Break = Callable[[Path], object]
+
+
+def _edit(name: str, old: str, new: str) -> Break:
+    def change(folder: Path) -> None:
+        path = folder / name
+        path.write_text(path.read_text(encoding="utf-8").replace(old, new, 1), encoding="utf-8")
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        _write_json(folder / "manifest.json", {**manifest, "files": {}})
+
+    return change
+
+
+class TestDamage:
+    @pytest.mark.parametrize(
+        ("spoil", "message"),
+        [
+            (lambda f: (f / "manifest.json").unlink(), "manifest.json is missing"),
+            (lambda f: (f / "manifest.json").write_text("{"), "manifest.json .* no JSON"),
+            (lambda f: (f / "manifest.json").write_text("[]"), "manifest.json .* no JSON object"),
+            (lambda f: (f / "manifest.json").write_text("{}"), "manifest.json .* task"),
+            (lambda f: (f / "evaluation.json").unlink(), "evaluation.json is missing"),
+            (lambda f: (f / "sweeps" / "head_z.csv").unlink(), "sweeps/head_z.csv is missing"),
+            (lambda f: (f / "edges.csv").write_text("source,target\n"), "edges.csv .* changed after the run"),
+            (_edit("edges.csv", "True", "False"), "edges.csv .* disagrees with circuit.json"),
+            (_edit("edges.csv", "in_circuit", "kept"), "edges.csv .* in_circuit"),
+            (_edit("circuit.json", '"input->logits"', '"nonsense"'), "circuit.json .* 'nonsense' is no edge"),
+            (_edit("circuit.json", '"nodes"', '"knots"'), "circuit.json .* no circuit file"),
+            (_edit("circuit.graphml", "</graphml>", ""), "circuit.graphml .* no GraphML"),
+            (_edit("dataset.jsonl", "{", ""), "dataset.jsonl .* line 1"),
+            (_edit("dataset.jsonl", '"clean"', '"klean"'), "dataset.jsonl .* line 1"),
+            (_edit("evaluation.json", "faithfulness", "f"), "evaluation.json .* 'faithfulness'"),
+            (_edit("evaluation.json", '"n_edges": 1', '"n_edges": "x'), "evaluation.json"),
+            (_edit("sweeps/head_z.csv", "value", "v"), "sweeps/head_z.csv .* 'value'"),
+        ],
+    )
+    def test_it_names_the_file_and_the_fix_and_leaves_no_page(self, bare, spoil, message):
+        spoil(bare)
+        with pytest.raises(RunError, match=message) as caught:
+            write_report(bare)
+        assert "circuitlab discover" in str(caught.value)
+        assert not (bare / "report.html").exists()
+        assert not list(bare.glob(".*"))
+
+    def test_a_drawing_that_is_no_drawing(self, bare):
+        (bare / "circuit.svg").write_text("<svg", encoding="utf-8")
+        with pytest.raises(RunError, match=r"circuit\.svg"):
+            write_report(bare)
+        (bare / "circuit.svg").unlink()
+        (bare / "sweeps" / "head_z.png").write_bytes(b"GIF")
+        with pytest.raises(RunError, match=r"head_z\.png"):
+            write_report(bare)
+
+    def test_a_folder_that_is_none(self, tmp_path):
+        with pytest.raises(RunError, match="there is no run folder"):
+            write_report(tmp_path / "nowhere")
