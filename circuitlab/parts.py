@@ -46,7 +46,12 @@ class Node:
     head: int | None = None
 
     def __post_init__(self) -> None:
-        needs = {Kind.INPUT: (False, False), Kind.LOGITS: (False, False), Kind.MLP: (True, False), Kind.HEAD: (True, True)}
+        needs = {
+            Kind.INPUT: (False, False),
+            Kind.LOGITS: (False, False),
+            Kind.MLP: (True, False),
+            Kind.HEAD: (True, True),
+        }
         if needs[self.kind] != (self.layer is not None, self.head is not None):
             raise GraphError(f"a node of kind {self.kind.value!r} cannot have layer={self.layer}, head={self.head}.")
 
@@ -115,7 +120,9 @@ class Edge:
         try:
             return cls(Node.parse(match[1]), Reader(Node.parse(match[2]), Slot(match[3]) if match[3] else None))
         except GraphError as error:
-            raise UnknownNameError(f"{name!r} is no edge: a head is read through <q>, <k> or <v>, others are not.") from error
+            raise UnknownNameError(
+                f"{name!r} is no edge: a head is read through <q>, <k> or <v>, others are not."
+            ) from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,7 +178,7 @@ class Layout:
         (32491, 158)
     """
 
-    __slots__ = ("_reader_index", "_writer_index", "readers", "spec", "visible", "writers")
+    __slots__ = ("_reader_index", "_writer_index", "owners", "readers", "spec", "visible", "writers")
 
     def __init__(self, spec: ModelSpec) -> None:
         self.spec = spec
@@ -179,6 +186,8 @@ class Layout:
         self.readers: tuple[Reader, ...] = tuple(_readers(spec))
         self._writer_index = {node: i for i, node in enumerate(self.writers)}
         self._reader_index = {reader: i for i, reader in enumerate(self.readers)}
+        # The number of the writer that each reader belongs to; the logits get one more than there are writers.
+        self.owners: tuple[int, ...] = tuple(self._writer_index.get(r.node, len(self.writers)) for r in self.readers)
         # A reader sees the first `visible[reader]` writers and no other.
         self.visible: tuple[int, ...] = tuple(self._visible(reader) for reader in self.readers)
 

@@ -7,6 +7,7 @@ import os
 
 # One thread a process: test workers and command-line subprocesses share the cores instead of fighting for them.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from collections.abc import Callable

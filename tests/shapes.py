@@ -11,7 +11,9 @@ from beartype import beartype
 
 
 def check(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap a function with checks of its annotations."""
+    """Wrap a function with checks of its annotations; commands are typer's to call, with a context of its own type."""
+    if function.__module__ == "circuitlab.cli.app":
+        return function
     function.__annotations__ = {
         name: Any if _names_protocol(hint) else hint for name, hint in function.__annotations__.items()
     }

@@ -33,12 +33,12 @@ CLEAN = ("<|endoftext|>", "<", "table", "><", "tr", "><", "th", ">", "Model", " 
 CORRUPT = ("<|endoftext|>", "<", "table", "><", "tr", "><", "td", ">", "Model", " name", "</")
 
 
-def write_run(folder: Path, *, tokens: bool = True, pictures: bool = True, **evaluation: object) -> Path:
+def write_run(folder: Path) -> Path:
     """A run folder as `discover` leaves it, with a random circuit and prompts full of HTML."""
     (folder / "sweeps").mkdir(parents=True)
     nodes, edges = random_circuit(SPEC.n_layers, SPEC.n_heads, 45)
     _write_circuit(folder, nodes, edges)
-    _write_pairs(folder, tokens)
+    _write_pairs(folder)
     tables = {
         "resid_pre": {"position": range(len(CLEAN)), "label": [t if i != 6 else "tag" for i, t in enumerate(CLEAN)]},
         "attn_out": {"span": ["outermost", "enclosing", "tag", "text", "close"]},
@@ -47,11 +47,9 @@ def write_run(folder: Path, *, tokens: bool = True, pictures: bool = True, **eva
     for seed, (site, columns) in enumerate(tables.items()):
         frame = sweep_frame(4, columns, seed, site)
         frame.to_csv(folder / "sweeps" / f"{site}.csv", index=False)
-        if pictures:
-            save_figure(heatmap(grid_from_frame(frame)), folder / "sweeps" / f"{site}.png")
-    if pictures:
-        save_figure(draw_circuit(nodes, edges), folder / "circuit.svg")
-    _write_json(folder / "evaluation.json", {**_evaluation(len(edges)), **evaluation})
+        save_figure(heatmap(grid_from_frame(frame)), folder / "sweeps" / f"{site}.png")
+    save_figure(draw_circuit(nodes, edges), folder / "circuit.svg")
+    _write_json(folder / "evaluation.json", _evaluation(len(edges)))
     hashes = {
         file.relative_to(folder).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
         for file in sorted(folder.rglob("*"))
@@ -90,7 +88,7 @@ def _write_circuit(folder: Path, nodes: list, edges: list) -> None:
     pd.DataFrame(rows, columns=["source", "target", "score", "in_circuit"]).to_csv(folder / "edges.csv", index=False)
 
 
-def _write_pairs(folder: Path, tokens: bool) -> None:
+def _write_pairs(folder: Path) -> None:
     lines = []
     for i in range(12):
         pair = {
@@ -104,7 +102,7 @@ def _write_pairs(folder: Path, tokens: bool) -> None:
         }
         if i == 1:
             pair |= {"clean": f"{NASTY} & <b>one</", "corrupt": f"{NASTY} & <i>two more</"}
-        if tokens and i != 1:
+        else:
             pair |= {"clean_tokens": list(CLEAN), "corrupt_tokens": list(CORRUPT)}
         lines.append(json.dumps(pair))
     (folder / "dataset.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -120,7 +118,7 @@ def _evaluation(n_edges: int) -> dict[str, object]:
         "faithfulness": 0.9328,
         "faithfulness_ci": [0.8812, 0.9713],
         "n_edges": n_edges,
-        "n_edges_total": SPEC.n_layers and Layout.of(SPEC).n_edges,
+        "n_edges_total": Layout.of(SPEC).n_edges,
         "n_nodes": 30,
         "accuracy_model": 1.0,
         "accuracy_circuit": 0.98,
@@ -171,16 +169,16 @@ def page(whole) -> str:
     return (whole / "report.html").read_text(encoding="utf-8")
 
 
-@pytest.fixture(scope="session")
-def template(tmp_path_factory) -> Path:
-    """A run folder without pictures, to be copied."""
-    return write_run(tmp_path_factory.mktemp("template") / "run", pictures=False)
-
-
 @pytest.fixture
-def bare(template, tmp_path) -> Path:
-    """A run folder without pictures that a test may change."""
-    return shutil.copytree(template, tmp_path / "tag run")
+def bare(whole, tmp_path) -> Path:
+    """A run folder without report that a test may change."""
+    return shutil.copytree(whole, tmp_path / "tag run", ignore=shutil.ignore_patterns("report.html"))
+
+
+def forget_hashes(folder: Path) -> None:
+    """Let files be changed without the manifest telling."""
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    _write_json(folder / "manifest.json", {**manifest, "files": {}})
 
 
 class Reader(HTMLParser):
@@ -272,6 +270,17 @@ class TestPage:
         assert (whole / "report.html").read_text(encoding="utf-8") == page
         assert not list(whole.glob(".*"))
 
+    def test_a_folder_that_is_yet_to_be_renamed(self, bare, page):
+        being_written = bare.rename(bare.with_name(".tag run.partial"))
+        command = re.compile("circuitlab reproduce .*")
+        assert "partial" in command.findall(write_report(being_written).read_text(encoding="utf-8"))[0]
+        named = write_report(being_written, name="tag run").read_text(encoding="utf-8")
+        assert command.findall(named) == command.findall(page)
+
+    def test_a_faithfulness_that_could_not_be_measured(self, bare):
+        _edit("evaluation.json", '"faithfulness": 0.9328', '"faithfulness": null')(bare)
+        assert "could not be measured" in write_report(bare).read_text(encoding="utf-8")
+
     def test_no_model_is_loaded(self, whole):
         code = (
             f"import sys; from circuitlab import write_report; write_report({str(whole)!r});"
@@ -280,6 +289,9 @@ class TestPage:
         subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONHASHSEED": "7"})
 
     def test_without_pictures_it_draws_them_again(self, bare, page):
+        forget_hashes(bare)
+        for picture in (*bare.glob("sweeps/*.png"), bare / "circuit.svg"):
+            picture.unlink()
         again = write_report(bare).read_text(encoding="utf-8")
         data = re.compile(r"data:image/png;base64,([\w+/=]+)")
         assert data.findall(again) == data.findall(page)
@@ -394,8 +406,7 @@ def _edit(name: str, old: str, new: str) -> Break:
     def change(folder: Path) -> None:
         path = folder / name
         path.write_text(path.read_text(encoding="utf-8").replace(old, new, 1), encoding="utf-8")
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        _write_json(folder / "manifest.json", {**manifest, "files": {}})
+        forget_hashes(folder)
 
     return change
 
@@ -419,7 +430,9 @@ class TestDamage:
             (_edit("dataset.jsonl", "{", ""), "dataset.jsonl .* line 1"),
             (_edit("dataset.jsonl", '"clean"', '"klean"'), "dataset.jsonl .* line 1"),
             (_edit("evaluation.json", "faithfulness", "f"), "evaluation.json .* 'faithfulness'"),
-            (_edit("evaluation.json", '"n_edges": 1', '"n_edges": "x'), "evaluation.json"),
+            (_edit("evaluation.json", '"faithfulness": 0.9328', '"faithfulness": "high"'), "evaluation.json .* 'high'"),
+            (_edit("evaluation.json", '"n_edges"', '"edges"'), "evaluation.json .* 'n_edges'"),
+            (_edit("evaluation.json", '"curve": [', '"curve": [1, '), "evaluation.json"),
             (_edit("sweeps/head_z.csv", "value", "v"), "sweeps/head_z.csv .* 'value'"),
         ],
     )
@@ -432,6 +445,7 @@ class TestDamage:
         assert not list(bare.glob(".*"))
 
     def test_a_drawing_that_is_no_drawing(self, bare):
+        forget_hashes(bare)
         (bare / "circuit.svg").write_text("<svg", encoding="utf-8")
         with pytest.raises(RunError, match=r"circuit\.svg"):
             write_report(bare)

@@ -56,9 +56,8 @@ def tasks_show(
 ) -> None:
     """Show a task: an example, its options, version, fingerprint and sources."""
     from circuitlab.cli.catalogue import show_task
-    from circuitlab.data.registry import load_task
 
-    show_task(load_task(task, **opt.task_options(option, contrast)), json=json)
+    show_task(opt.load(task, option, contrast), json=json)
 
 
 @app.command()
@@ -93,14 +92,12 @@ def discover(
     json: opt.Json = False,
 ) -> None:
     """Do the whole job: sweep, score, prune, test on held-out prompts, draw, and write a run folder."""
-    chosen = opt.task_options(option, contrast)
+    wanted = opt.load(task, option, contrast)  # before the imports that take seconds
     from circuitlab.cli import results
     from circuitlab.cli.progress import progress
-    from circuitlab.data.registry import load_task
     from circuitlab.discovery.config import DiscoverConfig, default_folder
     from circuitlab.discovery.pipeline import discover as run_discover
 
-    wanted = load_task(task, **chosen)
     main = DiscoverConfig(task=wanted.name, model=model, method=method, seed=seed)
     with progress(quiet=quiet) as report:
         run = run_discover(
@@ -135,14 +132,12 @@ def sweep(
     json: opt.Json = False,
 ) -> None:
     """Patch every layer and position, or layer and head, of a site, and tell where it matters."""
-    chosen = opt.task_options(option, contrast)
+    wanted = opt.load(task, option, contrast)
     from circuitlab.cli import results, tables
     from circuitlab.cli.progress import progress
-    from circuitlab.data.registry import load_task
     from circuitlab.models.load import load_model
     from circuitlab.patching.sweep import sweep as run_sweep
 
-    wanted = load_task(task, **chosen)
     if out is not None:
         tables.check_free(Path(out), force=force)
     loaded = load_model(model, device=device, dtype=dtype)
@@ -175,15 +170,13 @@ def evaluate(
     json: opt.Json = False,
 ) -> None:
     """Test a circuit on the held-out pairs that this task, model, seed and -n give."""
-    chosen = opt.task_options(option, contrast)
+    wanted = opt.load(task, option, contrast)
     from circuitlab.cli import results
     from circuitlab.cli.progress import progress
-    from circuitlab.data.registry import load_task
     from circuitlab.evaluation.evaluate import evaluate as run_evaluate
     from circuitlab.graphs.circuit import load_circuit
     from circuitlab.models.load import load_model
 
-    wanted = load_task(task, **chosen)
     loaded = load_model(model, device=device, dtype=dtype)
     kept = load_circuit(circuit, spec=loaded.spec)
     pairs = wanted.pairs(loaded, n=n, seed=seed).held_out

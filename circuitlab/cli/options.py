@@ -1,10 +1,13 @@
 """Arguments and options that several commands share, declared once."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from circuitlab.errors import ConfigError
+
+if TYPE_CHECKING:
+    from circuitlab.data.task import Task
 
 TaskName = Annotated[
     str, typer.Argument(metavar="TASK", help="A task's name, or the path of a .py file that holds TASK.")
@@ -38,12 +41,15 @@ TaskOptions = Annotated[
 ]
 
 
-def task_options(given: list[str] | None, contrast: str | None) -> dict[str, str]:
-    """Task options from `--option KEY=VALUE` and `--contrast VALUE`.
+def load(task: str, given: list[str] | None, contrast: str | None) -> "Task":
+    """The task with the options of `--option KEY=VALUE` and `--contrast VALUE`.
 
     Raises:
         ConfigError: An option is not spelt KEY=VALUE, or is given twice.
+        CircuitLabError: What `load_task` finds wrong.
     """
+    from circuitlab.data.registry import load_task
+
     chosen: dict[str, str] = {}
     for text in [*(given or []), *([f"contrast={contrast}"] if contrast is not None else [])]:
         key, equals, value = text.partition("=")
@@ -51,4 +57,4 @@ def task_options(given: list[str] | None, contrast: str | None) -> dict[str, str
             raise ConfigError(f"--option {text!r} is not spelt KEY=VALUE, such as --option contrast=gender.")
         if chosen.setdefault(key, value) != value:
             raise ConfigError(f"task option {key!r} is given twice, as {chosen[key]!r} and as {value!r}. Give one.")
-    return chosen
+    return load_task(task, **chosen)

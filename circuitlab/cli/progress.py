@@ -47,9 +47,9 @@ class _Lines:
 
     def __init__(self) -> None:
         self._start = time.monotonic()
-        self._step = ""
+        self._begun = set[str]()
 
     def __call__(self, step: str, done: int, total: int) -> None:
-        if step != self._step:
-            self._step = step
+        if step not in self._begun:
+            self._begun.add(step)
             print(f"{time.monotonic() - self._start:6.1f} s  {step}", file=sys.stderr, flush=True)

@@ -3,12 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-
 from circuitlab.cli import display
 from circuitlab.cli.display import number
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from circuitlab.discovery.pipeline import Run
     from circuitlab.discovery.reproduce import Reproduction
     from circuitlab.evaluation.evaluate import Evaluation
@@ -30,8 +30,9 @@ def show_run(run: "Run", *, json: bool) -> None:
     example = run.pairs.held_out[0]
     asked = [
         ("asked", run.task.summary),
-        ("clean", f"{example.clean!r} -> {_words(example.answers)}"),
-        ("corrupted", f"{example.corrupt!r} -> {_words(example.distractors)}"),
+        ("clean", repr(example.clean)),
+        ("corrupted", repr(example.corrupt)),
+        ("answer", f"{_words(example.answers)}, over {_words(example.distractors)}"),
     ]
     seconds = ("seconds", number(sum(run.seconds.values()), 1))
     display.print_facts(f"{run.task.label} on model {run.model_id}", [*asked, *_facts(found), seconds])
@@ -94,7 +95,7 @@ def _words(words: Sequence[str]) -> str:
     return " or ".join(map(repr, words))
 
 
-def _print_cells(table: pd.DataFrame) -> None:
+def _print_cells(table: "pd.DataFrame") -> None:
     columns = [name for name in table.columns if name != "site"]
     words = ("span", "label")
     rows = [[_cell(name, value) for name, value in zip(columns, row, strict=True)] for row in table[columns].to_numpy()]

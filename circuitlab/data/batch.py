@@ -66,12 +66,19 @@ class PairBatch:
             ConfigError: Something is not an integer tensor of the right shape, or a position or token is out of range.
         """
         answers, distractors = (t[:, None] if torch.is_tensor(t) and t.ndim == 1 else t for t in (answers, distractors))
-        for name, tensor in {"clean": clean, "corrupt": corrupt, "answers": answers, "distractors": distractors}.items():
+        for name, tensor in {
+            "clean": clean,
+            "corrupt": corrupt,
+            "answers": answers,
+            "distractors": distractors,
+        }.items():
             if not torch.is_tensor(tensor) or tensor.ndim != 2 or tensor.is_floating_point() or tensor.numel() == 0:
                 got = f"{tuple(tensor.shape)} {tensor.dtype}" if torch.is_tensor(tensor) else type(tensor).__name__
                 raise ConfigError(f"{name} must be a non-empty integer tensor [batch, tokens]; got {got}.")
             if len(tensor) != len(clean):
-                raise ConfigError(f"{name} holds {len(tensor)} examples, clean holds {len(clean)}; they must be as many.")
+                raise ConfigError(
+                    f"{name} holds {len(tensor)} examples, clean holds {len(clean)}; they must be as many."
+                )
         if clean.shape[1] != corrupt.shape[1]:
             raise PairLengthError(
                 f"clean prompts have {clean.shape[1]} tokens, corrupted {corrupt.shape[1]}. Position-wise patching needs "
@@ -167,13 +174,9 @@ def batches_of(pairs: PairSet | PairBatch, device: torch.device | str) -> tuple[
     """
     if isinstance(pairs, PairBatch):
         moved = {
-            f.name: getattr(pairs, f.name).to(device)
-            for f in fields(pairs)
-            if f.name not in ("spans", "reference")
+            f.name: getattr(pairs, f.name).to(device) for f in fields(pairs) if f.name not in ("spans", "reference")
         }
         return (PairBatch(**moved, spans={name: span.to(device) for name, span in pairs.spans.items()}),)
     if hasattr(pairs, "batches"):
         return pairs.batches(device)
-    raise ConfigError(
-        f"pairs must be task.pairs(...).discovery, .held_out or a PairBatch; got {type(pairs).__name__}."
-    )
+    raise ConfigError(f"pairs must be task.pairs(...).discovery, .held_out or a PairBatch; got {type(pairs).__name__}.")

@@ -126,8 +126,12 @@ def _token_spans(example: Example, clean: Encoded, corrupt: Encoded) -> dict[str
         found = _tokens_of(chars, clean)
         if found is None:
             text = example.clean[slice(*chars)]
-            message = f"span {name!r} ({text!r}, characters {chars}) covers no token of {example.clean!r}: {clean.tokens}."
-            return Rejection(SpanError, f"span {name!r} is not found", f"{message} Give character ranges in the clean text.")
+            message = (
+                f"span {name!r} ({text!r}, characters {chars}) covers no token of {example.clean!r}: {clean.tokens}."
+            )
+            return Rejection(
+                SpanError, f"span {name!r} is not found", f"{message} Give character ranges in the clean text."
+            )
         spans[name] = found
     for name, chars in example.corrupt_spans.items():
         found = _tokens_of(chars, corrupt)

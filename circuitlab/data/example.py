@@ -40,7 +40,9 @@ class Example:
         if not self.clean or not self.corrupt:
             raise TaskError(f"an example needs two prompts; got clean={self.clean!r}, corrupt={self.corrupt!r}.")
         if self.clean == self.corrupt:
-            raise TaskError(f"clean and corrupted prompt are the same text: {self.clean!r}. Change what matters in one.")
+            raise TaskError(
+                f"clean and corrupted prompt are the same text: {self.clean!r}. Change what matters in one."
+            )
         if not self.answers or not self.distractors or "" in self.answers + self.distractors:
             raise TaskError(f"prompt {self.clean!r} needs a non-empty answer and distractor.")
         if shared := set(self.answers) & set(self.distractors):

@@ -56,7 +56,8 @@ class Pair:
 
     def as_record(self, split: str) -> dict[str, object]:
         """The pair as one line of `dataset.jsonl`."""
-        names = ("clean", "corrupt", "answers", "distractors", "clean_ids", "corrupt_ids", "answer_ids", "distractor_ids")
+        words = ("clean", "corrupt", "answers", "distractors", "clean_tokens", "corrupt_tokens")
+        names = (*words, "clean_ids", "corrupt_ids", "answer_ids", "distractor_ids")
         record: dict[str, object] = {"id": self.id, "split": split}
         for name in names:
             value = getattr(self, name)

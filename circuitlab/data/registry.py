@@ -63,7 +63,9 @@ def _by_value(task: Task, values: list[str]) -> dict[str, str]:
 
 def _from_file(path: Path) -> Task:
     if not path.is_file():
-        raise TaskFileError(f"task file {str(path)!r} does not exist. Give a bundled name ({', '.join(BUNDLED)}) or a file.")
+        raise TaskFileError(
+            f"task file {str(path)!r} does not exist. Give a bundled name ({', '.join(BUNDLED)}) or a file."
+        )
     module_name = f"circuitlab_task_{path.stem}"
     spec = importlib.util.spec_from_file_location(module_name, path)
     if spec is None or spec.loader is None:
@@ -77,7 +79,9 @@ def _from_file(path: Path) -> Task:
     except Exception as error:
         line = getattr(error, "lineno", None) or _line_in(error, path)
         where = f", line {line}" if line else ""
-        raise TaskFileError(f"task file {str(path)!r}{where} does not import: {type(error).__name__}: {error}") from error
+        raise TaskFileError(
+            f"task file {str(path)!r}{where} does not import: {type(error).__name__}: {error}"
+        ) from error
     finally:
         del sys.modules[module_name]
     found = {id(v): v for v in vars(module).values() if isinstance(v, Task)}
@@ -86,7 +90,9 @@ def _from_file(path: Path) -> Task:
     if len(found) == 1:
         return replace(next(iter(found.values())), origin=str(path))
     problem = f"holds {len(found)} tasks and none is called TASK" if found else "defines no task"
-    raise TaskFileError(f"task file {str(path)!r} {problem}. Write: TASK = Task(name=..., version=..., summary=..., draw=...)")
+    raise TaskFileError(
+        f"task file {str(path)!r} {problem}. Write: TASK = Task(name=..., version=..., summary=..., draw=...)"
+    )
 
 
 def _line_in(error: BaseException, path: Path) -> int | None:

@@ -69,7 +69,9 @@ def draw(task: Task, rng: Random) -> Example:
     except Exception as error:
         raise TaskFileError(f"draw() of task {task.name!r} raised {type(error).__name__}: {error}") from error
     if not isinstance(example, Example):
-        raise TaskFileError(f"draw() of task {task.name!r} returned {type(example).__name__}; it must return an Example.")
+        raise TaskFileError(
+            f"draw() of task {task.name!r} returned {type(example).__name__}; it must return an Example."
+        )
     return example
 
 

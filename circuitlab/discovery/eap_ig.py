@@ -26,7 +26,7 @@ from circuitlab.models.protocol import Model
 from circuitlab.parts import Layout
 from circuitlab.patching.baseline import Baseline, record_baseline
 from circuitlab.patching.gradients import ReaderGradients, reader_gradients
-from circuitlab.patching.packing import packs, rows_per_pack
+from circuitlab.patching.packing import fitting
 from circuitlab.patching.writers import writer_differences
 from circuitlab.progress import Progress
 
@@ -55,13 +55,16 @@ def score_eap_ig(
         raise ConfigError(f"steps is {steps!r}; EAP-IG averages a whole number of at least 1 gradients (5 is usual).")
     running = RunningMean(Layout.of(model.spec))
     integral, truth = [], []
-    batches = [part for batch in batches_of(pairs, model.device) for part in _parts(model, batch, budget)]
+    # A gradient per reader and a difference per writer stay alive, beside the graph of a forward pass.
+    alive = len(running.layout.readers) + len(running.layout.writers) + 14 * model.spec.n_layers
+    whole = batches_of(pairs, model.device)
+    batches = [part for batch in whole for part in fitting(model, batch, budget, alive)]
     for number, batch in enumerate(batches):
         baseline = record_baseline(model, batch)
         gradients = _mean_gradients(model, baseline, metric, steps)
         differences = writer_differences(model, baseline)
-        scores = torch.einsum("wbsd,rbsd->bwr", differences.double(), gradients.readers.double())
-        running.add(scores.cpu().numpy())
+        scores = torch.einsum("wbsd,rbsd->bwr", differences.float(), gradients.readers.float())
+        running.add(scores.double().cpu().numpy())
         integral.append((differences[0] * gradients.start).double().sum((1, 2)).cpu().numpy())
         clean, corrupt = baseline.gap(metric)
         truth.append((clean - corrupt).double().cpu().numpy())
@@ -78,16 +81,6 @@ def score_eap_ig(
     )
 
 
-def _parts(model: Model, batch: PairBatch, budget: int | None) -> list[PairBatch]:
-    """The batch in parts whose gradients at all readers fit the budget."""
-    layout = Layout.of(model.spec)
-    # A gradient per reader and a difference per writer stay alive, beside the graph of the forward pass.
-    alive = 1 + (len(layout.readers) + len(layout.writers)) // 14
-    size = max(1, rows_per_pack(model, batch.n_tokens, budget) // alive)
-    device = batch.clean.device
-    return [batch.take(torch.arange(p.start, p.stop, device=device)) for p in packs(len(batch), size)]
-
-
 def _mean_gradients(model: Model, baseline: Baseline, metric: Metric, steps: int) -> ReaderGradients:
     start, end = baseline.corrupt.resid_pre[0], baseline.clean.resid_pre[0]
     readers, at_start = None, None
@@ -97,5 +90,6 @@ def _mean_gradients(model: Model, baseline: Baseline, metric: Metric, steps: int
         found = reader_gradients(model, baseline, metric, point)
         readers = found.readers if readers is None else readers + found.readers
         at_start = found.start if at_start is None else at_start + found.start
-    assert readers is not None and at_start is not None
+    assert readers is not None
+    assert at_start is not None
     return ReaderGradients(readers / steps, at_start / steps)

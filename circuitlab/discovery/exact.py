@@ -14,6 +14,7 @@ from circuitlab.models.protocol import Model
 from circuitlab.parts import Layout
 from circuitlab.patching.baseline import record_baseline
 from circuitlab.patching.edges import edge_effects
+from circuitlab.patching.packing import fitting
 from circuitlab.progress import Progress
 
 
@@ -22,7 +23,9 @@ def score_exact(
 ) -> EdgeScores:
     """Patch every edge alone; see the module. The error measure is the standard error over examples."""
     running = RunningMean(Layout.of(model.spec))
-    batches = batches_of(pairs, model.device)
+    # Every writer's difference stays alive, and one of them is patched into all heads of a layer at a time.
+    alive = len(running.layout.writers) + 2 * model.spec.n_heads
+    batches = [part for batch in batches_of(pairs, model.device) for part in fitting(model, batch, budget, alive)]
 
     for number, batch in enumerate(batches):
 

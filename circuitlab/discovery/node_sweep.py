@@ -15,7 +15,7 @@ import numpy as np
 from circuitlab.data.batch import PairBatch
 from circuitlab.data.pairs import PairSet
 from circuitlab.discovery.scores import EdgeScores
-from circuitlab.graphs.prune import owners, real_edges
+from circuitlab.graphs.prune import real_edges
 from circuitlab.metrics import Metric
 from circuitlab.models.protocol import Model
 from circuitlab.parts import Layout
@@ -33,7 +33,7 @@ def score_node_sweep(
     effects = swept.effects
     weights = np.array([effects[node.name] for node in layout.nodes])
     errors = np.array([swept.standard_errors[node.name] for node in layout.nodes])
-    sources, targets = np.arange(len(layout.writers))[:, None], owners(layout)[None]
+    sources, targets = np.arange(len(layout.writers))[:, None], np.array(layout.owners)[None]
     target_is_weaker = np.abs(weights[targets]) < np.abs(weights[sources])
     weaker = np.where(target_is_weaker, targets, sources)
     return EdgeScores(
@@ -46,4 +46,3 @@ def score_node_sweep(
         checks={"largest_node_standard_error": float(errors.max())},
         node_effects=effects,
     )
-

@@ -1,8 +1,8 @@
 """The main job on one page: from a task to a tested circuit.
 
-    1. load the model          4. sweep the sites           7. test it on held-out prompts
-    2. draw prompts            5. score every edge          8. write it all down
-    3. does the model do it?   6. select a circuit
+1. load the model          4. sweep the sites           7. test it on held-out prompts
+2. draw prompts            5. score every edge          8. write it all down
+3. does the model do it?   6. select a circuit
 """
 
 from __future__ import annotations

@@ -95,7 +95,9 @@ def reproduce(folder: str | Path, *, progress: Progress = silent, device: str | 
 def _manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     if not path.is_file():
-        raise RunError(f"{str(folder)!r} is not a run folder: it has no {MANIFEST}. Give the folder that discover wrote.")
+        raise RunError(
+            f"{str(folder)!r} is not a run folder: it has no {MANIFEST}. Give the folder that discover wrote."
+        )
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         needed = [manifest[key] for key in ("schema", "config", "files", "model")]

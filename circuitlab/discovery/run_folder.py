@@ -37,7 +37,9 @@ def check_free(folder: Path, force: bool) -> None:
     if not folder.exists():
         return
     if not force:
-        raise OutputExistsError(f"output folder {str(folder)!r} exists. Name another with --out, or replace it with --force.")
+        raise OutputExistsError(
+            f"output folder {str(folder)!r} exists. Name another with --out, or replace it with --force."
+        )
     if not folder.is_dir() or (any(folder.iterdir()) and not (folder / MANIFEST).is_file()):
         raise OutputExistsError(
             f"output {str(folder)!r} is not a run folder ({MANIFEST} is not in it), so --force does not replace it. "
@@ -59,7 +61,8 @@ def write_run(run: Run, folder: Path, force: bool) -> Path:
         _write_json(new / MANIFEST, manifest)
         manifest["bibtex"] = cite(new)
         _write_json(new / MANIFEST, manifest)
-        late.call("circuitlab.report", "write_report", new)
+        # The page tells no times, so that the same seed gives the same page.
+        late.call("circuitlab.report", "write_report", new, name=folder.name)
         manifest["files"] = _digests(new)
         _write_json(new / MANIFEST, manifest)
     return folder

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float
 
 from circuitlab.graphs.circuit import Circuit
 from circuitlab.graphs.prune import real_edges
+from circuitlab.graphs.ranking import edge_places, mask_of, ranked_edges
 from circuitlab.parts import Layout, ModelSpec
 
 if TYPE_CHECKING:
@@ -53,17 +54,11 @@ class EdgeScores:
         Args:
             signed: Rank by score; else by its absolute value.
         """
-        layout = self.layout
-        places = np.array([layout.edge_index(edge) for edge in layout.edges()])
-        keys = self.values[places[:, 0], places[:, 1]]
-        return places[np.argsort(-(keys if signed else np.abs(keys)), kind="stable")]
+        return ranked_edges(self.values if signed else np.abs(self.values), self.layout)
 
     def top(self, n: int, signed: bool = False) -> Bool[np.ndarray, "writer reader"]:
         """Mask of the `n` best edges, exactly that many, not pruned."""
-        mask = np.zeros(self.values.shape, dtype=bool)
-        best = self.ranked(signed)[: max(0, n)]
-        mask[best[:, 0], best[:, 1]] = True
-        return mask
+        return mask_of(self.ranked(signed)[: max(0, n)], self.layout)
 
     def circuit(self, mask: Bool[np.ndarray, "writer reader"]) -> Circuit:
         """A circuit with these scores and this mask."""
@@ -75,17 +70,23 @@ class EdgeScores:
         """One row an edge: source, target, score, standard_error, in the order of the exchange files."""
         import pandas as pd
 
-        rows = []
-        for edge in self.layout.edges():
-            at = self.layout.edge_index(edge)
-            rows.append((edge.source.name, edge.reader.name, float(self.values[at]), float(self.standard_error[at])))
-        return pd.DataFrame(rows, columns=["source", "target", "score", "standard_error"])
+        rows, columns = edge_places(self.layout).T
+        edges = list(self.layout.edges())
+        return pd.DataFrame(
+            {
+                "source": [edge.source.name for edge in edges],
+                "target": [edge.reader.name for edge in edges],
+                "score": self.values[rows, columns],
+                "standard_error": self.standard_error[rows, columns],
+            }
+        )
 
 
 class RunningMean:
     """Mean and standard error over examples that come in batches."""
 
     def __init__(self, layout: Layout) -> None:
+        self.layout = layout
         self._real = real_edges(layout)
         self._n = 0
         self._sum = np.zeros(self._real.shape)

@@ -43,7 +43,13 @@ METHODS: dict[str, Method] = {
     for method in (
         Method("eap-ig", "integrated gradients along the input embedding", HANNA_2024, True, score_eap_ig),
         Method("exact", "every edge patched alone, no approximation", SYED_2023, False, score_exact),
-        Method("sweep", "nodes by their head_z and mlp_out patches, edges between kept nodes", WANG_2023, False, score_node_sweep),
+        Method(
+            "sweep",
+            "nodes by their head_z and mlp_out patches, edges between kept nodes",
+            WANG_2023,
+            False,
+            score_node_sweep,
+        ),
     )
 }
 

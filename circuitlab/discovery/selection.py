@@ -18,6 +18,7 @@ from circuitlab.discovery.scores import EdgeScores
 from circuitlab.errors import ConfigError, GraphError
 from circuitlab.graphs.circuit import Circuit
 from circuitlab.graphs.prune import prune
+from circuitlab.graphs.ranking import mask_of
 from circuitlab.metrics import Metric, resolve
 from circuitlab.metrics.base import MetricFunction
 from circuitlab.models.protocol import Model
@@ -69,7 +70,9 @@ def select(
         return scores.circuit(prune(scores.top(n_edges, signed), scores.layout))
     if not 0 < target <= 1:
         raise ConfigError(f"target is {target}; a faithfulness to reach lies above 0 and at most at 1 (0.9 is usual).")
-    search = _Search(model, scores, prepare(model, pairs), resolve(metric or scores.metric), signed, budget, progress)
+    search = _Search(
+        model, scores, prepare(model, pairs, budget), resolve(metric or scores.metric), signed, budget, progress
+    )
     return scores.circuit(search.smallest(target))
 
 
@@ -120,10 +123,7 @@ class _Search:
         return (values[self._metric.name].mean(1) - self._corrupt) / self._gap
 
     def _mask(self, size: int) -> Bool[np.ndarray, "writer reader"]:
-        mask = np.zeros(self._scores.values.shape, dtype=bool)
-        best = self._order[:size]
-        mask[best[:, 0], best[:, 1]] = True
-        return prune(mask, self._scores.layout)
+        return prune(mask_of(self._order[:size], self._scores.layout), self._scores.layout)
 
 
 def _fits(faithfulness: float, target: float) -> bool:

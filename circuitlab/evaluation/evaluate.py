@@ -17,6 +17,7 @@ from circuitlab.evaluation.areas import MIB_SHARES, cmd, cpr, mib_sizes
 from circuitlab.graphs.circuit import Circuit
 from circuitlab.graphs.prune import prune, real_edges
 from circuitlab.graphs.random import random_circuit
+from circuitlab.graphs.ranking import mask_of, ranked_edges
 from circuitlab.metrics import Metric, resolve
 from circuitlab.metrics.base import MetricFunction
 from circuitlab.models.protocol import Model
@@ -159,10 +160,12 @@ def evaluate(
         MetricError: The metric is the same on clean and corrupted prompts, or gives the wrong shape or NaN.
     """
     if circuit.mask.shape != (len(circuit.layout.writers), len(circuit.layout.readers)) or not _fits(circuit, model):
-        raise GraphError(f"the circuit is of model {circuit.spec.name!r}, whose graph is not that of {model.spec.name!r}.")
+        raise GraphError(
+            f"the circuit is of model {circuit.spec.name!r}, whose graph is not that of {model.spec.name!r}."
+        )
     if n_random < 0:
         raise ConfigError(f"n_random is {n_random}; it counts random circuits and cannot be negative.")
-    judge = _Judge(model, prepare(model, pairs), resolve(metric), budget, progress)
+    judge = _Judge(model, prepare(model, pairs, budget), resolve(metric), budget, progress)
     layout = circuit.layout
     own = judge.all_metrics(circuit.mask)
     curve, by_sign = _curves(judge, circuit)
@@ -217,7 +220,9 @@ class _Judge:
 
 def _fits(circuit: Circuit, model: Model) -> bool:
     ours, theirs = model.spec, circuit.spec
-    return all(getattr(ours, f) == getattr(theirs, f) for f in ("n_layers", "n_heads", "d_model", "parallel", "has_mlp"))
+    return all(
+        getattr(ours, f) == getattr(theirs, f) for f in ("n_layers", "n_heads", "d_model", "parallel", "has_mlp")
+    )
 
 
 def _curves(judge: _Judge, circuit: Circuit) -> tuple[tuple[CurvePoint, ...], list[float]]:
@@ -237,13 +242,6 @@ def _curves(judge: _Judge, circuit: Circuit) -> tuple[tuple[CurvePoint, ...], li
 
 
 def _top(circuit: Circuit, keys: np.ndarray, sizes: Sequence[int]) -> Bool[np.ndarray, "size writer reader"]:
-    """Top edges by key at each size, pruned; ties stand in the order of the exchange files."""
-    layout = circuit.layout
-    places = np.array([layout.edge_index(edge) for edge in layout.edges()])
-    order = places[np.argsort(-keys[places[:, 0], places[:, 1]], kind="stable")]
-    masks = []
-    for size in sizes:
-        mask = np.zeros(keys.shape, dtype=bool)
-        mask[order[:size, 0], order[:size, 1]] = True
-        masks.append(prune(mask, layout))
-    return np.stack(masks)
+    """Top edges by key at each size, pruned."""
+    order = ranked_edges(keys, circuit.layout)
+    return np.stack([prune(mask_of(order[:size], circuit.layout), circuit.layout) for size in sizes])

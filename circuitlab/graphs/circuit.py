@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float
 from circuitlab import late
 from circuitlab.errors import GraphError
 from circuitlab.graphs.prune import kept_nodes, prune, real_edges
+from circuitlab.graphs.ranking import edge_places
 from circuitlab.parts import Edge, Layout, ModelSpec, Node
 
 if TYPE_CHECKING:
@@ -43,7 +44,9 @@ class Circuit:
         shape = (len(self.layout.writers), len(self.layout.readers))
         for name, matrix in (("mask", self.mask), ("scores", self.scores)):
             if matrix.shape != shape:
-                raise GraphError(f"{name} has shape {matrix.shape}; model {self.spec.name!r} has {shape} writers, readers.")
+                raise GraphError(
+                    f"{name} has shape {matrix.shape}; model {self.spec.name!r} has {shape} writers, readers."
+                )
         if bool((self.mask & ~real_edges(self.layout)).any()):
             raise GraphError(f"the mask keeps edges that model {self.spec.name!r} does not have.")
         for matrix in (self.mask, self.scores):
@@ -67,8 +70,7 @@ class Circuit:
 
     def edges(self) -> Iterator[tuple[Edge, float]]:
         """Kept edges with their scores, in the order of the exchange files."""
-        for edge in self.layout.edges():
-            row, column = self.layout.edge_index(edge)
+        for edge, (row, column) in zip(self.layout.edges(), edge_places(self.layout), strict=True):
             if self.mask[row, column]:
                 yield edge, float(self.scores[row, column])
 
@@ -88,11 +90,16 @@ class Circuit:
         """Every edge of the graph: source, target, score, in_circuit."""
         import pandas as pd
 
-        rows = []
-        for edge in self.layout.edges():
-            row, column = self.layout.edge_index(edge)
-            rows.append((edge.source.name, edge.reader.name, float(self.scores[row, column]), bool(self.mask[row, column])))
-        return pd.DataFrame(rows, columns=["source", "target", "score", "in_circuit"])
+        rows, columns = edge_places(self.layout).T
+        edges = list(self.layout.edges())
+        return pd.DataFrame(
+            {
+                "source": [edge.source.name for edge in edges],
+                "target": [edge.reader.name for edge in edges],
+                "score": self.scores[rows, columns],
+                "in_circuit": self.mask[rows, columns],
+            }
+        )
 
     def to_networkx(self, collapse: bool = False) -> nx.MultiDiGraph | nx.DiGraph:
         """Kept nodes and edges for networkx.

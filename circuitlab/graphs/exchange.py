@@ -14,6 +14,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from circuitlab.errors import FormatError, UnknownNameError
+from circuitlab.graphs.ranking import edge_places
 from circuitlab.parts import Edge, Kind, Layout, ModelSpec, Node
 
 if TYPE_CHECKING:
@@ -49,11 +50,10 @@ class _File(BaseModel):
 def to_json(circuit: Circuit) -> dict[str, Any]:
     """The circuit as the object that EAP-IG's `Graph.from_json` reads; both fields stand on every edge."""
     layout, kept = circuit.layout, {node.name for node in circuit.nodes}
-    edges = {}
-    for edge in layout.edges():
-        row, column = layout.edge_index(edge)
-        score = float(circuit.scores[row, column])
-        edges[edge.name] = {"score": score, "in_graph": bool(circuit.mask[row, column])}
+    edges = {
+        edge.name: {"score": float(circuit.scores[row, column]), "in_graph": bool(circuit.mask[row, column])}
+        for edge, (row, column) in zip(layout.edges(), edge_places(layout), strict=True)
+    }
     return {
         "cfg": {
             "n_layers": circuit.spec.n_layers,
@@ -76,11 +76,15 @@ def read_json(path: Path, spec: ModelSpec | None) -> Circuit:
     except FileNotFoundError:
         raise FormatError(f"circuit file {str(path)!r} does not exist. Give a circuit.json or a run folder.") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise FormatError(f"circuit file {str(path)!r} is no JSON: {error}. Expected the MIB / EAP-IG format.") from error
+        raise FormatError(
+            f"circuit file {str(path)!r} is no JSON: {error}. Expected the MIB / EAP-IG format."
+        ) from error
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        raise FormatError(f"circuit file {str(path)!r}: {where}: {first['msg']} ({error.error_count()} faults in all).") from error
+        raise FormatError(
+            f"circuit file {str(path)!r}: {where}: {first['msg']} ({error.error_count()} faults in all)."
+        ) from error
     shape = _fitting_spec(parsed, spec, path)
     layout = Layout.of(shape)
     mask = np.zeros((len(layout.writers), len(layout.readers)), dtype=bool)
@@ -94,7 +98,9 @@ def read_json(path: Path, spec: ModelSpec | None) -> Circuit:
         # NaN is EAP-IG's mark of an edge that was never scored; infinity is nobody's.
         scores[row, column] = math.nan if entry.score is None else entry.score
         if math.isinf(scores[row, column]):
-            raise FormatError(f"circuit file {str(path)!r}: edge {name!r} has the score {entry.score}; scores are finite.")
+            raise FormatError(
+                f"circuit file {str(path)!r}: edge {name!r} has the score {entry.score}; scores are finite."
+            )
     return Circuit(spec=shape, mask=mask, scores=scores)
 
 

@@ -3,20 +3,12 @@
 import numpy as np
 from jaxtyping import Bool
 
-from circuitlab.parts import Kind, Layout
+from circuitlab.parts import Layout
 
 
 def real_edges(layout: Layout) -> Bool[np.ndarray, "writer reader"]:
     """Which entries of a mask are edges of the model."""
     return np.arange(len(layout.writers))[:, None] < np.array(layout.visible)
-
-
-def owners(layout: Layout) -> np.ndarray:
-    """For each reader the number of the writer it belongs to; the logits get one number more than there are writers."""
-    n_writers = len(layout.writers)
-    return np.array(
-        [n_writers if r.node.kind is Kind.LOGITS else layout.writer_index(r.node) for r in layout.readers]
-    )
 
 
 def prune(mask: Bool[np.ndarray, "writer reader"], layout: Layout) -> Bool[np.ndarray, "writer reader"]:
@@ -29,7 +21,7 @@ def prune(mask: Bool[np.ndarray, "writer reader"], layout: Layout) -> Bool[np.nd
         A new mask; the argument is not changed.
     """
     kept = mask & real_edges(layout)
-    owner, n_writers = owners(layout), len(layout.writers)
+    owner, n_writers = np.array(layout.owners), len(layout.writers)
     reached = np.zeros(n_writers + 1, dtype=bool)
     reached[0] = True
     for node in range(1, n_writers + 1):
@@ -44,7 +36,7 @@ def prune(mask: Bool[np.ndarray, "writer reader"], layout: Layout) -> Bool[np.nd
 
 def kept_nodes(mask: Bool[np.ndarray, "writer reader"], layout: Layout) -> Bool[np.ndarray, " node"]:
     """Nodes with a kept edge, writers first and the logits last."""
-    owner, n_writers = owners(layout), len(layout.writers)
+    owner, n_writers = np.array(layout.owners), len(layout.writers)
     touched = np.zeros(n_writers + 1, dtype=bool)
     touched[:n_writers] = mask.any(1)
     touched[np.unique(owner[mask.any(0)])] = True

@@ -4,13 +4,11 @@ import numpy as np
 from jaxtyping import Bool
 
 from circuitlab.errors import GraphError
-from circuitlab.graphs.prune import owners, prune, real_edges
+from circuitlab.graphs.prune import prune, real_edges
 from circuitlab.parts import Layout
 
 
-def random_circuit(
-    layout: Layout, n_edges: int, rng: np.random.Generator
-) -> Bool[np.ndarray, "writer reader"]:
+def random_circuit(layout: Layout, n_edges: int, rng: np.random.Generator) -> Bool[np.ndarray, "writer reader"]:
     """A random set of exactly `n_edges` edges, each on a path from the input to the logits.
 
     Random walks from the input to the logits are added until there are enough edges; then edges are taken away at random
@@ -44,7 +42,7 @@ class _Walks:
     """Random walks along edges from the input to the logits."""
 
     def __init__(self, layout: Layout) -> None:
-        self._owner = owners(layout)
+        self._owner = np.array(layout.owners)
         self._readers = [np.flatnonzero(row) for row in real_edges(layout)]
         self._end = len(layout.writers)
 
@@ -79,7 +77,7 @@ def _grown(layout: Layout, n_edges: int, rng: np.random.Generator) -> np.ndarray
 
     An odd and an even number need different beginnings (input -> logits is one edge, input -> node -> logits are two).
     """
-    candidates, owner = rng.permutation(np.argwhere(real_edges(layout))), owners(layout)
+    candidates, owner = rng.permutation(np.argwhere(real_edges(layout))), np.array(layout.owners)
     for direct in rng.permutation([True, False]):
         mask = np.zeros((len(layout.writers), len(layout.readers)), dtype=bool)
         mask[0, -1] = direct

@@ -46,7 +46,9 @@ class Metric:
             MetricError: The function returned another shape, another type, or NaN.
         """
         if self.needs_reference and batch.reference is None:
-            raise MetricError(f"metric {self.name!r} compares with the clean run; give it batch.with_reference(logits).")
+            raise MetricError(
+                f"metric {self.name!r} compares with the clean run; give it batch.with_reference(logits)."
+            )
         values = self.function(logits, batch)
         if not torch.is_tensor(values) or values.shape != (len(batch),):
             got = f"shape {tuple(values.shape)}" if torch.is_tensor(values) else type(values).__name__

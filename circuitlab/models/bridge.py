@@ -8,8 +8,8 @@ everything after them (query/key norms, rotation, softcaps, masks) is the model'
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -19,9 +19,18 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from circuitlab.errors import ModelError, UnsupportedModelError
+from circuitlab.models.anatomy import (
+    attn_adds,
+    attn_norm,
+    mlp_adds,
+    mlp_norm,
+    one_key_per_query_head,
+    output_weight,
+    projection,
+    spec_of,
+)
 from circuitlab.models.protocol import Recording, Trace
 from circuitlab.models.surgery import (
-    attributes,
     broadcast_rows,
     evaluating,
     first_tensor,
@@ -30,7 +39,7 @@ from circuitlab.models.surgery import (
     norm_gain,
 )
 from circuitlab.models.text import TokenizerText
-from circuitlab.parts import ModelSpec, Slot
+from circuitlab.parts import Slot
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -57,7 +66,7 @@ class BridgeModel:
 
     def __init__(self, bridge: Any, name: str) -> None:
         self.bridge = bridge
-        self.spec = _spec_of(bridge, name)
+        self.spec = spec_of(bridge, name)
 
     @property
     def id(self) -> str:
@@ -127,9 +136,9 @@ class BridgeModel:
                 add.output(block.attn.v, keep("v", layer))
                 add.output(block.attn.hook_pattern, keep("pattern", layer))
                 add.input(block.attn.o, keep("z", layer))
-                add.output(_last_of(block, "attn", "ln1_post"), keep("attn_out", layer))
+                add.output(attn_adds(block), keep("attn_out", layer))
                 if self.spec.has_mlp:
-                    add.output(_last_of(block, "mlp", "ln2_post"), keep("mlp_out", layer))
+                    add.output(mlp_adds(block), keep("mlp_out", layer))
             add.input(self.bridge.ln_final, keep("resid_final", 0))
             self._forward(tokens)
         return self._recording(kept)
@@ -142,7 +151,7 @@ class BridgeModel:
             stack.enter_context(evaluating(self.bridge))
             add = stack.enter_context(hooks())
             for layer, block in enumerate(self._blocks):
-                stack.enter_context(self._one_key_per_query_head(block.attn))
+                stack.enter_context(one_key_per_query_head(block.attn, self.spec))
                 self._trace_block(add, kept, layer, block)
             final = self._run(start, 0, frame)
             final = final.clone()
@@ -181,9 +190,9 @@ class BridgeModel:
         self, layer: int, slot: Slot, heads: Sequence[int], stream: Float[Tensor, "chosen row seq d_model"]
     ) -> Float[Tensor, "chosen row seq d_head"]:
         """Chosen heads' q, k or v, each from the stream that this head reads."""
-        weight, bias = self._projection(layer, slot)
+        weight, bias = projection(self._blocks[layer], slot, self.spec)
         chosen = list(heads)
-        normed = self._norm(layer, "ln1")(stream)
+        normed = attn_norm(self._blocks[layer])(stream)
         out = torch.einsum("crsm,cmh->crsh", normed, weight[chosen])
         return out if bias is None else out + bias[chosen][:, None, None]
 
@@ -208,7 +217,7 @@ class BridgeModel:
 
         with ExitStack() as stack:
             stack.enter_context(evaluating(attn))
-            stack.enter_context(self._one_key_per_query_head(attn))
+            stack.enter_context(one_key_per_query_head(attn, self.spec))
             for module, value in ((attn.q, q), (attn.k, k), (attn.v, v)):
                 flat = value.flatten(2)
                 stack.enter_context(forward_replaced(module, lambda *_a, flat=flat, **_k: flat))
@@ -221,17 +230,18 @@ class BridgeModel:
         """What an attention layer adds to the stream, bias and post-norm included."""
         block = self._blocks[layer]
         out = first_tensor(block.attn.o(z.flatten(2)))
-        return block.ln1_post(out) if hasattr(block, "ln1_post") else out
+        return block.ln1_post(out) if self.has_post_norm(layer) else out
 
     @torch.no_grad()
     def head_outputs(
         self, layer: int, z: Float[Tensor, "row seq head d_head"], heads: Sequence[int] | None = None
     ) -> Float[Tensor, "chosen row seq d_model"]:
         """Each head's own share of `attn_output`, without the bias."""
-        block, weight = self._blocks[layer], self._output_weight(layer)
+        block = self._blocks[layer]
+        weight = output_weight(block, self.spec)
         chosen = list(range(self.spec.n_heads)) if heads is None else list(heads)
         out = torch.einsum("rshd,hdm->hrsm", z[:, :, chosen], weight[chosen])
-        if hasattr(block, "ln1_post"):
+        if self.has_post_norm(layer):
             out = out * norm_gain(block.ln1_post, first_tensor(block.attn.o(z.flatten(2))))
         return out
 
@@ -240,7 +250,7 @@ class BridgeModel:
         """What an MLP adds to the stream, from the stream it reads."""
         block = self._blocks[layer]
         with evaluating(block):
-            out = first_tensor(block.mlp(self._mlp_norm(layer)(stream)))
+            out = first_tensor(block.mlp(mlp_norm(block, self.spec)(stream)))
             return block.ln2_post(out) if hasattr(block, "ln2_post") else out
 
     def pull_back(
@@ -251,11 +261,12 @@ class BridgeModel:
         gradient: Float[Tensor, "batch seq ..."],
     ) -> Float[Tensor, "chosen batch seq d_model"]:
         """Gradient at the readers' input, through projection and norm."""
+        block = self._blocks[layer]
         if slot is None:
-            norm, behind = self._mlp_norm(layer), gradient[None]
+            norm, behind = mlp_norm(block, self.spec), gradient[None]
         else:
-            norm = self._norm(layer, "ln1")
-            behind = torch.einsum("bshd,hmd->hbsm", gradient, self._projection(layer, slot)[0])
+            norm = attn_norm(block)
+            behind = torch.einsum("bshd,hmd->hbsm", gradient, projection(block, slot, self.spec)[0])
         with torch.enable_grad():
             copies = stream.detach()[None].expand_as(behind).clone().requires_grad_(True)
             (out,) = torch.autograd.grad(norm(copies), copies, behind)
@@ -265,7 +276,7 @@ class BridgeModel:
         """Whether a norm stands between the heads' sum and the stream (Gemma 2 and 3)."""
         return hasattr(self._blocks[layer], "ln1_post")
 
-    # Below: how a bridge is built.
+    # Below: how a bridge is run.
 
     @property
     def _blocks(self) -> Sequence[Any]:
@@ -278,43 +289,6 @@ class BridgeModel:
         for layer in range(first, self.spec.n_layers):
             stream = first_tensor(_call(self._blocks[layer], stream, frame.block_calls[layer]))
         return stream
-
-    def _norm(self, layer: int, name: str) -> Callable[[Tensor], Tensor]:
-        return getattr(self._blocks[layer], name, None) or _identity
-
-    def _mlp_norm(self, layer: int) -> Callable[[Tensor], Tensor]:
-        # Parallel blocks with a single norm (GPT-J, Phi) give its output to attention and MLP alike.
-        shared = self.spec.parallel and not hasattr(self._blocks[layer], "ln2")
-        return self._norm(layer, "ln1" if shared else "ln2")
-
-    def _projection(self, layer: int, slot: Slot) -> tuple[Tensor, Tensor | None]:
-        """Weight `[head, d_model, d_head]` and bias `[head, d_head]`, k and v once per query head."""
-        module = getattr(self._blocks[layer].attn, slot.value)
-        weight, bias = _linear(module)
-        weight = weight.unflatten(1, (-1, self.spec.d_head)).transpose(0, 1)
-        bias = None if bias is None else bias.unflatten(0, (-1, self.spec.d_head))
-        repeats = self.spec.n_heads // weight.shape[0]
-        if repeats > 1:
-            weight = weight.repeat_interleave(repeats, 0)
-            bias = None if bias is None else bias.repeat_interleave(repeats, 0)
-        return weight.detach(), None if bias is None else bias.detach()
-
-    def _output_weight(self, layer: int) -> Tensor:
-        """Output projection `[head, d_head, d_model]`."""
-        weight, _ = _linear(self._blocks[layer].attn.o)
-        return weight.detach().unflatten(0, (self.spec.n_heads, self.spec.d_head))
-
-    @contextmanager
-    def _one_key_per_query_head(self, attn: Any) -> Iterator[None]:
-        """Let attention code take keys and values that are already repeated per query head."""
-        if self.spec.n_kv_heads == self.spec.n_heads:
-            yield
-            return
-        with (
-            attributes(attn.original_component, num_key_value_groups=1),
-            attributes(attn.config, n_key_value_heads=self.spec.n_heads),
-        ):
-            yield
 
     def _trace_block(self, add: Any, kept: dict[str, dict[int, Tensor]], layer: int, block: Any) -> None:
         repeats = self.spec.n_heads // self.spec.n_kv_heads
@@ -340,7 +314,7 @@ class BridgeModel:
         add.output(block.attn.k, split("k", repeats))
         add.output(block.attn.v, split("v", repeats))
         if self.spec.has_mlp:
-            norm = self._mlp_norm(layer)
+            norm = mlp_norm(block, self.spec)
             add.input(norm if isinstance(norm, nn.Module) else block.mlp, keep("mlp_in", detach=True))
             add.input(block.mlp, keep("mlp_normed", detach=False))
 
@@ -376,36 +350,6 @@ class BridgeModel:
         return layer not in kept[name] and (name != "mlp_out" or self.spec.has_mlp)
 
 
-def _spec_of(bridge: Any, name: str) -> ModelSpec:
-    cfg = bridge.cfg
-    for needed in ("blocks", "ln_final", "unembed"):
-        if not hasattr(bridge, needed):
-            raise UnsupportedModelError(f"model {name!r} has no {needed}: circuitlab needs a decoder on one residual stream.")
-    for layer, block in enumerate(bridge.blocks):
-        if not all(hasattr(block, "attn") and hasattr(block.attn, part) for part in ("q", "k", "v", "o")):
-            raise UnsupportedModelError(f"model {name!r}: block {layer} has no attention with q, k, v and o projections.")
-    with_mlp = [hasattr(block, "mlp") for block in bridge.blocks]
-    return ModelSpec(
-        name=name,
-        n_layers=len(with_mlp),
-        n_heads=cfg.n_heads,
-        n_kv_heads=getattr(cfg, "n_key_value_heads", None) or cfg.n_heads,
-        d_model=cfg.d_model,
-        d_head=cfg.d_head,
-        d_vocab=cfg.d_vocab,
-        n_ctx=cfg.n_ctx,
-        parallel=bool(getattr(cfg, "parallel_attn_mlp", False)),
-        has_mlp=all(with_mlp),
-    )
-
-
-def _linear(module: Any) -> tuple[Tensor, Tensor | None]:
-    """Weight `[in, out]` and bias of a linear layer; torch's own layers store it the other way round."""
-    layer = module.original_component
-    transposed = isinstance(layer, nn.Linear)
-    return (layer.weight.T if transposed else layer.weight), layer.bias
-
-
 def _call(module: Any, stream: Tensor, call: Call) -> Any:
     """Call a module with its recorded arguments and another stream."""
     args, kwargs = call
@@ -419,12 +363,3 @@ def _call(module: Any, stream: Tensor, call: Call) -> Any:
 
 def _keeper(store: dict[int, Call], layer: int) -> Callable[[tuple, dict], None]:
     return lambda args, kwargs: store.__setitem__(layer, (args, dict(kwargs)))
-
-
-def _last_of(block: Any, part: str, post_norm: str) -> nn.Module:
-    """The module whose output is added to the stream: the part itself, or the norm behind it."""
-    return getattr(block, post_norm) if hasattr(block, post_norm) else getattr(block, part)
-
-
-def _identity(stream: Tensor) -> Tensor:
-    return stream

@@ -93,16 +93,22 @@ def _dtype(dtype: str | torch.dtype | None) -> torch.dtype:
 def _checked_folder(folder: Path, name: str) -> Path:
     if not folder.is_dir():
         what = "is a file, not a folder" if folder.exists() else "does not exist"
-        raise ModelError(f"model folder {name!r} {what}. Give a HuggingFace checkpoint folder, a hub name, or 'bundled'.")
+        raise ModelError(
+            f"model folder {name!r} {what}. Give a HuggingFace checkpoint folder, a hub name, or 'bundled'."
+        )
     if not (folder / "config.json").is_file():
-        raise ModelError(f"model folder {name!r} has no config.json; it is no HuggingFace checkpoint (save_pretrained).")
+        raise ModelError(
+            f"model folder {name!r} has no config.json; it is no HuggingFace checkpoint (save_pretrained)."
+        )
     if not any((folder / file).is_file() for file in TOKENIZER_FILES):
         raise ModelError(
             f"model folder {name!r} has no tokenizer ({', '.join(TOKENIZER_FILES)}). "
             "Save it there too: tokenizer.save_pretrained(folder)."
         )
     if not [*folder.glob("*.safetensors"), *folder.glob("*.bin")]:
-        raise ModelError(f"model folder {name!r} has no weights (*.safetensors). Save them: model.save_pretrained(folder).")
+        raise ModelError(
+            f"model folder {name!r} has no weights (*.safetensors). Save them: model.save_pretrained(folder)."
+        )
     return folder
 
 
@@ -129,7 +135,17 @@ def _not_loaded(name: str, error: Exception, *, local: bool) -> ModelError:
     told = f"{type(error).__name__}: {first[:200]}"
     if local:
         return ModelError(f"model folder {name!r} cannot be loaded: {told}")
-    network = ("connect", "resolve", "network", "offline", "timed out", "proxy", "SSL", "unreachable", "couldn't find them")
+    network = (
+        "connect",
+        "resolve",
+        "network",
+        "offline",
+        "timed out",
+        "proxy",
+        "SSL",
+        "unreachable",
+        "couldn't find them",
+    )
     if any(word.lower() in seen.lower() for word in network):
         return ModelError(
             f"model {name!r} is not in the local cache and the hub cannot be reached. Check the name and the network, or "

@@ -154,9 +154,7 @@ class Model(Protocol):
         """Every head's z from its queries, keys and values; k and v once per query head."""
         ...
 
-    def attn_output(
-        self, layer: int, z: Float[Tensor, "row seq head d_head"]
-    ) -> Float[Tensor, "row seq d_model"]:
+    def attn_output(self, layer: int, z: Float[Tensor, "row seq head d_head"]) -> Float[Tensor, "row seq d_model"]:
         """What an attention layer adds to the stream, bias and post-norm included."""
         ...
 
@@ -166,9 +164,7 @@ class Model(Protocol):
         """Each head's own share of `attn_output`, without the bias; a post-norm is taken with the scale of this z."""
         ...
 
-    def mlp_output(
-        self, layer: int, stream: Float[Tensor, "*row seq d_model"]
-    ) -> Float[Tensor, "*row seq d_model"]:
+    def mlp_output(self, layer: int, stream: Float[Tensor, "*row seq d_model"]) -> Float[Tensor, "*row seq d_model"]:
         """What an MLP adds to the stream, from the stream it reads."""
         ...
 

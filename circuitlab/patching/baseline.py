@@ -54,9 +54,7 @@ def record_baseline(model: Model, batch: PairBatch) -> Baseline:
     )
 
 
-def at_answer(
-    stream: Float[Tensor, "row seq d_model"], answer_at: Int[Tensor, " row"]
-) -> Float[Tensor, "row d_model"]:
+def at_answer(stream: Float[Tensor, "row seq d_model"], answer_at: Int[Tensor, " row"]) -> Float[Tensor, "row d_model"]:
     """The stream at each row's answer position."""
     return stream[torch.arange(len(stream), device=stream.device), answer_at]
 

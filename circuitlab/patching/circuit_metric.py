@@ -13,9 +13,10 @@ from circuitlab.data.batch import PairBatch, batches_of
 from circuitlab.data.pairs import PairSet
 from circuitlab.metrics import Metric
 from circuitlab.models.protocol import Model
+from circuitlab.parts import Layout
 from circuitlab.patching.baseline import Baseline, record_baseline
 from circuitlab.patching.circuits import run_circuits
-from circuitlab.patching.packing import packs, rows_per_pack
+from circuitlab.patching.packing import fitting, packs, rows_per_pack
 from circuitlab.progress import Progress, silent
 
 
@@ -41,10 +42,12 @@ class Prepared:
         return clean, corrupt
 
 
-def prepare(model: Model, pairs: PairSet | PairBatch) -> Prepared:
-    """Record both runs of every batch."""
-    batches = batches_of(pairs, model.device)
-    return Prepared(tuple(record_baseline(model, batch) for batch in batches), sum(map(len, batches)))
+def prepare(model: Model, pairs: PairSet | PairBatch, budget: int | None = None) -> Prepared:
+    """Record both runs of every batch, in parts on which a circuit of all nodes fits the budget."""
+    whole = batches_of(pairs, model.device)
+    streams = 2 * len(Layout.of(model.spec).writers)
+    parts = [part for batch in whole for part in fitting(model, batch, budget, streams)]
+    return Prepared(tuple(record_baseline(model, batch) for batch in parts), sum(map(len, whole)))
 
 
 @torch.no_grad()
@@ -77,7 +80,7 @@ def circuit_values(
         where = batch.index.cpu().numpy()
         # A circuit keeps its writers' differences: about as many streams as it has nodes.
         nodes = max(4, int(edges.any(2).sum(1).max()) if len(edges) else 4)
-        rows = rows_per_pack(model, batch.n_tokens, budget) * 14 // (14 + 2 * nodes)
+        rows = rows_per_pack(model, batch.n_tokens, budget, extra_streams=2 * nodes)
         for pack in packs(len(masks), max(1, rows // len(batch))):
             final = run_circuits(model, baseline, edges[pack])
             for offset, stream in enumerate(final):

@@ -71,13 +71,15 @@ class _Run:
         self.listened_to = self.masks.any(2).any(0).tolist()
         self.n_circuits, self.n_examples = len(masks), len(baseline.batch)
         self.writers: list[int] = []
-        self.deltas: list[Float[Tensor, "circuit batch seq d_model"]] = []
+        # Filled from the front; a reader's input is then one matrix product [reader, writer] x [writer, all the rest].
+        shape = (self.n_circuits, sum(self.listened_to), *baseline.clean.resid_final.shape)
+        self.deltas: Float[Tensor, "circuit writer batch seq d_model"] = baseline.clean.resid_final.new_empty(shape)
 
     def add(self, writer: int, delta: Float[Tensor, "*circuit batch seq d_model"]) -> None:
         """A writer that differs from its corrupted output, if anybody listens."""
         if self.listened_to[writer]:
+            self.deltas[:, len(self.writers)] = delta
             self.writers.append(writer)
-            self.deltas.append(delta.expand(self.n_circuits, *delta.shape[-3:]))
 
     def extend(self, *found: dict[int, Tensor]) -> None:
         """Several of them, in the order of the layout."""
@@ -90,10 +92,8 @@ class _Run:
     ) -> Float[Tensor, "reader circuit batch seq d_model"]:
         """What these readers read."""
         weights = self.masks[:, self.writers][:, :, list(columns)].to(base.dtype)
-        stacked = torch.stack(self.deltas)
-        # One matrix product [reader, writer] x [writer, circuit * batch * seq * d_model] if there is a single circuit.
-        changed = torch.einsum("wcbsd,cwr->rcbsd", stacked, weights)
-        return base + changed
+        changed = torch.bmm(weights.transpose(1, 2), self.deltas[:, : len(self.writers)].flatten(2))
+        return changed.unflatten(2, base.shape).transpose(0, 1) + base
 
     def active(self, columns: Sequence[int]) -> list[int]:
         """Those of the readers that have a kept edge from a writer that differs."""
@@ -150,9 +150,9 @@ class _Run:
         if not self.active([column]):
             return base
         rows = torch.arange(self.n_examples, device=answer_at.device)
-        stacked = torch.stack([delta[:, rows, answer_at] for delta in self.deltas])
+        at_end = self.deltas[:, : len(self.writers), rows, answer_at]
         weights = self.masks[:, self.writers, column].to(base.dtype)
-        return base + torch.einsum("wcbd,cw->cbd", stacked, weights)
+        return base + torch.einsum("cwbd,cw->cbd", at_end, weights)
 
     def _head_writer(self, layer: int, head: int) -> int:
         return self.layout.writer_index(Node(Kind.HEAD, layer, head))

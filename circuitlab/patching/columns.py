@@ -57,22 +57,29 @@ def columns_of(pairs: PairSet | PairBatch, batches: Sequence[PairBatch], axis: s
         raise ConfigError(f"prompts have {lengths} tokens, so positions do not line up. Use axis='span'.")
     if axis == "span" and not any(batch.spans for batch in batches):
         raise ConfigError("these pairs carry no spans. Name spans in the task, or use axis='position'.")
-    lines_up = len(lengths) == 1 and _spans_line_up(batches[0])
-    if axis == "position" or (axis == "auto" and lines_up):
-        return _positions(pairs, batches[0])
+    common = _common_spans(batches)
+    if axis == "position" or (axis == "auto" and len(lengths) == 1 and common is not None):
+        return _positions(pairs, batches, common or {})
     return _spans(batches)
 
 
-def _spans_line_up(batch: PairBatch) -> bool:
-    return all(bool((span == span[:1]).all()) for span in batch.spans.values())
+def _common_spans(batches: Sequence[PairBatch]) -> dict[str, TokenRange] | None:
+    """The spans, if they are at the same tokens in every example."""
+    found = {}
+    for name in batches[0].spans:
+        places = torch.cat([batch.spans[name] for batch in batches])
+        if bool((places != places[:1]).any()):
+            return None
+        found[name] = (int(places[0, 0]), int(places[0, 1]))
+    return found
 
 
-def _positions(pairs: PairSet | PairBatch, batch: PairBatch) -> Columns:
-    n, device = batch.n_tokens, batch.clean.device
-    masks = torch.eye(n, dtype=torch.bool, device=device)[:, None].expand(n, len(batch), n)
-    spans = {name: tuple(span[0].tolist()) for name, span in batch.spans.items()} if _spans_line_up(batch) else {}
+def _positions(pairs: PairSet | PairBatch, batches: Sequence[PairBatch], spans: Mapping[str, TokenRange]) -> Columns:
+    n = batches[0].n_tokens
+    diagonal = torch.eye(n, dtype=torch.bool, device=batches[0].clean.device)[:, None]
     texts = list(pairs) if isinstance(pairs, PairSet) else []
-    return Columns("position", tuple(_position_label(i, texts, spans) for i in range(n)), (masks,))
+    labels = tuple(_position_label(i, texts, spans) for i in range(n))
+    return Columns("position", labels, tuple(diagonal.expand(n, len(batch), n) for batch in batches))
 
 
 def _position_label(position: int, pairs: Sequence[Pair], spans: Mapping[str, TokenRange]) -> str:
@@ -108,15 +115,14 @@ def _spans(batches: Sequence[PairBatch]) -> Columns:
 
 def _span_masks(batch: PairBatch) -> dict[str, Bool[Tensor, "batch seq"]]:
     places = torch.arange(batch.n_tokens, device=batch.clean.device)
-    masks = {
-        name: (places >= span[:, :1]) & (places < span[:, 1:])
-        for name, span in sorted(batch.spans.items())
-    }
+    masks = {name: (places >= span[:, :1]) & (places < span[:, 1:]) for name, span in sorted(batch.spans.items())}
     free = ~torch.stack(list(masks.values())).any(0)
     names = list(masks)
     for row in range(len(batch)):
         for start, end in _runs(free[row].tolist()):
-            before = [(int(batch.spans[name][row, 1]), name) for name in names if 0 < int(batch.spans[name][row, 1]) <= start]
+            before = [
+                (int(batch.spans[name][row, 1]), name) for name in names if 0 < int(batch.spans[name][row, 1]) <= start
+            ]
             gap = f"after {max(before)[1]}" if before else "start"
             mask = masks.setdefault(gap, torch.zeros_like(free))
             mask[row, start:end] = True

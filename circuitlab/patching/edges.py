@@ -121,7 +121,9 @@ class _Job:
     def _writer_packs(self, n_visible: int) -> Iterator[list[int]]:
         """Writers that differ between the runs (the others' edges have no effect), a pack at a time."""
         live = [w for w in range(n_visible) if bool((self.differences[w] != 0).any())]
-        size = rows_per_pack(self.model, self.baseline.batch.n_tokens, self.budget) // len(self.baseline.batch)
+        # A run for every edge of a head's slot at a time, beside the q, k, v and z of all heads.
+        spec, batch = self.model.spec, self.baseline.batch
+        size = rows_per_pack(self.model, batch.n_tokens, self.budget, 2 * spec.n_heads) // len(batch)
         for pack in packs(len(live), max(1, size)):
             yield live[pack]
 

@@ -52,7 +52,9 @@ def reader_gradients(
         logits = model.logits(at_answer(trace.resid_final, baseline.batch.answer_at))
         total = metric(logits, baseline.batch).sum()
     if not total.requires_grad:
-        raise MetricError(f"metric {metric.name!r} does not depend on the logits in a way that torch can differentiate.")
+        raise MetricError(
+            f"metric {metric.name!r} does not depend on the logits in a way that torch can differentiate."
+        )
     points = [trace.start, *trace.q, *trace.k, *trace.v, *trace.mlp_normed, trace.resid_final]
     at_start, *rest = torch.autograd.grad(total, points, allow_unused=True)
     rest = [torch.zeros_like(p) if g is None else g for g, p in zip(rest, points[1:], strict=True)]

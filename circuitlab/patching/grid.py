@@ -83,8 +83,9 @@ class Grid:
         return pd.DataFrame(data)
 
     def plot(self) -> Any:
-        """A heatmap as a matplotlib `Figure`."""
-        drawn = late.call("circuitlab.viz", "grid_from_frame", self.to_frame())
+        """A heatmap as a matplotlib `Figure`: colours centred on "the patch does nothing"."""
+        raw = {} if self.normalised else {"quantity": f"{self.metric} [{self.unit}]" if self.unit else self.metric}
+        drawn = late.call("circuitlab.viz", "grid_from_frame", self.to_frame().assign(direction=self.direction), **raw)
         return late.call("circuitlab.viz", "heatmap", drawn)
 
     @property

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
+from circuitlab.data.batch import PairBatch
 from circuitlab.errors import ConfigError
 from circuitlab.models.protocol import Model
 
@@ -23,22 +24,24 @@ def default_budget(device: torch.device) -> int:
     return int(min(CEILING, FREE_SHARE * psutil.virtual_memory().available))
 
 
-def rows_per_pack(model: Model, n_tokens: int, budget: int | None) -> int:
+def rows_per_pack(model: Model, n_tokens: int, budget: int | None, extra_streams: int = 0) -> int:
     """How many prompts of this length one run may hold.
 
     Args:
         model: Its widths say what a token costs.
         n_tokens: Prompt length.
         budget: Bytes, or None for a share of what is free.
+        extra_streams: How many more tensors of the stream's size stay alive for every row.
 
     Raises:
         ConfigError: The budget does not hold a single prompt.
     """
     spec = model.spec
-    # Alive at once in a block: the stream and its norm, q, k, v and z, an MLP's hidden layer (4 d_model, twice for gated
-    # ones), the attention scores twice; at the end the logits of one position.
-    per_token = 6 * spec.d_model + 4 * spec.n_heads * spec.d_head + 8 * spec.d_model + 2 * spec.n_heads * n_tokens
-    bytes_per_row = (per_token * n_tokens + spec.d_vocab) * torch.finfo(model.dtype).bits // 8
+    # Alive at once in a block: the stream and its norm, q, k, v and z, an MLP's hidden layer (4 d_model, twice for
+    # gated ones), the attention scores twice; at the end the logits of one position.
+    block = 14 * spec.d_model + 4 * spec.n_heads * spec.d_head + 2 * spec.n_heads * n_tokens
+    values = (block + extra_streams * spec.d_model) * n_tokens + spec.d_vocab
+    bytes_per_row = values * torch.finfo(model.dtype).bits // 8
     budget = default_budget(model.device) if budget is None else budget
     if budget < bytes_per_row:
         raise ConfigError(
@@ -52,3 +55,11 @@ def packs(n_rows: int, size: int) -> Iterator[slice]:
     """Consecutive slices of at most `size` rows."""
     for start in range(0, n_rows, size):
         yield slice(start, min(start + size, n_rows))
+
+
+def fitting(model: Model, batch: PairBatch, budget: int | None, extra_streams: int) -> list[PairBatch]:
+    """A batch in parts that fit the budget, each with so many more streams alive."""
+    size = rows_per_pack(model, batch.n_tokens, budget, extra_streams)
+    if size >= len(batch):
+        return [batch]
+    return [batch.take(torch.arange(p.start, p.stop, device=batch.clean.device)) for p in packs(len(batch), size)]

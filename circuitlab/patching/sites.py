@@ -48,7 +48,9 @@ def find_site(name: str, spec: ModelSpec) -> Site:
     if name not in SITES:
         raise UnknownNameError.of("site", name, SITES)
     if name == "resid_mid" and (spec.parallel or not spec.has_mlp):
-        raise UnknownNameError(f"model {spec.name!r} has no site 'resid_mid': nothing stands between attention and MLP.")
+        raise UnknownNameError(
+            f"model {spec.name!r} has no site 'resid_mid': nothing stands between attention and MLP."
+        )
     if name == "mlp_out" and not spec.has_mlp:
         raise UnknownNameError(f"model {spec.name!r} has no site 'mlp_out': it has attention layers only.")
     return SITES[name]

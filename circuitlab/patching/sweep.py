@@ -27,7 +27,7 @@ from circuitlab.models.protocol import Model, Recording
 from circuitlab.patching.baseline import Baseline, at_answer, check_gap, judge, record_baseline
 from circuitlab.patching.columns import Columns, columns_of
 from circuitlab.patching.grid import Grid
-from circuitlab.patching.packing import packs, rows_per_pack
+from circuitlab.patching.packing import fitting, packs, rows_per_pack
 from circuitlab.patching.sites import Site, find_site, n_columns
 from circuitlab.progress import Progress, silent
 
@@ -74,18 +74,23 @@ def sweep(
     names = [site] if isinstance(site, str) else list(site)
     sites = [find_site(name, model.spec) for name in names]
     judged_by = resolve(metric)
-    batches = batches_of(pairs, model.device)
+    # A patch of every cell of a layer is held at once; there are about as many cells as tokens or heads.
+    batches = [
+        part
+        for batch in batches_of(pairs, model.device)
+        for part in fitting(model, batch, budget, 2 * max(batch.n_tokens, model.spec.n_heads))
+    ]
     by_position = any(not s.by_head for s in sites)
     columns = columns_of(pairs, batches, axis) if by_position else None
     job = _Job(model, judged_by, direction, budget, columns)
     n_examples = sum(map(len, batches))
     raw = {s.name: job.empty(s, n_examples) for s in sites}
-    clean, corrupt = torch.zeros(n_examples), torch.zeros(n_examples)
+    clean, corrupt = torch.zeros(2, n_examples, dtype=torch.float64)
     steps, total = 0, len(batches) * len(sites) * model.spec.n_layers
     for b, batch in enumerate(batches):
         baseline = record_baseline(model, batch)
         where = batch.index.cpu()
-        clean[where], corrupt[where] = (values.float().cpu() for values in baseline.gap(judged_by))
+        clean[where], corrupt[where] = (values.double().cpu() for values in baseline.gap(judged_by))
         for s in sites:
             for layer in range(model.spec.n_layers):
                 raw[s.name][layer, :, where.numpy()] = job.layer(s, layer, baseline, b).T
@@ -101,8 +106,8 @@ def sweep(
             column_kind="head" if s.by_head else columns.kind,  # type: ignore[union-attr]
             columns=tuple(map(str, range(n_columns(s, model.spec)))) if s.by_head else columns.labels,  # type: ignore[union-attr]
             per_example=raw[s.name],
-            clean=clean.double().numpy(),
-            corrupt=corrupt.double().numpy(),
+            clean=clean.numpy(),
+            corrupt=corrupt.numpy(),
             normalised=normalise,
             seed=seed,
         )
@@ -141,6 +146,9 @@ class _Job:
             mask = self.columns.masks[batch_number]  # type: ignore[union-attr]
             patches = _position_deltas(site, layer, base, source, mask)
             absent = ~mask.any(2)
+        # Before the first token that differs both runs are the same, whatever the last bits of their kernels say.
+        differ = (baseline.batch.clean != baseline.batch.corrupt).cumsum(1) > 0
+        patches = patches * differ[..., None]
         values = untouched.double()[None].repeat(len(patches), 1)
         live = (patches != 0).flatten(2).any(2).nonzero()  # [row, (column, example)]
         for pack in packs(len(live), rows_per_pack(self.model, baseline.batch.n_tokens, self.budget)):

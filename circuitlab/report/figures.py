@@ -11,8 +11,8 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from circuitlab.errors import FormatError, RunError
-from circuitlab.report.folder import RunFolder, Sweep
+from circuitlab.errors import FormatError
+from circuitlab.report.folder import RunFolder, Sweep, damaged
 from circuitlab.report.markup import Html, element, interval, number
 from circuitlab.viz import FaithfulnessCurve, draw_circuit, faithfulness_figure, figure_bytes, heatmap
 
@@ -62,10 +62,7 @@ def circuit_figure(run: RunFolder) -> Html:
     try:
         return _figure(inline_svg(svg, "circuit", words), "")
     except ElementTree.ParseError as error:
-        raise RunError(
-            f"circuit.svg in the run folder {str(run.path)!r} is damaged: {error}. Restore the file, or make the run "
-            f"again with `circuitlab discover ... --out {run.path} --force`."
-        ) from error
+        raise damaged(run.path, "circuit.svg", f"it is no SVG ({error})") from error
 
 
 def curve_figure(run: RunFolder, evaluation: Mapping[str, Any]) -> Html:
@@ -73,7 +70,7 @@ def curve_figure(run: RunFolder, evaluation: Mapping[str, Any]) -> Html:
     try:
         curve = FaithfulnessCurve.of(evaluation)
     except FormatError as error:
-        raise RunError(f"evaluation.json in the run folder {str(run.path)!r} is damaged: {error}") from error
+        raise damaged(run.path, "evaluation.json", str(error).rstrip(".")) from error
     words = "Faithfulness against the number of edges kept."
     return _figure(inline_svg(figure_bytes(faithfulness_figure(curve), "svg").decode(), "curve", words), "")
 

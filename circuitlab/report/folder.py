@@ -44,6 +44,7 @@ class RunFolder:
 
     Attributes:
         path: The folder.
+        name: What the folder is called in the commands that the page shows.
         manifest: What ran.
         pairs: The lines of `dataset.jsonl`.
         sweeps: Every table in `sweeps/`, in the order in which a layer computes the sites.
@@ -56,6 +57,7 @@ class RunFolder:
     """
 
     path: Path
+    name: str
     manifest: Mapping[str, Any]
     pairs: tuple[Mapping[str, Any], ...]
     sweeps: tuple[Sweep, ...]
@@ -72,8 +74,12 @@ class RunFolder:
         return value if isinstance(value, Mapping) else {}
 
 
-def read_run(folder: str | Path) -> RunFolder:
+def read_run(folder: str | Path, name: str | None = None) -> RunFolder:
     """Read a run folder.
+
+    Args:
+        folder: Where it is.
+        name: What it will be called; by default what it is called now.
 
     Raises:
         RunError: It is no run folder, a file is missing or damaged, or is not the one that the run wrote; the message
@@ -85,16 +91,14 @@ def read_run(folder: str | Path) -> RunFolder:
     manifest = _json(path, "manifest.json")
     for part, key in (("task", "name"), ("model", "id")):
         if not isinstance(manifest.get(part), dict) or not manifest[part].get(key):
-            raise _damaged(path, "manifest.json", f"it does not name its {part} ({part}.{key})")
+            raise damaged(path, "manifest.json", f"it does not name its {part} ({part}.{key})")
     files = _hashed(path, manifest)
-    circuit, evaluation = _json(path, "circuit.json"), _json(path, "evaluation.json")
-    for name in ("n_edges", "faithfulness"):
-        if name not in evaluation:
-            raise _damaged(path, "evaluation.json", f"it has no {name!r}")
+    circuit, evaluation = _json(path, "circuit.json"), _evaluation(path)
     edges, nodes, total = _circuit(path, circuit, _edge_table(path))
     drawing = path / "circuit.svg"
     return RunFolder(
         path=path,
+        name=name or path.resolve().name,
         manifest=manifest,
         pairs=_pairs(path),
         sweeps=_sweeps(path),
@@ -107,7 +111,8 @@ def read_run(folder: str | Path) -> RunFolder:
     )
 
 
-def _damaged(folder: Path, name: str, what: str) -> RunError:
+def damaged(folder: Path, name: str, what: str) -> RunError:
+    """The error for a file that cannot be used: which, why, and what to do."""
     return RunError(
         f"{name} in the run folder {str(folder)!r} is damaged: {what}. Restore the file, or make the run again with "
         f"`circuitlab discover ... --out {folder} --force`."
@@ -123,16 +128,16 @@ def _text(folder: Path, name: str) -> str:
             f"`circuitlab discover ... --out {folder} --force`."
         ) from None
     except (UnicodeDecodeError, OSError) as error:
-        raise _damaged(folder, name, str(error)) from error
+        raise damaged(folder, name, str(error)) from error
 
 
 def _json(folder: Path, name: str) -> dict[str, Any]:
     try:
         value = json.loads(_text(folder, name))
     except json.JSONDecodeError as error:
-        raise _damaged(folder, name, f"it is no JSON ({error})") from error
+        raise damaged(folder, name, f"it is no JSON ({error})") from error
     if not isinstance(value, dict):
-        raise _damaged(folder, name, "it holds no JSON object")
+        raise damaged(folder, name, "it holds no JSON object")
     return value
 
 
@@ -151,8 +156,17 @@ def _hashed(folder: Path, manifest: Mapping[str, Any]) -> dict[str, str]:
             _text(folder, name)
         elif found[name] != expected:
             what = f"its SHA-256 is {found[name][:12]}, the manifest says {str(expected)[:12]}"
-            raise _damaged(folder, name, f"{what}: it was changed after the run")
+            raise damaged(folder, name, f"{what}: it was changed after the run")
     return {name: digest for name, digest in found.items() if name not in _UNHASHED}
+
+
+def _evaluation(folder: Path) -> dict[str, Any]:
+    """The evaluation, with the numbers that the page cannot do without."""
+    evaluation = _json(folder, "evaluation.json")
+    for name, kinds in (("n_edges", int), ("n_edges_total", int | None), ("faithfulness", int | float | None)):
+        if not isinstance(evaluation.get(name), kinds) or (name not in evaluation and name != "n_edges_total"):
+            raise damaged(folder, "evaluation.json", f"{name!r} is {evaluation.get(name)!r}, which is no number")
+    return evaluation
 
 
 def _pairs(folder: Path) -> tuple[Mapping[str, Any], ...]:
@@ -162,9 +176,9 @@ def _pairs(folder: Path) -> tuple[Mapping[str, Any], ...]:
             pair = json.loads(line)
             clean, corrupt = pair["clean"], pair["corrupt"]
         except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise _damaged(folder, "dataset.jsonl", f"line {i} is no pair ({type(error).__name__}: {error})") from error
+            raise damaged(folder, "dataset.jsonl", f"line {i} is no pair ({type(error).__name__}: {error})") from error
         if not isinstance(clean, str) or not isinstance(corrupt, str):
-            raise _damaged(folder, "dataset.jsonl", f"line {i} holds prompts that are no text")
+            raise damaged(folder, "dataset.jsonl", f"line {i} holds prompts that are no text")
         pairs.append(pair)
     return tuple(pairs)
 
@@ -176,11 +190,11 @@ def _sweeps(folder: Path) -> tuple[Sweep, ...]:
             frame = read_sweep(table)
             grid = grid_from_frame(frame)
         except FormatError as error:
-            raise _damaged(folder, f"sweeps/{table.name}", str(error)) from error
+            raise damaged(folder, f"sweeps/{table.name}", str(error)) from error
         picture = table.with_suffix(".png")
         png = picture.read_bytes() if picture.is_file() else None
         if png is not None and not png.startswith(b"\x89PNG\r\n\x1a\n"):
-            raise _damaged(folder, f"sweeps/{picture.name}", "it is no PNG picture")
+            raise damaged(folder, f"sweeps/{picture.name}", "it is no PNG picture")
         sweeps.append(Sweep(site=str(frame["site"].iloc[0]), frame=frame, grid=grid, png=png))
     return tuple(sorted(sweeps, key=lambda sweep: SITES.index(sweep.site) if sweep.site in SITES else len(SITES)))
 
@@ -199,7 +213,7 @@ def _edge_table(folder: Path) -> dict[str, float]:
         return dict(zip(names, map(float, kept["score"]), strict=True))
     except (KeyError, ValueError, TypeError) as error:
         what = f"it is no table with the columns source, target, score, in_circuit ({type(error).__name__}: {error})"
-        raise _damaged(folder, "edges.csv", what) from error
+        raise damaged(folder, "edges.csv", what) from error
 
 
 def _sweep_effects(folder: Path) -> dict[str, float]:
@@ -218,7 +232,7 @@ def _sweep_effects(folder: Path) -> dict[str, float]:
             if data.get("key") in keys
         }
     except (ElementTree.ParseError, ValueError) as error:
-        raise _damaged(folder, "circuit.graphml", f"it is no GraphML ({error})") from error
+        raise damaged(folder, "circuit.graphml", f"it is no GraphML ({error})") from error
 
 
 def _circuit(
@@ -237,8 +251,8 @@ def _circuit(
         nodes = tuple(DrawnNode.of(n, effects.get(n)) for n in dict.fromkeys((*kept, *sorted(touched))))
         drawn = tuple(DrawnEdge.of(name, score) for name, score in edges.items())
     except (KeyError, TypeError, AttributeError, ValueError, GraphError, UnknownNameError) as error:
-        raise _damaged(folder, "circuit.json", f"it is no circuit file ({type(error).__name__}: {error})") from error
+        raise damaged(folder, "circuit.json", f"it is no circuit file ({type(error).__name__}: {error})") from error
     if set(table) != set(edges):
         odd = sorted(set(table) ^ set(edges))[0]
-        raise _damaged(folder, "edges.csv", f"it disagrees with circuit.json on whether {odd!r} is in the circuit")
+        raise damaged(folder, "edges.csv", f"it disagrees with circuit.json on whether {odd!r} is in the circuit")
     return drawn, nodes, len(circuit["nodes"])

@@ -13,7 +13,7 @@ from circuitlab.report.stylesheet import STYLESHEET
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
-def write_report(folder: str | Path) -> Path:
+def write_report(folder: str | Path, *, name: str | None = None) -> Path:
     """Write `report.html` from what a run folder holds.
 
     No model is loaded, no network is used; the page holds no script and opens from disk. The same folder gives the same
@@ -21,6 +21,8 @@ def write_report(folder: str | Path) -> Path:
 
     Args:
         folder: A run folder of `discover`.
+        name: What the folder is called in the commands that the page shows, for one that is yet to be renamed; by
+            default its own name.
 
     Returns:
         The path of the page.
@@ -28,7 +30,7 @@ def write_report(folder: str | Path) -> Path:
     Raises:
         RunError: The folder is incomplete or damaged; the message names the file and what to do.
     """
-    run = read_run(folder)
+    run = read_run(folder, name)
     path = run.path / REPORT
     temporary = path.with_name(f".{REPORT}.partial")
     try:

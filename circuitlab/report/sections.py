@@ -113,8 +113,6 @@ def model(run: RunFolder) -> Html:
         for key, word in (("n_layers", "layers"), ("n_heads", "heads a layer"), ("d_model", "wide"))
     ]
     versions = ", ".join(f"{name} {value}" for name, value in run.about("versions").items())
-    seconds = run.about("seconds")
-    spent = [float(s) for s in seconds.values() if isinstance(s, int | float)]
     steps = f" with {config['steps']} steps" if config.get("steps") else ""
     return section(
         "The model and the method",
@@ -131,7 +129,6 @@ def model(run: RunFolder) -> Html:
                 ("seed", str(config.get("seed", run.manifest.get("seed", "")))),
                 ("device", ", ".join(str(run.manifest[key]) for key in ("device", "dtype") if run.manifest.get(key))),
                 ("versions", versions),
-                ("time", f"{sum(spent):,.0f} s" if spent else ""),
             )
         ),
     )
@@ -254,7 +251,7 @@ def certainty(run: RunFolder) -> Html:
 
 def citing(run: RunFolder) -> Html:
     """How to cite, run again, and check the files."""
-    folder = shlex.quote(run.path.resolve().name)
+    folder = shlex.quote(run.name)
     bibtex = run.manifest.get("bibtex")
     command = run.manifest.get("command")
     if isinstance(command, list | tuple):

@@ -40,6 +40,7 @@ tbody th { font-weight: 400; }
 .behaviour tbody tr:nth-child(2) { font-weight: 650; }
 .behaviour tbody tr:nth-child(2) th { font-weight: 650; }
 .edges { width: 100%; }
+.edges th { white-space: nowrap; }
 .edges td:last-child { width: 34%; padding-right: 0; }
 .track { height: 9px; background: var(--wash); }
 .bar { display: block; height: 100%; min-width: 1px; }

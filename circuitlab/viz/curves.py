@@ -51,7 +51,7 @@ class FaithfulnessCurve:
             points = [
                 (int(point["n_edges"]), _number(point["faithfulness"])) for point in evaluation.get("curve") or ()
             ]
-            circuit = (int(evaluation["n_edges"]), float(evaluation["faithfulness"]))
+            circuit = (int(evaluation["n_edges"]), _number(evaluation["faithfulness"]))
             interval = evaluation.get("faithfulness_ci")
             random = (evaluation.get("random_baseline") or {}).get("faithfulness") or ()
             total = evaluation.get("n_edges_total")

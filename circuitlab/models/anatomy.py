@@ -1,0 +1,115 @@
+"""Where things are in a `TransformerBridge`: norms, projections, biases, and what is added to the stream.
+
+Functions of one block and the model's shape; nothing here runs the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from circuitlab.errors import UnsupportedModelError
+from circuitlab.models.surgery import attributes
+from circuitlab.parts import ModelSpec, Slot
+
+
+def spec_of(bridge: Any, name: str) -> ModelSpec:
+    """The shape of a booted model.
+
+    Raises:
+        UnsupportedModelError: It is not a decoder with attention in every block.
+    """
+    cfg = bridge.cfg
+    for needed in ("blocks", "ln_final", "unembed"):
+        if not hasattr(bridge, needed):
+            raise UnsupportedModelError(
+                f"model {name!r} has no {needed}: circuitlab needs a decoder on one residual stream."
+            )
+    for layer, block in enumerate(bridge.blocks):
+        if not all(hasattr(block, "attn") and hasattr(block.attn, part) for part in ("q", "k", "v", "o")):
+            raise UnsupportedModelError(
+                f"model {name!r}: block {layer} has no attention with q, k, v and o projections."
+            )
+    with_mlp = [hasattr(block, "mlp") for block in bridge.blocks]
+    return ModelSpec(
+        name=name,
+        n_layers=len(with_mlp),
+        n_heads=cfg.n_heads,
+        n_kv_heads=getattr(cfg, "n_key_value_heads", None) or cfg.n_heads,
+        d_model=cfg.d_model,
+        d_head=cfg.d_head,
+        d_vocab=cfg.d_vocab,
+        n_ctx=cfg.n_ctx,
+        parallel=bool(getattr(cfg, "parallel_attn_mlp", False)),
+        has_mlp=all(with_mlp),
+    )
+
+
+def attn_norm(block: Any) -> Callable[[Tensor], Tensor]:
+    """The norm that a block's heads read through; nothing where there is none."""
+    return getattr(block, "ln1", None) or _identity
+
+
+def mlp_norm(block: Any, spec: ModelSpec) -> Callable[[Tensor], Tensor]:
+    """The norm that a block's MLP reads through; nothing where there is none."""
+    # Parallel blocks with a single norm (GPT-J, Phi) give its output to attention and MLP alike.
+    shared = spec.parallel and not hasattr(block, "ln2")
+    return attn_norm(block) if shared else getattr(block, "ln2", None) or _identity
+
+
+def attn_adds(block: Any) -> nn.Module:
+    """The module whose output attention adds to the stream: itself, or the norm behind it."""
+    return block.ln1_post if hasattr(block, "ln1_post") else block.attn
+
+
+def mlp_adds(block: Any) -> nn.Module:
+    """The module whose output the MLP adds to the stream: itself, or the norm behind it."""
+    return block.ln2_post if hasattr(block, "ln2_post") else block.mlp
+
+
+def projection(
+    block: Any, slot: Slot, spec: ModelSpec
+) -> tuple[Float[Tensor, "head d_model d_head"], Float[Tensor, "head d_head"] | None]:
+    """Weight and bias of q, k or v; k and v once per query head."""
+    weight, bias = _linear(getattr(block.attn, slot.value))
+    weight = weight.unflatten(1, (-1, spec.d_head)).transpose(0, 1).detach()
+    bias = None if bias is None else bias.unflatten(0, (-1, spec.d_head)).detach()
+    repeats = spec.n_heads // weight.shape[0]
+    if repeats > 1:
+        weight = weight.repeat_interleave(repeats, 0)
+        bias = None if bias is None else bias.repeat_interleave(repeats, 0)
+    return weight, bias
+
+
+def output_weight(block: Any, spec: ModelSpec) -> Float[Tensor, "head d_head d_model"]:
+    """The output projection, head by head."""
+    weight, _ = _linear(block.attn.o)
+    return weight.detach().unflatten(0, (spec.n_heads, spec.d_head))
+
+
+@contextmanager
+def one_key_per_query_head(attn: Any, spec: ModelSpec) -> Iterator[None]:
+    """Let attention code take keys and values that are already repeated per query head."""
+    if spec.n_kv_heads == spec.n_heads:
+        yield
+        return
+    with (
+        attributes(attn.original_component, num_key_value_groups=1),
+        attributes(attn.config, n_key_value_heads=spec.n_heads),
+    ):
+        yield
+
+
+def _linear(module: Any) -> tuple[Tensor, Tensor | None]:
+    """Weight `[in, out]` and bias of a linear layer; torch's own layers store it the other way round."""
+    layer = module.original_component
+    transposed = isinstance(layer, nn.Linear)
+    return (layer.weight.T if transposed else layer.weight), layer.bias
+
+
+def _identity(stream: Tensor) -> Tensor:
+    return stream

@@ -1,0 +1,157 @@
+"""Small random models of five architectures, loaded by the library as any checkpoint is, and prompts for them.
+
+Weights are drawn wide (0.2, biases and norm gains too), so that every part of a model matters to its output: with the
+0.02 of fresh checkpoints attention is flat, MLPs are linear, and a test would pass whatever the code did.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+
+from circuitlab.data.batch import PairBatch
+from circuitlab.models.bridge import BridgeModel
+from circuitlab.models.load import load_model
+
+# What each stands for: GPT-2 (biases, learned positions), Llama (grouped queries, rotation, gated MLP), GPT-NeoX (attention
+# and MLP in parallel), Qwen3 (norms on queries and keys), Gemma 2 (norms behind attention and MLP, softcaps, windows).
+ARCHITECTURES = ("gpt2", "llama", "neox", "qwen3", "gemma2")
+GROUPED = ("llama", "qwen3", "gemma2")
+# Largest difference allowed between two ways to the same number in float64. GPT-2 is float64 throughout; the others
+# rotate, norm or take softmaxes in float32 whatever their weights are, where 2e-6 was measured.
+TOLERANCE = {"gpt2": 1e-10, "llama": 2e-5, "neox": 2e-5, "qwen3": 2e-5, "gemma2": 2e-5}
+N_LAYERS, N_HEADS, D_MODEL, D_VOCAB = 2, 4, 32, 300
+WORDS = ["hello world John Mary left. He she ; </ <div> <b> and then Johnathan smiled"] * 10
+BOS = "<|bos|>"
+
+
+@cache
+def load(name: str, dtype: str = "float64", ungrouped: bool = False) -> BridgeModel:
+    """The random model of an architecture, loaded once: tests leave it as it is."""
+    return fresh(name, dtype, ungrouped)
+
+
+def fresh(name: str, dtype: str = "float64", ungrouped: bool = False) -> BridgeModel:
+    """The same, a new one that the test may change."""
+    with TemporaryDirectory() as folder:
+        return load_model(save(name, Path(folder) / name, ungrouped), dtype=dtype)
+
+
+def booted(name: str, dtype: torch.dtype = torch.float64, ungrouped: bool = False) -> Any:
+    """The same as a bridge that a user has booted."""
+    from transformer_lens.model_bridge import TransformerBridge
+
+    with TemporaryDirectory() as folder:
+        source = save(name, Path(folder) / name, ungrouped)
+        return TransformerBridge.boot_transformers(str(source), device="cpu", dtype=dtype)
+
+
+def save(name: str, folder: Path, ungrouped: bool = False) -> Path:
+    """Write the random checkpoint of an architecture, with a tokenizer of 300 tokens."""
+    huggingface(name, ungrouped).save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return folder
+
+
+def huggingface(name: str, ungrouped: bool = False) -> Any:
+    """The HuggingFace model; ungrouped: the same function with keys and values written out once per query head."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = _untrained(name, n_kv_heads=2)
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight += 0.2 * torch.randn_like(weight)
+        if ungrouped:
+            grouped, model = model.state_dict(), _untrained(name, n_kv_heads=N_HEADS)
+            model.load_state_dict({key: _per_query_head(key, weight) for key, weight in grouped.items()})
+    return model.eval()
+
+
+def _untrained(name: str, n_kv_heads: int) -> Any:
+    import transformers as hf
+
+    common = {"vocab_size": D_VOCAB, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+    gpt2 = {**common, "n_layer": N_LAYERS, "n_head": N_HEADS, "n_embd": D_MODEL, "n_positions": 64}
+    shape = {
+        **common,
+        "num_hidden_layers": N_LAYERS,
+        "num_attention_heads": N_HEADS,
+        "hidden_size": D_MODEL,
+        "intermediate_size": 48,
+        "max_position_embeddings": 64,
+    }
+    grouped = {**shape, "num_key_value_heads": n_kv_heads}
+    makers = {
+        "gpt2": lambda: hf.GPT2LMHeadModel(hf.GPT2Config(**gpt2)),
+        "llama": lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**grouped)),
+        "neox": lambda: hf.GPTNeoXForCausalLM(hf.GPTNeoXConfig(**shape)),
+        "qwen3": lambda: hf.Qwen3ForCausalLM(hf.Qwen3Config(**grouped, head_dim=12)),
+        "gemma2": lambda: hf.Gemma2ForCausalLM(hf.Gemma2Config(**grouped, head_dim=12, sliding_window=4)),
+        "olmo2": lambda: hf.Olmo2ForCausalLM(hf.Olmo2Config(**grouped)),
+        "opt": lambda: hf.OPTForCausalLM(hf.OPTConfig(**shape, ffn_dim=48, word_embed_proj_dim=D_MODEL)),
+    }
+    return makers[name]()
+
+
+def _per_query_head(key: str, weight: torch.Tensor) -> torch.Tensor:
+    if "k_proj" not in key and "v_proj" not in key:
+        return weight
+    return weight.unflatten(0, (2, -1)).repeat_interleave(N_HEADS // 2, 0).flatten(0, 1)
+
+
+@cache
+def tokenizer() -> Any:
+    """A byte-level tokenizer of at most 300 tokens, trained on a few words."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=D_VOCAB, special_tokens=[BOS], initial_alphabet=alphabet, show_progress=False
+    )
+    made.train_from_iterator(WORDS, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=made, bos_token=BOS, eos_token=BOS, pad_token=BOS)
+
+
+def pairs(n: int = 4, n_tokens: int = 8, seed: int = 0) -> PairBatch:
+    """Random prompts that differ at tokens 2 and 5; every other one is judged one token before the last.
+
+    They begin with the beginning-of-sequence token, which is the padding token too and stands once in the middle.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def tokens(*shape: int) -> torch.Tensor:
+        return torch.randint(1, D_VOCAB, shape, generator=generator)
+
+    clean = tokens(n, n_tokens)
+    clean[:, 0] = clean[0, 4] = 0
+    corrupt = clean.clone()
+    corrupt[:, 2], corrupt[:, 5] = tokens(n), tokens(n)
+    answer_at = n_tokens - 1 - torch.arange(n) % 2
+    return PairBatch.from_tokens(clean, corrupt, tokens(n, 1), tokens(n, 1), answer_at)
+
+
+def logit_diff(logits: torch.Tensor, batch: PairBatch) -> torch.Tensor:
+    """The default metric of whole-sequence logits, written once more."""
+    rows = torch.arange(len(batch))
+    at = logits[rows, batch.answer_at]
+    return at[rows, batch.answers[:, 0]] - at[rows, batch.distractors[:, 0]]
+
+
+@contextmanager
+def as_users_run_it() -> Iterator[None]:
+    """Without the types checked that the tests switch on: what a user who gives the wrong type is told."""
+    from jaxtyping import config
+
+    config.update("jaxtyping_disable", True)
+    try:
+        yield
+    finally:
+        config.update("jaxtyping_disable", False)
