@@ -1,8 +1,8 @@
 """Nodes, slots and edges of the computational graph, and the shape of a model. No torch, no networkx.
 
 A **writer** adds its output to the residual stream: the input embedding, a head, an MLP. A **reader** takes the stream
-in: a head's q, k or v input, an MLP, the logits. An **edge** is the direct path from one writer to one reader. Names are
-those of the MIB / EAP-IG files: `input`, `a3.h2`, `m0`, `logits`; `m0->a3.h2<q>`, `a0.h1->m2`.
+in: a head's q, k or v input, an MLP, the logits. An **edge** is the direct path from one writer to one reader. Names
+are those of the MIB / EAP-IG files: `input`, `a3.h2`, `m0`, `logits`; `m0->a3.h2<q>`, `a0.h1->m2`.
 """
 
 from __future__ import annotations
@@ -167,8 +167,8 @@ class ModelSpec:
 class Layout:
     """Numbers of writers and readers, in the order of the exchange files; which pairs are edges.
 
-    Writers: input, then per layer heads and MLP. Readers: per layer all heads' q, then k, then v, then the MLP; last the
-    logits. Score and mask matrices `[writer, reader]` are indexed by these numbers.
+    Writers: input, then per layer heads and MLP. Readers: per layer all heads' q, then k, then v, then the MLP; last
+    the logits. Score and mask matrices `[writer, reader]` are indexed by these numbers.
 
     Example:
         >>> spec = ModelSpec(name="gpt2", n_layers=12, n_heads=12, n_kv_heads=12, d_model=768, d_head=64,

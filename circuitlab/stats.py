@@ -1,8 +1,8 @@
 """Statistics over examples: intervals, tests and corrections. Values come per example, means are taken here.
 
-The bootstrap draws counts (how often each example is in a resample) and takes all means of a grid as one matrix product:
-a grid of 200 cells, 100 examples and 2,000 resamples takes 5 ms, where resampling every cell by index takes seconds.
-`scipy.stats.bootstrap` is its oracle in the tests.
+The bootstrap draws counts (how often each example is in a resample) and takes all means of a grid as one matrix
+product: a grid of 200 cells, 100 examples and 2,000 resamples took 0.07 s, against 2.5 s with `scipy.stats.bootstrap`,
+which is its oracle in the tests.
 """
 
 from dataclasses import dataclass
@@ -47,7 +47,8 @@ def ratio_interval(
         The 95 % interval of every cell. It speaks of the choice of prompts, not of the choice of circuit.
     """
     counts = _resample_counts(denominator.shape[-1], seed, n_resamples)
-    ratios = (numerator @ counts) / (denominator @ counts)
+    with np.errstate(invalid="ignore"):  # 0 / 0: a resample without a single example that has the span of this cell
+        ratios = (numerator @ counts) / (denominator @ counts)
     return _percentiles(ratios)
 
 
@@ -105,5 +106,6 @@ def _resample_counts(n: int, seed: int, n_resamples: int) -> Float[np.ndarray, "
 
 def _percentiles(values: Float[np.ndarray, "*cell resample"]) -> Interval:
     tail = (1.0 - CONFIDENCE) / 2
-    low, high = np.quantile(values, [tail, 1.0 - tail], axis=-1)
+    quantile = np.nanquantile if np.isnan(values).any() else np.quantile
+    low, high = quantile(values, [tail, 1.0 - tail], axis=-1)
     return Interval(low, high)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from layouts import GPT2, SHAPES, layouts, names, spec_of
 
 from circuitlab import Circuit, GraphError
-from circuitlab.graphs.prune import kept_nodes, owners, prune, real_edges
+from circuitlab.graphs.prune import kept_nodes, prune, real_edges
 from circuitlab.graphs.random import random_circuit
 from circuitlab.parts import Edge, Kind, Layout, ModelSpec
 
@@ -147,7 +147,7 @@ def test_kept_nodes_are_the_ends_of_kept_edges(case):
 
 def test_owners_name_the_node_behind_each_column():
     layout = Layout.of(spec_of(2, 2))
-    assert [layout.nodes[i] for i in owners(layout)] == [reader.node for reader in layout.readers]
+    assert [layout.nodes[i] for i in layout.owners] == [reader.node for reader in layout.readers]
 
 
 def some_sizes(layout: Layout) -> list[int]:

@@ -81,7 +81,8 @@ class PairBatch:
                 )
         if clean.shape[1] != corrupt.shape[1]:
             raise PairLengthError(
-                f"clean prompts have {clean.shape[1]} tokens, corrupted {corrupt.shape[1]}. Position-wise patching needs "
+                f"clean prompts have {clean.shape[1]} tokens, corrupted {corrupt.shape[1]}. Position-wise "
+                f"patching needs "
                 "equal lengths: cut or reword, one batch per length."
             )
         if answer_at is None:

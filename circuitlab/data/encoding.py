@@ -113,8 +113,10 @@ def _length_rejection(example: Example, clean: Encoded, corrupt: Encoded) -> Rej
         min(len(clean.ids), len(corrupt.ids)),
     )
     message = (
-        f"clean has {len(clean.ids)} tokens, corrupted {len(corrupt.ids)}: {example.clean!r} / {example.corrupt!r}. They "
-        f"part at token {shared} ({list(clean.tokens[shared : shared + 3])} / {list(corrupt.tokens[shared : shared + 3])}). "
+        f"clean has {len(clean.ids)} tokens, corrupted {len(corrupt.ids)}: {example.clean!r} / "
+        f"{example.corrupt!r}. They "
+        f"part at token {shared} ({list(clean.tokens[shared : shared + 3])} / "
+        f"{list(corrupt.tokens[shared : shared + 3])}). "
         "Position-wise patching needs equal lengths: choose words of as many tokens."
     )
     return Rejection(PairLengthError, "clean and corrupted differ in length", message)

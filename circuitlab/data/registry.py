@@ -21,8 +21,8 @@ def load_task(task: str | Path | Task, **options: str) -> Task:
     """Load a task.
 
     Args:
-        task: A name (`"gendered-pronouns"`; an option value can follow: `"gendered-pronouns:gender"`), the path of a Python file that holds
-            `TASK = Task(...)`, or a `Task`.
+        task: A name (`"gendered-pronouns"`, or with an option value `"gendered-pronouns:gender"`), the path of a Python
+            file that holds `TASK = Task(...)`, or a `Task`.
         options: Option values by name, such as `contrast="gender"`.
 
     Returns:

@@ -124,6 +124,7 @@ def _too_few(
     why = f" ({lost}; the first: {worst.message})" if worst else ""
     return TooFewPromptsError(
         f"task {task.label!r}: n={n} needs {2 * n} distinct pairs ({n} per split, no text in both), but "
-        f"{n_seen} distinct draws gave {splits.counts[0]} + {splits.counts[1]}{why}. Ask for n <= {min(splits.counts)}, or "
+        f"{n_seen} distinct draws gave {splits.counts[0]} + {splits.counts[1]}{why}. Ask for n <= "
+        f"{min(splits.counts)}, or "
         "give the task more words."
     )

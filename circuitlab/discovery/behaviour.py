@@ -49,12 +49,15 @@ def check_behaviour(prepared: Prepared, pairs: PairSet, metric: Metric, min_accu
         return found
     margins, _ = prepared.gaps(resolve("logit_diff"))
     worst = "; ".join(
-        f"{pairs[int(i)].clean!r} wants {'/'.join(pairs[int(i)].answers)!r} over {'/'.join(pairs[int(i)].distractors)!r}: "
+        f"{pairs[int(i)].clean!r} wants {'/'.join(pairs[int(i)].answers)!r} over "
+        f"{'/'.join(pairs[int(i)].distractors)!r}: "
         f"{margins[i]:+.2f} logits"
         for i in np.argsort(margins, kind="stable")[:WORST]
     )
     raise TaskNotDoneError(
         f"the model does not do the task: it prefers the answer on {found.prefers:.0%} of {len(pairs)} clean prompts "
-        f"(needed: {min_accuracy:.0%}), {metric.name} is {clean.mean():.3g} clean and {corrupt.mean():.3g} corrupted. The "
-        f"worst: {worst}. Take a model that does it, mend the task, or lower min_accuracy (--min-accuracy) to look anyway."
+        f"(needed: {min_accuracy:.0%}), {metric.name} is {clean.mean():.3g} clean and {corrupt.mean():.3g} "
+        f"corrupted. The "
+        f"worst: {worst}. Take a model that does it, mend the task, or lower min_accuracy (--min-accuracy) to "
+        f"look anyway."
     )

@@ -27,8 +27,9 @@ class FileCheck:
 
     Attributes:
         name: Path inside the folder.
-        status: "same bytes"; "same numbers": equal within `TOLERANCE`, absolute or relative; "redrawn": a picture or page
-            with other bytes (another matplotlib, say), whose data are checked in their own files; "differs"; "missing".
+        status: "same bytes"; "same numbers": equal within `TOLERANCE`, absolute or relative; "redrawn": a picture or
+            page with other bytes (another matplotlib, say), whose data are checked in their own files; "differs";
+            "missing".
         detail: What differs first.
     """
 

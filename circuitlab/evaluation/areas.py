@@ -4,6 +4,7 @@ Sizes are shares of all edges, the axis is linear, there is no point at 0: a per
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 # MIB evaluates these shares of the edges; the number of edges is cut to a whole number.
 MIB_SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
@@ -39,5 +40,5 @@ def cmd(faithfulness: Sequence[float]) -> float:
 
 
 def _area(values: Sequence[float]) -> float:
-    widths = [b - a for a, b in zip(MIB_SHARES, MIB_SHARES[1:], strict=False)]
+    widths = [b - a for a, b in pairwise(MIB_SHARES)]
     return sum(w * (a + b) / 2 for w, a, b in zip(widths, values, values[1:], strict=False))

@@ -105,8 +105,8 @@ class Circuit:
         """Kept nodes and edges for networkx.
 
         Args:
-            collapse: False: a `MultiDiGraph`, one edge per slot, its key the full edge name. True: a `DiGraph`, one edge
-                per pair of nodes, `score` the sum over slots.
+            collapse: False: a `MultiDiGraph`, one edge per slot, its key the full edge name. True: a `DiGraph`, one
+                edge per pair of nodes, `score` the sum over slots.
 
         Returns:
             Node attributes kind, layer, head, sweep_effect (where they exist); edge attributes slot, score.

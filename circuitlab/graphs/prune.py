@@ -14,8 +14,8 @@ def real_edges(layout: Layout) -> Bool[np.ndarray, "writer reader"]:
 def prune(mask: Bool[np.ndarray, "writer reader"], layout: Layout) -> Bool[np.ndarray, "writer reader"]:
     """Drop edges from nodes that nothing reaches and edges to nodes that reach nothing, until none is left.
 
-    The input counts as reached and the logits as heard. Equals EAP-IG's `prune` (with both masks compared, its issues 16
-    and 17), here as one forward and one backward pass over the nodes, which stand in topological order.
+    The input counts as reached and the logits as heard. Equals EAP-IG's `prune` (with both masks compared, its issues
+    16 and 17), here as one forward and one backward pass over the nodes, which stand in topological order.
 
     Returns:
         A new mask; the argument is not changed.

@@ -11,8 +11,8 @@ from circuitlab.parts import Layout
 def random_circuit(layout: Layout, n_edges: int, rng: np.random.Generator) -> Bool[np.ndarray, "writer reader"]:
     """A random set of exactly `n_edges` edges, each on a path from the input to the logits.
 
-    Random walks from the input to the logits are added until there are enough edges; then edges are taken away at random
-    wherever the rest stays connected.
+    Random walks from the input to the logits are added until there are enough edges; then edges are taken away at
+    random wherever the rest stays connected.
 
     Args:
         layout: The graph.

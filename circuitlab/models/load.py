@@ -148,11 +148,13 @@ def _not_loaded(name: str, error: Exception, *, local: bool) -> ModelError:
     )
     if any(word.lower() in seen.lower() for word in network):
         return ModelError(
-            f"model {name!r} is not in the local cache and the hub cannot be reached. Check the name and the network, or "
+            f"model {name!r} is not in the local cache and the hub cannot be reached. Check the name and the "
+            f"network, or "
             "give a local checkpoint folder, or use 'bundled'."
         )
     return ModelError(
-        f"model {name!r} cannot be loaded: {told} Give a name that TransformerLens loads, a checkpoint folder, or 'bundled'."
+        f"model {name!r} cannot be loaded: {told} Give a name that TransformerLens loads, a checkpoint folder, "
+        f"or 'bundled'."
     )
 
 

@@ -185,7 +185,8 @@ class Model(Protocol):
             layer: The layer.
             slot: Which slot of the heads, or None for the MLP.
             stream: The stream that the readers read.
-            gradient: At q, k or v `[batch, seq, head, d_head]`; for the MLP at its normed input `[batch, seq, d_model]`.
+            gradient: At q, k or v `[batch, seq, head, d_head]`; for the MLP at its normed input `[batch, seq,
+                d_model]`.
 
         Returns:
             One gradient per reader: `chosen` is the heads, or 1 for the MLP.

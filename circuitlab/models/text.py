@@ -20,7 +20,8 @@ class TokenizerText:
     def __init__(self, tokenizer: Any, prepend_bos: bool) -> None:
         if not getattr(tokenizer, "is_fast", False):
             raise ModelError(
-                f"tokenizer {type(tokenizer).__name__} is not a fast one and cannot tell where its tokens are in the text. "
+                f"tokenizer {type(tokenizer).__name__} is not a fast one and cannot tell where its tokens are "
+                f"in the text. "
                 "Save the checkpoint with a tokenizer.json."
             )
         self._tokenizer = tokenizer

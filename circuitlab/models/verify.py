@@ -13,8 +13,9 @@ from circuitlab.models.bridge import BridgeModel
 from circuitlab.parts import Slot
 
 PROBE_TOKENS = 6
-# Largest difference relative to the largest value. Measured on eleven architectures with random weights in float32:
-# at most 4e-7 (in float64 too where a model norms or rotates in float32); a trained GPT-2-sized model has outlier dimensions and reaches 1e-5. A wrong part gives 1e-2 or more.
+# Largest difference relative to the largest value. On eleven architectures with random weights it is at most 4e-7, in
+# float64 too where a model norms or rotates in float32. The bound leaves room for trained models, whose largest values
+# are outliers; a wrong part differs by 1e-2 or more.
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-4, torch.bfloat16: 0.06, torch.float16: 0.02}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,12 @@ from circuitlab.patching.baseline import Baseline, record_baseline
 from circuitlab.patching.circuits import run_circuits
 from circuitlab.patching.packing import fitting, packs, rows_per_pack
 from circuitlab.progress import Progress, silent
+
+# Tokens in one run from which larger matrix products bring nothing more. Measured on the bundled model, one core: 20
+# random circuits of 20 edges on 100 prompts of 8 tokens take 6.6 s in one pack, which computes the nodes of all of
+# them for
+# each, and 0.9 s in packs of this size; on 4 prompts 0.13 s, against 0.29 s one by one.
+TOKENS_AT_ONCE = 1024
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -78,15 +84,29 @@ def circuit_values(
     for baseline in prepared.baselines:
         batch = baseline.batch
         where = batch.index.cpu().numpy()
-        # A circuit keeps its writers' differences: about as many streams as it has nodes.
-        nodes = max(4, int(edges.any(2).sum(1).max()) if len(edges) else 4)
-        rows = rows_per_pack(model, batch.n_tokens, budget, extra_streams=2 * nodes)
-        for pack in packs(len(masks), max(1, rows // len(batch))):
+        for pack in _alike(masks, _together(model, batch, masks, budget)):
             final = run_circuits(model, baseline, edges[pack])
-            for offset, stream in enumerate(final):
+            for circuit, stream in zip(pack, final, strict=True):
                 logits = model.logits(stream)
                 for metric in metrics:
-                    out[metric.name][pack.start + offset, where] = metric(logits, batch).double().cpu().numpy()
-            done += pack.stop - pack.start
+                    out[metric.name][circuit, where] = metric(logits, batch).double().cpu().numpy()
+            done += len(pack)
             progress(step, done, total)
     return out
+
+
+def _together(
+    model: Model, batch: PairBatch, masks: Bool[np.ndarray, "circuit writer reader"], budget: int | None
+) -> int:
+    """How many circuits to run as one batch: as few as make full-sized matrix products, and no more than fit."""
+    # A circuit keeps its writers' differences: about as many streams as it has nodes.
+    nodes = max(4, int(masks.any(2).sum(1).max(initial=4)))
+    fit = rows_per_pack(model, batch.n_tokens, budget, extra_streams=2 * nodes) // len(batch)
+    return max(1, min(fit, TOKENS_AT_ONCE // (len(batch) * batch.n_tokens)))
+
+
+def _alike(masks: Bool[np.ndarray, "circuit writer reader"], size: int) -> Iterator[list[int]]:
+    """Circuits in packs of similar size: a pack computes the nodes of all its circuits for each of them."""
+    order = np.argsort(masks.sum((1, 2)), kind="stable").tolist()
+    for pack in packs(len(order), size):
+        yield order[pack]

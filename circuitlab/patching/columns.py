@@ -41,8 +41,8 @@ def columns_of(pairs: PairSet | PairBatch, batches: Sequence[PairBatch], axis: s
     Args:
         pairs: What the user gave; a `PairSet` knows the tokens' texts.
         batches: The same, bucketed by length.
-        axis: "position", "span", "all" (the whole prompt at once), or "auto": by position if all prompts have one length
-            and their spans line up, else by span.
+        axis: "position", "span", "all" (the whole prompt at once), or "auto": by position if all prompts have one
+            length and their spans line up, else by span.
 
     Raises:
         UnknownNameError: The axis is none of these.
@@ -83,7 +83,7 @@ def _positions(pairs: PairSet | PairBatch, batches: Sequence[PairBatch], spans: 
 
 
 def _position_label(position: int, pairs: Sequence[Pair], spans: Mapping[str, TokenRange]) -> str:
-    """The token where all clean prompts agree on it; else the span it lies in, or how far behind one; else the number."""
+    """The token where all clean prompts agree on it; else its span, or how far behind one it is; else the number."""
     tokens = {pair.clean_tokens[position] for pair in pairs}
     if len(tokens) == 1:
         return tokens.pop()

@@ -1,8 +1,9 @@
 """Exact effect of every edge: one edge carries its writer's corrupted output, everything after it follows.
 
-The edge u -> v changes only what v reads. Per layer and slot, the q, k or v of all heads is recomputed for one writer at
-a time (heads do not see each other, so all of them are patched in one attention call and each edge takes its own head's
-z from it); the change of the head's output is added to the stream behind its layer, and only the blocks after that run.
+The edge u -> v changes only what v reads. Per layer and slot, the q, k or v of all heads is recomputed for one writer
+at a time (heads do not see each other, so all of them are patched in one attention call and each edge takes its own
+head's z from it); the change of the head's output is added to the stream behind its layer, and only the blocks after
+that run.
 """
 
 from __future__ import annotations
