@@ -6,6 +6,7 @@ Weights are drawn wide (0.2, biases and norm gains too), so that every part of a
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,11 +15,16 @@ from typing import Any
 import torch
 
 from circuitlab.data.batch import PairBatch
+from circuitlab.data.encoding import encode_example
+from circuitlab.data.example import Example
+from circuitlab.data.pairs import Pair, PairSet
 from circuitlab.models.bridge import BridgeModel
 from circuitlab.models.load import load_model
+from circuitlab.models.text import TokenizerText
 
-# What each stands for: GPT-2 (biases, learned positions), Llama (grouped queries, rotation, gated MLP), GPT-NeoX (attention
-# and MLP in parallel), Qwen3 (norms on queries and keys), Gemma 2 (norms behind attention and MLP, softcaps, windows).
+# What each stands for: GPT-2 (biases, learned positions), Llama (grouped queries, rotation, gated MLP), GPT-NeoX
+# (attention and MLP in parallel), Qwen3 (norms on queries and keys), Gemma 2 (norms behind attention and MLP, softcaps,
+# windows).
 ARCHITECTURES = ("gpt2", "llama", "neox", "qwen3", "gemma2")
 GROUPED = ("llama", "qwen3", "gemma2")
 # Largest difference allowed between two ways to the same number in float64. GPT-2 is float64 throughout; the others
@@ -136,6 +142,22 @@ def pairs(n: int = 4, n_tokens: int = 8, seed: int = 0) -> PairBatch:
     corrupt[:, 2], corrupt[:, 5] = tokens(n), tokens(n)
     answer_at = n_tokens - 1 - torch.arange(n) % 2
     return PairBatch.from_tokens(clean, corrupt, tokens(n, 1), tokens(n, 1), answer_at)
+
+
+def mixed_pairs() -> PairSet:
+    """Six prompts of three lengths, in turn, with the spans opening, name and end; the name is corrupted."""
+    openings = ("hello", "hello, John and world", "hello world")
+    found = []
+    for number in range(6):
+        fields = {"opening": openings[number % 3], "name": "John" if number < 3 else "Mary", "end": ";>."[number % 3]}
+        example = Example.from_template(
+            "{opening} {name} left{end}", fields, corrupt={"name": "He"}, answer=" and", distractor=" then"
+        )
+        made = encode_example(example, TokenizerText(tokenizer(), prepend_bos=True))
+        assert isinstance(made, Pair), made
+        found.append(replace(made, id=str(number)))
+    assert len({len(pair) for pair in found}) == 3
+    return PairSet(tuple(found))
 
 
 def logit_diff(logits: torch.Tensor, batch: PairBatch) -> torch.Tensor:

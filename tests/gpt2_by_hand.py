@@ -8,10 +8,9 @@ from math import sqrt
 from typing import Any
 
 import torch
+from architectures import N_HEADS, N_LAYERS, huggingface
 from torch import Tensor
 from torch.nn.functional import layer_norm, softmax
-
-from architectures import N_HEADS, N_LAYERS, huggingface
 
 N_WRITERS, N_READERS = 1 + N_LAYERS * (N_HEADS + 1), N_LAYERS * (3 * N_HEADS + 1) + 1
 
@@ -34,8 +33,7 @@ class Gpt2ByHand:
         constant = torch.zeros(())  # biases of attention layers belong to no writer
 
         def read(reader: int) -> Tensor:
-            shares = zip(keep[:, reader], said, replacement, strict=False)
-            return constant + sum(share * now + (1 - share) * other for share, now, other in shares)
+            return constant + self._read(reader, said, keep, replacement)
 
         for layer in range(N_LAYERS):
             first = layer * (3 * N_HEADS + 1)
@@ -51,6 +49,10 @@ class Gpt2ByHand:
         """The same with every edge kept."""
         nothing = [torch.zeros(())] * N_WRITERS
         return self.run(tokens, torch.ones(N_WRITERS, N_READERS), nothing)
+
+    def _read(self, reader: int, said: list[Tensor], keep: Tensor, replacement: list[Tensor]) -> Any:
+        shares = zip(keep[:, reader], said, replacement, strict=False)
+        return sum(share * now + (1 - share) * other for share, now, other in shares)
 
     def _norm(self, name: str, stream: Tensor) -> Tensor:
         return layer_norm(stream, stream.shape[-1:], self.weights[f"{name}.weight"], self.weights[f"{name}.bias"])

@@ -42,7 +42,7 @@ def test_the_folder_is_a_small_checkpoint_of_a_known_kind() -> None:
     assert sum(file.stat().st_size for file in FOLDER.iterdir()) <= 8_000_000
     config = json.loads((FOLDER / "config.json").read_text())
     assert config["architectures"] == ["GPT2LMHeadModel"]
-    assert config["activation_function"] == "gelu_new"
+    assert config["activation_function"] == "gelu_pytorch_tanh"
     assert config["n_positions"] >= 256
 
 

@@ -82,7 +82,7 @@ BAD = {
     "a GPU that is not there": Bad("discover name-throw --device cuda:77", ("'cuda:77'", "cpu")),
     "n is 0": Bad("discover name-throw -n 0", ("0", "at least 1")),
     "n is no number": Bad("discover name-throw -n many", ("-n", "integer")),
-    "n above the distinct prompts": Bad("discover task.py -n 500", ("500", "distinct", "-n"), task_file(
+    "n above the distinct prompts": Bad("discover task.py -n 500", ("500", "distinct", "n <= 4"), task_file(
         "Example(f'{name} is a really great friend.', f'{name} is a really great friend;', ' He', ' he')")),
     "target above 1": Bad("discover name-throw --target 7", ("7", "target")),
     "steps is 0": Bad("discover name-throw --steps 0", ("0", "steps")),
@@ -101,7 +101,6 @@ BAD = {
         "discover task.py", ("task.py", "line 2", "nope"), file("task.py", "\nimport nope\n")),
     "task file without task": Bad("discover task.py", ("task.py", "TASK = Task("), file("task.py", "x = 1\n")),
     "draw raises": Bad("discover task.py", ("'my-task'", "ZeroDivisionError"), task_file("1 / 0")),
-    "draw returns nothing": Bad("discover task.py", ("'my-task'", "NoneType", "Example"), task_file("None")),
     "prompts are equal": Bad("discover task.py", ("same text", "'a'"), task_file("Example('a', 'a', ' b', ' c')")),
     "answer is not one token": Bad("discover task.py", (" Heliogabalus", "one token"), task_file(
         "Example(f'{name} is kind.', f'{other} is kind.', ' Heliogabalus', ' She')")),
@@ -109,8 +108,9 @@ BAD = {
         "Example(f'{name} is kind.', f'{name} is really kind.', ' He', ' She')")),
     "span is not found": Bad("discover task.py", ("'name'", "(90, 95)"), task_file(
         "Example(f'{name} is kind.', f'{other} is kind.', ' He', ' She', {'name': (90, 95)})")),
-    "model does not do the task": Bad("discover task.py", ("my-task", "bundled", "'Mary"), task_file(
-        "Example(f'Mary met {name}.', f'Mary met {name};', ' he', ' He')")),
+    "model does not do the task": Bad(
+        "discover task.py -n 10", ("does not do the task", "0%", "The worst: '", "--min-accuracy"), task_file(
+        "Example(f'{other} met {name}.', f'{other} met {name};', ' he', ' He')")),
     "model folder missing": Bad("discover name-throw --model ./nowhere", ("./nowhere", "does not exist")),
     "model folder without config": Bad(
         "discover name-throw --model ./m", ("./m", "config.json"), folder("m", a_txt="")),
@@ -172,6 +172,14 @@ def test_bad_input_gets_one_line(bad, tmp_path, monkeypatch, capfd):
     assert told.out == ""
     assert everything_in(tmp_path) == before
     assert {path.name for path in tmp_path.iterdir()} - {path.name for path in folders} <= {"__pycache__"}
+
+
+def test_bad_input_gets_one_line_in_a_process_of_its_own(circuitlab, tmp_path):
+    """Where the imports and the model are loaded for real, and nothing but the line reaches the terminal."""
+    task_file("None")(tmp_path)
+    said = circuitlab("discover", "task.py", "--quiet", cwd=tmp_path)
+    assert (said.code, said.out) == (2, "")
+    assert said.err == "circuitlab: error: draw() of task 'my-task' returned NoneType; it must return an Example.\n"
 
 
 @pytest.mark.usefixtures("process_state")

@@ -441,7 +441,7 @@ def test_what_an_example_says_about_itself_is_passed_on():
 
 
 @pytest.mark.xfail(reason="sampling.py: faults in `fixed` are not told as the task's", strict=True)
-@pytest.mark.parametrize("fixed", [lambda: 1 / 0, ("Anna is kind.",)], ids=["raises", "no examples"])
+@pytest.mark.parametrize("fixed", [lambda: 1 / 0, lambda: ("Anna is kind.",)], ids=["raises", "no examples"])
 def test_fixed_examples_that_fail_are_told(fixed):
     with pytest.raises(TaskFileError, match="fixed"):
         sample_pairs(task_of(numbered, fixed=fixed), Words(), 5, 0)

@@ -72,10 +72,14 @@ class TheirGraph:
         stream = ["input"]
         for layer in range(self.L):
             heads = [f"a{layer}.h{h}" for h in range(self.H)]
-            yield from (f"{node}->{to}<{slot}>" for node in stream for to in heads for slot in "qkv")
-            stream, before = stream + heads, stream
-            yield from (f"{node}->m{layer}" for node in (before if self.parallel else stream))
-            stream = [*stream, f"m{layer}"]
+            for node in stream:
+                yield from (f"{node}->{to}<{slot}>" for to in heads for slot in "qkv")
+                if self.parallel:
+                    yield f"{node}->m{layer}"
+            stream = [*stream, *heads]
+            if not self.parallel:
+                yield from (f"{node}->m{layer}" for node in stream)
+            stream.append(f"m{layer}")
         yield from (f"{node}->logits" for node in stream)
 
     def forward(self, name: str) -> int:
@@ -291,7 +295,7 @@ def test_a_missing_file_is_told_with_the_way_out(tmp_path):
 def test_a_circuit_of_another_model_is_refused(other, tmp_path):
     with pytest.raises(FormatError) as told:
         load_circuit(saved(SMALL, tmp_path), other)
-    assert "(2, 2, 16, False)" in str(told.value)
+    assert "(2, 2, 16, False" in str(told.value)
     assert repr(other.name) in str(told.value)
 
 

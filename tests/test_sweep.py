@@ -1,4 +1,4 @@
-"""Sweeps: every cell against a forward pass of its own, TransformerLens, the laws of patching, and what users get wrong."""
+"""Sweeps: every cell against a forward pass of its own, TransformerLens, the laws of patching, and users' mistakes."""
 
 from collections.abc import Callable
 
@@ -14,15 +14,14 @@ from architectures import (
     as_users_run_it,
     load,
     logit_diff,
+    mixed_pairs,
     pairs,
 )
 from gpt2_by_hand import Gpt2ByHand
 
 from circuitlab import sweep
 from circuitlab.data.batch import PairBatch
-from circuitlab.data.example import Example
 from circuitlab.data.pairs import PairSet
-from circuitlab.data.task import Task
 from circuitlab.errors import ConfigError, MetricError, UnknownNameError
 from circuitlab.metrics import resolve
 from circuitlab.patching.grid import Grid
@@ -38,6 +37,7 @@ HOOKS = {
     "head_v": "blocks.{}.attn.hook_v",
     "pattern": "blocks.{}.attn.hook_pattern",
 }
+STATISTICS = ("value", "ci_low", "ci_high", "p_value", "n")
 # Bytes that hold one or two of the prompts used here.
 SMALL_BUDGET = 100_000
 
@@ -53,7 +53,7 @@ def roles(batch: PairBatch, direction: str) -> tuple[torch.Tensor, torch.Tensor]
 
 
 def brute_force(name: str, batch: PairBatch, site: str, direction: str) -> np.ndarray:
-    """Every cell by a whole forward pass of the bridge with that one value put in; a layer's cells stand in one batch."""
+    """Every cell by a whole forward pass of the bridge with that one value put in; a layer's cells are one batch."""
     bridge = load(name).bridge
     base, source = roles(batch, direction)
     with torch.no_grad():
@@ -302,28 +302,9 @@ def with_spans(batch: PairBatch, **spans: list[list[int]]) -> PairBatch:
     return replace(batch, spans={name: torch.tensor(ranges) for name, ranges in spans.items()})
 
 
-def draw(rng) -> Example:
-    """One to five tokens of opening, then a name, so that prompts differ in length and their spans do not line up."""
-    return Example.from_template(
-        "{opening} {name} left{end}",
-        {
-            "opening": rng.choice(["hello", "hello world", "hello, John and world", "hello, then the world"]),
-            "name": rng.choice(["John", "Mary"]),
-            "end": rng.choice([";", ".", ">", ","]),
-        },
-        corrupt={"name": "He"},
-        answer=" and",
-        distractor=" then",
-    )
-
-
 @pytest.fixture(scope="module")
 def mixed() -> PairSet:
-    """Prompts of several lengths with the spans opening, name and end."""
-    task = Task(name="mixed", version="1", summary="", draw=draw)
-    found = task.pairs(load("gpt2"), n=8).discovery
-    assert len({len(pair) for pair in found}) >= 3
-    return found
+    return mixed_pairs()
 
 
 class TestPromptsOfDifferentLength:
@@ -358,8 +339,6 @@ class TestPromptsOfDifferentLength:
         expected = (grid.per_example[:, column, there] - grid.corrupt[there]).mean(1) / gap
         assert grid.values[:, column] == pytest.approx(expected)
 
-    @pytest.mark.xfail(strict=True, reason="resamples without the span divide 0 by 0; see the report, F6")
-    @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
     def test_a_rare_span_has_an_interval(self):
         batch = with_spans(pairs(), rare=[[2, 3], [0, 0], [0, 0], [0, 0]])
         grid = sweep(load("gpt2"), batch, "resid_pre", axis="span")
@@ -382,23 +361,21 @@ class TestPromptsOfDifferentLength:
 
 
 class TestFrame:
-    STATISTICS = ["value", "ci_low", "ci_high", "p_value", "n"]
-
     def test_by_position(self):
         frame = sweep(load("gpt2"), pairs(), "attn_out").to_frame()
-        assert list(frame.columns) == ["site", "layer", "position", "label", *self.STATISTICS]
+        assert list(frame.columns) == ["site", "layer", "position", "label", *STATISTICS]
         assert frame[["layer", "position"]].to_numpy().tolist() == [[i, j] for i in range(N_LAYERS) for j in range(8)]
 
     def test_by_span(self, mixed):
         grid = sweep(load("gpt2"), mixed, "attn_out")
         frame = grid.to_frame()
-        assert list(frame.columns) == ["site", "layer", "span", *self.STATISTICS]
+        assert list(frame.columns) == ["site", "layer", "span", *STATISTICS]
         assert frame["span"].tolist() == [*grid.columns] * N_LAYERS
 
     def test_by_head(self):
         grid = sweep(load("gpt2"), pairs(), "head_z")
         frame = grid.to_frame()
-        assert list(frame.columns) == ["site", "layer", "head", *self.STATISTICS]
+        assert list(frame.columns) == ["site", "layer", "head", *STATISTICS]
         assert frame.loc[(frame["layer"] == 1) & (frame["head"] == 2), "value"].item() == grid.values[1, 2]
         assert (frame["ci_low"] <= frame["value"]).all()
         assert (frame["value"] <= frame["ci_high"]).all()

@@ -20,7 +20,7 @@ def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> GPT2LMHea
         n_embd=recipe.width,
         n_layer=recipe.layers,
         n_head=recipe.heads,
-        # The one kernel for what saved checkpoints call gelu_new; see `save`.
+        # GPT-2's own function under the name that runs as one kernel: "gelu_new" takes the same values in eight steps.
         activation_function="gelu_pytorch_tanh",
         resid_pdrop=0.0,
         embd_pdrop=0.0,
@@ -48,12 +48,8 @@ def build_optimizer(recipe: Recipe, model: GPT2LMHeadModel) -> torch.optim.AdamW
 def save(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """Writes the model folder, each file whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
-    trained_with = model.config.activation_function
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as beside:
-        # The same function under the name that every reader of GPT-2 checkpoints knows.
-        model.config.activation_function = "gelu_new"
         model.save_pretrained(beside)
-        model.config.activation_function = trained_with
         tokenizer.save_pretrained(beside)
         for written in sorted(Path(beside).iterdir()):
             written.chmod(0o644)

@@ -1,0 +1,272 @@
+"""Circuits run as defined: laws on every architecture, GPT-2 by hand, and TransformerLens's own faithfulness."""
+
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from architectures import ARCHITECTURES, GROUPED, N_LAYERS, TOLERANCE, booted, load, logit_diff, mixed_pairs, pairs
+from gpt2_by_hand import Gpt2ByHand
+
+from circuitlab import sweep
+from circuitlab.data.batch import PairBatch
+from circuitlab.data.pairs import PairSet
+from circuitlab.graphs.prune import prune, real_edges
+from circuitlab.metrics import resolve
+from circuitlab.parts import Kind, Layout, Node
+from circuitlab.patching.circuit_metric import Prepared, circuit_values, prepare
+from circuitlab.patching.edges import edge_effects
+
+METRIC = resolve("logit_diff")
+
+
+@pytest.fixture(params=ARCHITECTURES)
+def name(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@cache
+def layout_of(name: str) -> Layout:
+    return Layout.of(load(name).spec)
+
+
+@cache
+def prepared(name: str) -> Prepared:
+    return prepare(load(name), pairs())
+
+
+def values(name: str, masks: np.ndarray, budget: int | None = None) -> np.ndarray:
+    """The logit difference of circuits, `[circuit, example]`."""
+    return circuit_values(load(name), prepared(name), masks, [METRIC], budget=budget)["logit_diff"]
+
+
+def random_masks(layout: Layout, shares: tuple[float, ...] = (0.8, 0.5, 0.3, 0.15), seed: int = 0) -> np.ndarray:
+    """Random circuits; not pruned, since a run must not rely on it."""
+    rng, real = np.random.default_rng(seed), real_edges(layout)
+    return np.stack([real & (rng.random(real.shape) < share) for share in shares])
+
+
+class TestLaws:
+    def test_all_edges_are_the_clean_run_and_none_the_corrupted_one(self, name):
+        clean, corrupt = prepared(name).gaps(METRIC)
+        real = real_edges(layout_of(name))
+        everything, nothing = values(name, np.stack([real, np.zeros_like(real)]))
+        assert everything == pytest.approx(clean, abs=TOLERANCE[name])
+        assert nothing == pytest.approx(corrupt, abs=1e-12)
+        assert np.abs(clean - corrupt).min() > 0.01
+
+    def test_entries_that_are_no_edges_do_not_count(self, name):
+        ones = np.ones_like(real_edges(layout_of(name)))
+        assert values(name, ones[None])[0] == pytest.approx(prepared(name).gaps(METRIC)[0], abs=TOLERANCE[name])
+
+    def test_circuits_in_one_batch_are_the_circuits_one_by_one(self, name):
+        masks = random_masks(layout_of(name))
+        together = values(name, masks)
+        assert np.stack([values(name, mask[None])[0] for mask in masks]) == pytest.approx(together, abs=TOLERANCE[name])
+        assert np.ptp(together, axis=0).min() > 0.01
+        assert values(name, masks, budget=100_000) == pytest.approx(together, abs=TOLERANCE[name])
+        assert values(name, masks[::-1].copy())[::-1] == pytest.approx(together, abs=TOLERANCE[name])
+
+    def test_pruning_changes_no_circuit(self, name):
+        """An edge on no path from the input to the logits carries no difference."""
+        layout = layout_of(name)
+        masks = random_masks(layout)
+        pruned = np.stack([prune(mask, layout) for mask in masks])
+        assert (pruned.sum((1, 2)) < masks.sum((1, 2))).any()
+        changed = np.abs(values(name, pruned) - values(name, masks)).max()
+        # In a post-norm model a head that writes to nobody still moves the norm of its layer: there it does count.
+        assert changed > 1e-3 if name == "gemma2" else changed < TOLERANCE[name]
+
+    def test_one_edge_cut_is_the_exact_effect_of_the_edge(self, name):
+        model, layout = load(name), layout_of(name)
+        effects = edge_effects(model, prepared(name).baselines[0], METRIC)
+        places = np.random.default_rng(1).permutation(np.argwhere(real_edges(layout)))[:40]
+        masks = np.stack([real_edges(layout)] * len(places))
+        masks[np.arange(len(places)), *places.T] = False
+        clean, _ = prepared(name).gaps(METRIC)
+        cut = clean - values(name, masks)
+        assert cut == pytest.approx(effects[:, *places.T].T, abs=TOLERANCE[name])
+        assert np.abs(cut).max() > 0.05
+
+    def test_several_metrics_share_a_run(self):
+        masks = random_masks(layout_of("gpt2"))
+        names = ["logit_diff", "kl", "accuracy", "log_prob"]
+        model = load("gpt2")
+        found = circuit_values(model, prepared("gpt2"), masks, [resolve(metric) for metric in names])
+        assert list(found) == names
+        for metric in names:
+            alone = circuit_values(model, prepared("gpt2"), masks, [resolve(metric)])
+            assert found[metric] == pytest.approx(alone[metric])
+        everything = real_edges(layout_of("gpt2"))[None]
+        assert circuit_values(model, prepared("gpt2"), everything, [resolve("kl")])["kl"] == pytest.approx(0, abs=1e-12)
+        assert (found["kl"] > 1e-4).any()
+
+    def test_no_circuits_give_no_values(self):
+        nothing = np.zeros((0, *real_edges(layout_of("gpt2")).shape), dtype=bool)
+        assert values("gpt2", nothing).shape == (0, 4)
+
+    def test_progress_counts_circuits(self):
+        steps = []
+        masks = random_masks(layout_of("gpt2"))
+        circuit_values(load("gpt2"), prepared("gpt2"), masks, [METRIC], progress=lambda *at: steps.append(at), step="x")
+        assert steps[-1] == ("x", 4, 4)
+        assert [done for _, done, _ in steps] == sorted({done for _, done, _ in steps})
+
+    @pytest.mark.parametrize("name", ["gpt2", "llama", "gemma2"])
+    def test_prompts_of_different_length_are_as_if_alone(self, name):
+        model, masks = load(name), random_masks(layout_of(name))
+        mixed = mixed_pairs()
+        together = circuit_values(model, prepare(model, mixed), masks, [METRIC])["logit_diff"]
+        for place, pair in enumerate(mixed):
+            alone = circuit_values(model, prepare(model, PairSet((pair,))), masks, [METRIC])["logit_diff"]
+            assert together[:, place] == pytest.approx(alone[:, 0], abs=TOLERANCE[name])
+
+
+class TestNodes:
+    """Cutting every edge at a node is patching the node, which the sweeps do in another way."""
+
+    def noised(self, name: str, node: Node) -> np.ndarray:
+        """The clean run with one node's output corrupted."""
+        site = "mlp_out" if node.kind is Kind.MLP else "head_z"
+        grid = sweep(load(name), pairs(), site, axis="all", direction="noise")
+        return grid.per_example[node.layer, 0 if node.head is None else node.head]
+
+    def nodes(self, name: str) -> list[Node]:
+        return [node for node in layout_of(name).writers if node.kind is not Kind.INPUT]
+
+    def test_no_edges_into_it(self, name):
+        layout, nodes = layout_of(name), self.nodes(name)
+        masks = np.stack([real_edges(layout)] * len(nodes))
+        for mask, node in zip(masks, nodes, strict=True):
+            mask[:, list(layout.readers_of(node))] = False
+        expected = np.stack([self.noised(name, node) for node in nodes])
+        assert values(name, masks) == pytest.approx(expected, abs=TOLERANCE[name])
+
+    @pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name != "gemma2"])
+    def test_no_edges_out_of_it(self, name):
+        # Not in post-norm models: there a head that nobody listens to still has its part in its layer's norm.
+        layout, nodes = layout_of(name), self.nodes(name)
+        masks = np.stack([real_edges(layout)] * len(nodes))
+        for mask, node in zip(masks, nodes, strict=True):
+            mask[layout.writer_index(node)] = False
+        expected = np.stack([self.noised(name, node) for node in nodes])
+        assert values(name, masks) == pytest.approx(expected, abs=TOLERANCE[name])
+
+
+@pytest.fixture(scope="module")
+def by_hand() -> Gpt2ByHand:
+    return Gpt2ByHand()
+
+
+class TestByHand:
+    """GPT-2 node by node, each reader's input summed from what every writer says in this very run."""
+
+    @torch.no_grad()
+    def test_random_circuits(self, by_hand):
+        batch, masks = pairs(), random_masks(layout_of("gpt2"))
+        _, corrupt = by_hand.whole(batch.corrupt)
+        expected = [by_hand.run(batch.clean, torch.tensor(mask).double(), corrupt)[0] for mask in masks]
+        assert values("gpt2", masks) == pytest.approx(np.stack([logit_diff(x, batch) for x in expected]), abs=1e-10)
+
+    @torch.no_grad()
+    def test_a_fixed_difference_per_cut_edge_is_something_else(self, by_hand):
+        """The twin: subtract clean minus corrupted output on cut edges, whatever their source has become."""
+        batch, masks = pairs(), random_masks(layout_of("gpt2"))
+        _, clean = by_hand.whole(batch.clean)
+        _, corrupt = by_hand.whole(batch.corrupt)
+        zeros = [torch.zeros(())] * len(clean)
+
+        class WithFixedDifferences(Gpt2ByHand):
+            def run(self, tokens: torch.Tensor, keep: torch.Tensor, replacement: list) -> tuple:
+                self.keep, self.gone = keep, [a - b for a, b in zip(clean, corrupt, strict=True)]
+                return super().run(tokens, torch.ones_like(keep), zeros)
+
+            def _read(self, reader: int, said: list, shares: torch.Tensor, replacement: list) -> torch.Tensor:
+                whole = super()._read(reader, said, shares, replacement)
+                lost = [(1 - self.keep[w, reader]) * self.gone[w] for w in range(len(said))]
+                return whole - sum(lost)
+
+        fixed = WithFixedDifferences()
+        wrong = np.stack(
+            [logit_diff(fixed.run(batch.clean, torch.tensor(m).double(), corrupt)[0], batch) for m in masks]
+        )
+        assert np.abs(values("gpt2", masks) - wrong).max() > 0.05
+        # They agree where no source of a cut edge has changed: one edge cut alone, and only there.
+        one = real_edges(layout_of("gpt2"))
+        one[0, 3] = False
+        same = logit_diff(fixed.run(batch.clean, torch.tensor(one).double(), corrupt)[0], batch).numpy()
+        assert values("gpt2", one[None])[0] == pytest.approx(same, abs=1e-10)
+
+
+class TestTransformerLens:
+    """`tools.analysis.faithfulness` takes one pair at a time and the edges of every position."""
+
+    @pytest.mark.parametrize("name", ["gpt2", "neox", "llama", "qwen3"])
+    def test_faithfulness(self, name):
+        from transformer_lens.tools.analysis import faithfulness
+
+        bridge, batch, layout = self.bridge(name), pairs(n=2), layout_of(name)
+        ready = prepare(load(name), batch)
+        clean, corrupt = ready.gaps(METRIC)
+        masks = np.stack([prune(mask, layout) for mask in random_masks(layout)])
+        found = circuit_values(load(name), ready, masks, [METRIC])["logit_diff"]
+        for mask, ours in zip(masks, found, strict=True):
+            edges = transformer_lens_edges(layout, mask, batch.n_tokens)
+            theirs = []
+            for i in range(len(batch)):
+                one = batch.take(torch.tensor([i]))
+                result = faithfulness(
+                    bridge, one.clean, one.corrupt, lambda logits, one=one: logit_diff(logits, one)[0], edges
+                )
+                assert result.total_edges == layout.n_edges * batch.n_tokens
+                theirs.append(result.corrupt_metric + result.recovered * (result.full_metric - result.corrupt_metric))
+            assert ours == pytest.approx(theirs, abs=1e-4)
+            ratio = (np.mean(theirs) - corrupt.mean()) / (clean.mean() - corrupt.mean())
+            assert (ours.mean() - corrupt.mean()) / (clean.mean() - corrupt.mean()) == pytest.approx(ratio, abs=1e-3)
+
+    @staticmethod
+    def metric(one: PairBatch, logits: torch.Tensor) -> torch.Tensor:
+        return logit_diff(logits, one)[0]
+
+    @staticmethod
+    @cache
+    def bridge(name: str) -> Any:
+        # It refuses grouped queries, so it gets the same model with keys and values written out per query head.
+        return booted(name, ungrouped=name in GROUPED)
+
+
+def transformer_lens_edges(layout: Layout, mask: np.ndarray, n_tokens: int) -> list:
+    """The kept edges as TransformerLens spells them, once per position."""
+    from transformer_lens.tools.analysis.attribution_patching import Node as Theirs
+
+    kinds = {Kind.INPUT: "embed", Kind.HEAD: "attn_head_out", Kind.MLP: "mlp_out"}
+    found = []
+    for row, column in np.argwhere(mask):
+        writer, reader = layout.writers[row], layout.readers[column]
+        into = f"{reader.slot.value}_input" if reader.slot else "mlp_in" if reader.node.kind is Kind.MLP else "logits"
+        layer = N_LAYERS - 1 if into == "logits" else reader.node.layer
+        for position in range(n_tokens):
+            source = Theirs(kind=kinds[writer.kind], position=position, layer=writer.layer, head=writer.head)
+            found.append((source, Theirs(kind=into, position=position, layer=layer, head=reader.node.head)))
+    return found
+
+
+@pytest.mark.parametrize("name", GROUPED)
+def test_grouped_queries_are_the_same_model_written_out_per_query_head(name):
+    masks = random_masks(layout_of(name))
+    spelt_out = load(name, ungrouped=True)
+    assert spelt_out.spec.n_kv_heads == 2 * load(name).spec.n_kv_heads
+    assert [e.name for e in Layout.of(spelt_out.spec).edges()] == [e.name for e in layout_of(name).edges()]
+    expected = circuit_values(spelt_out, prepare(spelt_out, pairs()), masks, [METRIC])["logit_diff"]
+    assert values(name, masks) == pytest.approx(expected, abs=TOLERANCE[name])
+
+
+def test_the_data_set_is_prepared_once_and_in_its_order():
+    batch: PairBatch = pairs(n=5)
+    moved = replace(batch, index=torch.tensor([3, 1, 4, 0, 2]))
+    clean, corrupt = prepare(load("gpt2"), batch).gaps(METRIC)
+    clean_moved, corrupt_moved = prepare(load("gpt2"), moved).gaps(METRIC)
+    assert clean_moved[[3, 1, 4, 0, 2]] == pytest.approx(clean)
+    assert corrupt_moved[[3, 1, 4, 0, 2]] == pytest.approx(corrupt)

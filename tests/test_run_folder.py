@@ -1,0 +1,559 @@
+"""What `discover` leaves behind, read with other programs: whole, consistent, the same for the same seed, or not at all."""
+
+import hashlib
+import inspect
+import json
+import math
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+from typing import Any
+from xml.etree import ElementTree
+
+import networkx as nx
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from runs import N, TASK, bytes_in, digests_in, found
+
+from circuitlab import (
+    ConfigError,
+    Edge,
+    Example,
+    OutputExistsError,
+    PairSet,
+    Run,
+    Task,
+    discover,
+    load_circuit,
+    load_task,
+)
+from circuitlab.data.pairs import PairSplits
+from circuitlab.data.sampling import task_fingerprint
+from circuitlab.discovery import pipeline, run_folder
+from circuitlab.discovery.config import DiscoverConfig
+from circuitlab.evaluation.areas import MIB_SHARES, mib_sizes
+from circuitlab.graphs.prune import prune
+
+SITES = ("resid_pre", "attn_out", "mlp_out", "head_z")
+FILES = {
+    "manifest.json", "dataset.jsonl", "edges.csv", "circuit.json", "circuit.graphml", "circuit.png", "circuit.svg",
+    "evaluation.json", "report.html", *(f"sweeps/{site}.{kind}" for site in SITES for kind in ("csv", "png")),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(bundled) -> Run:
+    return found(bundled)
+
+
+@pytest.fixture(scope="module")
+def folder(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return run.write(tmp_path_factory.mktemp("runs") / "a run").folder
+
+
+def strict_json(path: Path) -> Any:
+    """JSON as other languages read it: no NaN, no infinity."""
+
+    def refuse(constant: str) -> float:
+        raise AssertionError(f"{path.name} holds {constant}, which is no JSON")
+
+    return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
+
+
+def table(path: Path) -> pd.DataFrame:
+    return pd.read_csv(path, float_precision="round_trip", keep_default_na=False)
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "dataset.jsonl").read_text(encoding="utf-8").split("\n") if line]
+
+
+# ------------------------------------------------------------------------------------------------ the folder
+
+
+def test_every_file_of_the_design_is_there_and_no_other(folder):
+    assert set(bytes_in(folder)) == FILES
+    assert [path.name for path in folder.parent.iterdir()] == ["a run"]
+    assert folder.stat().st_mode & 0o777 == 0o755
+
+
+def test_the_manifest_has_the_hash_of_every_other_file(folder):
+    files = strict_json(folder / "manifest.json")["files"]
+    assert files == {name: digest for name, digest in digests_in(folder).items() if name != "manifest.json"}
+
+
+def test_the_manifest_says_what_ran(folder, run, bundled):
+    manifest = strict_json(folder / "manifest.json")
+    assert manifest["schema"] == "circuitlab.run/1"
+    assert manifest["task"]["name"] == TASK
+    assert manifest["task"]["version"] == run.task.version
+    assert manifest["task"]["fingerprint"] == task_fingerprint(load_task(TASK))
+    assert manifest["model"]["id"] == "bundled"
+    assert manifest["model"]["weights_sha256"] == bundled.weights_sha256()
+    assert (manifest["device"], manifest["dtype"], manifest["seed"]) == ("cpu", "float32", 0)
+    assert manifest["versions"]["torch"] == torch.__version__
+    assert {"circuitlab", "transformer_lens", "transformers", "numpy", "networkx", "python"} <= set(manifest["versions"])
+    assert set(manifest["seconds"]) == {"load", "prompts", "behaviour", "sweep", "score", "select", "evaluate"}
+    assert all(seconds >= 0 for seconds in manifest["seconds"].values())
+    assert DiscoverConfig(**manifest["config"]) == run.config
+    assert manifest["dataset"] == {"n_discovery": N, "n_held_out": N, "dropped": {}}
+
+
+def test_the_command_asks_for_the_same(folder, run):
+    """Every setting that is not the default stands in the command, and the command line takes it."""
+    command = strict_json(folder / "manifest.json")["command"]
+    assert shlex.split(command) == ["circuitlab", "discover", TASK, "-n", "10", "--option", "contrast=capital"]
+    other = replace(
+        run.config, model="my models/a b", method="exact", steps=7, metric="prob_diff", seed=3, target=0.8, n=7,
+        min_accuracy=0.5, device="cuda", dtype="float64",
+    )  # fmt: skip
+    words = shlex.split(other.command)
+    flags = dict(zip(words[3::2], words[4::2], strict=True))
+    assert flags == {
+        "--model": "my models/a b", "--method": "exact", "--steps": "7", "--metric": "prob_diff", "--seed": "3",
+        "--target": "0.8", "-n": "7", "--min-accuracy": "0.5", "--device": "cuda", "--dtype": "float64",
+        "--option": "contrast=capital",
+    }  # fmt: skip
+
+
+def test_the_page_opens_from_disk_and_names_the_folder(folder):
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert "circuitlab reproduce 'a run'" in page.replace("&#x27;", "'").replace("&#39;", "'")
+    for foreign in ("<script", "<link", 'src="http', 'href="http', "@import", ".part"):
+        assert foreign not in page
+
+
+def test_pictures_are_pictures(folder):
+    for name in FILES:
+        if name.endswith(".png"):
+            assert (folder / name).read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    assert ElementTree.parse(folder / "circuit.svg").getroot().tag.endswith("svg")
+
+
+# ------------------------------------------------------------------------------------------------ dataset.jsonl
+
+
+def test_the_data_set_is_what_was_drawn(folder, run):
+    pairs = lines(folder)
+    assert [pair["split"] for pair in pairs] == ["discovery"] * N + ["held_out"] * N
+    assert len({pair["id"] for pair in pairs}) == 2 * N
+    needed = {"id", "split", "clean", "corrupt", "answers", "distractors", "spans", "clean_ids", "corrupt_ids",
+              "answer_ids", "distractor_ids"}  # fmt: skip
+    for pair, drawn in zip(pairs, [*run.pairs.discovery, *run.pairs.held_out], strict=True):
+        assert needed <= set(pair)
+        for name in needed - {"split", "spans"}:
+            value = getattr(drawn, name)
+            assert pair[name] == (list(value) if isinstance(value, tuple) else value)
+    splits = [{pair[side] for pair in pairs if pair["split"] == split for side in ("clean", "corrupt")}
+              for split in ("discovery", "held_out")]  # fmt: skip
+    assert not splits[0] & splits[1]
+    read = pd.read_json(folder / "dataset.jsonl", lines=True)
+    assert list(read["clean"]) == [pair["clean"] for pair in pairs]
+
+
+def test_token_ids_are_those_of_the_checkpoint_s_tokenizer(folder, tokenizer):
+    for pair in lines(folder):
+        for side in ("clean", "corrupt"):
+            assert pair[f"{side}_ids"] == [tokenizer.bos_token_id, *tokenizer.encode(pair[side], add_special_tokens=False)]
+        assert [tokenizer.decode([i]) for i in pair["answer_ids"]] == pair["answers"]
+        assert [tokenizer.decode([i]) for i in pair["distractor_ids"]] == pair["distractors"]
+        words = {name: tokenizer.decode(pair["clean_ids"][slice(*at)]).strip() for name, at in pair["spans"].items()}
+        assert words["name"] == pair["clean"].split()[0]
+        assert words["period"] == "."
+
+
+def test_the_fingerprint_is_of_the_data_in_the_folder(folder):
+    """Worked out from the file alone: SHA-256 of each split's lines, and of the two."""
+    digests = ""
+    for split in ("discovery", "held_out"):
+        records = [{**pair, "split": ""} for pair in lines(folder) if pair["split"] == split]
+        text = "\n".join(json.dumps(record, sort_keys=True, ensure_ascii=False) for record in records)
+        digests += hashlib.sha256(text.encode()).hexdigest()
+    expected = hashlib.sha256(digests.encode()).hexdigest()
+    assert strict_json(folder / "manifest.json")["dataset_fingerprint"] == expected
+
+
+def test_the_numbers_follow_from_the_tokens_in_the_folder(folder):
+    """Plain HuggingFace on the tokens that the file says ran: the same means on clean and corrupted prompts."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(Path(run_folder.__file__).parents[1] / "bundled").eval()
+    held_out = [pair for pair in lines(folder) if pair["split"] == "held_out"]
+    means, right = {}, []
+    for side in ("clean", "corrupt"):
+        differences = []
+        for pair in held_out:
+            with torch.no_grad():
+                logits = model(torch.tensor([pair[f"{side}_ids"]])).logits[0, -1]
+            differences.append(float(logits[pair["answer_ids"]].mean() - logits[pair["distractor_ids"]].mean()))
+            right.append(side == "clean" and int(logits.argmax()) in pair["answer_ids"])
+        means[side] = float(np.mean(differences))
+    evaluation = strict_json(folder / "evaluation.json")
+    assert evaluation["metric_clean"] == pytest.approx(means["clean"], abs=1e-3)
+    assert evaluation["metric_corrupt"] == pytest.approx(means["corrupt"], abs=1e-3)
+    assert evaluation["accuracy_model"] == pytest.approx(sum(right) / N)
+
+
+# ------------------------------------------------------------------------------------------------ the circuit
+
+
+def test_every_edge_is_in_the_table_and_the_three_files_agree(folder, run):
+    edges = table(folder / "edges.csv")
+    assert list(edges.columns) == ["source", "target", "score", "in_circuit"]
+    names = list(edges["source"] + "->" + edges["target"])
+    assert sorted(names) == sorted(edge.name for edge in run.circuit.layout.edges())
+    assert {Edge.parse(name).name for name in names} == set(names)
+    theirs = json.loads((folder / "circuit.json").read_text())
+    assert {name: entry["score"] for name, entry in theirs["edges"].items()} == dict(zip(names, edges["score"], strict=True))
+    kept = {name for name, entry in theirs["edges"].items() if entry["in_graph"]}
+    assert kept == {name for name, within in zip(names, edges["in_circuit"], strict=True) if within}
+    graph = nx.read_graphml(folder / "circuit.graphml", force_multigraph=True)
+    assert {key for _, _, key in graph.edges(keys=True)} == kept
+    assert {name for name, entry in theirs["nodes"].items() if entry["in_graph"]} == set(graph.nodes)
+    for _, _, key, data in graph.edges(keys=True, data=True):
+        assert data["score"] == theirs["edges"][key]["score"]
+
+
+def test_the_graph_reads_back_equal_and_its_nodes_know_their_effect(folder, run):
+    graph = nx.read_graphml(folder / "circuit.graphml", force_multigraph=True)
+    assert nx.utils.graphs_equal(graph, run.circuit.to_networkx())
+    for name, data in graph.nodes(data=True):
+        assert {"kind", "sweep_effect"} <= set(data), name
+        assert math.isfinite(data["sweep_effect"])
+    assert graph.nodes["input"]["sweep_effect"] == graph.nodes["logits"]["sweep_effect"] == 1
+
+
+def test_no_edge_leads_nowhere(folder, run):
+    circuit = load_circuit(folder, run.spec)
+    assert np.array_equal(circuit.mask, run.circuit.mask)
+    assert np.array_equal(circuit.scores, run.circuit.scores)
+    assert np.array_equal(prune(circuit.mask, circuit.layout), circuit.mask)
+    graph = nx.read_graphml(folder / "circuit.graphml", force_multigraph=True)
+    assert set(graph.nodes) == nx.descendants(graph, "input") & nx.ancestors(graph, "logits") | {"input", "logits"}
+
+
+# ------------------------------------------------------------------------------------------------ the numbers
+
+
+def test_the_evaluation_fits_the_circuit_and_itself(folder):
+    found_ = strict_json(folder / "evaluation.json")
+    edges = table(folder / "edges.csv")
+    graph = nx.read_graphml(folder / "circuit.graphml", force_multigraph=True)
+    assert found_["n_edges"] == int(edges["in_circuit"].sum())
+    assert found_["n_edges_total"] == len(edges)
+    assert found_["n_nodes"] == len(graph)
+    clean, corrupt, circuit = (found_[f"metric_{which}"] for which in ("clean", "corrupt", "circuit"))
+    assert found_["faithfulness"] == pytest.approx((circuit - corrupt) / (clean - corrupt))
+    low, high = found_["faithfulness_ci"]
+    assert low < found_["faithfulness"] < high
+    assert 0 <= found_["accuracy_circuit"] <= 1
+    assert found_["kl"] >= 0
+
+
+def test_the_curve_is_mib_s_and_the_areas_follow_from_it(folder):
+    found_ = strict_json(folder / "evaluation.json")
+    curve = pd.DataFrame(found_["curve"])
+    assert tuple(curve["n_edges_nominal"]) == mib_sizes(found_["n_edges_total"])
+    assert (curve["n_edges"] <= curve["n_edges_nominal"]).all()
+    assert curve["n_edges"].iloc[-1] == found_["n_edges_total"]
+    assert curve["faithfulness"].iloc[-1] == pytest.approx(1, abs=1e-4)
+    assert found_["cmd"] == pytest.approx(np.trapezoid((1 - curve["faithfulness"]).abs(), MIB_SHARES))
+
+
+def test_the_circuit_beats_chance(folder):
+    found_ = strict_json(folder / "evaluation.json")
+    chance = found_["random_baseline"]["faithfulness"]
+    assert len(chance) >= 20
+    assert len(set(chance)) > 1
+    assert found_["faithfulness"] > max(chance)
+
+
+@pytest.mark.parametrize("site", SITES)
+def test_sweeps_are_tidy(site, folder, run):
+    cells = table(folder / "sweeps" / f"{site}.csv")
+    column = "head" if site == "head_z" else "position"
+    named = ["site", "layer", column, *(["label"] if column == "position" else [])]
+    assert list(cells.columns) == [*named, "value", "ci_low", "ci_high", "p_value", "n"]
+    assert set(cells["site"]) == {site}
+    width = run.spec.n_heads if column == "head" else len(run.pairs.discovery[0])
+    assert [tuple(cell) for cell in cells[["layer", column]].itertuples(index=False)] == [
+        (layer, place) for layer in range(run.spec.n_layers) for place in range(width)
+    ]
+    assert (cells["ci_low"] <= cells["value"] + 1e-9).all()
+    assert (cells["value"] <= cells["ci_high"] + 1e-9).all()
+    assert cells["p_value"].between(0, 1, inclusive="right").all()
+    assert (cells["n"] == N).all()
+
+
+def test_sweeps_show_the_shared_prefix_as_nothing_and_the_answer_position_as_all(folder):
+    """The prompts part at the last token: before it no patch does anything, there the whole stream does everything."""
+    cells = table(folder / "sweeps" / "resid_pre.csv")
+    last = cells["position"].max()
+    assert (cells[cells["position"] < last]["value"] == 0).all()
+    assert cells[cells["position"] == last]["value"].to_numpy() == pytest.approx(1, abs=1e-4)
+
+
+# ------------------------------------------------------------------------------------------------ the same again
+
+IN_ANOTHER_PROCESS = """
+import sys
+from circuitlab import discover
+discover(sys.argv[1], n=int(sys.argv[2]), seed=0, out=sys.argv[3])
+"""
+
+
+def test_another_process_writes_the_same_bytes(folder, tmp_path):
+    """Same seed, other hash seed, no type checks: nothing differs but the seconds."""
+    again = tmp_path / "deep" / "a run"
+    subprocess.run(
+        [sys.executable, "-c", IN_ANOTHER_PROCESS, TASK, str(N), str(again)],
+        env={**os.environ, "PYTHONHASHSEED": "271828"},
+        capture_output=True,
+        check=True,
+    )
+    before, after = digests_in(folder), digests_in(again)
+    assert set(before) == set(after)
+    assert {name for name in before if before[name] != after[name]} <= {"manifest.json"}
+    manifests = [strict_json(each / "manifest.json") for each in (folder, again)]
+    for manifest in manifests:
+        assert manifest.pop("seconds")
+    assert manifests[0] == manifests[1]
+
+
+def test_another_seed_draws_other_prompts_and_other_numbers(run, bundled):
+    other = discover(TASK, model=bundled, n=N, seed=1)
+    assert other.pairs.fingerprint != run.pairs.fingerprint
+    assert not np.array_equal(other.scores.values, run.scores.values)
+    assert other.evaluation.random != run.evaluation.random
+
+
+# ------------------------------------------------------------------------------------------------ whole or not at all
+
+
+@pytest.fixture
+def plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs are written without pictures and page, for tests of the folder alone."""
+    monkeypatch.setattr(run_folder, "_write_pictures", lambda run, folder: None)
+    monkeypatch.setattr("circuitlab.report.write_report", lambda folder, **options: None)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Path]:
+    """Where to write; afterwards nothing but that folder may be there."""
+    yield tmp_path / "mine"
+    assert {path.name for path in tmp_path.iterdir()} <= {"mine"}
+
+
+@pytest.mark.usefixtures("plain")
+def test_a_folder_that_exists_is_left_alone(run, place):
+    run.write(place)
+    (place / "notes.txt").write_text("mine")
+    before = bytes_in(place)
+    with pytest.raises(OutputExistsError) as told:
+        run.write(place)
+    assert str(told.value) == f"output folder {str(place)!r} exists. Name another with --out, or replace it with --force."
+    assert bytes_in(place) == before
+
+
+@pytest.mark.usefixtures("plain")
+def test_force_replaces_a_run_folder_whole(run, place):
+    run.write(place)
+    (place / "notes.txt").write_text("old")
+    written = run.write(place, force=True)
+    assert written.folder == place
+    assert run.folder is None
+    assert not (place / "notes.txt").exists()
+    assert (place / "manifest.json").is_file()
+
+
+@pytest.mark.usefixtures("plain")
+def test_force_takes_an_empty_folder(run, place):
+    place.mkdir()
+    with pytest.raises(OutputExistsError):
+        run.write(place)
+    assert (run.write(place, force=True).folder / "manifest.json").is_file()
+
+
+@pytest.mark.parametrize("what", ["a folder of something else", "a file"])
+def test_force_replaces_nothing_but_run_folders(what, run, place):
+    if what == "a file":
+        place.write_text("mine")
+    else:
+        place.mkdir()
+        (place / "thesis.tex").write_text("mine")
+    with pytest.raises(OutputExistsError, match=r"not a run folder \(manifest.json is not in it\), so --force does not"):
+        run.write(place, force=True)
+    assert (place if what == "a file" else place / "thesis.tex").read_text() == "mine"
+
+
+def test_a_taken_folder_is_refused_before_the_work(place):
+    place.mkdir()
+    with pytest.raises(OutputExistsError):
+        discover(TASK, model="no such model", out=place)
+
+
+@pytest.mark.xfail(reason="run_folder.py check_free looks at the folder only: told after the work, as an OSError", strict=True)
+def test_a_folder_inside_a_file_is_refused_before_the_work(place):
+    place.write_text("mine")
+    with pytest.raises(ConfigError, match=r"mine' is a file"):
+        discover(TASK, model="no such model", out=place / "run")
+
+
+@pytest.mark.usefixtures("plain")
+@pytest.mark.parametrize("there_before", [False, True])
+@pytest.mark.parametrize("step", ["_write_data", "_write_pictures", "manifest_of", "cite"])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_a_write_that_is_interrupted_leaves_what_was_there(error, step, there_before, run, place, monkeypatch):
+    if there_before:
+        place.mkdir()
+        (place / "manifest.json").write_text("{}")
+
+    def stopped(*given: object) -> None:
+        if isinstance(given[-1], Path):
+            (given[-1] / "half").write_text("written")
+        raise error
+
+    monkeypatch.setattr(run_folder, step, stopped)
+    with pytest.raises(error):
+        run.write(place, force=True)
+    assert (bytes_in(place) == {"manifest.json": b"{}"}) if there_before else not place.exists()
+
+
+@pytest.mark.usefixtures("plain")
+def test_a_report_that_fails_leaves_nothing(run, place, monkeypatch):
+    def fails(folder: Path, **options: object) -> None:
+        raise RuntimeError("no page")
+
+    monkeypatch.setattr("circuitlab.report.write_report", fails)
+    with pytest.raises(RuntimeError, match="no page"):
+        run.write(place)
+    assert not place.exists()
+
+
+@pytest.mark.usefixtures("plain")
+@pytest.mark.xfail(reason="run_folder.py _new_folder: the old run is aside when the last rename fails, and stays there", strict=True)
+def test_the_old_run_is_put_back_when_the_last_rename_fails(run, place, monkeypatch):
+    run.write(place)
+    before, rename, renamed = bytes_in(place), os.replace, []
+
+    def fails_once(source: Path, target: Path) -> None:
+        renamed.append(target)
+        if len(renamed) == 2:
+            raise KeyboardInterrupt
+        rename(source, target)
+
+    monkeypatch.setattr(run_folder.os, "replace", fails_once)
+    with pytest.raises(KeyboardInterrupt):
+        run.write(place, force=True)
+    monkeypatch.undo()
+    shutil.rmtree(place.with_name("nothing"), ignore_errors=True)
+    hidden = [path for path in place.parent.iterdir() if path != place]
+    for path in hidden:
+        shutil.rmtree(path)
+    assert bytes_in(place) == before
+    assert hidden == []
+
+
+@pytest.mark.parametrize("step", ["check_behaviour", "sweep", "score_edges", "select", "evaluate"])
+def test_a_run_that_is_interrupted_leaves_nothing(step, bundled, place, monkeypatch):
+    def stopped(*given: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    def quick(*given: object, **options: object) -> Any:
+        return {} if step != "sweep" else None
+
+    before = ("check_behaviour", "sweep", "score_edges", "select", "evaluate")
+    for name in before[: before.index(step)]:
+        monkeypatch.setattr(pipeline, name, quick)
+    monkeypatch.setattr(pipeline, "sweep_nodes", lambda *given: replace_me())
+    monkeypatch.setattr(pipeline, step, stopped)
+    with pytest.raises(KeyboardInterrupt):
+        discover(TASK, model=bundled, n=2, out=place)
+    assert not place.exists()
+
+
+def replace_me() -> Any:
+    class Swept:
+        effects: dict[str, float] = {}
+
+    return Swept()
+
+
+# ------------------------------------------------------------------------------------------------ tasks and settings
+
+
+def with_prompts(run: Run, **texts: str) -> Run:
+    """The run as if its first prompt had held other text."""
+    pairs = run.pairs.discovery.pairs
+    changed = PairSet((replace(pairs[0], **texts), *pairs[1:]))
+    return replace(run, pairs=PairSplits(discovery=changed, held_out=run.pairs.held_out))
+
+
+HARD = 'a "quoted", <b>bold</b> & 日本語 \\ \u2028 \x85 \x1c \t end'
+
+
+@pytest.mark.xfail(reason="run_folder.py _write_data: U+2028 and U+0085 stand unescaped and end the line for readers", strict=True)
+def test_any_text_is_one_line_of_the_data_set(run, place, monkeypatch):
+    monkeypatch.setattr(run_folder, "_write_pictures", lambda run, folder: None)
+    with_prompts(run, clean=HARD).write(place)
+    records = [json.loads(line) for line in (place / "dataset.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert records[0]["clean"] == HARD
+    assert len(records) == 2 * N
+
+
+@pytest.mark.xfail(reason="pipeline.py: a torch.dtype is written as 'torch.float32', which reproduce cannot ask for", strict=True)
+def test_the_manifest_spells_the_dtype_as_it_is_asked_for(run, bundled, monkeypatch):
+    for name in ("check_behaviour", "sweep", "score_edges", "select", "evaluate"):
+        monkeypatch.setattr(pipeline, name, lambda *given, name=name, **options: getattr(run, ATTRIBUTES[name]))
+    monkeypatch.setattr(pipeline, "sweep_nodes", lambda *given: replace_me())
+    assert inspect.unwrap(discover)(TASK, model=bundled, n=N, dtype=torch.float32).config.dtype == "float32"
+
+
+ATTRIBUTES = {
+    "check_behaviour": "behaviour", "sweep": "grids", "score_edges": "scores", "select": "circuit",
+    "evaluate": "evaluation",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ({"n": 0}, "n is 0; it must be a whole number of at least 1"),
+        ({"steps": 0}, "steps is 0"),
+        ({"seed": -1}, "seed is -1; it must be a whole number from 0 to 4294967295"),
+        ({"seed": True}, "seed is True"),
+        ({"target": 0.0}, "target is 0.0; a faithfulness to reach lies above 0 and at most at 1"),
+        ({"target": 1.1}, "target is 1.1"),
+        ({"min_accuracy": 1.5}, "min_accuracy is 1.5; it is a share of pairs"),
+    ],
+)
+def test_settings_out_of_range_are_refused_before_the_work(setting, says):
+    with pytest.raises(ConfigError) as told:
+        inspect.unwrap(discover)(TASK, model="no such model", **setting)
+    assert says in str(told.value)
+
+
+def test_a_task_made_in_a_session_can_be_run_and_is_named(bundled, place, plain):
+    """No file, an own metric: what ran is in the folder all the same."""
+
+    def draw(rng: Random) -> Example:
+        name = rng.choice(["Anna", "Mary", "Lisa", "Jane", "Susan", "Laura"])
+        return Example(f"{name} is a very good cook.", f"{name} is a very good cook;", " She", " she")
+
+    def own_margin(logits, batch):
+        return logits[torch.arange(len(batch)), batch.answers[:, 0]] - logits.mean(1)
+
+    task = Task(name="mine", version="3", summary="Mine.", draw=draw, metric=own_margin)
+    discover(task, model=bundled, n=2, min_accuracy=0.0, out=place)
+    manifest = strict_json(place / "manifest.json")
+    assert (manifest["task"]["name"], manifest["task"]["version"]) == ("mine", "3")
+    assert manifest["config"]["metric"] == "own_margin"
+    assert not (place / "task.py").exists()
