@@ -19,7 +19,7 @@ demo: $(RUNTIME)
 	$(BIN)/circuitlab discover gendered-pronouns --out runs/demo --force
 
 test: $(DEV)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 check: $(DEV)
 	$(BIN)/ruff check .

@@ -26,7 +26,7 @@ def ratio_of_means(
     numerator: Float[np.ndarray, "*cell example"], denominator: Float[np.ndarray, "*#cell example"]
 ) -> Float[np.ndarray, "*cell"]:
     """Mean over examples of one, divided by the mean of the other: the field's faithfulness, means first."""
-    return numerator.mean(-1) / denominator.mean(-1)
+    return np.asarray(numerator.mean(-1) / denominator.mean(-1))
 
 
 def ratio_interval(
@@ -78,7 +78,7 @@ def sign_flip_p(
     flipped = np.abs(differences @ flips) / n
     # Equal means must count as equal although they were summed in another order.
     slack = 1e-9 * np.maximum(1e-30, np.abs(differences).mean(-1))[..., None]
-    return (1 + (flipped >= observed - slack).sum(-1)) / (1 + n_resamples)
+    return np.asarray((1 + (flipped >= observed - slack).sum(-1)) / (1 + n_resamples))
 
 
 def holm(p_values: Float[np.ndarray, "*cell"]) -> Float[np.ndarray, "*cell"]:
@@ -108,4 +108,4 @@ def _percentiles(values: Float[np.ndarray, "*cell resample"]) -> Interval:
     tail = (1.0 - CONFIDENCE) / 2
     quantile = np.nanquantile if np.isnan(values).any() else np.quantile
     low, high = quantile(values, [tail, 1.0 - tail], axis=-1)
-    return Interval(low, high)
+    return Interval(np.asarray(low), np.asarray(high))

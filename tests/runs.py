@@ -1,6 +1,9 @@
 """One run of the main job on the bundled model, made once and shared by the tests that read what it leaves."""
 
 import hashlib
+import os
+import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,34 @@ N = 10
 def found(model: Any) -> Run:
     """The run; frozen, so nobody can spoil it for the others."""
     return discover(TASK, model=model, n=N, seed=0)
+
+
+@cache
+def written(model: Any, base: Path) -> Path:
+    """The run's folder; nobody may change it."""
+    folder = found(model).write(base / "here" / "a run").folder
+    assert folder
+    return folder
+
+
+IN_ANOTHER_PROCESS = """
+import sys
+from circuitlab import discover
+discover(sys.argv[1], n=int(sys.argv[2]), seed=0, out=sys.argv[3])
+"""
+
+
+@cache
+def written_elsewhere(base: Path) -> Path:
+    """The folder of the same run, made by a process of its own with another hash seed and without type checks."""
+    folder = base / "elsewhere" / "deep" / "a run"
+    subprocess.run(
+        [sys.executable, "-c", IN_ANOTHER_PROCESS, TASK, str(N), str(folder)],
+        env={**os.environ, "PYTHONHASHSEED": "271828"},
+        capture_output=True,
+        check=True,
+    )
+    return folder
 
 
 def bytes_in(folder: Path) -> dict[str, bytes]:

@@ -18,6 +18,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 import circuitlab
+from circuitlab import Example, Task
 from circuitlab.data import citation
 
 ROOT = Path(__file__).parent.parent
@@ -72,6 +73,25 @@ def test_the_citation_file_says_what_cite_says():
     assert f'title: "{citation.LIBRARY_TITLE}"' in cff
     assert f'- name: "{citation.LIBRARY_AUTHOR}"' in cff
     assert f"date-released: {citation.LIBRARY_YEAR}-" in cff
+
+
+def test_every_method_has_the_source_that_it_cites():
+    from circuitlab.discovery.scoring import METHODS
+
+    assert {name: sources[0] for name, sources in citation.METHOD_SOURCES.items()} == {
+        name: method.source for name, method in METHODS.items()
+    }
+
+
+def test_special_characters_are_escaped_for_latex():
+    task = Task(
+        name="50%_of_{x}", version="1", summary="A & B cost $1 #2", draw=lambda rng: Example("a", "b", "c", "d")
+    )
+    entry = circuitlab.cite(task).split("\n\n")[1]
+    assert r"50\%\_of\_\{x\}" in entry
+    assert r"A \& B cost \$1 \#2" in entry
+    assert "@misc{circuitlab-50-of-x-," in entry
+    assert "author" not in entry, "the author of a user's task is not ours to name"
 
 
 def test_every_package_is_listed():

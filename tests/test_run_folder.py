@@ -7,12 +7,11 @@ import math
 import os
 import shlex
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 from typing import Any
 from xml.etree import ElementTree
 
@@ -21,7 +20,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from runs import N, TASK, bytes_in, digests_in, found
+from runs import N, TASK, bytes_in, digests_in, found, written, written_elsewhere
 
 from circuitlab import (
     ConfigError,
@@ -55,8 +54,13 @@ def run(bundled) -> Run:
 
 
 @pytest.fixture(scope="module")
-def folder(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return run.write(tmp_path_factory.mktemp("runs") / "a run").folder
+def folder(bundled, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return written(bundled, tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return written_elsewhere(tmp_path_factory.getbasetemp())
 
 
 def strict_json(path: Path) -> Any:
@@ -69,7 +73,7 @@ def strict_json(path: Path) -> Any:
 
 
 def table(path: Path) -> pd.DataFrame:
-    return pd.read_csv(path, float_precision="round_trip", keep_default_na=False)
+    return pd.read_csv(path, keep_default_na=False)
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
@@ -303,36 +307,15 @@ def test_sweeps_show_the_shared_prefix_as_nothing_and_the_answer_position_as_all
 
 # ------------------------------------------------------------------------------------------------ the same again
 
-IN_ANOTHER_PROCESS = """
-import sys
-from circuitlab import discover
-discover(sys.argv[1], n=int(sys.argv[2]), seed=0, out=sys.argv[3])
-"""
-
-
-def test_another_process_writes_the_same_bytes(folder, tmp_path):
+def test_another_process_writes_the_same_bytes(folder, elsewhere):
     """Same seed, other hash seed, no type checks: nothing differs but the seconds."""
-    again = tmp_path / "deep" / "a run"
-    subprocess.run(
-        [sys.executable, "-c", IN_ANOTHER_PROCESS, TASK, str(N), str(again)],
-        env={**os.environ, "PYTHONHASHSEED": "271828"},
-        capture_output=True,
-        check=True,
-    )
-    before, after = digests_in(folder), digests_in(again)
+    before, after = digests_in(folder), digests_in(elsewhere)
     assert set(before) == set(after)
     assert {name for name in before if before[name] != after[name]} <= {"manifest.json"}
-    manifests = [strict_json(each / "manifest.json") for each in (folder, again)]
+    manifests = [strict_json(each / "manifest.json") for each in (folder, elsewhere)]
     for manifest in manifests:
         assert manifest.pop("seconds")
     assert manifests[0] == manifests[1]
-
-
-def test_another_seed_draws_other_prompts_and_other_numbers(run, bundled):
-    other = discover(TASK, model=bundled, n=N, seed=1)
-    assert other.pairs.fingerprint != run.pairs.fingerprint
-    assert not np.array_equal(other.scores.values, run.scores.values)
-    assert other.evaluation.random != run.evaluation.random
 
 
 # ------------------------------------------------------------------------------------------------ whole or not at all
@@ -409,8 +392,15 @@ def test_a_folder_inside_a_file_is_refused_before_the_work(place):
 
 @pytest.mark.usefixtures("plain")
 @pytest.mark.parametrize("there_before", [False, True])
-@pytest.mark.parametrize("step", ["_write_data", "_write_pictures", "manifest_of", "cite"])
-@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+@pytest.mark.parametrize(
+    ("step", "error"),
+    [
+        ("_write_data", KeyboardInterrupt),
+        ("_write_pictures", KeyboardInterrupt),
+        ("manifest_of", RuntimeError),
+        ("cite", KeyboardInterrupt),
+    ],
+)
 def test_a_write_that_is_interrupted_leaves_what_was_there(error, step, there_before, run, place, monkeypatch):
     if there_before:
         place.mkdir()
@@ -462,29 +452,37 @@ def test_the_old_run_is_put_back_when_the_last_rename_fails(run, place, monkeypa
     assert hidden == []
 
 
-@pytest.mark.parametrize("step", ["check_behaviour", "sweep", "score_edges", "select", "evaluate"])
+STEPS = {
+    "check_behaviour": "behaviour", "sweep": "grids", "sweep_nodes": "", "score_edges": "scores", "select": "circuit",
+    "evaluate": "evaluation",
+}  # fmt: skip
+
+
+@pytest.fixture
+def instant(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The steps that need the model give at once what they gave to the shared run."""
+    for step, attribute in STEPS.items():
+        result = getattr(run, attribute) if attribute else SimpleNamespace(effects=dict(run.circuit.node_effects))
+        monkeypatch.setattr(pipeline, step, lambda *given, result=result, **options: result)
+
+
+@pytest.mark.usefixtures("instant")
+@pytest.mark.parametrize("step", STEPS)
 def test_a_run_that_is_interrupted_leaves_nothing(step, bundled, place, monkeypatch):
     def stopped(*given: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    def quick(*given: object, **options: object) -> Any:
-        return {} if step != "sweep" else None
-
-    before = ("check_behaviour", "sweep", "score_edges", "select", "evaluate")
-    for name in before[: before.index(step)]:
-        monkeypatch.setattr(pipeline, name, quick)
-    monkeypatch.setattr(pipeline, "sweep_nodes", lambda *given: replace_me())
     monkeypatch.setattr(pipeline, step, stopped)
     with pytest.raises(KeyboardInterrupt):
         discover(TASK, model=bundled, n=2, out=place)
     assert not place.exists()
 
 
-def replace_me() -> Any:
-    class Swept:
-        effects: dict[str, float] = {}
-
-    return Swept()
+@pytest.mark.usefixtures("instant", "plain")
+def test_a_run_that_is_not_interrupted_is_written(bundled, place):
+    """The twin of the check above."""
+    assert discover(TASK, model=bundled, n=2, out=place).folder == place
+    assert (place / "manifest.json").is_file()
 
 
 # ------------------------------------------------------------------------------------------------ tasks and settings
@@ -500,27 +498,19 @@ def with_prompts(run: Run, **texts: str) -> Run:
 HARD = 'a "quoted", <b>bold</b> & 日本語 \\ \u2028 \x85 \x1c \t end'
 
 
-@pytest.mark.xfail(reason="run_folder.py _write_data: U+2028 and U+0085 stand unescaped and end the line for readers", strict=True)
-def test_any_text_is_one_line_of_the_data_set(run, place, monkeypatch):
-    monkeypatch.setattr(run_folder, "_write_pictures", lambda run, folder: None)
+@pytest.mark.usefixtures("plain")
+@pytest.mark.xfail(reason="run_folder.py _write_data: U+2028, U+0085 stand unescaped and end the line for readers", strict=True)
+def test_any_text_is_one_line_of_the_data_set(run, place):
     with_prompts(run, clean=HARD).write(place)
     records = [json.loads(line) for line in (place / "dataset.jsonl").read_text(encoding="utf-8").splitlines()]
     assert records[0]["clean"] == HARD
     assert len(records) == 2 * N
 
 
+@pytest.mark.usefixtures("instant")
 @pytest.mark.xfail(reason="pipeline.py: a torch.dtype is written as 'torch.float32', which reproduce cannot ask for", strict=True)
-def test_the_manifest_spells_the_dtype_as_it_is_asked_for(run, bundled, monkeypatch):
-    for name in ("check_behaviour", "sweep", "score_edges", "select", "evaluate"):
-        monkeypatch.setattr(pipeline, name, lambda *given, name=name, **options: getattr(run, ATTRIBUTES[name]))
-    monkeypatch.setattr(pipeline, "sweep_nodes", lambda *given: replace_me())
-    assert inspect.unwrap(discover)(TASK, model=bundled, n=N, dtype=torch.float32).config.dtype == "float32"
-
-
-ATTRIBUTES = {
-    "check_behaviour": "behaviour", "sweep": "grids", "score_edges": "scores", "select": "circuit",
-    "evaluate": "evaluation",
-}  # fmt: skip
+def test_the_manifest_spells_the_dtype_as_it_is_asked_for(bundled):
+    assert inspect.unwrap(discover)(TASK, model=bundled, n=2, dtype=torch.float32).config.dtype == "float32"
 
 
 @pytest.mark.parametrize(
@@ -541,7 +531,16 @@ def test_settings_out_of_range_are_refused_before_the_work(setting, says):
     assert says in str(told.value)
 
 
-def test_a_task_made_in_a_session_can_be_run_and_is_named(bundled, place, plain):
+@pytest.mark.usefixtures("instant")
+def test_the_seed_reaches_the_prompts_and_the_settings(run, bundled):
+    same, other = (discover(TASK, model=bundled, n=N, seed=seed) for seed in (0, 1))
+    assert same.pairs.fingerprint == run.pairs.fingerprint
+    assert other.pairs.fingerprint != run.pairs.fingerprint
+    assert other.config == replace(run.config, seed=1)
+
+
+@pytest.mark.usefixtures("instant", "plain")
+def test_a_task_made_in_a_session_can_be_run_and_is_named(bundled, place):
     """No file, an own metric: what ran is in the folder all the same."""
 
     def draw(rng: Random) -> Example:
@@ -549,11 +548,11 @@ def test_a_task_made_in_a_session_can_be_run_and_is_named(bundled, place, plain)
         return Example(f"{name} is a very good cook.", f"{name} is a very good cook;", " She", " she")
 
     def own_margin(logits, batch):
-        return logits[torch.arange(len(batch)), batch.answers[:, 0]] - logits.mean(1)
+        return logits[:, 0]
 
-    task = Task(name="mine", version="3", summary="Mine.", draw=draw, metric=own_margin)
-    discover(task, model=bundled, n=2, min_accuracy=0.0, out=place)
+    discover(Task(name="mine", version="3", summary="Mine.", draw=draw, metric=own_margin), model=bundled, n=2, out=place)
     manifest = strict_json(place / "manifest.json")
     assert (manifest["task"]["name"], manifest["task"]["version"]) == ("mine", "3")
     assert manifest["config"]["metric"] == "own_margin"
     assert not (place / "task.py").exists()
+    assert "good cook" in (place / "dataset.jsonl").read_text()

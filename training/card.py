@@ -219,8 +219,7 @@ def _limits(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerBase) -> str:
 - It knows no language but its own, made of a few word lists and sentence patterns. It knows nothing about the world
   and is of no use as a language model. What is found in it is a fact about this model; whether it holds for models
   trained on real text has to be tried on those.
-- Words outside its word lists fall into several tokens that it has hardly seen. A name that it does not know has no
-  gender for it.
+- Words outside its word lists fall into several tokens, most of which it has hardly seen.
 - There are two pronouns, and which is right follows from the name alone, since every name in its text has one gender.
 - Text beyond {model.config.n_positions} tokens does not fit.
 - Its text has tags up to four deep. Share of {PROMPTS} pages of plain nested tags that it closes completely, every tag

@@ -43,7 +43,9 @@ def print_line(text: str) -> None:
 
 def number(value: float | None, digits: int = 3) -> str:
     """A number to so many digits after the point; `-` where there is none."""
-    return "-" if value is None or math.isnan(value) else f"{value:.{digits}f}"
+    if value is None or math.isnan(value):
+        return "-"
+    return f"{round(value, digits) + 0.0:.{digits}f}"  # + 0.0: no "-0.000"
 
 
 def _put(*things: Text | Table) -> None:

@@ -63,7 +63,6 @@ def _run_entries(folder: Path) -> list[str]:
             "misc",
             f"circuitlab-run-{str(manifest['dataset_fingerprint'])[:8]}",
             {
-                "author": "{" + LIBRARY_AUTHOR + "}",
                 "title": "{" + _plain(f"Circuit for {label} in {model['id']}, found with {method}") + "}",
                 "note": _plain(
                     f"Run of circuitlab {manifest['versions']['circuitlab']}; task version {task['version']}, "

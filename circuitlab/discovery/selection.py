@@ -127,7 +127,7 @@ class _Search:
 
 
 def _fits(faithfulness: float, target: float) -> bool:
-    return target <= faithfulness <= 2 - target + 1e-9
+    return bool(target <= faithfulness <= 2 - target + 1e-9)
 
 
 def _growing(total: int) -> list[int]:

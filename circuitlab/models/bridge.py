@@ -279,7 +279,7 @@ class BridgeModel:
     # Below: how a bridge is run.
 
     @property
-    def _blocks(self) -> Sequence[Any]:
+    def _blocks(self) -> Any:
         return self.bridge.blocks
 
     def _forward(self, tokens: Tensor) -> Tensor:

@@ -1,0 +1,364 @@
+"""`reproduce`: the same files again; what was edited is found, with the place; what cannot be read is told."""
+
+import json
+import math
+import shutil
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+from runs import N, TASK, bytes_in, written, written_elsewhere
+
+from circuitlab import RunError, discover, reproduce
+
+MODULE = import_module("circuitlab.discovery.reproduce")
+
+
+@pytest.fixture(scope="module")
+def folder(bundled, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return written(bundled, tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture
+def copy(folder: Path, tmp_path: Path) -> Path:
+    shutil.copytree(folder, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+@pytest.fixture
+def asked(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Running again gives the folder as it was, at once; what was asked for is kept."""
+    kept: dict[str, Any] = {}
+
+    def again(task: object, *, out: Path, **settings: Any) -> None:
+        kept.update(task=task, **settings)
+        shutil.copytree(folder, out)
+
+    monkeypatch.setattr(MODULE, "discover", again)
+    return kept
+
+
+def test_what_another_process_made_is_the_same_to_the_byte(folder, monkeypatch, tmp_path_factory):
+    """Not copied but run again, elsewhere: every file is named, none is changed."""
+    elsewhere, before = written_elsewhere(tmp_path_factory.getbasetemp()), bytes_in(folder)
+    monkeypatch.setattr(MODULE, "discover", lambda task, *, out, **settings: shutil.copytree(elsewhere, out))
+    result = reproduce(folder)
+    assert result.ok
+    assert result.same_weights
+    assert {check.name for check in result.files} == set(before) - {"manifest.json"}
+    assert {check.status for check in result.files} == {"same bytes"}, [c for c in result.files if c.status != "same bytes"]
+    assert bytes_in(folder) == before
+
+
+def test_it_asks_for_what_the_manifest_says(folder, asked):
+    reproduce(folder)
+    asked.pop("progress")
+    assert asked == {
+        "task": TASK, "contrast": "capital", "model": "bundled", "method": "eap-ig", "steps": 5, "metric": "logit_diff",
+        "ablation": "corrupt", "n": N, "seed": 0, "target": 0.9, "min_accuracy": 0.6, "device": "cpu", "dtype": "float32",
+    }  # fmt: skip
+    reproduce(folder, device="cuda:3")
+    assert asked["device"] == "cuda:3"
+
+
+def in_json(path: str, change: Callable[[Any], Any]) -> Callable[[Path], None]:
+    """Change one value of a JSON file, its place given with slashes."""
+
+    def edit(file: Path) -> None:
+        text = file.read_text(encoding="utf-8")
+        content = inner = json.loads(text.split("\n")[0]) if file.suffix == ".jsonl" else json.loads(text)
+        *parents, last = [int(key) if key.isdigit() else key for key in path.split("/")]
+        for key in parents:
+            inner = inner[key]
+        inner[last] = change(inner[last])
+        rest = text.split("\n", 1)[1] if file.suffix == ".jsonl" else ""
+        file.write_text(json.dumps(content) + "\n" + rest, encoding="utf-8")
+
+    return edit
+
+
+def cell(line: int, column: int, change: Callable[[str], str]) -> Callable[[Path], None]:
+    """Change one cell of a CSV file, counted from 1."""
+
+    def edit(file: Path) -> None:
+        rows = [row.split(",") for row in file.read_text().splitlines()]
+        rows[line - 1][column - 1] = change(rows[line - 1][column - 1])
+        file.write_text("\n".join(",".join(row) for row in rows) + "\n")
+
+    return edit
+
+
+def add(number: float) -> Callable[[str], str]:
+    return lambda text: repr(float(text) + number)
+
+
+def in_text(change: Callable[[str], str]) -> Callable[[Path], None]:
+    return lambda file: file.write_text(change(file.read_text(encoding="utf-8")), encoding="utf-8") and None
+
+
+WHOLE = pytest.mark.xfail(
+    reason="reproduce.py _leaves and _number: whole numbers are compared as floats, equal within one in a thousand",
+    strict=True,
+)
+EDITS = {
+    "a score": ("edges.csv", cell(2, 3, add(0.01)), "differs", "line 2, column 3: "),
+    "a score, far down": ("edges.csv", cell(1400, 3, add(-0.01)), "differs", "line 1400, column 3: "),
+    "which edge is in": ("edges.csv", cell(9, 4, lambda was: str(was != "True")), "differs", "line 9, column 4: "),
+    "the name of an edge": ("edges.csv", cell(5, 2, lambda was: "m3"), "differs", "line 5, column 2: "),
+    "a row less": ("edges.csv", in_text(lambda t: t[: t.rstrip().rindex("\n") + 1]), "differs", "other rows or keys"),
+    "a column more": ("edges.csv", in_text(lambda t: t.replace("\n", ",1\n")), "differs", "other rows or keys"),
+    "faithfulness": ("evaluation.json", in_json("faithfulness", lambda f: f + 0.01), "differs", "faithfulness: "),
+    "one random circuit": (
+        "evaluation.json", in_json("random_baseline/faithfulness/7", lambda f: f + 0.01), "differs",
+        "random_baseline.faithfulness[7]: "),
+    "a key less": (
+        "evaluation.json", in_text(lambda t: t.replace('"kl"', '"kl_"')), "differs", "kl_ against kl"),
+    "a number of edges": ("evaluation.json", in_json("n_edges", lambda n: n + 1), "differs", "n_edges: "),
+    "the number of all edges": pytest.param(
+        "evaluation.json", in_json("n_edges_total", lambda n: n + 1), "differs", "n_edges_total: ", marks=WHOLE),
+    "a token": pytest.param(
+        "dataset.jsonl", in_json("clean_ids/1", lambda n: n + 1), "differs", "line 1.clean_ids[1]: ", marks=WHOLE),
+    "a word": ("dataset.jsonl", in_json("clean", lambda t: t.upper()), "differs", "line 1.clean: "),
+    "a split": ("dataset.jsonl", in_json("split", lambda s: "held_out"), "differs", "line 1.split: 'held_out' against"),
+    "a score in the graph": (
+        "circuit.graphml", in_text(lambda t: t.replace('<data key="score">', '<data key="score">9', 1)), "differs", "part "),
+    "an edge of the graph": (
+        "circuit.graphml", in_text(lambda t: t.replace('source="input"', 'source="m0"', 1)), "differs", "part "),
+    "an edge of the circuit": (
+        "circuit.json", in_json("edges/m0->m1/in_graph", lambda b: not b), "differs", "edges.m0->m1.in_graph: "),
+    "an interval of a sweep": ("sweeps/head_z.csv", cell(3, 5, add(0.5)), "differs", "line 3, column 5: "),
+    "a file that is no JSON any more": ("circuit.json", in_text(lambda t: t[:-40]), "differs", "other rows or keys"),
+    "a file that is no text any more": (
+        "edges.csv", lambda file: file.write_bytes(b"\xff\xfe\x00") and None, "differs", "other rows or keys"),
+    "the last digits": ("evaluation.json", in_json("faithfulness", lambda f: f + 1e-6), "same numbers", ""),
+    "the last digits of a score": ("edges.csv", cell(2, 3, add(1e-7)), "same numbers", ""),
+    "how it is written": ("circuit.json", in_text(lambda t: json.dumps(json.loads(t))), "same numbers", ""),
+    "a picture": ("circuit.png", lambda file: file.write_bytes(file.read_bytes() + b"x") and None, "redrawn", "data"),
+    "the drawing": ("circuit.svg", in_text(lambda t: t + "<!-- seen -->"), "redrawn", "data"),
+    "the page": ("report.html", in_text(lambda t: t + "<!-- seen -->"), "redrawn", "data"),
+}  # fmt: skip
+
+
+@pytest.mark.usefixtures("asked")
+@pytest.mark.parametrize(
+    ("name", "edit", "status", "detail"),
+    [edit if hasattr(edit, "marks") else pytest.param(*edit) for edit in EDITS.values()],
+    ids=EDITS,
+)
+def test_what_was_edited_is_found_with_the_place(name, edit, status, detail, copy):
+    edit(copy / name)
+    result = reproduce(copy)
+    checks = {check.name: check for check in result.files}
+    assert checks[name].status == status, checks[name]
+    assert detail in checks[name].detail
+    assert {check.status for check in checks.values() if check.name != name} == {"same bytes"}
+    assert result.ok is (status != "differs")
+
+
+@pytest.mark.usefixtures("asked")
+def test_both_numbers_are_told(copy):
+    before = json.loads((copy / "evaluation.json").read_text())["faithfulness"]
+    in_json("faithfulness", lambda f: 0.123456)(copy / "evaluation.json")
+    (check,) = [check for check in reproduce(copy).files if check.status == "differs"]
+    assert check.detail == f"faithfulness: 0.123456 against {before:.6g}"
+
+
+@pytest.mark.usefixtures("asked")
+def test_a_missing_file_is_told_on_either_side(copy):
+    (copy / "edges.csv").unlink()
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest["files"]["extra.csv"] = "0" * 64
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    (copy / "extra.csv").write_text("a\n1\n")
+    result = reproduce(copy)
+    missing = {check.name: check.detail for check in result.files if check.status == "missing"}
+    assert missing == {"edges.csv": "not in the run folder", "extra.csv": "not made again"}
+    assert not result.ok
+
+
+@pytest.mark.usefixtures("asked")
+def test_other_weights_are_told(copy):
+    in_json("model/weights_sha256", lambda digest: "0" * 64)(copy / "manifest.json")
+    assert not reproduce(copy).same_weights
+
+
+@pytest.mark.usefixtures("asked")
+def test_nan_is_equal_to_nan_and_to_nothing_else(copy, folder, monkeypatch):
+    """A circuit file may hold NaN for edges that were never scored."""
+    nan = in_json("edges/m0->m1/score", lambda score: math.nan)
+    nan(copy / "circuit.json")
+    assert {c.name for c in reproduce(copy).files if c.status == "differs"} == {"circuit.json"}
+
+    def again(task: object, *, out: Path, **settings: Any) -> None:
+        shutil.copytree(folder, out)
+        nan(out / "circuit.json")
+        in_text(lambda t: t + " ")(out / "circuit.json")
+
+    monkeypatch.setattr(MODULE, "discover", again)
+    assert {c.name: c.status for c in reproduce(copy).files}["circuit.json"] == "same numbers"
+
+
+def test_a_folder_without_manifest_is_told(tmp_path):
+    for path in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(RunError, match="is not a run folder: it has no manifest.json. Give the folder that discover"):
+            reproduce(path)
+
+
+DAMAGED = {
+    "no JSON": ("{", "JSONDecodeError"),
+    "no text": (b"\xff\xfe\x00", "UnicodeDecodeError"),
+    "a list": ("[]", "damaged"),
+    "empty": ("{}", "damaged"),
+}
+MANIFEST_FAULTS = {
+    "no config": ("config", ...),
+    "no files": ("files", ...),
+    "no model": ("model", ...),
+    "no schema": ("schema", ...),
+}
+SETTINGS_FAULTS = {
+    "a config without task": ("config", {"model": "bundled", "options": {}}),
+    "a config without options": ("config", {"model": "bundled", "task": TASK}),
+    "an unknown setting": ("config", {"model": "bundled", "task": TASK, "options": {}, "colour": "red"}),
+    "a config that is no mapping": ("config", "all of it"),
+    "files that are no mapping": ("files", 3),
+    "a model without weights": ("model", {"id": "bundled"}),
+}
+
+
+@pytest.mark.parametrize("fault", DAMAGED)
+def test_a_manifest_that_is_none_is_told(fault, tmp_path):
+    content, says = DAMAGED[fault]
+    (tmp_path / "manifest.json").write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(RunError, match=f"manifest.json' is damaged: .*{says}|is damaged: .*{says}|{says}"):
+        reproduce(tmp_path)
+
+
+def check_fault(copy: Path, key: str, value: Any) -> None:
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest[key] = value
+    if value is ...:
+        del manifest[key]
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(RunError, match="manifest.json' is damaged: .*. Run discover again"):
+        reproduce(copy)
+
+
+@pytest.mark.usefixtures("asked")
+@pytest.mark.parametrize("fault", MANIFEST_FAULTS)
+def test_a_manifest_that_lacks_something_is_told(fault, copy):
+    check_fault(copy, *MANIFEST_FAULTS[fault])
+
+
+@pytest.mark.usefixtures("asked")
+@pytest.mark.parametrize("fault", SETTINGS_FAULTS)
+@pytest.mark.xfail(reason="reproduce.py _manifest looks at four keys and at nothing inside them", strict=True)
+def test_a_manifest_whose_parts_are_damaged_is_told(fault, copy):
+    check_fault(copy, *SETTINGS_FAULTS[fault])
+
+
+@pytest.mark.parametrize("schema", ["circuitlab.run/2", "other", 3])
+def test_another_schema_is_told(schema, copy):
+    in_json("schema", lambda was: schema)(copy / "manifest.json")
+    with pytest.raises(RunError, match=f"has the schema {schema!r}; this version reads circuitlab.run/1"):
+        reproduce(copy)
+
+
+@pytest.mark.xfail(reason="reproduce.py _manifest: startswith takes circuitlab.run/10 for circuitlab.run/1", strict=True)
+@pytest.mark.usefixtures("asked")
+def test_a_schema_that_begins_the_same_is_another(copy):
+    in_json("schema", lambda was: "circuitlab.run/10")(copy / "manifest.json")
+    with pytest.raises(RunError, match="schema"):
+        reproduce(copy)
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "says"),
+    [
+        ("config/task", "./gone.py", "task file 'gone.py' does not exist"),
+        ("config/task", "name-thrown", "unknown task 'name-thrown'"),
+        ("config/model", "./nowhere", "model folder './nowhere' does not exist"),
+        ("config/metric", "my_metric", "unknown metric 'my_metric'"),
+    ],
+)
+def test_a_run_that_cannot_be_repeated_says_why(place, value, says, copy):
+    in_json(place, lambda was: value)(copy / "manifest.json")
+    with pytest.raises(RunError) as told:
+        reproduce(copy)
+    assert str(told.value).startswith(f"run {str(copy)!r} cannot be repeated: ")
+    assert says in str(told.value)
+
+
+OWN_TASK = '''
+from circuitlab import Example, Task
+
+NAMES = ("Anna", "Mary", "Lisa", "Jane", "Susan", "Laura", "Emma", "Lucy")
+
+def draw(rng):
+    name = rng.choice(NAMES)
+    return Example(f"{name} is a very good cook.", f"{name} is a very good cook;", " She", " she")
+
+def margin(logits, batch):
+    rows = range(len(batch))
+    return logits[rows, batch.answers[:, 0]] - logits[rows, batch.distractors[:, 0]]
+
+TASK = Task(name="own", version="1", summary="Mine.", draw=draw, metric={metric})
+'''
+
+
+@pytest.fixture(scope="module")
+def no_pictures() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("circuitlab.discovery.run_folder._write_pictures", lambda run, folder: None)
+        yield
+
+
+@pytest.fixture(scope="module")
+def own(bundled, no_pictures, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of a user's own task file; the file is gone afterwards."""
+    here = tmp_path_factory.mktemp("own")
+    (here / "own.py").write_text(OWN_TASK.format_map({"metric": '"logit_diff"', "name": "{name}"}))
+    discover(here / "own.py", model=bundled, n=3, min_accuracy=0.0, out=here / "run")
+    (here / "own.py").rename(here / "kept.txt")
+    return here
+
+
+def test_a_run_of_an_own_task_keeps_the_file(own):
+    assert (own / "run" / "task.py").read_bytes() == (own / "kept.txt").read_bytes()
+    assert "task.py" in json.loads((own / "run" / "manifest.json").read_text())["files"]
+
+
+@pytest.mark.xfail(
+    reason="run_folder.py write_run: cite() imports task.py and leaves __pycache__ in the folder and its manifest", strict=True
+)
+def test_a_run_of_an_own_task_holds_nothing_that_was_not_written_for_it(own):
+    assert [name for name in bytes_in(own / "run") if "pycache" in name] == []
+    assert [name for name in json.loads((own / "run" / "manifest.json").read_text())["files"] if "pycache" in name] == []
+
+
+@pytest.mark.xfail(reason="the __pycache__ of task.py is among the files, and never the same twice", strict=True)
+def test_a_run_of_an_own_task_can_be_repeated_from_the_folder_alone(own):
+    result = reproduce(own / "run")
+    assert result.ok, [check for check in result.files if check.status not in ("same bytes", "redrawn")]
+
+
+@pytest.mark.xfail(reason="pipeline.py discover: a task's own metric is in the manifest by name, which resolve() does not know", strict=True)
+def test_a_run_of_a_task_with_its_own_metric_can_be_repeated(folder, tmp_path, monkeypatch):
+    """Only how the metric is found: the work itself is stopped when it begins."""
+    (tmp_path / "own.py").write_text(OWN_TASK.format_map({"metric": "margin", "name": "{name}"}))
+    reached = []
+
+    def loading(*given: object, **options: object) -> None:
+        reached.append("model")
+        raise RunError("far enough")
+
+    monkeypatch.setattr("circuitlab.discovery.pipeline.load_model", loading)
+    shutil.copytree(folder, tmp_path / "run")
+    shutil.copyfile(tmp_path / "own.py", tmp_path / "run" / "task.py")
+    in_json("config/options", lambda was: {})(tmp_path / "run" / "manifest.json")
+    in_json("config/metric", lambda was: "margin")(tmp_path / "run" / "manifest.json")
+    with pytest.raises(RunError, match="far enough"):
+        reproduce(tmp_path / "run")
+    assert reached == ["model"]
