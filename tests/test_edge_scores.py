@@ -81,7 +81,8 @@ def slope(name: str, hook: str, moved: Callable[[float], torch.Tensor]) -> float
     step = 1e-5 if name == "gpt2" else 1e-2
     bridge, batch, ends = load(name).bridge, pairs(), []
     for share in (step, -step):
-        hooks = [(hook, lambda value, hook, share=share: value + moved(share))]
+        delta = moved(share)
+        hooks = [(hook, lambda value, hook, delta=delta: value + delta)]
         ends.append(float(logit_diff(bridge.run_with_hooks(batch.clean, fwd_hooks=hooks), batch).mean()))
     return (ends[0] - ends[1]) / (2 * step)
 
@@ -161,7 +162,7 @@ class ProbedGpt2(Gpt2ByHand):
 class TestTransformerLens:
     @pytest.mark.parametrize("name", ["gpt2", "neox", "llama"])
     def test_attribution_patch(self, name):
-        """It takes the gradient in the corrupted run, times clean minus corrupted: ours with swapped prompts, negated."""
+        """It takes the gradient in the corrupted run: ours with swapped prompts, negated."""
         from transformer_lens.tools.analysis import attribution_patching as tl
 
         batch, layout = pairs(n=2), layout_of(name)

@@ -73,8 +73,8 @@ MISTAKES: dict[str, tuple[Callable[[], object], type[CircuitLabError], str]] = {
     "a task's name misspelt": (
         lambda: load_task("gender-pronouns"),
         errors.UnknownNameError,
-        "unknown task 'gender-pronouns'. Did you mean 'gendered-pronouns'? Allowed: gendered-pronouns, html-tag-closing, "
-        "name-throw. A task of your own is given as the path of its .py file.",
+        "unknown task 'gender-pronouns'. Did you mean 'gendered-pronouns'? Allowed: gendered-pronouns, "
+        "html-tag-closing, name-throw. A task of your own is given as the path of its .py file.",
     ),
     "an option misspelt": (
         lambda: load_task("gendered-pronouns", contrast="capitals"),
@@ -84,8 +84,8 @@ MISTAKES: dict[str, tuple[Callable[[], object], type[CircuitLabError], str]] = {
     "a task file that is elsewhere": (
         lambda: load_task("my_task.py"),
         errors.TaskFileError,
-        "task file 'my_task.py' does not exist. Give a bundled name (gendered-pronouns, html-tag-closing, name-throw) or a "
-        "file.",
+        "task file 'my_task.py' does not exist. Give a bundled name (gendered-pronouns, html-tag-closing, "
+        "name-throw) or a file.",
     ),
     "a task file that forgot its task": (
         lambda: load_task(file("my_task.py", "def draw(rng): ...\n")),
@@ -100,29 +100,31 @@ MISTAKES: dict[str, tuple[Callable[[], object], type[CircuitLabError], str]] = {
     "an answer without its space": (
         lambda: drawn(Example("Anna sees Mary", "Mary sees Anna", "Anna", "Mary")),
         errors.TokenError,
-        "task 'test' has no prompt that this tokenizer serves (1 dropped: 'Anna' is not one token). 'Anna' is not one token "
-        "after the prompt 'Anna sees Mary': the text ends in the tokens [' Mar', 'yAnn', 'a'], where the prompt alone ends "
-        "in ' Mary'. Use an answer that this tokenizer has as one token (mind its leading space), or another model.",
+        "task 'test' has no prompt that this tokenizer serves (1 dropped: 'Anna' is not one token). 'Anna' is "
+        "not one token after the prompt 'Anna sees Mary': the text ends in the tokens [' Mar', 'yAnn', 'a'], "
+        "where the prompt alone ends in ' Mary'. Use an answer that this tokenizer has as one token (mind its "
+        "leading space), or another model.",
     ),
     "prompts of different length": (
         lambda: drawn(Example("Ann is kind.", "Ann is not kind.", " Yes", " No")),
         errors.PairLengthError,
-        "task 'test' has no prompt that this tokenizer serves (1 dropped: clean and corrupted differ in length). clean has 5 "
-        "tokens, corrupted 6: 'Ann is kind.' / 'Ann is not kind.'. They part at token 3 ([' kind', '.'] / [' not', ' kind', "
-        "'.']). Position-wise patching needs equal lengths: choose words of as many tokens.",
+        "task 'test' has no prompt that this tokenizer serves (1 dropped: clean and corrupted differ in "
+        "length). clean has 5 tokens, corrupted 6: 'Ann is kind.' / 'Ann is not kind.'. They part at token 3 "
+        "([' kind', '.'] / [' not', ' kind', '.']). Position-wise patching needs equal lengths: choose words "
+        "of as many tokens.",
     ),
     "a span counted in words": (
         lambda: drawn(Example("Ann is kind.", "Ann is kind;", " Yes", " No", {"end": (12, 13)})),
         errors.SpanError,
-        "task 'test' has no prompt that this tokenizer serves (1 dropped: span 'end' is not found). span 'end' ('', "
-        "characters (12, 13)) covers no token of 'Ann is kind.': ('<bos>', 'Ann', ' is', ' kind', '.'). Give character ranges "
-        "in the clean text.",
+        "task 'test' has no prompt that this tokenizer serves (1 dropped: span 'end' is not found). span "
+        "'end' ('', characters (12, 13)) covers no token of 'Ann is kind.': ('<bos>', 'Ann', ' is', ' kind', "
+        "'.'). Give character ranges in the clean text.",
     ),
     "more prompts than there are": (
         lambda: sample_pairs(task_of(one_of_four), Words(), 100, 0),
         errors.TooFewPromptsError,
-        "task 'test': n=100 needs 200 distinct pairs (100 per split, no text in both), but 4 distinct draws gave 2 + 2. Ask "
-        "for n <= 2, or give the task more words.",
+        "task 'test': n=100 needs 200 distinct pairs (100 per split, no text in both), but 4 distinct draws "
+        "gave 2 + 2. Ask for n <= 2, or give the task more words.",
     ),
     "a method spelt with an underscore": (
         lambda: DiscoverConfig(task="name-throw", model="bundled", method="eap_ig"),
@@ -142,8 +144,8 @@ MISTAKES: dict[str, tuple[Callable[[], object], type[CircuitLabError], str]] = {
     "a checkpoint without tokenizer": (
         lambda: load_model("./" + folder("my-model", "config.json", "model.safetensors")),
         errors.ModelError,
-        "model folder './my-model' has no tokenizer (tokenizer.json, tokenizer.model, vocab.json). Save it there too: "
-        "tokenizer.save_pretrained(folder).",
+        "model folder './my-model' has no tokenizer (tokenizer.json, tokenizer.model, vocab.json). Save it "
+        "there too: tokenizer.save_pretrained(folder).",
     ),
     "a device of another library": (
         lambda: load_model("bundled", device="gpu"),
@@ -158,8 +160,8 @@ MISTAKES: dict[str, tuple[Callable[[], object], type[CircuitLabError], str]] = {
     "token tensors of different length": (
         lambda: pair(7, 8),
         errors.PairLengthError,
-        "clean prompts have 7 tokens, corrupted 8. Position-wise patching needs equal lengths: cut or reword, one batch per "
-        "length.",
+        "clean prompts have 7 tokens, corrupted 8. Position-wise patching needs equal lengths: cut or reword, "
+        "one batch per length.",
     ),
     "an edge without its slot": (
         lambda: Edge.parse("m0->a3.h2"),
@@ -209,7 +211,9 @@ def test_the_likeliest_mistakes_are_told_in_these_words(mistake):
 
 
 def test_a_circuit_of_another_model_is_told_with_both_shapes():
-    with pytest.raises(errors.FormatError, match=r"'circuit.json' is of another model: .*\(1, 1, 16, .*'L2H2' has \(2, 2, 16, "):
+    with pytest.raises(
+        errors.FormatError, match=r"'circuit.json' is of another model: .*\(1, 1, 16, .*'L2H2' has \(2, 2, 16, "
+    ):
         load_circuit(save_circuit("circuit.json"), spec_of(2, 2))
 
 
@@ -230,8 +234,8 @@ def test_a_circuit_of_another_model_is_told_with_both_shapes():
         ),
         (
             lambda model, pairs: score_edges(model, pairs, metric="logit-diff"),
-            "unknown metric 'logit-diff'. Did you mean 'logit_diff'? Allowed: logit_diff, prob_diff, log_prob, kl, accuracy, "
-            "rank.",
+            "unknown metric 'logit-diff'. Did you mean 'logit_diff'? Allowed: logit_diff, prob_diff, log_prob, "
+            "kl, accuracy, rank.",
         ),
     ],
     ids=["site", "direction", "method", "metric"],
@@ -255,12 +259,14 @@ def test_a_model_that_does_not_do_the_task_is_told_with_numbers_and_the_worst_pr
         discover(task_of(draw), model=bundled, n=5)
     said = str(told.value)
     assert re.match(
-        r"the model does not do the task: it prefers the answer on \d+% of 5 clean prompts \(needed: 60%\), logit_diff is "
-        r"-?[\d.]+ clean and -?[\d.]+ corrupted\. The worst: ",
+        r"the model does not do the task: it prefers the answer on \d+% of 5 clean prompts \(needed: 60%\), "
+        r"logit_diff is -?[\d.]+ clean and -?[\d.]+ corrupted\. The worst: ",
         said,
     )
     assert len(re.findall(r"'\w+ is a very good cook\.' wants ' he' over ' He': [+-]\d+\.\d\d logits", said)) == 5
-    assert said.endswith("Take a model that does it, mend the task, or lower min_accuracy (--min-accuracy) to look anyway.")
+    assert said.endswith(
+        "Take a model that does it, mend the task, or lower min_accuracy (--min-accuracy) to look anyway."
+    )
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)

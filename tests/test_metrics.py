@@ -22,7 +22,9 @@ def batch_of(answers: list[list[int]], distractors: list[list[int]]) -> PairBatc
     return PairBatch.from_tokens(prompts, prompts + 1, torch.tensor(answers), torch.tensor(distractors))
 
 
-def measured(name: str, logits: list[list[float]], batch: PairBatch, reference: list[list[float]] | None = None) -> list:
+def measured(
+    name: str, logits: list[list[float]], batch: PairBatch, reference: list[list[float]] | None = None
+) -> list:
     if reference is not None:
         batch = batch.with_reference(torch.tensor(reference))
     return resolve(name)(torch.tensor(logits), batch).tolist()
@@ -116,9 +118,9 @@ def test_a_filled_place_is_not_the_last_token_of_the_vocabulary():
     assert formulas.prefers_answer(torch.tensor(logits), batch_of([[1, -1]], [[0, -1]])).tolist() == [1]
 
 
-logit_rows = st.lists(
-    st.lists(st.floats(-20, 20, width=32), min_size=5, max_size=5), min_size=2, max_size=2
-).map(torch.tensor)
+logit_rows = st.lists(st.lists(st.floats(-20, 20, width=32), min_size=5, max_size=5), min_size=2, max_size=2).map(
+    torch.tensor
+)
 
 
 @settings(max_examples=50)

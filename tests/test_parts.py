@@ -184,7 +184,7 @@ def test_counts_follow_the_formula(spec):
 
 
 def moment(node: Node, spec, *, reads: bool) -> float:
-    """When a node reads or writes: block 2 spans 2.0 to 3.0, its MLP reads at 2.0 (parallel) or 2.5 and writes at 2.9."""
+    """When a node reads or writes: block 2 begins at 2.0, its MLP reads at 2.5 (in parallel at 2.0), writes at 2.9."""
     if node.kind in (Kind.INPUT, Kind.LOGITS):
         return -1.0 if node.kind is Kind.INPUT else float("inf")
     assert node.layer is not None
@@ -209,23 +209,23 @@ def test_an_edge_is_a_pair_whose_writer_comes_first(spec):
 
 @pytest.mark.parametrize("spec", [spec_of(3, 4), spec_of(3, 4, parallel=True), GPT2], ids=names)
 def test_numbers_are_those_of_the_exchange_files(spec):
-    layout, H = Layout.of(spec), spec.n_heads
+    layout, n = Layout.of(spec), spec.n_heads
     for layer in range(spec.n_layers):
-        for h in range(H):
-            assert layout.writer_index(head(layer, h)) == 1 + layer * (H + 1) + h
+        for h in range(n):
+            assert layout.writer_index(head(layer, h)) == 1 + layer * (n + 1) + h
             for place, slot in enumerate("qkv"):
-                assert layout.reader_index(Reader(head(layer, h), Slot(slot))) == layer * (3 * H + 1) + place * H + h
-        assert layout.writer_index(mlp(layer)) == 1 + layer * (H + 1) + H
-        assert layout.reader_index(Reader(mlp(layer))) == layer * (3 * H + 1) + 3 * H
+                assert layout.reader_index(Reader(head(layer, h), Slot(slot))) == layer * (3 * n + 1) + place * n + h
+        assert layout.writer_index(mlp(layer)) == 1 + layer * (n + 1) + n
+        assert layout.reader_index(Reader(mlp(layer))) == layer * (3 * n + 1) + 3 * n
     assert layout.writer_index(INPUT) == 0
-    assert len(layout.writers) == 1 + spec.n_layers * (H + 1)
-    assert layout.reader_index(Reader(LOGITS)) == len(layout.readers) - 1 == spec.n_layers * (3 * H + 1)
+    assert len(layout.writers) == 1 + spec.n_layers * (n + 1)
+    assert layout.reader_index(Reader(LOGITS)) == len(layout.readers) - 1 == spec.n_layers * (3 * n + 1)
 
 
 def test_writers_and_readers_stand_in_the_order_of_the_files():
     layout = Layout.of(spec_of(2, 2))
-    assert [node.name for node in layout.nodes] == "input a0.h0 a0.h1 m0 a1.h0 a1.h1 m1 logits".split()
-    first = "a0.h0<q> a0.h1<q> a0.h0<k> a0.h1<k> a0.h0<v> a0.h1<v> m0".split()
+    assert [node.name for node in layout.nodes] == ["input", "a0.h0", "a0.h1", "m0", "a1.h0", "a1.h1", "m1", "logits"]
+    first = ["a0.h0<q>", "a0.h1<q>", "a0.h0<k>", "a0.h1<k>", "a0.h0<v>", "a0.h1<v>", "m0"]
     assert [reader.name for reader in layout.readers[:7]] == first
     assert layout.readers[-1].name == "logits"
 

@@ -37,4 +37,6 @@ def task_of(draw: Callable[[Random], Example], **settings: object) -> Task:
 def numbered(rng: Random, below: int = 10**9) -> Example:
     """One of many examples, all of which can be served; no two share a text."""
     number = rng.randrange(below)
-    return Example(f"case {number % 1000} of {number // 1000} .", f"case {number % 1000} of {number // 1000} ;", " Yes", " no")
+    return Example(
+        f"case {number % 1000} of {number // 1000} .", f"case {number % 1000} of {number // 1000} ;", " Yes", " no"
+    )

@@ -1,7 +1,7 @@
 """The `circuitlab` command: exit codes, and what the user sees when something goes wrong.
 
 Exit codes: 0 done; 1 a fault of ours, or a `reproduce` that did not come out the same; 2 something the user can mend,
-told in one line on stderr; 130 interrupted. `CIRCUITLAB_DEBUG=1` adds the traceback.
+told in one line on stderr, an interruption among it. `CIRCUITLAB_DEBUG=1` adds the traceback.
 
 The only place in the library that prints, and the only one that changes settings of the process.
 """
@@ -16,7 +16,9 @@ from types import FrameType
 
 from circuitlab.errors import CircuitLabError
 
-OK, FAULT, USER_ERROR, INTERRUPTED, TERMINATED, BROKEN_PIPE = 0, 1, 2, 130, 143, 141
+OK, FAULT, USER_ERROR, BROKEN_PIPE = 0, 1, 2, 141
+TYPER_INTERRUPTED = 130
+STOPPED = "interrupted; nothing half-written is left behind. Run the same command again to begin anew."
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = _run(list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()
     except KeyboardInterrupt:
-        return _say("interrupted.", INTERRUPTED)
+        return _say(STOPPED, USER_ERROR)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads on: let the last flush succeed
         return BROKEN_PIPE
@@ -53,7 +55,7 @@ def _run(argv: list[str]) -> int:
 
     command = typer.main.get_command(app)
     result = command.main(args=argv, prog_name="circuitlab", standalone_mode=False)
-    if result == INTERRUPTED:  # typer turns Ctrl-C inside a command into this code
+    if result == TYPER_INTERRUPTED:  # typer turns Ctrl-C inside a command into this code
         raise KeyboardInterrupt
     return result if isinstance(result, int) else OK
 
@@ -65,7 +67,7 @@ def _from_other(error: Exception) -> int:
         asked = getattr(getattr(error, "ctx", None), "command_path", None) or "circuitlab"
         return _say(f"error: {usage().rstrip('.')}. See: {asked} --help", USER_ERROR)
     if type(error).__name__ == "Abort":
-        return _say("interrupted.", INTERRUPTED)
+        return _say(STOPPED, USER_ERROR)
     if type(error).__name__ == "OutOfMemoryError":
         return _say(f"error: out of memory ({error}). Use a smaller -n, a smaller model, or --device cpu.", USER_ERROR)
     fault = f"{type(error).__name__}: {error}"
@@ -107,5 +109,5 @@ def _prepare_process() -> None:
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
-    """Leave through the `finally` clauses, so that temporary folders go."""
-    sys.exit(_say("interrupted.", TERMINATED))
+    """Leave like Ctrl-C does, through the `finally` clauses, so that temporary folders go."""
+    raise KeyboardInterrupt

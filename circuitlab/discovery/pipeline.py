@@ -152,7 +152,7 @@ def discover(
     with clock("sweep"):
         sites = [s for s in SWEPT_SITES if loaded.spec.has_mlp or s != "mlp_out"]
         grids = sweep(loaded, found, site=sites, metric=judged_by, seed=seed, progress=progress)
-        effects = sweep_nodes(loaded, found, judged_by).effects
+        effects = sweep_nodes(loaded, found, judged_by, heads=grids["head_z"]).effects
     with clock("score"):
         scores = score_edges(loaded, found, method, steps=steps, metric=judged_by, progress=progress)
     with clock("select"):

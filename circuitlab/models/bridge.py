@@ -67,6 +67,8 @@ class BridgeModel:
     def __init__(self, bridge: Any, name: str) -> None:
         self.bridge = bridge
         self.spec = spec_of(bridge, name)
+        # Walking the module tree at every call took a fifth of a sweep over prompts of many lengths.
+        self._modules = tuple(bridge.modules())
 
     @property
     def id(self) -> str:
@@ -108,7 +110,7 @@ class BridgeModel:
     def frame(self, tokens: Int[Tensor, "batch seq"]) -> BridgeFrame:
         """Record what blocks are called with, on the first prompt: nothing there depends on the words."""
         block_calls, attn_calls = dict[int, Call](), dict[int, Call]()
-        with hooks() as add, evaluating(self.bridge):
+        with hooks() as add, evaluating(self._modules):
             for layer, block in enumerate(self._blocks):
                 add.call(block, _keeper(block_calls, layer))
                 add.call(block.attn, _keeper(attn_calls, layer))
@@ -128,7 +130,7 @@ class BridgeModel:
         def keep(name: str, layer: int) -> Callable[[Tensor], None]:
             return lambda tensor: kept[name].__setitem__(layer, tensor.detach())
 
-        with hooks() as add, evaluating(self.bridge):
+        with hooks() as add, evaluating(self._modules):
             for layer, block in enumerate(self._blocks):
                 add.input(block, keep("resid_pre", layer))
                 add.output(block.attn.q, keep("q", layer))
@@ -148,7 +150,7 @@ class BridgeModel:
         kept: dict[str, dict[int, Tensor]] = {name: {} for name in ("resid_pre", "mlp_in", "q", "k", "v", "mlp_normed")}
         start = start.detach().clone().requires_grad_(True)
         with torch.enable_grad(), ExitStack() as stack:
-            stack.enter_context(evaluating(self.bridge))
+            stack.enter_context(evaluating(self._modules))
             add = stack.enter_context(hooks())
             for layer, block in enumerate(self._blocks):
                 stack.enter_context(one_key_per_query_head(block.attn, self.spec))
@@ -175,7 +177,7 @@ class BridgeModel:
         self, stream: Float[Tensor, "row seq d_model"], first: int, frame: BridgeFrame
     ) -> Float[Tensor, "row seq d_model"]:
         """The stream after the last block, from the stream on entry to block `first`."""
-        with evaluating(self.bridge):
+        with evaluating(self._modules):
             return self._run(stream, first, frame)
 
     def logits(self, stream: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_vocab"]:
@@ -216,7 +218,7 @@ class BridgeModel:
             return dummy
 
         with ExitStack() as stack:
-            stack.enter_context(evaluating(attn))
+            stack.enter_context(evaluating(self._modules))
             stack.enter_context(one_key_per_query_head(attn, self.spec))
             for module, value in ((attn.q, q), (attn.k, k), (attn.v, v)):
                 flat = value.flatten(2)
@@ -249,7 +251,7 @@ class BridgeModel:
     def mlp_output(self, layer: int, stream: Float[Tensor, "*row seq d_model"]) -> Float[Tensor, "*row seq d_model"]:
         """What an MLP adds to the stream, from the stream it reads."""
         block = self._blocks[layer]
-        with evaluating(block):
+        with evaluating(self._modules):
             out = first_tensor(block.mlp(mlp_norm(block, self.spec)(stream)))
             return block.ln2_post(out) if hasattr(block, "ln2_post") else out
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -89,9 +89,9 @@ def attributes(target: Any, **values: Any) -> Iterator[None]:
 
 
 @contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Dropout off, and the training flag of every submodule back as it was."""
-    training = [m for m in module.modules() if m.training]
+def evaluating(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Dropout off, and the training flag of every one of these modules back as it was."""
+    training = [m for m in modules if m.training]
     for m in training:
         m.training = False
     try:

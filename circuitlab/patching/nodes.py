@@ -52,14 +52,24 @@ def sweep_nodes(
     pairs: PairSet | PairBatch,
     metric: Metric,
     *,
+    heads: Grid | None = None,
     budget: int | None = None,
     progress: Progress = silent,
 ) -> NodeSweep:
-    """Patch each head's z and each MLP's output at all positions; the input and the logits restore everything."""
-    sites = ["head_z", "mlp_out"] if model.spec.has_mlp else ["head_z"]
+    """Patch each head's z and each MLP's output at all positions; the input and the logits restore everything.
+
+    Args:
+        model: A loaded model.
+        pairs: What to patch.
+        metric: What is measured at the answer position.
+        heads: A sweep of `head_z` on the same pairs, if there is one already.
+        budget: Bytes that a packed run may take.
+        progress: Called with (step, done, total).
+    """
+    sites = (["head_z"] if heads is None else []) + (["mlp_out"] if model.spec.has_mlp else [])
     grids = sweep(model, pairs, site=sites, metric=metric, axis="all", budget=budget, progress=progress)
     assert isinstance(grids, dict)
-    heads: Grid = grids["head_z"]
+    heads = grids["head_z"] if heads is None else heads
     found = {Node(Kind.INPUT).name: heads.clean, Node(Kind.LOGITS).name: heads.clean}
     for layer in range(model.spec.n_layers):
         for head in range(model.spec.n_heads):
