@@ -15,6 +15,8 @@ from functools import lru_cache
 
 from circuitlab.errors import GraphError, UnknownNameError
 
+_NUMBER = "0|[1-9][0-9]*"
+
 
 class Kind(Enum):
     """What a node is."""
@@ -55,6 +57,9 @@ class Node:
         if needs[self.kind] != (self.layer is not None, self.head is not None):
             raise GraphError(f"a node of kind {self.kind.value!r} cannot have layer={self.layer}, head={self.head}.")
 
+        if min(self.layer or 0, self.head or 0) < 0:
+            raise GraphError(f"layers and heads count from 0; got layer={self.layer}, head={self.head}.")
+
     @property
     def name(self) -> str:
         """The name in exchange files."""
@@ -71,9 +76,9 @@ class Node:
         """
         if name in ("input", "logits"):
             return cls(Kind(name))
-        if match := re.fullmatch(r"a(\d+)\.h(\d+)", name):
+        if match := re.fullmatch(rf"a({_NUMBER})\.h({_NUMBER})", name):
             return cls(Kind.HEAD, int(match[1]), int(match[2]))
-        if match := re.fullmatch(r"m(\d+)", name):
+        if match := re.fullmatch(rf"m({_NUMBER})", name):
             return cls(Kind.MLP, int(match[1]))
         raise UnknownNameError(f"{name!r} is no node. Nodes are spelt input, a3.h2, m0, logits.")
 

@@ -2,7 +2,7 @@
 
 from hypothesis import strategies as st
 
-from circuitlab.parts import Layout, ModelSpec
+from circuitlab.parts import ModelSpec
 
 
 def spec_of(
@@ -41,4 +41,3 @@ def names(spec: ModelSpec) -> str:
 
 
 specs = st.builds(spec_of, st.integers(1, 3), st.integers(1, 3), parallel=st.booleans(), has_mlp=st.booleans())
-layouts = specs.map(Layout.of)

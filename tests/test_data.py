@@ -11,8 +11,9 @@ from random import Random
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from laws import law, law_of
 from words import Words, numbered, task_of
 
 from circuitlab import (
@@ -103,6 +104,7 @@ def test_spans_of_the_corrupted_prompt_follow_its_own_words():
 words = st.text("abcdefg é—ß", min_size=1, max_size=6)
 
 
+@law
 @given(
     st.lists(st.tuples(st.sampled_from(["x", "y", "z"]), words), max_size=6),
     st.fixed_dictionaries(dict.fromkeys("xyz", words)),
@@ -189,8 +191,11 @@ def test_an_answer_that_joins_the_last_word_is_told():
     assert "the text ends in the tokens [' kind'], where the prompt alone ends in ' kin'" in found.message
 
 
-def test_an_answer_that_adds_nothing_is_told():
-    assert rejection(Example("a b", "a c", "bb" * 9, " x")).kind is TokenError
+def test_an_answer_that_moves_the_boundary_is_told():
+    """ "abc" + "defg" is "abcd" + "efg": one token more than the prompt, but not the prompt's tokens any more."""
+    found = rejection(Example("abc", "xyz", "defg", " z"))
+    assert found.kind is TokenError
+    assert "the text ends in the tokens ['abcd', 'efg'], where the prompt alone ends in 'abc'" in found.message
 
 
 def test_prompts_of_different_length_are_told_with_where_they_part():
@@ -249,7 +254,7 @@ def linked(rng: Random) -> Example:
     return Example(f"{one} met {other} .", f"{other} met {one} .", f" {one}", f" {other}")
 
 
-@settings(max_examples=25, deadline=None)
+@law_of(25)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 40))
 def test_no_text_stands_in_both_splits(seed, n):
     pairs = sample_pairs(task_of(linked), Words(), n, seed)
@@ -314,7 +319,7 @@ def test_more_than_there_is_is_counted_and_the_advice_holds():
         sample_pairs(task_of(one_of(*NAMES)), Words(), 5, 0)
 
 
-@settings(max_examples=15, deadline=None)
+@law_of(15)
 @given(st.integers(2, 12), st.integers(0, 1000))
 def test_the_number_that_is_advised_can_be_had(n_letters, seed):
     def draw(rng: Random) -> Example:
@@ -328,7 +333,6 @@ def test_the_number_that_is_advised_can_be_had(n_letters, seed):
         assert len(sample_pairs(task_of(draw), Words(), advised, seed).held_out) == advised
 
 
-@pytest.mark.xfail(reason="sampling.py _too_few: where one split stays empty the advice is n <= 0", strict=True)
 def test_the_advice_is_never_to_ask_for_none():
     def draw(rng: Random) -> Example:
         return Example(f"{rng.choice(NAMES)} is kind .", "Nobody is kind .", " Yes", " no")
@@ -383,7 +387,7 @@ def test_a_task_of_which_nothing_is_left_raises_what_is_wrong_with_it(example, e
     assert repr(example.clean) in str(told.value)
 
 
-def guarded(draw, at_most: int = 5000):
+def guarded(draw, at_most: int = 15_000):
     """A draw that gives up, so that a test of endless drawing ends."""
     drawn = iter(range(at_most))
 
@@ -395,10 +399,6 @@ def guarded(draw, at_most: int = 5000):
     return counted
 
 
-@pytest.mark.xfail(
-    reason="sampling.py sample_pairs: `idle` does not count rejected draws, so endless ones are drawn for ever",
-    strict=True,
-)
 def test_a_task_with_endless_prompts_that_cannot_be_served_ends():
     """A tokenizer that splits every name must not keep the user waiting: 70 names make 24 million throws."""
 
@@ -409,9 +409,6 @@ def test_a_task_with_endless_prompts_that_cannot_be_served_ends():
         sample_pairs(task_of(guarded(draw)), Words(), 5, 0)
 
 
-@pytest.mark.xfail(
-    reason="sampling.py sample_pairs: `idle` can never reach 2 * len(seen) while every draw is new", strict=True
-)
 def test_a_task_whose_corrupted_prompt_is_always_the_same_ends():
     """Its examples share a text, so all belong into one split, and the other stays empty."""
 
@@ -420,6 +417,20 @@ def test_a_task_whose_corrupted_prompt_is_always_the_same_ends():
 
     with pytest.raises(TooFewPromptsError):
         sample_pairs(task_of(guarded(draw)), Words(), 5, 0)
+
+
+@pytest.mark.xfail(
+    reason="sampling.py PATIENCE: 1000 rejected draws in a row end the search, with 8 more pairs among the next 4000",
+    strict=True,
+)
+def test_prompts_that_are_rare_are_found_all_the_same():
+    """One draw in 500 can be served, as where a tokenizer knows few of the names: that is no reason to say there is none."""
+
+    def draw(rng: Random) -> Example:
+        example = numbered(rng)
+        return example if rng.random() < 1 / 500 else replace(example, answer=" Certainly")
+
+    assert len(sample_pairs(task_of(guarded(draw)), Words(), 4, 0).held_out) == 4
 
 
 @pytest.mark.parametrize("n", [0, -1, 2.0, "10", None, True])
@@ -448,7 +459,6 @@ def test_what_an_example_says_about_itself_is_passed_on():
         sample_pairs(task_of(lambda rng: Example("a", "a", " x", " y")), Words(), 5, 0)
 
 
-@pytest.mark.xfail(reason="sampling.py: faults in `fixed` are not told as the task's", strict=True)
 @pytest.mark.parametrize("fixed", [lambda: 1 / 0, lambda: ("Anna is kind.",)], ids=["raises", "no examples"])
 def test_fixed_examples_that_fail_are_told(fixed):
     with pytest.raises(TaskFileError, match="fixed"):
@@ -491,6 +501,7 @@ def of_lengths(*lengths: int) -> PairSet:
     )
 
 
+@law
 @given(st.lists(st.integers(2, 6), min_size=1, max_size=12))
 def test_buckets_never_pad_and_the_index_puts_them_in_order_again(lengths):
     batches = of_lengths(*lengths).batches()
@@ -605,7 +616,6 @@ def test_one_answer_each_may_be_given_as_a_vector():
     assert batch.answers.tolist() == [[7]]
 
 
-@pytest.mark.xfail(reason="batch.py from_tokens checks no token, though its Raises says so", strict=True)
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -725,7 +735,6 @@ def test_a_task_file_that_cannot_be_used_is_told_with_the_line(text, says, tmp_p
         assert word in str(told.value)
 
 
-@pytest.mark.xfail(reason="registry.py _line_in: code knows its absolute path, `path` is relative here", strict=True)
 def test_the_line_is_told_for_a_path_from_here_too(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     task_file(tmp_path, "import os\n\nx = 1 / 0\n")
@@ -737,8 +746,9 @@ def test_a_task_file_that_does_not_exist_is_told(tmp_path):
     with pytest.raises(TaskFileError, match="does not exist. Give a bundled name .*name-throw"):
         load_task(tmp_path / "mine.py")
     (tmp_path / "mine.txt").write_text("TASK = 1")
-    with pytest.raises(TaskFileError, match="no Python file; its name must end in .py"):
-        load_task(tmp_path / "mine.txt")
+    for other in (tmp_path / "mine.txt", tmp_path):
+        with pytest.raises(TaskFileError, match="defines no task|does not exist"):
+            load_task(other)
 
 
 def test_what_a_task_says_about_itself_while_it_is_made_is_passed_on(tmp_path):
@@ -803,9 +813,6 @@ def test_options_change_the_fingerprint():
     assert task_fingerprint(load_task("gendered-pronouns:capital")) == contrasts[0]
 
 
-@pytest.mark.xfail(
-    reason="sampling.py FINGERPRINT_DRAWS: 256 draws miss a name of 88 with probability 0.05 each", strict=True
-)
 def test_every_word_of_a_bundled_task_is_in_its_fingerprint():
     """A word that no draw of the fingerprint holds could be changed without anyone noticing."""
     from circuitlab.tasks import gendered_pronouns, html_tag_closing, name_throw

@@ -1,4 +1,4 @@
-"""What the whole library promises of the bundled model: small circuits that carry each task to prompts not seen before."""
+"""What the library promises of the bundled model: small circuits that carry each task to prompts not seen before."""
 
 from dataclasses import replace
 from random import Random

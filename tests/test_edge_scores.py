@@ -219,15 +219,15 @@ class TestLaws:
             assert missed == pytest.approx(scores.checks["completeness_gap"], rel=1e-3, abs=1e-5)
 
     def test_the_gap_falls_with_steps(self, name):
-        gaps = [scored(name, steps=steps).checks["completeness_gap"] for steps in (1, 5, 30)]
+        gaps = [scored(name, steps=steps).checks["completeness_gap"] for steps in (1, 5, 15)]
         assert gaps[2] < 0.1
         assert gaps[2] < min(gaps[:2])
 
     def test_swapped_prompts_turn_the_sign(self, name):
         """The twin of the sum above: with clean and corrupted exchanged it is the negative."""
-        turned = score_edges(load(name), pairs().swapped(), steps=30).values[0].sum()
+        turned = score_edges(load(name), pairs().swapped(), steps=15).values[0].sum()
         assert turned == pytest.approx(-gap(name), rel=0.1)
-        assert scored(name, steps=30).values[0].sum() == pytest.approx(gap(name), rel=0.1)
+        assert scored(name, steps=15).values[0].sum() == pytest.approx(gap(name), rel=0.1)
 
     def test_a_writers_edges_sum_to_its_node(self, name):
         """At one point, the edges out of an MLP sum to the slope of the metric along the MLP's own difference."""
@@ -265,7 +265,7 @@ class TestLaws:
         assert close(scored(name, method), spelt_out.values, 2e-5)
 
     @pytest.mark.parametrize("method", ["eap-ig", "exact", "sweep"])
-    @pytest.mark.parametrize("name", ["gpt2", "neox", "gemma2"])
+    @pytest.mark.parametrize("name", ["gpt2", "gemma2"])
     def test_the_batch_has_no_part_in_it(self, name, method):
         """Not its size, not its order, not the memory: the mean of the examples' own scores."""
         model, batch, order = load(name), pairs(), torch.tensor([3, 1, 0, 2])
@@ -289,15 +289,11 @@ class TestLaws:
         assert together.standard_error == pytest.approx(np.std(alone, 0, ddof=1) / 2, abs=1e-6)
         assert together.standard_error.max() > 0.01
 
-    @pytest.mark.parametrize("method", ["eap-ig", "exact", "sweep"])
+    @pytest.mark.parametrize("method", ["eap-ig", "exact"])
     def test_prompts_of_different_length(self, method):
-        mixed, model = mixed_pairs(), load("llama")
-        together = score_edges(model, mixed, method)
-        if method == "sweep":  # ratios of means do not average; the raw sweep is tested elsewhere
-            assert together.n_examples == len(mixed)
-            return
+        mixed, model = PairSet(mixed_pairs().pairs[:3]), load("llama")
         alone = [score_edges(model, PairSet((pair,)), method).values for pair in mixed]
-        assert close(together, np.mean(alone, 0), TOLERANCE["llama"])
+        assert close(score_edges(model, mixed, method), np.mean(alone, 0), TOLERANCE["llama"])
 
     def test_no_score_where_there_is_no_edge(self, name):
         for method in ("eap-ig", "exact", "sweep"):
@@ -393,7 +389,6 @@ class TestMistakes:
         with pytest.raises(MetricError, match="does not depend on the logits in a way that torch can differentiate"):
             score_edges(load("gpt2"), pairs(), metric=lambda logits, batch: logits.detach()[:, 0])
 
-    @pytest.mark.xfail(strict=True, reason="all scores are 0, without a word; see the report, F7")
     def test_a_divergence_has_no_slope_at_its_minimum(self):
         with pytest.raises(MetricError, match="gradient"):
             score_edges(load("gpt2"), pairs(), metric="kl", steps=1)

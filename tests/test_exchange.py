@@ -8,16 +8,15 @@ from typing import Any
 import networkx as nx
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from laws import law_of
 from layouts import GPT2, SHAPES, names, spec_of, specs
 
 from circuitlab import Circuit, FormatError, ModelSpec, load_circuit
 from circuitlab.graphs.prune import real_edges
 from circuitlab.graphs.random import random_circuit
 from circuitlab.parts import Edge, Layout
-
-IN_A_FRESH_FOLDER = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def circuit_of(spec: ModelSpec, n_edges: int, seed: int = 0, **effects: float) -> Circuit:
@@ -142,9 +141,6 @@ def test_gpt2_s_file_has_the_published_numbers(tmp_path):
     assert sum(entry["in_graph"] for entry in d["edges"].values()) == 756
 
 
-@pytest.mark.xfail(
-    reason="parts.py Layout.edges: reader by reader, where EAP-IG constructs layer by layer", strict=True
-)
 @pytest.mark.parametrize("parallel", [False, True])
 def test_edges_stand_in_the_order_of_their_construction(parallel, tmp_path):
     path = saved(circuit_of(spec_of(2, 2, parallel=parallel), 5), tmp_path)
@@ -154,7 +150,7 @@ def test_edges_stand_in_the_order_of_their_construction(parallel, tmp_path):
 numbers = st.floats(allow_nan=False, allow_infinity=False)
 
 
-@IN_A_FRESH_FOLDER
+@law_of(40)
 @given(specs, st.data())
 def test_a_circuit_comes_back_from_json_to_the_bit(tmp_path, spec, data):
     layout = Layout.of(spec)
@@ -257,14 +253,7 @@ FAULTS = {
 }  # fmt: skip
 
 
-NO_OBJECT = pytest.mark.xfail(
-    reason="exchange.py read_json: for a list the place is empty and `_File` shows", strict=True
-)
-
-
-@pytest.mark.parametrize(
-    "fault", [pytest.param(name, marks=NO_OBJECT if name == "not an object" else ()) for name in FAULTS]
-)
+@pytest.mark.parametrize("fault", FAULTS)
 def test_a_faulty_file_is_refused_with_the_place(fault, tmp_path):
     change, says = FAULTS[fault]
     path = written(tmp_path, change(content(SMALL, tmp_path)))
@@ -305,14 +294,12 @@ def test_a_circuit_of_another_model_is_refused(other, tmp_path):
     assert repr(other.name) in str(told.value)
 
 
-@pytest.mark.xfail(reason="exchange.py _fitting_spec compares everything but has_mlp", strict=True)
 def test_an_attention_only_circuit_is_not_one_of_a_model_with_mlps(tmp_path):
     path = saved(circuit_of(spec_of(2, 2, has_mlp=False), 5), tmp_path)
     with pytest.raises(FormatError):
         load_circuit(path, spec_of(2, 2))
 
 
-@pytest.mark.xfail(reason="exchange.py _Cfg takes any whole number of layers, heads and width", strict=True)
 @pytest.mark.parametrize(("key", "value"), [("n_layers", -1), ("n_heads", 0), ("d_model", 0)])
 def test_a_model_that_cannot_be_is_refused(key, value, tmp_path):
     d = content(SMALL, tmp_path)
@@ -355,7 +342,7 @@ def test_graphml_reads_back_equal(spec, tmp_path):
     assert isinstance(back, nx.MultiDiGraph)
 
 
-@IN_A_FRESH_FOLDER
+@law_of(40)
 @given(st.lists(numbers, min_size=9, max_size=9), st.lists(numbers, min_size=2, max_size=2))
 def test_graphml_keeps_every_digit(tmp_path, scores, effects):
     layout = Layout.of(spec_of(2, 2))

@@ -123,9 +123,6 @@ class TestSameFunction:
             load_model(folder)
         assert process() == before
 
-    @pytest.mark.xfail(
-        strict=True, reason="HuggingFace draws from the global generator on the way; see the report, F11"
-    )
     def test_loading_draws_no_random_numbers(self, folder):
         before = torch.get_rng_state()
         load_model(folder)
@@ -218,7 +215,6 @@ class TestBridges:
         expected = sweep(load("gpt2", "float32"), pairs()).per_example
         assert sweep(load_model(bridge), pairs()).per_example == pytest.approx(expected, abs=1e-5)
 
-    @pytest.mark.xfail(strict=True, raises=UnsupportedModelError, reason="verify runs the whole with dropout; see F8")
     def test_one_that_is_in_training_mode(self):
         bridge = booted("gpt2")
         bridge.train()
@@ -244,7 +240,6 @@ class TestBridges:
             load_model(bridge)
         assert getattr(bridge.cfg, flag)
 
-    @pytest.mark.xfail(strict=True, reason="the hint stands in another branch; see the report, F9")
     @pytest.mark.parametrize("flag", ["use_split_qkv_input", "use_attn_result", "use_attn_in"])
     def test_and_told_what_to_do(self, flag):
         bridge = booted("gpt2")
@@ -388,7 +383,6 @@ class TestMistakes:
         with pytest.raises(ModelError, match=r"got GPT2LMHeadModel. Boot a HuggingFace model with TransformerBridge"):
             load_model(huggingface("gpt2"))
 
-    @pytest.mark.xfail(strict=True, reason="device and dtype are dropped without a word; see the report, F10")
     @pytest.mark.parametrize("given", [load, booted])
     def test_a_dtype_for_a_model_that_is_there_already(self, given):
         with pytest.raises(ConfigError, match="dtype"):

@@ -102,10 +102,6 @@ def in_text(change: Callable[[str], str]) -> Callable[[Path], None]:
     return lambda file: file.write_text(change(file.read_text(encoding="utf-8")), encoding="utf-8") and None
 
 
-WHOLE = pytest.mark.xfail(
-    reason="reproduce.py _leaves and _number: whole numbers are compared as floats, equal within one in a thousand",
-    strict=True,
-)
 EDITS = {
     "a score": ("edges.csv", cell(2, 3, add(0.01)), "differs", "line 2, column 3: "),
     "a score, far down": ("edges.csv", cell(1400, 3, add(-0.01)), "differs", "line 1400, column 3: "),
@@ -120,10 +116,9 @@ EDITS = {
     "a key less": (
         "evaluation.json", in_text(lambda t: t.replace('"kl"', '"kl_"')), "differs", "kl_ against kl"),
     "a number of edges": ("evaluation.json", in_json("n_edges", lambda n: n + 1), "differs", "n_edges: "),
-    "the number of all edges": pytest.param(
-        "evaluation.json", in_json("n_edges_total", lambda n: n + 1), "differs", "n_edges_total: ", marks=WHOLE),
-    "a token": pytest.param(
-        "dataset.jsonl", in_json("clean_ids/1", lambda n: n + 1), "differs", "line 1.clean_ids[1]: ", marks=WHOLE),
+    "the number of all edges": (
+        "evaluation.json", in_json("n_edges_total", lambda n: n + 1), "differs", "n_edges_total: "),
+    "a token": ("dataset.jsonl", in_json("clean_ids/1", lambda n: n + 1), "differs", "line 1.clean_ids[1]: "),
     "a word": ("dataset.jsonl", in_json("clean", lambda t: t.upper()), "differs", "line 1.clean: "),
     "a split": ("dataset.jsonl", in_json("split", lambda s: "held_out"), "differs", "line 1.split: 'held_out' against"),
     "a score in the graph": (
@@ -260,7 +255,6 @@ def test_a_manifest_that_lacks_something_is_told(fault, copy):
 
 @pytest.mark.usefixtures("asked")
 @pytest.mark.parametrize("fault", SETTINGS_FAULTS)
-@pytest.mark.xfail(reason="reproduce.py _manifest looks at four keys and at nothing inside them", strict=True)
 def test_a_manifest_whose_parts_are_damaged_is_told(fault, copy):
     check_fault(copy, *SETTINGS_FAULTS[fault])
 
@@ -272,9 +266,6 @@ def test_another_schema_is_told(schema, copy):
         reproduce(copy)
 
 
-@pytest.mark.xfail(
-    reason="reproduce.py _manifest: startswith takes circuitlab.run/10 for circuitlab.run/1", strict=True
-)
 @pytest.mark.usefixtures("asked")
 def test_a_schema_that_begins_the_same_is_another(copy):
     in_json("schema", lambda was: "circuitlab.run/10")(copy / "manifest.json")
@@ -341,10 +332,6 @@ def test_a_run_of_an_own_task_keeps_the_file(own):
     assert "task.py" in json.loads((own / "run" / "manifest.json").read_text())["files"]
 
 
-@pytest.mark.xfail(
-    reason="run_folder.py write_run: cite() imports task.py and leaves __pycache__ in the folder and its manifest",
-    strict=True,
-)
 def test_a_run_of_an_own_task_holds_nothing_that_was_not_written_for_it(own):
     assert [name for name in bytes_in(own / "run") if "pycache" in name] == []
     assert [
@@ -352,16 +339,11 @@ def test_a_run_of_an_own_task_holds_nothing_that_was_not_written_for_it(own):
     ] == []
 
 
-@pytest.mark.xfail(reason="the __pycache__ of task.py is among the files, and never the same twice", strict=True)
 def test_a_run_of_an_own_task_can_be_repeated_from_the_folder_alone(own):
     result = reproduce(own / "run")
     assert result.ok, [check for check in result.files if check.status not in ("same bytes", "redrawn")]
 
 
-@pytest.mark.xfail(
-    reason="pipeline.py discover: a task's own metric is in the manifest by name, which resolve() does not know",
-    strict=True,
-)
 def test_a_run_of_a_task_with_its_own_metric_can_be_repeated(folder, tmp_path, monkeypatch):
     """Only how the metric is found: the work itself is stopped when it begins."""
     (tmp_path / "own.py").write_text(OWN_TASK.format_map({"metric": "margin", "name": "{name}"}))

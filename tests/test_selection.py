@@ -149,7 +149,6 @@ class TestMistakes:
         with pytest.raises(GraphError, match=r"the scores are of model .*gpt2.*, not of .*neox"):
             select(load("neox"), scored("gpt2"), pairs())
 
-    @pytest.mark.xfail(strict=True, reason="divides by a gap of 0 and keeps every edge; see the report, F4")
     @pytest.mark.filterwarnings("ignore::RuntimeWarning")
     def test_prompts_without_a_difference(self):
         batch = pairs()

@@ -85,6 +85,17 @@ class PairBatch:
                 f"patching needs "
                 "equal lengths: cut or reword, one batch per length."
             )
+        for name, tensor in {"clean": clean, "corrupt": corrupt}.items():
+            if bool((tensor < 0).any()):
+                raise ConfigError(
+                    f"{name} holds the token {int(tensor.min())}; ids are not negative, prompts never filled up."
+                )
+        for name, tensor in {"answers": answers, "distractors": distractors}.items():
+            if bool((tensor < NO_TOKEN).any()) or not bool((tensor >= 0).any(1).all()):
+                raise ConfigError(
+                    f"{name} must hold token ids, at least one an example; -1 fills up rows of fewer. "
+                    f"Got {tensor[:3].tolist()}."
+                )
         if answer_at is None:
             answer_at = torch.full((len(clean),), clean.shape[1] - 1, device=clean.device)
         if answer_at.shape != (len(clean),) or not bool(((answer_at >= 0) & (answer_at < clean.shape[1])).all()):
@@ -174,10 +185,12 @@ def batches_of(pairs: PairSet | PairBatch, device: torch.device | str) -> tuple[
         ConfigError: It is neither a `PairSet` nor a `PairBatch`.
     """
     if isinstance(pairs, PairBatch):
-        moved = {
-            f.name: getattr(pairs, f.name).to(device) for f in fields(pairs) if f.name not in ("spans", "reference")
-        }
-        return (PairBatch(**moved, spans={name: span.to(device) for name, span in pairs.spans.items()}),)
+        kept = ("clean", "corrupt", "answers", "distractors", "answer_at")
+        moved = {name: getattr(pairs, name).to(device) for name in kept}
+        spans = {name: span.to(device) for name, span in pairs.spans.items()}
+        # A batch given by itself is a data set of its own: results stand in the order of its rows.
+        index = torch.arange(len(pairs), device=device)
+        return (PairBatch(**moved, spans=spans, index=index),)
     if hasattr(pairs, "batches"):
         return pairs.batches(device)
     raise ConfigError(f"pairs must be task.pairs(...).discovery, .held_out or a PairBatch; got {type(pairs).__name__}.")

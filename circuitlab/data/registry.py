@@ -1,10 +1,10 @@
 """Find a task by name, by file, or take it as it is."""
 
 import importlib
-import importlib.util
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 from circuitlab.data.task import Task
 from circuitlab.errors import CircuitLabError, TaskFileError, UnknownNameError
@@ -67,13 +67,12 @@ def _from_file(path: Path) -> Task:
             f"task file {str(path)!r} does not exist. Give a bundled name ({', '.join(BUNDLED)}) or a file."
         )
     module_name = f"circuitlab_task_{path.stem}"
-    spec = importlib.util.spec_from_file_location(module_name, path)
-    if spec is None or spec.loader is None:
-        raise TaskFileError(f"task file {str(path)!r} is no Python file; its name must end in .py.")
-    module = importlib.util.module_from_spec(spec)
+    module = ModuleType(module_name)
+    module.__file__ = str(path)
     sys.modules[module_name] = module  # dataclasses look their module up by name
     try:
-        spec.loader.exec_module(module)
+        # Not through an import loader, which would leave a __pycache__ beside the file.
+        exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
     except CircuitLabError:
         raise
     except Exception as error:
@@ -98,7 +97,7 @@ def _from_file(path: Path) -> Task:
 def _line_in(error: BaseException, path: Path) -> int | None:
     line, trace = None, error.__traceback__
     while trace is not None:
-        if trace.tb_frame.f_code.co_filename == str(path):
+        if Path(trace.tb_frame.f_code.co_filename).resolve() == path.resolve():
             line = trace.tb_lineno
         trace = trace.tb_next
     return line

@@ -12,10 +12,12 @@ from circuitlab.data.pairs import Pair, PairSet, PairSplits
 from circuitlab.data.task import Task
 from circuitlab.errors import CircuitLabError, ConfigError, TaskFileError, TooFewPromptsError
 
-# A task is taken as exhausted when this many draws in a row (at least; and twice the number of distinct draws so far)
-# brought nothing new. With k of K examples still unseen a draw misses all of them with probability (1 - k/K).
-PATIENCE = 400
-FINGERPRINT_DRAWS = 256
+# A task is taken as exhausted when this many draws in a row (at least; and four for every pair found) brought no pair.
+# With k of K pairs still missing, a draw misses all of them with probability (1 - k/K).
+PATIENCE = 1000
+PATIENCE_A_PAIR = 4
+# Enough that a word in a list of a hundred is missed by all of them with probability 1e-9.
+FINGERPRINT_DRAWS = 2048
 
 
 def sample_pairs(task: Task, text: TextEncoder, n: int, seed: int) -> PairSplits:
@@ -27,11 +29,11 @@ def sample_pairs(task: Task, text: TextEncoder, n: int, seed: int) -> PairSplits
     worst: Rejection | None = None
     seen, idle = set[tuple[str, str]](), 0
     rng = Random(f"{task.name}/{seed}")
-    queue = list(task.fixed_examples())[::-1]
-    while not splits.full and idle < max(PATIENCE, 2 * len(seen)):
+    queue = list(fixed_examples(task))[::-1]
+    while not splits.full and idle < max(PATIENCE, PATIENCE_A_PAIR * sum(splits.counts)):
         example = queue.pop() if queue else draw(task, rng)
+        idle += 1
         if (example.clean, example.corrupt) in seen:
-            idle += 1
             continue
         seen.add((example.clean, example.corrupt))
         made = encode_example(example, text)
@@ -40,8 +42,6 @@ def sample_pairs(task: Task, text: TextEncoder, n: int, seed: int) -> PairSplits
             worst = worst or made
         elif splits.place(made):
             idle = 0
-        else:
-            idle += 1
     if not splits.full:
         raise _too_few(task, n, len(seen), splits, dropped, worst)
     return PairSplits(discovery=splits.discovery, held_out=splits.held_out, dropped=dict(dropped))
@@ -51,7 +51,7 @@ def task_fingerprint(task: Task) -> str:
     """SHA-256 over name, version, options and the first draws of a task: changes when its words or templates do."""
     rng = Random(f"fingerprint of {task.name}")
     lines = [json.dumps([task.name, task.version, task.settings])]
-    for example in [*task.fixed_examples(), *(draw(task, rng) for _ in range(FINGERPRINT_DRAWS))]:
+    for example in [*fixed_examples(task), *(draw(task, rng) for _ in range(FINGERPRINT_DRAWS))]:
         lines.append(json.dumps([example.clean, example.corrupt, example.answers, example.distractors]))
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
@@ -73,6 +73,24 @@ def draw(task: Task, rng: Random) -> Example:
             f"draw() of task {task.name!r} returned {type(example).__name__}; it must return an Example."
         )
     return example
+
+
+def fixed_examples(task: Task) -> tuple[Example, ...]:
+    """The examples of a task that always come first, with faults of the task file told as such.
+
+    Raises:
+        TaskFileError: `fixed` raised, or holds something else than examples.
+    """
+    try:
+        examples = tuple(task.fixed_examples())
+    except CircuitLabError:
+        raise
+    except Exception as error:
+        raise TaskFileError(f"fixed of task {task.name!r} raised {type(error).__name__}: {error}") from error
+    for example in examples:
+        if not isinstance(example, Example):
+            raise TaskFileError(f"fixed of task {task.name!r} holds {type(example).__name__}; it must hold Examples.")
+    return examples
 
 
 class _Splits:
@@ -122,9 +140,9 @@ def _too_few(
     if found == 0 and worst is not None:
         return worst.kind(f"task {task.label!r} has no prompt that this tokenizer serves ({lost}). {worst.message}")
     why = f" ({lost}; the first: {worst.message})" if worst else ""
+    fewest = min(splits.counts)
+    advice = f"Ask for n <= {fewest}, or give" if fewest else "Give"
     return TooFewPromptsError(
         f"task {task.label!r}: n={n} needs {2 * n} distinct pairs ({n} per split, no text in both), but "
-        f"{n_seen} distinct draws gave {splits.counts[0]} + {splits.counts[1]}{why}. Ask for n <= "
-        f"{min(splits.counts)}, or "
-        "give the task more words."
+        f"{n_seen} distinct draws gave {splits.counts[0]} + {splits.counts[1]}{why}. {advice} the task more words."
     )

@@ -20,7 +20,7 @@ import torch
 from circuitlab.data.batch import PairBatch, batches_of
 from circuitlab.data.pairs import PairSet
 from circuitlab.discovery.scores import EdgeScores, RunningMean
-from circuitlab.errors import ConfigError
+from circuitlab.errors import ConfigError, MetricError
 from circuitlab.metrics import Metric
 from circuitlab.models.protocol import Model
 from circuitlab.parts import Layout
@@ -69,6 +69,11 @@ def score_eap_ig(
         clean, corrupt = baseline.gap(metric)
         truth.append((clean - corrupt).double().cpu().numpy())
         progress(name, number + 1, len(batches))
+    if not running.mean.any() and np.concatenate(truth).any():
+        raise MetricError(
+            f"metric {metric.name!r} has no gradient anywhere on the path of {steps} steps (a divergence from the "
+            "clean run has none at the clean prompt), so every score would be 0. Use logit_diff, or more steps."
+        )
     total, wanted = np.concatenate(integral).mean(), np.concatenate(truth).mean()
     return EdgeScores(
         spec=model.spec,

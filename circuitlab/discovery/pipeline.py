@@ -133,11 +133,11 @@ def discover(
     from circuitlab.discovery.run_folder import check_free
 
     asked = load_task(task, **options)
-    judged_by = resolve(asked.metric if metric is None else metric)
+    judged_by = _metric(asked, metric)
     config = DiscoverConfig(
         task=_spelling(task, asked), options=asked.settings, model=_model_name(model), method=method, steps=steps,
         metric=judged_by.name, ablation=ablation, n=n, seed=seed, target=target, min_accuracy=min_accuracy,
-        device=str(device or "cpu"), dtype=str(dtype or "float32"),
+        device=str(device or "cpu"), dtype=str(dtype or "float32").removeprefix("torch."),
     )  # fmt: skip
     if out is not None:
         check_free(Path(out), force)
@@ -181,6 +181,12 @@ class _Clock:
         yield
         self.seconds[step] = time.perf_counter() - start
         self._progress(step, 1, 1)
+
+
+def _metric(task: Task, metric: str | Metric | MetricFunction | None) -> Metric:
+    """The metric asked for; a metric of the task's own may be asked for by its name, as a manifest does."""
+    own = resolve(task.metric)
+    return own if metric is None or metric == own.name else resolve(metric)
 
 
 def _spelling(given: str | Path | Task, task: Task) -> str:

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from circuitlab.discovery.config import DiscoverConfig
 from circuitlab.discovery.pipeline import discover
-from circuitlab.discovery.run_folder import MANIFEST, REPORT
+from circuitlab.discovery.run_folder import MANIFEST, REPORT, SCHEMA
 from circuitlab.errors import CircuitLabError, RunError
 from circuitlab.progress import Progress, silent
 
@@ -101,11 +102,17 @@ def _manifest(folder: Path) -> dict[str, Any]:
         )
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-        needed = [manifest[key] for key in ("schema", "config", "files", "model")]
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        schema, files, weights = manifest["schema"], manifest["files"], manifest["model"]["weights_sha256"]
+        if schema == SCHEMA:
+            DiscoverConfig(**manifest["config"])
+            if not (
+                isinstance(files, dict) and isinstance(weights, str) and isinstance(manifest["config"]["options"], dict)
+            ):
+                raise TypeError("files, weights or options are not what they should be")
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
         raise RunError(f"{str(path)!r} is damaged: {type(error).__name__}: {error}. Run discover again.") from error
-    if not str(needed[0]).startswith("circuitlab.run/1"):
-        raise RunError(f"{str(path)!r} has the schema {needed[0]!r}; this version reads circuitlab.run/1.")
+    if schema != SCHEMA:
+        raise RunError(f"{str(path)!r} has the schema {schema!r}; this version reads {SCHEMA}.")
     return manifest
 
 
@@ -162,11 +169,14 @@ def _leaves(where: str, value: object) -> Iterator[tuple[str, object]]:
         for index, item in enumerate(value):
             yield from _leaves(f"{where}[{index}]", item)
     else:
-        yield where, float(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+        yield where, value
 
 
 def _number(text: str) -> object:
-    try:
-        return float(text)
-    except ValueError:
-        return text
+    """A whole number as such, which must be met exactly; any other number as a float."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from circuitlab import late
 from circuitlab.data.citation import cite
 from circuitlab.data.sampling import task_fingerprint
-from circuitlab.errors import OutputExistsError
+from circuitlab.errors import ConfigError, OutputExistsError
 
 if TYPE_CHECKING:
     from circuitlab.discovery.pipeline import Run
@@ -33,7 +34,11 @@ def check_free(folder: Path, force: bool) -> None:
 
     Raises:
         OutputExistsError: It exists and `force` is not given, or it is no folder of ours that could be replaced.
+        ConfigError: It would lie inside a file.
     """
+    for parent in folder.absolute().parents:
+        if parent.exists() and not parent.is_dir():
+            raise ConfigError(f"output folder {str(folder)!r} cannot be made: {str(parent)!r} is a file. Name another.")
     if not folder.exists():
         return
     if not force:
@@ -112,7 +117,7 @@ def manifest_of(run: Run, folder: Path) -> dict[str, Any]:
 
 def _write_data(run: Run, folder: Path) -> None:
     splits = (("discovery", run.pairs.discovery), ("held_out", run.pairs.held_out))
-    lines = [json.dumps(pair.as_record(name), ensure_ascii=False) for name, pairs in splits for pair in pairs]
+    lines = [_one_line(pair.as_record(name)) for name, pairs in splits for pair in pairs]
     (folder / "dataset.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     (folder / "sweeps").mkdir()
     for site, grid in run.grids.items():
@@ -147,7 +152,11 @@ def _new_folder(folder: Path) -> Iterator[Path]:
         if folder.exists():
             old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".old", dir=folder.parent))
             os.replace(folder, old)
-            os.replace(new, folder)
+            try:
+                os.replace(new, folder)
+            except BaseException:
+                os.replace(old, folder)
+                raise
             shutil.rmtree(old)
         else:
             os.replace(new, folder)
@@ -158,6 +167,12 @@ def _new_folder(folder: Path) -> Iterator[Path]:
 def _digests(folder: Path) -> dict[str, str]:
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
     return {p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+def _one_line(record: dict[str, Any]) -> str:
+    """A record as one line of JSON, also for readers that take Unicode's other line ends for one."""
+    text = json.dumps(record, ensure_ascii=False)
+    return re.sub("[\x85\u2028\u2029]", lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def _write_json(path: Path, content: Any) -> None:

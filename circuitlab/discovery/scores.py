@@ -62,9 +62,7 @@ class EdgeScores:
 
     def circuit(self, mask: Bool[np.ndarray, "writer reader"]) -> Circuit:
         """A circuit with these scores and this mask."""
-        return Circuit(
-            spec=self.spec, mask=mask.copy(), scores=self.values.copy(), node_effects=dict(self.node_effects)
-        )
+        return Circuit(spec=self.spec, mask=mask, scores=self.values, node_effects=self.node_effects)
 
     def to_frame(self) -> pd.DataFrame:
         """One row an edge: source, target, score, standard_error, in the order of the exchange files."""

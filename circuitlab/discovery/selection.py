@@ -22,6 +22,7 @@ from circuitlab.graphs.ranking import mask_of
 from circuitlab.metrics import Metric, resolve
 from circuitlab.metrics.base import MetricFunction
 from circuitlab.models.protocol import Model
+from circuitlab.patching.baseline import check_gap
 from circuitlab.patching.circuit_metric import Prepared, circuit_values, prepare
 from circuitlab.progress import Progress, silent
 
@@ -61,6 +62,7 @@ def select(
     Raises:
         ConfigError: The target is not above 0 and at most 1, or `n_edges` is out of range.
         GraphError: The scores are of another model.
+        MetricError: The metric does not tell clean and corrupted prompts apart.
     """
     if scores.spec != model.spec:
         raise GraphError(f"the scores are of model {scores.spec.name!r}, not of {model.spec.name!r}.")
@@ -93,6 +95,7 @@ class _Search:
         self._budget, self._progress = budget, progress
         self._order = scores.ranked(signed)
         clean, corrupt = prepared.gaps(metric)
+        check_gap(metric, clean, corrupt)
         self._corrupt, self._gap = float(corrupt.mean()), float(clean.mean() - corrupt.mean())
 
     def smallest(self, target: float) -> Bool[np.ndarray, "writer reader"]:

@@ -40,5 +40,7 @@ def cmd(faithfulness: Sequence[float]) -> float:
 
 
 def _area(values: Sequence[float]) -> float:
+    if len(values) != len(MIB_SHARES):
+        raise ValueError(f"an area needs {len(MIB_SHARES)} values, one for each of MIB's shares; got {len(values)}.")
     widths = [b - a for a, b in pairwise(MIB_SHARES)]
-    return sum(w * (a + b) / 2 for w, a, b in zip(widths, values, values[1:], strict=False))
+    return sum(w * (a + b) / 2 for w, (a, b) in zip(widths, pairwise(values), strict=True))

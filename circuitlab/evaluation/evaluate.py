@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from circuitlab import stats
 from circuitlab.data.batch import PairBatch
 from circuitlab.data.pairs import PairSet
-from circuitlab.errors import ConfigError, GraphError, MetricError
+from circuitlab.errors import ConfigError, GraphError
 from circuitlab.evaluation.areas import MIB_SHARES, cmd, cpr, mib_sizes
 from circuitlab.graphs.circuit import Circuit
 from circuitlab.graphs.prune import prune, real_edges
@@ -21,6 +21,7 @@ from circuitlab.graphs.ranking import mask_of, ranked_edges
 from circuitlab.metrics import Metric, resolve
 from circuitlab.metrics.base import MetricFunction
 from circuitlab.models.protocol import Model
+from circuitlab.patching.baseline import check_gap
 from circuitlab.patching.circuit_metric import Prepared, circuit_values, prepare
 from circuitlab.progress import Progress, silent
 
@@ -200,11 +201,7 @@ class _Judge:
         self._budget, self._progress = budget, progress
         self.clean, self.corrupt = prepared.gaps(metric)
         self._gap = float((self.clean - self.corrupt).mean())
-        if abs(self._gap) <= 1e-9 * max(1e-9, float(np.abs(self.clean).mean())):
-            raise MetricError(
-                f"metric {metric.name!r} is {self.clean.mean():.4g} on clean and on corrupted prompts alike, so that "
-                "faithfulness has no meaning. Check answers and corruption, or take another metric."
-            )
+        check_gap(metric, self.clean, self.corrupt)
 
     def all_metrics(self, mask: Bool[np.ndarray, "writer reader"]) -> dict[str, Float[np.ndarray, " example"]]:
         metrics = {m.name: m for m in (self.metric, resolve("accuracy"), resolve("kl"))}

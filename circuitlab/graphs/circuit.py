@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -49,8 +50,12 @@ class Circuit:
                 )
         if bool((self.mask & ~real_edges(self.layout)).any()):
             raise GraphError(f"the mask keeps edges that model {self.spec.name!r} does not have.")
-        for matrix in (self.mask, self.scores):
-            matrix.setflags(write=False)
+        # Copies of its own, so that nothing that is done with the originals changes the circuit.
+        for name, matrix in (("mask", self.mask), ("scores", self.scores)):
+            own = matrix.copy()
+            own.setflags(write=False)
+            object.__setattr__(self, name, own)
+        object.__setattr__(self, "node_effects", MappingProxyType(dict(self.node_effects)))
 
     @property
     def layout(self) -> Layout:
@@ -80,11 +85,11 @@ class Circuit:
 
     def with_mask(self, mask: Bool[np.ndarray, "writer reader"]) -> Circuit:
         """The same scores with other edges kept."""
-        return replace(self, mask=mask.copy())
+        return replace(self, mask=mask)
 
     def with_node_effects(self, effects: Mapping[str, float]) -> Circuit:
         """The circuit with swept effects on its nodes."""
-        return replace(self, node_effects=dict(effects))
+        return replace(self, node_effects=effects)
 
     def to_frame(self) -> pd.DataFrame:
         """Every edge of the graph: source, target, score, in_circuit."""

@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import networkx as nx
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from circuitlab.errors import FormatError, UnknownNameError
 from circuitlab.graphs.ranking import edge_places
-from circuitlab.parts import Edge, Kind, Layout, ModelSpec, Node
+from circuitlab.parts import Edge, Kind, Layout, ModelSpec, Node, Slot
 
 if TYPE_CHECKING:
     from circuitlab.graphs.circuit import Circuit
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 class _Cfg(BaseModel):
     model_config = ConfigDict(extra="allow")
-    n_layers: int
-    n_heads: int
-    d_model: int
+    n_layers: int = Field(ge=1)
+    n_heads: int = Field(ge=1)
+    d_model: int = Field(ge=1)
     parallel_attn_mlp: bool = False
 
 
@@ -50,10 +50,10 @@ class _File(BaseModel):
 def to_json(circuit: Circuit) -> dict[str, Any]:
     """The circuit as the object that EAP-IG's `Graph.from_json` reads; both fields stand on every edge."""
     layout, kept = circuit.layout, {node.name for node in circuit.nodes}
-    edges = {
-        edge.name: {"score": float(circuit.scores[row, column]), "in_graph": bool(circuit.mask[row, column])}
-        for edge, (row, column) in zip(layout.edges(), edge_places(layout), strict=True)
-    }
+    edges = {}
+    for row, column in _as_constructed(layout):
+        name = f"{layout.writers[row].name}->{layout.readers[column].name}"
+        edges[name] = {"score": float(circuit.scores[row, column]), "in_graph": bool(circuit.mask[row, column])}
     return {
         "cfg": {
             "n_layers": circuit.spec.n_layers,
@@ -66,13 +66,33 @@ def to_json(circuit: Circuit) -> dict[str, Any]:
     }
 
 
+def _as_constructed(layout: Layout) -> Iterator[tuple[int, int]]:
+    """Every edge in the order in which EAP-IG constructs them: layer by layer, writer by writer, head by head."""
+
+    def order(place: tuple[int, int]) -> tuple[int, int, int, int, int]:
+        row, column = place
+        node, slot = layout.readers[column].node, layout.readers[column].slot
+        if node.kind is Kind.LOGITS:
+            return layout.spec.n_layers, 0, row, 0, 0
+        mlp_apart = node.kind is Kind.MLP and not layout.spec.parallel
+        head = layout.spec.n_heads if node.head is None else node.head
+        return node.layer or 0, int(mlp_apart), row, head, list(Slot).index(slot) if slot else 0
+
+    yield from sorted(((int(row), int(column)) for row, column in edge_places(layout)), key=order)
+
+
 def read_json(path: Path, spec: ModelSpec | None) -> Circuit:
     """See `load_circuit`."""
     from circuitlab.graphs.circuit import Circuit
 
     path = path / "circuit.json" if path.is_dir() else path
     try:
-        parsed = _File.model_validate(json.loads(path.read_text(encoding="utf-8")))
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise FormatError(
+                f"circuit file {str(path)!r} is a {type(content).__name__}; expected an object with cfg, nodes, edges."
+            )
+        parsed = _File.model_validate(content)
     except FileNotFoundError:
         raise FormatError(f"circuit file {str(path)!r} does not exist. Give a circuit.json or a run folder.") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -120,11 +140,11 @@ def _fitting_spec(parsed: _File, spec: ModelSpec | None, path: Path) -> ModelSpe
             parallel=cfg.parallel_attn_mlp,
             has_mlp=has_mlp,
         )
-    theirs = (cfg.n_layers, cfg.n_heads, cfg.d_model, cfg.parallel_attn_mlp)
-    ours = (spec.n_layers, spec.n_heads, spec.d_model, spec.parallel)
+    theirs = (cfg.n_layers, cfg.n_heads, cfg.d_model, cfg.parallel_attn_mlp, has_mlp)
+    ours = (spec.n_layers, spec.n_heads, spec.d_model, spec.parallel, spec.has_mlp)
     if theirs != ours:
         raise FormatError(
-            f"circuit file {str(path)!r} is of another model: layers, heads, d_model, parallel = {theirs}; "
+            f"circuit file {str(path)!r} is of another model: layers, heads, d_model, parallel, MLPs = {theirs}; "
             f"model {spec.name!r} has {ours}."
         )
     return spec

@@ -83,7 +83,9 @@ def _grown(layout: Layout, n_edges: int, rng: np.random.Generator) -> np.ndarray
         mask[0, -1] = direct
         stuck = False
         while mask.sum() < n_edges and not stuck:
-            larger = (_with_path(mask, int(row), int(column), owner) for row, column in candidates)
+            short = (0, mask.shape[1] - 1)  # the direct edge is there from the beginning or never
+            others = ((int(row), int(column)) for row, column in candidates if (row, column) != short)
+            larger = (_with_path(mask, row, column, owner) for row, column in others)
             fitting = (m for m in (prune(m, layout) for m in larger) if mask.sum() < m.sum() <= n_edges)
             found = next(fitting, None)
             stuck = found is None

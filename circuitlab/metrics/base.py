@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitlab.data.batch import PairBatch
-from circuitlab.errors import MetricError, UnknownNameError
+from circuitlab.errors import CircuitLabError, MetricError, UnknownNameError
 from circuitlab.metrics import formulas
 from circuitlab.references import CONMY_2023, WANG_2023, Reference
 
@@ -43,13 +43,18 @@ class Metric:
         """One value per example.
 
         Raises:
-            MetricError: The function returned another shape, another type, or NaN.
+            MetricError: The function raised, or returned another shape, another type, or NaN.
         """
         if self.needs_reference and batch.reference is None:
             raise MetricError(
                 f"metric {self.name!r} compares with the clean run; give it batch.with_reference(logits)."
             )
-        values = self.function(logits, batch)
+        try:
+            values = self.function(logits, batch)
+        except CircuitLabError:
+            raise
+        except Exception as error:
+            raise MetricError(f"metric {self.name!r} raised {type(error).__name__}: {error}") from error
         if not torch.is_tensor(values) or values.shape != (len(batch),):
             got = f"shape {tuple(values.shape)}" if torch.is_tensor(values) else type(values).__name__
             raise MetricError(

@@ -68,7 +68,8 @@ class BridgeModel:
         self.bridge = bridge
         self.spec = spec_of(bridge, name)
         # Walking the module tree at every call took a fifth of a sweep over prompts of many lengths.
-        self._modules = tuple(bridge.modules())
+        # The HuggingFace model has some that the bridge does not list, such as the dropout behind the embedding.
+        self._modules = tuple(dict.fromkeys([*bridge.modules(), *bridge.original_model.modules()]))
 
     @property
     def id(self) -> str:
@@ -273,6 +274,12 @@ class BridgeModel:
             copies = stream.detach()[None].expand_as(behind).clone().requires_grad_(True)
             (out,) = torch.autograd.grad(norm(copies), copies, behind)
         return out
+
+    @torch.no_grad()
+    def whole_logits(self, tokens: Int[Tensor, "batch seq"]) -> Float[Tensor, "batch seq d_vocab"]:
+        """The model's own forward pass, untouched: what everything else is measured against."""
+        with evaluating(self._modules):
+            return self._forward(tokens)
 
     def has_post_norm(self, layer: int) -> bool:
         """Whether a norm stands between the heads' sum and the stream (Gemma 2 and 3)."""

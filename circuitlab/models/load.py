@@ -42,11 +42,11 @@ def load_model(
         ModelError: The folder lacks a file, the name is unknown, or there is no network to fetch it.
         UnsupportedModelError: Its parts do not add up; the message has the measured number.
     """
-    if isinstance(model, BridgeModel):
-        return model
-    if not isinstance(model, str | Path):
-        return _from_bridge(model)
     place, kind = _device(device), _dtype(dtype)
+    if not isinstance(model, str | Path):
+        loaded = model if isinstance(model, BridgeModel) else _from_bridge(model)
+        _check_as_it_is(loaded, None if device is None else place, None if dtype is None else kind)
+        return loaded
     name = str(model)
     source = str(files("circuitlab") / "bundled") if name == BUNDLED else name
     looks_local = name == BUNDLED or Path(source).exists() or source.startswith((".", "/", "~"))
@@ -66,6 +66,18 @@ def _from_bridge(bridge: Any) -> BridgeModel:
     loaded = BridgeModel(bridge, str(getattr(bridge.cfg, "model_name", "bridge")))
     verify(loaded)
     return loaded
+
+
+def _check_as_it_is(model: BridgeModel, device: torch.device | None, dtype: torch.dtype | None) -> None:
+    """Refuse to move or recast a model that the user booted."""
+    if dtype is not None and dtype != model.dtype:
+        raise ConfigError(
+            f"dtype {dtype} is asked for, but the given model is in {model.dtype}. Boot it in that dtype."
+        )
+    if device is not None and device.type != model.device.type:
+        raise ConfigError(
+            f"device {device} is asked for, but the given model is on {model.device}. Move it there first."
+        )
 
 
 def _device(device: str | torch.device | None) -> torch.device:
@@ -113,7 +125,8 @@ def _checked_folder(folder: Path, name: str) -> Path:
 
 
 def _boot(source: str, name: str, device: torch.device, dtype: torch.dtype, *, local: bool) -> Any:
-    with _quiet(), nullcontext() if local else _offline_without_network():
+    # HuggingFace fills weights with random numbers before it loads them.
+    with _quiet(), torch.random.fork_rng(), nullcontext() if local else _offline_without_network():
         from transformer_lens.model_bridge import TransformerBridge
 
         try:

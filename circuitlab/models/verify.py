@@ -13,6 +13,7 @@ from circuitlab.models.bridge import BridgeModel
 from circuitlab.parts import Slot
 
 PROBE_TOKENS = 6
+FLAGS = "If the bridge has use_split_qkv_input, use_attn_in or use_attn_result set, unset them."
 # Largest difference relative to the largest value. On eleven architectures with random weights it is at most 4e-7, in
 # float64 too where a model norms or rotates in float32. The bound leaves room for trained models, whose largest values
 # are outliers; a wrong part differs by 1e-2 or more.
@@ -30,20 +31,19 @@ def verify(model: BridgeModel) -> None:
     tokens = torch.randint(0, model.spec.d_vocab, shape, generator=generator).to(model.device)
     try:
         differences = measure(model, tokens)
-    except UnsupportedModelError:
-        raise
+    except UnsupportedModelError as error:
+        raise UnsupportedModelError(f"{error} {FLAGS}") from error
     except (RuntimeError, AttributeError, TypeError, KeyError, IndexError) as error:
         raise UnsupportedModelError(
-            f"model {model.id!r} cannot be taken apart: {type(error).__name__}: {str(error).splitlines()[0]}. Its "
-            "architecture is not one that circuitlab can patch exactly."
+            f"model {model.id!r} cannot be taken apart: {type(error).__name__}: {str(error).partition(chr(10))[0]}. "
+            f"Its architecture is not one that circuitlab can patch exactly. {FLAGS}"
         ) from error
     allowed = TOLERANCE.get(model.dtype, TOLERANCE[torch.float32])
     for part, value in differences.items():
         if not value <= allowed:
             raise UnsupportedModelError(
                 f"model {model.id!r}: {part} differs by {value:.2g} of its size from the model's own forward pass "
-                f"(at most {allowed:.0e} in {model.dtype}). Patching it would give wrong numbers. If the bridge has "
-                "use_split_qkv_input, use_attn_in or use_attn_result set, unset them."
+                f"(at most {allowed:.0e} in {model.dtype}). Patching it would give wrong numbers. {FLAGS}"
             )
 
 
@@ -69,7 +69,7 @@ def measure(model: BridgeModel, tokens: Tensor) -> dict[str, float]:
         compare("the sum of the heads", _sum_of_heads(model, layer, run.z[layer]), attn)
         if spec.has_mlp:
             compare("an MLP", model.mlp_output(layer, before if spec.parallel else before + attn), mlp)
-    whole = model.bridge(tokens, return_type="logits", use_cache=False)[:, -1]
+    whole = model.whole_logits(tokens)[:, -1]
     compare("the logits", model.logits(run.resid_final[:, -1]), whole)
     return worst
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -79,17 +80,15 @@ def judge(
     return metric(model.logits(stream), baseline.batch.take(example))
 
 
-def check_gap(metric: Metric, clean: Float[Tensor, " example"], corrupt: Float[Tensor, " example"]) -> None:
+def check_gap(metric: Metric, clean: Float[np.ndarray, " example"], corrupt: Float[np.ndarray, " example"]) -> None:
     """Refuse a metric that cannot tell the two runs apart.
 
     Raises:
         MetricError: The means over examples coincide, so that nothing can be normalised by their difference.
     """
-    gap = float(clean.mean() - corrupt.mean())
-    scale = float(torch.stack([clean, corrupt]).abs().mean())
+    gap, scale = float(clean.mean() - corrupt.mean()), float(np.abs([clean, corrupt]).mean())
     if abs(gap) <= 1e-6 * max(scale, 1e-6):
         raise MetricError(
-            f"metric {metric.name!r} is {float(clean.mean()):.4g} on the clean and {float(corrupt.mean()):.4g} on the "
-            "corrupted prompts: with no difference there is nothing to explain. Check answers and corruption, or take "
-            "another metric."
+            f"metric {metric.name!r} is {clean.mean():.4g} on the clean and {corrupt.mean():.4g} on the corrupted "
+            "prompts: with no difference there is nothing to explain. Check answers and corruption, or take another."
         )

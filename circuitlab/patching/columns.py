@@ -32,7 +32,7 @@ class Columns:
 
     kind: str
     labels: tuple[str, ...]
-    masks: tuple[Bool[Tensor, "column batch seq"], ...]
+    masks: tuple[Bool[Tensor, "column _ _"], ...]  # [column, batch, seq], each batch of its own size
 
 
 def columns_of(pairs: PairSet | PairBatch, batches: Sequence[PairBatch], axis: str) -> Columns:
@@ -55,8 +55,9 @@ def columns_of(pairs: PairSet | PairBatch, batches: Sequence[PairBatch], axis: s
     lengths = sorted({batch.n_tokens for batch in batches})
     if axis == "position" and len(lengths) > 1:
         raise ConfigError(f"prompts have {lengths} tokens, so positions do not line up. Use axis='span'.")
-    if axis == "span" and not any(batch.spans for batch in batches):
-        raise ConfigError("these pairs carry no spans. Name spans in the task, or use axis='position'.")
+    if not any(batch.spans for batch in batches) and (axis == "span" or (axis == "auto" and len(lengths) > 1)):
+        hint = f"and their {lengths} tokens do not line up by position" if len(lengths) > 1 else "use axis='position'"
+        raise ConfigError(f"these pairs carry no spans. Name spans in the task; {hint}.")
     common = _common_spans(batches)
     if axis == "position" or (axis == "auto" and len(lengths) == 1 and common is not None):
         return _positions(pairs, batches, common or {})

@@ -87,16 +87,18 @@ def sweep(
     raw = {s.name: job.empty(s, n_examples) for s in sites}
     clean, corrupt = torch.zeros(2, n_examples, dtype=torch.float64)
     steps, total = 0, len(batches) * len(sites) * model.spec.n_layers
-    for b, batch in enumerate(batches):
-        baseline = record_baseline(model, batch)
-        where = batch.index.cpu()
+    baselines = [record_baseline(model, batch) for batch in batches]
+    for baseline in baselines:
+        where = baseline.batch.index.cpu()
         clean[where], corrupt[where] = (values.double().cpu() for values in baseline.gap(judged_by))
+    check_gap(judged_by, clean.numpy(), corrupt.numpy())
+    for b, baseline in enumerate(baselines):
+        where = baseline.batch.index.cpu()
         for s in sites:
             for layer in range(model.spec.n_layers):
                 raw[s.name][layer, :, where.numpy()] = job.layer(s, layer, baseline, b).T
                 steps += 1
                 progress("sweep", steps, total)
-    check_gap(judged_by, clean, corrupt)
     grids = {
         s.name: Grid(
             site=s.name,
