@@ -419,18 +419,15 @@ def test_a_task_whose_corrupted_prompt_is_always_the_same_ends():
         sample_pairs(task_of(guarded(draw)), Words(), 5, 0)
 
 
-@pytest.mark.xfail(
-    reason="sampling.py PATIENCE: 1000 rejected draws in a row end the search, with 8 more pairs among the next 4000",
-    strict=True,
-)
 def test_prompts_that_are_rare_are_found_all_the_same():
-    """One draw in 500 can be served, as where a tokenizer knows few of the names: that is no reason to say there is none."""
+    """One draw in 500 can be served, as where a tokenizer knows few of the names: nobody may be told there are none."""
 
     def draw(rng: Random) -> Example:
         example = numbered(rng)
         return example if rng.random() < 1 / 500 else replace(example, answer=" Certainly")
 
-    assert len(sample_pairs(task_of(guarded(draw)), Words(), 4, 0).held_out) == 4
+    for seed in range(6):
+        assert len(sample_pairs(task_of(guarded(draw)), Words(), 2, seed).held_out) == 2
 
 
 @pytest.mark.parametrize("n", [0, -1, 2.0, "10", None, True])

@@ -14,7 +14,7 @@ from circuitlab.errors import CircuitLabError, ConfigError, TaskFileError, TooFe
 
 # A task is taken as exhausted when this many draws in a row (at least; and four for every pair found) brought no pair.
 # With k of K pairs still missing, a draw misses all of them with probability (1 - k/K).
-PATIENCE = 1000
+PATIENCE = 4000
 PATIENCE_A_PAIR = 4
 # Enough that a word in a list of a hundred is missed by all of them with probability 1e-9.
 FINGERPRINT_DRAWS = 2048
