@@ -319,7 +319,7 @@ def test_more_than_there_is_is_counted_and_the_advice_holds():
         sample_pairs(task_of(one_of(*NAMES)), Words(), 5, 0)
 
 
-@law_of(15)
+@law_of(6)
 @given(st.integers(2, 12), st.integers(0, 1000))
 def test_the_number_that_is_advised_can_be_had(n_letters, seed):
     def draw(rng: Random) -> Example:

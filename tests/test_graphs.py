@@ -286,7 +286,6 @@ def test_a_circuit_does_not_change_with_what_it_was_made_of():
     assert circuit.node_effects == {"m0": 0.5}
 
 
-@pytest.mark.xfail(reason="circuit.py: MappingProxyType can be neither copied nor sent to another process", strict=True)
 @pytest.mark.parametrize("again", [copy.deepcopy, lambda circuit: pickle.loads(pickle.dumps(circuit))])
 def test_a_circuit_can_be_copied_and_sent(again):
     circuit = circuit_of(spec_of(2, 2), *KEPT).with_node_effects({"m0": 1.0})

@@ -523,9 +523,6 @@ def test_the_manifest_spells_the_dtype_as_it_is_asked_for(bundled):
 
 
 @pytest.mark.usefixtures("instant")
-@pytest.mark.xfail(
-    reason="pipeline.py: device and dtype are those asked for, not those of a model that was given", strict=True
-)
 def test_the_manifest_says_in_what_dtype_a_given_model_ran():
     assert discover(TASK, model=load_model("bundled", dtype="float64"), n=2).config.dtype == "float64"
 

@@ -144,6 +144,8 @@ def discover(
     clock = _Clock(progress)
     with clock("load"):
         loaded: Model = load_model(model, device=device, dtype=dtype)
+        # A model that was given is where it is, and in its own dtype.
+        config = replace(config, device=str(loaded.device), dtype=str(loaded.dtype).removeprefix("torch."))
     with clock("prompts"):
         pairs = asked.pairs(loaded, n=n, seed=seed)
     found = pairs.discovery
@@ -152,6 +154,7 @@ def discover(
     with clock("sweep"):
         sites = [s for s in SWEPT_SITES if loaded.spec.has_mlp or s != "mlp_out"]
         grids = sweep(loaded, found, site=sites, metric=judged_by, seed=seed, progress=progress)
+        assert isinstance(grids, dict)
         effects = sweep_nodes(loaded, found, judged_by, heads=grids["head_z"]).effects
     with clock("score"):
         scores = score_edges(loaded, found, method, steps=steps, metric=judged_by, progress=progress)
@@ -161,7 +164,7 @@ def discover(
         evaluation = evaluate(loaded, circuit, pairs.held_out, metric=judged_by, seed=seed, progress=progress)
     run = Run(
         config=config, task=asked, spec=loaded.spec, weights_sha256=loaded.weights_sha256(), pairs=pairs,
-        behaviour=behaviour, grids=dict(grids), scores=scores, circuit=circuit.with_node_effects(effects),
+        behaviour=behaviour, grids=grids, scores=scores, circuit=circuit.with_node_effects(effects),
         evaluation=evaluation, seconds=clock.seconds,
     )  # fmt: skip
     return run if out is None else run.write(out, force)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -55,7 +54,7 @@ class Circuit:
             own = matrix.copy()
             own.setflags(write=False)
             object.__setattr__(self, name, own)
-        object.__setattr__(self, "node_effects", MappingProxyType(dict(self.node_effects)))
+        object.__setattr__(self, "node_effects", dict(self.node_effects))
 
     @property
     def layout(self) -> Layout:

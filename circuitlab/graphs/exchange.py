@@ -160,8 +160,8 @@ def to_networkx(circuit: Circuit, collapse: bool) -> nx.MultiDiGraph | nx.DiGrap
     for edge, score in circuit.edges():
         source, target = edge.source.name, edge.reader.node.name
         if collapse:
-            before = graph.get_edge_data(source, target, {"score": 0.0})
-            graph.add_edge(source, target, score=before["score"] + score)
+            before = graph.edges[source, target]["score"] if graph.has_edge(source, target) else 0.0
+            graph.add_edge(source, target, score=before + score)
             continue
         # GraphML has no None: an edge into an MLP or the logits has no slot attribute value but the empty word.
         slot = edge.reader.slot.value if edge.reader.slot else ""
@@ -182,7 +182,7 @@ def _node_attributes(node: Node, effects: Mapping[str, float]) -> dict[str, Any]
 
 def save_circuit(circuit: Circuit, path: Path) -> None:
     """See `Circuit.save`."""
-    writers: dict[str, Callable[[Path], None]] = {
+    writers: dict[str, Callable[[Path], object]] = {
         ".json": lambda to: to.write_text(json.dumps(to_json(circuit), indent=1) + "\n", encoding="utf-8"),
         ".graphml": lambda to: nx.write_graphml(to_networkx(circuit, collapse=False), to, named_key_ids=True),
     }

@@ -29,7 +29,7 @@ from circuitlab.models.anatomy import (
     projection,
     spec_of,
 )
-from circuitlab.models.protocol import Recording, Trace
+from circuitlab.models.protocol import Frame, Recording, Trace
 from circuitlab.models.surgery import (
     broadcast_rows,
     evaluating,
@@ -76,9 +76,13 @@ class BridgeModel:
         """What the user called it."""
         return self.spec.name
 
-    @cached_property
+    @property
     def text(self) -> TokenizerText:
-        """The tokenizer of the checkpoint."""
+        """The tokenizer of the checkpoint; raises `ModelError` where there is none."""
+        return self._text
+
+    @cached_property
+    def _text(self) -> TokenizerText:
         tokenizer = getattr(self.bridge, "tokenizer", None)
         if tokenizer is None:
             raise ModelError(f"model {self.id!r} has no tokenizer. Give tokens instead: PairBatch.from_tokens(...).")
@@ -146,7 +150,7 @@ class BridgeModel:
             self._forward(tokens)
         return self._recording(kept)
 
-    def trace(self, start: Float[Tensor, "batch seq d_model"], frame: BridgeFrame) -> Trace:
+    def trace(self, start: Float[Tensor, "batch seq d_model"], frame: Frame) -> Trace:
         """Run all blocks from an embedding with gradients on; weights get none."""
         kept: dict[str, dict[int, Tensor]] = {name: {} for name in ("resid_pre", "mlp_in", "q", "k", "v", "mlp_normed")}
         start = start.detach().clone().requires_grad_(True)
@@ -175,7 +179,7 @@ class BridgeModel:
 
     @torch.no_grad()
     def run_blocks(
-        self, stream: Float[Tensor, "row seq d_model"], first: int, frame: BridgeFrame
+        self, stream: Float[Tensor, "row seq d_model"], first: int, frame: Frame
     ) -> Float[Tensor, "row seq d_model"]:
         """The stream after the last block, from the stream on entry to block `first`."""
         with evaluating(self._modules):
@@ -206,11 +210,11 @@ class BridgeModel:
         q: Float[Tensor, "row seq head d_head"],
         k: Float[Tensor, "row seq head d_head"],
         v: Float[Tensor, "row seq head d_head"],
-        frame: BridgeFrame,
+        frame: Frame,
     ) -> Float[Tensor, "row seq head d_head"]:
         """Every head's z, by the model's own attention code with its projections skipped."""
         attn = self._blocks[layer].attn
-        args, kwargs = frame.attn_calls[layer]
+        args, kwargs = _ours(frame).attn_calls[layer]
         dummy = q.new_zeros(q.shape[0], q.shape[1], self.spec.d_model)
         kept: list[Tensor] = []
 
@@ -294,9 +298,9 @@ class BridgeModel:
     def _forward(self, tokens: Tensor) -> Tensor:
         return self.bridge(tokens.to(self.device), return_type="logits", use_cache=False)
 
-    def _run(self, stream: Tensor, first: int, frame: BridgeFrame) -> Tensor:
+    def _run(self, stream: Tensor, first: int, frame: Frame) -> Tensor:
         for layer in range(first, self.spec.n_layers):
-            stream = first_tensor(_call(self._blocks[layer], stream, frame.block_calls[layer]))
+            stream = first_tensor(_call(self._blocks[layer], stream, _ours(frame).block_calls[layer]))
         return stream
 
     def _trace_block(self, add: Any, kept: dict[str, dict[int, Tensor]], layer: int, block: Any) -> None:
@@ -357,6 +361,11 @@ class BridgeModel:
         if name == "resid_final":
             return 0 not in kept[name]
         return layer not in kept[name] and (name != "mlp_out" or self.spec.has_mlp)
+
+
+def _ours(frame: Frame) -> BridgeFrame:
+    assert isinstance(frame, BridgeFrame), "frames come from the model that they are used with"
+    return frame
 
 
 def _call(module: Any, stream: Tensor, call: Call) -> Any:

@@ -134,8 +134,9 @@ class _Job:
 
     def runs(self, baseline: Baseline) -> tuple[Recording, Recording]:
         """The run that is patched, and the run whose values are put in."""
-        pair = (baseline.corrupt, baseline.clean)
-        return pair if self.direction == "denoise" else pair[::-1]
+        if self.direction == "denoise":
+            return baseline.corrupt, baseline.clean
+        return baseline.clean, baseline.corrupt
 
     def layer(self, site: Site, layer: int, baseline: Baseline, batch_number: int) -> np.ndarray:
         """Metric of every cell of one layer, `[column, example]`."""
