@@ -153,6 +153,16 @@ class TestTheCircuit:
         assert found.n_edges == 40
         assert found.n_nodes == len(loose.nodes)
 
+    def test_an_unconnected_head_counts_where_norms_couple_heads(self):
+        """In a post-norm model pruning changes the values, so an evaluation that prunes on the way is seen."""
+        model, batch = load("gemma2"), pairs()
+        scores = score_edges(model, batch)
+        loose = scores.circuit(scores.top(30))
+        found, pruned = (evaluate(model, c, batch, n_random=0) for c in (loose, loose.pruned()))
+        expected = circuit_values(model, prepare(model, batch), loose.mask[None], [METRIC])["logit_diff"][0]
+        assert found.circuit == pytest.approx(expected)
+        assert pruned.circuit != pytest.approx(expected, abs=1e-3)
+
     def test_a_model_of_the_same_shape_will_do(self, circuit, held_out):
         from dataclasses import replace
 

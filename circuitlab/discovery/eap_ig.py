@@ -69,7 +69,8 @@ def score_eap_ig(
         clean, corrupt = baseline.gap(metric)
         truth.append((clean - corrupt).double().cpu().numpy())
         progress(name, number + 1, len(batches))
-    if not running.mean.any() and np.concatenate(truth).any():
+    # Rounding leaves a little where there is no slope; some edge of a graph with a slope carries more than this.
+    if np.abs(running.mean).max() <= 1e-5 * np.abs(np.concatenate(truth)).mean():
         raise MetricError(
             f"metric {metric.name!r} has no gradient anywhere on the path of {steps} steps (a divergence from the "
             "clean run has none at the clean prompt), so every score would be 0. Use logit_diff, or more steps."
