@@ -75,7 +75,7 @@ def projection(
     block: Any, slot: Slot, spec: ModelSpec
 ) -> tuple[Float[Tensor, "head d_model d_head"], Float[Tensor, "head d_head"] | None]:
     """Weight and bias of q, k or v; k and v once per query head."""
-    weight, bias = _linear(getattr(block.attn, slot.value))
+    weight, bias = linear(getattr(block.attn, slot.value))
     weight = weight.unflatten(1, (-1, spec.d_head)).transpose(0, 1).detach()
     bias = None if bias is None else bias.unflatten(0, (-1, spec.d_head)).detach()
     repeats = spec.n_heads // weight.shape[0]
@@ -87,8 +87,13 @@ def projection(
 
 def output_weight(block: Any, spec: ModelSpec) -> Float[Tensor, "head d_head d_model"]:
     """The output projection, head by head."""
-    weight, _ = _linear(block.attn.o)
+    weight, _ = linear(block.attn.o)
     return weight.detach().unflatten(0, (spec.n_heads, spec.d_head))
+
+
+def mlp_down(block: Any) -> Any:
+    """The MLP's output projection, whose input are the neurons."""
+    return block.mlp.out
 
 
 @contextmanager
@@ -104,7 +109,7 @@ def one_key_per_query_head(attn: Any, spec: ModelSpec) -> Iterator[None]:
         yield
 
 
-def _linear(module: Any) -> tuple[Tensor, Tensor | None]:
+def linear(module: Any) -> tuple[Tensor, Tensor | None]:
     """Weight `[in, out]` and bias of a linear layer; torch's own layers store it the other way round."""
     layer = module.original_component
     transposed = isinstance(layer, nn.Linear)

@@ -133,8 +133,15 @@ class Model(Protocol):
         """The stream after the last block, from the stream on entry to block `first`."""
         ...
 
-    def logits(self, stream: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_vocab"]:
-        """Next-token logits from the final stream at one position a row; gradients follow if they are on."""
+    def logits(
+        self, stream: Float[Tensor, "row d_model"], tokens: Int[Tensor, " word"] | None = None
+    ) -> Float[Tensor, "row word"]:
+        """Next-token logits from the final stream at one position a row; gradients follow if they are on.
+
+        Args:
+            stream: Final streams.
+            tokens: Words whose logits are asked for; the whole vocabulary by default.
+        """
         ...
 
     def project(
@@ -143,18 +150,27 @@ class Model(Protocol):
         """Chosen heads' q, k or v, each from the stream that this head reads."""
         ...
 
+    def read_attention(
+        self, layer: int, slots: Sequence[Slot], stream: Float[Tensor, "token d_model"]
+    ) -> tuple[Float[Tensor, "token _ d_head"], ...]:
+        """Queries, keys or values of all heads of a layer, one token a row, before norms and rotation.
+
+        Keys and values come in the model's own number of heads (`spec.n_kv_heads`).
+        """
+        ...
+
     def attend(
         self,
         layer: int,
         q: Float[Tensor, "row seq head d_head"],
-        k: Float[Tensor, "row seq head d_head"],
-        v: Float[Tensor, "row seq head d_head"],
+        k: Float[Tensor, "row seq _ d_head"],
+        v: Float[Tensor, "row seq _ d_head"],
         frame: Frame,
     ) -> Float[Tensor, "row seq head d_head"]:
-        """Every head's z from its queries, keys and values; k and v once per query head."""
+        """Every head's z from its queries, keys and values; k and v once per query head or once per key/value head."""
         ...
 
-    def attn_output(self, layer: int, z: Float[Tensor, "row seq head d_head"]) -> Float[Tensor, "row seq d_model"]:
+    def attn_output(self, layer: int, z: Float[Tensor, "*row head d_head"]) -> Float[Tensor, "*row d_model"]:
         """What an attention layer adds to the stream, bias and post-norm included."""
         ...
 
@@ -164,8 +180,16 @@ class Model(Protocol):
         """Each head's own share of `attn_output`, without the bias; a post-norm is taken with the scale of this z."""
         ...
 
-    def mlp_output(self, layer: int, stream: Float[Tensor, "*row seq d_model"]) -> Float[Tensor, "*row seq d_model"]:
+    def mlp_output(self, layer: int, stream: Float[Tensor, "*row d_model"]) -> Float[Tensor, "*row d_model"]:
         """What an MLP adds to the stream, from the stream it reads."""
+        ...
+
+    def mlp_hidden(self, layer: int, stream: Float[Tensor, "*row d_model"]) -> Float[Tensor, "*row neuron"]:
+        """An MLP's neurons: what goes into its output projection, from the stream it reads."""
+        ...
+
+    def mlp_from_hidden(self, layer: int, hidden: Float[Tensor, "*row neuron"]) -> Float[Tensor, "*row d_model"]:
+        """What an MLP adds to the stream, from its neurons; bias and post-norm included."""
         ...
 
     def has_post_norm(self, layer: int) -> bool:

@@ -64,14 +64,27 @@ def measure(model: BridgeModel, tokens: Tensor) -> dict[str, float]:
         for slot, own in ((Slot.Q, run.q), (Slot.K, run.k), (Slot.V, run.v)):
             projected = model.project(layer, slot, range(spec.n_heads), copies).permute(1, 2, 0, 3)
             compare(f"the {slot.value} projection", projected, own[layer])
+        for slot, own, read in zip(Slot, (run.q, run.k, run.v), _all_read(model, layer, before), strict=True):
+            compare(f"the {slot.value} of all heads", read, own[layer])
         compare("attention", model.attend(layer, run.q[layer], run.k[layer], run.v[layer], frame), run.z[layer])
         compare("the attention output", model.attn_output(layer, run.z[layer]), attn)
         compare("the sum of the heads", _sum_of_heads(model, layer, run.z[layer]), attn)
         if spec.has_mlp:
-            compare("an MLP", model.mlp_output(layer, before if spec.parallel else before + attn), mlp)
+            read = before if spec.parallel else before + attn
+            compare("an MLP", model.mlp_output(layer, read), mlp)
+            compare("an MLP from its neurons", model.mlp_from_hidden(layer, model.mlp_hidden(layer, read)), mlp)
     whole = model.whole_logits(tokens)[:, -1]
     compare("the logits", model.logits(run.resid_final[:, -1]), whole)
+    some = tokens[0]
+    compare("the logits of some tokens", model.logits(run.resid_final[:, -1], some), whole[:, some])
     return worst
+
+
+def _all_read(model: BridgeModel, layer: int, stream: Tensor) -> tuple[Tensor, ...]:
+    """All heads' q, k and v read at once, keys and values repeated as in a recording."""
+    read = model.read_attention(layer, tuple(Slot), stream.flatten(0, 1))
+    split = (one.unflatten(0, stream.shape[:2]) for one in read)
+    return tuple(one.repeat_interleave(model.spec.n_heads // one.shape[2], 2) for one in split)
 
 
 def _sum_of_heads(model: BridgeModel, layer: int, z: Tensor) -> Float[Tensor, "batch seq d_model"]:
