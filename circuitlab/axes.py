@@ -14,6 +14,9 @@ AXES: dict[str, str] = {
     "d_vocab": "tokens of the vocabulary",
     "writer": "nodes that add to the stream: input, heads, MLPs",
     "reader": "places that read the stream: head slots q, k, v, MLPs, logits",
+    "token": "tokens of several rows, one after the other (ragged)",
+    "neuron": "neurons of one MLP: what goes into its output projection",
+    "word": "chosen tokens of the vocabulary",
     "circuit": "edge masks evaluated together",
     "answer": "right (or wrong) answer tokens of an example",
 }

@@ -128,6 +128,17 @@ class PairBatch:
         """The batch with the clean run's logits beside it."""
         return replace(self, reference=logits)
 
+    def compact(self) -> tuple[Int[Tensor, " word"], PairBatch]:
+        """The words that stand among answers and distractors, and the batch with their numbers in that list.
+
+        A metric that needs no other words gives the same on logits of these words alone; the clean run's logits are
+        left out.
+        """
+        words, places = torch.cat([self.answers, self.distractors], 1).unique(return_inverse=True)
+        filled = int(words[0] == NO_TOKEN)  # sorted, so -1 comes first and its number becomes -1 again
+        answers, distractors = (places - filled).split([self.answers.shape[1], self.distractors.shape[1]], 1)
+        return words[filled:], replace(self, answers=answers, distractors=distractors, reference=None)
+
     def take(self, rows: Int[Tensor, " kept"] | slice) -> PairBatch:
         """The examples at these rows, in this order."""
         values = {}

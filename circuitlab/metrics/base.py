@@ -28,6 +28,8 @@ class Metric:
         higher_is_better: Direction: whether a better model has more of it.
         smooth: Whether it has a useful gradient.
         needs_reference: Whether it compares with the clean run (`PairBatch.reference`).
+        local: Whether it depends on the logits of the batch's answers and distractors only, so that no others are
+            computed.
         source: Where it was proposed, if anywhere.
     """
 
@@ -37,6 +39,7 @@ class Metric:
     higher_is_better: bool = True
     smooth: bool = True
     needs_reference: bool = False
+    local: bool = False
     source: Reference | None = None
 
     def __call__(self, logits: Float[Tensor, "batch d_vocab"], batch: PairBatch) -> Float[Tensor, " batch"]:
@@ -72,7 +75,7 @@ class Metric:
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
-        Metric(name="logit_diff", function=formulas.logit_diff, unit="logits", source=WANG_2023),
+        Metric(name="logit_diff", function=formulas.logit_diff, unit="logits", local=True, source=WANG_2023),
         Metric(name="prob_diff", function=formulas.prob_diff, unit="probability"),
         Metric(name="log_prob", function=formulas.log_prob, unit="nats"),
         Metric(

@@ -153,16 +153,14 @@ class BridgeModel:
         out = torch.einsum("crsm,cmh->crsh", normed, weight[chosen])
         return out if bias is None else out + bias[chosen][:, None, None]
 
-    @torch.no_grad()
     def read_attention(
         self, layer: int, slots: Sequence[Slot], stream: Float[Tensor, "token d_model"]
     ) -> tuple[Float[Tensor, "token _ d_head"], ...]:
         """Queries, keys or values of all heads, one token a row; the model's own number of key/value heads."""
         normed = self._attn_norms[layer](stream[None])
         attn = self._blocks[layer].attn
-        return tuple(getattr(attn, slot.value)(normed)[0].reshape(len(stream), -1, self.spec.d_head) for slot in slots)
+        return tuple(getattr(attn, slot.value)(normed)[0].flatten(1).unflatten(1, (-1, self.spec.d_head)) for slot in slots)
 
-    @torch.no_grad()
     def attend(
         self,
         layer: int,
@@ -192,7 +190,6 @@ class BridgeModel:
             watch.call_again(attn, dummy, call)
         return kept[0].reshape(q.shape)
 
-    @torch.no_grad()
     def attn_output(self, layer: int, z: Float[Tensor, "*row head d_head"]) -> Float[Tensor, "*row d_model"]:
         """What an attention layer adds to the stream, bias and post-norm included."""
         block = self._blocks[layer]
@@ -214,7 +211,6 @@ class BridgeModel:
             out = out * norm_gain(block.ln1_post, first_tensor(block.attn.o(z.flatten(2))))
         return out
 
-    @torch.no_grad()
     def mlp_output(self, layer: int, stream: Float[Tensor, "*row d_model"]) -> Float[Tensor, "*row d_model"]:
         """What an MLP adds to the stream, from the stream it reads."""
         block = self._blocks[layer]
@@ -267,8 +263,12 @@ class BridgeModel:
         """The model's own forward pass, untouched: what everything else is measured against."""
         return self._insides.forward(tokens)
 
+    def neuron_weight(self, layer: int) -> Float[Tensor, "neuron d_model"]:
+        """The output projection of an MLP: what a neuron of value 1 adds to the stream, before any post-norm."""
+        return linear(mlp_down(self._blocks[layer]))[0].detach()
+
     def has_post_norm(self, layer: int) -> bool:
-        """Whether a norm stands between the heads' sum and the stream (Gemma 2 and 3)."""
+        """Whether norms stand behind attention and MLP and couple the heads, and the neurons (Gemma 2 and 3)."""
         return hasattr(self._blocks[layer], "ln1_post")
 
     @property

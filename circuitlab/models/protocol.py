@@ -192,8 +192,12 @@ class Model(Protocol):
         """What an MLP adds to the stream, from its neurons; bias and post-norm included."""
         ...
 
+    def neuron_weight(self, layer: int) -> Float[Tensor, "neuron d_model"]:
+        """The output projection of an MLP: what a neuron of value 1 adds to the stream, before any post-norm."""
+        ...
+
     def has_post_norm(self, layer: int) -> bool:
-        """Whether a norm between the heads' sum and the stream couples the heads (Gemma 2 and 3)."""
+        """Whether norms behind attention and MLP couple the heads, and the neurons (Gemma 2 and 3)."""
         ...
 
     def pull_back(

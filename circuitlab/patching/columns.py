@@ -28,11 +28,25 @@ class Columns:
         kind: "position" or "span" (a single span "all" where the whole prompt is one column).
         labels: What stands on the axis: a token, the span it belongs to, or the span's name.
         masks: For each batch, the tokens of each column; a column without tokens is absent from that example.
+        numbers: The positions, where only some are columns; all of them otherwise.
     """
 
     kind: str
     labels: tuple[str, ...]
     masks: tuple[Bool[Tensor, "column _ _"], ...]  # [column, batch, seq], each batch of its own size
+    numbers: tuple[int, ...] | None = None
+
+    def at(self, positions: Sequence[int]) -> Columns:
+        """Only these positions.
+
+        Raises:
+            ConfigError: Columns are spans.
+        """
+        if self.kind != "position":
+            raise ConfigError(f"positions={list(positions)} go with axis='position'; here the columns are spans.")
+        chosen = list(positions)
+        labels = tuple(self.labels[i] for i in chosen)
+        return Columns(self.kind, labels, tuple(mask[chosen] for mask in self.masks), tuple(chosen))
 
 
 def columns_of(pairs: PairSet | PairBatch, batches: Sequence[PairBatch], axis: str) -> Columns:
@@ -96,7 +110,7 @@ def _position_label(position: int, pairs: Sequence[Pair], spans: Mapping[str, To
 
 
 def _spans(batches: Sequence[PairBatch]) -> Columns:
-    per_batch = [_span_masks(batch) for batch in batches]
+    per_batch = [span_masks(batch) for batch in batches]
     centres: dict[str, list[float]] = {}
     for masks in per_batch:
         for name, mask in masks.items():
@@ -114,7 +128,8 @@ def _spans(batches: Sequence[PairBatch]) -> Columns:
     return Columns("span", tuple(order), tuple(map(stacked, batches, per_batch)))
 
 
-def _span_masks(batch: PairBatch) -> dict[str, Bool[Tensor, "batch seq"]]:
+def span_masks(batch: PairBatch) -> dict[str, Bool[Tensor, "batch seq"]]:
+    """The tokens of each span, and of each gap between spans; the batch must carry spans."""
     places = torch.arange(batch.n_tokens, device=batch.clean.device)
     masks = {name: (places >= span[:, :1]) & (places < span[:, 1:]) for name, span in sorted(batch.spans.items())}
     free = ~torch.stack(list(masks.values())).any(0)

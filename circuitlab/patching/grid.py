@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from circuitlab import late, stats
+from circuitlab.errors import UnknownNameError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -16,22 +18,33 @@ if TYPE_CHECKING:
 FRAME_COLUMNS = ("value", "ci_low", "ci_high", "p_value", "n")
 
 
+CORRECTIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "holm": stats.holm,
+    "benjamini-hochberg": stats.benjamini_hochberg,
+}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Grid:
-    """A swept site: layers by positions, spans or heads.
+    """A swept site: layers by positions, spans, heads or neurons, or by heads (neurons) and positions or spans.
 
     Attributes:
         site: Which site.
-        direction: "denoise": clean values into the corrupted run; "noise": the other way round.
+        direction: "denoise": values put into the corrupted run; "noise": into the clean run.
         metric: Name of the metric.
         unit: Its unit.
-        column_kind: "position", "span" or "head".
-        columns: Labels of the columns.
+        column_kind: What the last axis of cells is: "position", "span", "head" or "neuron".
+        columns: Labels of that axis.
         per_example: Raw metric with the cell patched; NaN where an example lacks the span.
         clean: Metric of the clean run.
         corrupt: Metric of the corrupted run.
         normalised: Whether `values` are on the scale 0 = corrupted, 1 = clean; else in the metric's unit.
         seed: Seed of intervals and p-values.
+        replacement: What was put in: "corrupt" is the other prompt's value; see `circuitlab.patching.replacement`.
+        layers: The layers of the rows; all, from 0 on, by default.
+        member_kind: "head" or "neuron" where cells are also by position or span, else None.
+        members: Labels of that axis.
+        numbers: Positions of the columns, where only some were swept.
     """
 
     site: str
@@ -40,14 +53,19 @@ class Grid:
     unit: str
     column_kind: str
     columns: tuple[str, ...]
-    per_example: Float[np.ndarray, "layer column example"]
+    per_example: Float[np.ndarray, "*cell example"]
     clean: Float[np.ndarray, " example"]
     corrupt: Float[np.ndarray, " example"]
     normalised: bool = True
     seed: int = 0
+    replacement: str = "corrupt"
+    layers: tuple[int, ...] | None = None
+    member_kind: str | None = None
+    members: tuple[str, ...] = ()
+    numbers: tuple[int, ...] | None = None
 
     @property
-    def values(self) -> Float[np.ndarray, "layer column"]:
+    def values(self) -> Float[np.ndarray, "*cell"]:
         """Mean over examples; normalised: 0 = corrupted, 1 = clean, means first and then their ratio."""
         return stats.ratio_of_means(self._numerator, self._denominator)
 
@@ -57,29 +75,50 @@ class Grid:
         return stats.ratio_interval(self._numerator, self._denominator, self.seed)
 
     @property
-    def p_values(self) -> Float[np.ndarray, "layer column"]:
+    def p_values(self) -> Float[np.ndarray, "*cell"]:
         """Two-sided sign-flip p-values of "the patch does nothing", not corrected for the number of cells."""
         base = self.corrupt if self.direction == "denoise" else self.clean
         return stats.sign_flip_p(np.where(self._there, self.per_example - base, 0.0), self.seed)
 
+    def corrected_p_values(self, correction: str = "holm") -> Float[np.ndarray, "*cell"]:
+        """`p_values` corrected for the number of cells of this grid.
+
+        Args:
+            correction: "holm" controls the chance of any false finding, "benjamini-hochberg" the share of false ones
+                among the findings.
+
+        Raises:
+            UnknownNameError: No such correction.
+        """
+        if correction not in CORRECTIONS:
+            raise UnknownNameError.of("correction", correction, CORRECTIONS)
+        return CORRECTIONS[correction](self.p_values)
+
     @property
-    def n(self) -> Int[np.ndarray, "layer column"]:
+    def n(self) -> Int[np.ndarray, "*cell"]:
         """How many examples each cell speaks of."""
         return self._there.sum(-1)
 
-    def to_frame(self) -> pd.DataFrame:
-        """One row a cell: site, layer, position | span | head, (label), value, ci_low, ci_high, p_value, n."""
+    def to_frame(self, correction: str | None = None) -> pd.DataFrame:
+        """One row a cell: site, layer, (head | neuron), position | span, (label), value, ci_low, ci_high, p_value, n.
+
+        With a correction (see `corrected_p_values`), `p_value` is the corrected one.
+        """
         import pandas as pd
 
-        n_layers, n_columns, _ = self.per_example.shape
-        layer, column = np.divmod(np.arange(n_layers * n_columns), n_columns)
+        cells = self.per_example.shape[:-1]
+        at = np.unravel_index(np.arange(int(np.prod(cells))), cells)
         interval = self.interval
-        data: dict[str, Any] = {"site": self.site, "layer": layer}
-        data[self.column_kind] = [self.columns[i] for i in column] if self.column_kind == "span" else column
+        layers = np.arange(cells[0]) if self.layers is None else np.array(self.layers)
+        data: dict[str, Any] = {"site": self.site, "layer": layers[at[0]]}
+        if self.member_kind is not None:
+            data[self.member_kind] = [int(self.members[i]) for i in at[1]]
+        data[self.column_kind] = [self._column(int(i)) for i in at[-1]]
         if self.column_kind == "position":
-            data["label"] = [self.columns[i] for i in column]
-        cells = (self.values, interval.low, interval.high, self.p_values, self.n)
-        data.update({name: cell.ravel() for name, cell in zip(FRAME_COLUMNS, cells, strict=True)})
+            data["label"] = [self.columns[i] for i in at[-1]]
+        p_values = self.p_values if correction is None else self.corrected_p_values(correction)
+        numbers = (self.values, interval.low, interval.high, p_values, self.n)
+        data.update({name: cell.ravel() for name, cell in zip(FRAME_COLUMNS, numbers, strict=True)})
         return pd.DataFrame(data)
 
     def plot(self) -> Any:
@@ -87,6 +126,13 @@ class Grid:
         raw = {} if self.normalised else {"quantity": f"{self.metric} [{self.unit}]" if self.unit else self.metric}
         drawn = late.call("circuitlab.viz", "grid_from_frame", self.to_frame().assign(direction=self.direction), **raw)
         return late.call("circuitlab.viz", "heatmap", drawn)
+
+    def _column(self, place: int) -> int | str:
+        if self.column_kind == "span":
+            return self.columns[place]
+        if self.column_kind == "position":
+            return place if self.numbers is None else self.numbers[place]
+        return int(self.columns[place])
 
     @property
     def _there(self) -> np.ndarray:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 
 import torch
 
@@ -24,6 +25,22 @@ def default_budget(device: torch.device) -> int:
     return int(min(CEILING, FREE_SHARE * psutil.virtual_memory().available))
 
 
+def bytes_per_row(model: Model, n_tokens: int, extra_streams: int = 0) -> int:
+    """About how many bytes one prompt takes in a packed run.
+
+    Args:
+        model: Its widths say what a token costs.
+        n_tokens: Prompt length.
+        extra_streams: How many more tensors of the stream's size stay alive for every row.
+    """
+    spec = model.spec
+    # Alive at once in a block: the stream and its norm, q, k, v and z, an MLP's hidden layer (4 d_model, twice for
+    # gated ones), the attention scores twice; at the end the logits of one position.
+    block = 14 * spec.d_model + 4 * spec.n_heads * spec.d_head + 2 * spec.n_heads * n_tokens
+    values = (block + extra_streams * spec.d_model) * n_tokens + spec.d_vocab
+    return values * torch.finfo(model.dtype).bits // 8
+
+
 def rows_per_pack(model: Model, n_tokens: int, budget: int | None, extra_streams: int = 0) -> int:
     """How many prompts of this length one run may hold.
 
@@ -36,25 +53,62 @@ def rows_per_pack(model: Model, n_tokens: int, budget: int | None, extra_streams
     Raises:
         ConfigError: The budget does not hold a single prompt.
     """
-    spec = model.spec
-    # Alive at once in a block: the stream and its norm, q, k, v and z, an MLP's hidden layer (4 d_model, twice for
-    # gated ones), the attention scores twice; at the end the logits of one position.
-    block = 14 * spec.d_model + 4 * spec.n_heads * spec.d_head + 2 * spec.n_heads * n_tokens
-    values = (block + extra_streams * spec.d_model) * n_tokens + spec.d_vocab
-    bytes_per_row = values * torch.finfo(model.dtype).bits // 8
+    needed = bytes_per_row(model, n_tokens, extra_streams)
     budget = default_budget(model.device) if budget is None else budget
-    if budget < bytes_per_row:
+    if budget < needed:
         raise ConfigError(
             f"a memory budget of {budget} bytes does not hold one prompt of {n_tokens} tokens, which takes about "
-            f"{bytes_per_row}. Raise budget=, or shorten the prompts."
+            f"{needed}. Raise budget=, or shorten the prompts."
         )
-    return budget // bytes_per_row
+    return budget // needed
 
 
 def packs(n_rows: int, size: int) -> Iterator[slice]:
     """Consecutive slices of at most `size` rows."""
     for start in range(0, n_rows, size):
         yield slice(start, min(start + size, n_rows))
+
+
+def run_packed(n_rows: int, size: int, run: Callable[[slice], None]) -> None:
+    """Run rows pack by pack; where memory runs out, go on with packs of half the size, and say so once.
+
+    Args:
+        n_rows: How many rows there are.
+        size: How many to begin with at once.
+        run: Runs the rows of a slice and puts the results where they belong; called again with a smaller slice where
+            memory ran out.
+
+    Raises:
+        ConfigError: A single row does not fit.
+    """
+    start = 0
+    while start < n_rows:
+        part = slice(start, min(start + size, n_rows))
+        try:
+            run(part)
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not _out_of_memory(error):
+                raise
+            tried = part.stop - part.start
+            if tried == 1:
+                raise ConfigError(
+                    "one patched prompt does not fit into memory. Free some, shorten the prompts, or change the device."
+                ) from error
+            size = tried // 2
+        else:
+            start = part.stop
+            continue
+        # Outside of the handler, whose traceback holds the tensors that did not fit.
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        warnings.warn(
+            f"out of memory with {tried} rows in a pack; going on with {size}.", ResourceWarning, stacklevel=3
+        )
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    text = str(error)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in text
 
 
 def fitting(model: Model, batch: PairBatch, budget: int | None, extra_streams: int) -> list[PairBatch]:

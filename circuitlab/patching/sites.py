@@ -1,9 +1,29 @@
 """Sites of a sweep: where a value of one run can be put into the other."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
+from enum import Enum
 
 from circuitlab.errors import UnknownNameError
 from circuitlab.parts import ModelSpec
+
+
+class Entry(Enum):
+    """Where in its block a patch enters the stream."""
+
+    BEFORE = "before the block"
+    MIDDLE = "between attention and MLP"
+    BEHIND = "behind the block"
+
+
+class Member(Enum):
+    """What a site has several of in every layer."""
+
+    NONE = ""
+    HEAD = "head"
+    KV_HEAD = "key/value head"
+    NEURON = "neuron"
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,28 +32,46 @@ class Site:
 
     Attributes:
         name: What users call it.
-        by_head: Cells are (layer, head); otherwise (layer, position or span).
+        entry: Where its patch enters the stream.
+        member: Whether each layer has it once, once a head, or once a neuron.
         what: One line for help and docs.
     """
 
     name: str
-    by_head: bool
+    entry: Entry
+    member: Member
     what: str
+
+    @property
+    def by_head(self) -> bool:
+        """Whether cells are (layer, head)."""
+        return self.member in (Member.HEAD, Member.KV_HEAD)
+
+    @property
+    def by_member(self) -> bool:
+        """Whether a layer has several: heads or neurons."""
+        return self.member is not Member.NONE
+
+    @property
+    def kind(self) -> str:
+        """What the members are called in tables: "head" or "neuron"."""
+        return "neuron" if self.member is Member.NEURON else "head"
 
 
 SITES: dict[str, Site] = {
     site.name: site
     for site in (
-        Site("resid_pre", False, "the residual stream before a block"),
-        Site("resid_mid", False, "the residual stream between attention and MLP"),
-        Site("resid_post", False, "the residual stream after a block"),
-        Site("attn_out", False, "what an attention layer adds to the stream"),
-        Site("mlp_out", False, "what an MLP adds to the stream"),
-        Site("head_z", True, "a head's weighted sum of values, before its output projection"),
-        Site("head_q", True, "a head's queries"),
-        Site("head_k", True, "a head's keys (the model's own key/value heads)"),
-        Site("head_v", True, "a head's values (the model's own key/value heads)"),
-        Site("pattern", True, "a head's attention pattern"),
+        Site("resid_pre", Entry.BEFORE, Member.NONE, "the residual stream before a block"),
+        Site("resid_mid", Entry.MIDDLE, Member.NONE, "the residual stream between attention and MLP"),
+        Site("resid_post", Entry.BEHIND, Member.NONE, "the residual stream after a block"),
+        Site("attn_out", Entry.MIDDLE, Member.NONE, "what an attention layer adds to the stream"),
+        Site("mlp_out", Entry.BEHIND, Member.NONE, "what an MLP adds to the stream"),
+        Site("head_z", Entry.MIDDLE, Member.HEAD, "a head's weighted sum of values, before its output projection"),
+        Site("head_q", Entry.MIDDLE, Member.HEAD, "a head's queries"),
+        Site("head_k", Entry.MIDDLE, Member.KV_HEAD, "a head's keys (the model's own key/value heads)"),
+        Site("head_v", Entry.MIDDLE, Member.KV_HEAD, "a head's values (the model's own key/value heads)"),
+        Site("pattern", Entry.MIDDLE, Member.HEAD, "a head's attention pattern"),
+        Site("neuron", Entry.BEHIND, Member.NEURON, "one neuron of an MLP, before the output projection"),
     )
 }
 
@@ -51,11 +89,11 @@ def find_site(name: str, spec: ModelSpec) -> Site:
         raise UnknownNameError(
             f"model {spec.name!r} has no site 'resid_mid': nothing stands between attention and MLP."
         )
-    if name == "mlp_out" and not spec.has_mlp:
-        raise UnknownNameError(f"model {spec.name!r} has no site 'mlp_out': it has attention layers only.")
+    if name in ("mlp_out", "neuron") and not spec.has_mlp:
+        raise UnknownNameError(f"model {spec.name!r} has no site {name!r}: it has attention layers only.")
     return SITES[name]
 
 
-def n_columns(site: Site, spec: ModelSpec) -> int:
-    """How many heads a by-head site has in each layer."""
-    return spec.n_kv_heads if site.name in ("head_k", "head_v") else spec.n_heads
+def enters_at(site: Site, layer: int) -> int:
+    """The first whole block that runs behind a patch; `n_layers` where none does."""
+    return layer if site.entry is Entry.BEFORE else layer + 1

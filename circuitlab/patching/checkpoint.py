@@ -1,0 +1,95 @@
+"""Keep what a long sweep has finished, so that an interrupted one goes on from there and gives the same numbers.
+
+One safetensors file: the tables as far as they are filled, which parts are done, and a digest of everything that the
+numbers depend on. A file of another sweep is refused, never overwritten. It goes when the sweep is done.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from circuitlab.errors import RunError
+
+DONE = "done"
+
+
+@dataclass(slots=True, kw_only=True)
+class Checkpoint:
+    """A file of finished parts.
+
+    Attributes:
+        path: Where it is; None keeps nothing.
+        key: Digest of the sweep.
+        tables: The arrays being filled, by name; a part is a set of their cells.
+        budget: Bytes a pack may take: packs of another size would round differently.
+        done: Numbers of the finished parts.
+    """
+
+    path: Path | None
+    key: str
+    tables: Mapping[str, np.ndarray]
+    budget: int
+    done: set[int] = field(default_factory=set)
+
+    def load(self) -> None:
+        """Take over what an earlier run finished.
+
+        Raises:
+            RunError: The file is of another sweep, or damaged.
+        """
+        if self.path is None or not self.path.exists():
+            return
+        try:
+            with safe_open(self.path, "pt") as file:
+                about = file.metadata() or {}
+                if about.get("key") != self.key:
+                    raise RunError(
+                        f"{self.path} keeps another sweep (other model, prompts, sites or settings). "
+                        "Give another path, or remove the file."
+                    )
+                for name, table in self.tables.items():
+                    table[...] = file.get_tensor(name).numpy()
+                self.done = set(file.get_tensor(DONE).tolist())
+                self.budget = int(json.loads(about["budget"]))
+        except (SafetensorError, OSError, KeyError, ValueError) as error:
+            raise RunError(f"{self.path} cannot be read as the rest of a sweep: {error}. Remove it.") from error
+
+    def finish(self, part: int) -> None:
+        """Take note of a finished part, on disk."""
+        self.done.add(part)
+        if self.path is None:
+            return
+        tensors = {name: torch.from_numpy(table) for name, table in self.tables.items()}
+        tensors[DONE] = torch.tensor(sorted(self.done))
+        partial = self.path.with_name(self.path.name + ".part")
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, partial, metadata={"key": self.key, "budget": json.dumps(self.budget)})
+        os.replace(partial, self.path)
+
+    def remove(self) -> None:
+        """The sweep is done; nothing is left to resume."""
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
+
+
+def digest(parts: Mapping[str, object]) -> str:
+    """SHA-256 over names and values; tensors count with all their bytes."""
+    found = hashlib.sha256()
+    for name, value in sorted(parts.items()):
+        found.update(name.encode() + b"\0")
+        if isinstance(value, torch.Tensor):
+            found.update(str((value.dtype, tuple(value.shape))).encode())
+            value = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        found.update(value if isinstance(value, bytes) else str(value).encode())
+        found.update(b"\0")
+    return found.hexdigest()
