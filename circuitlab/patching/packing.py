@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import torch
 
@@ -69,41 +70,56 @@ def packs(n_rows: int, size: int) -> Iterator[slice]:
         yield slice(start, min(start + size, n_rows))
 
 
-def run_packed(n_rows: int, size: int, run: Callable[[slice], None]) -> None:
-    """Run rows pack by pack; where memory runs out, go on with packs of half the size, and say so once.
+@dataclass(slots=True)
+class Packer:
+    """Runs rows pack by pack; where memory runs out, goes on with packs of half the size, and says so once.
 
-    Args:
-        n_rows: How many rows there are.
-        size: How many to begin with at once.
-        run: Runs the rows of a slice and puts the results where they belong; called again with a smaller slice where
-            memory ran out.
-
-    Raises:
-        ConfigError: A single row does not fit.
+    Attributes:
+        halved: How often the packs were halved so far; one packer serves a whole sweep.
     """
-    start = 0
-    while start < n_rows:
-        part = slice(start, min(start + size, n_rows))
-        try:
-            run(part)
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if not _out_of_memory(error):
-                raise
-            tried = part.stop - part.start
-            if tried == 1:
-                raise ConfigError(
-                    "one patched prompt does not fit into memory. Free some, shorten the prompts, or change the device."
-                ) from error
-            size = tried // 2
-        else:
-            start = part.stop
-            continue
-        # Outside of the handler, whose traceback holds the tensors that did not fit.
+
+    halved: int = 0
+
+    def run(self, n_rows: int, size: int, run: Callable[[slice], None]) -> None:
+        """Run all rows.
+
+        Args:
+            n_rows: How many rows there are.
+            size: How many to run at once, if memory allows.
+            run: Runs the rows of a slice and puts the results where they belong; called again with a smaller slice
+                where memory ran out.
+
+        Raises:
+            ConfigError: A single row does not fit.
+        """
+        start = 0
+        while start < n_rows:
+            part = slice(start, min(start + max(1, size >> self.halved), n_rows))
+            try:
+                run(part)
+            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+                if not _out_of_memory(error):
+                    raise
+                if part.stop - part.start == 1:
+                    raise ConfigError(
+                        "one patched prompt does not fit into memory. Free some, shorten the prompts, or change the "
+                        "device."
+                    ) from error
+            else:
+                start = part.stop
+                continue
+            # Outside of the handler, whose traceback holds the tensors that did not fit.
+            self._halve(size, part.stop - part.start)
+
+    def _halve(self, size: int, tried: int) -> None:
+        first = self.halved == 0
+        while max(1, size >> self.halved) >= tried and tried > 1:
+            self.halved += 1
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        warnings.warn(
-            f"out of memory with {tried} rows in a pack; going on with {size}.", ResourceWarning, stacklevel=3
-        )
+        if first:
+            said = f"out of memory with {tried} rows in a pack; going on with half as many, or fewer."
+            warnings.warn(said, ResourceWarning, stacklevel=3)
 
 
 def _out_of_memory(error: BaseException) -> bool:

@@ -21,7 +21,7 @@ from circuitlab.models.protocol import Model
 from circuitlab.patching.grid import Grid
 from circuitlab.patching.replacement import Replacement
 from circuitlab.patching.sites import Site
-from circuitlab.patching.sweep_plan import MetricLike, plan_sweep
+from circuitlab.patching.sweep_plan import MetricLike, is_one, plan_sweep
 from circuitlab.patching.sweep_run import SweepRun, carry_out, start
 from circuitlab.progress import Progress, silent
 
@@ -87,7 +87,6 @@ def sweep(
         MetricError: The metric gives the wrong shape or NaN, or does not tell the two runs apart.
         RunError: `resume` is the file of another sweep.
     """
-    one_metric = isinstance(metric, str) or not isinstance(metric, Sequence)
     plan = plan_sweep(
         model,
         pairs,
@@ -95,7 +94,7 @@ def sweep(
         direction=direction,
         replacement=replacement,
         reference=reference,
-        metrics=[metric] if one_metric else list(metric),  # type: ignore[arg-type]
+        metric=metric,
         axis=axis,
         head_axis=head_axis,
         layers=layers,
@@ -112,7 +111,7 @@ def sweep(
         found = {s.name: _grid(run, of, s, normalise=normalise, seed=seed) for s in plan.sites}
         return found[site] if isinstance(site, str) else found
 
-    return grids(plan.metrics[0]) if one_metric else {of.name: grids(of) for of in plan.metrics}
+    return grids(plan.metrics[0]) if is_one(metric) else {of.name: grids(of) for of in plan.metrics}
 
 
 def _grid(run: SweepRun, metric: Metric, site: Site, *, normalise: bool, seed: int) -> Grid:

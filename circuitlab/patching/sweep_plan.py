@@ -64,18 +64,18 @@ def plan_sweep(
     pairs: PairSet | PairBatch,
     site: str | Sequence[str],
     *,
-    direction: str | None,
-    replacement: str | Replacement,
-    reference: PairSet | PairBatch | None,
-    metrics: Sequence[MetricLike],
-    axis: str,
-    head_axis: str,
-    layers: Iterable[int] | None,
-    heads: Iterable[int] | None,
-    neurons: Iterable[int] | None,
-    positions: Iterable[int] | None,
-    seed: int,
-    budget: int | None,
+    direction: str | None = None,
+    replacement: str | Replacement = "corrupt",
+    reference: PairSet | PairBatch | None = None,
+    metric: MetricLike | Sequence[MetricLike] = "logit_diff",
+    axis: str = "auto",
+    head_axis: str = "all",
+    layers: Iterable[int] | None = None,
+    heads: Iterable[int] | None = None,
+    neurons: Iterable[int] | None = None,
+    positions: Iterable[int] | None = None,
+    seed: int = 0,
+    budget: int | None = None,
 ) -> SweepPlan:
     """Check every argument of `sweep`; see there."""
     spec = model.spec
@@ -87,7 +87,9 @@ def plan_sweep(
     if not names:
         raise ConfigError("site is an empty list; name at least one, such as 'head_z'.")
     sites = tuple(find_site(name, spec) for name in dict.fromkeys(names))
-    judged_by = tuple(resolve(metric) for metric in metrics)
+    judged_by = tuple(map(resolve, [metric] if is_one(metric) else metric))  # type: ignore[arg-type]
+    if not judged_by:
+        raise ConfigError("metric is an empty list; name at least one, such as 'logit_diff'.")
     if len({metric.name for metric in judged_by}) < len(judged_by):
         raise ConfigError(f"two metrics are called {[m.name for m in judged_by]}; give them different names.")
     batches = _parts(model, pairs, budget)
@@ -117,19 +119,28 @@ def plan_sweep(
     )
 
 
+def is_one(metric: MetricLike | Sequence[MetricLike]) -> bool:
+    """Whether a single metric is asked for."""
+    return isinstance(metric, str) or not isinstance(metric, Sequence)
+
+
 def _is_other_prompt(replacement: str | Replacement) -> bool:
     return (replacement.kind if isinstance(replacement, Replacement) else replacement) == "corrupt"
 
 
 def _parts(model: Model, pairs: PairSet | PairBatch, budget: int | None) -> tuple[PairBatch, ...]:
     """The batches, cut so that the recorded runs of a part take no more than a pack may, or are of one prompt."""
-    spec, parts = model.spec, list[PairBatch]()
-    alive = 2 * 7 * spec.n_layers + 3 * spec.n_heads
+    parts, alive = list[PairBatch](), recorded_streams(model)
     for batch in batches_of(pairs, model.device):
         rows_per_pack(model, batch.n_tokens, budget)  # refuses a budget that does not hold one prompt
         floor = bytes_per_row(model, batch.n_tokens, alive)
         parts += fitting(model, batch, max(floor, default_budget(model.device) if budget is None else budget), alive)
     return tuple(parts)
+
+
+def recorded_streams(model: Model) -> int:
+    """About how many tensors of the stream's size both recorded runs and the deltas of a layer's cells take."""
+    return 2 * 7 * model.spec.n_layers + 3 * model.spec.n_heads
 
 
 def _members(

@@ -18,11 +18,11 @@ from jaxtyping import Bool, Float
 from circuitlab.patching.baseline import Baseline, check_gap, judge_all, record_baseline
 from circuitlab.patching.cells import Cells, cells_of, run_cells, window
 from circuitlab.patching.checkpoint import Checkpoint, digest
-from circuitlab.patching.packing import default_budget, rows_per_pack, run_packed
+from circuitlab.patching.packing import Packer, bytes_per_row, default_budget, rows_per_pack
 from circuitlab.patching.patches import Runs, patches_of
 from circuitlab.patching.replacement import replaced, replaced_hidden
 from circuitlab.patching.sites import Site, enters_at
-from circuitlab.patching.sweep_plan import SweepPlan
+from circuitlab.patching.sweep_plan import SweepPlan, recorded_streams
 from circuitlab.progress import Progress
 
 
@@ -49,14 +49,14 @@ class SweepRun:
 
     Attributes:
         plan: What to do.
-        baselines: Both runs of every batch.
+        baseline: Both runs of a batch, recorded when they are asked for and kept while they fit.
         tables: Metric and site -> raw values.
         clean: Metric -> values of the clean run, in the order of the data set.
         corrupt: The same of the corrupted run.
     """
 
     plan: SweepPlan
-    baselines: tuple[Baseline, ...]
+    baseline: Callable[[int], Baseline]
     tables: dict[tuple[str, str], Float[np.ndarray, "layer member column example"]]
     clean: dict[str, Float[np.ndarray, " example"]] = field(default_factory=dict)
     corrupt: dict[str, Float[np.ndarray, " example"]] = field(default_factory=dict)
@@ -66,17 +66,16 @@ class SweepRun:
         """The work, in order."""
         n_layers = self.plan.model.spec.n_layers
         blocks = sorted({enters_at(s, layer) for s in self.plan.sites for layer in self.plan.layers})
-        where = [(batch, block) for batch in range(len(self.baselines)) for block in blocks]
+        where = [(batch, block) for batch in range(len(self.plan.batches)) for block in blocks]
         return tuple(
-            Part(number=i, batch=b, block=at, work=(n_layers - at + 1) * len(self.baselines[b].batch))
+            Part(number=i, batch=b, block=at, work=(n_layers - at + 1) * len(self.plan.batches[b]))
             for i, (b, at) in enumerate(where)
         )
 
     def key(self) -> str:
         """Digest of everything that the numbers depend on."""
         plan, tensors = self.plan, dict[str, object]()
-        for number, baseline in enumerate(self.baselines):
-            batch = baseline.batch
+        for number, batch in enumerate(plan.batches):
             for name in ("clean", "corrupt", "answers", "distractors", "answer_at", "index"):
                 tensors[f"{name} {number}"] = getattr(batch, name)
             for s in plan.sites:
@@ -96,8 +95,8 @@ class SweepRun:
 
     def cells(self, part: Part) -> tuple[Runs, Cells, Bool[torch.Tensor, "batch seq"]]:
         """The rows of a part."""
-        plan, baseline = self.plan, self.baselines[part.batch]
-        runs = self._runs(baseline)
+        plan = self.plan
+        runs = self._runs(self.baseline(part.batch))
         inside = window(runs, part.block, from_difference=plan.replacement.kind == "corrupt")
         patches = [
             patch
@@ -108,7 +107,7 @@ class SweepRun:
         ]
         return runs, cells_of(patches, inside), inside
 
-    def run(self, part: Part, budget: int | None) -> None:
+    def run(self, part: Part, budget: int, packer: Packer) -> None:
         """Fill the cells of a part."""
         runs, cells, inside = self.cells(part)
         batch, plan = runs.baseline.batch, self.plan
@@ -122,7 +121,7 @@ class SweepRun:
             ):
                 self._write(metric.name, some, values.double().cpu().numpy(), where)
 
-        run_packed(len(cells), rows_per_pack(plan.model, batch.n_tokens, budget), pack)
+        packer.run(len(cells), rows_per_pack(plan.model, batch.n_tokens, budget), pack)
 
     def copy_shared(self) -> None:
         """The stream behind a block is the stream before the next one: their cells were run once."""
@@ -175,13 +174,17 @@ def start(plan: SweepPlan) -> SweepRun:
     Raises:
         MetricError: A metric cannot be used, or does not tell the two runs apart.
     """
-    baselines = tuple(record_baseline(plan.model, batch) for batch in plan.batches)
-    run = SweepRun(plan, baselines, {})
+    each = bytes_per_row(plan.model, max(batch.n_tokens for batch in plan.batches), recorded_streams(plan.model))
+    fits = each * plan.n_examples <= (default_budget(plan.model.device) if plan.budget is None else plan.budget)
+    record = lru_cache(None if fits else 1)(lambda number: record_baseline(plan.model, plan.batches[number]))
+    run = SweepRun(plan, record, {})
+    gaps = {metric.name: np.zeros((2, plan.n_examples)) for metric in plan.metrics}
+    for number, batch in enumerate(plan.batches):
+        for metric in plan.metrics:
+            both = torch.stack(record(number).gap(metric))
+            gaps[metric.name][:, batch.index.cpu().numpy()] = both.double().cpu().numpy()
     for metric in plan.metrics:
-        clean, corrupt = np.zeros((2, plan.n_examples))
-        for baseline in baselines:
-            where = baseline.batch.index.cpu().numpy()
-            clean[where], corrupt[where] = (values.double().cpu().numpy() for values in baseline.gap(metric))
+        clean, corrupt = gaps[metric.name]
         check_gap(metric, clean, corrupt)
         run.clean[metric.name], run.corrupt[metric.name] = clean, corrupt
         untouched = corrupt if plan.direction == "denoise" else clean
@@ -214,10 +217,10 @@ def carry_out(run: SweepRun, progress: Progress, resume: Path | None) -> None:
     kept = Checkpoint(path=resume, key=run.key() if resume is not None else "", tables=tables, budget=budget)
     kept.load()
     total = sum(part.work for part in run.parts)
-    done = 0
+    done, packer = 0, Packer()
     for part in run.parts:
         if part.number not in kept.done:
-            run.run(part, kept.budget)
+            run.run(part, kept.budget, packer)
             kept.finish(part.number)
         done += part.work
         progress("sweep", done, total)
