@@ -33,7 +33,9 @@ class UnknownNameError(CircuitLabError):
     """A name that is not among the allowed ones."""
 
     @classmethod
-    def of(cls, kind: str, given: object, allowed: Iterable[str], hint: str = "") -> "UnknownNameError":
+    def of(
+        cls, kind: str, given: object, allowed: Iterable[str], hint: str = "", owner: str = ""
+    ) -> "UnknownNameError":
         """Build the message: what was given, the nearest name, what is allowed.
 
         Args:
@@ -41,12 +43,14 @@ class UnknownNameError(CircuitLabError):
             given: The value the user gave.
             allowed: The names that exist.
             hint: One more sentence, such as the other way to say it.
+            owner: Whose it would be ("task 'name-throw'"), where others have names of their own.
         """
         names = list(allowed)
         near = get_close_matches(str(given), names, n=1, cutoff=0.5)
         guess = f" Did you mean {near[0]!r}?" if near else ""
         listed = ", ".join(names[:40]) + (", ..." if len(names) > 40 else "")
-        return cls(f"unknown {kind} {given!r}.{guess} Allowed: {listed}.{' ' + hint if hint else ''}")
+        whose = f" of {owner}" if owner else ""
+        return cls(f"unknown {kind} {given!r}{whose}.{guess} Allowed: {listed}.{' ' + hint if hint else ''}")
 
 
 class ConfigError(CircuitLabError):

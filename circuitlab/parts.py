@@ -124,6 +124,8 @@ class Edge:
             raise UnknownNameError(f"{name!r} is no edge. Edges are spelt m0->a3.h2<q>, a0.h1->m2, input->logits.")
         try:
             return cls(Node.parse(match[1]), Reader(Node.parse(match[2]), Slot(match[3]) if match[3] else None))
+        except UnknownNameError as error:
+            raise UnknownNameError(f"{name!r} is no edge: {error}") from error
         except GraphError as error:
             raise UnknownNameError(
                 f"{name!r} is no edge: a head is read through <q>, <k> or <v>, others are not."
@@ -170,7 +172,7 @@ class ModelSpec:
 
 
 class Layout:
-    """Numbers of writers and readers, in the order of the exchange files; which pairs are edges.
+    """Numbers of writers and readers, as EAP-IG's matrices have them; which pairs are edges.
 
     Writers: input, then per layer heads and MLP. Readers: per layer all heads' q, then k, then v, then the MLP; last
     the logits. Score and mask matrices `[writer, reader]` are indexed by these numbers.

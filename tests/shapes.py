@@ -7,7 +7,10 @@ them raises, rightly, for a model without tokenizer), so hints that name a proto
 from collections.abc import Callable
 from typing import Any, get_args
 
-from beartype import beartype
+from beartype import BeartypeConf, beartype
+
+# Where a float is asked for, a whole number serves, as for pyright.
+_TOWER = BeartypeConf(is_pep484_tower=True)
 
 
 def check(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -17,7 +20,7 @@ def check(function: Callable[..., Any]) -> Callable[..., Any]:
     function.__annotations__ = {
         name: Any if _names_protocol(hint) else hint for name, hint in function.__annotations__.items()
     }
-    return beartype(function)
+    return beartype(function, conf=_TOWER)
 
 
 def _names_protocol(hint: object) -> bool:

@@ -77,6 +77,11 @@ BAD = {
     "unknown site": Bad("sweep name-throw --site head-z", ("'head-z'", "'head_z'", "mlp_out")),
     "unknown direction": Bad("sweep name-throw --site head_z --direction up", ("'up'", "denoise", "noise")),
     "unknown axis": Bad("sweep name-throw --site mlp_out --axis spans", ("'spans'", "'span'", "position")),
+    "layer out of range": Bad("sweep name-throw --site head_z --layers 2-9", ("layer 4", "0 to 3")),
+    "layers are no numbers": Bad("sweep name-throw --site head_z --layers all", ("--layers", "'all'", "4-7")),
+    "unknown correction": Bad("sweep name-throw --site head_z --correction bonf", ("'bonf'", "holm")),
+    "unknown ablation of a sweep": Bad("sweep name-throw --site head_z --ablation nought", ("'nought'", "zero")),
+    "a budget of nothing": Bad("sweep name-throw --site head_z --budget 0", ("0 bytes", "budget")),
     "unknown device": Bad("discover name-throw --device gpu", ("'gpu'", "cpu")),
     "unknown dtype": Bad("discover name-throw --dtype float31", ("'float31'", "float32")),
     "a GPU that is not there": Bad("discover name-throw --device cuda:77", ("'cuda:77'", "cpu")),
@@ -285,8 +290,9 @@ def test_cite_names_task_run_and_library(circuitlab, found):
 
 def test_sweep_prints_the_strongest_cells_and_writes_tables(circuitlab, tmp_path):
     ask = ("sweep", "name-throw", "--site", "head_z", "--site", "mlp_out", "-n", 8, "--quiet")
-    said = circuitlab(*ask, "--out", tmp_path / "sweeps")
+    said = circuitlab(*ask, "--out=~/sweeps", env={"HOME": str(tmp_path)})  # no shell replaces this `~`
     assert said.code == 0, said.err
+    assert said.out.splitlines()[-1] == f"tables and heatmaps: {tmp_path / 'sweeps'}"
     assert max(map(len, said.out.splitlines()[:-1])) <= 80
     assert {path.name for path in (tmp_path / "sweeps").iterdir()} == {
         "head_z.csv",
@@ -296,6 +302,25 @@ def test_sweep_prints_the_strongest_cells_and_writes_tables(circuitlab, tmp_path
     }
     cells = json.loads(circuitlab(*ask, "--json").out)["sites"]["head_z"]
     assert len(cells) == len((tmp_path / "sweeps" / "head_z.csv").read_text().splitlines()) - 1
+
+
+def test_sweep_of_some_heads_by_position(capfd):
+    ask = "sweep name-throw --site head_z --layers 3 --heads 0,2-3 --head-axis span --ablation mean -n 8 --quiet --json"
+    assert main(ask.split()) == 0
+    cells = json.loads(capfd.readouterr().out)["sites"]["head_z"]
+    assert {(cell["layer"], cell["head"]) for cell in cells} == {(3, 0), (3, 2), (3, 3)}
+    assert len({cell["span"] for cell in cells}) > 3
+
+
+def test_sweep_says_what_it_would_take(capfd):
+    assert (
+        main(["sweep", "name-throw", "--site", "head_z", "--site", "resid_pre", "-n", "8", "--quiet", "--estimate"])
+        == 0
+    )
+    said = capfd.readouterr().out
+    assert "patched prompts" in said
+    assert len(said.splitlines()) == 1
+    assert len(said.rstrip()) <= 80 + 20
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -36,6 +36,7 @@ from circuitlab.data.encoding import Rejection, check_spans, encode_example
 from circuitlab.data.pairs import Pair
 from circuitlab.data.registry import BUNDLED
 from circuitlab.data.sampling import sample_pairs, task_fingerprint
+from circuitlab.data.task import RESERVED
 
 # ------------------------------------------------------------------------------------------------ examples
 
@@ -99,6 +100,17 @@ def test_spans_of_the_corrupted_prompt_follow_its_own_words():
         "name#2": "Margaret",
         "end": ".",
     }
+
+
+@pytest.mark.parametrize(("clean", "corrupt"), [("", ""), ("", " very"), (" very", "")])
+def test_a_field_without_text_is_no_span_and_the_example_stays(clean, corrupt):
+    fields = {"name": "Ann", "degree": clean, "end": "."}
+    made = from_template("{name} is{degree} kind{degree}{end}", fields, {"degree": corrupt, "end": ";"})
+    assert (made.clean, made.corrupt) == (f"Ann is{clean} kind{clean}.", f"Ann is{corrupt} kind{corrupt};")
+    assert set(made.spans) == set(made.corrupt_spans) == {"name", "end"}
+    pair = encoded(from_template("{name} is{degree} kind{end}", {**fields, "degree": ""}))
+    assert isinstance(pair, Pair)
+    assert pair.spans == {"name": (1, 2), "end": (4, 5)}
 
 
 words = st.text("abcdefg é—ß", min_size=1, max_size=6)
@@ -666,10 +678,10 @@ def test_options_follow_the_name_or_stand_by_themselves():
     [
         ("gendered-pronoun", {}, ("unknown task 'gendered-pronoun'", "Did you mean 'gendered-pronouns'", ".py file")),
         ("htmltag", {}, ("unknown task 'htmltag'", "html-tag-closing", "name-throw")),
-        ("gendered-pronouns:gendre", {}, ("'gendre'", "Did you mean 'gender'", "capital")),
-        ("gendered-pronouns", {"contrast": "gendre"}, ("contrast of task 'gendered-pronouns'", "'gendre'", "'gender'")),
-        ("gendered-pronouns", {"contrats": "gender"}, ("option of task", "'contrats'", "Did you mean 'contrast'")),
-        ("name-throw:chain=9", {}, ("chain of task 'name-throw'", "'9'", "3, 2, 4")),
+        ("gendered-pronouns:gendre", {}, ("unknown option value 'gendre' of task", "Did you mean 'gender'", "capital")),
+        ("gendered-pronouns", {"contrast": "gendre"}, ("unknown contrast 'gendre' of task 'gendered-pronouns'. Did",)),
+        ("gendered-pronouns", {"contrats": "gender"}, ("unknown option 'contrats' of task", "Did you mean 'contrast'")),
+        ("name-throw:chain=9", {}, ("unknown chain '9' of task 'name-throw'.", "3, 2, 4")),
     ],
 )
 def test_unknown_names_are_told_with_the_nearest(name, options, says):
@@ -758,12 +770,34 @@ def test_what_a_task_says_about_itself_while_it_is_made_is_passed_on(tmp_path):
     [
         ({"name": ""}, TaskError, "needs a name and a version"),
         ({"options": {"size": ("1", "2")}}, TaskError, r"draw\(\) has no parameter for the options \['size'\]"),
-        ({"chosen": {"size": "1"}}, UnknownNameError, r"unknown option of task 'test' 'size'.*\(none\)"),
+        ({"chosen": {"size": "1"}}, UnknownNameError, r"unknown option 'size' of task 'test'.*\(none\)"),
+        (
+            {"options": {"seed": ("1", "2")}},
+            TaskError,
+            r"task 'test' has options \['seed'\], which are names of settings",
+        ),
     ],
 )
 def test_a_task_that_cannot_be_is_refused(settings_, error, says):
     with pytest.raises(error, match=says):
         replace(task_of(numbered), **settings_)
+
+
+def test_no_option_may_be_named_like_a_setting():
+    """Whatever discover and the command line call a setting, a task's option of that name would never be seen."""
+    from circuitlab import discover
+    from circuitlab.cli.app import discover as command
+
+    settings_ = {*inspect.signature(discover).parameters, *inspect.signature(command).parameters}
+    assert settings_ - {"options", "contrast"} <= RESERVED  # a contrast is an option, with a flag of its own
+
+    def draw(rng: Random, **options: str) -> Example:
+        return numbered(rng)
+
+    for name in RESERVED:
+        with pytest.raises(TaskError, match=rf"discover\(..., {name}=...\) would not reach the task"):
+            task_of(draw, options={name: ("1", "2")})
+    assert task_of(draw, options={"contrast": ("1", "2"), "size": ("1",)}).settings == {"contrast": "1", "size": "1"}
 
 
 def test_options_reach_draw():

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from laws import law_of
 from layouts import GPT2, SHAPES, names, spec_of, specs
 
-from circuitlab import Circuit, FormatError, ModelSpec, load_circuit
+from circuitlab import Circuit, ConfigError, FormatError, ModelSpec, load_circuit
 from circuitlab.graphs.prune import real_edges
 from circuitlab.graphs.random import random_circuit
 from circuitlab.parts import Edge, Layout
@@ -168,6 +168,22 @@ def test_a_circuit_comes_back_from_json_to_the_bit(tmp_path, spec, data):
     assert load_circuit(tmp_path / "circuit.json", spec).spec is spec
 
 
+def test_the_effects_of_nodes_come_back_and_their_reader_does_not_mind(tmp_path):
+    path = saved(SMALL, tmp_path)
+    assert load_circuit(path).node_effects == {"m0": 0.25, "m1": -1.5}
+    nodes = json.loads(path.read_text())["nodes"]
+    assert {name: set(entry) for name, entry in nodes.items() if set(entry) != {"in_graph"}} == {
+        "m0": {"in_graph", "sweep_effect"},
+        "m1": {"in_graph", "sweep_effect"},
+    }
+    assert np.array_equal(TheirGraph(path).in_graph, SMALL.mask)
+    assert nx.utils.graphs_equal(load_circuit(path).to_networkx(), Circuit(
+        spec=load_circuit(path).spec, mask=SMALL.mask, scores=SMALL.scores, node_effects=SMALL.node_effects
+    ).to_networkx())  # fmt: skip
+    without = circuit_of(spec_of(2, 2), 12)
+    assert load_circuit(saved(without, tmp_path)).node_effects == {}
+
+
 def test_the_same_circuit_gives_the_same_bytes(tmp_path):
     first = saved(SMALL, tmp_path).read_bytes()
     assert saved(load_circuit(tmp_path / "circuit.json"), tmp_path).read_bytes() == first
@@ -215,6 +231,8 @@ def test_what_other_programs_add_is_left_alone(tmp_path):
     d["edges"]["m0->m1"]["weight"] = 3
     d["note"] = "made elsewhere"
     d["cfg"]["act_fn"] = "gelu"
+    d["nodes"]["m0"].pop("sweep_effect")
+    assert load_circuit(written(tmp_path, d)).node_effects == {"m1": -1.5}, "their node scores are no effects of ours"
     assert np.array_equal(load_circuit(written(tmp_path, d)).mask, SMALL.mask)
 
 
@@ -250,6 +268,18 @@ FAULTS = {
     "an edge of a larger model": (changed("edges/m0->m7", {"score": 1, "in_graph": False}), ("'m0->m7'", "unknown")),
     "no edge at all": (changed("edges/m0 to m1", {"score": 1, "in_graph": True}), ("'m0 to m1'", "m0->a3.h2<q>")),
     "not an object": (lambda d: [d], ("an object", "cfg, nodes, edges")),
+    "a node of a larger model": (changed("nodes/a7.h0", {"in_graph": False}), ("unknown node 'a7.h0'", "a1.h0")),
+    "a node that is none": (changed("nodes/mlp", {"in_graph": False}), ("'mlp' is no node", "a3.h2")),
+    "yes for true": (changed("edges/m0->m1/in_graph", "yes"), ("edges.m0->m1.in_graph", "boolean", "'yes'")),
+    "1 for true": (changed("edges/m0->m1/in_graph", 1), ("edges.m0->m1.in_graph", "boolean", "got 1")),
+    "yes for true at a node": (changed("nodes/m0/in_graph", "yes"), ("nodes.m0.in_graph", "boolean", "'yes'")),
+    "a score in quotes": (changed("edges/m0->m1/score", "0.5"), ("edges.m0->m1.score", "number", "'0.5'")),
+    "a score that is true": (changed("edges/m0->m1/score", True), ("edges.m0->m1.score", "number", "True")),
+    "an effect in words": (changed("nodes/m0/sweep_effect", "all"), ("nodes.m0.sweep_effect", "number", "'all'")),
+    "a million layers": (changed("cfg/n_layers", 10**6), ("n_layers=1000000", "n_heads=2", "at most 1e+08")),
+    "a thousand by a thousand heads": (
+        lambda d: {**d, "cfg": {**d["cfg"], "n_layers": 1000, "n_heads": 1000}}, ("n_layers=1000", "3e+12")),
+    "more layers than there are numbers": (changed("cfg/n_layers", 10**400), ("cfg.n_layers", "1000000")),
 }  # fmt: skip
 
 
@@ -265,7 +295,15 @@ def test_a_faulty_file_is_refused_with_the_place(fault, tmp_path):
     assert "pydantic" not in str(told.value)
 
 
-@pytest.mark.parametrize("text", ["", "{", "not json", '{"cfg": }', "\x00"])
+def test_an_absurd_size_is_no_matter_where_the_model_is_known(tmp_path):
+    d = content(SMALL, tmp_path)
+    d["cfg"]["n_layers"] = 10**6
+    with pytest.raises(FormatError, match="is of another model"):
+        load_circuit(written(tmp_path, d), SMALL.spec)
+
+
+@pytest.mark.parametrize("text", ["", "{", "not json", '{"cfg": }', "\x00", "[" * 100_000, "9" * 5000],
+                         ids=["empty", "open", "words", "no value", "zero", "deep", "long"])  # fmt: skip
 def test_a_file_that_is_no_json_is_refused(text, tmp_path):
     with pytest.raises(FormatError, match="is no JSON.*Expected the MIB / EAP-IG format"):
         load_circuit(written(tmp_path, text))
@@ -327,6 +365,26 @@ def test_a_failed_save_leaves_what_was_there(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="disk full"):
         SMALL.with_mask(np.zeros_like(SMALL.mask)).save(path)
     assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("name", ["c.json", "c.graphml"])
+def test_a_folder_that_is_not_there_is_made(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    SMALL.save(f"~/deep/er/{name}")
+    assert [file.name for file in (tmp_path / "deep" / "er").iterdir()] == [name]
+    if name == "c.json":
+        assert np.array_equal(load_circuit("~/deep/er/c.json").mask, SMALL.mask)
+
+
+@pytest.mark.parametrize("at", ["taken/c.json", "taken/deeper/c.json", "folder.json"])
+def test_a_place_where_nothing_can_be_written_is_told(at, tmp_path):
+    (tmp_path / "taken").write_text("mine")
+    (tmp_path / "folder.json").mkdir()
+    with pytest.raises(ConfigError) as told:
+        SMALL.save(tmp_path / at)
+    assert str(told.value).startswith(f"circuit file {str(tmp_path / at)!r} cannot be written: ")
+    assert sorted(file.name for file in tmp_path.rglob("*")) == ["folder.json", "taken"]
 
 
 def read_graphml(path: Path) -> nx.MultiDiGraph:

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import time
 from dataclasses import FrozenInstanceError
 
 import networkx as nx
@@ -190,9 +191,26 @@ def test_random_circuits_of_any_layout_and_size(spec, data, seed):
     assert np.array_equal(prune(mask, layout), mask)
 
 
-def test_a_random_circuit_of_gpt2_is_drawn_at_once():
-    mask = random_circuit(Layout.of(GPT2), 300, np.random.default_rng(0))
-    assert mask.sum() == 300
+@pytest.mark.parametrize("size", [1, 2, 4, 300, 16_000, 31_000, 32_490, 32_491])
+def test_a_random_circuit_of_gpt2_is_drawn_at_once(size):
+    """The smallest and the largest took 45 s and 16 s; what is measured is the process's own time."""
+    layout, start = Layout.of(GPT2), time.process_time()
+    mask = random_circuit(layout, size, np.random.default_rng(0))
+    assert time.process_time() - start < 1
+    assert mask.sum() == size
+    assert np.array_equal(prune(mask, layout), mask)
+
+
+def test_nearly_full_circuits_lack_edges_all_over_the_graph():
+    """Past half of the graph the edges no longer come from walks; those of the shortest walks are nearly always in."""
+    layout = Layout.of(spec_of(2, 2))
+    rng = np.random.default_rng(0)
+    drawn = [random_circuit(layout, 40, rng) for _ in range(200)]
+    share = np.mean(drawn, axis=0)[real_edges(layout)]
+    assert share.min() > 0.6
+    assert (share < 1).mean() > 0.9
+    again = [random_circuit(layout, 40, np.random.default_rng(3)) for _ in range(2)]
+    assert np.array_equal(*again)
 
 
 def test_the_generator_decides_and_nothing_else():

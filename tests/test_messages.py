@@ -79,7 +79,7 @@ MISTAKES: dict[str, tuple[Callable[[], object], type[CircuitLabError], str]] = {
     "an option misspelt": (
         lambda: load_task("gendered-pronouns", contrast="capitals"),
         errors.UnknownNameError,
-        "unknown contrast of task 'gendered-pronouns' 'capitals'. Did you mean 'capital'? Allowed: capital, gender.",
+        "unknown contrast 'capitals' of task 'gendered-pronouns'. Did you mean 'capital'? Allowed: capital, gender.",
     ),
     "a task file that is elsewhere": (
         lambda: load_task("my_task.py"),
@@ -129,7 +129,7 @@ MISTAKES: dict[str, tuple[Callable[[], object], type[CircuitLabError], str]] = {
     "a method spelt with an underscore": (
         lambda: DiscoverConfig(task="name-throw", model="bundled", method="eap_ig"),
         errors.UnknownNameError,
-        "unknown method 'eap_ig'. Did you mean 'eap-ig'? Allowed: eap-ig, exact, sweep.",
+        "unknown method 'eap_ig'. Did you mean 'eap-ig'? Allowed: eap-ig, eap, exact, sweep.",
     ),
     "a percentage for a share": (
         lambda: DiscoverConfig(task="name-throw", model="bundled", target=90.0),
@@ -167,6 +167,11 @@ MISTAKES: dict[str, tuple[Callable[[], object], type[CircuitLabError], str]] = {
         lambda: Edge.parse("m0->a3.h2"),
         errors.UnknownNameError,
         "'m0->a3.h2' is no edge: a head is read through <q>, <k> or <v>, others are not.",
+    ),
+    "an edge to a node that is none": (
+        lambda: Edge.parse("m0->x1"),
+        errors.UnknownNameError,
+        "'m0->x1' is no edge: 'x1' is no node. Nodes are spelt input, a3.h2, m0, logits.",
     ),
     "an edge that runs backwards": (
         lambda: Layout.of(spec_of(2, 2)).edge_index(Edge.parse("m1->a0.h0<q>")),
@@ -230,7 +235,7 @@ def test_a_circuit_of_another_model_is_told_with_both_shapes():
         ),
         (
             lambda model, pairs: score_edges(model, pairs, "acdc"),
-            "unknown method 'acdc'. Allowed: eap-ig, exact, sweep.",
+            "unknown method 'acdc'. Allowed: eap-ig, eap, exact, sweep.",
         ),
         (
             lambda model, pairs: score_edges(model, pairs, metric="logit-diff"),

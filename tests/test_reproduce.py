@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -48,10 +49,9 @@ def test_what_another_process_made_is_the_same_to_the_byte(folder, monkeypatch, 
     result = reproduce(folder)
     assert result.ok
     assert result.same_weights
-    assert {check.name for check in result.files} == set(before) - {"manifest.json"}
-    assert {check.status for check in result.files} == {"same bytes"}, [
-        c for c in result.files if c.status != "same bytes"
-    ]
+    assert {check.name for check in result.files} == set(before)
+    others = [check for check in result.files if check.status != "same bytes"]
+    assert [(check.name, check.status) for check in others] == [("manifest.json", "same numbers")], others
     assert bytes_in(folder) == before
 
 
@@ -154,6 +154,87 @@ def test_what_was_edited_is_found_with_the_place(name, edit, status, detail, cop
     assert detail in checks[name].detail
     assert {check.status for check in checks.values() if check.name != name} == {"same bytes"}
     assert result.ok is (status != "differs")
+
+
+SMALL = 1e-4  # of the bundled model's scores: a model of a hundred times as many edges has such
+
+
+def scaled(folder: Path, by: float) -> float:
+    """Make all scores of a folder's tables small; the largest of them that is left."""
+    for name, before, after in (("edges.csv", ",", ","), ("circuit.json", '"score": ', ","),
+                                ("circuit.graphml", 'key="score">', "<")):  # fmt: skip
+        text = (folder / name).read_text()
+        number = re.compile(rf"{before}(-?[0-9.]+(?:e-?[0-9]+)?)(?=\s*{after})")
+        (folder / name).write_text(number.sub(lambda m: m[0].replace(m[1], repr(float(m[1]) * by)), text))
+    return max(abs(float(row.split(",")[2])) for row in (folder / "edges.csv").read_text().splitlines()[1:])
+
+
+@pytest.mark.parametrize(("moved", "status"), [(0.01, "differs"), (-0.002, "differs"), (1e-4, "same numbers")])
+def test_small_scores_are_compared_by_their_own_size(moved, status, copy, folder, monkeypatch):
+    def again(task: object, *, out: Path, **settings: Any) -> None:
+        shutil.copytree(folder, out)
+        scaled(out, SMALL)
+
+    monkeypatch.setattr(MODULE, "discover", again)
+    largest = scaled(copy, SMALL)
+    assert largest < 1e-3, "all of them were equal within 1e-3"
+    cell(2, 3, add(moved * largest))(copy / "edges.csv")
+    in_json("edges/input->m0/score", lambda score: score + moved * largest)(copy / "circuit.json")
+    found = {check.name: check.status for check in reproduce(copy).files}
+    assert {found.pop("edges.csv"), found.pop("circuit.json")} == {status}
+    assert set(found.values()) == {"same bytes"}
+
+
+@pytest.mark.usefixtures("asked")
+def test_an_edited_number_does_not_widen_what_is_allowed_to_others(copy):
+    cell(2, 3, lambda was: "1e9")(copy / "edges.csv")
+    (check,) = [check for check in reproduce(copy).files if check.status == "differs"]
+    assert check.detail.startswith("line 2, column 3: 1e+09 against ")
+    cell(2, 3, lambda was: "-1e9")(copy / "edges.csv")
+    assert not reproduce(copy).ok
+
+
+SAID = {
+    "a setting": ("config/steps", lambda n: n + 1, "config.steps: 6 against 5"),
+    "the seed": ("seed", lambda n: 7, "seed: 7 against 0"),
+    "an option": ("config/options/contrast", lambda v: "gender", "config.options.contrast: 'gender' against 'capital'"),
+    "the task's name": ("task/name", lambda v: "other", "task.name: 'other' against"),
+    "the task's version": ("task/version", lambda v: "9", "task.version: '9' against"),
+    "the task's fingerprint": ("task/fingerprint", lambda v: "0" * 64, "task.fingerprint: "),
+    "the data's fingerprint": ("dataset_fingerprint", lambda v: "0" * 64, "dataset_fingerprint: "),
+    "the weights": ("model/weights_sha256", lambda v: "0" * 64, "model.weights_sha256: "),
+    "what the model does": ("behaviour/prefers_answer", lambda v: v - 0.1, "behaviour.prefers_answer: 0.9 against 1"),
+}
+UNSAID = {"seconds": ("seconds/load", 9.0), "a version": ("versions/torch", "1"), "a hash": ("files/edges.csv", "0")}
+
+
+@pytest.mark.usefixtures("asked")
+@pytest.mark.parametrize("what", SAID)
+def test_what_the_manifest_says_is_compared(what, copy):
+    place, change, detail = SAID[what]
+    in_json(place, change)(copy / "manifest.json")
+    result = reproduce(copy)
+    (check,) = [check for check in result.files if check.status == "differs"]
+    assert check.name == "manifest.json"
+    assert detail in check.detail
+    assert not result.ok
+
+
+@pytest.mark.usefixtures("asked")
+@pytest.mark.parametrize("what", UNSAID)
+def test_what_differs_from_run_to_run_is_not_compared(what, copy):
+    place, value = UNSAID[what]
+    in_json(place, lambda was: value)(copy / "manifest.json")
+    result = reproduce(copy)
+    assert result.ok
+    assert {c.name: c.status for c in result.files}["manifest.json"] == "same numbers"
+
+
+@pytest.mark.usefixtures("asked")
+def test_another_device_that_was_asked_for_is_no_difference(copy):
+    in_json("config/device", lambda was: "cuda:3")(copy / "manifest.json")
+    assert not reproduce(copy).ok
+    assert reproduce(copy, device="cpu").ok
 
 
 @pytest.mark.usefixtures("asked")

@@ -5,6 +5,7 @@ import inspect
 import json
 import math
 import os
+import re
 import shlex
 import shutil
 from collections.abc import Iterator
@@ -29,7 +30,9 @@ from circuitlab import (
     OutputExistsError,
     PairSet,
     Run,
+    RunError,
     Task,
+    cite,
     discover,
     load_circuit,
     load_model,
@@ -41,6 +44,9 @@ from circuitlab.discovery import pipeline, run_folder
 from circuitlab.discovery.config import DiscoverConfig
 from circuitlab.evaluation.areas import MIB_SHARES, mib_sizes
 from circuitlab.graphs.prune import prune
+from circuitlab.report.findings import caveats, headline
+from circuitlab.report.folder import read_run
+from circuitlab.viz.curves import FaithfulnessCurve
 
 SITES = ("resid_pre", "attn_out", "mlp_out", "head_z")
 FILES = {
@@ -410,7 +416,7 @@ def test_a_folder_inside_a_file_is_refused_before_the_work(place):
         ("_write_data", KeyboardInterrupt),
         ("_write_pictures", KeyboardInterrupt),
         ("manifest_of", RuntimeError),
-        ("cite", KeyboardInterrupt),
+        ("cite_run", KeyboardInterrupt),
     ],
 )
 def test_a_write_that_is_interrupted_leaves_what_was_there(error, step, there_before, run, place, monkeypatch):
@@ -506,6 +512,72 @@ def with_prompts(run: Run, **texts: str) -> Run:
     return replace(run, pairs=PairSplits(discovery=changed, held_out=run.pairs.held_out))
 
 
+@pytest.mark.usefixtures("plain")
+def test_a_folder_may_be_named_from_home(run, place, monkeypatch):
+    """No shell replaces the `~` of `--out=~/mine`, nor that of a Python string."""
+    monkeypatch.setenv("HOME", str(place.parent))
+    monkeypatch.chdir(place.parent)
+    assert run.write("~/mine").folder == place
+    assert (place / "manifest.json").is_file()
+    with pytest.raises(OutputExistsError, match=re.escape(repr(str(place)))):
+        discover(TASK, model="no such model", out="~/mine")
+
+
+@pytest.mark.usefixtures("plain")
+def test_a_number_that_is_none_is_null_and_the_readers_cope(run, place):
+    """A circuit may give an answer no chance at all; JSON has no word for infinity."""
+    never = replace(run.evaluation, kl=math.inf, random=(math.nan, *run.evaluation.random[1:]))
+    replace(run, evaluation=never).write(place)
+    evaluation = strict_json(place / "evaluation.json")
+    assert evaluation["kl"] is None
+    assert evaluation["random_baseline"]["faithfulness"][:2] == [None, run.evaluation.random[1]]
+    told = [headline(read_run(place)), *caveats(read_run(place))]
+    assert not [sentence for sentence in told if re.search("inf|nan|None", sentence)], told
+    assert FaithfulnessCurve.of({**evaluation, "faithfulness_ci": [None, None]}).interval is None
+
+
+# ------------------------------------------------------------------------------------------------ citing
+
+
+def test_the_manifest_holds_the_task_s_sources_and_the_citation(folder, run):
+    manifest = strict_json(folder / "manifest.json")
+    assert [source["key"] for source in manifest["task"]["sources"]] == [each.key for each in run.task.sources]
+    for words in (manifest["task"]["fingerprint"][:16], manifest["dataset_fingerprint"][:16], "@software{circuitlab,"):
+        assert words in manifest["bibtex"]
+    for source in run.task.sources:
+        assert source.bibtex() in manifest["bibtex"]
+    assert cite(folder) == manifest["bibtex"]
+
+
+@pytest.mark.parametrize("kept", ["bibtex", "sources"])
+def test_citing_a_run_executes_nothing_of_it(kept, folder, tmp_path):
+    """A run folder comes from anybody; its task file is for `reproduce` alone."""
+    manifest = strict_json(folder / "manifest.json")
+    (tmp_path / "task.py").write_text("from pathlib import Path\nPath(__file__).with_name('ran').touch()\n")
+    before = manifest["bibtex"]
+    if kept == "sources":
+        del manifest["bibtex"]
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    assert cite(tmp_path) == before
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("sources", [3, ["a book"], [{"key": "x"}], [{"key": "x", "authors": None}]])
+def test_sources_that_are_none_are_told(sources, folder, tmp_path):
+    manifest = strict_json(folder / "manifest.json")
+    del manifest["bibtex"]
+    manifest["task"]["sources"] = sources
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(RunError, match="manifest.json of run .* Run discover again"):
+        cite(tmp_path)
+
+
+def test_a_manifest_that_is_a_list_cannot_be_cited(tmp_path):
+    (tmp_path / "manifest.json").write_text("[]")
+    with pytest.raises(RunError, match="it holds no JSON object"):
+        cite(tmp_path)
+
+
 HARD = 'a "quoted", <b>bold</b> & 日本語 \\ \u2028 \x85 \x1c \t end'
 
 
@@ -525,6 +597,11 @@ def test_the_manifest_spells_the_dtype_as_it_is_asked_for(bundled):
 @pytest.mark.usefixtures("instant")
 def test_the_manifest_says_in_what_dtype_a_given_model_ran():
     assert discover(TASK, model=load_model("bundled", dtype="float64"), n=2).config.dtype == "float64"
+
+
+def test_a_whole_number_serves_where_a_float_is_asked_for():
+    """The tests' own check of types, on while they run, takes what pyright takes."""
+    assert DiscoverConfig(task=TASK, model="bundled", target=1, min_accuracy=0).target == 1
 
 
 @pytest.mark.parametrize(

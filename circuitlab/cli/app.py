@@ -1,11 +1,11 @@
 """The commands. Each body imports what it needs when it runs, calls one library function, and prints the result."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from circuitlab.cli import options as opt
+from circuitlab.cli.sweep import sweep
 
 app = typer.Typer(
     name="circuitlab",
@@ -108,49 +108,7 @@ def discover(
     results.show_run(run, json=json)
 
 
-@app.command()
-def sweep(
-    task: opt.TaskName,
-    site: Annotated[list[str], typer.Option("--site", metavar="NAME", help="What is patched; may be repeated.")],
-    model: opt.Model = "bundled",
-    direction: Annotated[
-        str, typer.Option("--direction", metavar="NAME", help="denoise: clean into corrupted; noise: the other way.")
-    ] = "denoise",
-    axis: Annotated[str, typer.Option("--axis", metavar="NAME", help="auto, position or span.")] = "auto",
-    metric: opt.Metric = None,
-    n: opt.Pairs = 100,
-    seed: opt.Seed = 0,
-    contrast: opt.Contrast = None,
-    option: opt.TaskOptions = None,
-    out: Annotated[
-        str | None, typer.Option("--out", metavar="PATH", help="Folder for CSV tables and heatmaps.")
-    ] = None,
-    force: opt.Force = False,
-    device: opt.Device = None,
-    dtype: opt.Dtype = None,
-    quiet: opt.Quiet = False,
-    json: opt.Json = False,
-) -> None:
-    """Patch every layer and position, or layer and head, of a site, and tell where it matters."""
-    wanted = opt.load(task, option, contrast)
-    from circuitlab.cli import results, tables
-    from circuitlab.cli.progress import progress
-    from circuitlab.models.load import load_model
-    from circuitlab.patching.sweep import sweep as run_sweep
-
-    if out is not None:
-        tables.check_free(Path(out), force=force)
-    loaded = load_model(model, device=device, dtype=dtype)
-    pairs = wanted.pairs(loaded, n=n, seed=seed).discovery
-    with progress(quiet=quiet) as report:
-        found = run_sweep(
-            loaded, pairs, site=site, direction=direction, metric=metric or wanted.metric, axis=axis, seed=seed,
-            progress=report,
-        )  # fmt: skip
-    grids = found if isinstance(found, dict) else {found.site: found}
-    if out is not None:
-        tables.write_grids(grids, Path(out))
-    results.show_grids(grids, folder=out, json=json)
+app.command()(sweep)
 
 
 @app.command()
@@ -159,6 +117,7 @@ def evaluate(
     task: Annotated[str, typer.Option("--task", metavar="TASK", help="A task's name, or the path of a .py file.")],
     model: opt.Model = "bundled",
     metric: opt.Metric = None,
+    ablation: opt.Ablation = "corrupt",
     n: opt.Pairs = 100,
     seed: opt.Seed = 0,
     contrast: opt.Contrast = None,
@@ -169,21 +128,26 @@ def evaluate(
     quiet: opt.Quiet = False,
     json: opt.Json = False,
 ) -> None:
-    """Test a circuit on the held-out pairs that this task, model, seed and -n give."""
+    """Test a circuit on the held-out pairs that this task, model, seed and -n give.
+
+    With --ablation mean, mean-position or mean-span the means are of the discovery pairs.
+    """
     wanted = opt.load(task, option, contrast)
     from circuitlab.cli import results
     from circuitlab.cli.progress import progress
     from circuitlab.evaluation.evaluate import evaluate as run_evaluate
     from circuitlab.graphs.circuit import load_circuit
     from circuitlab.models.load import load_model
+    from circuitlab.patching.replacement import MEANS
 
     loaded = load_model(model, device=device, dtype=dtype)
     kept = load_circuit(circuit, spec=loaded.spec)
-    pairs = wanted.pairs(loaded, n=n, seed=seed).held_out
+    pairs = wanted.pairs(loaded, n=n, seed=seed)
     with progress(quiet=quiet) as report:
         found = run_evaluate(
-            loaded, kept, pairs, metric=metric or wanted.metric, seed=seed, n_random=n_random, progress=report
-        )
+            loaded, kept, pairs.held_out, metric=metric or wanted.metric, ablation=ablation,
+            reference=pairs.discovery if ablation in MEANS else None, seed=seed, n_random=n_random, progress=report,
+        )  # fmt: skip
     results.show_evaluation(f"{circuit} on {wanted.label}, model {model}", found, json=json)
 
 

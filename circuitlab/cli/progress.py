@@ -20,8 +20,9 @@ def progress(*, quiet: bool) -> Iterator[Progress]:
         columns = (
             rich_progress.TextColumn("{task.description}"),
             rich_progress.BarColumn(bar_width=24),
-            rich_progress.MofNCompleteColumn(),
+            rich_progress.TaskProgressColumn(),
             rich_progress.TimeElapsedColumn(),
+            rich_progress.TimeRemainingColumn(),
         )
         with rich_progress.Progress(*columns, console=Console(stderr=True), transient=True) as bars:
             yield _Bars(bars)

@@ -1,6 +1,7 @@
 """How the results of commands are shown."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from circuitlab.cli import display
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from circuitlab.discovery.pipeline import Run
     from circuitlab.discovery.reproduce import Reproduction
     from circuitlab.evaluation.evaluate import Evaluation
+    from circuitlab.patching.estimate import Estimate
     from circuitlab.patching.grid import Grid
 
 SMALLEST_P = 0.001
@@ -48,9 +50,9 @@ def show_evaluation(title: str, found: "Evaluation", *, json: bool) -> None:
         display.print_facts(title, _facts(found))
 
 
-def show_grids(grids: Mapping[str, "Grid"], *, folder: str | None, json: bool) -> None:
+def show_grids(grids: Mapping[str, "Grid"], *, folder: str | None, json: bool, correction: str | None = None) -> None:
     """The cells that matter most, the strongest first; all of them as JSON."""
-    tables = {name: grid.to_frame() for name, grid in grids.items()}
+    tables = {name: grid.to_frame(correction) for name, grid in grids.items()}
     if json:
         sites = {name: table.to_dict(orient="records") for name, table in tables.items()}
         display.print_json({"sites": sites, "folder": folder})
@@ -63,6 +65,14 @@ def show_grids(grids: Mapping[str, "Grid"], *, folder: str | None, json: bool) -
         _print_cells(table.iloc[(table["value"] - neutral).abs().argsort()[::-1][:TOP_CELLS]])
     if folder:
         display.print_line(f"tables and heatmaps: {folder}")
+
+
+def show_estimate(estimate: "Estimate", *, json: bool) -> None:
+    """What a sweep is about to take."""
+    if json:
+        display.print_json(asdict(estimate))
+    else:
+        display.print_line(str(estimate))
 
 
 def show_reproduction(again: "Reproduction", *, json: bool) -> None:
@@ -82,6 +92,8 @@ def _facts(found: "Evaluation") -> list[tuple[str, str]]:
     share = found.n_edges / found.n_edges_total
     best = max(found.random, default=None)
     values = {"clean": found.metric_clean, "corrupted": found.metric_corrupt, "circuit": found.metric_circuit}
+    if found.ablation != "corrupt":
+        values[f"empty circuit ({found.ablation})"] = found.metric_empty
     return [
         (found.metric, ", ".join(f"{name} {number(value)}" for name, value in values.items())),
         ("faithfulness", f"{number(found.faithfulness)} [{number(low)}, {number(high)}] on held-out prompts"),
@@ -98,7 +110,8 @@ def _words(words: Sequence[str]) -> str:
 def _print_cells(table: "pd.DataFrame") -> None:
     columns = [name for name in table.columns if name != "site"]
     words = ("span", "label")
-    rows = [[_cell(name, value) for name, value in zip(columns, row, strict=True)] for row in table[columns].to_numpy()]
+    cells = table[columns].itertuples(index=False)
+    rows = [[_cell(name, value) for name, value in zip(columns, row, strict=True)] for row in cells]
     display.print_rows(columns, rows, right=[name for name in columns if name not in words])
     display.print_line("")
 

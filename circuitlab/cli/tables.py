@@ -25,13 +25,13 @@ def check_free(folder: Path, *, force: bool) -> None:
         raise OutputExistsError(f"output folder {str(folder)!r} exists. Name another with --out, or add --force.")
 
 
-def write_grids(grids: Mapping[str, "Grid"], folder: Path) -> None:
+def write_grids(grids: Mapping[str, "Grid"], folder: Path, correction: str | None = None) -> None:
     """One CSV table and one PNG heatmap a site; files of other names that are there already stay."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch:
         made = Path(scratch)
         for site, grid in grids.items():
-            grid.to_frame().to_csv(made / f"{site}.csv", index=False)
+            grid.to_frame(correction).to_csv(made / f"{site}.csv", index=False)
             save_figure(grid.plot(), made / f"{site}.png")
         folder.mkdir(exist_ok=True)
         for file in made.iterdir():

@@ -1,6 +1,7 @@
 """BibTeX for the library, a task or a run folder, with versions and fingerprints: a paper can say exactly what ran."""
 
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping
 from importlib.metadata import version
@@ -20,6 +21,7 @@ LIBRARY_YEAR = 2026
 # Whose idea each scoring method is; the measure of faithfulness is MARKS_2024's and MIB_2025's.
 METHOD_SOURCES: Mapping[str, tuple[Reference, ...]] = {
     "eap-ig": (HANNA_2024,),
+    "eap": (SYED_2023,),
     "exact": (SYED_2023,),
     "sweep": (WANG_2023,),
 }
@@ -34,7 +36,8 @@ def cite(target: str | Path | Task) -> str:
         target: `"circuitlab"`, a task (its name, its file, or the `Task`), or a run folder of `discover`.
 
     Returns:
-        The library; for a task also the task and its sources; for a run also the run and its method's sources.
+        The library; for a task also the task and its sources; for a run also the run and its method's sources, as its
+        manifest has them: no code of a run folder is executed.
 
     Raises:
         UnknownNameError: No task has this name and no folder this path.
@@ -47,15 +50,28 @@ def cite(target: str | Path | Task) -> str:
     """
     if target == "circuitlab":
         return _library(version("circuitlab"))
-    if not isinstance(target, Task) and Path(target).is_dir():
-        return _joined(_run_entries(Path(target)))
+    if not isinstance(target, Task) and (folder := Path(os.path.expanduser(target))).is_dir():
+        manifest = _manifest(folder)
+        written = manifest.get("bibtex")
+        return written if isinstance(written, str) and written else cite_run(manifest, str(folder))
     task = load_task(target)
     about = _task(task.name, task.label, task.version, task_fingerprint(task), task.summary)
     return _joined([_library(version("circuitlab")), about, *(source.bibtex() for source in task.sources)])
 
 
-def _run_entries(folder: Path) -> list[str]:
-    manifest = _manifest(folder)
+def cite_run(manifest: Mapping[str, Any], where: str) -> str:
+    """BibTeX entries of a run, from its manifest alone.
+
+    Args:
+        manifest: What `manifest.json` holds.
+        where: Folder of the run, for messages.
+
+    Returns:
+        The library, the run, its task, and the sources of task, method and measure.
+
+    Raises:
+        RunError: The manifest lacks something.
+    """
     try:
         task, model, config = manifest["task"], manifest["model"], manifest["config"]
         label, method = str(task.get("label", task["name"])), str(config["method"])
@@ -78,29 +94,30 @@ def _run_entries(folder: Path) -> list[str]:
                 str(task["name"]), label, str(task["version"]), str(task["fingerprint"]), str(task.get("summary", ""))
             ),
         ]
+        sources = [*_task_sources(task), *METHOD_SOURCES.get(method, ()), *FAITHFULNESS_SOURCES]
     except (KeyError, TypeError, AttributeError) as error:
-        raise RunError(f"manifest.json of run {str(folder)!r} lacks {error}. Run discover again.") from error
-    sources = [*_task_sources(folder, str(task["name"])), *METHOD_SOURCES.get(method, ()), *FAITHFULNESS_SOURCES]
-    return entries + [source.bibtex() for source in sources]
+        raise RunError(f"manifest.json of run {where!r} lacks {error}. Run discover again.") from error
+    return _joined(entries + [source.bibtex() for source in sources])
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
     path = folder / "manifest.json"
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        manifest = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise RunError(
             f"{str(folder)!r} has no manifest.json, so it is no run folder of `circuitlab discover`."
         ) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise RunError(f"{str(path)!r} is damaged: {error}. Run discover again.") from error
+    if not isinstance(manifest, dict):
+        raise RunError(f"{str(path)!r} is damaged: it holds no JSON object. Run discover again.")
+    return manifest
 
 
-def _task_sources(folder: Path, name: str) -> tuple[Reference, ...]:
-    """What the task names as its sources; a user's task file is in the run folder."""
-    if (folder / "task.py").is_file():
-        return load_task(folder / "task.py").sources
-    return load_task(name).sources if name in BUNDLED else ()
+def _task_sources(task: Mapping[str, Any]) -> tuple[Reference, ...]:
+    """What the task named as its sources when it ran; its file, which may be anybody's, is not asked."""
+    return tuple(Reference(**{**source, "authors": tuple(source["authors"])}) for source in task.get("sources", ()))
 
 
 def _library(release: str) -> str:

@@ -68,7 +68,7 @@ class Example:
         answer: str | tuple[str, ...],
         distractor: str | tuple[str, ...],
     ) -> "Example":
-        """Fill one template twice; every field becomes a span of its own name.
+        """Fill one template twice; every field becomes a span of its own name, unless it is empty in a prompt.
 
         Args:
             template: Text with fields in braces, `"{name} {is} a friend{period}"`. A field that stands more than once
@@ -91,7 +91,16 @@ class Example:
             raise TaskError(f"template {template!r}: corrupt changes {sorted(unused)}, which fields do not hold.")
         clean_text, spans = _fill(template, fields)
         corrupt_text, corrupt_spans = _fill(template, {**fields, **corrupt})
-        return cls(clean_text, corrupt_text, answer, distractor, spans, corrupt_spans)
+        # A field without text has no token, so there is nothing that a span could stand for in both prompts.
+        named = [name for name in spans if all(start < end for start, end in (spans[name], corrupt_spans[name]))]
+        return cls(
+            clean_text,
+            corrupt_text,
+            answer,
+            distractor,
+            {name: spans[name] for name in named},
+            {name: corrupt_spans[name] for name in named},
+        )
 
 
 def _fill(template: str, fields: Mapping[str, str]) -> tuple[str, dict[str, CharRange]]:

@@ -54,9 +54,8 @@ def _by_value(task: Task, values: list[str]) -> dict[str, str]:
             continue
         owners = [name for name, allowed in task.options.items() if value in allowed]
         if not owners:
-            raise UnknownNameError.of(
-                f"option value of task {task.name!r}", value, [v for allowed in task.options.values() for v in allowed]
-            )
+            values_there = [v for allowed in task.options.values() for v in allowed]
+            raise UnknownNameError.of("option value", value, values_there, owner=f"task {task.name!r}")
         chosen[owners[0]] = value
     return chosen
 

@@ -1,16 +1,21 @@
 """Draw distinct pairs from a task and split them so that no text stands in both splits."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 from collections import Counter
 from dataclasses import replace
 from random import Random
+from typing import TYPE_CHECKING
 
 from circuitlab.data.encoding import Rejection, TextEncoder, encode_example
 from circuitlab.data.example import Example
 from circuitlab.data.pairs import Pair, PairSet, PairSplits
-from circuitlab.data.task import Task
 from circuitlab.errors import CircuitLabError, ConfigError, TaskFileError, TooFewPromptsError
+
+if TYPE_CHECKING:
+    from circuitlab.data.task import Task
 
 # A task is taken as exhausted when this many draws in a row (at least; and four for every pair found) brought no pair.
 # With k of K pairs still missing, a draw misses all of them with probability (1 - k/K).

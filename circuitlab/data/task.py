@@ -9,12 +9,24 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from circuitlab.data.example import Example
+from circuitlab.data.sampling import sample_pairs
 from circuitlab.errors import TaskError, UnknownNameError
 from circuitlab.references import Reference
 
 if TYPE_CHECKING:
     from circuitlab.data.pairs import PairSplits
     from circuitlab.models.protocol import Model
+
+
+# Where options are given by name, they stand beside these: the settings of `discover` and of the command line, the
+# generator that `draw` gets, the task itself.
+RESERVED = frozenset(
+    (
+        "ablation", "device", "dtype", "force", "json", "method", "metric", "min_accuracy",
+        "model", "n", "option", "out", "progress", "quiet", "rng", "seed", "self",
+        "steps", "target", "task",
+    )
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +38,8 @@ class Task:
         version: Version of the prompts: any change of templates or words raises it.
         summary: One line: which behaviour.
         draw: `draw(rng, **options) -> Example`; all randomness comes from `rng`.
-        options: Option name -> allowed values, the default first. They are passed to `draw` as keyword arguments.
+        options: Option name -> allowed values, the default first. They are passed to `draw` as keyword arguments, so
+            none may be called as a setting of `discover` is (`RESERVED`).
         chosen: The values chosen, by option name; defaults where absent.
         metric: Name of the default metric, or a callable on `(logits [batch, d_vocab], batch)`.
         sources: Where the behaviour comes from.
@@ -34,7 +47,8 @@ class Task:
         origin: The file it was loaded from; empty for bundled tasks and tasks made in a session.
 
     Raises:
-        TaskError: No name, no version, or a `draw` that does not take the options.
+        TaskError: No name, no version, an option that is named like a setting of `discover`, or a `draw` that does
+            not take the options.
         UnknownNameError: A chosen option or value does not exist.
     """
 
@@ -52,15 +66,20 @@ class Task:
     def __post_init__(self) -> None:
         if not self.name or not self.version:
             raise TaskError(f"a task needs a name and a version; got name={self.name!r}, version={self.version!r}.")
+        if taken := sorted(RESERVED & set(self.options)):
+            raise TaskError(
+                f"task {self.name!r} has options {taken}, which are names of settings: discover(..., {taken[0]}=...) "
+                "would not reach the task. Call them otherwise."
+            )
         parameters = inspect.signature(self.draw).parameters
         open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
         if missing := [name for name in self.options if name not in parameters and not open_ended]:
             raise TaskError(f"task {self.name!r}: draw() has no parameter for the options {missing}.")
         for name, value in self.chosen.items():
             if name not in self.options:
-                raise UnknownNameError.of(f"option of task {self.name!r}", name, self.options or ["(none)"])
+                raise UnknownNameError.of("option", name, self.options or ["(none)"], owner=f"task {self.name!r}")
             if value not in self.options[name]:
-                raise UnknownNameError.of(f"{name} of task {self.name!r}", value, self.options[name])
+                raise UnknownNameError.of(name, value, self.options[name], owner=f"task {self.name!r}")
 
     @property
     def settings(self) -> dict[str, str]:
@@ -104,6 +123,4 @@ class Task:
             ConfigError: `n` is not a positive number.
             TooFewPromptsError: Fewer distinct pairs than asked for; the message counts what was dropped and why.
         """
-        from circuitlab.data.sampling import sample_pairs
-
         return sample_pairs(self, model.text, n=n, seed=seed)

@@ -19,6 +19,7 @@ from circuitlab.data.registry import load_task
 from circuitlab.data.task import Task
 from circuitlab.discovery.behaviour import Behaviour, check_behaviour
 from circuitlab.discovery.config import DiscoverConfig, default_folder
+from circuitlab.discovery.run_folder import check_free, write_run
 from circuitlab.discovery.scores import EdgeScores
 from circuitlab.discovery.scoring import score_edges
 from circuitlab.discovery.selection import select
@@ -83,8 +84,6 @@ class Run:
         Raises:
             OutputExistsError: The folder is there and `force` is not given.
         """
-        from circuitlab.discovery.run_folder import write_run
-
         return replace(self, folder=write_run(self, Path(folder), force=force))
 
 
@@ -130,8 +129,6 @@ def discover(
     Raises:
         CircuitLabError: Whatever is wrong with the task, the model or the settings, told before the work starts.
     """
-    from circuitlab.discovery.run_folder import check_free
-
     asked = load_task(task, **options)
     judged_by = _metric(asked, metric)
     config = DiscoverConfig(

@@ -2,24 +2,42 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from circuitlab.discovery.config import DiscoverConfig
 from circuitlab.discovery.pipeline import discover
-from circuitlab.discovery.run_folder import MANIFEST, REPORT, SCHEMA
+from circuitlab.discovery.run_folder import MANIFEST, REPORT, SCHEMA, at_home
 from circuitlab.errors import CircuitLabError, RunError
 from circuitlab.progress import Progress, silent
 
-# Numbers of another machine or version may differ in the last bits of float32, and a bit more after many layers.
+# Numbers of another machine or version may differ in the last bits of float32, and a bit more after many layers: by so
+# much of the largest number of their column, for the scores of a large model are all small.
 TOLERANCE = 1e-3
+# What is taken as zero in any column. A share, a metric or a divergence is made of differences of logits of size 10,
+# which float32 resolves to 1e-6; a score is made of products, which keep their digits however small they are.
+NOISE, NOISE_OF_SCORES = 1e-6, 1e-12
+SCORE = "score"
+# What a manifest says besides the data that have files of their own: not seconds, versions and hashes.
+SAID = ("seed", "dtype", "dataset_fingerprint", "dataset", "model", "behaviour", "method")
+SAID_OF_TASK = ("name", "label", "version", "settings", "fingerprint")
 DRAWN = (".png", ".svg", ".html")
+OTHER_ROWS = "other rows or keys"
 SAME_BYTES, SAME_NUMBERS, REDRAWN, DIFFERS, MISSING = "same bytes", "same numbers", "redrawn", "differs", "missing"
+
+
+class Value(NamedTuple):
+    """One value of a data file: where it stands, with which others it is measured, and what it is."""
+
+    where: str
+    column: str
+    value: object
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,9 +46,10 @@ class FileCheck:
 
     Attributes:
         name: Path inside the folder.
-        status: "same bytes"; "same numbers": equal within `TOLERANCE`, absolute or relative; "redrawn": a picture or
-            page with other bytes (another matplotlib, say), whose data are checked in their own files; "differs";
-            "missing".
+        status: "same bytes"; "same numbers": equal within `TOLERANCE` of the largest number in their column; "redrawn":
+            a picture or page with other bytes (another matplotlib, say), whose data are checked in their own files;
+            "differs"; "missing". Of `manifest.json` that is compared which is asked for and drawn: settings,
+            fingerprints, name and version of the task, weights; not seconds, versions and hashes.
         detail: What differs first.
     """
 
@@ -46,7 +65,7 @@ class Reproduction:
     Attributes:
         files: One check a file.
         same_weights: Whether the model had the same weights.
-        tolerance: Of "same numbers".
+        tolerance: Of "same numbers", as a share of the largest number in a column.
     """
 
     files: tuple[FileCheck, ...]
@@ -68,19 +87,23 @@ def reproduce(folder: str | Path, *, progress: Progress = silent, device: str | 
         device: Another device than the manifest's.
 
     Returns:
-        One check per file. The folder's own files are compared, so one that was edited since shows as different.
+        One check per file, the manifest's among them. The folder's own files are compared, so one that was edited since
+        shows as different.
 
     Raises:
         RunError: No manifest, a manifest of another schema, or the run cannot be repeated (its task file is gone).
     """
-    folder = Path(folder)
+    folder = at_home(folder)
     manifest = _manifest(folder)
     config = dict(manifest["config"])
     options, task = config.pop("options"), config.pop("task")
+    others = set[str]()  # settings that are not those of the run, and rightly so
     if (folder / "task.py").is_file():
         task = str(folder / "task.py")
+        others.add("task")
     if device is not None:
         config["device"] = device
+        others.add("device")
     with tempfile.TemporaryDirectory() as scratch:
         again = Path(scratch) / folder.resolve().name
         try:
@@ -90,6 +113,7 @@ def reproduce(folder: str | Path, *, progress: Progress = silent, device: str | 
         new_manifest = _manifest(again)
         names = sorted(set(manifest["files"]) | set(new_manifest["files"]))
         checks = tuple(_compare(name, folder / name, again / name) for name in names)
+        checks += (_compare_manifests(manifest, new_manifest, others),)
         same_weights = manifest["model"]["weights_sha256"] == new_manifest["model"]["weights_sha256"]
     return Reproduction(checks, same_weights)
 
@@ -127,49 +151,93 @@ def _compare(name: str, old: Path, new: Path) -> FileCheck:
     return FileCheck(name, DIFFERS, difference) if difference else FileCheck(name, SAME_NUMBERS)
 
 
+def _compare_manifests(old: Mapping[str, Any], new: Mapping[str, Any], others: set[str]) -> FileCheck:
+    """Whether a manifest says of the run what the new one says of its own, settings in `others` left out."""
+    if old == new:
+        return FileCheck(MANIFEST, SAME_BYTES)
+    said, says = (list(_leaves("", "", _said(manifest, others))) for manifest in (old, new))
+    difference = _difference(said, says)
+    return FileCheck(MANIFEST, DIFFERS if difference else SAME_NUMBERS, difference or "but for seconds and versions")
+
+
+def _said(manifest: Mapping[str, Any], others: set[str]) -> dict[str, Any]:
+    task = manifest.get("task")
+    return {
+        "config": {name: value for name, value in manifest["config"].items() if name not in others},
+        "task": {name: task.get(name) for name in SAID_OF_TASK} if isinstance(task, dict) else task,
+        **{name: manifest.get(name) for name in SAID},
+    }
+
+
 def _first_difference(old: Path, new: Path) -> str:
     """Where two data files part, numbers taken as equal within the tolerance; empty if nowhere."""
     try:
-        pairs = list(zip(_values(old), _values(new), strict=True))
-    except (ValueError, json.JSONDecodeError):
-        return "other rows or keys"
-    for (where, a), (there, b) in pairs:
-        if where != there:
-            return f"{where} against {there}"
-        if isinstance(a, float) and isinstance(b, float):
-            if not (math.isclose(a, b, rel_tol=TOLERANCE, abs_tol=TOLERANCE) or (math.isnan(a) and math.isnan(b))):
-                return f"{where}: {a:.6g} against {b:.6g}"
-        elif a != b:
-            return f"{where}: {a!r} against {b!r}"
+        return _difference(list(_values(old)), list(_values(new)))
+    except (ValueError, csv.Error):
+        return OTHER_ROWS
+
+
+def _difference(old: list[Value], new: list[Value]) -> str:
+    """Where two lists of values part; empty if nowhere."""
+    if len(old) != len(new):
+        return OTHER_ROWS
+    # By what was made now: a number that was edited in the folder cannot widen what is allowed to others.
+    largest = dict[str, float]()
+    for value in new:
+        if isinstance(value.value, float) and math.isfinite(value.value):
+            largest[value.column] = max(largest.get(value.column, 0.0), abs(value.value))
+    for was, now in zip(old, new, strict=True):
+        if was.where != now.where:
+            return f"{was.where} against {now.where}"
+        noise = NOISE_OF_SCORES if now.column.endswith(SCORE) else NOISE
+        if not _same(was.value, now.value, max(TOLERANCE * largest.get(now.column, 0.0), noise)):
+            shown = (f"{v:.6g}" if isinstance(v, float) else repr(v) for v in (was.value, now.value))
+            return f"{was.where}: {' against '.join(shown)}"
     return ""
 
 
-def _values(path: Path) -> Iterator[tuple[str, object]]:
-    """Every value of a data file with its place."""
+def _same(a: object, b: object, allowed: float) -> bool:
+    """Whether two values are equal, a float and another number within what is allowed."""
+    if isinstance(a, float | int) and isinstance(b, float | int) and float in (type(a), type(b)):
+        return a == b or abs(a - b) <= allowed or (math.isnan(a) and math.isnan(b))
+    return a == b
+
+
+def _values(path: Path) -> Iterator[Value]:
+    """Every value of a data file with its place and the column it belongs to."""
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".json":
-        yield from _leaves("", json.loads(text))
+        yield from _leaves("", "", json.loads(text))
     elif path.suffix == ".jsonl":
         for number, line in enumerate(text.splitlines(), 1):
-            yield from _leaves(f"line {number}", json.loads(line))
+            yield from _leaves(f"line {number}", "", json.loads(line))
     elif path.suffix == ".csv":
-        for number, line in enumerate(text.splitlines(), 1):
-            for column, cell in enumerate(line.split(","), 1):
-                yield f"line {number}, column {column}", _number(cell)
+        rows, names = csv.reader(text.splitlines()), list[str]()
+        for row in rows:
+            names = names or row
+            for column, cell in enumerate(row, 1):
+                name = names[column - 1] if column <= len(names) else ""
+                yield Value(f"line {rows.line_num}, column {column}", name, _number(cell))
     else:
+        tag = ""
         for number, line in enumerate(text.replace("<", "\n<").replace(">", ">\n").splitlines(), 1):
-            yield f"part {number}", _number(line)
+            tag = line.strip('<>"') if line.startswith("<") else tag
+            yield Value(f"part {number}", tag, _number(line))
 
 
-def _leaves(where: str, value: object) -> Iterator[tuple[str, object]]:
+def _leaves(where: str, column: str, value: object) -> Iterator[Value]:
+    """Every value inside a value of JSON; those of one name in one part of the file make a column."""
     if isinstance(value, dict):
         for key, item in value.items():
-            yield from _leaves(f"{where}.{key}".lstrip("."), item)
+            part = column.partition(".")[0]
+            # What is measured in the same unit is one column: a corrupted metric may be nearly 0 by itself.
+            name = "metric" if key.startswith("metric_") else key
+            yield from _leaves(f"{where}.{key}".lstrip("."), f"{part}.{name}" if part else name, item)
     elif isinstance(value, list):
         for index, item in enumerate(value):
-            yield from _leaves(f"{where}[{index}]", item)
+            yield from _leaves(f"{where}[{index}]", column, item)
     else:
-        yield where, value
+        yield Value(where, column, value)
 
 
 def _number(text: str) -> object:

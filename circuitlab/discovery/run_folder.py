@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import platform
 import re
@@ -11,12 +12,13 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from circuitlab import late
-from circuitlab.data.citation import cite
+from circuitlab.data.citation import cite_run
 from circuitlab.data.sampling import task_fingerprint
 from circuitlab.errors import ConfigError, OutputExistsError
 
@@ -30,12 +32,13 @@ VERSIONED = ("circuitlab", "torch", "transformer_lens", "transformers", "numpy",
 
 
 def check_free(folder: Path, force: bool) -> None:
-    """Refuse a folder that is taken, before any work.
+    """Refuse a folder that is taken, before any work; `~` is the home folder.
 
     Raises:
         OutputExistsError: It exists and `force` is not given, or it is no folder of ours that could be replaced.
         ConfigError: It would lie inside a file.
     """
+    folder = at_home(folder)
     for parent in folder.absolute().parents:
         if parent.exists() and not parent.is_dir():
             raise ConfigError(f"output folder {str(folder)!r} cannot be made: {str(parent)!r} is a file. Name another.")
@@ -52,19 +55,28 @@ def check_free(folder: Path, force: bool) -> None:
         )
 
 
+def at_home(path: str | Path) -> Path:
+    """A path with `~` replaced by the home folder, as a shell does where it sees it (in `--out=~/x` it does not)."""
+    return Path(os.path.expanduser(path))
+
+
 def write_run(run: Run, folder: Path, force: bool) -> Path:
     """Write a run folder under a temporary name, then put it in its place.
 
+    Returns:
+        Where it is: the folder asked for, `~` replaced.
+
     Raises:
         OutputExistsError: The folder is there and `force` is not given.
+        ConfigError: It would lie inside a file.
     """
+    folder = at_home(folder)
     check_free(folder, force)
     with _new_folder(folder) as new:
         _write_data(run, new)
         _write_pictures(run, new)
         manifest = manifest_of(run, new)
-        _write_json(new / MANIFEST, manifest)
-        manifest["bibtex"] = cite(new)
+        manifest["bibtex"] = cite_run(manifest, str(folder))
         _write_json(new / MANIFEST, manifest)
         # The page tells no times, so that the same seed gives the same page.
         late.call("circuitlab.report", "write_report", new, name=folder.name)
@@ -89,6 +101,7 @@ def manifest_of(run: Run, folder: Path) -> dict[str, Any]:
             "summary": task.summary,
             "settings": task.settings,
             "fingerprint": task_fingerprint(task),
+            "sources": [asdict(source) for source in task.sources],
         },
         "dataset_fingerprint": run.pairs.fingerprint,
         "dataset": {
@@ -176,7 +189,17 @@ def _one_line(record: dict[str, Any]) -> str:
 
 
 def _write_json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = json.dumps(_finite(content), indent=1, ensure_ascii=False, allow_nan=False)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def _finite(value: Any) -> Any:
+    """The value with null for NaN and infinity, for which JSON has no word."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _version(package: str) -> str:

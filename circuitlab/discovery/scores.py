@@ -49,7 +49,7 @@ class EdgeScores:
         return Layout.of(self.spec)
 
     def ranked(self, signed: bool = False) -> np.ndarray:
-        """Every edge as (row, column), best first; ties stand in the order of the exchange files.
+        """Every edge as (row, column), best first; ties stand in the order of `Layout.edges`.
 
         Args:
             signed: Rank by score; else by its absolute value.
@@ -65,7 +65,7 @@ class EdgeScores:
         return Circuit(spec=self.spec, mask=mask, scores=self.values, node_effects=self.node_effects)
 
     def to_frame(self) -> pd.DataFrame:
-        """One row an edge: source, target, score, standard_error, in the order of the exchange files."""
+        """One row an edge: source, target, score, standard_error, in the order of `Layout.edges`."""
         import pandas as pd
 
         rows, columns = edge_places(self.layout).T

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -73,7 +74,7 @@ class Circuit:
         return tuple(node for node, keep in zip(self.layout.nodes, kept, strict=True) if keep)
 
     def edges(self) -> Iterator[tuple[Edge, float]]:
-        """Kept edges with their scores, in the order of the exchange files."""
+        """Kept edges with their scores, in the order of `Layout.edges`."""
         for edge, (row, column) in zip(self.layout.edges(), edge_places(self.layout), strict=True):
             if self.mask[row, column]:
                 yield edge, float(self.scores[row, column])
@@ -120,10 +121,15 @@ class Circuit:
         return to_networkx(self, collapse)
 
     def save(self, path: str | Path) -> None:
-        """Write the MIB / EAP-IG JSON (`.json`), or GraphML (`.graphml`).
+        """Write the MIB / EAP-IG JSON (`.json`), or GraphML (`.graphml`); whole, or not at all.
+
+        Args:
+            path: The file; a folder that is not there is made, `~` is the home folder.
 
         Raises:
             FormatError: The name ends in neither.
+            ConfigError: Nothing can be written there: a folder has this name, a file stands in the way, or it is not
+                allowed.
         """
         from circuitlab.graphs.exchange import save_circuit
 
@@ -140,13 +146,18 @@ def load_circuit(path: str | Path, spec: ModelSpec | None = None) -> Circuit:
     """Read a circuit from a MIB / EAP-IG JSON file, or from the folder of a run.
 
     Args:
-        path: The file, or a run folder that holds `circuit.json`.
+        path: The file, or a run folder that holds `circuit.json`; `~` is the home folder.
         spec: Shape of the model it must fit; without it the file's own `cfg` is believed.
 
+    Returns:
+        The circuit, with the effects of its nodes where the file has them.
+
     Raises:
-        FormatError: The file is missing, no JSON, lacks a key, names an unknown edge, holds NaN where a number must be,
-            or belongs to a model of another shape.
+        FormatError: The file is missing, no JSON, lacks a key, names an unknown node or edge, holds something else than
+            true or false for `in_graph` or than a number for a score, describes a graph too large to hold, or belongs
+            to a model of another shape.
     """
     from circuitlab.graphs.exchange import read_json
 
-    return read_json(Path(path), spec)
+    found = read_json(Path(os.path.expanduser(path)), spec)
+    return Circuit(spec=found.spec, mask=found.mask, scores=found.scores, node_effects=found.node_effects)

@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import networkx as nx
 import numpy as np
+from jaxtyping import Bool, Float
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from circuitlab.errors import FormatError, UnknownNameError
+from circuitlab.errors import ConfigError, FormatError, UnknownNameError
 from circuitlab.graphs.ranking import edge_places
 from circuitlab.parts import Edge, Kind, Layout, ModelSpec, Node, Slot
 
@@ -21,34 +24,47 @@ if TYPE_CHECKING:
     from circuitlab.graphs.circuit import Circuit
 
 
-class _Cfg(BaseModel):
-    model_config = ConfigDict(extra="allow")
-    n_layers: int = Field(ge=1)
-    n_heads: int = Field(ge=1)
-    d_model: int = Field(ge=1)
+# A matrix of this many entries takes 900 MB with its mask. Llama-3-70B has 80 million; a file that asks for more asks
+# for memory, not for a circuit.
+MOST_ENTRIES = 100_000_000
+# Ours, beside the format's own keys, which a reader of the format leaves alone: the name that GraphML has it under.
+EFFECT = "sweep_effect"
+SHOWN = 40  # characters of a faulty value
+
+
+class _Strict(BaseModel):
+    # Lax checks would take "yes" for True.
+    model_config = ConfigDict(extra="allow", strict=True)
+
+
+class _Cfg(_Strict):
+    n_layers: int = Field(ge=1, le=1_000_000)
+    n_heads: int = Field(ge=1, le=1_000_000)
+    d_model: int = Field(ge=1, le=1_000_000_000)
     parallel_attn_mlp: bool = False
 
 
-class _NodeEntry(BaseModel):
-    model_config = ConfigDict(extra="allow")
+class _NodeEntry(_Strict):
     in_graph: bool
+    sweep_effect: float | None = None
 
 
-class _EdgeEntry(BaseModel):
-    model_config = ConfigDict(extra="allow")
+class _EdgeEntry(_Strict):
     score: float | None
     in_graph: bool
 
 
-class _File(BaseModel):
-    model_config = ConfigDict(extra="allow")
+class _File(_Strict):
     cfg: _Cfg
     nodes: dict[str, _NodeEntry]
     edges: dict[str, _EdgeEntry]
 
 
 def to_json(circuit: Circuit) -> dict[str, Any]:
-    """The circuit as the object that EAP-IG's `Graph.from_json` reads; both fields stand on every edge."""
+    """The circuit as the object that EAP-IG's `Graph.from_json` reads; both fields stand on every edge.
+
+    Nodes that were swept have their effect under a key of ours, which their reader leaves alone.
+    """
     layout, kept = circuit.layout, {node.name for node in circuit.nodes}
     edges = {}
     for row, column in _as_constructed(layout):
@@ -61,9 +77,16 @@ def to_json(circuit: Circuit) -> dict[str, Any]:
             "parallel_attn_mlp": circuit.spec.parallel,
             "d_model": circuit.spec.d_model,
         },
-        "nodes": {node.name: {"in_graph": node.name in kept} for node in layout.nodes},
+        "nodes": {
+            node.name: {"in_graph": node.name in kept, **_effect_of(node, circuit.node_effects)}
+            for node in layout.nodes
+        },
         "edges": edges,
     }
+
+
+def _effect_of(node: Node, effects: Mapping[str, float]) -> dict[str, float]:
+    return {EFFECT: float(effects[node.name])} if node.name in effects else {}
 
 
 def _as_constructed(layout: Layout) -> Iterator[tuple[int, int]]:
@@ -81,53 +104,75 @@ def _as_constructed(layout: Layout) -> Iterator[tuple[int, int]]:
     yield from sorted(((int(row), int(column)) for row, column in edge_places(layout)), key=order)
 
 
-def read_json(path: Path, spec: ModelSpec | None) -> Circuit:
-    """See `load_circuit`."""
-    from circuitlab.graphs.circuit import Circuit
+@dataclass(frozen=True, slots=True, eq=False)
+class Read:
+    """What a circuit file says; the fields are those of a `Circuit`."""
 
+    spec: ModelSpec
+    mask: Bool[np.ndarray, "writer reader"]
+    scores: Float[np.ndarray, "writer reader"]
+    node_effects: Mapping[str, float]
+
+
+def read_json(path: Path, spec: ModelSpec | None) -> Read:
+    """See `load_circuit`."""
     path = path / "circuit.json" if path.is_dir() else path
+    parsed = _parsed(path)
+    try:
+        nodes = [Node.parse(name) for name in parsed.nodes]
+        shape = _fitting_spec(parsed, nodes, spec, path)
+        layout = Layout.of(shape)
+        if strange := set(nodes) - set(layout.nodes):
+            first = min(node.name for node in strange)
+            raise UnknownNameError.of("node", first, (node.name for node in layout.nodes))
+        places = {name: layout.edge_index(Edge.parse(name)) for name in parsed.edges}
+    except UnknownNameError as error:
+        raise FormatError(f"circuit file {str(path)!r}: {error}") from error
+    mask = np.zeros((len(layout.writers), len(layout.readers)), dtype=bool)
+    scores = np.zeros(mask.shape)
+    for name, entry in parsed.edges.items():
+        mask[places[name]] = entry.in_graph
+        # NaN is EAP-IG's mark of an edge that was never scored; infinity is nobody's.
+        scores[places[name]] = math.nan if entry.score is None else entry.score
+        if math.isinf(scores[places[name]]):
+            raise FormatError(
+                f"circuit file {str(path)!r}: edge {name!r} has the score {entry.score}; scores are finite."
+            )
+    effects = {name: entry.sweep_effect for name, entry in parsed.nodes.items() if entry.sweep_effect is not None}
+    return Read(shape, mask, scores, effects)
+
+
+def _parsed(path: Path) -> _File:
+    """The file with every value of the right kind; whether the names are the model's is not asked here."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(content, dict):
             raise FormatError(
                 f"circuit file {str(path)!r} is a {type(content).__name__}; expected an object with cfg, nodes, edges."
             )
-        parsed = _File.model_validate(content)
+        return _File.model_validate(content)
     except FileNotFoundError:
         raise FormatError(f"circuit file {str(path)!r} does not exist. Give a circuit.json or a run folder.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise FormatError(
-            f"circuit file {str(path)!r} is no JSON: {error}. Expected the MIB / EAP-IG format."
-        ) from error
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
+        got = "" if first["type"] == "missing" else f"; got {repr(first['input'])[:SHOWN]}"
         raise FormatError(
-            f"circuit file {str(path)!r}: {where}: {first['msg']} ({error.error_count()} faults in all)."
+            f"circuit file {str(path)!r}: {where}: {first['msg']}{got} ({error.error_count()} faults in all)."
         ) from error
-    shape = _fitting_spec(parsed, spec, path)
-    layout = Layout.of(shape)
-    mask = np.zeros((len(layout.writers), len(layout.readers)), dtype=bool)
-    scores = np.zeros(mask.shape)
-    for name, entry in parsed.edges.items():
-        try:
-            row, column = layout.edge_index(Edge.parse(name))
-        except UnknownNameError as error:
-            raise FormatError(f"circuit file {str(path)!r}: {error}") from error
-        mask[row, column] = entry.in_graph
-        # NaN is EAP-IG's mark of an edge that was never scored; infinity is nobody's.
-        scores[row, column] = math.nan if entry.score is None else entry.score
-        if math.isinf(scores[row, column]):
-            raise FormatError(
-                f"circuit file {str(path)!r}: edge {name!r} has the score {entry.score}; scores are finite."
-            )
-    return Circuit(spec=shape, mask=mask, scores=scores)
+    # A ValueError that is no JSONDecodeError is a number of more digits than Python reads.
+    except (ValueError, RecursionError) as error:
+        raise FormatError(
+            f"circuit file {str(path)!r} is no JSON: {error}. Expected the MIB / EAP-IG format."
+        ) from error
 
 
-def _fitting_spec(parsed: _File, spec: ModelSpec | None, path: Path) -> ModelSpec:
+def _fitting_spec(parsed: _File, nodes: Sequence[Node], spec: ModelSpec | None, path: Path) -> ModelSpec:
+    """The model's spec if the file is of such a model; without a model, what the file's cfg describes."""
     cfg = parsed.cfg
-    has_mlp = any(name.startswith("m") for name in parsed.nodes)
+    has_mlp = any(node.kind is Kind.MLP for node in nodes)
     if spec is None:
+        _check_size(cfg, path)
         return ModelSpec(
             name=path.stem,
             n_layers=cfg.n_layers,
@@ -148,6 +193,16 @@ def _fitting_spec(parsed: _File, spec: ModelSpec | None, path: Path) -> ModelSpe
             f"model {spec.name!r} has {ours}."
         )
     return spec
+
+
+def _check_size(cfg: _Cfg, path: Path) -> None:
+    """Refuse a graph that would fill the memory, before it is laid out."""
+    writers, readers = 1 + cfg.n_layers * (cfg.n_heads + 1), 1 + cfg.n_layers * (3 * cfg.n_heads + 1)
+    if writers * readers > MOST_ENTRIES:
+        raise FormatError(
+            f"circuit file {str(path)!r}: cfg has n_layers={cfg.n_layers}, n_heads={cfg.n_heads}, a graph of "
+            f"{writers * readers:.3g} entries; at most {MOST_ENTRIES:.3g} are read. Mend cfg, or give the model's spec."
+        )
 
 
 def to_networkx(circuit: Circuit, collapse: bool) -> nx.MultiDiGraph | nx.DiGraph:
@@ -175,9 +230,7 @@ def _node_attributes(node: Node, effects: Mapping[str, float]) -> dict[str, Any]
         attributes["layer"] = node.layer
     if node.head is not None:
         attributes["head"] = node.head
-    if node.name in effects:
-        attributes["sweep_effect"] = float(effects[node.name])
-    return attributes
+    return {**attributes, **_effect_of(node, effects)}
 
 
 def save_circuit(circuit: Circuit, path: Path) -> None:
@@ -188,9 +241,22 @@ def save_circuit(circuit: Circuit, path: Path) -> None:
     }
     if path.suffix not in writers:
         raise FormatError(f"a circuit is saved as .json (MIB / EAP-IG) or .graphml, not as {path.name!r}.")
+    path = Path(os.path.expanduser(path))
+    if path.is_dir():
+        raise ConfigError(f"circuit file {str(path)!r} cannot be written: a folder has this name. Name a file.")
     temporary = path.with_name(path.name + ".part")
-    writers[path.suffix](temporary)
-    os.replace(temporary, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        writers[path.suffix](temporary)
+        os.replace(temporary, path)
+    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+        raise ConfigError(
+            f"circuit file {str(path)!r} cannot be written: {error.strerror or error} ({error.filename!r}). "
+            "Name another place."
+        ) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
 
 
 def drawn_parts(circuit: Circuit) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

@@ -53,12 +53,13 @@ class FaithfulnessCurve:
             ]
             circuit = (int(evaluation["n_edges"]), _number(evaluation["faithfulness"]))
             interval = evaluation.get("faithfulness_ci")
+            ends = (_number(interval[0]), _number(interval[1])) if interval else None
             random = (evaluation.get("random_baseline") or {}).get("faithfulness") or ()
             total = evaluation.get("n_edges_total")
             return cls(
                 points=tuple(sorted(p for p in points if p[0] > 0 and math.isfinite(p[1]))),
                 circuit=circuit,
-                interval=(float(interval[0]), float(interval[1])) if interval else None,
+                interval=ends if ends and all(map(math.isfinite, ends)) else None,
                 random=tuple(value for value in map(_number, random) if math.isfinite(value)),
                 n_edges_total=int(total) if total else None,
             )

@@ -1,0 +1,117 @@
+"""`circuitlab sweep`: patch the cells of sites and tell where it matters."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from circuitlab.cli import options as opt
+from circuitlab.errors import ConfigError
+
+
+def numbers(text: str | None, option: str) -> list[int] | None:
+    """Whole numbers as they are typed: `0,3,7` or `4-7`, or both.
+
+    Raises:
+        ConfigError: It is not spelt so.
+    """
+    if text is None:
+        return None
+    found: list[int] = []
+    try:
+        for part in text.split(","):
+            first, dash, last = part.partition("-")
+            found += range(int(first), int(last) + 1) if dash else [int(first)]
+    except ValueError as error:
+        raise ConfigError(f"{option} {text!r} is not a list of numbers; write 0,3,7 or 4-7.") from error
+    return found
+
+
+def sweep(
+    task: opt.TaskName,
+    site: Annotated[list[str], typer.Option("--site", metavar="NAME", help="What is patched; may be repeated.")],
+    model: opt.Model = "bundled",
+    direction: Annotated[
+        str | None,
+        typer.Option("--direction", metavar="NAME", help="denoise: patch the corrupted run; noise: the clean run."),
+    ] = None,
+    ablation: Annotated[
+        str,
+        typer.Option("--ablation", metavar="NAME", help="What is put in: corrupt (the other prompt), zero, mean, ..."),
+    ] = "corrupt",
+    axis: Annotated[str, typer.Option("--axis", metavar="NAME", help="auto, position, span or all.")] = "auto",
+    head_axis: Annotated[
+        str, typer.Option("--head-axis", metavar="NAME", help="The same for heads and neurons; all by default.")
+    ] = "all",
+    layers: Annotated[
+        str | None, typer.Option("--layers", metavar="LIST", help="Only these, such as 0,3 or 4-7.")
+    ] = None,
+    heads: Annotated[str | None, typer.Option("--heads", metavar="LIST", help="Only these heads.")] = None,
+    neurons: Annotated[str | None, typer.Option("--neurons", metavar="LIST", help="Only these neurons.")] = None,
+    positions: Annotated[str | None, typer.Option("--positions", metavar="LIST", help="Only these positions.")] = None,
+    correction: Annotated[
+        str | None,
+        typer.Option(
+            "--correction", metavar="NAME", help="Correct p-values over the grid: holm or benjamini-hochberg."
+        ),
+    ] = None,
+    metric: opt.Metric = None,
+    n: opt.Pairs = 100,
+    seed: opt.Seed = 0,
+    contrast: opt.Contrast = None,
+    option: opt.TaskOptions = None,
+    estimate: Annotated[bool, typer.Option("--estimate", help="Say what it would take, and stop.")] = False,
+    budget: Annotated[
+        int | None,
+        typer.Option("--budget", metavar="MB", help="Memory for patched runs; a share of the free by default."),
+    ] = None,
+    resume: Annotated[
+        str | None, typer.Option("--resume", metavar="FILE", help="Keep finished parts here, and go on from them.")
+    ] = None,
+    out: Annotated[
+        str | None, typer.Option("--out", metavar="PATH", help="Folder for CSV tables and heatmaps.")
+    ] = None,
+    force: opt.Force = False,
+    device: opt.Device = None,
+    dtype: opt.Dtype = None,
+    quiet: opt.Quiet = False,
+    json: opt.Json = False,
+) -> None:
+    """Patch every layer and position, or layer and head, of a site, and tell where it matters.
+
+    With --ablation mean, mean-position or mean-span the means are of the held-out pairs; the discovery pairs are swept.
+    """
+    wanted = opt.load(task, option, contrast)
+    from circuitlab.cli import results, tables
+    from circuitlab.cli.progress import progress
+    from circuitlab.models.load import load_model
+    from circuitlab.patching.estimate import estimate_sweep
+    from circuitlab.patching.grid import check_correction
+    from circuitlab.patching.replacement import MEANS
+    from circuitlab.patching.sweep import sweep as run_sweep
+
+    chosen = {
+        "layers": numbers(layers, "--layers"), "heads": numbers(heads, "--heads"),
+        "neurons": numbers(neurons, "--neurons"), "positions": numbers(positions, "--positions"),
+    }  # fmt: skip
+    check_correction(correction)
+    if out is not None:
+        out = os.path.expanduser(out)  # as in --out=~/x, which no shell does
+        tables.check_free(Path(out), force=force)
+    loaded = load_model(model, device=device, dtype=dtype)
+    pairs = wanted.pairs(loaded, n=n, seed=seed)
+    settings = {
+        "site": site, "direction": direction, "replacement": ablation, "metric": metric or wanted.metric, "axis": axis,
+        "head_axis": head_axis, "reference": pairs.held_out if ablation in MEANS else None, "seed": seed,
+        "budget": None if budget is None else budget * 2**20, **chosen,
+    }  # fmt: skip
+    if estimate:
+        results.show_estimate(estimate_sweep(loaded, pairs.discovery, **settings), json=json)
+        return
+    with progress(quiet=quiet) as report:
+        found = run_sweep(loaded, pairs.discovery, **settings, progress=report, resume=resume)
+    grids = found if isinstance(found, dict) else {found.site: found}
+    if out is not None:
+        tables.write_grids(grids, Path(out), correction)
+    results.show_grids(grids, folder=out, json=json, correction=correction)
