@@ -7,12 +7,14 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 RUNTIME := $(VENV)/runtime.stamp
 DEV := $(VENV)/dev.stamp
 
-.PHONY: help demo test check clean
+.PHONY: help demo test check bench parity clean
 
 help:
 	@echo "make demo    find the circuit behind a behaviour of the bundled model, and print where its report is"
 	@echo "make test    run the whole test suite"
 	@echo "make check   lint, format, types, import rules"
+	@echo "make bench   measure speed on a quiet machine, about 10 minutes; writes docs/performance.md"
+	@echo "make parity  compare every quantity with an independent way to it; writes docs/parity.md"
 	@echo "make clean   remove .venv and everything built"
 
 demo: $(RUNTIME)
@@ -26,6 +28,12 @@ check: $(DEV)
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+
+bench: $(RUNTIME)
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m benchmarks
+
+parity: $(RUNTIME)
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m benchmarks.parity
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache

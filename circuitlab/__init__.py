@@ -48,6 +48,7 @@ _HOMES = {
     "UnsupportedModelError": "circuitlab.errors",
     "cite": "circuitlab.data.citation",
     "discover": "circuitlab.discovery.pipeline",
+    "estimate_sweep": "circuitlab.patching.estimate",
     "evaluate": "circuitlab.evaluation.evaluate",
     "load_circuit": "circuitlab.graphs.circuit",
     "load_model": "circuitlab.models.load",
@@ -95,6 +96,7 @@ if TYPE_CHECKING:
     from circuitlab.metrics.base import Metric
     from circuitlab.models.load import load_model
     from circuitlab.parts import Edge, ModelSpec, Node, Reader
+    from circuitlab.patching.estimate import estimate_sweep
     from circuitlab.patching.sweep import sweep
     from circuitlab.references import Reference
     from circuitlab.report.page import write_report

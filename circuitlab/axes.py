@@ -7,6 +7,7 @@ AXES: dict[str, str] = {
     "batch": "examples of one length",
     "row": "examples times variants (patches, circuits) in one packed run",
     "seq": "token positions, beginning-of-sequence token included",
+    "asking": "the last tokens of a prompt, whose queries are given",
     "d_model": "width of the residual stream",
     "head": "query heads of one layer",
     "kv_head": "key/value heads of one layer",

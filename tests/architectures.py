@@ -1,5 +1,7 @@
 """Small random models of five architectures, loaded by the library as any checkpoint is, and prompts for them.
 
+Beside them TransformerLens's own toy models, as `gelu-2l`, `attn-only-2l` and `solu-2l` arrive: booted, not loaded.
+
 Weights are drawn wide (0.2, biases and norm gains too), so that every part of a model matters to its output: with the
 0.02 of fresh checkpoints attention is flat, MLPs are linear, and a test would pass whatever the code did.
 """
@@ -27,9 +29,18 @@ from circuitlab.models.text import TokenizerText
 # windows).
 ARCHITECTURES = ("gpt2", "llama", "neox", "qwen3", "gemma2")
 GROUPED = ("llama", "qwen3", "gemma2")
-# Largest difference allowed between two ways to the same number in float64. GPT-2 is float64 throughout; the others
-# rotate, norm or take softmaxes in float32 whatever their weights are, where 2e-6 was measured.
+# Settings of TransformerLens's own models: GELU, attention alone (its norms folded into the weights), and SoLU, which
+# has a layer norm between its activation and its output projection.
+NATIVE: dict[str, dict[str, Any]] = {
+    "native": {"act_fn": "gelu"},
+    "attn-only": {"attn_only": True, "normalization_type": "LNPre"},
+    "solu": {"act_fn": "solu_ln"},
+}
+# Largest difference allowed between two ways to the same number in float64. GPT-2 and TransformerLens's own models are
+# float64 throughout, but for norms without weights; the others rotate, norm or take softmaxes in float32 whatever their
+# weights are, where 2e-6 was measured.
 TOLERANCE = {"gpt2": 1e-10, "llama": 2e-5, "neox": 2e-5, "qwen3": 2e-5, "gemma2": 2e-5}
+TOLERANCE |= {"native": 1e-10, "attn-only": 2e-5, "solu": 1e-10}
 N_LAYERS, N_HEADS, D_MODEL, D_VOCAB = 2, 4, 32, 300
 WORDS = ["hello world John Mary left. He she ; </ <div> <b> and then Johnathan smiled"] * 10
 BOS = "<|bos|>"
@@ -43,6 +54,8 @@ def load(name: str, dtype: str = "float64", ungrouped: bool = False) -> BridgeMo
 
 def fresh(name: str, dtype: str = "float64", ungrouped: bool = False) -> BridgeModel:
     """The same, a new one that the test may change."""
+    if name in NATIVE:
+        return load_model(native(dtype=getattr(torch, dtype), **NATIVE[name]))
     with TemporaryDirectory() as folder:
         return load_model(save(name, Path(folder) / name, ungrouped), dtype=dtype)
 
@@ -54,6 +67,21 @@ def booted(name: str, dtype: torch.dtype = torch.float64, ungrouped: bool = Fals
     with TemporaryDirectory() as folder:
         source = save(name, Path(folder) / name, ungrouped)
         return TransformerBridge.boot_transformers(str(source), device="cpu", dtype=dtype)
+
+
+def native(dtype: torch.dtype = torch.float64, **settings: Any) -> Any:
+    """One of TransformerLens's own models as a user boots it: two layers, GELU, layer norms if not told otherwise."""
+    from transformer_lens.model_bridge import TransformerBridge
+
+    shape = {"n_layers": N_LAYERS, "n_heads": N_HEADS, "d_model": D_MODEL, "d_head": 8, "d_mlp": 48}
+    shape |= {"d_vocab": D_VOCAB, "n_ctx": 64, "act_fn": "gelu", "normalization_type": "LN", "seed": 0}
+    bridge = TransformerBridge.boot_native({**shape, **settings}, device="cpu", dtype=dtype)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in bridge.original_model.parameters():
+            weight += 0.2 * torch.randn(weight.shape, generator=generator).to(weight)
+            weight.requires_grad_(False)
+    return bridge
 
 
 def save(name: str, folder: Path, ungrouped: bool = False) -> Path:
@@ -98,6 +126,7 @@ def _untrained(name: str, n_kv_heads: int) -> Any:
         "qwen3": lambda: hf.Qwen3ForCausalLM(hf.Qwen3Config(**grouped, head_dim=12)),
         "gemma2": lambda: hf.Gemma2ForCausalLM(hf.Gemma2Config(**grouped, head_dim=12, sliding_window=4)),
         "olmo2": lambda: hf.Olmo2ForCausalLM(hf.Olmo2Config(**grouped)),
+        "olmo2-ungrouped": lambda: hf.Olmo2ForCausalLM(hf.Olmo2Config(**shape)),
         "opt": lambda: hf.OPTForCausalLM(hf.OPTConfig(**shape, ffn_dim=48, word_embed_proj_dim=D_MODEL)),
     }
     return makers[name]()

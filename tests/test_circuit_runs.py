@@ -8,6 +8,7 @@ import pytest
 import torch
 from architectures import ARCHITECTURES, GROUPED, N_LAYERS, TOLERANCE, booted, load, logit_diff, mixed_pairs, pairs
 from gpt2_by_hand import Gpt2ByHand
+from node_by_node import floor_by_hand, walk
 
 from circuitlab import sweep
 from circuitlab.data.batch import PairBatch
@@ -15,8 +16,11 @@ from circuitlab.data.pairs import PairSet
 from circuitlab.graphs.prune import prune, real_edges
 from circuitlab.metrics import resolve
 from circuitlab.parts import Kind, Layout, Node
+from circuitlab.patching.baseline import at_answer
 from circuitlab.patching.circuit_metric import Prepared, circuit_values, prepare
+from circuitlab.patching.circuits import run_circuits
 from circuitlab.patching.edges import edge_effects
+from circuitlab.patching.floor import Floor
 from circuitlab.patching.grid import Grid
 
 METRIC = resolve("logit_diff")
@@ -89,6 +93,18 @@ class TestLaws:
         cut = clean - values(name, masks)
         assert cut == pytest.approx(effects[:, *places.T].T, abs=TOLERANCE[name])
         assert np.abs(cut).max() > 0.05
+
+    def test_the_same_circuit_twice_costs_and_changes_nothing(self, name):
+        """Circuits share what they have in common: equal ones, and one inside the other."""
+        (mask,) = random_masks(layout_of(name), shares=(0.4,))
+        rng = np.random.default_rng(5)
+        nested = [mask & (rng.random(mask.shape) < 0.9), mask & (np.arange(len(mask)) > 3)[:, None]]
+        masks = np.stack([mask, nested[0], mask, nested[1], mask])
+        together = values(name, masks)
+        assert (together[0] == together[2]).all()
+        assert (together[0] == together[4]).all()
+        assert np.stack([values(name, one[None])[0] for one in masks]) == pytest.approx(together, abs=TOLERANCE[name])
+        assert np.abs(together[0] - together[3]).max() > 1e-3
 
     def test_several_metrics_share_a_run(self):
         masks = random_masks(layout_of("gpt2"))
@@ -203,6 +219,105 @@ class TestByHand:
         one[0, 3] = False
         same = logit_diff(fixed.run(batch.clean, torch.tensor(one).double(), corrupt)[0], batch).numpy()
         assert values("gpt2", one[None])[0] == pytest.approx(same, abs=1e-10)
+
+
+def replacements(name: str, kind: str) -> list[torch.Tensor]:
+    """What excluded edges carry, by writer: nothing at all, or noise of about the size of outputs."""
+    like = prepared(name).baselines[0].clean.resid_pre[0]
+    generator = torch.Generator().manual_seed(3)
+    size = {"zero": 0.0, "noise": 0.3}[kind]
+    return [
+        size * torch.randn(like.shape, generator=generator, dtype=like.dtype)
+        for _ in range(len(layout_of(name).writers))
+    ]
+
+
+class TestFloors:
+    """Other replacements than the corrupted run: every node once more, each reader's input written out as a sum."""
+
+    @pytest.mark.parametrize("kind", ["zero", "noise"])
+    def test_node_by_node(self, name, kind):
+        model, (baseline,), given = load(name), prepared(name).baselines, replacements(name, kind)
+        start, at = baseline.clean.resid_pre[0], baseline.batch.answer_at
+        masks = torch.tensor(random_masks(layout_of(name), shares=(0.6, 0.15)))
+        expected = [at_answer(walk(model, baseline.frame, start, mask, given).final, at) for mask in masks]
+        floor = floor_by_hand(model, baseline.frame, start, given)
+        found = run_circuits(model, baseline, masks, floor)
+        scale = torch.stack(expected).abs().max()
+        assert (found - torch.stack(expected)).abs().max() < TOLERANCE[name] * scale
+        # The twins: the corrupted run in the place of the floor, and no offsets (a model without biases has none at 0).
+        assert (run_circuits(model, baseline, masks) - found).abs().max() > 0.01 * scale
+        biased = kind == "noise" or name in ("gpt2", "neox")
+        without = run_circuits(model, baseline, masks, Floor(run=floor.run, offsets={}))
+        assert ((without - found).abs().max() > 0.01 * scale) == biased
+
+    def test_the_corrupted_run_is_the_floor_by_default(self, name):
+        model, (baseline,) = load(name), prepared(name).baselines
+        masks = torch.tensor(random_masks(layout_of(name), shares=(0.6, 0.15)))
+        given = walk_of_corrupted(name)
+        floor = floor_by_hand(model, baseline.frame, baseline.clean.resid_pre[0], given)
+        # In a post-norm model each head's share is that of its own run's scale, and so is the replacement.
+        assert max(offset.abs().max() for offset in floor.offsets.values()) < 100 * TOLERANCE[name]
+        expected = run_circuits(model, baseline, masks)
+        assert (run_circuits(model, baseline, masks, Floor.corrupted(baseline)) == expected).all()
+        assert (run_circuits(model, baseline, masks, floor) - expected).abs().max() < 100 * TOLERANCE[name]
+
+    def test_all_edges_are_the_clean_run_and_none_the_floor(self, name):
+        model, (baseline,) = load(name), prepared(name).baselines
+        real = torch.tensor(real_edges(layout_of(name)))
+        floor = floor_by_hand(model, baseline.frame, baseline.clean.resid_pre[0], replacements(name, "noise"))
+        everything, nothing = run_circuits(model, baseline, torch.stack([real, torch.zeros_like(real)]), floor)
+        at = baseline.batch.answer_at
+        scale = baseline.clean.resid_final.abs().max()
+        assert (everything - at_answer(baseline.clean.resid_final, at)).abs().max() < TOLERANCE[name] * scale
+        assert (nothing == at_answer(floor.run.resid_final, at)).all()
+
+    def test_a_node_that_reads_nothing_changed_still_says_its_own(self, name):
+        """One edge, from an MLP or a head to the logits: the floor and that writer's offset."""
+        model, (baseline,), layout = load(name), prepared(name).baselines, layout_of(name)
+        floor = floor_by_hand(model, baseline.frame, baseline.clean.resid_pre[0], replacements(name, "noise"))
+        masks = torch.zeros(len(layout.writers), len(layout.writers), len(layout.readers), dtype=torch.bool)
+        masks[torch.arange(len(masks)), torch.arange(len(masks)), -1] = True
+        found = run_circuits(model, baseline, masks, floor)
+        at = baseline.batch.answer_at
+        base = at_answer(floor.run.resid_final, at)
+        for writer in range(1, len(masks)):
+            assert (found[writer] - base - at_answer(floor.offsets[writer], at)).abs().max() < 1e-12
+            assert (found[writer] - base).abs().max() > 0.01
+        entering = baseline.clean.resid_pre[0] - replacements(name, "noise")[0]
+        assert (found[0] - base - at_answer(entering, at)).abs().max() < 1e-12
+
+    @torch.no_grad()
+    def test_gpt2_by_hand(self, by_hand):
+        (baseline,), batch, masks = prepared("gpt2").baselines, pairs(), random_masks(layout_of("gpt2"))
+        for kind in ("zero", "noise"):
+            given = replacements("gpt2", kind)
+            expected = [by_hand.run(batch.clean, torch.tensor(mask).double(), given)[0] for mask in masks]
+            floor = floor_by_hand(load("gpt2"), baseline.frame, baseline.clean.resid_pre[0], given)
+            found = run_circuits(load("gpt2"), baseline, torch.tensor(masks), floor)
+            for stream, logits in zip(found, expected, strict=True):
+                assert (load("gpt2").logits(stream) - at_answer(logits, batch.answer_at)).abs().max() < 1e-9
+
+    def test_a_run_leaves_floor_and_baseline_as_they_were(self, name):
+        model, (baseline,) = load(name), prepared(name).baselines
+        floor = floor_by_hand(model, baseline.frame, baseline.clean.resid_pre[0], replacements(name, "noise"))
+        held = [baseline.clean.resid_pre, baseline.clean.z, floor.run.resid_pre, floor.run.q, floor.run.mlp_out]
+        held += [tuple(floor.offsets.values()), baseline.corrupt.resid_pre, baseline.corrupt.k]
+        before = [[tensor.clone() for tensor in part] for part in held]
+        masks = torch.tensor(random_masks(layout_of(name)))
+        kept = masks.clone()
+        for given in (floor, None):
+            run_circuits(model, baseline, masks, given)
+        assert all((a == b).all() for x, y in zip(held, before, strict=True) for a, b in zip(x, y, strict=True))
+        assert (masks == kept).all()
+
+
+def walk_of_corrupted(name: str) -> list[torch.Tensor]:
+    """What every writer says in the corrupted run."""
+    (baseline,) = prepared(name).baselines
+    everything = torch.tensor(real_edges(layout_of(name)))
+    start = baseline.corrupt.resid_pre[0]
+    return walk(load(name), baseline.frame, start, everything, [start] * len(layout_of(name).writers)).said
 
 
 class TestTransformerLens:

@@ -36,7 +36,7 @@ from circuitlab.patching.writers import writer_differences
 
 METRIC = resolve("logit_diff")
 # Holds two prompts of a sweep and one of everything else.
-SMALL_BUDGET = 200_000
+SMALL_BUDGET = 230_000
 
 
 @pytest.fixture(params=ARCHITECTURES)
@@ -370,7 +370,7 @@ class TestNodeSweep:
 
 class TestMistakes:
     def test_an_unknown_method(self):
-        message = r"unknown method 'eapig'. Did you mean 'eap-ig'\? Allowed: eap-ig, exact, sweep"
+        message = r"unknown method 'eapig'. Did you mean 'eap-ig'\? Allowed: eap-ig, eap, exact, sweep"
         with pytest.raises(UnknownNameError, match=message):
             score_edges(load("gpt2"), pairs(), "eapig")
 

@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 import torch
-from architectures import load, mixed_pairs, pairs
+from architectures import load, logit_diff, mixed_pairs, pairs
+from gpt2_by_hand import Gpt2ByHand
 
 from circuitlab import Circuit, evaluate, score_edges, select
 from circuitlab.data.batch import PairBatch
@@ -257,6 +258,86 @@ class TestCurve:
         assert np.isnan(found.cmd)
         assert (found.to_record()["cpr"], found.to_record()["cmd"]) == (None, None)
         assert found.faithfulness == pytest.approx(evaluate(load("gpt2"), circuit, held_out, n_random=0).faithfulness)
+
+
+class TestAblation:
+    """Faithfulness between the whole model and the circuit whose every edge carries the replacement."""
+
+    @pytest.mark.parametrize("kind", ["zero", "mean", "mean-position"])
+    @torch.no_grad()
+    def test_by_hand(self, circuit, held_out, kind):
+        by_hand, averaged = Gpt2ByHand(), pairs(n=5, seed=9)
+        _, said = by_hand.whole(averaged.clean)
+        axes = {"mean": (0, 1), "mean-position": (0,)}.get(kind)
+        fixed = [one.mean(axes, keepdim=True) if axes else torch.zeros(1, 8, 1).double() for one in said]
+
+        def by(mask: np.ndarray) -> np.ndarray:
+            return logit_diff(by_hand.run(held_out.clean, torch.tensor(mask).double(), fixed)[0], held_out).numpy()
+
+        empty, own, whole = (by(mask) for mask in (0 * circuit.mask, circuit.mask, 0 * circuit.mask + 1))
+        reference = None if kind == "zero" else averaged
+        found = evaluate(load("gpt2"), circuit, held_out, ablation=kind, reference=reference, n_random=2)
+        assert found.circuit == pytest.approx(own)
+        assert found.empty == pytest.approx(empty)
+        assert found.clean == pytest.approx(whole)
+        expected = (own.mean() - empty.mean()) / (whole.mean() - empty.mean())
+        assert found.faithfulness == pytest.approx(expected)
+        assert found.interval[0] < expected < found.interval[1]
+        assert [p.faithfulness for p in found.curve][-1] == pytest.approx(1)
+        record = found.to_record()
+        assert (record["ablation"], record["metric_empty"]) == (kind, pytest.approx(empty.mean()))
+        # The twins: another floor under the same circuit, and the right circuit over the wrong floor.
+        resampled = evaluate(load("gpt2"), circuit, held_out, n_random=0)
+        assert abs(resampled.metric_circuit - found.metric_circuit) > 0.01
+        assert found.metric_corrupt == resampled.metric_corrupt
+        mixed_up = (own.mean() - resampled.metric_corrupt) / (whole.mean() - resampled.metric_corrupt)
+        assert abs(mixed_up - expected) > 0.01
+
+    @pytest.mark.parametrize("kind", ["zero", "mean", "mean-span", "noise"])
+    def test_the_whole_graph_is_the_model_and_nothing_the_floor(self, scores, kind):
+        mixed = mixed_pairs()
+        given, averaged = PairSet(mixed.pairs[:3]), PairSet(mixed.pairs[3:])
+        options = {"ablation": kind, "reference": averaged if "mean" in kind else None, "n_random": 0, "seed": 4}
+        real = real_edges(scores.layout)
+        whole, nothing = (evaluate(load("gpt2"), scores.circuit(m), given, **options) for m in (real, 0 * real == 1))
+        assert whole.faithfulness == pytest.approx(1)
+        assert whole.kl == pytest.approx(0, abs=1e-9)
+        assert nothing.faithfulness == 0
+        assert nothing.circuit == pytest.approx(nothing.empty)
+
+    def test_without_one_the_floor_is_the_corrupted_run(self, result):
+        assert result.ablation == "corrupt"
+        assert (result.empty == result.corrupt).all()
+        assert result.to_record()["metric_empty"] == result.metric_corrupt
+
+    def test_noise_is_of_the_seed(self, circuit, held_out):
+        first, again, other = (
+            evaluate(load("gpt2"), circuit, held_out, ablation="noise", seed=seed, n_random=0) for seed in (0, 0, 1)
+        )
+        assert (first.circuit == again.circuit).all()
+        assert np.abs(first.empty - other.empty).min() > 1e-3
+
+    def test_a_circuit_is_selected_by_it(self, scores):
+        batch = pairs(n=6)
+        chosen = select(load("gpt2"), scores, batch, 0.8, ablation="zero")
+        assert abs(1 - evaluate(load("gpt2"), chosen, batch, ablation="zero", n_random=0).faithfulness) <= 0.2 + 1e-9
+        assert chosen.n_edges != select(load("gpt2"), scores, batch, 0.8).n_edges
+
+    def test_mistakes(self, circuit, held_out):
+        with pytest.raises(UnknownNameError, match=r"unknown replacement 'zeros'. Did you mean 'zero'\?"):
+            evaluate(load("gpt2"), circuit, held_out, ablation="zeros")
+        with pytest.raises(ConfigError, match="replacement 'mean' needs a reference set"):
+            evaluate(load("gpt2"), circuit, held_out, ablation="mean")
+        with pytest.raises(ConfigError, match="6 of 6 scored pairs have a prompt that is in the reference set too"):
+            evaluate(load("gpt2"), circuit, held_out, ablation="mean", reference=held_out)
+        with pytest.raises(ConfigError, match="replacement 'corrupt' uses no reference set"):
+            evaluate(load("gpt2"), circuit, held_out, reference=pairs(seed=9))
+
+        def blind(logits: torch.Tensor, _batch: PairBatch) -> torch.Tensor:
+            return 0 * logits[:, 0] + 2
+
+        with pytest.raises(MetricError, match=r"is 2 on the clean and 2 in the empty circuit \(ablation 'zero'\)"):
+            evaluate(load("gpt2"), circuit, held_out, metric=blind, ablation="zero")
 
 
 def test_the_record_is_what_the_run_folder_promises(result):

@@ -93,8 +93,8 @@ JOBS: dict[str, Job] = {
     "select": by_selection,
     "evaluate": lambda model, metric: evaluate(model, whole_circuit(model), pairs(), metric=metric, n_random=2),
 }
-# Grouped queries and post-norms change most on the way; GPT-2 has dropout.
-TESTED = ("gpt2", "llama", "gemma2")
+# Grouped queries and post-norms change most on the way; GPT-2 has dropout; SoLU is one of TransformerLens's own models.
+TESTED = ("gpt2", "llama", "gemma2", "solu")
 
 
 @pytest.fixture(scope="module", params=TESTED)

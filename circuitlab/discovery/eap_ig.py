@@ -1,8 +1,9 @@
 """EAP-IG: edge attribution with integrated gradients along the input embedding.
 
-1. Run the clean and the corrupted prompt; take the difference d_u = a_u - a'_u of every writer's output.
+1. Run the corrupted prompt, and the clean one with its graph; take the difference d_u = a_u - a'_u of every writer's
+   output.
 2. For k = 1 .. m run the model from the embedding e' + (k/m)(e - e') and take the gradient of the metric at every
-   reader's input, from one backward pass.
+   reader's input, from one backward pass. The last of these runs is the clean one.
 3. score(u -> v) = sum over positions and dimensions of d_u times the mean of the m gradients at v.
 
 Positive: corrupting the edge would lower the metric, to first order. m = 1 is EAP (its gradient at the clean prompt).
@@ -14,8 +15,12 @@ References:
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from circuitlab.data.batch import PairBatch, batches_of
 from circuitlab.data.pairs import PairSet
@@ -23,11 +28,11 @@ from circuitlab.discovery.scores import EdgeScores, RunningMean
 from circuitlab.errors import ConfigError, MetricError
 from circuitlab.metrics import Metric
 from circuitlab.models.protocol import Model
+from circuitlab.models.traced import Traced, Window, run_plain, trace
 from circuitlab.parts import Layout
-from circuitlab.patching.baseline import Baseline, record_baseline
-from circuitlab.patching.gradients import ReaderGradients, reader_gradients
+from circuitlab.patching.edge_products import EdgeProducts
+from circuitlab.patching.gradients import judged, metric_slopes
 from circuitlab.patching.packing import fitting
-from circuitlab.patching.writers import writer_differences
 from circuitlab.progress import Progress
 
 
@@ -55,19 +60,14 @@ def score_eap_ig(
         raise ConfigError(f"steps is {steps!r}; EAP-IG averages a whole number of at least 1 gradients (5 is usual).")
     running = RunningMean(Layout.of(model.spec))
     integral, truth = [], []
-    # A gradient per reader and a difference per writer stay alive, beside the graph of a forward pass.
-    alive = len(running.layout.readers) + len(running.layout.writers) + 14 * model.spec.n_layers
-    whole = batches_of(pairs, model.device)
-    batches = [part for batch in whole for part in fitting(model, batch, budget, alive)]
+    batches = [
+        part for batch in batches_of(pairs, model.device) for part in fitting(model, batch, budget, _alive(model))
+    ]
     for number, batch in enumerate(batches):
-        baseline = record_baseline(model, batch)
-        gradients = _mean_gradients(model, baseline, metric, steps)
-        differences = writer_differences(model, baseline)
-        scores = torch.einsum("wbsd,rbsd->bwr", differences.float(), gradients.readers.float())
-        running.add(scores.double().cpu().numpy())
-        integral.append((differences[0] * gradients.start).double().sum((1, 2)).cpu().numpy())
-        clean, corrupt = baseline.gap(metric)
-        truth.append((clean - corrupt).double().cpu().numpy())
+        found = _attributed(model, batch, metric, steps)
+        running.add(found.scores.double().cpu().numpy())
+        integral.append(found.integral.double().cpu().numpy())
+        truth.append(found.truth.double().cpu().numpy())
         progress(name, number + 1, len(batches))
     # Rounding leaves a little where there is no slope; some edge of a graph with a slope carries more than this.
     if np.abs(running.mean).max() <= 1e-5 * np.abs(np.concatenate(truth)).mean():
@@ -87,15 +87,53 @@ def score_eap_ig(
     )
 
 
-def _mean_gradients(model: Model, baseline: Baseline, metric: Metric, steps: int) -> ReaderGradients:
-    start, end = baseline.corrupt.resid_pre[0], baseline.clean.resid_pre[0]
-    readers, at_start = None, None
-    for k in range(1, steps + 1):
-        # Written so that the last step is the clean embedding to the bit.
-        point = end - (1 - k / steps) * (end - start)
-        found = reader_gradients(model, baseline, metric, point)
-        readers = found.readers if readers is None else readers + found.readers
-        at_start = found.start if at_start is None else at_start + found.start
-    assert readers is not None
-    assert at_start is not None
-    return ReaderGradients(readers / steps, at_start / steps)
+@dataclass(frozen=True, slots=True, eq=False)
+class _Attributed:
+    """One batch: every edge's score, the integral of the gradient along the path, and the difference it estimates."""
+
+    scores: Float[Tensor, "batch writer reader"]
+    integral: Float[Tensor, " batch"]
+    truth: Float[Tensor, " batch"]
+
+
+@torch.no_grad()
+def _attributed(model: Model, batch: PairBatch, metric: Metric, steps: int) -> _Attributed:
+    frame = model.frame(batch.clean)
+    clean, start = model.embedding(batch.clean), model.embedding(batch.corrupt)
+    window = Window.between(batch, clean - start)
+    corrupt = run_plain(model, frame, Window.whole(batch), start)
+    start, end = window.of(start), window.of(clean)
+
+    # The clean end comes first: its run gives the writers' outputs, and the logits that a divergence compares with.
+    at_end = trace(model, frame, window, end, around=corrupt)
+    batch = batch.with_reference(model.logits(at_end.final)) if not metric.local else batch
+    products = EdgeProducts(model, at_end, corrupt)
+    scores, at_start, value = _multiplied(model, products, metric, batch, at_end)
+    del at_end
+
+    for k in range(1, steps):
+        along = trace(model, frame, window, torch.lerp(start, end, k / steps), around=corrupt)
+        more, slope, _ = _multiplied(model, products, metric, batch, along)
+        del along  # or two runs' worth of points would be in memory
+        scores += more
+        at_start = at_start + slope
+    return _Attributed(
+        scores.div_(steps),
+        (products.start * at_start).sum((1, 2)) / steps,
+        value - judged(model, metric, batch, corrupt.final),
+    )
+
+
+def _multiplied(
+    model: Model, products: EdgeProducts, metric: Metric, batch: PairBatch, traced: Traced
+) -> tuple[Float[Tensor, "batch writer reader"], Float[Tensor, "batch seq d_model"], Float[Tensor, " batch"]]:
+    """Every edge's product in one run, the gradient at the embedding, and the metric's value."""
+    gradients, value = metric_slopes(model, traced, metric, batch)
+    return products.scores(traced, gradients), gradients.start, value
+
+
+def _alive(model: Model) -> int:
+    """How many tensors of the stream's size stay in memory for every prompt, beside those of one block."""
+    # Every writer's difference and the gradients of one layer's heads; per block the corrupted run's points, those of
+    # the present run with their gradients, and what its graph holds beside them.
+    return len(Layout.of(model.spec).writers) + 3 * model.spec.n_heads + 30 * model.spec.n_layers

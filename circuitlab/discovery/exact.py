@@ -6,15 +6,15 @@ References:
     Edge patching as in Syed et al. 2023, arXiv:2310.10348, there as the quantity that EAP estimates.
 """
 
-from circuitlab.data.batch import PairBatch, batches_of
+from circuitlab.data.batch import PairBatch
 from circuitlab.data.pairs import PairSet
 from circuitlab.discovery.scores import EdgeScores, RunningMean
 from circuitlab.metrics import Metric
 from circuitlab.models.protocol import Model
 from circuitlab.parts import Layout
 from circuitlab.patching.baseline import record_baseline
+from circuitlab.patching.edge_plan import parts_that_fit
 from circuitlab.patching.edges import edge_effects
-from circuitlab.patching.packing import fitting
 from circuitlab.progress import Progress
 
 
@@ -23,9 +23,7 @@ def score_exact(
 ) -> EdgeScores:
     """Patch every edge alone; see the module. The error measure is the standard error over examples."""
     running = RunningMean(Layout.of(model.spec))
-    # Every writer's difference stays alive, and one of them is patched into all heads of a layer at a time.
-    alive = len(running.layout.writers) + 2 * model.spec.n_heads
-    batches = [part for batch in batches_of(pairs, model.device) for part in fitting(model, batch, budget, alive)]
+    batches = parts_that_fit(model, pairs, budget, n_writers=len(running.layout.writers))
 
     for number, batch in enumerate(batches):
 

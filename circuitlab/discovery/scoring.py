@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from circuitlab.data.batch import PairBatch
 from circuitlab.data.pairs import PairSet
+from circuitlab.discovery.eap import score_eap
 from circuitlab.discovery.eap_ig import score_eap_ig
 from circuitlab.discovery.exact import score_exact
 from circuitlab.discovery.node_sweep import score_node_sweep
@@ -42,6 +43,7 @@ METHODS: dict[str, Method] = {
     method.name: method
     for method in (
         Method("eap-ig", "integrated gradients along the input embedding", HANNA_2024, True, score_eap_ig),
+        Method("eap", "one gradient, in the clean run", SYED_2023, False, score_eap),
         Method("exact", "every edge patched alone, no approximation", SYED_2023, False, score_exact),
         Method(
             "sweep",

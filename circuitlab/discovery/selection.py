@@ -24,6 +24,7 @@ from circuitlab.metrics.base import MetricFunction
 from circuitlab.models.protocol import Model
 from circuitlab.patching.baseline import check_gap
 from circuitlab.patching.circuit_metric import Prepared, circuit_values, prepare
+from circuitlab.patching.replacement import Replacement
 from circuitlab.progress import Progress, silent
 
 GROWTH = 1.2
@@ -40,6 +41,9 @@ def select(
     n_edges: int | None = None,
     signed: bool = False,
     metric: str | Metric | MetricFunction | None = None,
+    ablation: str | Replacement = "corrupt",
+    reference: PairSet | PairBatch | None = None,
+    seed: int = 0,
     budget: int | None = None,
     progress: Progress = silent,
 ) -> Circuit:
@@ -53,6 +57,9 @@ def select(
         n_edges: Take this many top edges instead (before pruning), whatever their faithfulness.
         signed: Rank by score; else by its absolute value, which keeps edges that hurt along with those that help.
         metric: Metric of the faithfulness; the scores' own by default.
+        ablation: What excluded edges carry, as in `evaluate`.
+        reference: Prompts that means are taken of; none of them may be among `pairs`.
+        seed: Of noise.
         budget: Bytes that a packed run may take.
         progress: Called with (step, done, total).
 
@@ -60,9 +67,11 @@ def select(
         The circuit; its edges all lie on paths from the input to the logits.
 
     Raises:
-        ConfigError: The target is not above 0 and at most 1, or `n_edges` is out of range.
+        UnknownNameError: No such metric or ablation.
+        ConfigError: The target is not above 0 and at most 1, or `n_edges` is out of range; what `evaluate` refuses of
+            ablation and reference.
         GraphError: The scores are of another model.
-        MetricError: The metric does not tell clean and corrupted prompts apart.
+        MetricError: The metric does not tell the clean run and the empty circuit apart.
     """
     if scores.spec != model.spec:
         raise GraphError(f"the scores are of model {scores.spec.name!r}, not of {model.spec.name!r}.")
@@ -72,9 +81,8 @@ def select(
         return scores.circuit(prune(scores.top(n_edges, signed), scores.layout))
     if not 0 < target <= 1:
         raise ConfigError(f"target is {target}; a faithfulness to reach lies above 0 and at most at 1 (0.9 is usual).")
-    search = _Search(
-        model, scores, prepare(model, pairs, budget), resolve(metric or scores.metric), signed, budget, progress
-    )
+    prepared = prepare(model, pairs, budget, replacement=ablation, reference=reference, seed=seed)
+    search = _Search(model, scores, prepared, resolve(metric or scores.metric), signed, budget, progress)
     return scores.circuit(search.smallest(target))
 
 
@@ -94,9 +102,9 @@ class _Search:
         self._model, self._scores, self._prepared, self._metric = model, scores, prepared, metric
         self._budget, self._progress = budget, progress
         self._order = scores.ranked(signed)
-        clean, corrupt = prepared.gaps(metric)
-        check_gap(metric, clean, corrupt)
-        self._corrupt, self._gap = float(corrupt.mean()), float(clean.mean() - corrupt.mean())
+        clean, empty = prepared.gaps(metric)
+        check_gap(metric, clean, empty, prepared.empty_is)
+        self._empty, self._gap = float(empty.mean()), float(clean.mean() - empty.mean())
 
     def smallest(self, target: float) -> Bool[np.ndarray, "writer reader"]:
         """Mask of the smallest circuit found."""
@@ -123,7 +131,7 @@ class _Search:
     def _faithfulness(self, sizes: Sequence[int]) -> Float[np.ndarray, " size"]:
         masks = np.stack([self._mask(size) for size in sizes])
         values = circuit_values(self._model, self._prepared, masks, [self._metric], budget=self._budget)
-        return (values[self._metric.name].mean(1) - self._corrupt) / self._gap
+        return (values[self._metric.name].mean(1) - self._empty) / self._gap
 
     def _mask(self, size: int) -> Bool[np.ndarray, "writer reader"]:
         return prune(mask_of(self._order[:size], self._scores.layout), self._scores.layout)

@@ -1,4 +1,4 @@
-"""Test a circuit on held-out prompts, with everything outside it replaced by the corrupted run."""
+"""Test a circuit on held-out prompts, with everything outside it replaced."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from circuitlab.metrics.base import MetricFunction
 from circuitlab.models.protocol import Model
 from circuitlab.patching.baseline import check_gap
 from circuitlab.patching.circuit_metric import Prepared, circuit_values, prepare
+from circuitlab.patching.replacement import Replacement
 from circuitlab.progress import Progress, silent
 
 
@@ -47,8 +48,10 @@ class Evaluation:
 
     Attributes:
         metric: Name of the metric.
+        ablation: What excluded edges carry.
         clean: Metric of the whole model on the clean prompts.
-        corrupt: Metric of the whole model on the corrupted prompts: the empty circuit.
+        corrupt: Metric of the whole model on the corrupted prompts.
+        empty: Metric of the empty circuit, in which every edge is replaced; for ablation "corrupt" the same.
         circuit: Metric of the circuit.
         n_edges: Kept edges.
         n_edges_total: Edges of the graph.
@@ -64,8 +67,10 @@ class Evaluation:
     """
 
     metric: str
+    ablation: str
     clean: Float[np.ndarray, " example"]
     corrupt: Float[np.ndarray, " example"]
+    empty: Float[np.ndarray, " example"]
     circuit: Float[np.ndarray, " example"]
     n_edges: int
     n_edges_total: int
@@ -81,13 +86,17 @@ class Evaluation:
 
     @property
     def faithfulness(self) -> float:
-        """(m(circuit) - m(corrupted)) / (m(clean) - m(corrupted)), means over examples first."""
-        return float(stats.ratio_of_means(self.circuit - self.corrupt, self.clean - self.corrupt))
+        """(m(circuit) - m(empty)) / (m(clean) - m(empty)), means over examples first.
+
+        References:
+            Marks et al. 2024, arXiv:2403.19647; Mueller et al. 2025 (MIB), arXiv:2504.13151.
+        """
+        return float(stats.ratio_of_means(self.circuit - self.empty, self.clean - self.empty))
 
     @property
     def interval(self) -> tuple[float, float]:
         """95 % bootstrap interval of the faithfulness over examples."""
-        found = stats.ratio_interval(self.circuit - self.corrupt, self.clean - self.corrupt, self.seed)
+        found = stats.ratio_interval(self.circuit - self.empty, self.clean - self.empty, self.seed)
         return float(found.low), float(found.high)
 
     @property
@@ -101,6 +110,11 @@ class Evaluation:
         return float(self.corrupt.mean())
 
     @property
+    def metric_empty(self) -> float:
+        """Mean metric of the empty circuit."""
+        return float(self.empty.mean())
+
+    @property
     def metric_circuit(self) -> float:
         """Mean metric of the circuit on the clean prompts."""
         return float(self.circuit.mean())
@@ -110,9 +124,11 @@ class Evaluation:
         low, high = self.interval
         return {
             "metric": self.metric,
+            "ablation": self.ablation,
             "n": len(self.clean),
             "metric_clean": self.metric_clean,
             "metric_corrupt": self.metric_corrupt,
+            "metric_empty": self.metric_empty,
             "metric_circuit": self.metric_circuit,
             "faithfulness": self.faithfulness,
             "faithfulness_ci": [low, high],
@@ -138,6 +154,8 @@ def evaluate(
     pairs: PairSet | PairBatch,
     *,
     metric: str | Metric | MetricFunction = "logit_diff",
+    ablation: str | Replacement = "corrupt",
+    reference: PairSet | PairBatch | None = None,
     n_random: int = 20,
     seed: int = 0,
     budget: int | None = None,
@@ -150,15 +168,20 @@ def evaluate(
         circuit: The circuit; it is run as it is, pruned or not, and never changed.
         pairs: Held-out pairs.
         metric: What is measured at the answer position.
+        ablation: What excluded edges carry: "corrupt", "zero", "mean", "mean-position", "mean-span" or "noise", or a
+            `Replacement`.
+        reference: Prompts that means are taken of (their clean ones); none of them may be among `pairs`.
         n_random: How many random connected circuits with as many edges.
-        seed: Of the interval and the random circuits.
+        seed: Of the interval, the random circuits and the noise.
         budget: Bytes that a packed run may take.
         progress: Called with (step, done, total).
 
     Raises:
         GraphError: The circuit is of a model of another shape.
-        ConfigError: `n_random` is negative.
-        MetricError: The metric is the same on clean and corrupted prompts, or gives the wrong shape or NaN.
+        UnknownNameError: No such metric or ablation.
+        ConfigError: `n_random` is negative; means without reference prompts, or with prompts that are scored or do not
+            go with them; reference prompts that nothing needs.
+        MetricError: The metric is the same for the whole model and the empty circuit, or gives the wrong shape or NaN.
     """
     if circuit.mask.shape != (len(circuit.layout.writers), len(circuit.layout.readers)) or not _fits(circuit, model):
         raise GraphError(
@@ -166,21 +189,25 @@ def evaluate(
         )
     if n_random < 0:
         raise ConfigError(f"n_random is {n_random}; it counts random circuits and cannot be negative.")
-    judge = _Judge(model, prepare(model, pairs, budget), resolve(metric), budget, progress)
+    judged_by = resolve(metric)
+    prepared = prepare(model, pairs, budget, replacement=ablation, reference=reference, seed=seed)
+    judge = _Judge(model, prepared, judged_by, budget, progress)
     layout = circuit.layout
     own = judge.all_metrics(circuit.mask)
     curve, by_sign = _curves(judge, circuit)
     rng = np.random.default_rng([seed, 2])
     chance = [random_circuit(layout, circuit.n_edges, rng) for _ in range(n_random)] if circuit.n_edges else []
     return Evaluation(
-        metric=judge.metric.name,
+        metric=judged_by.name,
+        ablation=prepared.replacement.kind,
         clean=judge.clean,
-        corrupt=judge.corrupt,
-        circuit=own[judge.metric.name],
+        corrupt=prepared.corrupted(judged_by),
+        empty=judge.empty,
+        circuit=own[judged_by.name],
         n_edges=circuit.n_edges,
         n_edges_total=layout.n_edges,
         n_nodes=len(circuit.nodes),
-        accuracy_model=float(judge.prepared.gaps(resolve("accuracy"))[0].mean()),
+        accuracy_model=float(prepared.gaps(resolve("accuracy"))[0].mean()),
         accuracy_circuit=float(own["accuracy"].mean()),
         kl=float(own["kl"].mean()),
         cpr=cpr(by_sign) if by_sign else float("nan"),
@@ -199,9 +226,9 @@ class _Judge:
     ) -> None:
         self.model, self.prepared, self.metric = model, prepared, metric
         self._budget, self._progress = budget, progress
-        self.clean, self.corrupt = prepared.gaps(metric)
-        self._gap = float((self.clean - self.corrupt).mean())
-        check_gap(metric, self.clean, self.corrupt)
+        self.clean, self.empty = prepared.gaps(metric)
+        self._gap = float((self.clean - self.empty).mean())
+        check_gap(metric, self.clean, self.empty, prepared.empty_is)
 
     def all_metrics(self, mask: Bool[np.ndarray, "writer reader"]) -> dict[str, Float[np.ndarray, " example"]]:
         metrics = {m.name: m for m in (self.metric, resolve("accuracy"), resolve("kl"))}
@@ -212,7 +239,7 @@ class _Judge:
         found = circuit_values(
             self.model, self.prepared, masks, [self.metric], budget=self._budget, progress=self._progress, step=step
         )
-        return [float(v) for v in (found[self.metric.name].mean(1) - self.corrupt.mean()) / self._gap]
+        return [float(v) for v in (found[self.metric.name].mean(1) - self.empty.mean()) / self._gap]
 
 
 def _fits(circuit: Circuit, model: Model) -> bool:

@@ -42,11 +42,22 @@ def spec_of(bridge: Any, name: str) -> ModelSpec:
         n_kv_heads=getattr(cfg, "n_key_value_heads", None) or cfg.n_heads,
         d_model=cfg.d_model,
         d_head=cfg.d_head,
-        d_vocab=cfg.d_vocab,
+        d_vocab=words_out(cfg),
         n_ctx=cfg.n_ctx,
-        parallel=bool(getattr(cfg, "parallel_attn_mlp", False)),
+        parallel=bool(getattr(cfg, "parallel_attn_mlp", False)) and not is_native(cfg),
         has_mlp=all(with_mlp),
     )
+
+
+def words_out(cfg: Any) -> int:
+    """How many logits there are: toy models may predict fewer words than they read."""
+    out = getattr(cfg, "d_vocab_out", None) or -1
+    return out if out > 0 else cfg.d_vocab
+
+
+def is_native(cfg: Any) -> bool:
+    """Whether it is one of TransformerLens's own models; their blocks run one after the other, whatever is set."""
+    return getattr(cfg, "architecture", None) == "TransformerLensNative"
 
 
 def attn_norm(block: Any) -> Callable[[Tensor], Tensor]:
@@ -103,7 +114,8 @@ def one_key_per_query_head(attn: Any, spec: ModelSpec) -> Iterator[None]:
         yield
         return
     with (
-        attributes(attn.original_component, num_key_value_groups=1),
+        # The first is HuggingFace's name, the others are of TransformerLens's own attention.
+        attributes(attn.original_component, num_key_value_groups=1, n_kv_heads=spec.n_heads, kv_repeats=1),
         attributes(attn.config, n_key_value_heads=spec.n_heads),
     ):
         yield

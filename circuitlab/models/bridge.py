@@ -7,7 +7,7 @@ everything after them (query/key norms, rotation, softcaps, masks) is the model'
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn import functional
 
 from circuitlab.errors import ModelError
 from circuitlab.models import watch
@@ -28,8 +29,15 @@ from circuitlab.models.anatomy import (
     projection,
     spec_of,
 )
-from circuitlab.models.protocol import Frame, Recording, Trace
-from circuitlab.models.shortcuts import fused_activations, fused_norm
+from circuitlab.models.norms import norm_slope
+from circuitlab.models.protocol import Frame, Recording
+from circuitlab.models.shortcuts import (
+    ROUNDING,
+    fused_activations,
+    fused_norm,
+    plain_attention,
+    plain_attention_scale,
+)
 from circuitlab.models.surgery import evaluating, first_tensor, forward_replaced, hooks, norm_gain
 from circuitlab.models.text import TokenizerText
 from circuitlab.models.watch import BridgeFrame, Insides
@@ -57,7 +65,10 @@ class BridgeModel:
         self._modules = modules
         width = self.spec.d_model
         self._attn_norms = tuple(fused_norm(attn_norm(block), width) for block in bridge.blocks)
+        like = next(bridge.original_model.parameters())
+        self._attn_slopes = tuple(norm_slope(attn_norm(block), like, width) for block in bridge.blocks)
         self._mlp_norms = tuple(fused_norm(mlp_norm(block, self.spec), width) for block in bridge.blocks)
+        self._plain_scales = tuple(plain_attention_scale(block.attn, self.spec) for block in bridge.blocks)
         self._final_norm = fused_norm(bridge.ln_final, width)
         self._activations = tuple(fused_activations(block.mlp) if self.spec.has_mlp else {} for block in bridge.blocks)
 
@@ -112,9 +123,10 @@ class BridgeModel:
         with self._quick():
             return watch.record(self._insides, tokens)
 
-    def trace(self, start: Float[Tensor, "batch seq d_model"], frame: Frame) -> Trace:
-        """Run all blocks from an embedding with gradients on; weights get none."""
-        return watch.trace(self._insides, start, frame)
+    @torch.no_grad()
+    def embedding(self, tokens: Int[Tensor, "batch seq"]) -> Float[Tensor, "batch seq d_model"]:
+        """The stream on entry to the first block."""
+        return watch.embedding(self._insides, tokens)
 
     @torch.no_grad()
     def run_blocks(
@@ -159,17 +171,31 @@ class BridgeModel:
         """Queries, keys or values of all heads, one token a row; the model's own number of key/value heads."""
         normed = self._attn_norms[layer](stream[None])
         attn = self._blocks[layer].attn
-        return tuple(getattr(attn, slot.value)(normed)[0].flatten(1).unflatten(1, (-1, self.spec.d_head)) for slot in slots)
+        return tuple(
+            getattr(attn, slot.value)(normed)[0].flatten(1).unflatten(1, (-1, self.spec.d_head)) for slot in slots
+        )
 
     def attend(
         self,
         layer: int,
-        q: Float[Tensor, "row seq head d_head"],
+        q: Float[Tensor, "row asking head d_head"],
         k: Float[Tensor, "row seq _ d_head"],
         v: Float[Tensor, "row seq _ d_head"],
         frame: Frame,
-    ) -> Float[Tensor, "row seq head d_head"]:
-        """Every head's z, by the model's own attention code with its projections skipped."""
+    ) -> Float[Tensor, "row asking head d_head"]:
+        """Every head's z at the tokens that ask, the last ones.
+
+        By the model's own attention code with its projections skipped, or by one kernel where that is all it does.
+        """
+        scale = self._plain_scales[layer]
+        if scale is not None and q.dtype in ROUNDING:
+            return plain_attention(q, k, v, scale)
+        if q.shape[1] < k.shape[1]:
+            whole = functional.pad(q, (0, 0, 0, 0, k.shape[1] - q.shape[1], 0))
+            return self._attend_by_itself(layer, whole, k, v, frame)[:, -q.shape[1] :]
+        return self._attend_by_itself(layer, q, k, v, frame)
+
+    def _attend_by_itself(self, layer: int, q: Tensor, k: Tensor, v: Tensor, frame: Frame) -> Tensor:
         attn = self._blocks[layer].attn
         call = watch.ours(frame).attn_calls[layer]
         dummy = q.new_zeros(()).expand(q.shape[0], q.shape[1], self.spec.d_model)
@@ -205,7 +231,7 @@ class BridgeModel:
         """Each head's own share of `attn_output`, without the bias."""
         block = self._blocks[layer]
         weight = output_weight(block, self.spec)
-        chosen = list(range(self.spec.n_heads)) if heads is None else list(heads)
+        chosen = slice(None) if heads is None else list(heads)
         out = torch.einsum("rshd,hdm->hrsm", z[:, :, chosen], weight[chosen])
         if self.has_post_norm(layer):
             out = out * norm_gain(block.ln1_post, first_tensor(block.attn.o(z.flatten(2))))
@@ -239,29 +265,35 @@ class BridgeModel:
         out = block.ln2_post(out) if hasattr(block, "ln2_post") else out
         return out.reshape(*hidden.shape[:-1], -1)
 
+    @torch.no_grad()
     def pull_back(
         self,
         layer: int,
-        slot: Slot | None,
         stream: Float[Tensor, "batch seq d_model"],
-        gradient: Float[Tensor, "batch seq ..."],
+        gradients: Mapping[Slot, Float[Tensor, "batch seq head d_head"]],
+        room: Float[Tensor, "_ batch seq d_model"] | None = None,
     ) -> Float[Tensor, "chosen batch seq d_model"]:
-        """Gradient at the readers' input, through projection and norm."""
-        block = self._blocks[layer]
-        if slot is None:
-            norm, behind = self._mlp_norms[layer], gradient[None]
-        else:
-            norm = self._attn_norms[layer]
-            behind = torch.einsum("bshd,hmd->hbsm", gradient, projection(block, slot, self.spec)[0])
-        with torch.enable_grad():
-            copies = stream.detach()[None].expand_as(behind).clone().requires_grad_(True)
-            (out,) = torch.autograd.grad(norm(copies), copies, behind)
-        return out
+        """Gradients at heads' inputs from the gradients at their q, k or v, through projection and norm."""
+        n_heads = self.spec.n_heads
+        n_readers = len(gradients) * n_heads
+        behind = stream.new_empty(n_readers, *stream.shape) if room is None else room[:n_readers]
+        for number, (slot, gradient) in enumerate(gradients.items()):
+            weight = projection(self._blocks[layer], slot, self.spec)[0]
+            part = behind[number * n_heads : (number + 1) * n_heads].flatten(1, 2)
+            torch.bmm(gradient.flatten(0, 1).transpose(0, 1), weight.transpose(1, 2), out=part)
+        return self._attn_slopes[layer](stream, behind)
 
     @torch.no_grad()
     def whole_logits(self, tokens: Int[Tensor, "batch seq"]) -> Float[Tensor, "batch seq d_vocab"]:
         """The model's own forward pass, untouched: what everything else is measured against."""
         return self._insides.forward(tokens)
+
+    def whole_block(
+        self, layer: int, stream: Float[Tensor, "row seq d_model"], frame: Frame
+    ) -> Float[Tensor, "row seq d_model"]:
+        """The stream behind the model's own block, untouched; gradients follow if they are on."""
+        with evaluating(self._modules):
+            return watch.run_block(self._insides, layer, stream, frame)
 
     def neuron_weight(self, layer: int) -> Float[Tensor, "neuron d_model"]:
         """The output projection of an MLP: what a neuron of value 1 adds to the stream, before any post-norm."""

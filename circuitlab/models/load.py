@@ -16,7 +16,8 @@ import torch
 
 from circuitlab.errors import ConfigError, ModelError
 from circuitlab.models.bridge import BridgeModel
-from circuitlab.models.verify import verify
+from circuitlab.models.legacy import boot_from_hub
+from circuitlab.models.verify import adapted
 
 BUNDLED = "bundled"
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -52,9 +53,7 @@ def load_model(
     looks_local = name == BUNDLED or Path(source).exists() or source.startswith((".", "/", "~"))
     if looks_local:
         source = str(_checked_folder(Path(source).expanduser(), name))
-    loaded = BridgeModel(_boot(source, name, place, kind, local=looks_local), name)
-    verify(loaded)
-    return loaded
+    return adapted(_boot(source, name, place, kind, local=looks_local), name)
 
 
 def _from_bridge(bridge: Any) -> BridgeModel:
@@ -63,9 +62,7 @@ def _from_bridge(bridge: Any) -> BridgeModel:
             f"a model is a name, a folder or a TransformerBridge; got {type(bridge).__name__}. "
             "Boot a HuggingFace model with TransformerBridge.boot_transformers(name, hf_model=...) first."
         )
-    loaded = BridgeModel(bridge, str(getattr(bridge.cfg, "model_name", "bridge")))
-    verify(loaded)
-    return loaded
+    return adapted(bridge, str(getattr(bridge.cfg, "model_name", "bridge")))
 
 
 def _check_as_it_is(model: BridgeModel, device: torch.device | None, dtype: torch.dtype | None) -> None:
@@ -130,7 +127,10 @@ def _boot(source: str, name: str, device: torch.device, dtype: torch.dtype, *, l
         from transformer_lens.model_bridge import TransformerBridge
 
         try:
-            bridge = TransformerBridge.boot_transformers(source, device=str(device), dtype=dtype)
+            if local:
+                bridge = TransformerBridge.boot_transformers(source, device=str(device), dtype=dtype)
+            else:
+                bridge = boot_from_hub(source, device, dtype)
         except Exception as error:  # the loaders below raise whatever they like: it is told, with its cause kept
             raise _not_loaded(name, error, local=local) from error
     bridge.eval()

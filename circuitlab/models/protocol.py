@@ -6,7 +6,7 @@ forward pass with its input given, so that any part of the pass can be run again
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -47,31 +47,6 @@ class Recording:
     def stream(self, layer: int) -> Float[Tensor, "batch seq d_model"]:
         """The stream on entry to block `layer`; `layer = n_layers` is the end."""
         return self.resid_final if layer == len(self.resid_pre) else self.resid_pre[layer]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Trace:
-    """A forward pass with gradients on: the points whose gradient tells about the readers.
-
-    Attributes:
-        start: The stream at the embedding, a leaf that requires a gradient.
-        resid_pre: The stream before each block, detached.
-        mlp_in: The stream that each MLP's norm reads, detached.
-        q: Queries in the graph.
-        k: Keys in the graph, one copy per query head.
-        v: Values in the graph, one copy per query head.
-        mlp_normed: Each MLP's input after its norm, in the graph; empty where the model has no MLPs.
-        resid_final: The stream before the final norm, in the graph.
-    """
-
-    start: Float[Tensor, "batch seq d_model"]
-    resid_pre: tuple[Float[Tensor, "batch seq d_model"], ...]
-    mlp_in: tuple[Float[Tensor, "batch seq d_model"], ...]
-    q: tuple[Float[Tensor, "batch seq head d_head"], ...]
-    k: tuple[Float[Tensor, "batch seq head d_head"], ...]
-    v: tuple[Float[Tensor, "batch seq head d_head"], ...]
-    mlp_normed: tuple[Float[Tensor, "batch seq d_model"], ...]
-    resid_final: Float[Tensor, "batch seq d_model"]
 
 
 class Frame(Protocol):
@@ -123,8 +98,8 @@ class Model(Protocol):
         """Run the model once and keep everything."""
         ...
 
-    def trace(self, start: Float[Tensor, "batch seq d_model"], frame: Frame) -> Trace:
-        """Run all blocks from an embedding with gradients on."""
+    def embedding(self, tokens: Int[Tensor, "batch seq"]) -> Float[Tensor, "batch seq d_model"]:
+        """The stream on entry to the first block."""
         ...
 
     def run_blocks(
@@ -162,12 +137,20 @@ class Model(Protocol):
     def attend(
         self,
         layer: int,
-        q: Float[Tensor, "row seq head d_head"],
+        q: Float[Tensor, "row asking head d_head"],
         k: Float[Tensor, "row seq _ d_head"],
         v: Float[Tensor, "row seq _ d_head"],
         frame: Frame,
-    ) -> Float[Tensor, "row seq head d_head"]:
-        """Every head's z from its queries, keys and values; k and v once per query head or once per key/value head."""
+    ) -> Float[Tensor, "row asking head d_head"]:
+        """Every head's z from its queries, keys and values.
+
+        Args:
+            layer: The layer.
+            q: Queries of the last tokens, or of all.
+            k: Keys of all tokens, once per query head or once per key/value head.
+            v: Values of all tokens, the same way.
+            frame: What the layer is called with at this length.
+        """
         ...
 
     def attn_output(self, layer: int, z: Float[Tensor, "*row head d_head"]) -> Float[Tensor, "*row d_model"]:
@@ -203,20 +186,19 @@ class Model(Protocol):
     def pull_back(
         self,
         layer: int,
-        slot: Slot | None,
         stream: Float[Tensor, "batch seq d_model"],
-        gradient: Float[Tensor, "batch seq ..."],
+        gradients: Mapping[Slot, Float[Tensor, "batch seq head d_head"]],
+        room: Float[Tensor, "_ batch seq d_model"] | None = None,
     ) -> Float[Tensor, "chosen batch seq d_model"]:
-        """Gradient at the readers' input from the gradient behind norm and projection.
+        """Gradients at heads' inputs from the gradients at their q, k or v, through projection and norm.
 
         Args:
             layer: The layer.
-            slot: Which slot of the heads, or None for the MLP.
-            stream: The stream that the readers read.
-            gradient: At q, k or v `[batch, seq, head, d_head]`; for the MLP at its normed input `[batch, seq,
-                d_model]`.
+            stream: The stream that the heads read.
+            gradients: By slot; at keys and values once per query head.
+            room: Memory for as many gradients or more, which is overwritten; new memory by default.
 
         Returns:
-            One gradient per reader: `chosen` is the heads, or 1 for the MLP.
+            One gradient per slot and head: all heads of the first slot, then of the next.
         """
         ...

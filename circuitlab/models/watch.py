@@ -1,4 +1,4 @@
-"""Watch a `TransformerBridge` run: what its blocks were called with, what came by, and what gradients are asked of.
+"""Watch a `TransformerBridge` run: what its blocks were called with, and what came by.
 
 Blocks are called again with the arguments they were last called with, so any suffix of the model can be run on any
 stream. Nothing is left behind.
@@ -7,7 +7,7 @@ stream. Nothing is left behind.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,10 +16,23 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from circuitlab.errors import UnsupportedModelError
-from circuitlab.models.anatomy import attn_adds, mlp_adds, mlp_norm, one_key_per_query_head
-from circuitlab.models.protocol import Frame, Recording, Trace
-from circuitlab.models.surgery import broadcast_rows, evaluating, first_tensor, hooks
+from circuitlab.models.anatomy import attn_adds, mlp_adds
+from circuitlab.models.protocol import Frame, Recording
+from circuitlab.models.surgery import broadcast_rows, evaluating, first_tensor, forward_replaced, hooks
 from circuitlab.parts import ModelSpec
+
+# Where each part of a recording is seen, for the message where it is not.
+SEEN_AT = {
+    "resid_pre": "the block",
+    "q": "the q projection",
+    "k": "the k projection",
+    "v": "the v projection",
+    "pattern": "the pattern",
+    "z": "the output projection",
+    "attn_out": "the attention",
+    "mlp_out": "the MLP",
+    "resid_final": "the block",
+}
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -43,6 +56,20 @@ class Insides:
         with evaluating(self.modules):
             device = next(self.bridge.original_model.parameters()).device
             return self.bridge(tokens.to(device), return_type="logits", use_cache=False)
+
+    def forward_until(self, module: nn.Module, tokens: Int[Tensor, "batch seq"]) -> None:
+        """The same up to this module, which is not run: unembedding every position is a third of GPT-2's work."""
+
+        def stop(_args: tuple, _kwargs: dict) -> None:
+            raise _EnoughError
+
+        with hooks() as add, suppress(_EnoughError):
+            add.call(module, stop)
+            self.forward(tokens)
+
+
+class _EnoughError(Exception):
+    """Ends a forward pass whose rest nobody needs; never seen outside."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -75,17 +102,32 @@ def call_again(module: Any, stream: Tensor, call: Call) -> Any:
 def frame_of(insides: Insides, tokens: Int[Tensor, "batch seq"]) -> BridgeFrame:
     """Record what blocks are called with, on the first prompt: nothing there depends on the words."""
     block_calls, attn_calls = dict[int, Call](), dict[int, Call]()
-    with hooks() as add:
+    with hooks() as add, ExitStack() as stack:
         for layer, block in enumerate(insides.bridge.blocks):
             add.call(block, _keeper(block_calls, layer))
             add.call(block.attn, _keeper(attn_calls, layer))
-        insides.forward(tokens[:1])
+        # Nothing there depends on any value either, so that matrix products would be for nothing.
+        for module in insides.modules:
+            if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D":
+                stack.enter_context(forward_replaced(module, _zeros(module)))
+        insides.forward_until(insides.bridge.ln_final, tokens[:1])
     n_layers = insides.spec.n_layers
     return BridgeFrame(
         tokens.shape[1],
         tuple(block_calls[layer] for layer in range(n_layers)),
         tuple(attn_calls[layer] for layer in range(n_layers)),
     )
+
+
+@torch.no_grad()
+def embedding(insides: Insides, tokens: Int[Tensor, "batch seq"]) -> Float[Tensor, "batch seq d_model"]:
+    """The stream on entry to the first block."""
+    kept: list[Tensor] = []
+    first = insides.bridge.blocks[0]
+    with hooks() as add:
+        add.input(first, kept.append)
+        insides.forward_until(first, tokens)
+    return kept[0]
 
 
 @torch.no_grad()
@@ -108,36 +150,8 @@ def record(insides: Insides, tokens: Int[Tensor, "batch seq"]) -> Recording:
             if insides.spec.has_mlp:
                 add.output(mlp_adds(block), keep("mlp_out", layer))
         add.input(insides.bridge.ln_final, keep("resid_final", 0))
-        insides.forward(tokens)
+        insides.forward_until(insides.bridge.ln_final, tokens)
     return _recording(insides, kept)
-
-
-def trace(insides: Insides, start: Float[Tensor, "batch seq d_model"], frame: Frame) -> Trace:
-    """Run all blocks from an embedding with gradients on; weights get none."""
-    kept: dict[str, dict[int, Tensor]] = {name: {} for name in ("resid_pre", "mlp_in", "q", "k", "v", "mlp_normed")}
-    start = start.detach().clone().requires_grad_(True)
-    with torch.enable_grad(), ExitStack() as stack:
-        stack.enter_context(evaluating(insides.modules))
-        add = stack.enter_context(hooks())
-        for layer, block in enumerate(insides.bridge.blocks):
-            stack.enter_context(one_key_per_query_head(block.attn, insides.spec))
-            _trace_block(insides, add, kept, layer, block)
-        final = run_blocks(insides, start, 0, frame)
-        final = final.clone()
-
-    def layers(name: str) -> tuple[Tensor, ...]:
-        return tuple(kept[name][layer] for layer in sorted(kept[name]))
-
-    return Trace(
-        start=start,
-        resid_pre=layers("resid_pre"),
-        mlp_in=layers("mlp_in") if insides.spec.has_mlp else (),
-        q=layers("q"),
-        k=layers("k"),
-        v=layers("v"),
-        mlp_normed=layers("mlp_normed"),
-        resid_final=final,
-    )
 
 
 def run_blocks(
@@ -145,45 +159,25 @@ def run_blocks(
 ) -> Float[Tensor, "row seq d_model"]:
     """The stream after the last block, from the stream on entry to block `first`."""
     for layer in range(first, insides.spec.n_layers):
-        stream = first_tensor(call_again(insides.bridge.blocks[layer], stream, ours(frame).block_calls[layer]))
+        stream = run_block(insides, layer, stream, frame)
     return stream
 
 
-def _trace_block(insides: Insides, add: Any, kept: dict[str, dict[int, Tensor]], layer: int, block: Any) -> None:
-    repeats = insides.spec.n_heads // insides.spec.n_kv_heads
-
-    def split(name: str, times: int) -> Callable[[Tensor], Tensor]:
-        def see(flat: Tensor) -> Tensor:
-            # A new tensor that the forward pass goes on with: the one gradients are asked for.
-            heads = flat.unflatten(-1, (-1, insides.spec.d_head)).repeat_interleave(times, -2)
-            kept[name][layer] = heads = heads.clone()
-            return heads.flatten(-2)
-
-        return see
-
-    def keep(name: str, detach: bool) -> Callable[[Tensor], Tensor | None]:
-        def see(tensor: Tensor) -> Tensor | None:
-            kept[name][layer] = tensor.detach() if detach else tensor.clone()
-            return None if detach else kept[name][layer]
-
-        return see
-
-    add.input(block, keep("resid_pre", detach=True))
-    add.output(block.attn.q, split("q", 1))
-    add.output(block.attn.k, split("k", repeats))
-    add.output(block.attn.v, split("v", repeats))
-    if insides.spec.has_mlp:
-        norm = mlp_norm(block, insides.spec)
-        add.input(norm if isinstance(norm, nn.Module) else block.mlp, keep("mlp_in", detach=True))
-        add.input(block.mlp, keep("mlp_normed", detach=False))
+def run_block(
+    insides: Insides, layer: int, stream: Float[Tensor, "row seq d_model"], frame: Frame
+) -> Float[Tensor, "row seq d_model"]:
+    """The stream behind one block; gradients follow if they are on."""
+    return first_tensor(call_again(insides.bridge.blocks[layer], stream, ours(frame).block_calls[layer]))
 
 
 def _recording(insides: Insides, kept: dict[str, dict[int, Tensor]]) -> Recording:
     spec = insides.spec
-    missing = [f"{name} of layer {i}" for name in kept for i in range(spec.n_layers) if _absent(insides, kept, name, i)]
+    missing = [(name, i) for name in kept for i in range(spec.n_layers) if _absent(insides, kept, name, i)]
     if missing:
+        name, layer = missing[0]
         raise UnsupportedModelError(
-            f"model {insides.spec.name!r}: {missing[0]} never came by ({len(missing)} of its kind)."
+            f"model {spec.name!r} does not run {SEEN_AT[name]} of layer {layer} as a module of its own "
+            f"({len(missing)} such parts), so that it cannot be patched there."
         )
 
     def heads(name: str) -> tuple[Tensor, ...]:
@@ -215,3 +209,9 @@ def _absent(insides: Insides, kept: dict[str, dict[int, Tensor]], name: str, lay
 
 def _keeper(store: dict[int, Call], layer: int) -> Callable[[tuple, dict], None]:
     return lambda args, kwargs: store.__setitem__(layer, (args, dict(kwargs)))
+
+
+def _zeros(linear: Any) -> Callable[..., Tensor]:
+    """A linear layer's output in its shape, without the product."""
+    width = linear.weight.shape[0 if isinstance(linear, nn.Linear) else 1]
+    return lambda stream, *_args, **_kwargs: stream.new_zeros(()).expand(*stream.shape[:-1], width)

@@ -82,7 +82,9 @@ def cells_of(patches: Sequence[Patches], inside: Bool[Tensor, "batch seq"]) -> C
             member, column, example = live.any(3).nonzero().T
             first = live[member, column, example].int().argmax(1)
             found.append(torch.stack([torch.full_like(member, number), member + start, column, example, first]))
-    patch, member, column, example, first = torch.cat(found, 1)
+    rows = torch.cat(found, 1)
+    # Rows that begin together are run together: attention asks from a pack's first token on.
+    patch, member, column, example, first = rows[:, rows[4].argsort(stable=True)]
     return Cells(patches=patches, patch=patch, member=member, column=column, example=example, first=first)
 
 

@@ -8,15 +8,19 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
+from torch import Tensor
 
 from circuitlab.data.batch import PairBatch, batches_of
 from circuitlab.data.pairs import PairSet
 from circuitlab.metrics import Metric
 from circuitlab.models.protocol import Model
 from circuitlab.parts import Layout
-from circuitlab.patching.baseline import Baseline, record_baseline
+from circuitlab.patching.ablation import floor_of
+from circuitlab.patching.baseline import Baseline, at_answer, record_baseline
 from circuitlab.patching.circuits import run_circuits
+from circuitlab.patching.floor import Floor
 from circuitlab.patching.packing import fitting, packs, rows_per_pack
+from circuitlab.patching.replacement import Replacement, resolve_replacement
 from circuitlab.progress import Progress, silent
 
 # Tokens in one run from which larger matrix products bring nothing more. Measured on the bundled model, one core: 20
@@ -26,34 +30,92 @@ from circuitlab.progress import Progress, silent
 TOKENS_AT_ONCE = 1024
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Prepared:
     """A data set with both runs recorded: judging another circuit costs the circuit and nothing else.
 
     Attributes:
+        replacement: What excluded edges carry, resolved for this data set.
         baselines: One per prompt length.
+        floors: For each of them, the run with every edge replaced.
+        floor_logits: Next-token logits of the floors at the answer position.
         n_examples: In all of them.
     """
 
+    replacement: Replacement
     baselines: tuple[Baseline, ...]
+    floors: tuple[Floor, ...]
+    floor_logits: tuple[Float[Tensor, "_ d_vocab"], ...]
     n_examples: int
 
     def gaps(self, metric: Metric) -> tuple[Float[np.ndarray, " example"], Float[np.ndarray, " example"]]:
-        """The metric of the clean and the corrupted runs, in the order of the data set."""
-        clean, corrupt = np.zeros(self.n_examples), np.zeros(self.n_examples)
-        for baseline in self.baselines:
-            where = baseline.batch.index.cpu().numpy()
-            for target, values in zip((clean, corrupt), baseline.gap(metric), strict=True):
-                target[where] = values.double().cpu().numpy()
-        return clean, corrupt
+        """The metric of the clean runs and of the empty circuit, in the order of the data set.
+
+        The empty circuit is the corrupted run, unless excluded edges carry something else.
+        """
+        clean = self._in_order(metric, [baseline.clean_logits for baseline in self.baselines])
+        return clean, self._in_order(metric, self.floor_logits)
+
+    def corrupted(self, metric: Metric) -> Float[np.ndarray, " example"]:
+        """The metric of the corrupted runs, in the order of the data set."""
+        return self._in_order(metric, [b.corrupt_logits for b in self.baselines])
+
+    @property
+    def empty_is(self) -> str:
+        """Where the second of the `gaps` is measured, in words."""
+        kind = self.replacement.kind
+        return "on the corrupted prompts" if kind == "corrupt" else f"in the empty circuit (ablation {kind!r})"
+
+    def _in_order(self, metric: Metric, logits: Sequence[Tensor]) -> Float[np.ndarray, " example"]:
+        found = np.zeros(self.n_examples)
+        for baseline, at_end in zip(self.baselines, logits, strict=True):
+            found[baseline.batch.index.cpu().numpy()] = metric(at_end, baseline.batch).double().cpu().numpy()
+        return found
 
 
-def prepare(model: Model, pairs: PairSet | PairBatch, budget: int | None = None) -> Prepared:
-    """Record both runs of every batch, in parts on which a circuit of all nodes fits the budget."""
+def prepare(
+    model: Model,
+    pairs: PairSet | PairBatch,
+    budget: int | None = None,
+    *,
+    replacement: str | Replacement = "corrupt",
+    reference: PairSet | PairBatch | None = None,
+    seed: int = 0,
+) -> Prepared:
+    """Record both runs of every batch, in parts on which a circuit of all nodes fits the budget.
+
+    Args:
+        model: The model.
+        pairs: The data set.
+        budget: Bytes that a packed run may take.
+        replacement: What excluded edges carry; a name of `REPLACEMENTS` or a `Replacement`.
+        reference: Prompts that means are taken of, none of them in the data set.
+        seed: Of noise.
+
+    Raises:
+        UnknownNameError: No such replacement.
+        ConfigError: What `resolve_replacement` refuses; a budget that holds no prompt.
+    """
+    resolved = resolve_replacement(model, replacement, pairs=pairs, reference=reference, seed=seed, budget=budget)
     whole = batches_of(pairs, model.device)
     streams = 2 * len(Layout.of(model.spec).writers)
     parts = [part for batch in whole for part in fitting(model, batch, budget, streams)]
-    return Prepared(tuple(record_baseline(model, batch) for batch in parts), sum(map(len, whole)))
+    baselines = tuple(record_baseline(model, batch) for batch in parts)
+    floors = tuple(floor_of(model, baseline, resolved) for baseline in baselines)
+    return Prepared(
+        replacement=resolved,
+        baselines=baselines,
+        floors=floors,
+        floor_logits=tuple(_logits(model, b, floor) for b, floor in zip(baselines, floors, strict=True)),
+        n_examples=sum(map(len, whole)),
+    )
+
+
+@torch.no_grad()
+def _logits(model: Model, baseline: Baseline, floor: Floor) -> Float[Tensor, "batch d_vocab"]:
+    if floor.run is baseline.corrupt:
+        return baseline.corrupt_logits
+    return model.logits(at_answer(floor.run.resid_final, baseline.batch.answer_at))
 
 
 @torch.no_grad()
@@ -72,7 +134,7 @@ def circuit_values(
     Args:
         model: The model.
         prepared: The data set, recorded.
-        masks: Kept edges of each circuit.
+        masks: Kept edges of each circuit; excluded ones carry what the data set was prepared with.
         metrics: What to measure; they share the runs.
         budget: Bytes that a packed run may take.
         progress: Called with (step, done, total).
@@ -81,11 +143,11 @@ def circuit_values(
     out = {metric.name: np.zeros((len(masks), prepared.n_examples)) for metric in metrics}
     done, total = 0, len(masks) * len(prepared.baselines)
     edges = torch.tensor(masks, device=model.device)
-    for baseline in prepared.baselines:
+    for baseline, floor in zip(prepared.baselines, prepared.floors, strict=True):
         batch = baseline.batch
         where = batch.index.cpu().numpy()
         for pack in _alike(masks, _together(model, batch, masks, budget)):
-            final = run_circuits(model, baseline, edges[pack])
+            final = run_circuits(model, baseline, edges[pack], floor)
             for circuit, stream in zip(pack, final, strict=True):
                 logits = model.logits(stream)
                 for metric in metrics:

@@ -1,28 +1,111 @@
-"""Exact effect of every edge: one edge carries its writer's corrupted output, everything after it follows.
+"""Exact edge patching: one edge carries its writer's other value, alone, and everything after it follows.
 
-The edge u -> v changes only what v reads. Per layer and slot, the q, k or v of all heads is recomputed for one writer
-at a time (heads do not see each other, so all of them are patched in one attention call and each edge takes its own
-head's z from it); the change of the head's output is added to the stream behind its layer, and only the blocks after
-that run.
+1. Check the request (`edge_plan`).
+2. Record the clean and the corrupted run of every batch, once, and take what every writer says in both.
+3. Layer by layer, turn the edges into rows (`edge_rows`), and run only what comes after their readers, from the first
+   token that differs to the answer, in packs that fit the memory.
+4. Take the metric at the answer.
+
+References:
+    Edge patching as in Syed et al. 2023, arXiv:2310.10348; the direct path of Goldowsky-Dill et al. 2023,
+    arXiv:2304.05969.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor
+from jaxtyping import Float
 
+from circuitlab.data.batch import PairBatch
+from circuitlab.data.pairs import PairSet
 from circuitlab.metrics import Metric
 from circuitlab.models.protocol import Model
-from circuitlab.parts import Kind, Layout, Node, Reader, Slot
-from circuitlab.patching.baseline import Baseline, at_answer, judge
-from circuitlab.patching.packing import packs, rows_per_pack
-from circuitlab.patching.writers import mlp_input, writer_differences
+from circuitlab.parts import Layout
+from circuitlab.patching.baseline import Baseline, check_gap, judge, record_baseline
+from circuitlab.patching.edge_grid import EdgeEffects
+from circuitlab.patching.edge_plan import Edges, MetricLike, plan_edges
+from circuitlab.patching.edge_rows import EdgeRows, EdgeRun, edge_rows, edge_run, run_rows
+from circuitlab.patching.packing import Packer, rows_at_once
 from circuitlab.progress import Progress, silent
+
+
+def patch_edges(
+    model: Model,
+    pairs: PairSet | PairBatch,
+    edges: Edges = None,
+    *,
+    metric: MetricLike = "logit_diff",
+    axis: str = "all",
+    positions: Iterable[int] | None = None,
+    direction: str = "noise",
+    seed: int = 0,
+    budget: int | None = None,
+    progress: Progress = silent,
+) -> EdgeEffects:
+    """Patch any set of edges, each alone: the direct path only, everything behind its reader recomputed.
+
+    Args:
+        model: A loaded model.
+        pairs: A split of a task, or a `PairBatch`.
+        edges: Names or edges, or a boolean mask [writer, reader] (entries that are no edge do not count); every edge
+            of the graph by default.
+        metric: What is measured at the answer position.
+        axis: "all" swaps an edge's whole message; "position" and "span" only its tokens at one position or span, one
+            column each; "auto" is by position where prompts line up.
+        positions: With axis "position": only these.
+        direction: "noise": the clean run with the edge corrupted. "denoise": the corrupted run with the edge clean.
+        seed: Of intervals and p-values.
+        budget: Bytes that a packed run may take; a share of what is free by default.
+        progress: Called with (step, done, total); steps are of about equal work.
+
+    Returns:
+        `EdgeEffects`, per edge, column and example in the metric's unit. "noise": m(clean) - m(clean with the edge
+        corrupted); "denoise": m(corrupted with the edge clean) - m(corrupted). Positive: the edge helps; where less is
+        better (`kl`, `rank`) the sign is turned, so that positive helps there too.
+
+    Raises:
+        UnknownNameError: No such edge, direction, metric or axis.
+        ConfigError: No edges, one of them twice, a mask of the wrong shape, a position out of range, prompts of
+            different length by position, no spans by span, a budget that holds no prompt.
+        MetricError: The metric gives the wrong shape or NaN, or does not tell the two runs apart.
+    """
+    plan = plan_edges(
+        model,
+        pairs,
+        edges,
+        metric=metric,
+        axis=axis,
+        positions=positions,
+        direction=direction,
+        budget=budget,
+    )
+    judged_by, n = plan.metric, plan.n_examples
+    effects = np.zeros((len(plan.edges), len(plan.columns.labels), n))
+    clean, corrupt = np.zeros(n), np.zeros(n)
+    packer = Packer()
+    for number, (batch, tokens) in enumerate(zip(plan.batches, plan.columns.masks, strict=True)):
+        baseline, where = record_baseline(model, batch), batch.index.cpu().numpy()
+        clean[where], corrupt[where] = (values.double().cpu().numpy() for values in baseline.gap(judged_by))
+        run = edge_run(model, baseline, plan.edges, tokens, plan.direction)
+        part = _Part(progress, number, len(plan.batches))
+        effects[:, :, where] = _effects(run, judged_by, direction, budget, packer, part)
+    check_gap(judged_by, clean, corrupt)
+    return EdgeEffects(
+        edges=plan.edges,
+        direction=direction,
+        metric=judged_by.name,
+        unit=judged_by.unit,
+        column_kind=plan.columns.kind,
+        columns=plan.columns.labels,
+        per_example=effects if judged_by.higher_is_better else -effects,
+        clean=clean,
+        corrupt=corrupt,
+        seed=seed,
+        numbers=plan.columns.numbers,
+    )
 
 
 @torch.no_grad()
@@ -36,97 +119,60 @@ def edge_effects(
 ) -> Float[np.ndarray, "batch writer reader"]:
     """m(clean) - m(clean with this one edge corrupted), for every edge and example; 0 where there is no edge.
 
-    Positive: the edge helps. Equals TransformerLens's `get_act_patch_direct_path` for a head's edges.
+    Equals TransformerLens's `get_act_patch_direct_path` for a head's edges, with the prompts swapped.
     """
-    layout = Layout.of(model.spec)
-    job = _Job(model, baseline, metric, writer_differences(model, baseline), layout, budget)
-    effects = np.zeros((len(baseline.batch), len(layout.writers), len(layout.readers)))
-    untouched = metric(baseline.clean_logits, baseline.batch).double()
-    for number, part in enumerate(job.parts()):
-        for columns, writers, values in part:
-            effects[:, writers, columns] = (untouched[None] - values).T.cpu().numpy()
-        progress("edges", number + 1, 4 * model.spec.n_layers + 1)
+    layout, batch = Layout.of(model.spec), baseline.batch
+    edges = tuple(layout.edges())
+    run = edge_run(model, baseline, edges, torch.ones_like(batch.clean, dtype=torch.bool)[None])
+    found = _effects(run, metric, "noise", budget, Packer(), _Part(progress, 0, 1))
+    effects = np.zeros((len(batch), len(layout.writers), len(layout.readers)))
+    rows, columns = np.array([layout.edge_index(edge) for edge in edges]).T
+    effects[:, rows, columns] = found[:, 0].T
     return effects
 
 
-Part = tuple[list[int], list[int], Float[Tensor, "edge batch"]]
+class _Part:
+    """Progress of one batch among several."""
+
+    def __init__(self, progress: Progress, number: int, n_parts: int) -> None:
+        self.progress, self.number, self.n_parts = progress, number, n_parts
+
+    def __call__(self, done: int, total: int) -> None:
+        self.progress("edges", self.number * total + done, self.n_parts * total)
 
 
-@dataclass(frozen=True, slots=True)
-class _Job:
-    """Everything the edges of one batch share."""
+def _effects(
+    run: EdgeRun, metric: Metric, direction: str, budget: int | None, packer: Packer, progress: _Part
+) -> Float[np.ndarray, "edge column batch"]:
+    """How much each edge helps, in the metric's unit; 0 without a run where its message is the same in both."""
+    model, n_layers = run.model, run.model.spec.n_layers
+    clean, corrupt = (values.double() for values in run.baseline.gap(metric))
+    untouched = clean if direction == "noise" else corrupt
+    effects = clean.new_zeros((len(run.edges), *run.tokens.shape[:2]))
+    effects[:, ~run.tokens.any(2)] = torch.nan
+    size = rows_at_once(model, run.baseline.batch.n_tokens, budget)
+    done, total = 0, sum(n_layers - layer + 1 for layer in range(n_layers + 1))
+    for layer in range(n_layers + 1):
+        rows = edge_rows(run, layer)
 
-    model: Model
-    baseline: Baseline
-    metric: Metric
-    differences: Float[Tensor, "writer batch seq d_model"]
-    layout: Layout
-    budget: int | None
+        def pack(part: slice, layer: int = layer, rows: EdgeRows = rows) -> None:
+            some = rows.take(part)
+            final = run_rows(run, layer, some)
+            values = judge(model, metric, run.baseline, final, some.example).double()
+            change = untouched[some.example] - values
+            effects[some.edge, some.column, some.example] = change if direction == "noise" else -change
 
-    def parts(self) -> Iterator[Iterator[Part]]:
-        """Edges by layer and kind of reader; each part yields columns, writers and metric values."""
-        for layer in range(self.model.spec.n_layers):
-            for slot in Slot:
-                yield self._into_heads(layer, slot)
-            yield self._into_mlp(layer)
-        yield self._into_logits()
+        packer.run(len(rows), size * _lightness(run, layer), pack)
+        done += n_layers - layer + 1
+        progress(done, total)
+    return effects.cpu().numpy()
 
-    def _into_heads(self, layer: int, slot: Slot) -> Iterator[Part]:
-        model, clean, n_heads = self.model, self.baseline.clean, self.model.spec.n_heads
-        columns = [self.layout.reader_index(Reader(Node(Kind.HEAD, layer, h), slot)) for h in range(n_heads)]
-        for writers in self._writer_packs(self.layout.visible[columns[0]]):
-            read = clean.resid_pre[layer] - self.differences[writers]
-            read = read.flatten(0, 1)[None].expand(n_heads, -1, -1, -1)
-            values = {s: self._repeated(getattr(clean, s.value)[layer], len(writers)) for s in Slot}
-            values[slot] = model.project(layer, slot, range(n_heads), read).permute(1, 2, 0, 3)
-            z = model.attend(layer, values[Slot.Q], values[Slot.K], values[Slot.V], self.baseline.frame)
-            for head, column in enumerate(columns):
-                patched = self._repeated(clean.z[layer], len(writers)).clone()
-                patched[:, :, head] = z[:, :, head]
-                now = model.attn_output(layer, patched).unflatten(0, (len(writers), -1))
-                yield [column] * len(writers), writers, self._behind_attention(layer, now - clean.attn_out[layer])
 
-    def _into_mlp(self, layer: int) -> Iterator[Part]:
-        if not self.model.spec.has_mlp:
-            return
-        column = self.layout.reader_index(Reader(Node(Kind.MLP, layer)))
-        clean = self.baseline.clean
-        read = mlp_input(self.model, clean, layer)
-        for writers in self._writer_packs(self.layout.visible[column]):
-            changed = read - self.differences[writers]
-            delta = self.model.mlp_output(layer, changed.flatten(0, 1)).unflatten(0, changed.shape[:2])
-            values = self._run(layer + 1, clean.stream(layer + 1) + delta - clean.mlp_out[layer])
-            yield [column] * len(writers), writers, values
+def _lightness(run: EdgeRun, layer: int) -> int:
+    """How many rows into this layer take no more than one row through whole blocks.
 
-    def _into_logits(self) -> Iterator[Part]:
-        column, n_layers = len(self.layout.readers) - 1, self.model.spec.n_layers
-        for writers in self._writer_packs(self.layout.visible[column]):
-            stream = self.baseline.clean.resid_final - self.differences[writers]
-            yield [column] * len(writers), writers, self._run(n_layers, stream)
-
-    def _behind_attention(self, layer: int, delta: Float[Tensor, "edge batch seq d_model"]) -> Tensor:
-        clean, model = self.baseline.clean, self.model
-        if model.spec.parallel or not model.spec.has_mlp:
-            return self._run(layer + 1, clean.stream(layer + 1) + delta)
-        middle = mlp_input(model, clean, layer) + delta
-        mlp = model.mlp_output(layer, middle.flatten(0, 1)).unflatten(0, middle.shape[:2])
-        return self._run(layer + 1, middle + mlp)
-
-    def _run(self, first: int, stream: Float[Tensor, "edge batch seq d_model"]) -> Float[Tensor, "edge batch"]:
-        batch, n_edges = self.baseline.batch, len(stream)
-        final = self.model.run_blocks(stream.flatten(0, 1), first, self.baseline.frame)
-        example: Int[Tensor, " row"] = torch.arange(len(batch), device=stream.device).repeat(n_edges)
-        at = at_answer(final, batch.answer_at[example])
-        return judge(self.model, self.metric, self.baseline, at, example).double().unflatten(0, (n_edges, -1))
-
-    def _writer_packs(self, n_visible: int) -> Iterator[list[int]]:
-        """Writers that differ between the runs (the others' edges have no effect), a pack at a time."""
-        live = [w for w in range(n_visible) if bool((self.differences[w] != 0).any())]
-        # A run for every edge of a head's slot at a time, beside the q, k, v and z of all heads.
-        spec, batch = self.model.spec, self.baseline.batch
-        size = rows_per_pack(self.model, batch.n_tokens, self.budget, 2 * spec.n_heads) // len(batch)
-        for pack in packs(len(live), max(1, size)):
-            yield live[pack]
-
-    def _repeated(self, value: Tensor, times: int) -> Tensor:
-        return value.expand(times, *value.shape).flatten(0, 1)
+    Into the logits a row is one token. Into the last layer it is one token too, beside the queries, keys and values of
+    its prompt: about 4 tensors of the stream's size, where a block holds 18.
+    """
+    n_layers = run.model.spec.n_layers
+    return {n_layers: run.baseline.batch.n_tokens, n_layers - 1: 4}.get(layer, 1)

@@ -24,6 +24,16 @@ CORRECTIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
+def check_correction(name: str | None) -> None:
+    """Refuse a correction that does not exist; None is none.
+
+    Raises:
+        UnknownNameError: No such correction.
+    """
+    if name is not None and name not in CORRECTIONS:
+        raise UnknownNameError.of("correction", name, CORRECTIONS)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Grid:
     """A swept site: layers by positions, spans, heads or neurons, or by heads (neurons) and positions or spans.
@@ -90,8 +100,7 @@ class Grid:
         Raises:
             UnknownNameError: No such correction.
         """
-        if correction not in CORRECTIONS:
-            raise UnknownNameError.of("correction", correction, CORRECTIONS)
+        check_correction(correction)
         return CORRECTIONS[correction](self.p_values)
 
     @property

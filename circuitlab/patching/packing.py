@@ -15,6 +15,8 @@ from circuitlab.models.protocol import Model
 # Share of the free memory that one packed run may fill, and a ceiling: larger packs are not faster on a CPU.
 FREE_SHARE = 0.25
 CEILING = 512 * 2**20
+# Bytes of a pack from which a CPU gets slower: every pass over an MLP's hidden layer goes to memory then.
+CACHED = 64 * 2**20
 
 
 def default_budget(device: torch.device) -> int:
@@ -68,6 +70,18 @@ def packs(n_rows: int, size: int) -> Iterator[slice]:
     """Consecutive slices of at most `size` rows."""
     for start in range(0, n_rows, size):
         yield slice(start, min(start + size, n_rows))
+
+
+def rows_at_once(model: Model, n_tokens: int, budget: int | None) -> int:
+    """How many prompts of this length to run at once: no more than fit, on a CPU no more than stay in its caches.
+
+    Raises:
+        ConfigError: The budget does not hold a single prompt.
+    """
+    fit = rows_per_pack(model, n_tokens, budget)
+    if model.device.type != "cpu":
+        return fit
+    return max(1, min(fit, CACHED // bytes_per_row(model, n_tokens)))
 
 
 @dataclass(slots=True)

@@ -6,6 +6,7 @@ added up over batches, and divided at the end. Sums are float64.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -52,6 +53,19 @@ class Statistics:
     tables: Mapping[Place, Float[Tensor, "_ ..."]]
     patterns: Mapping[int, tuple[Float[Tensor, "head seq seq"], ...]]
     prompts: frozenset[tuple[int, ...]]
+
+    def digest(self) -> str:
+        """SHA-256 over all of them: what a number that was made with them depends on."""
+        found = hashlib.sha256(repr((self.kind, self.spec, self.labels)).encode())
+        for key, table in [*sorted(self.tables.items()), *self._patterns()]:
+            found.update(repr(key).encode())
+            found.update(table.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        return found.hexdigest()
+
+    def _patterns(self) -> Iterator[tuple[Place, Tensor]]:
+        for n, layers in sorted(self.patterns.items()):
+            for layer, pattern in enumerate(layers):
+                yield (f"pattern of {n}", layer), pattern
 
     def rows(self, batch: PairBatch) -> Int[Tensor, "batch seq"]:
         """Which row of the tables is each token's."""

@@ -93,6 +93,12 @@ class Replacement:
                 f"scale is {self.scale}; noise takes a positive number of standard deviations, 3 by default."
             )
 
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over everything that decides what it puts in."""
+        measured = "" if self.statistics is None else self.statistics.digest()
+        return hashlib.sha256(repr((self.kind, self.seed, self.scale, measured)).encode()).hexdigest()
+
 
 def resolve_replacement(
     model: Model,

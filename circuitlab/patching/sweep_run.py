@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float
 from circuitlab.patching.baseline import Baseline, check_gap, judge_all, record_baseline
 from circuitlab.patching.cells import Cells, cells_of, run_cells, window
 from circuitlab.patching.checkpoint import Checkpoint, digest
-from circuitlab.patching.packing import Packer, bytes_per_row, default_budget, rows_per_pack
+from circuitlab.patching.packing import Packer, bytes_per_row, default_budget, rows_at_once
 from circuitlab.patching.patches import Runs, patches_of
 from circuitlab.patching.replacement import replaced, replaced_hidden
 from circuitlab.patching.sites import Site, enters_at
@@ -121,7 +121,7 @@ class SweepRun:
             ):
                 self._write(metric.name, some, values.double().cpu().numpy(), where)
 
-        packer.run(len(cells), rows_per_pack(plan.model, batch.n_tokens, budget), pack)
+        packer.run(len(cells), rows_at_once(plan.model, batch.n_tokens, budget), pack)
 
     def copy_shared(self) -> None:
         """The stream behind a block is the stream before the next one: their cells were run once."""

@@ -1,0 +1,219 @@
+"""A forward pass that gradients can be asked of: step by step, and only the tokens that matter.
+
+Attention is causal and the metric looks at one position. Tokens before the first that differs between two prompts carry
+nothing from one to the other, and tokens behind the answer nothing to the metric; the block's own steps take the others
+and see the rest as it was recorded. In the last block keys and values are read at all of these tokens, everything else
+at the answer alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from circuitlab.data.batch import PairBatch
+from circuitlab.models.protocol import Frame, Model
+from circuitlab.parts import Slot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Window:
+    """Tokens `first` up to `stop` (not included) of every prompt of a batch.
+
+    Attributes:
+        first: The first token.
+        stop: The first token behind.
+        answer_at: Where each example's answer position is, counted from `first`.
+    """
+
+    first: int
+    stop: int
+    answer_at: Int[Tensor, " batch"]
+
+    @classmethod
+    def whole(cls, batch: PairBatch) -> Window:
+        """All tokens."""
+        return cls(first=0, stop=batch.n_tokens, answer_at=batch.answer_at)
+
+    @classmethod
+    def between(cls, batch: PairBatch, apart: Float[Tensor, "batch seq d_model"]) -> Window:
+        """The tokens through which a difference of the input can reach the metric."""
+        stop = int(batch.answer_at.max()) + 1
+        differs = (apart != 0).any(2).any(0).nonzero()
+        first = min(int(differs[0]) if len(differs) else stop, int(batch.answer_at.min()))
+        return cls(first=first, stop=stop, answer_at=batch.answer_at - first)
+
+    def of(self, whole: Float[Tensor, "batch seq *value"]) -> Float[Tensor, "batch _ *value"]:
+        """Something that was recorded at every token, at these."""
+        return whole[:, self.first : self.stop]
+
+    def at_answer(self, part: Float[Tensor, "*writer batch seq d_model"]) -> Float[Tensor, "*writer batch 1 d_model"]:
+        """Something at these tokens, at the answer positions alone."""
+        rows = torch.arange(len(self.answer_at), device=part.device)
+        return part[..., rows, self.answer_at, :][..., None, :]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class BlockPoints:
+    """Values of one block in the graph of a forward pass, or the gradients there.
+
+    Only one token (the answer) is there for `q` and what follows from it in the last block.
+
+    Attributes:
+        q: Queries before norms and rotation.
+        k: Keys at the same point, one copy per query head.
+        v: Values at the same point, one copy per query head.
+        z: Each head's weighted sum of values.
+        attn: What attention adds to the stream.
+        mlp_read: The stream that the MLP reads, apart from the stream that goes past it.
+        mlp: What the MLP adds to the stream; None where there is none.
+    """
+
+    q: Float[Tensor, "batch _ head d_head"]
+    k: Float[Tensor, "batch seq head d_head"]
+    v: Float[Tensor, "batch seq head d_head"]
+    z: Float[Tensor, "batch _ head d_head"]
+    attn: Float[Tensor, "batch _ d_model"]
+    mlp_read: Float[Tensor, "batch _ d_model"] | None = None
+    mlp: Float[Tensor, "batch _ d_model"] | None = None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Those that are there, by name."""
+        found = {item.name: getattr(self, item.name) for item in fields(self)}
+        return {name: value for name, value in found.items() if value is not None}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Traced:
+    """A forward pass with its graph.
+
+    Attributes:
+        window: The tokens it ran on.
+        start: The stream at the embedding, a leaf.
+        streams: The stream on entry to each block.
+        blocks: What can be differentiated with respect to.
+        final: The stream before the final norm, at the answer.
+    """
+
+    window: Window
+    start: Float[Tensor, "batch seq d_model"]
+    streams: tuple[Float[Tensor, "batch seq d_model"], ...]
+    blocks: tuple[BlockPoints, ...]
+    final: Float[Tensor, "batch d_model"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Slopes:
+    """Gradients at the points of a `Traced` pass, each example's own.
+
+    Attributes:
+        start: At the embedding; everything downstream follows from it.
+        blocks: At the points of each block.
+        final: At the final stream.
+    """
+
+    start: Float[Tensor, "batch seq d_model"]
+    blocks: tuple[BlockPoints, ...]
+    final: Float[Tensor, "batch d_model"]
+
+
+@torch.enable_grad()
+def trace(
+    model: Model,
+    frame: Frame,
+    window: Window,
+    start: Float[Tensor, "batch seq d_model"],
+    around: Traced | None = None,
+) -> Traced:
+    """Run all blocks from an embedding with gradients on.
+
+    Args:
+        model: The model.
+        frame: What blocks are called with.
+        window: The tokens to run.
+        start: Their embedding.
+        around: A run of the whole prompts that agrees in all tokens before the window; not needed where the window is
+            the whole prompt.
+    """
+    return _run(model, frame, window, start.detach().requires_grad_(), around)
+
+
+@torch.no_grad()
+def run_plain(model: Model, frame: Frame, window: Window, start: Float[Tensor, "batch seq d_model"]) -> Traced:
+    """The same values without a graph, for whole prompts."""
+    return _run(model, frame, window, start, None)
+
+
+def _run(model: Model, frame: Frame, window: Window, start: Tensor, around: Traced | None) -> Traced:
+    stream, streams, blocks = start, [], []
+    for layer in range(model.spec.n_layers):
+        points, behind = _block(model, frame, window, stream, layer, around)
+        streams.append(stream.detach())
+        blocks.append(points)
+        stream = behind
+    return Traced(window=window, start=start, streams=tuple(streams), blocks=tuple(blocks), final=stream[:, 0])
+
+
+def slopes(total: Float[Tensor, ""], traced: Traced) -> Slopes:
+    """Gradients at every point, from one backward pass; the graph is gone after it."""
+    named = [block.tensors() for block in traced.blocks]
+    points = [traced.start, *(tensor for block in named for tensor in block.values()), traced.final]
+    found = torch.autograd.grad(total, points, materialize_grads=True)
+    start, *inner, final = (gradient.detach() for gradient in found)
+    rest = iter(inner)
+    blocks = tuple(
+        replace(block, **{name: next(rest) for name in names})
+        for block, names in zip(traced.blocks, named, strict=True)
+    )
+    return Slopes(start=start, blocks=blocks, final=final)
+
+
+def _block(
+    model: Model, frame: Frame, window: Window, stream: Tensor, layer: int, around: Traced | None
+) -> tuple[BlockPoints, Float[Tensor, "batch _ d_model"]]:
+    """One block's points, and the stream behind it."""
+    spec, last = model.spec, layer == model.spec.n_layers - 1
+    kept = window.at_answer(stream) if last else stream
+    q, k, v = _read(model, stream, kept, layer)
+    n_tokens = frame.n_tokens
+    keys, values = _whole(k, window, "k", layer, around), _whole(v, window, "v", layer, around)
+    # In the last block the answer's query stands at every position, and only what it gives at the answer is taken.
+    asked = q.expand(-1, n_tokens, -1, -1) if last else _whole(q, window, "q", layer, around)
+    z = window.of(model.attend(layer, asked, keys, values, frame))
+    if last:
+        z = window.at_answer(z.flatten(2)).unflatten(2, z.shape[2:])
+    attn = model.attn_output(layer, z)
+    middle = kept + attn
+    if not spec.has_mlp:
+        return BlockPoints(q=q, k=k, v=v, z=z, attn=attn), middle
+    read = kept if spec.parallel else middle
+    mlp_read = read.view_as(read)  # a place of its own in the graph, so that its gradient leaves out the way past it
+    mlp = model.mlp_output(layer, mlp_read)
+    return BlockPoints(q=q, k=k, v=v, z=z, attn=attn, mlp_read=mlp_read, mlp=mlp), middle + mlp
+
+
+def _read(model: Model, stream: Tensor, asking: Tensor, layer: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries of the asking tokens, keys and values of all, each once per query head."""
+    n_heads = model.spec.n_heads
+
+    def split(flat: Tensor, like: Tensor) -> Tensor:
+        heads = flat.unflatten(0, like.shape[:2])
+        return heads.repeat_interleave(n_heads // heads.shape[2], 2) if heads.shape[2] < n_heads else heads
+
+    if asking is stream:
+        q, k, v = model.read_attention(layer, (Slot.Q, Slot.K, Slot.V), stream.flatten(0, 1))
+    else:
+        (q,) = model.read_attention(layer, (Slot.Q,), asking.flatten(0, 1))
+        k, v = model.read_attention(layer, (Slot.K, Slot.V), stream.flatten(0, 1))
+    return split(q, asking), split(k, stream), split(v, stream)
+
+
+def _whole(own: Tensor, window: Window, name: str, layer: int, around: Traced | None) -> Tensor:
+    """Queries, keys or values of whole prompts: recorded ones before and behind the window."""
+    if around is None:
+        return own
+    recorded = getattr(around.blocks[layer], name).detach()
+    return torch.cat([recorded[:, : window.first], own, recorded[:, window.stop :]], 1)

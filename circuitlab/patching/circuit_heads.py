@@ -1,0 +1,130 @@
+"""The heads of a layer in a circuit run: their z, and how far each is from what it says at the floor.
+
+Heads of a layer do not see each other. Its attention is called once, on rows in which the versions of a head stand
+below each other in the column of that head; a column that is shorter than others is filled up with the floor's values.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import groupby
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from circuitlab.models.protocol import Frame, Model, Recording
+from circuitlab.parts import Layout, Slot
+from circuitlab.patching.circuit_plan import Attended, Made, Mixed, Plan
+from circuitlab.patching.circuit_reads import Vectors, read_heads
+from circuitlab.patching.circuit_rows import Table
+
+# Versions of one writer, and one row for every token at which each is made.
+Said = tuple[list[Made], Float[Tensor, "token d_model"]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Heads:
+    """What a run needs to compute heads.
+
+    Attributes:
+        model: The model.
+        frame: What its blocks are called with at this length.
+        floor: The run with every edge replaced.
+        plan: What is computed.
+        table: What versions add to the floor.
+    """
+
+    model: Model
+    frame: Frame
+    floor: Recording
+    plan: Plan
+    table: Table
+
+    def said(self, layer: int) -> Iterator[Said]:
+        """How far each version of a head of this layer is from the head at the floor."""
+        attended = self.plan.of(Attended, self.plan.heads[layer])
+        if not attended:
+            return
+        places = self._places(attended)
+        vectors = read_heads(self.model, layer, self.plan, self.table, self.floor)
+        q, k, v = (self._arranged(slot, vectors, attended, places) for slot in range(len(Slot)))
+        z = self.model.attend(layer, q, k, v, self.frame).flatten(0, 2)
+        if self.model.has_post_norm(layer):
+            yield from self._coupled(layer, z, places)
+        else:
+            yield from self._each(layer, z, places)
+
+    def _places(self, attended: Mapping[int, Attended]) -> dict[int, int]:
+        """Where each z stands in its head's column at the first token, counted in vectors."""
+        depth, places = Counter[int](), dict[int, int]()
+        for number, step in attended.items():
+            places[number] = depth[step.head] * self._size + step.head
+            depth[step.head] += 1
+        return places
+
+    def _arranged(
+        self, slot: int, vectors: Vectors, attended: Mapping[int, Attended], places: Mapping[int, int]
+    ) -> Float[Tensor, "row seq head d_head"]:
+        """What attention is called with in one slot."""
+        n_rows = 1 + max(places.values()) // self._size
+        source = np.tile(slot * self._size + np.arange(self._size), n_rows)
+        for number, step in attended.items():
+            read = step.reads[slot]
+            if read is not None and read in vectors.of:
+                source[places[number] + self._tokens(self.plan.tokens[read])] = vectors.of[read]
+        shape = (n_rows * self.plan.sets.batch, self.plan.sets.seq, self.model.spec.n_heads)
+        return vectors.values[self._put(source)].unflatten(0, shape)
+
+    def _each(self, layer: int, z: Float[Tensor, "_ d_head"], places: Mapping[int, int]) -> Iterator[Said]:
+        """Each head from the change of its own z."""
+        made, n_heads = self.plan.made(self.plan.heads[layer]), self.model.spec.n_heads
+        now = np.concatenate([places[one.made_of] + self._tokens(one.tokens) for one in made])
+        change = z[self._put(now)].sub_(self.floor.z[layer].flatten(0, 2)[self._put(now % self._size)])
+        end = 0
+        for writer, group in groupby(made, key=lambda one: one.writer):
+            versions = list(group)
+            start, end = end, end + sum(self.plan.sets.count(one.tokens) for one in versions)
+            # Nothing but this head's own column is looked at.
+            column = change[start:end, None, None].expand(-1, 1, n_heads, -1)
+            yield versions, self.model.head_outputs(layer, column, [self._head(writer)])[0, :, 0]
+
+    def _coupled(self, layer: int, z: Float[Tensor, "_ d_head"], places: Mapping[int, int]) -> Iterator[Said]:
+        """Heads through the norm behind them, whose scale all of them make: what they say, less that at the floor."""
+        own, n_heads = self.floor.z[layer].flatten(0, 2), self.model.spec.n_heads
+        rows, first, end = [], dict[int, int](), 0
+        for number, step in self.plan.of(Mixed, self.plan.heads[layer]).items():
+            source = np.arange(self._size)
+            for attended in step.heads:
+                if attended is not None and attended in places:
+                    here = places[attended] + self._tokens(self.plan.tokens[attended])
+                    source[here % self._size] = self._size + here
+            rows.append(source.reshape(-1, n_heads)[self.plan.sets.indices(self.plan.tokens[number])])
+            first[number], end = end, end + len(rows[-1])
+        mixed = torch.cat([own, z])[self._put(np.concatenate(rows))]
+        now = self.model.head_outputs(layer, mixed[:, None])[:, :, 0]
+        was = self.model.head_outputs(layer, own.unflatten(0, (-1, 1, n_heads)))[:, :, 0]
+        for one in self.plan.made(self.plan.heads[layer]):
+            head, tokens = self._head(one.writer), self.plan.sets.indices(one.tokens)
+            row = first[one.made_of] + self.plan.sets.among(one.tokens, self.plan.tokens[one.made_of])
+            yield [one], now[head, self._put(row)] - was[head, self._put(tokens)]
+
+    @property
+    def _size(self) -> int:
+        """How many vectors z of one run has: tokens times heads."""
+        return self.plan.sets.size * self.model.spec.n_heads
+
+    def _tokens(self, tokens: int) -> Int[np.ndarray, " token"]:
+        """Where tokens stand in one head's column."""
+        return self.plan.sets.indices(tokens) * self.model.spec.n_heads
+
+    def _head(self, writer: int) -> int:
+        head = Layout.of(self.model.spec).writers[writer].head
+        assert head is not None
+        return head
+
+    def _put(self, index: Int[np.ndarray, "*token"]) -> Int[Tensor, "*token"]:
+        return torch.from_numpy(index).to(self.floor.resid_final.device)
