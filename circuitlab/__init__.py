@@ -35,6 +35,7 @@ _HOMES = {
     "PairSplits": "circuitlab.data.pairs",
     "Reader": "circuitlab.parts",
     "Reference": "circuitlab.references",
+    "Replacement": "circuitlab.patching.replacement",
     "Run": "circuitlab.discovery.pipeline",
     "RunError": "circuitlab.errors",
     "SpanError": "circuitlab.errors",
@@ -53,6 +54,8 @@ _HOMES = {
     "load_circuit": "circuitlab.graphs.circuit",
     "load_model": "circuitlab.models.load",
     "load_task": "circuitlab.data.registry",
+    "patch_edges": "circuitlab.patching.edges",
+    "path_patch": "circuitlab.patching.paths",
     "reproduce": "circuitlab.discovery.reproduce",
     "score_edges": "circuitlab.discovery.scoring",
     "select": "circuitlab.discovery.selection",
@@ -96,7 +99,10 @@ if TYPE_CHECKING:
     from circuitlab.metrics.base import Metric
     from circuitlab.models.load import load_model
     from circuitlab.parts import Edge, ModelSpec, Node, Reader
+    from circuitlab.patching.edges import patch_edges
     from circuitlab.patching.estimate import estimate_sweep
+    from circuitlab.patching.paths import path_patch
+    from circuitlab.patching.replacement import Replacement
     from circuitlab.patching.sweep import sweep
     from circuitlab.references import Reference
     from circuitlab.report.page import write_report

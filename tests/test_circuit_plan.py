@@ -11,7 +11,17 @@ from layouts import SHAPES, names, spec_of, specs
 from circuitlab.graphs.prune import real_edges
 from circuitlab.graphs.random import random_circuit
 from circuitlab.parts import Edge, Kind, Layout, ModelSpec, Slot
-from circuitlab.patching.circuit_plan import Attended, Plan, Read, Resting, Stream, Version, plan_circuits
+from circuitlab.patching.circuit_plan import (
+    Attended,
+    Mixed,
+    Plan,
+    Read,
+    Resting,
+    Step,
+    Stream,
+    Version,
+    plan_circuits,
+)
 from circuitlab.patching.token_sets import TokenSets
 
 BATCH, SEQ = 2, 5
@@ -196,31 +206,12 @@ class TestSharing:
 
         def compare(alone: Plan, here: int | None, there: int | None) -> None:
             assert (here is None) == (there is None)
-            if here is None or there is None:
-                return
-            one, other = alone.steps[here], together.steps[there]
-            assert type(one) is type(other)
-            assert members(alone.tokens[here]) <= members(together.tokens[there])
-            match one, other:
-                case (Stream(p, a), Stream(q, b)):
-                    assert p == q
-                    pairs = zip(a, b, strict=True)
-                case (Read(s, h, a), Read(t, i, b)):
-                    assert (s, h) == (t, i)
-                    pairs = [(a, b)]
-                case (Attended(h, a), Attended(i, b)):
-                    assert h == i
-                    pairs = zip(a, b, strict=True)
-                case (Version(w, a), Version(x, b)):
-                    assert w == x
-                    pairs = [(a, b)]
-                case (Resting(w), Resting(x)):
-                    assert w == x
-                    pairs = []
-                case _:
-                    pairs = zip(one.heads, other.heads, strict=True)
-            for a, b in pairs:
-                compare(alone, a, b)
+            if here is not None and there is not None:
+                assert members(alone.tokens[here]) <= members(together.tokens[there])
+                (what, before), (other, others) = taken_apart(alone.steps[here]), taken_apart(together.steps[there])
+                assert what == other
+                for a, b in zip(before, others, strict=True):
+                    compare(alone, a, b)
 
         for circuit, mask in enumerate(masks):
             alone = plan_of(layout, mask[None], offsets=(2, 3), coupled=coupled)
@@ -231,6 +222,23 @@ class TestSharing:
         sizes = [sum(map(SETS.count, _plan(layout, n).tokens)) for n in (5, 40, 200)]
         assert sizes == sorted(sizes)
         assert 4 * sizes[0] < sizes[2]
+
+
+def taken_apart(step: Step) -> tuple[tuple, tuple[int | None, ...]]:
+    """What a step is, and the steps it is made of."""
+    match step:
+        case Stream(place, sources):
+            return ("stream", place), sources
+        case Read(slot, head, stream):
+            return ("read", slot, head), (stream,)
+        case Attended(head, reads):
+            return ("attended", head), reads
+        case Mixed(heads):
+            return ("mixed",), heads
+        case Version(writer, made_of):
+            return ("version", writer), (made_of,)
+        case Resting(writer):
+            return ("resting", writer), ()
 
 
 def _plan(layout: Layout, n_edges: int) -> Plan:

@@ -6,7 +6,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from architectures import ARCHITECTURES, GROUPED, N_LAYERS, TOLERANCE, booted, load, logit_diff, mixed_pairs, pairs
+from architectures import (
+    ARCHITECTURES,
+    GROUPED,
+    N_HEADS,
+    N_LAYERS,
+    NATIVE,
+    TOLERANCE,
+    booted,
+    load,
+    logit_diff,
+    mixed_pairs,
+    pairs,
+)
 from gpt2_by_hand import Gpt2ByHand
 from node_by_node import floor_by_hand, walk
 
@@ -15,7 +27,7 @@ from circuitlab.data.batch import PairBatch
 from circuitlab.data.pairs import PairSet
 from circuitlab.graphs.prune import prune, real_edges
 from circuitlab.metrics import resolve
-from circuitlab.parts import Kind, Layout, Node
+from circuitlab.parts import Edge, Kind, Layout, Node
 from circuitlab.patching.baseline import at_answer
 from circuitlab.patching.circuit_metric import Prepared, circuit_values, prepare
 from circuitlab.patching.circuits import run_circuits
@@ -236,6 +248,7 @@ class TestFloors:
     """Other replacements than the corrupted run: every node once more, each reader's input written out as a sum."""
 
     @pytest.mark.parametrize("kind", ["zero", "noise"])
+    @pytest.mark.parametrize("name", [*ARCHITECTURES, *NATIVE])
     def test_node_by_node(self, name, kind):
         model, (baseline,), given = load(name), prepared(name).baselines, replacements(name, kind)
         start, at = baseline.clean.resid_pre[0], baseline.batch.answer_at
@@ -247,7 +260,7 @@ class TestFloors:
         assert (found - torch.stack(expected)).abs().max() < TOLERANCE[name] * scale
         # The twins: the corrupted run in the place of the floor, and no offsets (a model without biases has none at 0).
         assert (run_circuits(model, baseline, masks) - found).abs().max() > 0.01 * scale
-        biased = kind == "noise" or name in ("gpt2", "neox")
+        biased = kind == "noise" or name not in GROUPED
         without = run_circuits(model, baseline, masks, Floor(run=floor.run, offsets={}))
         assert ((without - found).abs().max() > 0.01 * scale) == biased
 
@@ -298,6 +311,33 @@ class TestFloors:
             for stream, logits in zip(found, expected, strict=True):
                 assert (load("gpt2").logits(stream) - at_answer(logits, batch.answer_at)).abs().max() < 1e-9
 
+    def test_float64_keeps_twelve_digits(self):
+        """GPT-2 is float64 throughout: both ends, and circuits together, in another order and one by one."""
+        model, (baseline,) = load("gpt2"), prepared("gpt2").baselines
+        real, at = real_edges(layout_of("gpt2")), baseline.batch.answer_at
+        masks = torch.tensor(np.stack([real, real & False, *random_masks(layout_of("gpt2"))]))
+        floor = floor_by_hand(model, baseline.frame, baseline.clean.resid_pre[0], replacements("gpt2", "noise"))
+        for given, run in ((None, baseline.corrupt), (floor, floor.run)):
+            found = run_circuits(model, baseline, masks, given)
+            assert (found[0] - at_answer(baseline.clean.resid_final, at)).abs().max() < 1e-12
+            assert (found[1] - at_answer(run.resid_final, at)).abs().max() < 1e-12
+            assert (run_circuits(model, baseline, masks.flip(0), given).flip(0) - found).abs().max() < 1e-12
+            for mask, one in zip(masks, found, strict=True):
+                assert (run_circuits(model, baseline, mask[None], given)[0] - one).abs().max() < 1e-12
+
+    def test_bfloat16_within_its_precision(self, name):
+        """Two per cent of the largest component, which is what the model itself is off by in bfloat16."""
+        model = load(name, "bfloat16")
+        (baseline,) = prepare(model, pairs()).baselines
+        real = torch.tensor(real_edges(layout_of(name)))
+        everything, nothing = run_circuits(model, baseline, torch.stack([real, real & False]))
+        clean, corrupt = (
+            at_answer(r.resid_final, baseline.batch.answer_at) for r in (baseline.clean, baseline.corrupt)
+        )
+        assert (everything - clean).abs().max() < 0.02 * clean.abs().max()
+        assert (clean - corrupt).abs().max() > 0.1 * clean.abs().max()
+        assert (nothing == corrupt).all()
+
     def test_a_run_leaves_floor_and_baseline_as_they_were(self, name):
         model, (baseline,) = load(name), prepared(name).baselines
         floor = floor_by_hand(model, baseline.frame, baseline.clean.resid_pre[0], replacements(name, "noise"))
@@ -318,6 +358,60 @@ def walk_of_corrupted(name: str) -> list[torch.Tensor]:
     everything = torch.tensor(real_edges(layout_of(name)))
     start = baseline.corrupt.resid_pre[0]
     return walk(load(name), baseline.frame, start, everything, [start] * len(layout_of(name).writers)).said
+
+
+class TestCost:
+    """What the model is asked to compute follows the circuits, their nodes and the tokens that count."""
+
+    def rows(self, monkeypatch: pytest.MonkeyPatch, masks: np.ndarray) -> dict[str, int]:
+        """Rows that go through MLPs and projections; GPT-2, four prompts that differ at tokens 2 and 5."""
+        model, (baseline,), seen = load("gpt2"), prepared("gpt2").baselines, {"mlp": 0, "heads": 0}
+        whole = {name: getattr(model, name) for name in ("mlp_output", "project", "read_attention")}
+
+        def counting(name: str, what: str, stream_at: int, heads: int) -> Any:
+            def call(*args: Any) -> Any:
+                slots = len(args[1]) if name == "read_attention" else 1
+                seen[what] += slots * heads * args[stream_at].shape[:-1].numel()
+                return whole[name](*args)
+
+            return call
+
+        for name, what, stream_at, heads in (
+            ("mlp_output", "mlp", 1, 1),
+            ("project", "heads", 3, 1),
+            ("read_attention", "heads", 2, N_HEADS),
+        ):
+            monkeypatch.setattr(model, name, counting(name, what, stream_at, heads))
+        run_circuits(model, baseline, torch.tensor(masks))
+        monkeypatch.undo()
+        return seen
+
+    def mask(self, *edges: str) -> np.ndarray:
+        found = np.zeros_like(real_edges(layout_of("gpt2")))
+        for edge in edges:
+            found[layout_of("gpt2").edge_index(Edge.parse(edge))] = True
+        return found
+
+    def test_tokens_that_differ_and_count(self, monkeypatch):
+        path = self.mask("input->a0.h0<v>", "a0.h0->m1", "m1->logits")
+        # The value at the tokens 2 and 5, then one MLP at the answers; for each of four prompts.
+        assert self.rows(monkeypatch, path[None]) == {"mlp": 4, "heads": 8}
+        # Nobody hears it; it hears nobody; its MLPs change at tokens that are not the answer's.
+        for edges in (["input->a0.h0<v>", "a0.h0->m1"], ["a0.h0->m1", "m1->logits"], ["input->m0", "m0->logits"]):
+            assert self.rows(monkeypatch, self.mask(*edges)[None]) == {"mlp": 0, "heads": 0}
+
+    def test_circuits_share_what_they_have_in_common(self, monkeypatch):
+        path = self.mask("input->a0.h0<v>", "a0.h0->m1", "m1->logits")
+        longer = path | self.mask("input->a1.h2<k>", "a1.h2->logits")
+        assert self.rows(monkeypatch, np.stack([path, longer, path])) == {"mlp": 4, "heads": 16}
+
+    def test_all_edges_cost_no_more_than_the_model(self, monkeypatch):
+        everything = self.rows(monkeypatch, real_edges(layout_of("gpt2"))[None])
+        # Of each prompt, tokens 2 to the answer, which is the last or the one before; of MLPs in the end the answer's.
+        tokens = 2 * 6 + 2 * 5
+        assert everything["mlp"] == tokens + 4
+        # The first layer reads the tokens 2 and 5, which differ.
+        assert everything["heads"] == 3 * N_HEADS * (8 + tokens)
 
 
 class TestTransformerLens:

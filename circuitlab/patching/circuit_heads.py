@@ -6,7 +6,7 @@ below each other in the column of that head; a column that is shorter than other
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
@@ -20,7 +20,7 @@ from circuitlab.models.protocol import Frame, Model, Recording
 from circuitlab.parts import Layout, Slot
 from circuitlab.patching.circuit_plan import Attended, Made, Mixed, Plan
 from circuitlab.patching.circuit_reads import Vectors, read_heads
-from circuitlab.patching.circuit_rows import Table
+from circuitlab.patching.circuit_rows import Table, at_once
 
 # Versions of one writer, and one row for every token at which each is made.
 Said = tuple[list[Made], Float[Tensor, "token d_model"]]
@@ -81,16 +81,24 @@ class Heads:
 
     def _each(self, layer: int, z: Float[Tensor, "_ d_head"], places: Mapping[int, int]) -> Iterator[Said]:
         """Each head from the change of its own z."""
-        made, n_heads = self.plan.made(self.plan.heads[layer]), self.model.spec.n_heads
+        made = self.plan.made(self.plan.heads[layer])
         now = np.concatenate([places[one.made_of] + self._tokens(one.tokens) for one in made])
         change = z[self._put(now)].sub_(self.floor.z[layer].flatten(0, 2)[self._put(now % self._size)])
-        end = 0
-        for writer, group in groupby(made, key=lambda one: one.writer):
+        alike, start = defaultdict[int, list[tuple[int, list[Made]]]](list), 0
+        for _, group in groupby(made, key=lambda one: one.writer):
             versions = list(group)
-            start, end = end, end + sum(self.plan.sets.count(one.tokens) for one in versions)
-            # Nothing but this head's own column is looked at.
-            column = change[start:end, None, None].expand(-1, 1, n_heads, -1)
-            yield versions, self.model.head_outputs(layer, column, [self._head(writer)])[0, :, 0]
+            n_rows = sum(self.plan.sets.count(one.tokens) for one in versions)
+            alike[n_rows].append((start, versions))
+            start += n_rows
+        for n_rows, of_heads in alike.items():
+            for some in at_once(of_heads, n_rows):
+                heads = [self._head(versions[0].writer) for _, versions in some]
+                # Nothing but the columns of these heads is looked at.
+                columns = change.new_zeros(n_rows, 1, self.model.spec.n_heads, change.shape[1])
+                for head, (first, _) in zip(heads, some, strict=True):
+                    columns[:, 0, head] = change[first : first + n_rows]
+                said = self.model.head_outputs(layer, columns, heads)[:, :, 0]
+                yield from zip((versions for _, versions in some), said, strict=True)
 
     def _coupled(self, layer: int, z: Float[Tensor, "_ d_head"], places: Mapping[int, int]) -> Iterator[Said]:
         """Heads through the norm behind them, whose scale all of them make: what they say, less that at the floor."""

@@ -1,13 +1,14 @@
 """The queries, keys and values of a layer in a circuit run: the floor's, and those whose stream differs from it.
 
 A stream that most heads of a slot read, as in circuits of nearly all edges, is read for all of them at once, the way
-the model does; others are read head by head, only for the heads that do.
+the model does. Others are read by those heads only that do, each in a product of its own; heads that read as many
+tokens as each other share a call.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -19,7 +20,7 @@ from torch import Tensor
 from circuitlab.models.protocol import Model, Recording
 from circuitlab.parts import Slot
 from circuitlab.patching.circuit_plan import Plan, Read
-from circuitlab.patching.circuit_rows import Table
+from circuitlab.patching.circuit_rows import Table, at_once
 
 # Reads by their number in the plan.
 Reads = dict[int, Read]
@@ -42,12 +43,12 @@ class Vectors:
 
 def read_heads(model: Model, layer: int, plan: Plan, table: Table, floor: Recording) -> Vectors:
     """Compute the reads of a layer, from what writers before it add to the floor."""
-    at_once, by_head = _calls(plan.of(Read, plan.heads[layer]), model.spec.n_heads)
-    wanted = [[(stream, plan.tokens[stream])] for stream in at_once]
-    wanted += [[(read.stream, plan.tokens[number]) for number, read in reads.items()] for reads in by_head]
+    together, apart = _by_call(plan, plan.of(Read, plan.heads[layer]), model.spec.n_heads)
+    wanted = [[(stream, plan.tokens[stream])] for stream in together]
+    wanted += [[(read.stream, plan.tokens[n]) for reads in heads for n, read in reads.items()] for heads in apart]
     streams = table.sums(wanted, floor.resid_pre[layer])
-    calls = [_all_heads(model, layer, plan, by_slot, streams) for by_slot in at_once.values()]
-    calls += [_one_head(model, layer, plan, reads, streams) for reads in by_head]
+    calls = [_all_heads(model, layer, plan, by_slot, streams) for by_slot in together.values()]
+    calls += [_some_heads(model, layer, plan, heads, streams) for heads in apart]
     values = [part[layer].flatten(0, 2) for part in (floor.q, floor.k, floor.v)]
     places, end = dict[int, np.ndarray](), sum(map(len, values))
     for found, where in chain.from_iterable(calls):
@@ -57,21 +58,24 @@ def read_heads(model: Model, layer: int, plan: Plan, table: Table, floor: Record
     return Vectors(torch.cat(values), places)
 
 
-def _calls(reads: Reads, n_heads: int) -> tuple[dict[int, dict[Slot, Reads]], list[Reads]]:
-    """Reads in the calls that are made: by stream and slot where most heads read it, else by slot and head."""
+def _by_call(plan: Plan, reads: Reads, n_heads: int) -> tuple[dict[int, dict[Slot, Reads]], list[list[Reads]]]:
+    """Reads in the calls that are made: by stream and slot where most heads read it, else several heads of a slot."""
     by_stream: dict[int, dict[Slot, Reads]] = defaultdict(lambda: defaultdict(dict))
     for number, read in reads.items():
         by_stream[read.stream][read.slot][number] = read
-    at_once, by_head = defaultdict[int, dict[Slot, Reads]](dict), defaultdict[tuple[Slot, int], Reads](dict)
+    together, by_head = defaultdict[int, dict[Slot, Reads]](dict), defaultdict[tuple[Slot, int], Reads](dict)
     for stream, by_slot in by_stream.items():
         for slot, same in by_slot.items():
             # Half a layer's heads one by one take as long as all of them in one product.
             if 2 * len(same) >= n_heads:
-                at_once[stream][slot] = same
+                together[stream][slot] = same
             else:
                 for number, read in same.items():
                     by_head[slot, read.head][number] = read
-    return at_once, list(by_head.values())
+    alike: dict[tuple[Slot, int], list[Reads]] = defaultdict(list)
+    for (slot, _), of_head in by_head.items():
+        alike[slot, sum(plan.sets.count(plan.tokens[number]) for number in of_head)].append(of_head)
+    return together, [group for (_, size), heads in alike.items() for group in at_once(heads, size)]
 
 
 def _all_heads(
@@ -87,9 +91,13 @@ def _all_heads(
         yield found.flatten(0, 1), where
 
 
-def _one_head(model: Model, layer: int, plan: Plan, reads: Reads, streams: Iterator[Tensor]) -> Iterator[Found]:
-    """The next streams, which one head reads in one slot."""
-    read = next(iter(reads.values()))
-    found = model.project(layer, read.slot, [read.head], next(streams)[None, :, None])[0, :, 0]
-    sizes = [plan.sets.count(plan.tokens[number]) for number in reads]
-    yield found, dict(zip(reads, np.split(np.arange(len(found)), np.cumsum(sizes)[:-1]), strict=True))
+def _some_heads(
+    model: Model, layer: int, plan: Plan, heads: Sequence[Reads], streams: Iterator[Tensor]
+) -> Iterator[Found]:
+    """The next streams, which some heads read in one slot, each the same number of rows."""
+    each = [next(iter(reads.values())) for reads in heads]
+    read = next(streams).unflatten(0, (len(heads), -1))[:, :, None]
+    found = model.project(layer, each[0].slot, [read.head for read in each], read).flatten(0, 2)
+    numbers = [number for reads in heads for number in reads]
+    sizes = [plan.sets.count(plan.tokens[number]) for number in numbers]
+    yield found, dict(zip(numbers, np.split(np.arange(len(found)), np.cumsum(sizes)[:-1]), strict=True))

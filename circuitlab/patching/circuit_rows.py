@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -65,7 +66,7 @@ class Table:
     ) -> Iterator[Float[Tensor, "token d_model"]]:
         """What is read at one place, group by group: one row for every token of every stream of the group.
 
-        All of it is to be taken before the next call.
+        All of it is to be taken before the next call. Only heads share streams, and there is room for theirs alone.
         """
         self._rows[: self._plan.sets.size] = floor.flatten(0, 1)
         times = Counter(stream for group in groups for stream, _ in group)
@@ -119,6 +120,16 @@ class Table:
         there = ids >= 0
         ends = np.cumsum(np.bincount(of_sum[there], minlength=len(token)))
         return ids[there], np.concatenate([[0], ends])
+
+
+Item = TypeVar("Item")
+
+
+def at_once(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
+    """Items of so many rows each, as many at a time as make no more than `ROWS_AT_ONCE`."""
+    step = max(1, ROWS_AT_ONCE // size)
+    for start in range(0, len(items), step):
+        yield items[start : start + step]
 
 
 def _chunks(sizes: Sequence[int]) -> Iterator[list[int]]:

@@ -102,12 +102,14 @@ class _Run:
         """The stream that the logits read, at the answer position."""
         plan, run = self.plan, self.floor.run
         out = at_answer(run.resid_final, self.baseline.batch.answer_at).repeat(len(plan.final), 1, 1)
-        heard = {circuit: number for circuit, number in enumerate(plan.final) if plan.tokens[number]}
+        heard = [number for number in dict.fromkeys(plan.final) if plan.tokens[number]]
         if heard:
-            wanted = [(number, plan.tokens[number]) for number in heard.values()]
-            (read,) = self.table.sums([wanted], run.resid_final)
-            circuit = np.repeat(list(heard), [plan.sets.count(tokens) for _, tokens in wanted])
-            out[self._put(circuit), self._members(tokens for _, tokens in wanted) // plan.sets.seq] = read
+            (read,) = self.table.sums([[(number, plan.tokens[number]) for number in heard]], run.resid_final)
+            sizes = [plan.sets.count(plan.tokens[number]) for number in heard]
+            streams = dict(zip(heard, read.split(sizes), strict=True))
+            for circuit, number in enumerate(plan.final):
+                if number in streams:
+                    out[circuit, self._members([plan.tokens[number]]) // plan.sets.seq] = streams[number]
         return out
 
     def _add(self, versions: Sequence[Made], change: Float[Tensor, "token d_model"]) -> None:

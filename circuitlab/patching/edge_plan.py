@@ -179,7 +179,7 @@ def _unknown(layout: Layout, name: str, why: str) -> UnknownNameError:
 
 
 def _positions(positions: Iterable[int], n_tokens: int) -> list[int]:
-    numbers = [positions] if isinstance(positions, int) else [int(position) for position in positions]
+    numbers = [int(p) for p in ([positions] if isinstance(positions, int) else positions)]
     if not numbers:
         raise ConfigError(f"no position is chosen; leave positions out for all {n_tokens}.")
     for number in numbers:

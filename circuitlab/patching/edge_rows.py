@@ -8,9 +8,9 @@ and nobody else reads anything else; what v says then goes to everybody behind i
 
 1. Into the logits: the stream at the answer, and nothing to run.
 2. Into an MLP: the MLP once more at the message's own tokens, then the blocks behind it.
-3. Into q, k or v of a head: all heads' projections of the one changed stream, and one call of the attention code for all
-   heads of the layer, since heads of a layer do not see each other; each edge takes its own head's z from it. Queries
-   change z at their own tokens, keys and values at every later one. Then the MLP, and the blocks behind it.
+3. Into q, k or v of a head: all heads' projections of the one changed stream, and one call of the attention code for
+   all heads of the layer, since heads of a layer do not see each other; each edge takes its own head's z from it.
+   Queries change z at their own tokens, keys and values at every later one. Then the MLP, and the blocks behind it.
 """
 
 from __future__ import annotations
@@ -295,7 +295,7 @@ def _add_change_of_heads(
 def _changed_z(
     run: EdgeRun, layer: int, some: EdgeRows, row: Int[Tensor, " touched"], position: Int[Tensor, " touched"]
 ) -> Float[Tensor, "touched d_head"]:
-    """z of each row's own head with one slot read from the changed stream."""
+    """Each row's own head, with one slot read from the changed stream: its z."""
     n_writers, n_examples = len(run.writers), len(run.answer_at)
     found = run.messages.new_empty((len(row), run.model.spec.d_head))
     since, slot_of_token = int(position.min()), some.slot[row]
@@ -328,7 +328,7 @@ class _Units:
 def _attend(
     run: EdgeRun, layer: int, slot: Slot, units: _Units, since: int
 ) -> Float[Tensor, "unit asking head d_head"]:
-    """z of all heads at the tokens from `since` on, each head with this one slot read from the changed stream."""
+    """All heads' z at the tokens from `since` on, each head with this one slot read from the changed stream."""
     model, base, example = run.model, run.base, units.example
     group = model.spec.n_heads // model.spec.n_kv_heads
     values = {

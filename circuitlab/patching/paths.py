@@ -103,7 +103,7 @@ def path_patch(
         baseline, where = record_baseline(model, batch), batch.index.cpu().numpy()
         clean[where], corrupt[where] = (values.double().cpu().numpy() for values in baseline.gap(judged_by))
         for numbers, found in _effects(plan, baseline, packer):
-            effects[np.ix_(numbers, where)] = found
+            effects[np.array(numbers)[:, None], where] = found
             done += len(numbers)
             progress("paths", done, total)
     check_gap(judged_by, clean, corrupt)

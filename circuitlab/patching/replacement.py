@@ -151,7 +151,8 @@ def replaced(model: Model, replacement: Replacement, baseline: Baseline, run: Re
         Values only, no run: its parts do not follow from each other. Tensors may share memory between examples, so
         never write into them. Means of attention patterns are over the reference prompts of the same length, and NaN
         where there are none (`check_patterns` refuses that beforehand); noise leaves keys alone that the query does
-        not see, and patterns with noise do not sum to 1.
+        not see, and patterns with noise do not sum to 1. A stream in the middle of a block, `resid_pre + attn_out`, has
+        the noise of both.
     """
     if replacement.kind == "corrupt":
         return _other(baseline, run)

@@ -80,14 +80,13 @@ class SweepRun:
                 tensors[f"{name} {number}"] = getattr(batch, name)
             for s in plan.sites:
                 tensors[f"tokens of {s.name} {number}"] = plan.columns[s.name].masks[number]
-        replacement = plan.replacement
         settings = {
             "weights": plan.model.weights_sha256(),
             "sites": [(s.name, plan.members[s.name], plan.columns[s.name].labels) for s in plan.sites],
             "layers": plan.layers,
             "metrics": [m.name for m in plan.metrics],
             "direction": plan.direction,
-            "replacement": (replacement.kind, replacement.seed, replacement.scale),
+            "replacement": plan.replacement.fingerprint,
             "dtype": plan.model.dtype,
             "clean": [values.tolist() for values in self.clean.values()],
         }
