@@ -7,7 +7,7 @@ below each other in the column of that head; a column that is shorter than other
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -93,12 +93,19 @@ class Heads:
         for n_rows, of_heads in alike.items():
             for some in at_once(of_heads, n_rows):
                 heads = [self._head(versions[0].writer) for _, versions in some]
-                # Nothing but the columns of these heads is looked at.
-                columns = change.new_zeros(n_rows, 1, self.model.spec.n_heads, change.shape[1])
-                for head, (first, _) in zip(heads, some, strict=True):
-                    columns[:, 0, head] = change[first : first + n_rows]
-                said = self.model.head_outputs(layer, columns, heads)[:, :, 0]
+                rows = [change[first : first + n_rows] for first, _ in some]
+                said = self.model.head_outputs(layer, self._columns(heads, rows), heads)[:, :, 0]
                 yield from zip((versions for _, versions in some), said, strict=True)
+
+    def _columns(
+        self, heads: Sequence[int], vectors: Sequence[Float[Tensor, "token d_head"]]
+    ) -> Float[Tensor, "token 1 head d_head"]:
+        """A z with these heads' vectors in their columns; nobody looks at the others."""
+        if len(heads) == 1:
+            return vectors[0][:, None, None].expand(-1, 1, self.model.spec.n_heads, -1)
+        columns = vectors[0].new_zeros(len(vectors[0]), 1, self.model.spec.n_heads, vectors[0].shape[1])
+        columns[:, 0, list(heads)] = torch.stack(list(vectors), 1)
+        return columns
 
     def _coupled(self, layer: int, z: Float[Tensor, "_ d_head"], places: Mapping[int, int]) -> Iterator[Said]:
         """Heads through the norm behind them, whose scale all of them make: what they say, less that at the floor."""

@@ -58,7 +58,7 @@ def read_heads(model: Model, layer: int, plan: Plan, table: Table, floor: Record
     return Vectors(torch.cat(values), places)
 
 
-def _by_call(plan: Plan, reads: Reads, n_heads: int) -> tuple[dict[int, dict[Slot, Reads]], list[list[Reads]]]:
+def _by_call(plan: Plan, reads: Reads, n_heads: int) -> tuple[dict[int, dict[Slot, Reads]], list[Sequence[Reads]]]:
     """Reads in the calls that are made: by stream and slot where most heads read it, else several heads of a slot."""
     by_stream: dict[int, dict[Slot, Reads]] = defaultdict(lambda: defaultdict(dict))
     for number, read in reads.items():
@@ -75,7 +75,7 @@ def _by_call(plan: Plan, reads: Reads, n_heads: int) -> tuple[dict[int, dict[Slo
     alike: dict[tuple[Slot, int], list[Reads]] = defaultdict(list)
     for (slot, _), of_head in by_head.items():
         alike[slot, sum(plan.sets.count(plan.tokens[number]) for number in of_head)].append(of_head)
-    return together, [group for (_, size), heads in alike.items() for group in at_once(heads, size)]
+    return dict(together), [group for (_, size), heads in alike.items() for group in at_once(heads, size)]
 
 
 def _all_heads(
@@ -98,6 +98,8 @@ def _some_heads(
     each = [next(iter(reads.values())) for reads in heads]
     read = next(streams).unflatten(0, (len(heads), -1))[:, :, None]
     found = model.project(layer, each[0].slot, [read.head for read in each], read).flatten(0, 2)
-    numbers = [number for reads in heads for number in reads]
-    sizes = [plan.sets.count(plan.tokens[number]) for number in numbers]
-    yield found, dict(zip(numbers, np.split(np.arange(len(found)), np.cumsum(sizes)[:-1]), strict=True))
+    where, end = dict[int, np.ndarray](), 0
+    for number in chain.from_iterable(heads):
+        start, end = end, end + plan.sets.count(plan.tokens[number])
+        where[number] = np.arange(start, end)
+    yield found, where

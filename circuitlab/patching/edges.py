@@ -27,7 +27,8 @@ from circuitlab.parts import Layout
 from circuitlab.patching.baseline import Baseline, check_gap, judge, record_baseline
 from circuitlab.patching.edge_grid import EdgeEffects
 from circuitlab.patching.edge_plan import Edges, MetricLike, plan_edges
-from circuitlab.patching.edge_rows import EdgeRows, EdgeRun, edge_rows, edge_run, run_rows
+from circuitlab.patching.edge_rows import EdgeRows, edge_rows, edges_into, run_rows
+from circuitlab.patching.edge_run import EdgeRun, edge_run
 from circuitlab.patching.packing import Packer, rows_at_once
 from circuitlab.progress import Progress, silent
 
@@ -153,16 +154,17 @@ def _effects(
     size = rows_at_once(model, run.baseline.batch.n_tokens, budget)
     done, total = 0, sum(n_layers - layer + 1 for layer in range(n_layers + 1))
     for layer in range(n_layers + 1):
-        rows = edge_rows(run, layer)
+        for numbers in edges_into(run, layer):
+            rows = edge_rows(run, layer, numbers)
 
-        def pack(part: slice, layer: int = layer, rows: EdgeRows = rows) -> None:
-            some = rows.take(part)
-            final = run_rows(run, layer, some)
-            values = judge(model, metric, run.baseline, final, some.example).double()
-            change = untouched[some.example] - values
-            effects[some.edge, some.column, some.example] = change if direction == "noise" else -change
+            def pack(part: slice, layer: int = layer, rows: EdgeRows = rows) -> None:
+                some = rows.take(part)
+                final = run_rows(run, layer, some)
+                values = judge(model, metric, run.baseline, final, some.example).double()
+                change = untouched[some.example] - values
+                effects[some.edge, some.column, some.example] = change if direction == "noise" else -change
 
-        packer.run(len(rows), size * _lightness(run, layer), pack)
+            packer.run(len(rows), size * _lightness(run, layer), pack)
         done += n_layers - layer + 1
         progress(done, total)
     return effects.cpu().numpy()

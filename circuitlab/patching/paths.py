@@ -34,7 +34,7 @@ from circuitlab.models.protocol import Model
 from circuitlab.parts import Kind, Node, Reader
 from circuitlab.patching.baseline import Baseline, check_gap, judge, record_baseline
 from circuitlab.patching.edge_plan import MetricLike
-from circuitlab.patching.edge_rows import messages_of, where_it_matters
+from circuitlab.patching.edge_run import messages_of, where_it_matters
 from circuitlab.patching.packing import Packer, rows_at_once, rows_per_pack
 from circuitlab.patching.path_effects import PathEffects
 from circuitlab.patching.path_plan import PathPlan, plan_paths
