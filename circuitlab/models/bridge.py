@@ -13,12 +13,13 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
 from circuitlab.errors import ModelError
 from circuitlab.models import watch
+from circuitlab.models.absorbed import attend_once
 from circuitlab.models.anatomy import (
     attn_norm,
     linear,
@@ -30,13 +31,17 @@ from circuitlab.models.anatomy import (
     spec_of,
 )
 from circuitlab.models.norms import norm_slope
+from circuitlab.models.products import fast_products, product
 from circuitlab.models.protocol import Frame, Recording
 from circuitlab.models.shortcuts import (
     ROUNDING,
+    PlainAttention,
     fused_activations,
     fused_norm,
     plain_attention,
-    plain_attention_scale,
+    plain_attention_of,
+    plain_mlp,
+    plain_projections,
 )
 from circuitlab.models.surgery import evaluating, first_tensor, forward_replaced, hooks, norm_gain
 from circuitlab.models.text import TokenizerText
@@ -68,7 +73,8 @@ class BridgeModel:
         like = next(bridge.original_model.parameters())
         self._attn_slopes = tuple(norm_slope(attn_norm(block), like, width) for block in bridge.blocks)
         self._mlp_norms = tuple(fused_norm(mlp_norm(block, self.spec), width) for block in bridge.blocks)
-        self._plain_scales = tuple(plain_attention_scale(block.attn, self.spec) for block in bridge.blocks)
+        self._plain_attn = tuple(plain_attention_of(block.attn, self.spec) for block in bridge.blocks)
+        self._plain_mlps = tuple(plain_mlp(block.mlp, width) if self.spec.has_mlp else None for block in bridge.blocks)
         self._final_norm = fused_norm(bridge.ln_final, width)
         self._activations = tuple(fused_activations(block.mlp) if self.spec.has_mlp else {} for block in bridge.blocks)
 
@@ -133,7 +139,7 @@ class BridgeModel:
         self, stream: Float[Tensor, "row seq d_model"], first: int, frame: Frame
     ) -> Float[Tensor, "row seq d_model"]:
         """The stream after the last block, from the stream on entry to block `first`."""
-        with evaluating(self._modules):
+        with evaluating(self._modules), fast_products():
             return watch.run_blocks(self._insides, stream, first, frame)
 
     def logits(
@@ -146,11 +152,11 @@ class BridgeModel:
         # The norm sees [row, 1, d_model]: some norm modules insist on three axes.
         normed = self._final_norm(stream[:, None])
         if tokens is None:
-            logits = self.bridge.unembed(normed).squeeze(1)
+            with fast_products():
+                logits = self.bridge.unembed(normed).squeeze(1)
         else:
             weight, bias = linear(self.bridge.unembed)
-            logits = normed.squeeze(1) @ weight[:, tokens]
-            logits = logits if bias is None else logits + bias[tokens]
+            logits = product(normed.squeeze(1), weight[:, tokens], None if bias is None else bias[tokens])
         cap = getattr(self.bridge.cfg, "output_logits_soft_cap", None)
         return cap * torch.tanh(logits / cap) if cap is not None and cap > 0 else logits
 
@@ -160,10 +166,13 @@ class BridgeModel:
     ) -> Float[Tensor, "chosen row seq d_head"]:
         """Chosen heads' q, k or v, each from the stream that this head reads."""
         weight, bias = projection(self._blocks[layer], slot, self.spec)
-        chosen = list(heads)
         normed = self._attn_norms[layer](stream)
-        out = torch.einsum("crsm,cmh->crsh", normed, weight[chosen])
-        return out if bias is None else out + bias[chosen][:, None, None]
+        return torch.stack(
+            [
+                product(read, weight[head], None if bias is None else bias[head])
+                for head, read in zip(heads, normed, strict=True)
+            ]
+        )
 
     def read_attention(
         self, layer: int, slots: Sequence[Slot], stream: Float[Tensor, "token d_model"]
@@ -171,9 +180,12 @@ class BridgeModel:
         """Queries, keys or values of all heads, one token a row; the model's own number of key/value heads."""
         normed = self._attn_norms[layer](stream[None])
         attn = self._blocks[layer].attn
-        return tuple(
-            getattr(attn, slot.value)(normed)[0].flatten(1).unflatten(1, (-1, self.spec.d_head)) for slot in slots
-        )
+        if self._plain(layer, stream.dtype) is not None:
+            flat = plain_projections(attn, [slot.value for slot in slots], normed[0])
+        else:
+            with fast_products():
+                flat = [getattr(attn, slot.value)(normed)[0].flatten(1) for slot in slots]
+        return tuple(values.unflatten(1, (-1, self.spec.d_head)) for values in flat)
 
     def attend(
         self,
@@ -187,13 +199,40 @@ class BridgeModel:
 
         By the model's own attention code with its projections skipped, or by one kernel where that is all it does.
         """
-        scale = self._plain_scales[layer]
-        if scale is not None and q.dtype in ROUNDING:
-            return plain_attention(q, k, v, scale)
+        plain = self._plain(layer, q.dtype)
+        if plain is not None:
+            return plain_attention(q, k, v, plain.scale)
         if q.shape[1] < k.shape[1]:
             whole = functional.pad(q, (0, 0, 0, 0, k.shape[1] - q.shape[1], 0))
             return self._attend_by_itself(layer, whole, k, v, frame)[:, -q.shape[1] :]
         return self._attend_by_itself(layer, q, k, v, frame)
+
+    def attends_plainly(self, layer: int) -> bool:
+        """Whether attention is a softmax of scaled scores and nothing else."""
+        return self._plain(layer, self.dtype) is not None
+
+    def _plain(self, layer: int, dtype: torch.dtype) -> PlainAttention | None:
+        plain = self._plain_attn[layer]
+        return plain if plain is not None and dtype in ROUNDING and plain.usable else None
+
+    def attn_input(self, layer: int, stream: Float[Tensor, "*row d_model"]) -> Float[Tensor, "*row d_model"]:
+        """What heads read of a stream: its norm."""
+        return self._attn_norms[layer](stream[None]).squeeze(0)
+
+    @torch.no_grad()
+    def attend_once(
+        self,
+        layer: int,
+        asking: Float[Tensor, "row d_model"],
+        seen: Float[Tensor, "row seq d_model"],
+        sees: Bool[Tensor, "row seq"],
+    ) -> Float[Tensor, "row head d_head"]:
+        """Every head's z at one token of each row, without keys or values of the others."""
+        block, plain = self._blocks[layer], self._plain(layer, asking.dtype)
+        assert plain is not None, "asked only where attention is plain"
+        q = product(asking, *linear(block.attn.q)).unflatten(1, (-1, self.spec.d_head))
+        keys, (values, bias) = projection(block, Slot.K, self.spec)[0], projection(block, Slot.V, self.spec)
+        return attend_once(q, seen, sees, keys, values, bias, plain.scale)
 
     def _attend_by_itself(self, layer: int, q: Tensor, k: Tensor, v: Tensor, frame: Frame) -> Tensor:
         attn = self._blocks[layer].attn
@@ -220,7 +259,8 @@ class BridgeModel:
         """What an attention layer adds to the stream, bias and post-norm included."""
         block = self._blocks[layer]
         flat = z.flatten(-2)
-        out = first_tensor(block.attn.o(flat.reshape(1, -1, flat.shape[-1])))
+        with fast_products():
+            out = first_tensor(block.attn.o(flat.reshape(1, -1, flat.shape[-1])))
         out = block.ln1_post(out) if self.has_post_norm(layer) else out
         return out.reshape(*flat.shape[:-1], -1)
 
@@ -239,7 +279,9 @@ class BridgeModel:
 
     def mlp_output(self, layer: int, stream: Float[Tensor, "*row d_model"]) -> Float[Tensor, "*row d_model"]:
         """What an MLP adds to the stream, from the stream it reads."""
-        block = self._blocks[layer]
+        block, plain = self._blocks[layer], self._plain_mlps[layer]
+        if plain is not None and plain.usable:
+            return plain.output(self._mlp_norms[layer](stream))
         with evaluating(self._modules), self._quick(layer):
             normed = self._mlp_norms[layer](stream.reshape(1, -1, stream.shape[-1]))
             out = first_tensor(block.mlp(normed))
@@ -250,7 +292,9 @@ class BridgeModel:
     def mlp_hidden(self, layer: int, stream: Float[Tensor, "*row d_model"]) -> Float[Tensor, "*row neuron"]:
         """An MLP's neurons: what goes into its output projection, from the stream it reads."""
         kept: list[Tensor] = []
-        block = self._blocks[layer]
+        block, plain = self._blocks[layer], self._plain_mlps[layer]
+        if plain is not None and plain.usable:
+            return plain.hidden(self._mlp_norms[layer](stream))
         with evaluating(self._modules), self._quick(layer), hooks() as add:
             # Where a bridge multiplies by folded weights itself, the projection is not called, only its hook.
             add.output(mlp_down(block).hook_in, kept.append)
@@ -261,7 +305,8 @@ class BridgeModel:
     def mlp_from_hidden(self, layer: int, hidden: Float[Tensor, "*row neuron"]) -> Float[Tensor, "*row d_model"]:
         """What an MLP adds to the stream, from its neurons; bias and post-norm included."""
         block = self._blocks[layer]
-        out = first_tensor(mlp_down(block)(hidden.reshape(1, -1, hidden.shape[-1])))
+        with fast_products():
+            out = first_tensor(mlp_down(block)(hidden.reshape(1, -1, hidden.shape[-1])))
         out = block.ln2_post(out) if hasattr(block, "ln2_post") else out
         return out.reshape(*hidden.shape[:-1], -1)
 
@@ -309,9 +354,10 @@ class BridgeModel:
 
     @contextmanager
     def _quick(self, layer: int | None = None) -> Iterator[None]:
-        """Activations by their fused kernels, in one layer or in all."""
+        """Products by the faster library, activations by their fused kernels, in one layer or in all."""
         chosen = self._activations if layer is None else self._activations[layer : layer + 1]
         with ExitStack() as stack:
+            stack.enter_context(fast_products())
             for module, fused in (item for found in chosen for item in found.items()):
                 stack.enter_context(forward_replaced(module, fused))
             yield

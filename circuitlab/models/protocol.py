@@ -7,11 +7,11 @@ forward pass with its input given, so that any part of the pass can be run again
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Protocol
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from circuitlab.data.encoding import TextEncoder
@@ -47,6 +47,12 @@ class Recording:
     def stream(self, layer: int) -> Float[Tensor, "batch seq d_model"]:
         """The stream on entry to block `layer`; `layer = n_layers` is the end."""
         return self.resid_final if layer == len(self.resid_pre) else self.resid_pre[layer]
+
+    def prompts(self, part: slice) -> Recording:
+        """The run of some of the prompts; the tensors are views of these."""
+        whole = {item.name: getattr(self, item.name) for item in fields(self)}
+        layers = {name: tuple(one[part] for one in value) for name, value in whole.items() if isinstance(value, tuple)}
+        return replace(self, **layers, resid_final=self.resid_final[part])
 
 
 class Frame(Protocol):
@@ -150,6 +156,31 @@ class Model(Protocol):
             k: Keys of all tokens, once per query head or once per key/value head.
             v: Values of all tokens, the same way.
             frame: What the layer is called with at this length.
+        """
+        ...
+
+    def attends_plainly(self, layer: int) -> bool:
+        """Whether `attend_once` may be called: attention is a softmax of scaled scores and nothing else."""
+        ...
+
+    def attn_input(self, layer: int, stream: Float[Tensor, "*row d_model"]) -> Float[Tensor, "*row d_model"]:
+        """What heads read of a stream: its norm."""
+        ...
+
+    def attend_once(
+        self,
+        layer: int,
+        asking: Float[Tensor, "row d_model"],
+        seen: Float[Tensor, "row seq d_model"],
+        sees: Bool[Tensor, "row seq"],
+    ) -> Float[Tensor, "row head d_head"]:
+        """Every head's z at one token of each row, without keys or values of the others.
+
+        Args:
+            layer: The layer.
+            asking: What the heads read at that token (`attn_input`).
+            seen: The same at all tokens.
+            sees: Which tokens it may look at.
         """
         ...
 

@@ -7,7 +7,9 @@ probe, up to rounding.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -15,6 +17,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from circuitlab.models.anatomy import linear
+from circuitlab.models.products import gelu_product, product
+from circuitlab.models.surgery import first_tensor, hook_tables, hooked
 from circuitlab.parts import ModelSpec
 
 Function = Callable[[Tensor], Tensor]
@@ -30,7 +35,11 @@ def fused_norm(norm: Any, width: int) -> Function:
     if not isinstance(inner, nn.LayerNorm) or inner.normalized_shape != (width,) or inner.weight is None:
         return norm
 
+    tables = hook_tables(norm)
+
     def fused(stream: Tensor) -> Tensor:
+        if hooked(tables):
+            return norm(stream)
         # Weights are looked up at every call: whoever edits them sees the effect.
         return functional.layer_norm(stream, (width,), inner.weight, inner.bias, inner.eps)
 
@@ -54,7 +63,68 @@ def fused_activations(mlp: nn.Module) -> dict[nn.Module, Function]:
     return found
 
 
-def plain_attention_scale(attn: Any, spec: ModelSpec) -> float | None:
+@torch.no_grad()
+def plain_mlp(mlp: Any, width: int) -> PlainMLP | None:
+    """An MLP as two products around one tanh GELU, where it is that and nothing else; None otherwise."""
+    if type(getattr(mlp, "original_component", None)).__name__ != "GPT2MLP" or not fused_activations(mlp):
+        return None
+    if not all(hasattr(getattr(mlp, part, None), "original_component") for part in ("in", "out")):
+        return None
+    plain = PlainMLP(mlp, hook_tables(mlp))
+    weight = linear(mlp.out)[0]
+    return plain if same_values(lambda stream: first_tensor(mlp(stream)), plain.output, weight, width) else None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PlainMLP:
+    """Two products and a GELU; weights are looked up at every call."""
+
+    mlp: Any
+    tables: tuple[Mapping[int, Callable], ...]
+
+    @property
+    def usable(self) -> bool:
+        """Whether the MLP is as it was booted; hooks of a user's own need the modules to be called."""
+        return not hooked(self.tables)
+
+    def hidden(self, normed: Float[Tensor, "*row d_model"]) -> Float[Tensor, "*row neuron"]:
+        """The neurons, behind their activation."""
+        weight, bias = linear(getattr(self.mlp, "in"))
+        assert bias is not None
+        return gelu_product(normed, weight, bias)
+
+    def output(self, normed: Float[Tensor, "*row d_model"]) -> Float[Tensor, "*row d_model"]:
+        """What the MLP adds to the stream."""
+        return product(self.hidden(normed), *linear(self.mlp.out))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PlainAttention:
+    """Attention that is a causal softmax of scaled scores and nothing else.
+
+    Attributes:
+        attn: The layer.
+        tables: Where hooks on it would stand.
+        scale: What queries times keys are multiplied by.
+    """
+
+    attn: Any
+    tables: tuple[Mapping[int, Callable], ...]
+    scale: float
+
+    @property
+    def usable(self) -> bool:
+        """Whether the layer is as it was booted; hooks of a user's own need the modules to be called."""
+        return not hooked(self.tables)
+
+
+def plain_attention_of(attn: Any, spec: ModelSpec) -> PlainAttention | None:
+    """The layer if it is one of the classes known for plain attention."""
+    scale = _plain_scale(attn, spec)
+    return None if scale is None else PlainAttention(attn, hook_tables(attn), scale)
+
+
+def _plain_scale(attn: Any, spec: ModelSpec) -> float | None:
     """By what queries times keys are scaled, where attention is a causal softmax of them and nothing else.
 
     Classes known for it only, since a window or a bias by distance might not show on a short probe; None otherwise. The
@@ -68,6 +138,30 @@ def plain_attention_scale(attn: Any, spec: ModelSpec) -> float | None:
     if getattr(config, "scale_attn_by_inverse_layer_idx", False) or spec.n_kv_heads != spec.n_heads:
         return None
     return spec.d_head**-0.5
+
+
+def plain_projections(
+    attn: Any, names: Sequence[str], normed: Float[Tensor, "token d_model"]
+) -> Sequence[Float[Tensor, "token _"]]:
+    """Queries, keys or values by their weights; all three in one product where they lie side by side in memory."""
+    parts = [linear(getattr(attn, name)) for name in names]
+    weights, biases = [weight for weight, _ in parts], [bias for _, bias in parts]
+    joint, bias = _side_by_side(weights), _side_by_side([b for b in biases if b is not None])
+    if joint is None or bias is None or len(bias) != joint.shape[1]:
+        return [product(normed, weight, bias) for weight, bias in parts]
+    return product(normed, joint, bias).split([weight.shape[1] for weight in weights], -1)
+
+
+def _side_by_side(parts: Sequence[Tensor]) -> Tensor | None:
+    """Slices of one tensor along its last axis as the tensor that they make up together; None where they are not."""
+    if len(parts) < 2 or any(part.stride() != parts[0].stride() or part.stride(-1) != 1 for part in parts):
+        return None
+    for one, after in pairwise(parts):
+        ends = one.storage_offset() + one.shape[-1]
+        if one.untyped_storage().data_ptr() != after.untyped_storage().data_ptr() or ends != after.storage_offset():
+            return None
+    shape = (*parts[0].shape[:-1], sum(part.shape[-1] for part in parts))
+    return parts[0].detach().as_strided(shape, parts[0].stride(), parts[0].storage_offset())
 
 
 def plain_attention(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+# Hooks that the libraries put on modules themselves, and that leave every value as it is.
+ONLY_LOOKING = ("transformer_lens.model_bridge", "transformers.utils.output_capturing")
 
 
 def first_tensor(output: Any) -> Tensor:
@@ -108,6 +111,21 @@ def broadcast_rows(value: Any, rows: int) -> Any:
     if isinstance(value, tuple):
         return tuple(broadcast_rows(item, rows) for item in value)
     return value
+
+
+def hook_tables(module: nn.Module) -> tuple[Mapping[int, Callable], ...]:
+    """The tables that hold the hooks of a module and of everything in it."""
+    return tuple(table for part in module.modules() for table in (part._forward_pre_hooks, part._forward_hooks))
+
+
+def hooked(tables: Iterable[Mapping[int, Callable]]) -> bool:
+    """Whether somebody has put a hook there, so that the modules' own code has to run."""
+    return any(
+        not (getattr(hook, "__module__", None) or "").startswith(ONLY_LOOKING)
+        for table in tables
+        if table
+        for hook in table.values()
+    )
 
 
 def norm_gain(norm: nn.Module, normed_of: Tensor) -> Tensor:

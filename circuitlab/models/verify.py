@@ -126,6 +126,10 @@ def _of_attention(model: BridgeModel, run: Recording, frame: Frame, layer: int) 
         yield f"the {slot.value} of all heads", read, own[slot]
     yield from _of_other_heads(model, run, frame, layer)
     yield "attention", model.attend(layer, own[Slot.Q], own[Slot.K], own[Slot.V], frame), run.z[layer]
+    if model.attends_plainly(layer):
+        read = model.attn_input(layer, before)
+        sees = torch.ones(before.shape[:2], dtype=torch.bool, device=before.device)
+        yield "attention at the last token", model.attend_once(layer, read[:, -1], read, sees), run.z[layer][:, -1]
     yield "the attention output", model.attn_output(layer, run.z[layer]), attn
     yield "the sum of the heads", _sum_of_heads(model, layer, run.z[layer]), attn
 

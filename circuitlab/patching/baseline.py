@@ -46,8 +46,9 @@ class Baseline:
 
 @torch.no_grad()
 def record_baseline(model: Model, batch: PairBatch) -> Baseline:
-    """Run a batch clean and corrupted, once each."""
-    clean, corrupt = model.record(batch.clean), model.record(batch.corrupt)
+    """Run a batch clean and corrupted, both in one pass."""
+    both = model.record(torch.cat([batch.clean, batch.corrupt]))
+    clean, corrupt = both.prompts(slice(0, len(batch))), both.prompts(slice(len(batch), None))
     clean_logits = model.logits(at_answer(clean.resid_final, batch.answer_at))
     return Baseline(
         batch=batch.with_reference(clean_logits),

@@ -16,7 +16,7 @@ from circuitlab.models.protocol import Model
 FREE_SHARE = 0.25
 CEILING = 512 * 2**20
 # Bytes of a pack from which a CPU gets slower: every pass over an MLP's hidden layer goes to memory then.
-CACHED = 64 * 2**20
+CACHED = 192 * 2**20
 
 
 def default_budget(device: torch.device) -> int:

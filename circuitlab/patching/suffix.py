@@ -133,9 +133,9 @@ def behind_mlp(
     if not model.spec.has_mlp or model.spec.parallel:
         return middle
     if touched is None:
-        return model.mlp_output(layer, middle) + middle
+        return model.mlp_output(layer, middle).add_(middle)
     behind, changed = rows.of(base.stream(layer + 1)), middle[touched]
-    behind[touched] = model.mlp_output(layer, changed) + changed
+    behind[touched] = model.mlp_output(layer, changed).add_(changed)
     return behind
 
 
@@ -150,16 +150,39 @@ def _block(
     last: bool,
 ) -> Float[Tensor, "token d_model"]:
     """One block on the rows' tokens; in the last block only the answers come out."""
+    if last and model.attends_plainly(layer):
+        z = _answers_attend(model, base, rows, stream, layer, touched)
+        return _behind_attention(model, base, rows.answers_only(), stream[rows.at_answer], z, layer)
     q, k, v = _read(model, base, rows, stream, layer, touched, last)
     if last:
         rows, stream = rows.answers_only(), stream[rows.at_answer]
     z = model.attend(layer, q, k, v, frame)
     places = rows.row * q.shape[1] + rows.position - (k.shape[1] - q.shape[1])
-    mixed = model.attn_output(layer, z.flatten(0, 1).index_select(0, places))
+    return _behind_attention(model, base, rows, stream, z.flatten(0, 1).index_select(0, places), layer)
+
+
+def _behind_attention(
+    model: Model, base: Recording, rows: Rows, stream: Tensor, z: Float[Tensor, "token head d_head"], layer: int
+) -> Float[Tensor, "token d_model"]:
+    """The rest of a block from its stream and each head's z."""
+    mixed = model.attn_output(layer, z)
     if model.spec.parallel and model.spec.has_mlp:
         mixed = mixed + model.mlp_output(layer, stream)
     # In place: these are ours alone, and at 3,000 tokens a pass over the stream costs as much as a small product.
     return behind_mlp(model, base, rows, mixed.add_(stream), layer)
+
+
+def _answers_attend(
+    model: Model, base: Recording, rows: Rows, stream: Tensor, layer: int, touched: Tensor | None
+) -> Float[Tensor, "row head d_head"]:
+    """Every head's z at the answers; what they look at is recorded in front of a row's tokens."""
+    end = int(rows.last.max()) + 1
+    read = model.attn_input(layer, stream)
+    seen = model.attn_input(layer, base.resid_pre[layer])[:, :end].index_select(0, rows.example)
+    own = slice(None) if touched is None else touched
+    seen.view(-1, seen.shape[-1])[(rows.row * end + rows.position)[own]] = read[own]
+    sees = torch.arange(end, device=stream.device) <= rows.last[:, None]
+    return model.attend_once(layer, read[rows.at_answer], seen, sees)
 
 
 def _read(
