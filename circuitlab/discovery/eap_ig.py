@@ -7,7 +7,8 @@
 3. score(u -> v) = sum over positions and dimensions of d_u times the mean of the m gradients at v.
 
 Positive: corrupting the edge would lower the metric, to first order. m = 1 is EAP (its gradient at the clean prompt).
-The published edge code takes k = 0 .. m-1 instead; here the clean end is in and the corrupted one out, as in the paper.
+The published edge code takes k = 0 .. m-1 instead: the corrupted end is in and the clean one out. `points` chooses;
+"paper" is the default, and at m = 1 the other is the gradient at the corrupted prompt's embedding.
 
 References:
     Hanna et al. 2024, arXiv:2403.17806; Syed et al. 2023, arXiv:2310.10348.
@@ -25,7 +26,7 @@ from torch import Tensor
 from circuitlab.data.batch import PairBatch, batches_of
 from circuitlab.data.pairs import PairSet
 from circuitlab.discovery.scores import EdgeScores, RunningMean
-from circuitlab.errors import ConfigError, MetricError
+from circuitlab.errors import ConfigError, MetricError, UnknownNameError
 from circuitlab.metrics import Metric
 from circuitlab.models.protocol import Model
 from circuitlab.models.traced import Traced, Window, run_plain, trace
@@ -35,6 +36,8 @@ from circuitlab.patching.gradients import judged, metric_slopes
 from circuitlab.patching.packing import fitting
 from circuitlab.progress import Progress
 
+POINTS = ("paper", "published-code")
+
 
 def score_eap_ig(
     model: Model,
@@ -42,11 +45,22 @@ def score_eap_ig(
     metric: Metric,
     *,
     steps: int = 5,
+    points: str = "paper",
     name: str = "eap-ig",
     budget: int | None = None,
     progress: Progress,
 ) -> EdgeScores:
     """Estimate every edge's effect from `steps` gradients; see the module.
+
+    Args:
+        model: A loaded model.
+        pairs: What is scored.
+        metric: What is differentiated.
+        steps: How many gradients.
+        points: Where on the path they are taken: "paper" or "published-code".
+        name: What the scores call their method.
+        budget: Bytes that a run may take.
+        progress: Called with (step, done, total).
 
     Returns:
         Scores whose `checks["completeness_gap"]` says how far the gradients, summed along the path, miss the true
@@ -54,17 +68,20 @@ def score_eap_ig(
 
     Raises:
         ConfigError: `steps` is not a positive number.
+        UnknownNameError: No such points.
         MetricError: The metric has no gradient.
     """
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise ConfigError(f"steps is {steps!r}; EAP-IG averages a whole number of at least 1 gradients (5 is usual).")
+    if points not in POINTS:
+        raise UnknownNameError.of("value of option 'points'", points, POINTS)
     running = RunningMean(Layout.of(model.spec))
     integral, truth = [], []
     batches = [
         part for batch in batches_of(pairs, model.device) for part in fitting(model, batch, budget, _alive(model))
     ]
     for number, batch in enumerate(batches):
-        found = _attributed(model, batch, metric, steps)
+        found = _attributed(model, batch, metric, steps, points)
         running.add(found.scores.double().cpu().numpy())
         integral.append(found.integral.double().cpu().numpy())
         truth.append(found.truth.double().cpu().numpy())
@@ -97,7 +114,7 @@ class _Attributed:
 
 
 @torch.no_grad()
-def _attributed(model: Model, batch: PairBatch, metric: Metric, steps: int) -> _Attributed:
+def _attributed(model: Model, batch: PairBatch, metric: Metric, steps: int, points: str) -> _Attributed:
     frame = model.frame(batch.clean)
     clean, start = model.embedding(batch.clean), model.embedding(batch.corrupt)
     window = Window.between(batch, clean - start)
@@ -108,28 +125,29 @@ def _attributed(model: Model, batch: PairBatch, metric: Metric, steps: int) -> _
     at_end = trace(model, frame, window, end, around=corrupt)
     batch = batch.with_reference(model.logits(at_end.final)) if not metric.local else batch
     products = EdgeProducts(model, at_end, corrupt)
-    scores, at_start, value = _multiplied(model, products, metric, batch, at_end)
+    truth = judged(model, metric, batch, at_end.final.detach()) - judged(model, metric, batch, corrupt.final)
+    total = _Sum(model, products, metric, batch)
+    if points == "paper":
+        total.add(at_end)
     del at_end
 
-    for k in range(1, steps):
-        along = trace(model, frame, window, torch.lerp(start, end, k / steps), around=corrupt)
-        more, slope, _ = _multiplied(model, products, metric, batch, along)
-        del along  # or two runs' worth of points would be in memory
-        scores += more
-        at_start = at_start + slope
-    return _Attributed(
-        scores.div_(steps),
-        (products.start * at_start).sum((1, 2)) / steps,
-        value - judged(model, metric, batch, corrupt.final),
-    )
+    for k in range(int(points == "paper"), steps):
+        total.add(trace(model, frame, window, torch.lerp(start, end, k / steps), around=corrupt))
+    return _Attributed(total.scores / steps, (products.start * total.at_start).sum((1, 2)) / steps, truth)
 
 
-def _multiplied(
-    model: Model, products: EdgeProducts, metric: Metric, batch: PairBatch, traced: Traced
-) -> tuple[Float[Tensor, "batch writer reader"], Float[Tensor, "batch seq d_model"], Float[Tensor, " batch"]]:
-    """Every edge's product in one run, the gradient at the embedding, and the metric's value."""
-    gradients, value = metric_slopes(model, traced, metric, batch)
-    return products.scores(traced, gradients), gradients.start, value
+class _Sum:
+    """Products and gradients at the embedding, added up over runs."""
+
+    def __init__(self, model: Model, products: EdgeProducts, metric: Metric, batch: PairBatch) -> None:
+        self._model, self._products, self._metric, self._batch = model, products, metric, batch
+        self.scores = self.at_start = products.start.new_zeros(())
+
+    def add(self, traced: Traced) -> None:
+        """One run more; its graph is gone after it."""
+        gradients, _ = metric_slopes(self._model, traced, self._metric, self._batch)
+        self.scores = self._products.scores(traced, gradients) + self.scores
+        self.at_start = gradients.start + self.at_start
 
 
 def _alive(model: Model) -> int:
