@@ -373,7 +373,7 @@ class TestNodeSweep:
 
 class TestMistakes:
     def test_an_unknown_method(self):
-        message = r"unknown method 'eapig'. Did you mean 'eap-ig'\? Allowed: eap-ig, eap, exact, sweep"
+        message = r"unknown method 'eapig'. Did you mean 'eap-ig'\? Allowed: eap-ig, eap, "
         with pytest.raises(UnknownNameError, match=message):
             score_edges(load("gpt2"), pairs(), "eapig")
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from circuitlab.data.batch import PairBatch
 from circuitlab.data.pairs import PairSet
+from circuitlab.discovery.clean_corrupted import score_clean_corrupted
 from circuitlab.discovery.eap import score_eap
 from circuitlab.discovery.eap_ig import POINTS, score_eap_ig
 from circuitlab.discovery.exact import score_exact
+from circuitlab.discovery.ifr import score_ifr
 from circuitlab.discovery.method import Method, Option
 from circuitlab.discovery.node_sweep import score_node_sweep
+from circuitlab.discovery.random_scores import score_random
 from circuitlab.discovery.scores import EdgeScores
 from circuitlab.errors import ConfigError, UnknownNameError
 from circuitlab.metrics import Metric, resolve
@@ -19,7 +21,7 @@ from circuitlab.metrics.base import MetricFunction
 from circuitlab.models.protocol import Model
 from circuitlab.patching.replacement import Replacement
 from circuitlab.progress import Progress, silent
-from circuitlab.references import HANNA_2024, SYED_2023, WANG_2023
+from circuitlab.references import FERRANDO_2024, HANNA_2024, MIB_2025, SYED_2023, WANG_2023
 
 __all__ = ["METHODS", "Method", "Option", "find_method", "score_edges"]
 
@@ -34,17 +36,53 @@ METHODS: dict[str, Method] = {
             what="integrated gradients along the input embedding",
             source=HANNA_2024,
             score=score_eap_ig,
-            takes=("steps",),
+            takes=("steps", "axis"),
             options=(Option(name="points", kind=str, default="paper", what=_POINTS, allowed=POINTS),),
             ablation_why="its path leads from the corrupted prompt's embedding to the clean one's",
         ),
-        Method(name="eap", what="one gradient, in the clean run", source=SYED_2023, score=score_eap),
-        Method(name="exact", what="every edge patched alone, no approximation", source=SYED_2023, score=score_exact),
+        Method(
+            name="eap",
+            what="one gradient, in the clean run",
+            source=SYED_2023,
+            score=score_eap,
+            takes=("ablation", "axis"),
+        ),
+        Method(
+            name="clean-corrupted",
+            what="two gradients, in the clean and in the corrupted run",
+            source=HANNA_2024,
+            score=score_clean_corrupted,
+            takes=("ablation", "axis"),
+        ),
+        Method(
+            name="exact",
+            what="every edge patched alone, no approximation",
+            source=SYED_2023,
+            score=score_exact,
+            takes=("axis",),
+        ),
         Method(
             name="sweep",
             what="nodes by their head_z and mlp_out patches, edges between kept nodes",
             source=WANG_2023,
             score=score_node_sweep,
+        ),
+        Method(
+            name="ifr",
+            what="each writer's share of what a reader reads; no metric, selected greedily",
+            source=FERRANDO_2024,
+            score=score_ifr,
+            in_metric=False,
+            ablation_why="it looks at the clean run alone",
+        ),
+        Method(
+            name="random",
+            what="seeded random numbers, the baseline to beat",
+            source=MIB_2025,
+            score=score_random,
+            takes=("seed",),
+            in_metric=False,
+            ablation_why="it looks at no run at all",
         ),
     )
 }
@@ -119,7 +157,7 @@ def score_edges(
     if "seed" in found.takes or "ablation" in found.takes:
         given["seed"] = seed
     scores: EdgeScores = found.score(model, pairs, judged_by, budget=budget, progress=progress, **given)
-    return scores if judged_by.higher_is_better or not found.in_metric else replace(scores, values=-scores.values)
+    return scores if judged_by.higher_is_better or not found.in_metric else scores.turned()
 
 
 def _check_ablation(method: Method, ablation: str | Replacement, reference: PairSet | PairBatch | None) -> None:
