@@ -15,6 +15,7 @@ from __future__ import annotations
 from circuitlab.data.batch import PairBatch
 from circuitlab.data.pairs import PairSet
 from circuitlab.discovery.input_path import attribute
+from circuitlab.discovery.node_scores import NodeScores
 from circuitlab.discovery.scores import EdgeScores
 from circuitlab.metrics import Metric
 from circuitlab.models.protocol import Model
@@ -31,9 +32,10 @@ def score_clean_corrupted(
     reference: PairSet | PairBatch | None = None,
     seed: int = 0,
     axis: str = "all",
+    level: str = "edge",
     budget: int | None = None,
     progress: Progress,
-) -> EdgeScores:
+) -> EdgeScores | NodeScores:
     """Estimate every edge's effect from the gradients at both prompts; arguments as of `attribute`.
 
     Returns:
@@ -46,5 +48,5 @@ def score_clean_corrupted(
     """
     return attribute(
         model, pairs, metric, name="clean-corrupted", shares=(1.0, 0.0), ablation=ablation, reference=reference,
-        seed=seed, axis=axis, budget=budget, progress=progress,
+        seed=seed, axis=axis, level=level, budget=budget, progress=progress,
     )  # fmt: skip

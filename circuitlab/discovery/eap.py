@@ -16,6 +16,7 @@ from __future__ import annotations
 from circuitlab.data.batch import PairBatch
 from circuitlab.data.pairs import PairSet
 from circuitlab.discovery.input_path import attribute
+from circuitlab.discovery.node_scores import NodeScores
 from circuitlab.discovery.scores import EdgeScores
 from circuitlab.metrics import Metric
 from circuitlab.models.protocol import Model
@@ -32,9 +33,10 @@ def score_eap(
     reference: PairSet | PairBatch | None = None,
     seed: int = 0,
     axis: str = "all",
+    level: str = "edge",
     budget: int | None = None,
     progress: Progress,
-) -> EdgeScores:
+) -> EdgeScores | NodeScores:
     """Estimate every edge's effect from the gradient in the clean run; arguments as of `attribute`.
 
     Returns:
@@ -46,6 +48,6 @@ def score_eap(
         MetricError: The metric has no gradient, or none in the clean run (`kl`).
     """
     return attribute(
-        model, pairs, metric, name="eap", shares=(1.0,), ablation=ablation, reference=reference, seed=seed, axis=axis,
+        model, pairs, metric, name="eap", shares=(1.0,), ablation=ablation, reference=reference, seed=seed, axis=axis, level=level,
         budget=budget, progress=progress,
     )  # fmt: skip

@@ -19,6 +19,7 @@ from __future__ import annotations
 from circuitlab.data.batch import PairBatch
 from circuitlab.data.pairs import PairSet
 from circuitlab.discovery.input_path import attribute
+from circuitlab.discovery.node_scores import NodeScores
 from circuitlab.discovery.scores import EdgeScores
 from circuitlab.errors import ConfigError, UnknownNameError
 from circuitlab.metrics import Metric
@@ -36,9 +37,10 @@ def score_eap_ig(
     steps: int = 5,
     points: str = "paper",
     axis: str = "all",
+    level: str = "edge",
     budget: int | None = None,
     progress: Progress,
-) -> EdgeScores:
+) -> EdgeScores | NodeScores:
     """Estimate every edge's effect from `steps` gradients; see the module.
 
     Args:
@@ -48,6 +50,7 @@ def score_eap_ig(
         steps: How many gradients.
         points: Where on the path they are taken: "paper" or "published-code".
         axis: "all", "position" or "span".
+        level: "edge", "node" or "neuron".
         budget: Bytes that a run may take.
         progress: Called with (step, done, total).
 
@@ -65,7 +68,7 @@ def score_eap_ig(
         raise UnknownNameError.of("value of option 'points'", points, POINTS)
     first = int(points == "paper")
     shares = [(k + first) / steps for k in range(steps)]
-    return attribute(model, pairs, metric, name="eap-ig", shares=shares, axis=axis, budget=budget, progress=progress)
+    return attribute(model, pairs, metric, name="eap-ig", shares=shares, axis=axis, level=level, budget=budget, progress=progress)
 
 
 def check_steps(steps: int, who: str) -> None:

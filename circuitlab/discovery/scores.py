@@ -133,31 +133,33 @@ class EdgeScores:
 
 
 class RunningMean:
-    """Mean and standard error over examples that come in batches."""
+    """Mean and standard error over examples that come in batches; `n` counts them.
 
-    def __init__(self, layout: Layout) -> None:
-        self.layout = layout
-        self._real = real_edges(layout)
-        self._n = 0
-        self._sum = np.zeros(self._real.shape)
-        self._squares = np.zeros(self._real.shape)
+    Args:
+        layout: Where values are matrices of edges: what is no edge is left out.
+    """
 
-    def add(self, values: Float[np.ndarray, "batch writer reader"]) -> None:
+    def __init__(self, layout: Layout | None = None) -> None:
+        self._real = 1.0 if layout is None else real_edges(layout)
+        self.n = 0
+        self._sum = self._squares = np.zeros(())
+
+    def add(self, values: Float[np.ndarray, "batch ..."]) -> None:
         """Take in one batch."""
         values = values * self._real
-        self._n += len(values)
-        self._sum += values.sum(0)
-        self._squares += (values**2).sum(0)
+        self.n += len(values)
+        self._sum = self._sum + values.sum(0)
+        self._squares = self._squares + (values**2).sum(0)
 
     @property
-    def mean(self) -> Float[np.ndarray, "writer reader"]:
+    def mean(self) -> Float[np.ndarray, "..."]:
         """Mean over all examples so far."""
-        return self._sum / self._n
+        return self._sum / self.n
 
     @property
-    def standard_error(self) -> Float[np.ndarray, "writer reader"]:
+    def standard_error(self) -> Float[np.ndarray, "..."]:
         """Standard error of the mean; 0 for a single example."""
-        if self._n < 2:
+        if self.n < 2:
             return np.zeros_like(self._sum)
-        variance = (self._squares - self._n * self.mean**2) / (self._n - 1)
-        return np.sqrt(np.maximum(0.0, variance) / self._n)
+        variance = (self._squares - self.n * self.mean**2) / (self.n - 1)
+        return np.sqrt(np.maximum(0.0, variance) / self.n)

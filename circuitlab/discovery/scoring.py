@@ -9,11 +9,13 @@ from circuitlab.data.pairs import PairSet
 from circuitlab.discovery.clean_corrupted import score_clean_corrupted
 from circuitlab.discovery.eap import score_eap
 from circuitlab.discovery.eap_ig import POINTS, score_eap_ig
+from circuitlab.discovery.eap_ig_activations import score_eap_ig_activations
 from circuitlab.discovery.exact import score_exact
 from circuitlab.discovery.ifr import score_ifr
 from circuitlab.discovery.method import Method, Option
 from circuitlab.discovery.node_sweep import score_node_sweep
 from circuitlab.discovery.random_scores import score_random
+from circuitlab.discovery.relp import score_relp
 from circuitlab.discovery.scores import EdgeScores
 from circuitlab.errors import ConfigError, UnknownNameError
 from circuitlab.metrics import Metric, resolve
@@ -21,7 +23,7 @@ from circuitlab.metrics.base import MetricFunction
 from circuitlab.models.protocol import Model
 from circuitlab.patching.replacement import Replacement
 from circuitlab.progress import Progress, silent
-from circuitlab.references import FERRANDO_2024, HANNA_2024, MIB_2025, SYED_2023, WANG_2023
+from circuitlab.references import FERRANDO_2024, HANNA_2024, MARKS_2024, MIB_2025, RELP_2025, SYED_2023, WANG_2023
 
 __all__ = ["METHODS", "Method", "Option", "find_method", "score_edges"]
 
@@ -48,6 +50,13 @@ METHODS: dict[str, Method] = {
             takes=("ablation", "axis"),
         ),
         Method(
+            name="eap-ig-activations",
+            what="integrated gradients along each sublayer's own output",
+            source=MARKS_2024,
+            score=score_eap_ig_activations,
+            takes=("steps", "ablation"),
+        ),
+        Method(
             name="clean-corrupted",
             what="two gradients, in the clean and in the corrupted run",
             source=HANNA_2024,
@@ -66,6 +75,14 @@ METHODS: dict[str, Method] = {
             what="nodes by their head_z and mlp_out patches, edges between kept nodes",
             source=WANG_2023,
             score=score_node_sweep,
+        ),
+        Method(
+            name="relp",
+            what="one backward pass that hands back relevance in the place of gradients",
+            source=RELP_2025,
+            score=score_relp,
+            takes=("ablation", "axis"),
+            options=(Option(name="attention_rule", kind=bool, default=False, what="hold attention patterns fixed"),),
         ),
         Method(
             name="ifr",

@@ -86,6 +86,10 @@ class EdgeProducts:
         """Clean embedding minus its replacement."""
         return self._during[0]
 
+    def of(self, writers: slice, at_answer: bool) -> Float[Tensor, "_ batch _ d_model"]:
+        """Clean outputs minus their replacements, at the answer or on the window (not the last block's writers)."""
+        return (self._at_answer if at_answer else self._during)[writers]
+
     @torch.no_grad()
     def scores(self, traced: Traced, found: Slopes) -> Float[Tensor, "batch writer reader"]:
         """The products of all edges; 0 where there is no edge.
@@ -127,6 +131,24 @@ class EdgeProducts:
             mine = answers if part.at_answer else during
             out[:, :, :n_seen, part.columns] = torch.einsum("bswr,cbs->cbwr", each, mine)
         return out.mul_(self._real(out))
+
+    @torch.no_grad()
+    def at_writers(self, found: Slopes) -> Float[Tensor, "batch writer d_model"]:
+        """Each writer's difference times the gradient at its output, component by component, summed over tokens.
+
+        Their sum over components is that of the writer's edges: whoever reads the stream reads all of it.
+        """
+        layout, spec, during = self._layout, self._model.spec, self._during
+        out = during.new_zeros(during.shape[1], len(layout.writers), spec.d_model)
+        out[:, 0] = (during[0] * found.start).sum(1)
+        for layer, block in enumerate(found.blocks):
+            first = layout.writer_index(Node(Kind.HEAD, layer, 0))
+            apart = self._at_answer if layer == spec.n_layers - 1 else during
+            behind = first + spec.n_heads
+            out[:, first:behind] = torch.einsum("hbsm,bsm->bhm", apart[first:behind], block.attn.to(out.dtype))
+            if block.mlp is not None:
+                out[:, behind] = (apart[behind] * block.mlp).sum(1)
+        return out
 
     def _real(self, like: Tensor) -> Bool[Tensor, "writer reader"]:
         rows = torch.arange(len(self._layout.writers), device=like.device)
