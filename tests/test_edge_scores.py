@@ -187,6 +187,10 @@ class TestTransformerLens:
                 expected[row, column] += sum(theirs[edge] for edge in edges) / len(batch)
         assert -ours == pytest.approx(expected, abs=2e-5)
         assert np.abs(expected).max() > 0.05
+        # The published code's points with one step are the corrupted end alone.
+        at_start = score_edges(load(name), batch, steps=1, points="published-code").values
+        assert at_start == pytest.approx(expected, abs=2e-5)
+        assert scored(name, steps=1).values != pytest.approx(expected, abs=2e-2)
 
     @pytest.mark.parametrize("slot", Slot)
     def test_direct_paths(self, slot):

@@ -48,6 +48,6 @@ def score_eap(
         MetricError: The metric has no gradient, or none in the clean run (`kl`).
     """
     return attribute(
-        model, pairs, metric, name="eap", shares=(1.0,), ablation=ablation, reference=reference, seed=seed, axis=axis, level=level,
-        budget=budget, progress=progress,
+        model, pairs, metric, name="eap", shares=(1.0,), ablation=ablation, reference=reference, seed=seed, axis=axis,
+        level=level, budget=budget, progress=progress,
     )  # fmt: skip

@@ -68,7 +68,9 @@ def score_eap_ig(
         raise UnknownNameError.of("value of option 'points'", points, POINTS)
     first = int(points == "paper")
     shares = [(k + first) / steps for k in range(steps)]
-    return attribute(model, pairs, metric, name="eap-ig", shares=shares, axis=axis, level=level, budget=budget, progress=progress)
+    return attribute(
+        model, pairs, metric, name="eap-ig", shares=shares, axis=axis, level=level, budget=budget, progress=progress
+    )
 
 
 def check_steps(steps: int, who: str) -> None:

@@ -23,7 +23,7 @@ from circuitlab.patching.baseline import record_baseline
 from circuitlab.patching.components import component_effects
 from circuitlab.patching.edge_plan import parts_that_fit
 from circuitlab.patching.grid import Grid
-from circuitlab.patching.replacement import Replacement, resolve_replacement
+from circuitlab.patching.replacement import Replacement
 from circuitlab.patching.sweep import sweep
 from circuitlab.progress import Progress
 
@@ -34,20 +34,25 @@ def score_exact_nodes(
     metric: Metric,
     *,
     level: str,
-    ablation: str | Replacement = "corrupt",
-    reference: PairSet | PairBatch | None = None,
-    seed: int = 0,
+    put_in: Replacement,
     budget: int | None = None,
     progress: Progress,
 ) -> NodeScores:
     """Patch every node, component or neuron alone; see the module. The error measure is the largest standard error.
 
+    Args:
+        model: A loaded model.
+        pairs: What is scored.
+        metric: What is measured.
+        level: A name of `LEVELS`.
+        put_in: What is put in the place of a value, resolved for these pairs.
+        budget: Bytes that a packed run may take.
+        progress: Called with (step, done, total).
+
     Raises:
         UnknownNameError: Neurons of MLPs in a model without.
-        ConfigError: The ablation does not go with these pairs.
         MetricError: The metric gives the wrong shape or NaN, or does not tell the two runs apart.
     """
-    put_in = resolve_replacement(model, ablation, pairs=pairs, reference=reference, seed=seed, budget=budget)
     running = RunningMean()
     if level == "neuron":
         for batch in parts_that_fit(model, pairs, budget, n_writers=len(Layout.of(model.spec).writers)):

@@ -106,7 +106,7 @@ def attribute(
 
 
 def check_slope(
-    scores: Float[np.ndarray, "..."], truth: Float[np.ndarray, " example"], metric: Metric, steps: int
+    scores: Float[np.ndarray, "*score"], truth: Float[np.ndarray, " example"], metric: Metric, steps: int
 ) -> None:
     """Refuse scores that are all 0 because the metric is flat wherever its gradient was taken.
 

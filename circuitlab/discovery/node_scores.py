@@ -40,8 +40,8 @@ class NodeScores:
 
     spec: ModelSpec
     level: str
-    values: Float[np.ndarray, "writer *component"]
-    standard_error: Float[np.ndarray, "writer *component"]
+    values: Float[np.ndarray, "*score"]
+    standard_error: Float[np.ndarray, "*score"]
     method: str
     metric: str
     n_examples: int

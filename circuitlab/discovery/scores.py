@@ -152,12 +152,12 @@ class RunningMean:
         self._squares = self._squares + (values**2).sum(0)
 
     @property
-    def mean(self) -> Float[np.ndarray, "..."]:
+    def mean(self) -> Float[np.ndarray, "*score"]:
         """Mean over all examples so far."""
         return self._sum / self.n
 
     @property
-    def standard_error(self) -> Float[np.ndarray, "..."]:
+    def standard_error(self) -> Float[np.ndarray, "*score"]:
         """Standard error of the mean; 0 for a single example."""
         if self.n < 2:
             return np.zeros_like(self._sum)
