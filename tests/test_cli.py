@@ -70,6 +70,10 @@ BAD = {
     "contrast of a task without": Bad("discover name-throw --contrast gender", ("'contrast'", "chain")),
     "unknown option": Bad("discover name-throw --option chian=3", ("'chian'", "'chain'")),
     "option without value": Bad("discover name-throw --option chain", ("'chain'", "KEY=VALUE")),
+    "unknown method option": Bad("discover name-throw --method-option points=late", ("'late'", "published-code")),
+    "another method's option": Bad(
+        "discover name-throw --method eap --method-option points=paper", ("'points'", "none")),
+    "method option without value": Bad("discover name-throw --method-option points", ("'points'", "KEY=VALUE")),
     "option given twice": Bad("discover name-throw --option chain=2 --option chain=4", ("'chain'", "twice")),
     "unknown method": Bad("discover name-throw --method eap-gi", ("'eap-gi'", "'eap-ig'", "exact")),
     "unknown metric": Bad("discover name-throw --metric logit-diff", ("'logit-diff'", "'logit_diff'", "prob_diff")),

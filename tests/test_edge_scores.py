@@ -128,18 +128,21 @@ class TestByHand:
         # First-order scores are estimates of these, and no more than that.
         assert not close(scored("gpt2", steps=1), expected, 0.01)
 
-    def test_integrated_gradients_by_hand(self, by_hand):
-        """k = 1 .. m of m steps from the corrupted embedding (left out) to the clean one (in), nothing else held."""
+    @pytest.mark.parametrize("points", ["paper", "published-code"])
+    def test_integrated_gradients_by_hand(self, by_hand, points):
+        """k = 1 .. m from the corrupted embedding (left out) to the clean one (in), or the other way; nothing held."""
         batch, steps = pairs(), 3
         with torch.no_grad():
             differences = writer_differences(load("gpt2"), record_baseline(load("gpt2"), batch))
         expected = torch.zeros(N_WRITERS, N_READERS, dtype=torch.float64)
         ends = [load("gpt2").record(tokens).resid_pre[0] for tokens in (batch.corrupt, batch.clean)]
-        for k in range(1, steps + 1):
+        for k in range(1, steps + 1) if points == "paper" else range(steps):
             probe = ProbedGpt2(by_hand, torch.lerp(*ends, k / steps))
             expected += probe.scores(batch, differences) / steps
-        assert close(scored("gpt2", steps=steps), expected.numpy(), 1e-6)
+        scores = score_edges(load("gpt2"), pairs(), steps=steps, points=points)
+        assert close(scores, expected.numpy(), 1e-6)
         assert not close(scored("gpt2", steps=steps + 1), expected.numpy(), 1e-3)
+        assert close(scored("gpt2", steps=steps), expected.numpy(), 1e-6) is (points == "paper")
 
 
 class ProbedGpt2(Gpt2ByHand):
@@ -184,6 +187,10 @@ class TestTransformerLens:
                 expected[row, column] += sum(theirs[edge] for edge in edges) / len(batch)
         assert -ours == pytest.approx(expected, abs=2e-5)
         assert np.abs(expected).max() > 0.05
+        # The published code's points with one step are the corrupted end alone.
+        at_start = score_edges(load(name), batch, steps=1, points="published-code").values
+        assert at_start == pytest.approx(expected, abs=2e-5)
+        assert scored(name, steps=1).values != pytest.approx(expected, abs=2e-2)
 
     @pytest.mark.parametrize("slot", Slot)
     def test_direct_paths(self, slot):
@@ -370,7 +377,7 @@ class TestNodeSweep:
 
 class TestMistakes:
     def test_an_unknown_method(self):
-        message = r"unknown method 'eapig'. Did you mean 'eap-ig'\? Allowed: eap-ig, eap, exact, sweep"
+        message = r"unknown method 'eapig'. Did you mean 'eap-ig'\? Allowed: eap-ig, eap, "
         with pytest.raises(UnknownNameError, match=message):
             score_edges(load("gpt2"), pairs(), "eapig")
 

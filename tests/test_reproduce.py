@@ -59,12 +59,25 @@ def test_it_asks_for_what_the_manifest_says(folder, asked):
     reproduce(folder)
     asked.pop("progress")
     assert asked == {
-        "task": TASK, "contrast": "capital", "model": "bundled", "method": "eap-ig", "steps": 5, "metric": "logit_diff",
-        "ablation": "corrupt", "n": N, "seed": 0, "target": 0.9, "min_accuracy": 0.6, "device": "cpu",
-        "dtype": "float32",
+        "task": TASK, "contrast": "capital", "model": "bundled", "method": "eap-ig", "steps": 5, "method_options": {},
+        "metric": "logit_diff", "ablation": "corrupt", "n": N, "seed": 0, "target": 0.9, "min_accuracy": 0.6,
+        "device": "cpu", "dtype": "float32",
     }  # fmt: skip
     reproduce(folder, device="cuda:3")
     assert asked["device"] == "cuda:3"
+
+
+def test_options_of_the_method_are_asked_for_again(copy, asked):
+    in_json("config/method_options", lambda was: {"points": "published-code"})(copy / "manifest.json")
+    reproduce(copy)
+    assert asked["method_options"] == {"points": "published-code"}
+
+
+def test_a_setting_that_is_newer_than_the_folder_had_its_default(copy, asked):
+    older = in_json("config", lambda was: {name: was[name] for name in was if name != "method_options"})
+    older(copy / "manifest.json")
+    (check,) = (check for check in reproduce(copy).files if check.name == "manifest.json")
+    assert (check.status, check.detail) == ("same numbers", "but for seconds and versions")
 
 
 def in_json(path: str, change: Callable[[Any], Any]) -> Callable[[Path], None]:

@@ -74,6 +74,7 @@ def discover(
     model: opt.Model = "bundled",
     method: opt.Method = "eap-ig",
     steps: opt.Steps = 5,
+    method_option: opt.MethodOptions = None,
     metric: opt.Metric = None,
     ablation: opt.Ablation = "corrupt",
     n: opt.Pairs = 100,
@@ -93,6 +94,7 @@ def discover(
 ) -> None:
     """Do the whole job: sweep, score, prune, test on held-out prompts, draw, and write a run folder."""
     wanted = opt.load(task, option, contrast)  # before the imports that take seconds
+    told = opt.keyed("--method-option", method_option, "method option", "points=published-code")
     from circuitlab.cli import results
     from circuitlab.cli.progress import progress
     from circuitlab.discovery.config import DiscoverConfig, default_folder
@@ -103,6 +105,7 @@ def discover(
         run = run_discover(
             wanted, model=model, method=method, steps=steps, metric=metric, ablation=ablation, n=n, seed=seed,
             target=target, min_accuracy=min_accuracy, device=device, dtype=dtype, force=force, progress=report,
+            method_options=told,
             out=default_folder(main, wanted.label) if out is None else out,
         )  # fmt: skip
     results.show_run(run, json=json)

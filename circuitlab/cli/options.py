@@ -17,6 +17,10 @@ Model = Annotated[
 ]
 Method = Annotated[str, typer.Option("--method", metavar="NAME", help="How edges are scored.")]
 Steps = Annotated[int, typer.Option("--steps", help="Steps of integrated gradients.")]
+MethodOptions = Annotated[
+    list[str] | None,
+    typer.Option("--method-option", metavar="KEY=VALUE", help="An option of the method; may be repeated."),
+]
 Metric = Annotated[
     str | None, typer.Option("--metric", metavar="NAME", help="What is measured; the task's own by default.")
 ]
@@ -50,11 +54,21 @@ def load(task: str, given: list[str] | None, contrast: str | None) -> "Task":
     """
     from circuitlab.data.registry import load_task
 
+    texts = [*(given or []), *([f"contrast={contrast}"] if contrast is not None else [])]
+    return load_task(task, **keyed("--option", texts, "task option", "contrast=gender"))
+
+
+def keyed(flag: str, texts: list[str] | None, what: str, example: str) -> dict[str, str]:
+    """What repeated options KEY=VALUE say.
+
+    Raises:
+        ConfigError: One is not spelt KEY=VALUE, or a key has two values.
+    """
     chosen: dict[str, str] = {}
-    for text in [*(given or []), *([f"contrast={contrast}"] if contrast is not None else [])]:
+    for text in texts or []:
         key, equals, value = text.partition("=")
         if not (key and equals and value):
-            raise ConfigError(f"--option {text!r} is not spelt KEY=VALUE, such as --option contrast=gender.")
+            raise ConfigError(f"{flag} {text!r} is not spelt KEY=VALUE, such as {flag} {example}.")
         if chosen.setdefault(key, value) != value:
-            raise ConfigError(f"task option {key!r} is given twice, as {chosen[key]!r} and as {value!r}. Give one.")
-    return load_task(task, **chosen)
+            raise ConfigError(f"{what} {key!r} is given twice, as {chosen[key]!r} and as {value!r}. Give one.")
+    return chosen

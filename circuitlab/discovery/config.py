@@ -24,6 +24,7 @@ class DiscoverConfig:
         model: Name or folder of the model.
         method: How edges are scored.
         steps: Gradients along the path, for methods that integrate.
+        method_options: What the method alone is told.
         metric: Name of the metric.
         ablation: What stands in for everything outside the circuit.
         n: Pairs per split.
@@ -33,7 +34,7 @@ class DiscoverConfig:
 
     Raises:
         UnknownNameError: No such method, metric or ablation.
-        ConfigError: A number is out of range.
+        ConfigError: A number is out of range, or the method has no such option.
     """
 
     task: str
@@ -41,6 +42,7 @@ class DiscoverConfig:
     options: dict[str, str] = field(default_factory=dict)
     method: str = "eap-ig"
     steps: int = 5
+    method_options: dict[str, Any] = field(default_factory=dict)
     metric: str = "logit_diff"
     ablation: str = "corrupt"
     n: int = 100
@@ -51,7 +53,7 @@ class DiscoverConfig:
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
-        find_method(self.method)
+        find_method(self.method).read(self.method_options)
         if self.ablation not in ABLATIONS:
             raise UnknownNameError.of("ablation", self.ablation, ABLATIONS)
         for name in ("n", "steps"):
@@ -78,6 +80,8 @@ class DiscoverConfig:
             value = getattr(self, name)
             if value != getattr(defaults, name):
                 words += [flag, str(value)]
+        for key, value in self.method_options.items():
+            words += ["--method-option", f"{key}={value}"]
         for key, value in self.options.items():
             words += ["--option", f"{key}={value}"]
         return shlex.join(words)

@@ -21,7 +21,7 @@ from circuitlab.discovery.behaviour import Behaviour, check_behaviour
 from circuitlab.discovery.config import DiscoverConfig, default_folder
 from circuitlab.discovery.run_folder import check_free, write_run
 from circuitlab.discovery.scores import EdgeScores
-from circuitlab.discovery.scoring import score_edges
+from circuitlab.discovery.scoring import find_method, score_edges
 from circuitlab.discovery.selection import select
 from circuitlab.evaluation.evaluate import Evaluation, evaluate
 from circuitlab.graphs.circuit import Circuit
@@ -93,6 +93,7 @@ def discover(
     model: Any = "bundled",
     method: str = "eap-ig",
     steps: int = 5,
+    method_options: Mapping[str, Any] | None = None,
     metric: str | Metric | MetricFunction | None = None,
     ablation: str = "corrupt",
     n: int = 100,
@@ -113,6 +114,7 @@ def discover(
         model: Whatever `load_model` takes.
         method: How edges are scored; a name of `METHODS`.
         steps: Gradients along the path, for methods that integrate.
+        method_options: What the method alone is told, by name.
         metric: What is measured; the task's own by default.
         ablation: What stands in for everything outside the circuit: "corrupt", the corrupted run.
         n: Pairs per split.
@@ -133,7 +135,8 @@ def discover(
     judged_by = _metric(asked, metric)
     config = DiscoverConfig(
         task=_spelling(task, asked), options=asked.settings, model=_model_name(model), method=method, steps=steps,
-        metric=judged_by.name, ablation=ablation, n=n, seed=seed, target=target, min_accuracy=min_accuracy,
+        method_options=find_method(method).read(method_options), metric=judged_by.name, ablation=ablation, n=n,
+        seed=seed, target=target, min_accuracy=min_accuracy,
         device=str(device or "cpu"), dtype=str(dtype or "float32").removeprefix("torch."),
     )  # fmt: skip
     if out is not None:
@@ -154,7 +157,9 @@ def discover(
         assert isinstance(grids, dict)
         effects = sweep_nodes(loaded, found, judged_by, heads=grids["head_z"]).effects
     with clock("score"):
-        scores = score_edges(loaded, found, method, steps=steps, metric=judged_by, progress=progress)
+        scores = score_edges(
+            loaded, found, method, steps=steps, metric=judged_by, seed=seed, progress=progress, **config.method_options
+        )
     with clock("select"):
         circuit = select(loaded, scores, found, target, metric=judged_by, progress=progress)
     with clock("evaluate"):

@@ -163,7 +163,12 @@ def _compare_manifests(old: Mapping[str, Any], new: Mapping[str, Any], others: s
 def _said(manifest: Mapping[str, Any], others: set[str]) -> dict[str, Any]:
     task = manifest.get("task")
     return {
-        "config": {name: value for name, value in manifest["config"].items() if name not in others},
+        # A setting that is newer than the folder had its default.
+        "config": {
+            name: value
+            for name, value in DiscoverConfig(**manifest["config"]).as_record().items()
+            if name not in others
+        },
         "task": {name: task.get(name) for name in SAID_OF_TASK} if isinstance(task, dict) else task,
         **{name: manifest.get(name) for name in SAID},
     }

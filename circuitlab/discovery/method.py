@@ -1,0 +1,115 @@
+"""What a scoring method is: its function, what it can be told, and what it serves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from circuitlab.errors import ConfigError, UnknownNameError
+from circuitlab.references import Reference
+
+# Arguments that `score_edges` has for every method; each method takes those that mean something to it.
+SHARED = ("steps", "seed", "ablation", "axis")
+_WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Option:
+    """One thing that a method can be told and others cannot.
+
+    Attributes:
+        name: The keyword.
+        kind: `int`, `float`, `bool` or `str`.
+        default: Its value where it is not given; None is allowed only where it is the default.
+        what: One line for help and docs.
+        allowed: The words it may be, for words.
+    """
+
+    name: str
+    kind: type
+    default: Any
+    what: str
+    allowed: tuple[str, ...] = ()
+
+    def read(self, value: Any, method: str) -> Any:
+        """The value in its own type, from itself or from the text of a command line.
+
+        Raises:
+            ConfigError: It is of another kind.
+            UnknownNameError: It is none of the allowed words.
+        """
+        if self.default is None and (value is None or value == "none"):
+            return None
+        found = self._converted(value)
+        if type(found) is not self.kind or (self.kind is float and not math.isfinite(found)):
+            raise ConfigError(
+                f"option {self.name!r} of method {method!r} is {value!r}; it must be {_KINDS[self.kind]}: {self.what}."
+            )
+        if self.allowed and found not in self.allowed:
+            raise UnknownNameError.of(f"value of option {self.name!r}", found, self.allowed, owner=f"method {method!r}")
+        return found
+
+    def _converted(self, value: Any) -> Any:
+        if self.kind is float and type(value) is int:
+            return float(value)
+        if not isinstance(value, str) or self.kind is str:
+            return value
+        if self.kind is bool:
+            return _WORDS.get(value.lower(), value)
+        try:
+            return self.kind(value)
+        except ValueError:
+            return value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Method:
+    """A way to score edges.
+
+    Attributes:
+        name: What users call it.
+        what: One line for help and docs.
+        source: The paper.
+        score: The function: model, pairs, metric, then by keyword budget, progress, and what it `takes`; "ablation"
+            comes with `reference` and `seed`.
+        takes: Which of `SHARED` mean something to it.
+        options: What it alone can be told.
+        levels: What it can score beside edges: "node", "neuron".
+        in_metric: Whether scores are differences of the metric; their sign is turned where less is better.
+        ablation_why: Why it replaces by the corrupted run only, for the message, where "ablation" is not taken.
+    """
+
+    name: str
+    what: str
+    source: Reference
+    score: Callable[..., Any]
+    takes: tuple[str, ...] = ()
+    options: tuple[Option, ...] = ()
+    levels: tuple[str, ...] = ("edge",)
+    in_metric: bool = True
+    ablation_why: str = "it compares with the corrupted run"
+
+    def read(self, given: Mapping[str, Any] | None) -> dict[str, Any]:
+        """Options in their own types; only those that were given.
+
+        Raises:
+            ConfigError: The method has no such option, or a value is of the wrong kind.
+            UnknownNameError: A value is none of the allowed words.
+        """
+        own = {option.name: option for option in self.options}
+        for name in given or {}:
+            if name in SHARED:
+                raise ConfigError(
+                    f"{name!r} is an argument of its own (--{name} on the command line where there is one), not an "
+                    f"option of method {self.name!r}."
+                )
+            if name not in own:
+                listed = "; ".join(f"{option.name}: {option.what}" for option in self.options)
+                raise ConfigError(
+                    f"method {self.name!r} has no option {name!r}. "
+                    f"{f'It takes {listed}.' if listed else 'It takes none: leave it out.'}"
+                )
+        return {name: own[name].read(value, self.name) for name, value in (given or {}).items()}
