@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -32,6 +32,8 @@ class EdgeScores:
         n_examples: How many examples the means are over.
         checks: The method's own error measures, by name.
         node_effects: Node name -> effect of patching the node alone, for methods that score nodes.
+        chosen: The method's own circuit, for methods that choose edges and not only score them.
+        training: What a method that learns was doing, column by column, one entry for every step that was noted.
     """
 
     spec: ModelSpec
@@ -42,6 +44,8 @@ class EdgeScores:
     n_examples: int
     checks: Mapping[str, float] = field(default_factory=dict)
     node_effects: Mapping[str, float] = field(default_factory=dict)
+    chosen: Bool[np.ndarray, "writer reader"] | None = None
+    training: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
     @property
     def layout(self) -> Layout:

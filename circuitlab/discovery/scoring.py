@@ -7,6 +7,7 @@ from typing import Any
 
 from circuitlab.data.batch import PairBatch
 from circuitlab.data.pairs import PairSet
+from circuitlab.discovery.acdc import OBJECTIVES, score_acdc
 from circuitlab.discovery.eap import score_eap
 from circuitlab.discovery.eap_ig import POINTS, score_eap_ig
 from circuitlab.discovery.exact import score_exact
@@ -19,7 +20,7 @@ from circuitlab.metrics.base import MetricFunction
 from circuitlab.models.protocol import Model
 from circuitlab.patching.replacement import Replacement
 from circuitlab.progress import Progress, silent
-from circuitlab.references import HANNA_2024, SYED_2023, WANG_2023
+from circuitlab.references import CONMY_2023, HANNA_2024, SYED_2023, WANG_2023
 
 __all__ = ["METHODS", "Method", "Option", "find_method", "score_edges"]
 
@@ -45,6 +46,21 @@ METHODS: dict[str, Method] = {
             what="nodes by their head_z and mlp_out patches, edges between kept nodes",
             source=WANG_2023,
             score=score_node_sweep,
+        ),
+        Method(
+            name="acdc",
+            what="edges cut one after the other from the logits backwards, each tested on top of the others",
+            source=CONMY_2023,
+            score=score_acdc,
+            takes=("ablation",),
+            options=(
+                Option(name="threshold", kind=float, default=None, what="what an edge must be worth to be kept"),
+                Option(name="n_edges", kind=int, default=None, what="instead: at most so many edges, by bisection"),
+                Option(name="sweep", kind=int, default=None, what="instead: so many thresholds, to rank edges"),
+                Option(name="objective", kind=str, default="kl", what="what cutting costs", allowed=OBJECTIVES),
+                Option(name="speculate", kind=int, default=None, what="questions a batch; 1: one at a time"),
+            ),
+            in_metric=False,
         ),
     )
 }

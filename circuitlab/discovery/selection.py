@@ -49,6 +49,8 @@ def select(
 ) -> Circuit:
     """The smallest circuit of top edges that reaches the target on these pairs, pruned to what connects.
 
+    A method that chose a circuit of its own (`scores.chosen`) is taken at its word, unless `n_edges` asks for another.
+
     Args:
         model: The model that was scored.
         scores: Scores of its edges.
@@ -81,6 +83,8 @@ def select(
         return scores.circuit(prune(scores.top(n_edges, signed), scores.layout))
     if not 0 < target <= 1:
         raise ConfigError(f"target is {target}; a faithfulness to reach lies above 0 and at most at 1 (0.9 is usual).")
+    if scores.chosen is not None:
+        return scores.circuit(prune(scores.chosen, scores.layout))
     prepared = prepare(model, pairs, budget, replacement=ablation, reference=reference, seed=seed)
     search = _Search(model, scores, prepared, resolve(metric or scores.metric), signed, budget, progress)
     return scores.circuit(search.smallest(target))

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from circuitlab.patching.circuit_plan import Plan, Read, Resting, Stream, Version
+from circuitlab.patching.circuit_plan import Cut, Plan, Read, Resting, Stream, Version
 
 # Line of the index in which the floor's stream stands.
 FLOOR = 0
@@ -43,14 +43,15 @@ class Table:
     def __init__(self, plan: Plan, like: Float[Tensor, "batch seq d_model"]) -> None:
         self._plan = plan
         versions = sorted([*plan.of(Resting).items(), *plan.of(Version).items()], key=lambda item: item[1].writer)
+        numbers = [*plan.of(Cut), *(number for number, _ in versions)]
         lines, room = _most_shared(plan)
-        # Where each version has its rows, a line each; before them the floor, behind them streams that are shared.
-        self._row_at = np.full((1 + len(versions) + lines, plan.sets.size), -1)
-        self._line = {number: line for line, (number, _) in enumerate(versions, 1)}
+        # Where each of them has its rows, a line each; before them the floor, behind them streams that are shared.
+        self._row_at = np.full((1 + len(numbers) + lines, plan.sets.size), -1)
+        self._line = {number: line for line, number in enumerate(numbers, 1)}
         end = self._fill(FLOOR, plan.sets.all, 0)
         for number, line in self._line.items():
             end = self._fill(line, plan.tokens[number], end)
-        self._spare = (1 + len(versions), end)
+        self._spare = (1 + len(numbers), end)
         self._rows = like.new_empty(end + room, like.shape[2])
 
     def of(self, versions: Sequence[int]) -> Float[Tensor, "token d_model"]:

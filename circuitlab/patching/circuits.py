@@ -47,11 +47,9 @@ def run_circuits(
         One final stream per circuit and example. All edges kept: the clean run; none: the floor.
     """
     floor = Floor.corrupted(baseline) if floor is None else floor
-    run = _Run(model, baseline, floor, plan_of(model, baseline, masks, floor))
+    run = CircuitRun(model, baseline, floor, plan_of(model, baseline, masks, floor))
     run.at_rest()
-    for layer in range(model.spec.n_layers):
-        run.layer(layer)
-    return run.final()
+    return run.finished()
 
 
 def plan_of(model: Model, baseline: Baseline, masks: Bool[Tensor, "circuit writer reader"], floor: Floor) -> Plan:
@@ -73,7 +71,7 @@ def plan_of(model: Model, baseline: Baseline, masks: Bool[Tensor, "circuit write
     )
 
 
-class _Run:
+class CircuitRun:
     """A plan on its way."""
 
     def __init__(self, model: Model, baseline: Baseline, floor: Floor, plan: Plan) -> None:
@@ -87,16 +85,24 @@ class _Run:
             tokens = self._put(self.plan.sets.indices(self.plan.tokens[number]))
             self.table.of([number])[:] = self._at_floor(step.writer).flatten(0, 1)[tokens]
 
+    def finished(self) -> Float[Tensor, "circuit batch d_model"]:
+        """Take all steps; what the logits read, at the answer position."""
+        for layer in range(self.model.spec.n_layers):
+            self.layer(layer)
+        return self.final()
+
     def layer(self, layer: int) -> None:
         """What heads and MLP of a layer say."""
         for versions, change in self.heads.said(layer):
             self._add(versions, change)
         versions = self.plan.made(self.plan.mlps[layer])
         if versions:
-            wanted = [(one.made_of, one.tokens) for one in versions]
-            (read,) = self.table.sums([wanted], mlp_input(self.model, self.floor.run, layer))
-            was = self.floor.run.mlp_out[layer].flatten(0, 1)[self._members(one.tokens for one in versions)]
-            self._add(versions, self.model.mlp_output(layer, read) - was)
+            wanted = [[(one.made_of, one.tokens)] for one in versions]
+            reads = self.table.sums(wanted, mlp_input(self.model, self.floor.run, layer))
+            own = self.floor.run.mlp_out[layer].flatten(0, 1)
+            for one, read in zip(versions, reads, strict=True):
+                was = own.index_select(0, self._members([one.tokens]))
+                self._add([one], self.model.mlp_output(layer, read).sub_(was))
 
     def final(self) -> Float[Tensor, "circuit batch d_model"]:
         """The stream that the logits read, at the answer position."""
