@@ -200,6 +200,7 @@ class _Run:
         edge = self._walk.question()
         self._walk.cut_unasked = False
         if one.edge is not None:
+            assert edge is not None
             assert edge == one.edge
             change = cost - self._current
             error = float(change.std(ddof=1) / np.sqrt(len(change))) if len(change) > 1 else 0.0

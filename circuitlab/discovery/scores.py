@@ -83,6 +83,14 @@ class EdgeScores:
             }
         )
 
+    def training_frame(self) -> pd.DataFrame:
+        """One row a step, counted from 1: step and the columns of `training`."""
+        import pandas as pd
+
+        frame = pd.DataFrame(dict(self.training))
+        frame.insert(0, "step", range(1, len(frame) + 1))
+        return frame
+
 
 class RunningMean:
     """Mean and standard error over examples that come in batches."""
