@@ -58,6 +58,7 @@ _HOMES = {
     "path_patch": "circuitlab.patching.paths",
     "reproduce": "circuitlab.discovery.reproduce",
     "score_edges": "circuitlab.discovery.scoring",
+    "score_nodes": "circuitlab.discovery.scoring",
     "select": "circuitlab.discovery.selection",
     "sweep": "circuitlab.patching.sweep",
     "write_report": "circuitlab.report.page",
@@ -73,7 +74,7 @@ if TYPE_CHECKING:
     from circuitlab.data.task import Task
     from circuitlab.discovery.pipeline import Run, discover
     from circuitlab.discovery.reproduce import reproduce
-    from circuitlab.discovery.scoring import score_edges
+    from circuitlab.discovery.scoring import score_edges, score_nodes
     from circuitlab.discovery.selection import select
     from circuitlab.errors import (
         CircuitLabError,

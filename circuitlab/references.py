@@ -97,3 +97,17 @@ LI_2024 = Reference(
     year=2024,
     arxiv="2409.09951",
 )
+FERRANDO_2024 = Reference(
+    key="ferrando2024information",
+    authors=("Ferrando, Javier", "Voita, Elena"),
+    title="Information Flow Routes: Automatically Interpreting Language Models at Scale",
+    year=2024,
+    arxiv="2403.00824",
+)
+RELP_2025 = Reference(
+    key="jafari2025relp",
+    authors=("Jafari, Farnoush Rezaei", "Eberle, Oliver", "Khakzar, Ashkan", "Nanda, Neel"),
+    title="RelP: Faithful and Efficient Circuit Discovery in Language Models via Relevance Patching",
+    year=2025,
+    arxiv="2508.21258",
+)

@@ -187,6 +187,10 @@ class TestTransformerLens:
                 expected[row, column] += sum(theirs[edge] for edge in edges) / len(batch)
         assert -ours == pytest.approx(expected, abs=2e-5)
         assert np.abs(expected).max() > 0.05
+        # The published code's points with one step are the corrupted end alone.
+        at_start = score_edges(load(name), batch, steps=1, points="published-code").values
+        assert at_start == pytest.approx(expected, abs=2e-5)
+        assert scored(name, steps=1).values != pytest.approx(expected, abs=2e-2)
 
     @pytest.mark.parametrize("slot", Slot)
     def test_direct_paths(self, slot):
@@ -373,7 +377,7 @@ class TestNodeSweep:
 
 class TestMistakes:
     def test_an_unknown_method(self):
-        message = r"unknown method 'eapig'. Did you mean 'eap-ig'\? Allowed: eap-ig, eap, exact, sweep"
+        message = r"unknown method 'eapig'. Did you mean 'eap-ig'\? Allowed: eap-ig, eap, "
         with pytest.raises(UnknownNameError, match=message):
             score_edges(load("gpt2"), pairs(), "eapig")
 

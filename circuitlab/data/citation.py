@@ -12,7 +12,16 @@ from circuitlab.data.registry import BUNDLED, load_task
 from circuitlab.data.sampling import task_fingerprint
 from circuitlab.data.task import Task
 from circuitlab.errors import RunError
-from circuitlab.references import HANNA_2024, MARKS_2024, MIB_2025, SYED_2023, WANG_2023, Reference
+from circuitlab.references import (
+    FERRANDO_2024,
+    HANNA_2024,
+    MARKS_2024,
+    MIB_2025,
+    RELP_2025,
+    SYED_2023,
+    WANG_2023,
+    Reference,
+)
 
 LIBRARY_TITLE = "circuitlab: automated circuit discovery in transformer language models"
 LIBRARY_AUTHOR = "The circuitlab developers"
@@ -22,6 +31,11 @@ LIBRARY_YEAR = 2026
 METHOD_SOURCES: Mapping[str, tuple[Reference, ...]] = {
     "eap-ig": (HANNA_2024,),
     "eap": (SYED_2023,),
+    "eap-ig-activations": (MARKS_2024, HANNA_2024),
+    "clean-corrupted": (HANNA_2024,),
+    "relp": (RELP_2025,),
+    "ifr": (FERRANDO_2024,),
+    "random": (MIB_2025,),
     "exact": (SYED_2023,),
     "sweep": (WANG_2023,),
 }

@@ -120,6 +120,7 @@ def manifest_of(run: Run, folder: Path) -> dict[str, Any]:
         },
         "behaviour": {"prefers_answer": run.behaviour.prefers, "corruption_turns_over": run.behaviour.turns},
         "method": {"name": run.scores.method, "checks": dict(run.scores.checks)},
+        "selection": None if run.circuit.selection is None else run.circuit.selection.to_record(),
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in VERSIONED}},
         "device": run.config.device,
         "dtype": run.config.dtype,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Bool, Float
 
+from circuitlab.errors import ConfigError
 from circuitlab.graphs.circuit import Circuit
 from circuitlab.graphs.prune import real_edges
 from circuitlab.graphs.ranking import edge_places, mask_of, ranked_edges
@@ -16,6 +17,21 @@ from circuitlab.parts import Layout, ModelSpec
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ColumnScores:
+    """Scores of every edge's tokens at one position or span each.
+
+    Attributes:
+        kind: "position" or "span".
+        labels: What each column is called.
+        scores: Mean over all examples, in the metric's unit; an example that lacks a span counts as 0.
+    """
+
+    kind: str
+    labels: tuple[str, ...]
+    scores: Float[np.ndarray, "column writer reader"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -34,6 +50,9 @@ class EdgeScores:
         node_effects: Node name -> effect of patching the node alone, for methods that score nodes.
         chosen: The method's own circuit, for methods that choose edges and not only score them.
         training: What a method that learns was doing, column by column, one entry for every step that was noted.
+        by_column: Scores by position or span, if they were asked for. Columns that share out all tokens sum to `values`
+            where scores are first-order estimates.
+        per_reader: Whether only edges into one reader can be compared; then circuits are selected greedily.
     """
 
     spec: ModelSpec
@@ -46,6 +65,8 @@ class EdgeScores:
     node_effects: Mapping[str, float] = field(default_factory=dict)
     chosen: Bool[np.ndarray, "writer reader"] | None = None
     training: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    by_column: ColumnScores | None = None
+    per_reader: bool = False
 
     @property
     def layout(self) -> Layout:
@@ -68,10 +89,24 @@ class EdgeScores:
         """A circuit with these scores and this mask."""
         return Circuit(spec=self.spec, mask=mask, scores=self.values, node_effects=self.node_effects)
 
-    def to_frame(self) -> pd.DataFrame:
-        """One row an edge: source, target, score, standard_error, in the order of `Layout.edges`."""
+    def turned(self) -> EdgeScores:
+        """The same with the other sign, for metrics where less is better."""
+        columns = self.by_column and replace(self.by_column, scores=-self.by_column.scores)
+        return replace(self, values=-self.values, by_column=columns)
+
+    def to_frame(self, by_column: bool = False) -> pd.DataFrame:
+        """One row an edge: source, target, score, standard_error, in the order of `Layout.edges`.
+
+        Args:
+            by_column: One row an edge and column instead: source, target, column, position | span, score.
+
+        Raises:
+            ConfigError: There are no scores by column.
+        """
         import pandas as pd
 
+        if by_column:
+            return self._columns_frame()
         rows, columns = edge_places(self.layout).T
         edges = list(self.layout.edges())
         return pd.DataFrame(
@@ -91,33 +126,52 @@ class EdgeScores:
         frame.insert(0, "step", range(1, len(frame) + 1))
         return frame
 
+    def _columns_frame(self) -> pd.DataFrame:
+        import pandas as pd
+
+        if self.by_column is None:
+            raise ConfigError("these scores are of whole edges. Ask for axis='position' or axis='span'.")
+        rows, columns = edge_places(self.layout).T
+        edges, labels = list(self.layout.edges()), self.by_column.labels
+        return pd.DataFrame(
+            {
+                "source": [edge.source.name for edge in edges for _ in labels],
+                "target": [edge.reader.name for edge in edges for _ in labels],
+                "column": [number for _ in edges for number in range(len(labels))],
+                self.by_column.kind: [label for _ in edges for label in labels],
+                "score": self.by_column.scores[:, rows, columns].T.ravel(),
+            }
+        )
+
 
 class RunningMean:
-    """Mean and standard error over examples that come in batches."""
+    """Mean and standard error over examples that come in batches; `n` counts them.
 
-    def __init__(self, layout: Layout) -> None:
-        self.layout = layout
-        self._real = real_edges(layout)
-        self._n = 0
-        self._sum = np.zeros(self._real.shape)
-        self._squares = np.zeros(self._real.shape)
+    Args:
+        layout: Where values are matrices of edges: what is no edge is left out.
+    """
 
-    def add(self, values: Float[np.ndarray, "batch writer reader"]) -> None:
+    def __init__(self, layout: Layout | None = None) -> None:
+        self._real = 1.0 if layout is None else real_edges(layout)
+        self.n = 0
+        self._sum = self._squares = np.zeros(())
+
+    def add(self, values: Float[np.ndarray, "batch ..."]) -> None:
         """Take in one batch."""
         values = values * self._real
-        self._n += len(values)
-        self._sum += values.sum(0)
-        self._squares += (values**2).sum(0)
+        self.n += len(values)
+        self._sum = self._sum + values.sum(0)
+        self._squares = self._squares + (values**2).sum(0)
 
     @property
-    def mean(self) -> Float[np.ndarray, "writer reader"]:
+    def mean(self) -> Float[np.ndarray, "*score"]:
         """Mean over all examples so far."""
-        return self._sum / self._n
+        return self._sum / self.n
 
     @property
-    def standard_error(self) -> Float[np.ndarray, "writer reader"]:
+    def standard_error(self) -> Float[np.ndarray, "*score"]:
         """Standard error of the mean; 0 for a single example."""
-        if self._n < 2:
+        if self.n < 2:
             return np.zeros_like(self._sum)
-        variance = (self._squares - self._n * self.mean**2) / (self._n - 1)
-        return np.sqrt(np.maximum(0.0, variance) / self._n)
+        variance = (self._squares - self.n * self.mean**2) / (self.n - 1)
+        return np.sqrt(np.maximum(0.0, variance) / self.n)

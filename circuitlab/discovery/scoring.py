@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from circuitlab.data.batch import PairBatch
 from circuitlab.data.pairs import PairSet
 from circuitlab.discovery.acdc import OBJECTIVES, score_acdc
+from circuitlab.discovery.clean_corrupted import score_clean_corrupted
 from circuitlab.discovery.eap import score_eap
 from circuitlab.discovery.eap_ig import POINTS, score_eap_ig
+from circuitlab.discovery.eap_ig_activations import score_eap_ig_activations
 from circuitlab.discovery.edge_pruning import score_edge_pruning
 from circuitlab.discovery.exact import score_exact
+from circuitlab.discovery.ifr import score_ifr
 from circuitlab.discovery.method import Method, Option
+from circuitlab.discovery.node_scores import LEVELS, NodeScores
 from circuitlab.discovery.node_sweep import score_node_sweep
+from circuitlab.discovery.random_scores import score_random
+from circuitlab.discovery.relp import score_relp
 from circuitlab.discovery.scores import EdgeScores
 from circuitlab.discovery.ugs import score_ugs
 from circuitlab.errors import ConfigError, UnknownNameError
@@ -22,9 +27,20 @@ from circuitlab.metrics.base import MetricFunction
 from circuitlab.models.protocol import Model
 from circuitlab.patching.replacement import Replacement
 from circuitlab.progress import Progress, silent
-from circuitlab.references import BHASKAR_2024, CONMY_2023, HANNA_2024, LI_2024, SYED_2023, WANG_2023
+from circuitlab.references import (
+    BHASKAR_2024,
+    CONMY_2023,
+    FERRANDO_2024,
+    HANNA_2024,
+    LI_2024,
+    MARKS_2024,
+    MIB_2025,
+    RELP_2025,
+    SYED_2023,
+    WANG_2023,
+)
 
-__all__ = ["METHODS", "Method", "Option", "find_method", "score_edges"]
+__all__ = ["METHODS", "Method", "Option", "find_method", "score_edges", "score_nodes"]
 
 _POINTS = '"paper" takes k = 1 .. m, "published-code" k = 0 .. m-1'
 _LEARNING = (
@@ -33,6 +49,7 @@ _LEARNING = (
     Option(name="batch_size", kind=int, default=16, what="examples a step"),
     Option(name="checkpoint", kind=str, default=None, what="file that keeps the state, to stop and resume"),
 )
+_OF_GRADIENTS = ("edge", "node", "neuron")
 AXES = ("all", "position", "span")
 
 METHODS: dict[str, Method] = {
@@ -43,17 +60,73 @@ METHODS: dict[str, Method] = {
             what="integrated gradients along the input embedding",
             source=HANNA_2024,
             score=score_eap_ig,
-            takes=("steps",),
+            takes=("steps", "axis"),
+            levels=_OF_GRADIENTS,
             options=(Option(name="points", kind=str, default="paper", what=_POINTS, allowed=POINTS),),
             ablation_why="its path leads from the corrupted prompt's embedding to the clean one's",
         ),
-        Method(name="eap", what="one gradient, in the clean run", source=SYED_2023, score=score_eap),
-        Method(name="exact", what="every edge patched alone, no approximation", source=SYED_2023, score=score_exact),
+        Method(
+            name="eap",
+            what="one gradient, in the clean run",
+            source=SYED_2023,
+            score=score_eap,
+            takes=("ablation", "axis"),
+            levels=_OF_GRADIENTS,
+        ),
+        Method(
+            name="eap-ig-activations",
+            what="integrated gradients along each sublayer's own output",
+            source=MARKS_2024,
+            score=score_eap_ig_activations,
+            takes=("steps", "ablation"),
+        ),
+        Method(
+            name="clean-corrupted",
+            what="two gradients, in the clean and in the corrupted run",
+            source=HANNA_2024,
+            score=score_clean_corrupted,
+            takes=("ablation", "axis"),
+            levels=_OF_GRADIENTS,
+        ),
+        Method(
+            name="exact",
+            what="every edge patched alone, no approximation",
+            source=SYED_2023,
+            score=score_exact,
+            takes=("ablation", "axis"),
+            levels=("edge", *LEVELS),
+        ),
         Method(
             name="sweep",
             what="nodes by their head_z and mlp_out patches, edges between kept nodes",
             source=WANG_2023,
             score=score_node_sweep,
+        ),
+        Method(
+            name="relp",
+            what="one backward pass that hands back relevance in the place of gradients",
+            source=RELP_2025,
+            score=score_relp,
+            takes=("ablation", "axis"),
+            levels=_OF_GRADIENTS,
+            options=(Option(name="attention_rule", kind=bool, default=False, what="hold attention patterns fixed"),),
+        ),
+        Method(
+            name="ifr",
+            what="each writer's share of what a reader reads; no metric, selected greedily",
+            source=FERRANDO_2024,
+            score=score_ifr,
+            in_metric=False,
+            ablation_why="it looks at the clean run alone",
+        ),
+        Method(
+            name="random",
+            what="seeded random numbers, the baseline to beat",
+            source=MIB_2025,
+            score=score_random,
+            takes=("seed",),
+            in_metric=False,
+            ablation_why="it looks at no run at all",
         ),
         Method(
             name="acdc",
@@ -151,23 +224,90 @@ def score_edges(
         MetricError: The metric is of no use to the method, or gives the wrong shape or NaN.
     """
     found, judged_by = find_method(method), resolve(metric)
-    given = found.read(options)
-    _check_ablation(found, ablation, reference)
+    given = _arguments(found, options, steps, ablation, reference, seed)
     if axis not in AXES:
         raise UnknownNameError.of("axis", axis, AXES)
     if axis != "all" and "axis" not in found.takes:
         can = ", ".join(name for name, other in METHODS.items() if "axis" in other.takes)
-        raise ConfigError(f"method {method!r} has no scores by {axis}. Take axis='all', or one of: {can or 'none'}.")
-    if "steps" in found.takes:
-        given["steps"] = steps
+        raise ConfigError(f"method {method!r} has no scores by {axis}. Take axis='all', or one of: {can}.")
     if "axis" in found.takes:
         given["axis"] = axis
-    if "ablation" in found.takes:
-        given |= {"ablation": ablation, "reference": reference}
-    if "seed" in found.takes or "ablation" in found.takes:
-        given["seed"] = seed
     scores: EdgeScores = found.score(model, pairs, judged_by, budget=budget, progress=progress, **given)
-    return scores if judged_by.higher_is_better or not found.in_metric else replace(scores, values=-scores.values)
+    return scores if judged_by.higher_is_better or not found.in_metric else scores.turned()
+
+
+def score_nodes(
+    model: Model,
+    pairs: PairSet | PairBatch,
+    method: str = "eap-ig",
+    *,
+    level: str = "node",
+    steps: int = 5,
+    metric: str | Metric | MetricFunction = "logit_diff",
+    ablation: str | Replacement = "corrupt",
+    reference: PairSet | PairBatch | None = None,
+    seed: int = 0,
+    budget: int | None = None,
+    progress: Progress = silent,
+    **options: Any,
+) -> NodeScores:
+    """Score every node of the model's graph, or every component of what nodes write; see `score_edges`.
+
+    First-order scores of a node are (a_u - r_u) . dm/da_u, with the gradient at its *output*: the sum of its edges'.
+
+    Args:
+        model: A loaded model.
+        pairs: A split of a task, or a `PairBatch`.
+        method: A name of `METHODS`, one that scores nodes.
+        level: A name of `LEVELS`: "node"; "neuron" for components, `[writer, d_model]`; "mlp-neuron" (`exact` alone)
+            for single neurons of MLPs, `[layer, neuron]`.
+        steps: Gradients along the path, for methods that integrate; others take no notice.
+        metric: What is measured at the answer position.
+        ablation: What stands in the place of a corrupted value.
+        reference: Prompts that means are taken of; none of them may be among `pairs`.
+        seed: Of noise.
+        budget: Bytes that a packed run may take; a share of what is free by default.
+        progress: Called with (step, done, total).
+        options: What the method alone can be told.
+
+    Returns:
+        Scores in the metric's unit, m(clean) - m(with it corrupted): positive where it helps, for metrics where less is
+        better too.
+
+    Raises:
+        UnknownNameError: No such method, level, metric or ablation.
+        ConfigError: The method does not score this level, has no such option or cannot take this ablation.
+        MetricError: The metric is of no use to the method, or gives the wrong shape or NaN.
+    """
+    found, judged_by = find_method(method), resolve(metric)
+    if level not in LEVELS:
+        raise UnknownNameError.of("level", level, LEVELS, hint="Edges are scored by score_edges.")
+    if level not in found.levels:
+        can = ", ".join(name for name, other in METHODS.items() if level in other.levels)
+        raise ConfigError(f"method {method!r} does not score level {level!r}. Take one of {can}.")
+    given = _arguments(found, options, steps, ablation, reference, seed)
+    scores: NodeScores = found.score(model, pairs, judged_by, level=level, budget=budget, progress=progress, **given)
+    return scores if judged_by.higher_is_better or not found.in_metric else scores.turned()
+
+
+def _arguments(
+    method: Method,
+    options: dict[str, Any],
+    steps: int,
+    ablation: str | Replacement,
+    reference: PairSet | PairBatch | None,
+    seed: int,
+) -> dict[str, Any]:
+    """What a method is called with: its own options, and of the shared arguments those it takes."""
+    given = method.read(options)
+    _check_ablation(method, ablation, reference)
+    if "steps" in method.takes:
+        given["steps"] = steps
+    if "ablation" in method.takes:
+        given |= {"ablation": ablation, "reference": reference}
+    if "seed" in method.takes or "ablation" in method.takes:
+        given["seed"] = seed
+    return given
 
 
 def _check_ablation(method: Method, ablation: str | Replacement, reference: PairSet | PairBatch | None) -> None:

@@ -1,16 +1,22 @@
-"""Find the smallest circuit that reaches a target, by ranking edges and asking the model at growing sizes.
+"""Select a circuit out of scored edges: so many, those above a threshold, or the smallest that reaches a target.
 
-Faithfulness does not grow steadily with size and can overshoot 1, so a circuit is taken only if its faithfulness lies
-between the target and as far above 1 as the target is below. Sizes grow by a fifth until one fits; then the sizes
-between it and the last one that did not are tried evenly.
+Edges are ranked by score or its absolute value, all at once, or greedily: the circuit grows from the logits and only
+edges into what it has reached compete (`greedy_edges`). Whatever is taken is pruned to what connects.
+
+The smallest circuit is searched by asking the model at growing sizes. Faithfulness does not grow steadily with size and
+can overshoot 1, so a circuit is taken only if its faithfulness lies between the target and as far above 1 as the target
+is below. Sizes grow by a fifth until one fits; then those between it and the last one that did not are tried evenly.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from circuitlab.data.batch import PairBatch
 from circuitlab.data.pairs import PairSet
@@ -18,7 +24,8 @@ from circuitlab.discovery.scores import EdgeScores
 from circuitlab.errors import ConfigError, GraphError
 from circuitlab.graphs.circuit import Circuit
 from circuitlab.graphs.prune import prune
-from circuitlab.graphs.ranking import mask_of
+from circuitlab.graphs.ranking import greedy_edges, mask_of
+from circuitlab.graphs.selection import Selection
 from circuitlab.metrics import Metric, resolve
 from circuitlab.metrics.base import MetricFunction
 from circuitlab.models.protocol import Model
@@ -39,7 +46,9 @@ def select(
     target: float = 0.9,
     *,
     n_edges: int | None = None,
+    threshold: float | None = None,
     signed: bool = False,
+    greedy: bool | None = None,
     metric: str | Metric | MetricFunction | None = None,
     ablation: str | Replacement = "corrupt",
     reference: PairSet | PairBatch | None = None,
@@ -49,7 +58,8 @@ def select(
 ) -> Circuit:
     """The smallest circuit of top edges that reaches the target on these pairs, pruned to what connects.
 
-    A method that chose a circuit of its own (`scores.chosen`) is taken at its word, unless `n_edges` asks for another.
+    A method that chose a circuit of its own (`scores.chosen`) is taken at its word, unless `n_edges`
+    or `threshold` ask for another.
 
     Args:
         model: The model that was scored.
@@ -57,7 +67,10 @@ def select(
         pairs: The discovery pairs; held-out pairs are for `evaluate`.
         target: Faithfulness to reach, between 0 and 1.
         n_edges: Take this many top edges instead (before pruning), whatever their faithfulness.
+        threshold: Take the edges that score at least this much instead, whatever their faithfulness.
         signed: Rank by score; else by its absolute value, which keeps edges that hurt along with those that help.
+        greedy: Let the circuit grow from the logits; by default only for scores that are shares of a reader (`ifr`),
+            which cannot be compared from one reader to the other.
         metric: Metric of the faithfulness; the scores' own by default.
         ablation: What excluded edges carry, as in `evaluate`.
         reference: Prompts that means are taken of; none of them may be among `pairs`.
@@ -66,28 +79,71 @@ def select(
         progress: Called with (step, done, total).
 
     Returns:
-        The circuit; its edges all lie on paths from the input to the logits.
+        The circuit; its edges all lie on paths from the input to the logits. `circuit.selection` has the number of
+        edges that were taken (`nominal`) and that are left after pruning (`achieved`).
 
     Raises:
         UnknownNameError: No such metric or ablation.
-        ConfigError: The target is not above 0 and at most 1, or `n_edges` is out of range; what `evaluate` refuses of
-            ablation and reference.
+        ConfigError: The target is not above 0 and at most 1, `n_edges` is out of range, the threshold is no number or
+            both are given; what `evaluate` refuses of ablation and reference.
         GraphError: The scores are of another model.
         MetricError: The metric does not tell the clean run and the empty circuit apart.
     """
     if scores.spec != model.spec:
         raise GraphError(f"the scores are of model {scores.spec.name!r}, not of {model.spec.name!r}.")
+    if n_edges is not None and threshold is not None:
+        raise ConfigError(f"n_edges={n_edges} and threshold={threshold} are both given. Give one.")
+    greedy = scores.per_reader if greedy is None else greedy
+    order = ranking(scores, signed=signed, greedy=greedy)
     if n_edges is not None:
         if not 1 <= n_edges <= scores.layout.n_edges:
             raise ConfigError(f"n_edges is {n_edges}; the graph has {scores.layout.n_edges} edges, so 1 to that many.")
-        return scores.circuit(prune(scores.top(n_edges, signed), scores.layout))
+        return _circuit(scores, order[:n_edges], Rule("n_edges", n_edges, signed, greedy))
+    if threshold is not None:
+        if not math.isfinite(threshold):
+            raise ConfigError(f"threshold is {threshold}; it must be a number in the unit of the scores.")
+        keys = scores.values if signed else np.abs(scores.values)
+        # Edges above it that nothing above it leads on from fall to the pruning, greedily or not.
+        return _circuit(scores, order[keys[tuple(order.T)] >= threshold], Rule("threshold", threshold, signed, greedy))
     if not 0 < target <= 1:
         raise ConfigError(f"target is {target}; a faithfulness to reach lies above 0 and at most at 1 (0.9 is usual).")
     if scores.chosen is not None:
-        return scores.circuit(prune(scores.chosen, scores.layout))
+        chosen = order[scores.chosen[tuple(order.T)]]
+        return _circuit(scores, chosen, Rule("chosen", len(chosen), signed, greedy))
     prepared = prepare(model, pairs, budget, replacement=ablation, reference=reference, seed=seed)
-    search = _Search(model, scores, prepared, resolve(metric or scores.metric), signed, budget, progress)
-    return scores.circuit(search.smallest(target))
+    search = _Search(model, scores, prepared, resolve(metric or scores.metric), order, budget, progress)
+    size, reached = search.smallest(target)
+    return _circuit(scores, order[:size], Rule("target", target, signed, greedy), reached)
+
+
+class Rule(NamedTuple):
+    """What was asked of a selection; fields as of `Selection`."""
+
+    rule: str
+    asked: float
+    signed: bool
+    greedy: bool
+
+
+def ranking(scores: EdgeScores, *, signed: bool, greedy: bool) -> Int[np.ndarray, "edge 2"]:
+    """Row and column of every edge in the order in which a selection takes them."""
+    if not greedy:
+        return scores.ranked(signed)
+    return greedy_edges(scores.values if signed else np.abs(scores.values), scores.layout)
+
+
+def _circuit(
+    scores: EdgeScores, taken: Int[np.ndarray, "taken 2"], rule: Rule, faithfulness: float | None = None
+) -> Circuit:
+    circuit = scores.circuit(prune(mask_of(taken, scores.layout), scores.layout))
+    selection = Selection(
+        **rule._asdict(),
+        nominal=len(taken),
+        achieved=circuit.n_edges,
+        n_nodes=len(circuit.nodes),
+        faithfulness=faithfulness,
+    )
+    return replace(circuit, selection=selection)
 
 
 class _Search:
@@ -99,38 +155,38 @@ class _Search:
         scores: EdgeScores,
         prepared: Prepared,
         metric: Metric,
-        signed: bool,
+        order: Int[np.ndarray, "edge 2"],
         budget: int | None,
         progress: Progress,
     ) -> None:
         self._model, self._scores, self._prepared, self._metric = model, scores, prepared, metric
         self._budget, self._progress = budget, progress
-        self._order = scores.ranked(signed)
+        self._order = order
         clean, empty = prepared.gaps(metric)
         check_gap(metric, clean, empty, prepared.empty_is)
         self._empty, self._gap = float(empty.mean()), float(clean.mean() - empty.mean())
 
-    def smallest(self, target: float) -> Bool[np.ndarray, "writer reader"]:
-        """Mask of the smallest circuit found."""
+    def smallest(self, target: float) -> tuple[int, float]:
+        """How many edges the smallest circuit found takes, and its faithfulness."""
         total = len(self._order)
         sizes = _growing(total)
-        last_miss = 0
+        last_miss, reached = 0, math.nan
         for start in range(0, len(sizes), AT_ONCE):
             chunk = sizes[start : start + AT_ONCE]
             self._progress("select", chunk[-1], total)
             for size, reached in zip(chunk, self._faithfulness(chunk), strict=True):
                 if _fits(reached, target):
-                    return self._refined(last_miss, size, target)
+                    return self._refined(last_miss, size, float(reached), target)
                 last_miss = size
-        return self._mask(total)
+        return total, float(reached)
 
-    def _refined(self, low: int, high: int, target: float) -> Bool[np.ndarray, "writer reader"]:
+    def _refined(self, low: int, high: int, at_high: float, target: float) -> tuple[int, float]:
         """The smallest fitting size above `low` and up to `high`, among evenly spaced ones."""
         between = sorted({int(n) for n in np.linspace(low + 1, high, min(REFINEMENTS, high - low))} | {high})
         for size, reached in zip(between, self._faithfulness(between), strict=True):
             if _fits(reached, target):
-                return self._mask(size)
-        return self._mask(high)
+                return size, float(reached)
+        return high, at_high
 
     def _faithfulness(self, sizes: Sequence[int]) -> Float[np.ndarray, " size"]:
         masks = np.stack([self._mask(size) for size in sizes])

@@ -15,6 +15,7 @@ from circuitlab import late
 from circuitlab.errors import GraphError
 from circuitlab.graphs.prune import kept_nodes, prune, real_edges
 from circuitlab.graphs.ranking import edge_places
+from circuitlab.graphs.selection import Selection
 from circuitlab.parts import Edge, Layout, ModelSpec, Node
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ class Circuit:
         mask: Kept edges, by the numbers of `Layout`.
         scores: Score of every edge, positive where it helps; NaN where it was never scored, 0 where there is no edge.
         node_effects: Node name -> effect of patching that node alone (0 corrupted, 1 clean), where it was swept.
+        selection: How it was selected, where `select` did it.
 
     Raises:
         GraphError: A matrix has the wrong shape, or the mask keeps an edge that the model does not have.
@@ -40,6 +42,7 @@ class Circuit:
     mask: Bool[np.ndarray, "writer reader"]
     scores: Float[np.ndarray, "writer reader"]
     node_effects: Mapping[str, float] = field(default_factory=dict)
+    selection: Selection | None = None
 
     def __post_init__(self) -> None:
         shape = (len(self.layout.writers), len(self.layout.readers))
@@ -85,7 +88,7 @@ class Circuit:
 
     def with_mask(self, mask: Bool[np.ndarray, "writer reader"]) -> Circuit:
         """The same scores with other edges kept."""
-        return replace(self, mask=mask)
+        return replace(self, mask=mask, selection=None)
 
     def with_node_effects(self, effects: Mapping[str, float]) -> Circuit:
         """The circuit with swept effects on its nodes."""

@@ -1,5 +1,7 @@
 """Edges in order of a number: which are the best so many."""
 
+from heapq import heapify, heappop, heappush
+
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
@@ -17,6 +19,39 @@ def ranked_edges(keys: Float[np.ndarray, "writer reader"], layout: Layout) -> In
     """Row and column of every edge, largest key first; ties stand in the order of `Layout.edges`, NaN comes last."""
     places = edge_places(layout)
     return places[np.argsort(-keys[places[:, 0], places[:, 1]], kind="stable")]
+
+
+def greedy_edges(keys: Float[np.ndarray, "writer reader"], layout: Layout) -> Int[np.ndarray, "edge 2"]:
+    """Row and column of every edge in the order in which a circuit grows from the logits.
+
+    1. The edges into the logits wait.
+    2. The one with the largest key is taken; if its source was not reached before, the edges into it wait too.
+    3. And so on, until none waits. The first n make the circuit of n edges.
+
+    It only ever compares edges whose readers are in the circuit, so it serves keys that are shares of one reader's
+    input. Equals the greedy selection of EAP-IG's graph, ties broken in the order of `Layout.edges`; NaN comes last.
+
+    References:
+        Hanna et al. 2024, arXiv:2403.17806; needed by Ferrando and Voita 2024, arXiv:2403.00824.
+    """
+    places = edge_places(layout)
+    into: dict[int, list[int]] = {}
+    for number, column in enumerate(places[:, 1].tolist()):
+        into.setdefault(layout.owners[column], []).append(number)
+    best_first = np.nan_to_num(-keys[places[:, 0], places[:, 1]], nan=np.inf)
+    logits = len(layout.writers)
+    waiting = [(best_first[number], number) for number in into[logits]]
+    heapify(waiting)
+    reached, order = {logits}, []
+    while waiting:
+        _, number = heappop(waiting)
+        order.append(number)
+        source = int(places[number, 0])
+        if source not in reached:
+            reached.add(source)
+            for more in into.get(source, []):
+                heappush(waiting, (best_first[more], more))
+    return places[order]
 
 
 def mask_of(places: Int[np.ndarray, "kept 2"], layout: Layout) -> Bool[np.ndarray, "writer reader"]:

@@ -52,6 +52,8 @@ class Cuts:
         answers = torch.arange(self._sets.seq, device=batch.answer_at.device) == batch.answer_at[:, None]
         self._answers = self._sets.of(answers.cpu().numpy())
         self._coupled = [model.has_post_norm(layer) for layer in range(model.spec.n_layers)]
+        # Memory that is new costs a CPU more than the sums that are written into it.
+        self._room: Tensor | None = None
         # The sums of a search's finished readers serve all its later questions.
         self._sums = OrderedDict[Cut, Tensor]()
 
@@ -69,7 +71,8 @@ class Cuts:
         plan = plan_cuts(
             self._layout, kept, self._sets, replaced=self._where, answers=self._answers, coupled=self._coupled
         )
-        run = CircuitRun(self._model, self._baseline, self._clean, plan)
+        run = CircuitRun(self._model, self._baseline, self._clean, plan, self._room)
+        self._room = run.table.rows
         self._fill(run, plan)
         return run.finished()
 

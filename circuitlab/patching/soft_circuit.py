@@ -83,12 +83,13 @@ class SoftCircuit:
         self, run: _SoftRun, layer: int, rows: Int[Tensor, " chosen"]
     ) -> Iterator[Float[Tensor, "head chosen seq d_model"]]:
         spec, own = self.model.spec, self._at_heads[layer][rows]
-        values = []
-        for slot in Slot:
+
+        def values(slot: Slot) -> Tensor:
             first = self._layout.reader_index(Reader(Node(Kind.HEAD, layer, 0), slot))
-            streams = run.read(first, spec.n_heads, own)
-            values.append(self._whole(self._heads.read(layer, slot, streams)))
-        z = self.model.attend(layer, *values, self.baseline.frame)[:, : self._n_tokens]
+            return self._whole(self._heads.read(layer, slot, run.read(first, spec.n_heads, own)))
+
+        z = self.model.attend(layer, values(Slot.Q), values(Slot.K), values(Slot.V), self.baseline.frame)
+        z = z[:, : self._n_tokens]
         yield self._heads.outputs(layer, z)
 
     def _mlp(self, run: _SoftRun, layer: int, rows: Int[Tensor, " chosen"]) -> Float[Tensor, "chosen seq d_model"]:

@@ -1,0 +1,67 @@
+"""Scores of nodes and of the components of their outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Float
+
+from circuitlab.parts import Layout, ModelSpec
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+LEVELS: dict[str, str] = {
+    "node": "whole nodes: the input, heads, MLPs",
+    "neuron": "components of the stream that a node writes, d_model of them a node (the neurons of MIB)",
+    "mlp-neuron": "neurons of MLPs: what goes into an output projection",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class NodeScores:
+    """Scores of every node of one model, or of every component of what nodes write.
+
+    Attributes:
+        spec: The model's shape.
+        level: A name of `LEVELS`.
+        values: Mean over examples, in the metric's unit: m(clean) - m(with it corrupted), exactly or estimated.
+            Positive: it helps. "node": one a writer, in the order of `Layout.writers`; "neuron": `[writer, d_model]`;
+            "mlp-neuron": `[layer, neuron]`.
+        standard_error: Of `values` over examples.
+        method: Name of the method.
+        metric: Name of the metric.
+        n_examples: How many examples the means are over.
+        checks: The method's own error measures, by name.
+    """
+
+    spec: ModelSpec
+    level: str
+    values: Float[np.ndarray, "*score"]
+    standard_error: Float[np.ndarray, "*score"]
+    method: str
+    metric: str
+    n_examples: int
+    checks: Mapping[str, float] = field(default_factory=dict)
+
+    def turned(self) -> NodeScores:
+        """The same with the other sign, for metrics where less is better."""
+        return replace(self, values=-self.values)
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a node or component: node, (component | neuron), score, standard_error."""
+        import pandas as pd
+
+        if self.level == "mlp-neuron":
+            names = [f"m{layer}" for layer in range(len(self.values))]
+        else:
+            names = [node.name for node in Layout.of(self.spec).writers]
+        each = int(np.prod(self.values.shape[1:]))
+        data: dict[str, object] = {"node": [name for name in names for _ in range(each)]}
+        if self.level != "node":
+            column = "component" if self.level == "neuron" else "neuron"
+            data[column] = [number for _ in names for number in range(each)]
+        return pd.DataFrame({**data, "score": self.values.ravel(), "standard_error": self.standard_error.ravel()})

@@ -1,0 +1,45 @@
+"""Random scores: the baseline that every method has to beat.
+
+Each edge gets a number drawn from a standard normal distribution, by the seed and the model's shape alone. The prompts
+and the metric have no part in it, so there is no error to measure, and no unit. Circuits of these scores are random
+edges pruned to what connects; `graphs.random` draws connected circuits of a given size instead.
+
+References:
+    Mueller et al. 2025 (MIB), arXiv:2504.13151, where random rankings are a baseline.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from circuitlab.data.batch import PairBatch, batches_of
+from circuitlab.data.pairs import PairSet
+from circuitlab.discovery.scores import EdgeScores
+from circuitlab.graphs.prune import real_edges
+from circuitlab.metrics import Metric
+from circuitlab.models.protocol import Model
+from circuitlab.parts import Layout
+from circuitlab.progress import Progress
+
+
+def score_random(
+    model: Model,
+    pairs: PairSet | PairBatch,
+    metric: Metric,
+    *,
+    seed: int = 0,
+    budget: int | None = None,
+    progress: Progress,
+) -> EdgeScores:
+    """Draw a score for every edge; the same seed gives the same scores."""
+    real = real_edges(Layout.of(model.spec))
+    drawn = np.random.default_rng(seed).standard_normal(real.shape)
+    progress("random", 1, 1)
+    return EdgeScores(
+        spec=model.spec,
+        values=np.where(real, drawn, 0.0),
+        standard_error=np.zeros(real.shape),
+        method="random",
+        metric=metric.name,
+        n_examples=sum(map(len, batches_of(pairs, model.device))),
+    )
