@@ -12,7 +12,7 @@ asks about readers whose whole past is clean.
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -54,8 +54,10 @@ class Cuts:
         self._coupled = [model.has_post_norm(layer) for layer in range(model.spec.n_layers)]
         # Memory that is new costs a CPU more than the sums that are written into it.
         self._room: Tensor | None = None
-        # The sums of a search's finished readers serve all its later questions.
-        self._sums = OrderedDict[Cut, Tensor]()
+        # The sums of a search's finished readers serve all its later questions. They stand in a ring of places.
+        self._ring = self._replaced.new_empty(0, *self._replaced.shape[1:])
+        self._place = dict[Cut, int]()
+        self._next = 0
 
     @torch.no_grad()
     def run(self, masks: Bool[np.ndarray, "circuit writer reader"]) -> Float[Tensor, "circuit batch d_model"]:
@@ -79,27 +81,34 @@ class Cuts:
     def _fill(self, run: CircuitRun, plan: Plan) -> None:
         """What the cut edges into each reader add up to."""
         cuts = plan.of(Cut)
-        self._add_up(list(dict.fromkeys(cuts.values())))
+        new = [cut for cut in dict.fromkeys(cuts.values()) if cut not in self._place]
+        # First those that are there: the new ones may take their places.
+        self._copy(run, plan, {number: cut for number, cut in cuts.items() if cut in self._place})
+        if new:
+            missing = set(new)
+            self._add_up(new)
+            self._copy(run, plan, {number: cut for number, cut in cuts.items() if cut in missing})
+
+    def _copy(self, run: CircuitRun, plan: Plan, cuts: Mapping[int, Cut]) -> None:
         for number, cut in cuts.items():
             rows = run.table.of([number])
             tokens = torch.from_numpy(self._sets.indices(plan.tokens[number])).to(rows.device)
-            torch.index_select(self._sums[cut], 0, tokens, out=rows)
-        while len(self._sums) > len(self._layout.readers):
-            self._sums.popitem(last=False)
+            torch.index_select(self._ring[self._place[cut]], 0, tokens, out=rows)
 
-    def _add_up(self, cuts: list[Cut]) -> None:
-        """Sums that are not there yet, in one product; those that are asked for again move to the end."""
-        new = [cut for cut in cuts if cut not in self._sums]
-        for cut in cuts:
-            if cut in self._sums:
-                self._sums.move_to_end(cut)
-        if not new:
-            return
+    def _add_up(self, new: Sequence[Cut]) -> None:
+        """New sums in one product, in the next places of the ring."""
+        if len(self._ring) < 2 * len(new) + len(self._layout.readers):
+            self._ring = self._replaced.new_empty(4 * len(new) + len(self._layout.readers), *self._replaced.shape[1:])
+            self._place.clear()
+            self._next = 0
+        start = self._next if self._next + len(new) <= len(self._ring) else 0
+        self._next = end = start + len(new)
+        self._place = {cut: place for cut, place in self._place.items() if not start <= place < end}
         chosen = self._replaced.new_zeros(len(new), len(self._replaced))
         for row, cut in enumerate(new):
             chosen[row, list(cut.writers)] = 1
-        sums = (chosen @ self._replaced.flatten(1)).unflatten(1, self._replaced.shape[1:])
-        self._sums.update(zip(new, sums, strict=True))
+        torch.mm(chosen, self._replaced.flatten(1), out=self._ring[start:end].flatten(1))
+        self._place |= {cut: place for place, cut in enumerate(new, start)}
 
 
 @torch.no_grad()
