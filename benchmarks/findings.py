@@ -20,6 +20,7 @@ class Unit(Enum):
     SHARE = "{:.1e}"
     CHEAPER = "{:.3g} times cheaper"
     MILLISECONDS = "{:.0f} ms"
+    EDGES = "{:.0f} edges"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +63,7 @@ class Finding:
             return self.what, self.on, measured, "", "", self.detail
         bound = f"{'at least' if self.at_least else 'at most'} {self.unit.value.format(self.target)}"
         verdict = "yes" if self.reached else "**no**"
-        if not judged and self.unit is not Unit.SHARE:
+        if not judged and self.unit not in (Unit.SHARE, Unit.EDGES):
             verdict = "not judged"
         return self.what, self.on, measured, bound, verdict, self.detail
 

@@ -12,6 +12,7 @@ from time import perf_counter
 
 import torch
 
+from benchmarks.acdc import searches
 from benchmarks.circuits import circuit_runs
 from benchmarks.clock import machine
 from benchmarks.eap import attribution
@@ -22,18 +23,19 @@ from benchmarks.sweeps import standard_sweeps, values_agree
 from benchmarks.table import performance_page, print_findings, write_generated
 
 PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
-PARTS = ("sweeps", "eap", "edges", "circuits")
+PARTS = ("sweeps", "eap", "edges", "circuits", "acdc")
 TITLES = {
     "sweeps": "Sweeps",
     "eap": "Edge attribution",
     "edges": "Exact edges",
     "circuits": "Circuits",
+    "acdc": "ACDC",
 }
 # What we want to reach, on a CPU: times faster than one pass a cell or an edge, share of the matmul rate, passes,
 # gigabytes, bare passes a circuit, times cheaper in a batch. A GPU waits for Python in the one-pass-a-cell way.
 CPU_SWEEPS = {GPT2_SMALL.name: 12.0, FOUR_LAYERS.name: 20.0}
 GPU_SWEEPS = {GPT2_SMALL.name: 100.0, FOUR_LAYERS.name: 100.0}
-RATE, PASSES, GIGABYTES, EDGES, CIRCUITS = 0.60, 1.0, 1.2, 10.0, (1.0, 2.0)
+RATE, PASSES, GIGABYTES, EDGES, CIRCUITS, QUESTIONS = 0.60, 1.0, 1.2, 10.0, (1.0, 2.0), 8.0
 CIRCUIT_SIZES = (200, 100, 50)
 
 
@@ -91,6 +93,8 @@ def measure(part: str, plan: Plan, device: str) -> list[Finding]:
         return attribution(setup, rounds=plan.more_rounds, target=PASSES, gigabytes=GIGABYTES)
     if part == "edges":
         return exact_edges(make(plan.small, device), rounds=plan.more_rounds, sample=plan.edges, target=EDGES)
+    if part == "acdc":
+        return searches(make(plan.small, device), rounds=plan.rounds, target=QUESTIONS)
     return circuit_runs(
         make(plan.large, device),
         rounds=plan.more_rounds,

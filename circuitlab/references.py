@@ -83,6 +83,20 @@ MIB_2025 = Reference(
     year=2025,
     arxiv="2504.13151",
 )
+BHASKAR_2024 = Reference(
+    key="bhaskar2024finding",
+    authors=("Bhaskar, Adithya", "Wettig, Alexander", "Friedman, Dan", "Chen, Danqi"),
+    title="Finding Transformer Circuits with Edge Pruning",
+    year=2024,
+    arxiv="2406.16778",
+)
+LI_2024 = Reference(
+    key="li2024optimal",
+    authors=("Li, Maximilian", "Janson, Lucas"),
+    title="Optimal ablation for interpretability",
+    year=2024,
+    arxiv="2409.09951",
+)
 FERRANDO_2024 = Reference(
     key="ferrando2024information",
     authors=("Ferrando, Javier", "Voita, Elena"),

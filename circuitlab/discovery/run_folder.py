@@ -137,6 +137,8 @@ def _write_data(run: Run, folder: Path) -> None:
     for site, grid in run.grids.items():
         grid.to_frame().to_csv(folder / "sweeps" / f"{site}.csv", index=False)
     run.circuit.to_frame().to_csv(folder / "edges.csv", index=False)
+    if run.scores.training:
+        run.scores.training_frame().to_csv(folder / "training.csv", index=False)
     run.circuit.save(folder / "circuit.json")
     run.circuit.save(folder / "circuit.graphml")
     _write_json(folder / "evaluation.json", run.evaluation.to_record())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -48,6 +48,8 @@ class EdgeScores:
         n_examples: How many examples the means are over.
         checks: The method's own error measures, by name.
         node_effects: Node name -> effect of patching the node alone, for methods that score nodes.
+        chosen: The method's own circuit, for methods that choose edges and not only score them.
+        training: What a method that learns was doing, column by column, one entry for every step that was noted.
         by_column: Scores by position or span, if they were asked for. Columns that share out all tokens sum to `values`
             where scores are first-order estimates.
         per_reader: Whether only edges into one reader can be compared; then circuits are selected greedily.
@@ -61,6 +63,8 @@ class EdgeScores:
     n_examples: int
     checks: Mapping[str, float] = field(default_factory=dict)
     node_effects: Mapping[str, float] = field(default_factory=dict)
+    chosen: Bool[np.ndarray, "writer reader"] | None = None
+    training: Mapping[str, Sequence[float]] = field(default_factory=dict)
     by_column: ColumnScores | None = None
     per_reader: bool = False
 
@@ -113,6 +117,14 @@ class EdgeScores:
                 "standard_error": self.standard_error[rows, columns],
             }
         )
+
+    def training_frame(self) -> pd.DataFrame:
+        """One row a step, counted from 1: step and the columns of `training`."""
+        import pandas as pd
+
+        frame = pd.DataFrame(dict(self.training))
+        frame.insert(0, "step", range(1, len(frame) + 1))
+        return frame
 
     def _columns_frame(self) -> pd.DataFrame:
         import pandas as pd

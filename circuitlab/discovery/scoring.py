@@ -6,10 +6,12 @@ from typing import Any
 
 from circuitlab.data.batch import PairBatch
 from circuitlab.data.pairs import PairSet
+from circuitlab.discovery.acdc import OBJECTIVES, score_acdc
 from circuitlab.discovery.clean_corrupted import score_clean_corrupted
 from circuitlab.discovery.eap import score_eap
 from circuitlab.discovery.eap_ig import POINTS, score_eap_ig
 from circuitlab.discovery.eap_ig_activations import score_eap_ig_activations
+from circuitlab.discovery.edge_pruning import score_edge_pruning
 from circuitlab.discovery.exact import score_exact
 from circuitlab.discovery.ifr import score_ifr
 from circuitlab.discovery.method import Method, Option
@@ -18,17 +20,35 @@ from circuitlab.discovery.node_sweep import score_node_sweep
 from circuitlab.discovery.random_scores import score_random
 from circuitlab.discovery.relp import score_relp
 from circuitlab.discovery.scores import EdgeScores
+from circuitlab.discovery.ugs import score_ugs
 from circuitlab.errors import ConfigError, UnknownNameError
 from circuitlab.metrics import Metric, resolve
 from circuitlab.metrics.base import MetricFunction
 from circuitlab.models.protocol import Model
 from circuitlab.patching.replacement import Replacement
 from circuitlab.progress import Progress, silent
-from circuitlab.references import FERRANDO_2024, HANNA_2024, MARKS_2024, MIB_2025, RELP_2025, SYED_2023, WANG_2023
+from circuitlab.references import (
+    BHASKAR_2024,
+    CONMY_2023,
+    FERRANDO_2024,
+    HANNA_2024,
+    LI_2024,
+    MARKS_2024,
+    MIB_2025,
+    RELP_2025,
+    SYED_2023,
+    WANG_2023,
+)
 
 __all__ = ["METHODS", "Method", "Option", "find_method", "score_edges", "score_nodes"]
 
 _POINTS = '"paper" takes k = 1 .. m, "published-code" k = 0 .. m-1'
+_LEARNING = (
+    Option(name="updates", kind=int, default=400, what="steps of learning"),
+    Option(name="rate", kind=float, default=0.1, what="step size"),
+    Option(name="batch_size", kind=int, default=16, what="examples a step"),
+    Option(name="checkpoint", kind=str, default=None, what="file that keeps the state, to stop and resume"),
+)
 _OF_GRADIENTS = ("edge", "node", "neuron")
 AXES = ("all", "position", "span")
 
@@ -107,6 +127,45 @@ METHODS: dict[str, Method] = {
             takes=("seed",),
             in_metric=False,
             ablation_why="it looks at no run at all",
+        ),
+        Method(
+            name="acdc",
+            what="edges cut one after the other from the logits backwards, each tested on top of the others",
+            source=CONMY_2023,
+            score=score_acdc,
+            takes=("ablation",),
+            options=(
+                Option(name="threshold", kind=float, default=None, what="what an edge must be worth to be kept"),
+                Option(name="n_edges", kind=int, default=None, what="instead: at most so many edges, by bisection"),
+                Option(name="sweep", kind=int, default=None, what="instead: so many thresholds, to rank edges"),
+                Option(name="objective", kind=str, default="kl", what="what cutting costs", allowed=OBJECTIVES),
+                Option(name="speculate", kind=int, default=None, what="questions a batch; 1: one at a time"),
+            ),
+            in_metric=False,
+        ),
+        Method(
+            name="edge-pruning",
+            what="hard-concrete gates on edges, learned under a target sparsity",
+            source=BHASKAR_2024,
+            score=score_edge_pruning,
+            takes=("seed",),
+            options=(
+                Option(name="sparsity", kind=float, default=0.95, what="share of the edges that shall go"),
+                *_LEARNING,
+            ),
+            in_metric=False,
+        ),
+        Method(
+            name="ugs",
+            what="how likely each edge belongs to the circuit, learned by uniform gradient sampling",
+            source=LI_2024,
+            score=score_ugs,
+            takes=("seed",),
+            options=(
+                Option(name="penalty", kind=float, default=1e-3, what="nats that an edge must be worth"),
+                *_LEARNING,
+            ),
+            in_metric=False,
         ),
     )
 }

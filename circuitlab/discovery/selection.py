@@ -58,6 +58,9 @@ def select(
 ) -> Circuit:
     """The smallest circuit of top edges that reaches the target on these pairs, pruned to what connects.
 
+    A method that chose a circuit of its own (`scores.chosen`) is taken at its word, unless `n_edges`
+    or `threshold` ask for another.
+
     Args:
         model: The model that was scored.
         scores: Scores of its edges.
@@ -104,6 +107,9 @@ def select(
         return _circuit(scores, order[keys[tuple(order.T)] >= threshold], Rule("threshold", threshold, signed, greedy))
     if not 0 < target <= 1:
         raise ConfigError(f"target is {target}; a faithfulness to reach lies above 0 and at most at 1 (0.9 is usual).")
+    if scores.chosen is not None:
+        chosen = order[scores.chosen[tuple(order.T)]]
+        return _circuit(scores, chosen, Rule("chosen", len(chosen), signed, greedy))
     prepared = prepare(model, pairs, budget, replacement=ablation, reference=reference, seed=seed)
     search = _Search(model, scores, prepared, resolve(metric or scores.metric), order, budget, progress)
     size, reached = search.smallest(target)

@@ -11,8 +11,8 @@ class Selection:
     """One selection. Pruning leaves out what does not connect, so a circuit may be smaller than what was taken.
 
     Attributes:
-        rule: "target" (the smallest circuit that reaches a faithfulness), "n_edges" (so many top edges) or "threshold"
-            (edges that score at least so much).
+        rule: "target" (the smallest circuit that reaches a faithfulness), "n_edges" (so many top edges), "threshold"
+            (edges that score at least so much) or "chosen" (the scoring method's own circuit).
         asked: The faithfulness, the number of edges, or the threshold.
         signed: Edges are ranked by score; else by its absolute value.
         greedy: The circuit grew from the logits; else the ranking is of all edges at once.

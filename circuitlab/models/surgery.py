@@ -132,10 +132,10 @@ def norm_gain(norm: nn.Module, normed_of: Tensor) -> Tensor:
     """The factor `g / sigma(x)` by which an RMS norm scales each component of x; linear once sigma is given.
 
     The gain g is read off the norm of a vector of ones, up to the norm's epsilon (1e-6), which the verification of a
-    model measures along with everything else.
+    model measures along with everything else. Gradients of sigma follow if they are on.
     """
     with torch.no_grad():
         gain = norm(torch.ones_like(normed_of))
-        scaled, normed = normed_of * gain, norm(normed_of)
-        inverse = (normed * scaled).sum(-1, keepdim=True) / (scaled * scaled).sum(-1, keepdim=True).clamp_min(1e-30)
+    scaled, normed = normed_of * gain, norm(normed_of)
+    inverse = (normed * scaled).sum(-1, keepdim=True) / (scaled * scaled).sum(-1, keepdim=True).clamp_min(1e-30)
     return gain * inverse

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuitlab.models.protocol import Frame, Model, Recording
-from circuitlab.parts import Layout, Slot
+from circuitlab.parts import Layout
 from circuitlab.patching.circuit_plan import Attended, Made, Mixed, Plan
 from circuitlab.patching.circuit_reads import Vectors, read_heads
 from circuitlab.patching.circuit_rows import Table, at_once
@@ -51,12 +51,14 @@ class Heads:
             return
         places = self._places(attended)
         vectors = read_heads(self.model, layer, self.plan, self.table, self.floor)
-        q, k, v = (self._arranged(slot, vectors, attended, places) for slot in range(len(Slot)))
+        since = min(int((self.plan.sets.indices(self.plan.tokens[n]) % self.plan.sets.seq).min()) for n in attended)
+        q = self._arranged(0, vectors, attended, places, since)
+        k, v = (self._arranged(slot, vectors, attended, places) for slot in (1, 2))
         z = self.model.attend(layer, q, k, v, self.frame).flatten(0, 2)
         if self.model.has_post_norm(layer):
-            yield from self._coupled(layer, z, places)
+            yield from self._coupled(layer, z, places, since)
         else:
-            yield from self._each(layer, z, places)
+            yield from self._each(layer, z, places, since)
 
     def _places(self, attended: Mapping[int, Attended]) -> dict[int, int]:
         """Where each z stands in its head's column at the first token, counted in vectors."""
@@ -67,23 +69,25 @@ class Heads:
         return places
 
     def _arranged(
-        self, slot: int, vectors: Vectors, attended: Mapping[int, Attended], places: Mapping[int, int]
-    ) -> Float[Tensor, "row seq head d_head"]:
-        """What attention is called with in one slot."""
+        self, slot: int, vectors: Vectors, attended: Mapping[int, Attended], places: Mapping[int, int], since: int = 0
+    ) -> Float[Tensor, "row _ head d_head"]:
+        """What attention is called with in one slot, from a token on."""
         n_rows = 1 + max(places.values()) // self._size
         source = np.tile(slot * self._size + np.arange(self._size), n_rows)
         for number, step in attended.items():
             read = step.reads[slot]
             if read is not None and read in vectors.of:
                 source[places[number] + self._tokens(self.plan.tokens[read])] = vectors.of[read]
-        shape = (n_rows * self.plan.sets.batch, self.plan.sets.seq, self.model.spec.n_heads)
-        return vectors.values[self._put(source)].unflatten(0, shape)
+        source = source.reshape(n_rows * self.plan.sets.batch, self.plan.sets.seq, -1)[:, since:]
+        return vectors.values.index_select(0, self._put(source.reshape(-1))).unflatten(0, source.shape)
 
-    def _each(self, layer: int, z: Float[Tensor, "_ d_head"], places: Mapping[int, int]) -> Iterator[Said]:
+    def _each(self, layer: int, z: Float[Tensor, "_ d_head"], places: Mapping[int, int], since: int) -> Iterator[Said]:
         """Each head from the change of its own z."""
         made = self.plan.made(self.plan.heads[layer])
         now = np.concatenate([places[one.made_of] + self._tokens(one.tokens) for one in made])
-        change = z[self._put(now)].sub_(self.floor.z[layer].flatten(0, 2)[self._put(now % self._size)])
+        change = z[self._put(self._asked(now, since))].sub_(
+            self.floor.z[layer].flatten(0, 2)[self._put(now % self._size)]
+        )
         alike, start = defaultdict[int, list[tuple[int, list[Made]]]](list), 0
         for _, group in groupby(made, key=lambda one: one.writer):
             versions = list(group)
@@ -107,7 +111,9 @@ class Heads:
         columns[:, 0, list(heads)] = torch.stack(list(vectors), 1)
         return columns
 
-    def _coupled(self, layer: int, z: Float[Tensor, "_ d_head"], places: Mapping[int, int]) -> Iterator[Said]:
+    def _coupled(
+        self, layer: int, z: Float[Tensor, "_ d_head"], places: Mapping[int, int], since: int
+    ) -> Iterator[Said]:
         """Heads through the norm behind them, whose scale all of them make: what they say, less that at the floor."""
         own, n_heads = self.floor.z[layer].flatten(0, 2), self.model.spec.n_heads
         rows, first, end = [], dict[int, int](), 0
@@ -116,7 +122,7 @@ class Heads:
             for attended in step.heads:
                 if attended is not None and attended in places:
                     here = places[attended] + self._tokens(self.plan.tokens[attended])
-                    source[here % self._size] = self._size + here
+                    source[here % self._size] = self._size + self._asked(here, since)
             rows.append(source.reshape(-1, n_heads)[self.plan.sets.indices(self.plan.tokens[number])])
             first[number], end = end, end + len(rows[-1])
         mixed = torch.cat([own, z])[self._put(np.concatenate(rows))]
@@ -131,6 +137,13 @@ class Heads:
     def _size(self) -> int:
         """How many vectors z of one run has: tokens times heads."""
         return self.plan.sets.size * self.model.spec.n_heads
+
+    def _asked(self, vectors: Int[np.ndarray, " token"], since: int) -> Int[np.ndarray, " token"]:
+        """Where vectors of whole prompts stand among those of the tokens that ask, the ones from `since` on."""
+        whole = self.plan.sets.seq * self.model.spec.n_heads
+        row, inside = np.divmod(vectors, whole)
+        skipped = since * self.model.spec.n_heads
+        return row * (whole - skipped) + inside - skipped
 
     def _tokens(self, tokens: int) -> Int[np.ndarray, " token"]:
         """Where tokens stand in one head's column."""

@@ -81,6 +81,7 @@ def prepare(
     replacement: str | Replacement = "corrupt",
     reference: PairSet | PairBatch | None = None,
     seed: int = 0,
+    extra_streams: int = 0,
 ) -> Prepared:
     """Record both runs of every batch, in parts on which a circuit of all nodes fits the budget.
 
@@ -91,6 +92,7 @@ def prepare(
         replacement: What excluded edges carry; a name of `REPLACEMENTS` or a `Replacement`.
         reference: Prompts that means are taken of, none of them in the data set.
         seed: Of noise.
+        extra_streams: How many more tensors of the stream's size the caller keeps for every prompt.
 
     Raises:
         UnknownNameError: No such replacement.
@@ -98,7 +100,7 @@ def prepare(
     """
     resolved = resolve_replacement(model, replacement, pairs=pairs, reference=reference, seed=seed, budget=budget)
     whole = batches_of(pairs, model.device)
-    streams = 2 * len(Layout.of(model.spec).writers)
+    streams = 2 * len(Layout.of(model.spec).writers) + extra_streams
     parts = [part for batch in whole for part in fitting(model, batch, budget, streams)]
     baselines = tuple(record_baseline(model, batch) for batch in parts)
     floors = tuple(floor_of(model, baseline, resolved) for baseline in baselines)

@@ -72,7 +72,15 @@ class Resting:
     writer: int
 
 
-Step = Stream | Read | Attended | Mixed | Version | Resting
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """What the cut edges into a reader add to the clean run: their writers' replacements, less what these say there."""
+
+    reader: int
+    writers: tuple[int, ...]
+
+
+Step = Stream | Read | Attended | Mixed | Version | Resting | Cut
 AnyStep = TypeVar("AnyStep", bound=Step)
 
 
@@ -144,14 +152,34 @@ def plan_circuits(
     """
     forward = _Forward(layout, masks, sets)
     forward.at_rest({0: entering} | {w: where for w, where in sorted(offsets.items()) if w > 0})
-    heads, mlps = [], []
-    for layer in range(layout.spec.n_layers):
-        heads.append(forward.heads(layer, coupled[layer]))
-        mlps.append(forward.mlp(layer))
-    final = forward.logits()
-    steps = tuple(forward.numbers)
-    tokens = _computed(steps, forward.changed, dict.fromkeys(final, answers), sets)
-    return Plan(sets, steps, tokens, tuple(heads), tuple(mlps), final)
+    return forward.plan(answers, coupled)
+
+
+def plan_cuts(
+    layout: Layout,
+    masks: Bool[np.ndarray, "circuit writer reader"],
+    sets: TokenSets,
+    *,
+    replaced: Mapping[int, int],
+    answers: int,
+    coupled: Sequence[bool],
+) -> Plan:
+    """The plan of the same run from the other side: from the clean run, where every edge is kept.
+
+    What the cut edges change is added up, reader by reader, and only the nodes that it reaches are computed. A node
+    upstream of every cut edge costs nothing.
+
+    Args:
+        layout: Numbers of writers and readers.
+        masks: Kept edges, all of them edges of the model.
+        sets: The batch's tokens.
+        replaced: By writer, where its replacement is not what it says in the clean run.
+        answers: The answer position of each example.
+        coupled: By layer, whether a norm stands between the heads' sum and the stream.
+    """
+    forward = _Forward(layout, masks, sets)
+    forward.cut_out(replaced)
+    return forward.plan(answers, coupled)
 
 
 class _Forward:
@@ -159,16 +187,55 @@ class _Forward:
 
     def __init__(self, layout: Layout, masks: Bool[np.ndarray, "circuit writer reader"], sets: TokenSets) -> None:
         self.layout, self.sets, n_circuits = layout, sets, len(masks)
-        # By circuit and reader, the writers on kept edges.
-        self.heard: list[dict[int, list[int]]] = [{} for _ in range(n_circuits)]
-        for circuit, reader, writer in np.argwhere(masks.transpose(0, 2, 1)).tolist():
-            self.heard[circuit].setdefault(reader, []).append(writer)
+        # By circuit and reader, the writers on kept edges. Most circuits agree on most readers.
+        known: dict[tuple[int, bytes], tuple[int, ...]] = {}
+        self.heard: list[list[tuple[int, ...]]] = []
+        for packed, mask in zip(np.packbits(masks, axis=1).transpose(0, 2, 1), masks, strict=True):
+            keys = [(reader, column.tobytes()) for reader, column in enumerate(packed)]
+            for key in keys:
+                if key not in known:
+                    known[key] = tuple(np.flatnonzero(mask[:, key[0]]).tolist())
+            self.heard.append([known[key] for key in keys])
         self.listened_to = np.asarray(masks.any(2))
         # Equal steps are one step: this is where circuits share their work.
         self.numbers: dict[Step, int] = {}
         self.changed: list[int] = []
         # By circuit, the versions of the writers so far; none where a writer is its replacement.
         self.said: list[dict[int, int]] = [{} for _ in range(n_circuits)]
+        self.offset_at: Mapping[int, int] = {}
+        # By circuit and reader, what cut edges add to it; none where the run begins at the floor.
+        self.cuts: list[dict[int, int]] = [{} for _ in range(n_circuits)]
+
+    def plan(self, answers: int, coupled: Sequence[bool]) -> Plan:
+        """All steps, and where each is computed."""
+        heads, mlps = [], []
+        for layer in range(self.layout.spec.n_layers):
+            heads.append(self.heads(layer, coupled[layer]))
+            mlps.append(self.mlp(layer))
+        final = self.logits()
+        steps = tuple(self.numbers)
+        tokens = _computed(steps, self.changed, dict.fromkeys(final, answers), self.sets)
+        return Plan(self.sets, steps, tokens, tuple(heads), tuple(mlps), final)
+
+    def cut_out(self, replaced: Mapping[int, int]) -> None:
+        """What the cut edges of every circuit add to their readers, given where each writer's replacement differs."""
+        known: dict[tuple[int, tuple[int, ...]], int | None] = {}
+        for cuts, heard in zip(self.cuts, self.heard, strict=True):
+            for reader, (kept, n_visible) in enumerate(zip(heard, self.layout.visible, strict=True)):
+                if len(kept) == n_visible:
+                    continue
+                if (reader, kept) not in known:
+                    known[reader, kept] = self._cut(reader, set(range(n_visible)).difference(kept), replaced)
+                number = known[reader, kept]
+                if number is not None:
+                    cuts[reader] = number
+
+    def _cut(self, reader: int, writers: set[int], replaced: Mapping[int, int]) -> int | None:
+        """What these writers' cut edges into a reader add; None where their replacements are what they say."""
+        where, apart = 0, tuple(sorted(writers & replaced.keys()))
+        for writer in apart:
+            where |= replaced[writer]
+        return self.step(Cut(reader, apart), where) if apart else None
 
     def at_rest(self, differs: Mapping[int, int]) -> None:
         """Versions that nothing makes, by writer with the tokens at which it is not its replacement."""
@@ -228,7 +295,9 @@ class _Forward:
 
     def _stream(self, circuit: int, place: int, column: int) -> int | None:
         said = self.said[circuit]
-        sources = tuple(said[w] for w in self.heard[circuit].get(column, ()) if w in said)
+        sources = tuple(said[w] for w in self.heard[circuit][column] if w in said) if said else ()
+        if column in self.cuts[circuit]:
+            sources = (self.cuts[circuit][column], *sources)
         return self.step(Stream(place, sources), self._either(sources)) if sources else None
 
     def _attended(self, circuit: int, place: int, head: int, columns: Sequence[int]) -> int | None:

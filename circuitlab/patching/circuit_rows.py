@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from circuitlab.patching.circuit_plan import Plan, Read, Resting, Stream, Version
+from circuitlab.patching.circuit_plan import Cut, Plan, Read, Resting, Stream, Version
 
 # Line of the index in which the floor's stream stands.
 FLOOR = 0
@@ -36,26 +36,35 @@ class Table:
     Args:
         plan: What will be computed.
         like: A stream of the run; rows have its width, dtype and device.
+        room: Memory for the rows, which is overwritten; new memory where there is none or too little.
     """
 
-    __slots__ = ("_line", "_plan", "_row_at", "_rows", "_spare")
+    __slots__ = ("_line", "_plan", "_row_at", "_spare", "rows")
 
-    def __init__(self, plan: Plan, like: Float[Tensor, "batch seq d_model"]) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        like: Float[Tensor, "batch seq d_model"],
+        room: Float[Tensor, "_ d_model"] | None = None,
+    ) -> None:
         self._plan = plan
         versions = sorted([*plan.of(Resting).items(), *plan.of(Version).items()], key=lambda item: item[1].writer)
-        lines, room = _most_shared(plan)
-        # Where each version has its rows, a line each; before them the floor, behind them streams that are shared.
-        self._row_at = np.full((1 + len(versions) + lines, plan.sets.size), -1)
-        self._line = {number: line for line, (number, _) in enumerate(versions, 1)}
+        numbers = [*plan.of(Cut), *(number for number, _ in versions)]
+        lines, extra = _most_shared(plan)
+        # Where each of them has its rows, a line each; before them the floor, behind them streams that are shared.
+        self._row_at = np.full((1 + len(numbers) + lines, plan.sets.size), -1)
+        self._line = {number: line for line, number in enumerate(numbers, 1)}
         end = self._fill(FLOOR, plan.sets.all, 0)
         for number, line in self._line.items():
             end = self._fill(line, plan.tokens[number], end)
-        self._spare = (1 + len(versions), end)
-        self._rows = like.new_empty(end + room, like.shape[2])
+        self._spare = (1 + len(numbers), end)
+        n_rows = end + extra
+        enough = room is not None and len(room) >= n_rows
+        self.rows = room if room is not None and enough else like.new_empty(n_rows, like.shape[2])
 
     def of(self, versions: Sequence[int]) -> Float[Tensor, "token d_model"]:
         """The rows of versions of one writer that follow each other, to be filled."""
-        return self._rows[self.at(versions[0])[0] : self.at(versions[-1])[-1] + 1]
+        return self.rows[self.at(versions[0])[0] : self.at(versions[-1])[-1] + 1]
 
     def at(self, version: int, tokens: int | None = None) -> Int[np.ndarray, " token"]:
         """The numbers of a version's rows, at some of its tokens or at all of them."""
@@ -69,7 +78,7 @@ class Table:
 
         All of it is to be taken before the next call. Only heads share streams, and there is room for theirs alone.
         """
-        self._rows[: self._plan.sets.size] = floor.flatten(0, 1)
+        self.rows[: self._plan.sets.size] = floor.flatten(0, 1)
         times = Counter(stream for group in groups for stream, _ in group)
         lines = {stream: self._heard(stream) for stream in times}
         # A stream that several heads read is summed once.
@@ -77,7 +86,7 @@ class Table:
         line, row = self._spare
         once = self._summing([[(lines[stream], self._plan.tokens[stream])] for stream in shared])
         for stream, rows in zip(shared, once, strict=True):
-            self._rows[row : row + len(rows)] = rows
+            self.rows[row : row + len(rows)] = rows
             row = self._fill(line, self._plan.tokens[stream], row)
             lines[stream], line = (line,), line + 1
         return self._summing([[(lines[stream], tokens) for stream, tokens in group] for group in groups])
@@ -99,12 +108,12 @@ class Table:
         """Sums of lines at tokens, group by group."""
         sizes = [sum(self._plan.sets.count(where) for _, where in group) for group in groups]
         ids, starts = self._summands([heard for group in groups for heard in group])
-        end, device = 0, self._rows.device
+        end, device = 0, self.rows.device
         for chunk in _chunks(sizes):
             start, end = end, end + sum(chunk)
             rows = torch.from_numpy(ids[starts[start] : starts[end]]).to(device)
             offsets = torch.from_numpy(starts[start:end] - starts[start]).to(device)
-            yield from functional.embedding_bag(rows, self._rows, offsets, mode="sum").split(chunk)
+            yield from functional.embedding_bag(rows, self.rows, offsets, mode="sum").split(chunk)
 
     def _summands(self, heard: Sequence[Heard]) -> tuple[Int[np.ndarray, " _"], Int[np.ndarray, " _"]]:
         """Which rows are added up, sum after sum, and where each begins; a line without a row there adds nothing."""

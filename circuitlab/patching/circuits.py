@@ -13,7 +13,7 @@ needed (`circuit_plan`). Several circuits are run as one batch and share what th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -29,6 +29,9 @@ from circuitlab.patching.circuit_rows import Table
 from circuitlab.patching.floor import Floor
 from circuitlab.patching.token_sets import TokenSets
 from circuitlab.patching.writers import mlp_input
+
+# Rows that go through an MLP together.
+MLP_ROWS = 2048
 
 
 @torch.no_grad()
@@ -47,11 +50,9 @@ def run_circuits(
         One final stream per circuit and example. All edges kept: the clean run; none: the floor.
     """
     floor = Floor.corrupted(baseline) if floor is None else floor
-    run = _Run(model, baseline, floor, plan_of(model, baseline, masks, floor))
+    run = CircuitRun(model, baseline, floor, plan_of(model, baseline, masks, floor))
     run.at_rest()
-    for layer in range(model.spec.n_layers):
-        run.layer(layer)
-    return run.final()
+    return run.finished()
 
 
 def plan_of(model: Model, baseline: Baseline, masks: Bool[Tensor, "circuit writer reader"], floor: Floor) -> Plan:
@@ -73,12 +74,19 @@ def plan_of(model: Model, baseline: Baseline, masks: Bool[Tensor, "circuit write
     )
 
 
-class _Run:
-    """A plan on its way."""
+class CircuitRun:
+    """A plan on its way; `room` is memory for its table, as of another run that is over."""
 
-    def __init__(self, model: Model, baseline: Baseline, floor: Floor, plan: Plan) -> None:
+    def __init__(
+        self,
+        model: Model,
+        baseline: Baseline,
+        floor: Floor,
+        plan: Plan,
+        room: Float[Tensor, "_ d_model"] | None = None,
+    ) -> None:
         self.model, self.baseline, self.floor, self.plan = model, baseline, floor, plan
-        self.table = Table(plan, baseline.clean.resid_pre[0])
+        self.table = Table(plan, baseline.clean.resid_pre[0], room)
         self.heads = Heads(model, baseline.frame, floor.run, plan, self.table)
 
     def at_rest(self) -> None:
@@ -87,16 +95,37 @@ class _Run:
             tokens = self._put(self.plan.sets.indices(self.plan.tokens[number]))
             self.table.of([number])[:] = self._at_floor(step.writer).flatten(0, 1)[tokens]
 
+    def finished(self) -> Float[Tensor, "circuit batch d_model"]:
+        """Take all steps; what the logits read, at the answer position."""
+        for layer in range(self.model.spec.n_layers):
+            self.layer(layer)
+        return self.final()
+
     def layer(self, layer: int) -> None:
         """What heads and MLP of a layer say."""
         for versions, change in self.heads.said(layer):
             self._add(versions, change)
-        versions = self.plan.made(self.plan.mlps[layer])
+        versions = list(self._together(self.plan.made(self.plan.mlps[layer])))
         if versions:
-            wanted = [(one.made_of, one.tokens) for one in versions]
-            (read,) = self.table.sums([wanted], mlp_input(self.model, self.floor.run, layer))
-            was = self.floor.run.mlp_out[layer].flatten(0, 1)[self._members(one.tokens for one in versions)]
-            self._add(versions, self.model.mlp_output(layer, read) - was)
+            wanted = [[(one.made_of, one.tokens) for one in some] for some in versions]
+            reads = self.table.sums(wanted, mlp_input(self.model, self.floor.run, layer))
+            own = self.floor.run.mlp_out[layer].flatten(0, 1)
+            for some, read in zip(versions, reads, strict=True):
+                was = own.index_select(0, self._members(one.tokens for one in some))
+                self._add(some, self.model.mlp_output(layer, read).sub_(was))
+
+    def _together(self, versions: Sequence[Made]) -> Iterator[list[Made]]:
+        """Versions of one writer in groups of so many rows as stay in the caches between two steps."""
+        group, rows = list[Made](), 0
+        for one in versions:
+            size = self.plan.sets.count(one.tokens)
+            if group and rows + size > MLP_ROWS:
+                yield group
+                group, rows = [], 0
+            group.append(one)
+            rows += size
+        if group:
+            yield group
 
     def final(self) -> Float[Tensor, "circuit batch d_model"]:
         """The stream that the logits read, at the answer position."""

@@ -1,0 +1,291 @@
+"""ACDC: automated circuit discovery, edge by edge from the logits backwards.
+
+1. Begin with the whole model. Its cost is what is to be kept small: the KL divergence from the whole model's
+   predictions (as in the paper), or the metric with its sign turned where more is better.
+2. Take the edges in a fixed order, from the logits backwards (`acdc_walk`). Cut each, on top of all that were cut
+   before. Where the mean cost over all examples rises by less than the threshold it stays cut, else it is restored.
+3. A node that no kept edge enters any more is cut out of those behind it; about one that no kept edge leaves nothing
+   is asked.
+
+What is left is the circuit (`EdgeScores.chosen`). One threshold gives one circuit; `n_edges` looks for the threshold
+by bisection. An edge's score in one search is how much the cost rose when it was cut from the circuit that it was asked
+about: kept edges have at least the threshold, cut ones less. Edges that were never asked about, or were cut later with
+their node, score 0. Positive: the edge helps. A sweep over thresholds (`sweep=`) scores an edge by the largest
+threshold at which it was kept instead.
+
+The published code asks about three more kinds of edges, from a head's q, k and v to its output; they are no edges of
+this graph. Its answers depend on the order of sets in memory; these do not.
+
+References:
+    Conmy et al. 2023, arXiv:2304.14997.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+from circuitlab.data.batch import PairBatch
+from circuitlab.data.pairs import PairSet
+from circuitlab.discovery.acdc_search import Costs, Search, search
+from circuitlab.discovery.eap import score_eap
+from circuitlab.discovery.scores import EdgeScores
+from circuitlab.errors import ConfigError, MetricError, UnknownNameError
+from circuitlab.metrics import Metric, resolve
+from circuitlab.models.protocol import Model
+from circuitlab.parts import Layout
+from circuitlab.patching.cut_values import CutValues
+from circuitlab.patching.replacement import Replacement
+from circuitlab.progress import Progress, silent
+
+OBJECTIVES = ("kl", "metric")
+# Share of the empty circuit's cost that an edge must be worth where no threshold is given.
+SHARE = 0.01
+# Searches that a bisection may take, and the range of thresholds it begins with, as shares of the empty circuit's cost.
+BISECTIONS = 16
+RANGE = (1e-5, 1.0)
+
+
+def score_acdc(
+    model: Model,
+    pairs: PairSet | PairBatch,
+    metric: Metric,
+    *,
+    threshold: float | None = None,
+    n_edges: int | None = None,
+    sweep: int | None = None,
+    objective: str = "kl",
+    speculate: int | None = None,
+    ablation: str | Replacement = "corrupt",
+    reference: PairSet | PairBatch | None = None,
+    seed: int = 0,
+    budget: int | None = None,
+    progress: Progress = silent,
+) -> EdgeScores:
+    """Search for the circuit whose edges each are worth the threshold; see the module.
+
+    Args:
+        model: The model.
+        pairs: The examples; every one counts in every question.
+        metric: Its cost, with objective "metric".
+        threshold: What an edge must be worth, in the unit of the cost; by default a hundredth of what the empty
+            circuit costs more than the whole model.
+        n_edges: Instead: at most so many edges, as many as bisection over the threshold finds.
+        sweep: Instead: so many thresholds, evenly spaced on a logarithmic scale between 1e-5 and 1 times that cost.
+        objective: "kl": divergence from the whole model. "metric": the metric.
+        speculate: Questions a batch, 1 for one at a time; by default as many as come true. The circuit does not
+            depend on it.
+        ablation: What cut edges carry.
+        reference: Prompts that means are taken of.
+        seed: Of noise.
+        budget: Bytes that a packed run may take.
+        progress: Called with (step, done, total).
+
+    Returns:
+        Scores in the unit of the cost, nats for "kl", with `chosen` the circuit; `checks` tell the threshold, the
+        questions, batches and circuits of the search (of all searches together), and the circuit's cost.
+
+    Raises:
+        UnknownNameError: No such objective or ablation.
+        ConfigError: More than one of `threshold`, `n_edges` and `sweep`, or one out of range.
+        MetricError: The whole model and the empty circuit cost the same.
+    """
+    layout = Layout.of(model.spec)
+    _check(layout, threshold, n_edges, sweep, speculate, objective)
+    judged_by = resolve("kl") if objective == "kl" else metric
+    values = CutValues(model, pairs, judged_by, ablation=ablation, reference=reference, seed=seed, budget=budget)
+    coupled = any(model.has_post_norm(layer) for layer in range(model.spec.n_layers))
+    costs = Costs(values, silent_cuts=coupled or values.prepared.replacement.kind != "corrupt")
+    estimates = None if speculate == 1 else _estimates(model, pairs, judged_by, budget)
+    asking = _Asking(costs, layout, speculate, estimates, progress)
+    if sweep is not None:
+        return asking.swept(model, judged_by, _spread(asking.gap, sweep))
+    if n_edges is not None:
+        found = asking.of_size(n_edges)
+    else:
+        found = asking.at(SHARE * asking.gap if threshold is None else threshold)
+    return asking.scores(model, judged_by, found)
+
+
+def sweep_acdc(
+    model: Model,
+    pairs: PairSet | PairBatch,
+    thresholds: Sequence[float],
+    metric: str | Metric = "kl",
+    *,
+    ablation: str | Replacement = "corrupt",
+    reference: PairSet | PairBatch | None = None,
+    seed: int = 0,
+    budget: int | None = None,
+    progress: Progress = silent,
+) -> EdgeScores:
+    """Give each edge the largest of these thresholds at which it is kept; 0 where it never is.
+
+    This ranks the edges for a curve over thresholds (AUROC), which a single search cannot.
+
+    Args:
+        model: The model.
+        pairs: The examples.
+        thresholds: Positive numbers, in the unit of the cost.
+        metric: The cost: itself where less is better, else with its sign turned.
+        ablation: What cut edges carry.
+        reference: Prompts that means are taken of.
+        seed: Of noise.
+        budget: Bytes that a packed run may take.
+        progress: Called with (step, done, total).
+
+    Raises:
+        ConfigError: No thresholds, or one that is not positive.
+    """
+    if not len(thresholds) or min(thresholds) <= 0:
+        raise ConfigError(f"thresholds are {list(thresholds)}; a sweep takes at least one, all of them positive.")
+    layout, judged_by = Layout.of(model.spec), resolve(metric)
+    values = CutValues(model, pairs, judged_by, ablation=ablation, reference=reference, seed=seed, budget=budget)
+    coupled = any(model.has_post_norm(layer) for layer in range(model.spec.n_layers))
+    costs = Costs(values, silent_cuts=coupled or values.prepared.replacement.kind != "corrupt")
+    asking = _Asking(costs, layout, None, _estimates(model, pairs, judged_by, budget), progress)
+    return asking.swept(model, judged_by, thresholds)
+
+
+@dataclass(slots=True, eq=False)
+class _Asking:
+    """Searches on one data set."""
+
+    costs: Costs
+    layout: Layout
+    speculate: int | None
+    estimates: Float[np.ndarray, "writer reader"] | None
+    progress: Progress
+    questions: int = 0
+    batches: int = 0
+    circuits: int = 0
+
+    @property
+    def gap(self) -> float:
+        """What the empty circuit costs more than the whole model."""
+        gap = float(self.costs.empty.mean() - self.costs.whole.mean())
+        if gap <= 0:
+            raise MetricError(
+                f"the empty circuit costs {gap:.4g} more than the whole model, so that no threshold follows from it. "
+                "Check answers and corruption, or give threshold=."
+            )
+        return gap
+
+    def at(self, threshold: float) -> Search:
+        """The search at one threshold."""
+        found = search(
+            self.costs,
+            self.layout,
+            threshold,
+            speculate=self.speculate,
+            estimates=self.estimates,
+            progress=self.progress,
+        )
+        self.questions += len(found.answers)
+        self.batches += found.batches
+        self.circuits += found.circuits
+        return found
+
+    def of_size(self, n_edges: int) -> Search:
+        """The search that keeps most edges and no more than these."""
+        low, high = (np.log(share * self.gap) for share in RANGE)
+        best: Search | None = None
+        for _ in range(BISECTIONS):
+            middle = (low + high) / 2
+            found = self.at(float(np.exp(middle)))
+            kept = int(found.mask.sum())
+            if kept > n_edges:
+                low = middle
+                continue
+            high = middle
+            if best is None or kept > best.mask.sum():
+                best = found
+            if kept == n_edges:
+                break
+        if best is None:
+            raise ConfigError(
+                f"no threshold up to the cost of the empty circuit, {self.gap:.4g}, keeps as few as {n_edges} edges. "
+                "Ask for more, or give threshold=."
+            )
+        return best
+
+    def swept(self, model: Model, metric: Metric, thresholds: Sequence[float]) -> EdgeScores:
+        """The largest threshold at which each edge is kept."""
+        values = np.zeros((len(self.layout.writers), len(self.layout.readers)))
+        for threshold in sorted(thresholds):
+            values[self.at(threshold).mask] = threshold
+        return self._made(model, metric, values, np.zeros_like(values), chosen=None, checks={})
+
+    def scores(self, model: Model, metric: Metric, found: Search) -> EdgeScores:
+        """One search as scores."""
+        values = np.zeros(found.mask.shape)
+        errors = np.zeros(found.mask.shape)
+        for answer in found.answers:
+            if found.mask[answer.edge] or answer.cut:
+                values[answer.edge], errors[answer.edge] = answer.effect, answer.standard_error
+        checks = {"threshold": found.threshold, "cost": found.cost}
+        return self._made(model, metric, values, errors, found.mask, checks)
+
+    def _made(
+        self,
+        model: Model,
+        metric: Metric,
+        values: Float[np.ndarray, "writer reader"],
+        errors: Float[np.ndarray, "writer reader"],
+        chosen: np.ndarray | None,
+        checks: dict[str, float],
+    ) -> EdgeScores:
+        asked = {"questions": self.questions, "batches": self.batches, "circuits": self.circuits}
+        return EdgeScores(
+            spec=model.spec,
+            values=values,
+            standard_error=errors,
+            method="acdc",
+            metric=metric.name,
+            n_examples=self.costs.values.prepared.n_examples,
+            checks={**checks, **{name: float(count) for name, count in asked.items()}},
+            chosen=chosen,
+        )
+
+
+def _estimates(
+    model: Model, pairs: PairSet | PairBatch, metric: Metric, budget: int | None
+) -> Float[np.ndarray, "writer reader"] | None:
+    """A first guess of what edges are worth; None where the metric has no gradient in the clean run."""
+    if not metric.smooth or metric.needs_reference:
+        return None
+    try:
+        values = score_eap(model, pairs, metric, budget=budget, progress=silent).values
+    except MetricError:
+        return None
+    return values if metric.higher_is_better else -values
+
+
+def _spread(gap: float, n: int) -> list[float]:
+    low, high = (share * gap for share in RANGE)
+    return [float(threshold) for threshold in np.geomspace(low, high, n)]
+
+
+def _check(
+    layout: Layout,
+    threshold: float | None,
+    n_edges: int | None,
+    sweep: int | None,
+    speculate: int | None,
+    objective: str,
+) -> None:
+    given = {"threshold": threshold, "n_edges": n_edges, "sweep": sweep}
+    there = [f"{name}={value}" for name, value in given.items() if value is not None]
+    if len(there) > 1:
+        raise ConfigError(f"{' and '.join(there)} are given; acdc takes one of threshold, n_edges and sweep.")
+    if objective not in OBJECTIVES:
+        raise UnknownNameError.of("objective", objective, OBJECTIVES)
+    if n_edges is not None and not 1 <= n_edges <= layout.n_edges:
+        raise ConfigError(f"n_edges is {n_edges}; the graph has {layout.n_edges} edges, so 1 to that many.")
+    if sweep is not None and sweep < 2:
+        raise ConfigError(f"sweep is {sweep}; it is a number of thresholds, at least 2.")
+    if speculate is not None and speculate < 1:
+        raise ConfigError(f"speculate is {speculate}; it is a number of questions, at least 1.")

@@ -1,0 +1,214 @@
+"""Learn numbers, one an edge, by gradient descent over batches of examples: what edge pruning and UGS share.
+
+A step draws examples of one length (a length as often as it has examples), runs them through a soft circuit, takes the
+KL divergence from the whole model of each, and its gradient with respect to each example's mask in one backward pass.
+The model's own weights take no part. What is drawn in a step depends on the seed and the number of the step alone, so
+that a run that was stopped goes on from its file as if it had not been.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from circuitlab.data.batch import PairBatch, batches_of
+from circuitlab.data.pairs import PairSet
+from circuitlab.errors import ConfigError, RunError
+from circuitlab.graphs.prune import real_edges
+from circuitlab.metrics import resolve
+from circuitlab.models.protocol import Model
+from circuitlab.parts import Layout
+from circuitlab.patching.baseline import record_baseline
+from circuitlab.patching.checkpoint import digest
+from circuitlab.patching.packing import packs, rows_per_pack
+from circuitlab.patching.soft_circuit import SoftCircuit
+
+# Steps between two versions of the file.
+KEEP_EVERY = 25
+
+
+class MaskLoss:
+    """A data set as soft circuits.
+
+    Args:
+        model: The model.
+        pairs: The examples.
+        batch_size: Examples a step.
+        seed: Of what is drawn.
+        budget: Bytes that a packed run may take.
+
+    Raises:
+        ConfigError: A size out of range, or a budget that holds no prompt.
+    """
+
+    def __init__(
+        self, model: Model, pairs: PairSet | PairBatch, *, batch_size: int, seed: int, budget: int | None
+    ) -> None:
+        if batch_size < 1:
+            raise ConfigError(f"batch_size is {batch_size}; a step takes at least 1 example.")
+        self.model, self.layout = model, Layout.of(model.spec)
+        self.edges: Bool[np.ndarray, "writer reader"] = real_edges(self.layout)
+        self._seed, self._batch_size = seed, batch_size
+        # Lengths are not split to the budget, or what is drawn would depend on it; a step is, where it does not fit.
+        batches = batches_of(pairs, model.device)
+        # A graph keeps about three tensors for every writer and reader.
+        streams = 3 * (len(self.layout.writers) + len(self.layout.readers))
+        self._at_once = min(rows_per_pack(model, batch.n_tokens, budget, streams) for batch in batches)
+        self._circuits = [SoftCircuit(model, record_baseline(model, batch)) for batch in batches]
+        self.n_examples = sum(map(len, batches))
+
+    def generator(self, step: int) -> torch.Generator:
+        """Of what is drawn in one step."""
+        text = f"{self._seed} {step}".encode()
+        return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(text).digest()[:7], "little"))
+
+    def draw(self, generator: torch.Generator) -> tuple[SoftCircuit, Int[Tensor, " chosen"]]:
+        """Examples of one length."""
+        sizes = torch.tensor([len(circuit) for circuit in self._circuits], dtype=torch.float64)
+        circuit = self._circuits[int(torch.multinomial(sizes, 1, generator=generator))]
+        rows = torch.randperm(len(circuit), generator=generator)[: self._batch_size]
+        return circuit, rows.sort().values.to(self.model.device)
+
+    def noise(self, n: int, generator: torch.Generator) -> Float[Tensor, "{n} edge"]:
+        """Uniform numbers inside (0, 1), one for every example and edge."""
+        u = torch.rand(n, int(self.edges.sum()), generator=generator, dtype=torch.float64)
+        return u.clamp(1e-6, 1 - 1e-6).to(self.model.device, self.model.dtype)
+
+    def slopes(
+        self, circuit: SoftCircuit, rows: Int[Tensor, " chosen"], gates: Float[Tensor, "chosen edge"]
+    ) -> tuple[Float[Tensor, " chosen"], Float[Tensor, "chosen edge"]]:
+        """Each example's KL divergence from the whole model under its own gates, and its gradient with respect to them.
+
+        Gates and gradients stand in the order of the entries of `edges`, row by row.
+        """
+        parts = [self._slopes(circuit, rows[part], gates[part]) for part in packs(len(rows), self._at_once)]
+        kl, slope = zip(*parts, strict=True)
+        return torch.cat(kl), torch.cat(slope)
+
+    @torch.enable_grad()
+    def _slopes(self, circuit: SoftCircuit, rows: Tensor, gates: Tensor) -> tuple[Tensor, Tensor]:
+        gates = gates.detach().requires_grad_()
+        z = gates.new_zeros(len(rows), *self.edges.shape)
+        z[:, torch.from_numpy(self.edges).to(z.device)] = gates
+        kl = resolve("kl")(self.model.logits(circuit.final(z, rows)), circuit.baseline.batch.take(rows))
+        (slope,) = torch.autograd.grad(kl.sum(), gates)
+        return kl.detach(), slope
+
+    def as_matrix(self, values: Float[Tensor, " edge"]) -> Float[np.ndarray, "writer reader"]:
+        """One number an edge, by the numbers of the layout; 0 where there is no edge."""
+        out = np.zeros(self.edges.shape)
+        out[self.edges] = values.detach().double().cpu().numpy()
+        return out
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Training:
+    """Parameters on their way, and what was noted of every step.
+
+    Attributes:
+        parameters: By name; changed in place.
+        optimizers: Each the Adam of some of them, in a fixed order.
+        path: File that the state is kept in; None keeps nothing.
+        key: Digest of everything that the numbers depend on.
+        step: Steps that are done.
+        curve: By column, a number for every step.
+    """
+
+    parameters: Mapping[str, Tensor]
+    optimizers: Sequence[torch.optim.Optimizer]
+    path: Path | None
+    key: str
+    step: int = 0
+    curve: dict[str, list[float]] = field(default_factory=dict)
+
+    def note(self, **values: float) -> None:
+        """A step is done; keep its numbers, and now and then everything."""
+        self.step += 1
+        for name, value in values.items():
+            self.curve.setdefault(name, []).append(float(value))
+        if self.path is not None and self.step % KEEP_EVERY == 0:
+            self.save()
+
+    def save(self) -> None:
+        """Write everything, whole or not at all."""
+        if self.path is None:
+            return
+        tensors = {f"parameter {name}": value.detach() for name, value in self.parameters.items()}
+        for number, optimizer in enumerate(self.optimizers):
+            for place, state in optimizer.state_dict()["state"].items():
+                tensors |= {f"optimizer {number} {place} {name}": value for name, value in state.items()}
+        tensors |= {f"curve {name}": torch.tensor(column, dtype=torch.float64) for name, column in self.curve.items()}
+        about = {"key": self.key, "state": json.dumps({"step": self.step, "columns": list(self.curve)})}
+        partial = self.path.with_name(self.path.name + ".part")
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, metadata=about)
+        os.replace(partial, self.path)
+
+    def resume(self) -> None:
+        """Take over what the file holds, if there is one.
+
+        Raises:
+            RunError: It is of another training, or damaged.
+        """
+        if self.path is None or not self.path.exists():
+            return
+        try:
+            with safe_open(self.path, "pt") as file:
+                about = file.metadata() or {}
+                if about.get("key") != self.key:
+                    raise RunError(
+                        f"{self.path} keeps another training (other model, prompts or settings). Give another path, "
+                        "or remove the file."
+                    )
+                state = json.loads(about["state"])
+                self.step = int(state["step"])
+                self.curve = {name: file.get_tensor(f"curve {name}").tolist() for name in state["columns"]}
+                with torch.no_grad():
+                    for name, value in self.parameters.items():
+                        value.copy_(file.get_tensor(f"parameter {name}"))
+                for number, optimizer in enumerate(self.optimizers):
+                    self._restore(optimizer, f"optimizer {number} ", file)
+        except (SafetensorError, OSError, KeyError, ValueError) as error:
+            raise RunError(f"{self.path} cannot be read as the state of a training: {error}. Remove it.") from error
+
+    @staticmethod
+    def _restore(optimizer: torch.optim.Optimizer, prefix: str, file: safe_open) -> None:
+        states: dict[int, dict[str, Tensor]] = {}
+        for name in list(file.keys()):
+            if name.startswith(prefix):
+                place, item = name.removeprefix(prefix).split(" ")
+                states.setdefault(int(place), {})[item] = file.get_tensor(name)
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": states})
+
+
+def training_key(loss: MaskLoss, pairs: PairSet | PairBatch, settings: Mapping[str, object]) -> str:
+    """Digest of model, examples and settings."""
+    parts: dict[str, object] = {"weights": loss.model.weights_sha256(), "spec": str(loss.model.spec)}
+    batches = [pairs] if isinstance(pairs, PairBatch) else pairs.batches("cpu")
+    for number, batch in enumerate(batches):
+        for name in ("clean", "corrupt", "answer_at"):
+            parts[f"{name} {number}"] = getattr(batch, name)
+    return digest(parts | {f"setting {name}": value for name, value in settings.items()})
+
+
+def check_updates(updates: int, rate: float) -> None:
+    """Refuse what no training can be.
+
+    Raises:
+        ConfigError: `updates` is below 1, or `rate` is not positive.
+    """
+    if updates < 1:
+        raise ConfigError(f"updates is {updates}; learning takes at least 1 step.")
+    if rate <= 0:
+        raise ConfigError(f"rate is {rate}; a step size is positive.")

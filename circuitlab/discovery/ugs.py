@@ -1,0 +1,116 @@
+"""UGS: uniform gradient sampling, which learns for every edge how likely it belongs to the circuit.
+
+1. Every edge has a probability theta = sigmoid(phi). A step draws gates for every example: uniform between 0 and 1 with
+   probability w = theta (1 - theta), else open or shut, nearly as a coin that falls open with probability theta.
+2. It lowers KL(whole model || circuit) + penalty * (sum of all theta). Where a gate lies between 0 and 1 the slope of
+   the KL there, on average, is what the KL gains by keeping the edge; each edge's slope is the mean over those examples
+   of the step in which its gate did. Excluded edges carry the corrupted run.
+3. An edge's score is theta, between 0 and 1. It says that an edge is needed, never that it hurts.
+
+The published method can learn what excluded edges carry along with the gates (optimal ablation); here that is given.
+
+References:
+    Li and Janson 2024, arXiv:2409.09951.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from circuitlab.data.batch import PairBatch
+from circuitlab.data.pairs import PairSet
+from circuitlab.discovery.gates import logit, uniform_gates
+from circuitlab.discovery.mask_training import MaskLoss, Training, check_updates, training_key
+from circuitlab.discovery.scores import EdgeScores
+from circuitlab.errors import ConfigError
+from circuitlab.metrics import Metric
+from circuitlab.models.protocol import Model
+from circuitlab.progress import Progress
+
+# Where every theta begins: mostly open, and between 0 and 1 in an example out of eleven.
+BEGIN = 0.9
+
+
+def score_ugs(
+    model: Model,
+    pairs: PairSet | PairBatch,
+    metric: Metric,
+    *,
+    penalty: float = 1e-3,
+    updates: int = 400,
+    rate: float = 0.1,
+    batch_size: int = 16,
+    checkpoint: str | None = None,
+    seed: int = 0,
+    budget: int | None = None,
+    progress: Progress,
+) -> EdgeScores:
+    """Learn probabilities; see the module.
+
+    Args:
+        model: The model.
+        pairs: The examples.
+        metric: Not used: what is kept small is the divergence from the whole model.
+        penalty: Nats that an edge must be worth.
+        updates: Steps.
+        rate: Step size of phi.
+        batch_size: Examples a step.
+        checkpoint: File (safetensors) that keeps the state; a run that finds it goes on from there.
+        seed: Of examples and gates; the same seed gives the same bytes.
+        budget: Bytes that a packed run may take.
+        progress: Called with (step, done, total).
+
+    Returns:
+        Scores between 0 and 1, `training` the curve (kl, edges: the sum of theta), and in `checks` that sum and the
+        mean KL of the last tenth of the steps. `standard_error` is that of a coin, sqrt(theta (1 - theta)): how
+        undecided an edge is, not how far another seed would be.
+
+    Raises:
+        ConfigError: A number out of range.
+        RunError: The checkpoint is of another training.
+    """
+    check_updates(updates, rate)
+    if penalty <= 0:
+        raise ConfigError(f"penalty is {penalty}; it is what an edge must be worth in nats, above 0.")
+    loss = MaskLoss(model, pairs, batch_size=batch_size, seed=seed, budget=budget)
+    phi = torch.full((int(loss.edges.sum()),), logit(BEGIN), dtype=model.dtype, device=model.device)
+    settings = {"method": "ugs", "penalty": penalty, "updates": updates, "rate": rate, "batch_size": batch_size}
+    training = Training(
+        parameters={"phi": phi},
+        optimizers=(torch.optim.Adam([phi], lr=rate),),
+        path=None if checkpoint is None else Path(checkpoint),
+        key=training_key(loss, pairs, {**settings, "seed": seed}),
+    )
+    training.resume()
+    while training.step < updates:
+        _step(loss, training, penalty)
+        progress("ugs", training.step, updates)
+    training.save()
+    theta = torch.sigmoid(phi)
+    last = training.curve["kl"][-max(1, updates // 10) :]
+    return EdgeScores(
+        spec=model.spec,
+        values=loss.as_matrix(theta),
+        standard_error=loss.as_matrix((theta * (1 - theta)).sqrt()),
+        method="ugs",
+        metric=metric.name,
+        n_examples=loss.n_examples,
+        checks={"edges": float(theta.sum()), "kl": float(np.mean(last))},
+        training=training.curve,
+    )
+
+
+def _step(loss: MaskLoss, training: Training, penalty: float) -> None:
+    phi = training.parameters["phi"]
+    generator = loss.generator(training.step)
+    circuit, rows = loss.draw(generator)
+    theta = torch.sigmoid(phi)
+    gates, between = uniform_gates(theta, loss.noise(len(rows), generator))
+    kl, slope = loss.slopes(circuit, rows, gates)
+    gain = (slope * between).sum(0) / between.sum(0).clamp_min(1)
+    phi.grad = (gain + penalty) * theta * (1 - theta)
+    training.optimizers[0].step()
+    training.note(kl=float(kl.mean()), edges=float(theta.sum()))
