@@ -18,6 +18,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Circuit": "circuitlab.graphs.circuit",
     "CircuitLabError": "circuitlab.errors",
+    "CompiledModel": "circuitlab.compiled.build",
     "ConfigError": "circuitlab.errors",
     "Edge": "circuitlab.parts",
     "Example": "circuitlab.data.example",
@@ -48,6 +49,8 @@ _HOMES = {
     "UnknownNameError": "circuitlab.errors",
     "UnsupportedModelError": "circuitlab.errors",
     "cite": "circuitlab.data.citation",
+    "compile_model": "circuitlab.compiled.build",
+    "compiled_models": "circuitlab.compiled.build",
     "discover": "circuitlab.discovery.pipeline",
     "estimate_sweep": "circuitlab.patching.estimate",
     "evaluate": "circuitlab.evaluation.evaluate",
@@ -56,6 +59,7 @@ _HOMES = {
     "load_task": "circuitlab.data.registry",
     "patch_edges": "circuitlab.patching.edges",
     "path_patch": "circuitlab.patching.paths",
+    "recovery": "circuitlab.evaluation.truth",
     "reproduce": "circuitlab.discovery.reproduce",
     "score_edges": "circuitlab.discovery.scoring",
     "select": "circuitlab.discovery.selection",
@@ -65,6 +69,7 @@ _HOMES = {
 __all__ = sorted([*_HOMES, "__version__"])  # pyright: ignore[reportUnsupportedDunderAll]
 
 if TYPE_CHECKING:
+    from circuitlab.compiled.build import CompiledModel, compile_model, compiled_models
     from circuitlab.data.batch import PairBatch
     from circuitlab.data.citation import cite
     from circuitlab.data.example import Example
@@ -95,6 +100,7 @@ if TYPE_CHECKING:
         UnsupportedModelError,
     )
     from circuitlab.evaluation.evaluate import evaluate
+    from circuitlab.evaluation.truth import recovery
     from circuitlab.graphs.circuit import Circuit, load_circuit
     from circuitlab.metrics.base import Metric
     from circuitlab.models.load import load_model

@@ -1,7 +1,8 @@
 """What edges carry: every writer's message, and where swapping it can reach the answer.
 
-A message is how far a writer's output in the other run is from its output in the run that is patched. Behind a norm
-that the heads of a layer share, each run has its own scale, so that messages add up to the difference of the streams.
+A message is how far a writer's output in the other run, or its replacement, is from its output in the run that is
+patched. Behind a norm that the heads of a layer share, each run has its own scale, so that messages add up to the
+difference of the streams.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ from circuitlab.data.batch import PairBatch
 from circuitlab.models.protocol import Model, Recording
 from circuitlab.parts import Edge, Kind, Layout, Node
 from circuitlab.patching.baseline import Baseline
+from circuitlab.patching.replacement import Replacement, replaced
+
+CORRUPT = Replacement(kind="corrupt")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -29,7 +33,7 @@ class EdgeRun:
         base: The run that is patched.
         edges: The edges.
         writers: Their sources, in the order of `messages`.
-        messages: How far each writer's output in the other run is from its output in `base`.
+        messages: How far what each edge of a writer carries instead is from the writer's output in `base`.
         tokens: The tokens of each column.
         live: Where a message differs and what it changes can reach the answer.
         first: The first such token of each column; `seq` where there is none.
@@ -58,8 +62,9 @@ def edge_run(
     edges: Sequence[Edge],
     tokens: Bool[Tensor, "column batch seq"],
     direction: str = "noise",
+    replacement: Replacement = CORRUPT,
 ) -> EdgeRun:
-    """Take the messages of both runs.
+    """Take the messages of both runs, or of one run and a replacement.
 
     Args:
         model: The model.
@@ -67,13 +72,15 @@ def edge_run(
         edges: Edges of the model.
         tokens: The tokens of each column.
         direction: "noise" patches the clean run, "denoise" the corrupted one.
+        replacement: What a patched edge carries, resolved for the data set that the batch is of.
     """
-    runs = (baseline.clean, baseline.corrupt)
-    base, other = runs if direction == "noise" else runs[::-1]
+    base = baseline.clean if direction == "noise" else baseline.corrupt
+    other = replaced(model, replacement, baseline, base)
     layout, batch = Layout.of(model.spec), baseline.batch
     writers = tuple(sorted({edge.source for edge in edges}, key=layout.writer_index))
     messages = messages_of(model, base, other, writers)
-    live = (messages != 0).any(3) & where_it_matters(batch)
+    matters = where_it_matters(batch) if replacement.kind == "corrupt" else up_to_answer(batch)
+    live = (messages != 0).any(3) & matters
     return EdgeRun(
         model=model,
         baseline=baseline,
@@ -93,8 +100,13 @@ def where_it_matters(batch: PairBatch) -> Bool[Tensor, "batch seq"]:
     Both prompts are the same before it, whatever the last bits of their kernels say, and nobody looks behind the
     answer.
     """
+    return ((batch.clean != batch.corrupt).cumsum(1) > 0) & up_to_answer(batch)
+
+
+def up_to_answer(batch: PairBatch) -> Bool[Tensor, "batch seq"]:
+    """Tokens from the first to the answer."""
     position = torch.arange(batch.n_tokens, device=batch.clean.device)
-    return ((batch.clean != batch.corrupt).cumsum(1) > 0) & (position <= batch.answer_at[:, None])
+    return position <= batch.answer_at[:, None]
 
 
 @torch.no_grad()

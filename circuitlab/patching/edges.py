@@ -21,6 +21,7 @@ from jaxtyping import Float
 
 from circuitlab.data.batch import PairBatch
 from circuitlab.data.pairs import PairSet
+from circuitlab.errors import ConfigError
 from circuitlab.metrics import Metric
 from circuitlab.models.protocol import Model
 from circuitlab.parts import Layout
@@ -28,8 +29,9 @@ from circuitlab.patching.baseline import Baseline, check_gap, judge, record_base
 from circuitlab.patching.edge_grid import EdgeEffects
 from circuitlab.patching.edge_plan import Edges, MetricLike, plan_edges
 from circuitlab.patching.edge_rows import EdgeRows, edge_rows, edges_into, run_rows
-from circuitlab.patching.edge_run import EdgeRun, edge_run
+from circuitlab.patching.edge_run import CORRUPT, EdgeRun, edge_run
 from circuitlab.patching.packing import Packer, rows_at_once
+from circuitlab.patching.replacement import Replacement, resolve_replacement
 from circuitlab.progress import Progress, silent
 
 
@@ -42,6 +44,8 @@ def patch_edges(
     axis: str = "all",
     positions: Iterable[int] | None = None,
     direction: str = "noise",
+    ablation: str | Replacement = "corrupt",
+    reference: PairSet | PairBatch | None = None,
     seed: int = 0,
     budget: int | None = None,
     progress: Progress = silent,
@@ -58,7 +62,10 @@ def patch_edges(
             column each; "auto" is by position where prompts line up.
         positions: With axis "position": only these.
         direction: "noise": the clean run with the edge corrupted. "denoise": the corrupted run with the edge clean.
-        seed: Of intervals and p-values.
+        ablation: What a corrupted edge carries: "corrupt", "zero", "mean", "mean-position", "mean-span" or "noise", or
+            a `Replacement`. Only the corrupted prompt's value goes with "denoise".
+        reference: Prompts that means are taken of (their clean ones); none of them may be among `pairs`.
+        seed: Of intervals, p-values and noise.
         budget: Bytes that a packed run may take; a share of what is free by default.
         progress: Called with (step, done, total); steps are of about equal work.
 
@@ -68,9 +75,10 @@ def patch_edges(
         better (`kl`, `rank`) the sign is turned, so that positive helps there too.
 
     Raises:
-        UnknownNameError: No such edge, direction, metric or axis.
+        UnknownNameError: No such edge, direction, metric, axis or ablation.
         ConfigError: No edges, one of them twice, a mask of the wrong shape, a position out of range, prompts of
-            different length by position, no spans by span, a budget that holds no prompt.
+            different length by position, no spans by span, a budget that holds no prompt; another ablation than
+            "corrupt" with "denoise"; means without reference prompts, or with prompts that do not go with them.
         MetricError: The metric gives the wrong shape or NaN, or does not tell the two runs apart.
     """
     plan = plan_edges(
@@ -83,6 +91,12 @@ def patch_edges(
         direction=direction,
         budget=budget,
     )
+    put_in = resolve_replacement(model, ablation, pairs=pairs, reference=reference, seed=seed, budget=budget)
+    if direction == "denoise" and put_in.kind != "corrupt":
+        raise ConfigError(
+            f"direction 'denoise' puts clean messages into the corrupted run, so ablation {put_in.kind!r} has no place "
+            "in it. Take direction='noise', or leave ablation out."
+        )
     judged_by, n = plan.metric, plan.n_examples
     effects = np.zeros((len(plan.edges), len(plan.columns.labels), n))
     clean, corrupt = np.zeros(n), np.zeros(n)
@@ -90,7 +104,7 @@ def patch_edges(
     for number, (batch, tokens) in enumerate(zip(plan.batches, plan.columns.masks, strict=True)):
         baseline, where = record_baseline(model, batch), batch.index.cpu().numpy()
         clean[where], corrupt[where] = (values.double().cpu().numpy() for values in baseline.gap(judged_by))
-        run = edge_run(model, baseline, plan.edges, tokens, plan.direction)
+        run = edge_run(model, baseline, plan.edges, tokens, plan.direction, put_in)
         part = _Part(progress, number, len(plan.batches))
         effects[:, :, where] = _effects(run, judged_by, direction, budget, packer, part)
     check_gap(judged_by, clean, corrupt)
@@ -115,16 +129,20 @@ def edge_effects(
     baseline: Baseline,
     metric: Metric,
     *,
+    replacement: Replacement = CORRUPT,
     budget: int | None = None,
     progress: Progress = silent,
 ) -> Float[np.ndarray, "batch writer reader"]:
     """m(clean) - m(clean with this one edge corrupted), for every edge and example; 0 where there is no edge.
 
-    Equals TransformerLens's `get_act_patch_direct_path` for a head's edges, with the prompts swapped.
+    What a corrupted edge carries is the replacement's, resolved for the data set that the batch is of. With the other
+    prompt's values, the default, it equals TransformerLens's `get_act_patch_direct_path` for a head's edges, with the
+    prompts swapped.
     """
     layout, batch = Layout.of(model.spec), baseline.batch
     edges = tuple(layout.edges())
-    run = edge_run(model, baseline, edges, torch.ones_like(batch.clean, dtype=torch.bool)[None])
+    tokens = torch.ones_like(batch.clean, dtype=torch.bool)[None]
+    run = edge_run(model, baseline, edges, tokens, replacement=replacement)
     found = _effects(run, metric, "noise", budget, Packer(), _Part(progress, 0, 1))
     effects = np.zeros((len(batch), len(layout.writers), len(layout.readers)))
     rows, columns = np.array([layout.edge_index(edge) for edge in edges]).T
