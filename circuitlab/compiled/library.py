@@ -116,41 +116,16 @@ def _induction() -> Entry:
 def _tag_stack() -> Entry:
     kinds, n_ctx = _letters(3), 9
     words = ("BOS", *(f"<{kind}>" for kind in kinds), *(f"</{kind}>" for kind in kinds), "text")
-    opening, closing, text, size = (1, 2, 3), (4, 5, 6), 7, len(words)
+    opening, closing, size = (1, 2, 3), (4, 5, 6), len(words)  # as in `_tags`
     sign = np.zeros((size, 1))
     sign[list(opening)], sign[list(closing)] = 1, -1
     recency = np.arange(n_ctx) * 4.0
 
-    def prompt(rng: np.random.Generator) -> list[int]:
-        """Random well-formed tags of depth at most 2, with at least one open at the end."""
-        while True:
-            found, stack = [BOS], list[int]()
-            while len(found) < n_ctx:
-                choice = int(rng.integers(3))
-                if choice == 0 and len(stack) < 2:
-                    stack.append(int(rng.integers(3)))
-                    found.append(opening[stack[-1]])
-                elif choice == 1 and stack:
-                    found.append(closing[stack.pop()])
-                elif choice == 2:
-                    found.append(text)
-            if stack:
-                return found
-
-    def wanted(tokens: list[int]) -> int:
-        stack = list[int]()
-        for token in tokens:
-            if token in opening:
-                stack.append(token)
-            elif token in closing:
-                stack.pop()
-        return stack[-1]
-
     def draw(_number: int, rng: np.random.Generator) -> Drawn:
-        clean = prompt(rng)
+        clean, right = _tags(n_ctx, rng)
         while True:
-            corrupt = prompt(rng)
-            if wanted(corrupt) != wanted(clean):
+            corrupt, wrong = _tags(n_ctx, rng)
+            if wrong != right:
                 return Drawn(clean, corrupt, n_ctx - 1)
 
     program = Program(
@@ -177,6 +152,23 @@ def _tag_stack() -> Entry:
         unembed=selection(size, [[token] for token in closing]).T,
     )
     return Entry(what="closes the innermost open tag, two deep at most", program=program, draw=draw)
+
+
+def _tags(length: int, rng: np.random.Generator) -> tuple[list[int], int]:
+    """Random well-formed tags of depth at most 2 with at least one open at the end, and the innermost one's kind."""
+    while True:
+        found, stack = [BOS], list[int]()
+        while len(found) < length:
+            choice = int(rng.integers(3))
+            if choice == 0 and len(stack) < 2:
+                stack.append(int(rng.integers(3)))
+                found.append(1 + stack[-1])
+            elif choice == 1 and stack:
+                found.append(4 + stack.pop())
+            elif choice == 2:
+                found.append(7)
+        if stack:
+            return found, stack[-1]
 
 
 def _depth(writes: str, balance: str, n_ctx: int) -> Apply:
