@@ -7,7 +7,7 @@ import pytest
 from architectures import as_users_run_it
 from scipy.stats import mannwhitneyu
 
-from circuitlab.errors import GraphError
+from circuitlab.errors import ConfigError, GraphError
 from circuitlab.evaluation.truth import recovery, roc_curve
 from circuitlab.graphs.prune import real_edges
 from circuitlab.parts import Edge, Layout, ModelSpec
@@ -111,6 +111,16 @@ class TestLimits:
             scores[REAL] = rng.permutation(given.keys)
             found.append(recovery(SPEC, scores, given.truth, n_resamples=1).auroc)
         assert np.mean(found) == pytest.approx(0.5, abs=0.03)
+
+    def test_scores_under_the_floor_tie(self):
+        given = case(0)
+        scores = np.where(given.truth, 1.0, 1e-6)
+        scores[LAYOUT.edge_index(next(e for e in LAYOUT.edges() if given.truth[LAYOUT.edge_index(e)]))] = 2e-6
+        assert recovery(SPEC, scores, given.truth).auroc == 1
+        n_true = int(given.truth.sum())
+        assert recovery(SPEC, scores, given.truth, floor=1e-3).auroc == pytest.approx((n_true - 0.5) / n_true)
+        with pytest.raises(ConfigError, match="floor is 1"):
+            recovery(SPEC, scores, given.truth, floor=1)
 
     def test_every_real_edge_counts_and_no_other(self):
         given = case(2)

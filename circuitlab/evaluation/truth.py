@@ -1,7 +1,9 @@
 """How well scores tell the edges of a known circuit from all others: AUROC and average precision.
 
 The universe is every edge of the model's graph, those of parts that do nothing included; folded, every pair of nodes
-with an edge, q, k and v taken together. Edges are ranked by absolute score, or by score.
+with an edge, q, k and v taken together. Edges are ranked by absolute score, or by score. A ranking counts the smallest
+difference: scores of 1e-9 that rounding left are told apart. With `floor`, scores of at most this share of the largest
+count as 0 and tie.
 
     AUROC              the share of pairs of a true and another edge in which the true one scores higher; a tie counts
                        half. It is the area under the curve (false positive rate, true positive rate) over all
@@ -24,7 +26,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float
 
-from circuitlab.errors import GraphError
+from circuitlab.errors import ConfigError, GraphError
 from circuitlab.graphs.prune import real_edges
 from circuitlab.parts import Layout, ModelSpec
 from circuitlab.stats import CONFIDENCE, N_RESAMPLES
@@ -63,6 +65,7 @@ def recovery(
     *,
     signed: bool = False,
     folded: bool = False,
+    floor: float = 0.0,
     seed: int = 0,
     n_resamples: int = N_RESAMPLES,
 ) -> Recovery:
@@ -74,13 +77,18 @@ def recovery(
         truth: The true edges.
         signed: Rank by score; else by its absolute value.
         folded: Take q, k and v edges between the same nodes together: the highest of their scores, true if one is.
+        floor: Scores of at most this share of the largest in size count as 0.
         seed: Of the intervals.
         n_resamples: Of the intervals.
 
     Raises:
         GraphError: A matrix has the wrong shape, a score is not a number, or the truth holds no edge, or all.
+        ConfigError: The floor is not a share.
     """
+    if not 0 <= floor < 1:
+        raise ConfigError(f"floor is {floor}; it is a share of the largest score, at least 0 and below 1.")
     values, true = _universe(Layout.of(spec), scores, truth, signed, folded)
+    values = np.where(np.abs(values) <= floor * np.abs(values).max(), 0.0, values)
     counts = np.ones((1, len(values)))
     ends = _resampled(values, true, seed, n_resamples)
     (area,), (precision,) = _judge(values, true, counts)
