@@ -54,6 +54,7 @@ _HOMES = {
     "discover": "circuitlab.discovery.pipeline",
     "estimate_sweep": "circuitlab.patching.estimate",
     "evaluate": "circuitlab.evaluation.evaluate",
+    "from_tracr": "circuitlab.compiled.tracr",
     "load_circuit": "circuitlab.graphs.circuit",
     "load_model": "circuitlab.models.load",
     "load_task": "circuitlab.data.registry",
@@ -70,6 +71,7 @@ __all__ = sorted([*_HOMES, "__version__"])  # pyright: ignore[reportUnsupportedD
 
 if TYPE_CHECKING:
     from circuitlab.compiled.build import CompiledModel, compile_model, compiled_models
+    from circuitlab.compiled.tracr import from_tracr
     from circuitlab.data.batch import PairBatch
     from circuitlab.data.citation import cite
     from circuitlab.data.example import Example

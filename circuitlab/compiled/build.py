@@ -35,7 +35,7 @@ class CompiledModel:
     """A model whose circuit is known.
 
     Attributes:
-        name: Its name in `compiled_models()`.
+        name: Its name in `compiled_models()`, or what the caller of `from_tracr` called it.
         entry: What it does, how prompts are drawn, whether paths of it are redundant.
         norm: Whether it has layer norms.
         model: The model; everything that takes a loaded model takes it.
@@ -67,6 +67,8 @@ class CompiledModel:
         clean, corrupt = (torch.tensor([getattr(d, side) for d in drawn]) for side in ("clean", "corrupt"))
         answer_at = torch.tensor([d.answer_at for d in drawn])
         answers, distractors = (self._answers(tokens, answer_at) for tokens in (clean, corrupt))
+        if self.entry.numeric:
+            answers, distractors = torch.zeros_like(answers), torch.ones_like(distractors)
         return PairBatch.from_tokens(clean, corrupt, answers, distractors, answer_at)
 
     def reference(self, pairs: PairBatch, n: int = N_PAIRS, seed: int = 1) -> PairBatch:

@@ -35,12 +35,15 @@ class Entry:
         program: Its description.
         draw: From the number of a pair and a generator to the pair; kinds of pairs take turns.
         redundant: Two paths carry the same, and either suffices: no edge of theirs has an effect of its own.
+        numeric: The output is a number x, not a word: the logits are x / 2 and -x / 2, their difference is x, and the
+            clean prompt has the larger x.
     """
 
     what: str
     program: Program
     draw: Callable[[int, np.random.Generator], Drawn]
     redundant: bool = False
+    numeric: bool = False
 
 
 def _letters(n: int) -> tuple[str, ...]:

@@ -90,12 +90,14 @@ class Read:
     """What one reader takes from one variable.
 
     Attributes:
+        writes: The variable that is made of it; none for the logits.
         writer: The node that writes the variable.
         reader: Where it is read.
         variable: The variable.
         through: From its value to what the reader makes of it, `[value, _]`.
     """
 
+    writes: str | None
     writer: Node
     reader: Reader
     variable: str
@@ -114,6 +116,8 @@ class Program:
         output: The variable that the logits are read from.
         unembed: From its value to logits, `[value, word]`.
         causal: Whether no token sees a later one.
+        placed: The node of every operation's variable; by default as early as what it reads allows.
+        nodes: The node that writes each variable.
 
     Raises:
         ConfigError: An operation reads a variable that nothing before it writes, or writes one twice.
@@ -126,6 +130,7 @@ class Program:
     output: str
     unembed: Matrix
     causal: bool = True
+    placed: Mapping[str, Node] | None = None
     nodes: Mapping[str, Node] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -138,7 +143,9 @@ class Program:
             known.add(operation.writes)
         if self.output not in known:
             raise ConfigError(f"the logits of {self.name!r} read {self.output!r}, which nothing writes.")
-        object.__setattr__(self, "nodes", _placed(self.operations))
+        inputs = dict.fromkeys((TOKEN, POSITION), Node(Kind.INPUT))
+        nodes = _placed(self.operations) if self.placed is None else inputs | dict(self.placed)
+        object.__setattr__(self, "nodes", nodes)
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -153,8 +160,15 @@ class Program:
         for operation in self.operations:
             node = self.nodes[operation.writes]
             for slot, variable, through in _reads(operation):
-                yield Read(writer=self.nodes[variable], reader=Reader(node, slot), variable=variable, through=through)
+                yield Read(
+                    writes=operation.writes,
+                    writer=self.nodes[variable],
+                    reader=Reader(node, slot),
+                    variable=variable,
+                    through=through,
+                )
         yield Read(
+            writes=None,
             writer=self.nodes[self.output],
             reader=Reader(Node(Kind.LOGITS)),
             variable=self.output,

@@ -9,7 +9,10 @@ An edge u -> v belongs to the circuit if
    value, zero, or the mean of the reference prompts. A constant path is part of no circuit under "corrupt".
 3. It lies on a path of such edges from the input to the logits.
 
-The values are the program's (`run_program`); no model is run and nothing is patched.
+The values are the program's (`run_program`); no model is run and nothing is patched. Two things follow from taking
+edges at their word. An edge whose reader compares two values that change together can have an effect when it is patched
+alone, and is no part of the circuit if what the reader says is the same in the end. And a constant that makes no
+difference, such as a key of a head that attends to all tokens alike, is taken in under "zero" if it is read at all.
 """
 
 from __future__ import annotations
@@ -61,25 +64,28 @@ def true_edges(
     mask = np.zeros((len(layout.writers), len(layout.readers)), dtype=bool)
     for read in program.reads():
         apart = (clean.values[read.variable] - stand_in[read.variable]) @ read.through
-        if bool(((np.abs(apart) > SAME).any(2) & counts[read.reader]).any()):
+        if bool(((np.abs(apart) > SAME).any(2) & counts[read.writes, read.reader]).any()):
             mask[layout.edge_index(Edge(read.writer, read.reader))] = True
     return prune(mask, layout)
 
 
 @dataclass(frozen=True, slots=True)
 class _Counting:
-    """By reader and by variable, the tokens that count."""
+    """By what is made and where it is read, and by variable, the tokens that count."""
 
-    readers: dict[Reader, Tokens]
+    readers: dict[tuple[str | None, Reader], Tokens]
     variables: dict[str, Tokens]
 
     def add(self, read: Read, tokens: Tokens) -> None:
-        for found, key in ((self.readers, read.reader), (self.variables, read.variable)):
-            found[key] = found[key] | tokens if key in found else tokens  # pyright: ignore[reportArgumentType]
+        place, variable = (read.writes, read.reader), read.variable
+        self.readers[place] = self.readers.get(place, tokens) | tokens
+        self.variables[variable] = self.variables.get(variable, tokens) | tokens
 
 
-def tokens_that_count(program: Program, meaning: Meaning, answer_at: Int[np.ndarray, " batch"]) -> dict[Reader, Tokens]:
-    """For every reader the tokens at which what it reads can reach the answer; see the module."""
+def tokens_that_count(
+    program: Program, meaning: Meaning, answer_at: Int[np.ndarray, " batch"]
+) -> dict[tuple[str | None, Reader], Tokens]:
+    """For every reader, and what is made of what it reads, the tokens that count; see the module."""
     n_examples, n_tokens = next(iter(meaning.values.values())).shape[:2]
     nothing = np.zeros((n_examples, n_tokens), dtype=bool)
     found = _Counting({}, {})
@@ -90,7 +96,7 @@ def tokens_that_count(program: Program, meaning: Meaning, answer_at: Int[np.ndar
     for operation in reversed(program.operations):
         here = found.variables.get(operation.writes, nothing)
         for read in inner:
-            if read.reader.node != program.nodes[operation.writes]:
+            if read.writes != operation.writes:
                 continue
             if isinstance(operation, Attend) and read.reader.slot is not Slot.Q:
                 attended = meaning.patterns[operation.writes] > SAME
