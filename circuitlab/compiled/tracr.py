@@ -207,7 +207,7 @@ def _applies(held: _Held, layer: int, known: Sequence[str]) -> list[Apply]:
 
 
 def _check_erased(held: _Held, layer: int, known: Sequence[str]) -> None:
-    """A selector's width is counted by a head and made one-hot by the MLP behind it, which erases it: nobody reads on."""
+    """A selector's width is counted by a head, and made one-hot and erased by the MLP behind it: nobody reads on."""
     out = held.weights[f"layers.{layer}.mlp.fc_out.weight"].T
     for variable in set(held.written(out)) & set(known):
         places = held.directions(variable)
