@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 RUNTIME := $(VENV)/runtime.stamp
 DEV := $(VENV)/dev.stamp
 
-.PHONY: help demo test check bench parity clean
+.PHONY: help demo test check bench parity truth clean
 
 help:
 	@echo "make demo    find the circuit behind a behaviour of the bundled model, and print where its report is"
@@ -15,6 +15,7 @@ help:
 	@echo "make check   lint, format, types, import rules"
 	@echo "make bench   measure speed on a quiet machine, about 10 minutes; writes docs/performance.md"
 	@echo "make parity  compare every quantity with an independent way to it; writes docs/parity.md"
+	@echo "make truth   judge every scoring method on models with a known circuit; writes docs/known-circuits.md"
 	@echo "make clean   remove .venv and everything built"
 
 demo: $(RUNTIME)
@@ -34,6 +35,9 @@ bench: $(RUNTIME)
 
 parity: $(RUNTIME)
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m benchmarks.parity
+
+truth: $(RUNTIME)
+	$(BIN)/python -m benchmarks.truth
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache

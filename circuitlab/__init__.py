@@ -18,6 +18,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Circuit": "circuitlab.graphs.circuit",
     "CircuitLabError": "circuitlab.errors",
+    "CompiledModel": "circuitlab.compiled.build",
     "ConfigError": "circuitlab.errors",
     "Edge": "circuitlab.parts",
     "Example": "circuitlab.data.example",
@@ -48,14 +49,18 @@ _HOMES = {
     "UnknownNameError": "circuitlab.errors",
     "UnsupportedModelError": "circuitlab.errors",
     "cite": "circuitlab.data.citation",
+    "compile_model": "circuitlab.compiled.build",
+    "compiled_models": "circuitlab.compiled.build",
     "discover": "circuitlab.discovery.pipeline",
     "estimate_sweep": "circuitlab.patching.estimate",
     "evaluate": "circuitlab.evaluation.evaluate",
+    "from_tracr": "circuitlab.compiled.tracr",
     "load_circuit": "circuitlab.graphs.circuit",
     "load_model": "circuitlab.models.load",
     "load_task": "circuitlab.data.registry",
     "patch_edges": "circuitlab.patching.edges",
     "path_patch": "circuitlab.patching.paths",
+    "recovery": "circuitlab.evaluation.truth",
     "reproduce": "circuitlab.discovery.reproduce",
     "score_edges": "circuitlab.discovery.scoring",
     "score_nodes": "circuitlab.discovery.scoring",
@@ -66,6 +71,8 @@ _HOMES = {
 __all__ = sorted([*_HOMES, "__version__"])  # pyright: ignore[reportUnsupportedDunderAll]
 
 if TYPE_CHECKING:
+    from circuitlab.compiled.build import CompiledModel, compile_model, compiled_models
+    from circuitlab.compiled.tracr import from_tracr
     from circuitlab.data.batch import PairBatch
     from circuitlab.data.citation import cite
     from circuitlab.data.example import Example
@@ -96,6 +103,7 @@ if TYPE_CHECKING:
         UnsupportedModelError,
     )
     from circuitlab.evaluation.evaluate import evaluate
+    from circuitlab.evaluation.truth import recovery
     from circuitlab.graphs.circuit import Circuit, load_circuit
     from circuitlab.metrics.base import Metric
     from circuitlab.models.load import load_model

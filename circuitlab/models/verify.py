@@ -112,7 +112,8 @@ def _of_the_ends(model: BridgeModel, tokens: Tensor, run: Recording) -> Iterator
     whole = model.whole_logits(tokens)[:, -1]
     yield "the vector of logits", model.logits(run.resid_final[:, -1]), whole
     some = tokens[0] % whole.shape[-1]
-    yield "a choice of logits", model.logits(run.resid_final[:, -1], some), whole[:, some]
+    # Beside all the others: words that the probe happens to pick may have logits of 0, which rounding is large against.
+    yield "a choice of logits", whole.index_copy(1, some, model.logits(run.resid_final[:, -1], some)), whole
 
 
 def _of_attention(model: BridgeModel, run: Recording, frame: Frame, layer: int) -> Iterator[Difference]:

@@ -1,0 +1,148 @@
+"""Compiled models by name: a model, pairs of prompts, and the edges of its true circuit.
+
+Example:
+    >>> import circuitlab
+    >>> circuitlab.compiled_models()[:2]
+    ('copier', 'induction')
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from circuitlab.compiled.library import LIBRARY, Entry
+from circuitlab.compiled.meaning import logits_of, run_program
+from circuitlab.compiled.program import Program
+from circuitlab.compiled.truth import true_edges
+from circuitlab.compiled.weights import compile_weights
+from circuitlab.data.batch import PairBatch
+from circuitlab.errors import ConfigError, UnknownNameError
+from circuitlab.graphs.circuit import Circuit
+from circuitlab.models.bridge import BridgeModel
+from circuitlab.models.load import DTYPES
+from circuitlab.models.native import native_model
+
+N_PAIRS = 64
+# Prompts drawn for each reference prompt that is asked for: some stand among the scored ones.
+DRAWS = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class CompiledModel:
+    """A model whose circuit is known.
+
+    Attributes:
+        name: Its name in `compiled_models()`, or what the caller of `from_tracr` called it.
+        entry: What it does, how prompts are drawn, whether paths of it are redundant.
+        norm: Whether it has layer norms.
+        model: The model; everything that takes a loaded model takes it.
+    """
+
+    name: str
+    entry: Entry
+    norm: bool
+    model: BridgeModel
+
+    @property
+    def program(self) -> Program:
+        """What it was compiled from."""
+        return self.entry.program
+
+    def pairs(self, n: int = N_PAIRS, seed: int = 0) -> PairBatch:
+        """Pairs of prompts of one length; every distractor is the corrupted prompt's right answer.
+
+        Args:
+            n: How many.
+            seed: Same seed, same pairs.
+
+        Raises:
+            ConfigError: `n` is not positive.
+        """
+        if n < 1:
+            raise ConfigError(f"n is {n}; it counts pairs and must be at least 1.")
+        drawn = [self.entry.draw(number, np.random.default_rng([seed, number])) for number in range(n)]
+        clean, corrupt = (torch.tensor([getattr(d, side) for d in drawn]) for side in ("clean", "corrupt"))
+        answer_at = torch.tensor([d.answer_at for d in drawn])
+        answers, distractors = (self._answers(tokens, answer_at) for tokens in (clean, corrupt))
+        if self.entry.numeric:
+            answers, distractors = torch.zeros_like(answers), torch.ones_like(distractors)
+        return PairBatch.from_tokens(clean, corrupt, answers, distractors, answer_at)
+
+    def reference(self, pairs: PairBatch, n: int = N_PAIRS, seed: int = 1) -> PairBatch:
+        """Other pairs, to take means of: their clean prompts are none of those given, clean or corrupted.
+
+        Args:
+            pairs: The pairs that are scored.
+            n: How many.
+            seed: Same seed, same pairs.
+
+        Raises:
+            ConfigError: There are too few other prompts.
+        """
+        taken = {tuple(prompt) for prompt in torch.cat([pairs.clean, pairs.corrupt]).tolist()}
+        more = self.pairs(DRAWS * n, seed)
+        free = torch.tensor([tuple(prompt) not in taken for prompt in more.clean.tolist()]).nonzero().flatten()[:n]
+        if len(free) < n:
+            raise ConfigError(
+                f"only {len(free)} of {DRAWS * n} prompts drawn for reference are not among the {len(pairs)} scored "
+                f"pairs, {n} are asked for. Score fewer pairs of {self.name!r}, or ask for fewer."
+            )
+        found = more.take(free)
+        return PairBatch.from_tokens(found.clean, found.corrupt, found.answers, found.distractors, found.answer_at)
+
+    def truth(
+        self, ablation: str = "corrupt", pairs: PairBatch | None = None, reference: PairBatch | None = None
+    ) -> Circuit:
+        """The true circuit, from the construction; see `circuitlab.compiled.truth` for the rule.
+
+        Args:
+            ablation: What excluded edges carry: "corrupt", "zero", "mean" or "mean-position".
+            pairs: The prompts it speaks of; `pairs()` by default.
+            reference: Prompts that means are taken of; `reference(pairs)` by default.
+
+        Returns:
+            A circuit whose scores are 1 for its edges and 0 for all others.
+
+        Raises:
+            UnknownNameError: No rule is known for this ablation.
+            ConfigError: Reference prompts of another length, by position.
+        """
+        spec, pairs = self.model.spec, self.pairs() if pairs is None else pairs
+        if reference is None and ablation.startswith("mean"):
+            reference = self.reference(pairs)
+        mask = true_edges(self.program, spec, pairs, ablation, reference)
+        return Circuit(spec=spec, mask=mask, scores=mask.astype(float))
+
+    def _answers(self, tokens: torch.Tensor, answer_at: torch.Tensor) -> torch.Tensor:
+        logits = logits_of(self.program, run_program(self.program, tokens.numpy()))
+        return torch.from_numpy(logits[np.arange(len(tokens)), answer_at.numpy()].argmax(1)[:, None])
+
+
+def compiled_models() -> tuple[str, ...]:
+    """Names of the compiled models."""
+    return tuple(LIBRARY)
+
+
+def compile_model(name: str, *, norm: bool = False, dtype: str = "float64") -> CompiledModel:
+    """Compile one of the models whose circuit is known.
+
+    Args:
+        name: One of `compiled_models()`.
+        norm: With layer norms, made harmless by a large constant in the stream; else without.
+        dtype: "float64" (default) or "float32"; half precision would blur what is exact here.
+
+    Raises:
+        UnknownNameError: No such model.
+        ConfigError: Another dtype.
+    """
+    if name not in LIBRARY:
+        raise UnknownNameError.of("compiled model", name, LIBRARY)
+    if dtype not in ("float64", "float32"):
+        raise ConfigError(f"dtype is {dtype!r}; a compiled model is in 'float64' or 'float32'.")
+    entry = LIBRARY[name]
+    full = f"{name}-norm" if norm else name
+    shape, weights = compile_weights(entry.program, norm)
+    return CompiledModel(name=name, entry=entry, norm=norm, model=native_model(shape, weights, full, DTYPES[dtype]))

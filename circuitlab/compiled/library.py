@@ -1,0 +1,344 @@
+"""The compiled models: what each does, its program, and how its prompts are drawn.
+
+Prompts begin with the word BOS. Every model also has parts that do nothing for the answer: heads and MLPs that write
+what nobody reads, some of which differ between the two prompts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from circuitlab.compiled.program import POSITION, TOKEN, Apply, Attend, Prefer, Program
+from circuitlab.compiled.terms import equal, prefer, related, selection, table
+
+BOS = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """One pair: tokens of both prompts, and the position whose next token is judged."""
+
+    clean: list[int]
+    corrupt: list[int]
+    answer_at: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Entry:
+    """A compiled model before it is compiled.
+
+    Attributes:
+        what: What it does, one line.
+        program: Its description.
+        draw: From the number of a pair and a generator to the pair; kinds of pairs take turns.
+        redundant: Two paths carry the same, and either suffices: no edge of theirs has an effect of its own.
+        numeric: The output is a number x, not a word: the logits are x / 2 and -x / 2, their difference is x, and the
+            clean prompt has the larger x.
+    """
+
+    what: str
+    program: Program
+    draw: Callable[[int, np.random.Generator], Drawn]
+    redundant: bool = False
+    numeric: bool = False
+
+
+def _letters(n: int) -> tuple[str, ...]:
+    return tuple(chr(ord("a") + number) for number in range(n))
+
+
+def _copier() -> Entry:
+    words, n_ctx, back = ("BOS", *_letters(8)), 10, 3
+    size = len(words)
+
+    def head(writes: str, distance: int) -> Attend:
+        where = related(POSITION, POSITION, n_ctx, lambda position: position - distance)
+        return Attend(writes=writes, value=TOKEN, through=np.eye(size), score=(where,))
+
+    def draw(_number: int, rng: np.random.Generator) -> Drawn:
+        answer_at = int(rng.integers(back + 1, n_ctx))
+        clean = [BOS, *map(int, rng.integers(1, size, n_ctx - 1))]
+        corrupt = list(clean)
+        for place in (answer_at - back, answer_at - 1):
+            corrupt[place] = _another(clean[place], range(1, size), rng)
+        return Drawn(clean, corrupt, answer_at)
+
+    program = Program(
+        name="copier",
+        words=words,
+        n_ctx=n_ctx,
+        operations=(head("copied", back), head("unread", 1)),
+        output="copied",
+        unembed=np.eye(size),
+    )
+    return Entry(what="says the token three back once more", program=program, draw=draw)
+
+
+def _induction() -> Entry:
+    words, n_ctx = ("BOS", *_letters(8)), 10
+    size, same = len(words), np.eye(len(words))
+
+    def draw(number: int, rng: np.random.Generator) -> Drawn:
+        key, after, other, after_other, *rest = map(int, 1 + rng.permutation(size - 1))
+        first, second = (key, after), (other, after_other)
+        fill = list(map(int, rng.choice(rest, n_ctx - 6)))
+        cut = int(rng.integers(0, len(fill) + 1))
+        if rng.random() < 0.5:
+            first, second = second, first
+        clean = [BOS, *fill[:cut], *first, *second, *fill[cut:], key]
+        # In turn: what stood behind the key, where the key stood, and what is asked for. All lead to `after_other`.
+        swapped = ({after: after_other, after_other: after}, {key: other, other: key})
+        if number % 3 == 2:
+            return Drawn(clean, [*clean[:-1], other], n_ctx - 1)
+        return Drawn(clean, [*(swapped[number % 3].get(t, t) for t in clean[:-1]), key], n_ctx - 1)
+
+    program = Program(
+        name="induction",
+        words=words,
+        n_ctx=n_ctx,
+        operations=(
+            Attend(
+                writes="previous",
+                value=TOKEN,
+                through=same,
+                score=(related(POSITION, POSITION, n_ctx, lambda position: position - 1),),
+            ),
+            Attend(writes="unread", value=TOKEN, through=same),
+            Attend(writes="next", value=TOKEN, through=same, score=(equal(TOKEN, "previous", size),)),
+            Attend(writes="unread too", value="unread", through=same, score=(equal(TOKEN, "unread", size),)),
+        ),
+        output="next",
+        unembed=same,
+    )
+    return Entry(what="says what stood behind the last token when it came before", program=program, draw=draw)
+
+
+def _tag_stack() -> Entry:
+    kinds, n_ctx = _letters(3), 9
+    words = ("BOS", *(f"<{kind}>" for kind in kinds), *(f"</{kind}>" for kind in kinds), "text")
+    opening, closing, size = (1, 2, 3), (4, 5, 6), len(words)  # as in `_tags`
+    sign = np.zeros((size, 1))
+    sign[list(opening)], sign[list(closing)] = 1, -1
+    recency = np.arange(n_ctx) * 4.0
+
+    def draw(_number: int, rng: np.random.Generator) -> Drawn:
+        clean, right = _tags(n_ctx, rng)
+        while True:
+            corrupt, wrong = _tags(n_ctx, rng)
+            if wrong != right:
+                return Drawn(clean, corrupt, n_ctx - 1)
+
+    program = Program(
+        name="tag-stack",
+        words=words,
+        n_ctx=n_ctx,
+        operations=(
+            Attend(writes="balance", value=TOKEN, through=sign),
+            _depth("depth", "balance", n_ctx),
+            Attend(writes="unread", value=TOKEN, through=np.eye(size)),
+            Attend(
+                writes="open",
+                value=TOKEN,
+                through=selection(size, [[token] for token in opening]),
+                score=(
+                    equal("depth", "depth", 2, 4 * n_ctx),
+                    prefer(TOKEN, size, opening, 4 * n_ctx),
+                    # Of several, the last.
+                    Prefer(key=POSITION, weight=recency),
+                ),
+            ),
+        ),
+        output="open",
+        unembed=selection(size, [[token] for token in closing]).T,
+    )
+    return Entry(what="closes the innermost open tag, two deep at most", program=program, draw=draw)
+
+
+def _tags(length: int, rng: np.random.Generator) -> tuple[list[int], int]:
+    """Random well-formed tags of depth at most 2 with at least one open at the end, and the innermost one's kind."""
+    while True:
+        found, stack = [BOS], list[int]()
+        while len(found) < length:
+            choice = int(rng.integers(3))
+            if choice == 0 and len(stack) < 2:
+                stack.append(int(rng.integers(3)))
+                found.append(1 + stack[-1])
+            elif choice == 1 and stack:
+                found.append(4 + stack.pop())
+            elif choice == 2:
+                found.append(7)
+        if stack:
+            return found, stack[-1]
+
+
+def _depth(writes: str, balance: str, n_ctx: int) -> Apply:
+    """Depth 1 or 2, one-hot, from the mean of +1 (opens) and -1 (closes) over the tokens so far.
+
+    At position p the depth is x = (p + 1) mean. Two neurons a position, relu(x) and relu(x - 1), silent elsewhere;
+    depth 1 is relu(x) - 2 relu(x - 1), depth 2 is relu(x - 1).
+    """
+    gate = n_ctx + 1.0
+    counts, places = np.zeros((1, 2 * n_ctx)), np.zeros((n_ctx, 2 * n_ctx))
+    bias, out = np.zeros(2 * n_ctx), np.zeros((2 * n_ctx, 2))
+    for position in range(n_ctx):
+        for step in range(2):
+            neuron = 2 * position + step
+            counts[0, neuron], places[position, neuron] = position + 1, gate
+            bias[neuron] = -step - gate
+            out[neuron] = (1, 0) if step == 0 else (-2, 1)
+    return Apply(writes=writes, reads={balance: counts, POSITION: places}, bias=bias, out=out, shift=np.zeros(2))
+
+
+def _counting(name: str, what: str, steps: bool) -> Entry:
+    """More of one letter than of the other? Says so by a step (majority), or how many more (fraction)."""
+    words, n_ctx = ("BOS", "a", "b", "more a", "more b"), 12
+    size = len(words)
+    sign = np.zeros((size, 1))
+    sign[1], sign[2] = 1, -1
+    # An odd number of letters: the mean over them and BOS is at least 1 / n_ctx away from 0.
+    slope = n_ctx / 2
+
+    def letters(rng: np.random.Generator, more: int) -> list[int]:
+        while True:
+            found = list(map(int, rng.integers(1, 3, n_ctx - 1)))
+            if (found.count(1) > found.count(2)) == (more == 1):
+                return [BOS, *found]
+
+    def draw(number: int, rng: np.random.Generator) -> Drawn:
+        clean, corrupt = letters(rng, 1 + number % 2), letters(rng, 2 - number % 2)
+        return Drawn(clean, corrupt, n_ctx - 1)
+
+    majority = Apply(
+        writes="majority",
+        reads={"balance": slope * np.array([[1.0, 1.0, -1.0, -1.0]])},
+        bias=np.array([0.5, -0.5, 0.5, -0.5]),
+        out=np.array([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]]),
+        shift=np.zeros(2),
+    )
+    first = related(POSITION, POSITION, n_ctx, lambda _position: 1)
+    unread = Apply(
+        writes="unread too",
+        reads={"unread": np.eye(size)},
+        bias=np.zeros(size),
+        out=np.eye(size),
+        shift=np.zeros(size),
+    )
+    counted = sign if steps else selection(size, [[1], [2]])
+    to_words = selection(size, [[3], [4]]).T
+    program = Program(
+        name=name,
+        words=words,
+        n_ctx=n_ctx,
+        operations=(
+            Attend(writes="balance", value=TOKEN, through=counted),
+            Attend(writes="unread", value=TOKEN, through=np.eye(size), score=(first,)),
+            *((majority,) if steps else ()),
+            unread,
+        ),
+        output="majority" if steps else "balance",
+        unembed=to_words,
+    )
+    return Entry(what=what, program=program, draw=draw)
+
+
+def _reverser() -> Entry:
+    words, n_ctx, sep = ("BOS", *_letters(6), "SEP"), 12, 7
+    size = len(words)
+
+    def source(sep_at: int, position: int) -> int | None:
+        """Where the letter stands that comes next at this position."""
+        found = 2 * sep_at - position - 1
+        return found if sep_at <= position and found >= 1 else None
+
+    def draw(number: int, rng: np.random.Generator) -> Drawn:
+        def prompt(letters: list[int]) -> list[int]:
+            return [BOS, *letters, sep, *reversed(letters)][:n_ctx]
+
+        def letters(n: int) -> list[int]:
+            return list(map(int, rng.integers(1, sep, n)))
+
+        n = int(rng.integers(6, 11))
+        own = letters(n)
+        place = 2 * (n + 1) - n_ctx  # of the next letter
+        if number % 2:
+            other = list(own)
+            other[place - 1] = _another(own[place - 1], range(1, sep), rng)
+            return Drawn(prompt(own), prompt(other), n_ctx - 1)
+        while True:
+            m = _another(n, range(6, 11), rng)
+            other = letters(m)
+            if other[2 * (m + 1) - n_ctx - 1] != own[place - 1]:
+                return Drawn(prompt(own), prompt(other), n_ctx - 1)
+
+    program = Program(
+        name="reverser",
+        words=words,
+        n_ctx=n_ctx,
+        operations=(
+            Attend(writes="separator at", value=POSITION, through=np.eye(n_ctx), score=(prefer(TOKEN, size, [sep]),)),
+            Attend(writes="unread", value=TOKEN, through=np.eye(size)),
+            table("source", ("separator at", n_ctx), (POSITION, n_ctx), n_ctx, source),
+            Attend(writes="next", value=TOKEN, through=np.eye(size), score=(equal("source", POSITION, n_ctx),)),
+        ),
+        output="next",
+        unembed=np.eye(size),
+    )
+    return Entry(what="says the letters before SEP backwards", program=program, draw=draw)
+
+
+def _either() -> Entry:
+    words, n_ctx, mark = ("BOS", "a", "b", "mark", "there", "not there"), 12, 3
+    size = len(words)
+    count = np.zeros((size, 1))
+    count[mark] = n_ctx
+
+    def draw(_number: int, rng: np.random.Generator) -> Drawn:
+        corrupt = [BOS, *map(int, rng.integers(1, mark, n_ctx - 1))]
+        clean = list(corrupt)
+        clean[int(rng.integers(1, n_ctx))] = mark
+        return Drawn(clean, corrupt, n_ctx - 1)
+
+    # x + y - relu(x + y - 1) for x, y of 0 or 1.
+    either = Apply(
+        writes="either",
+        reads={"seen": np.array([[1.0, 1.0]]), "seen too": np.array([[1.0, 1.0]])},
+        bias=np.array([0.0, -1.0]),
+        out=np.array([[1.0, -1.0], [-1.0, 1.0]]),
+        shift=np.array([0.0, 1.0]),
+    )
+    program = Program(
+        name="either",
+        words=words,
+        n_ctx=n_ctx,
+        operations=(
+            Attend(writes="seen", value=TOKEN, through=count),
+            Attend(writes="seen too", value=TOKEN, through=count),
+            Attend(writes="unread", value=TOKEN, through=np.eye(size)),
+            either,
+        ),
+        output="either",
+        unembed=selection(size, [[4], [5]]).T,
+    )
+    what = "says whether the mark is there, seen by either of two heads"
+    return Entry(what=what, program=program, draw=draw, redundant=True)
+
+
+def _another(value: int, among: range, rng: np.random.Generator) -> int:
+    return int(rng.choice([other for other in among if other != value]))
+
+
+LIBRARY: Mapping[str, Entry] = {
+    entry.program.name: entry
+    for entry in (
+        _copier(),
+        _induction(),
+        _tag_stack(),
+        _counting("majority", "says which of two letters there are more of", steps=True),
+        _counting("fraction", "says how much more of one letter there is", steps=False),
+        _reverser(),
+        _either(),
+    )
+}

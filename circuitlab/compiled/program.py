@@ -1,0 +1,231 @@
+"""The description that models are compiled from: variables, heads that look them up, MLPs that compute them.
+
+A **variable** holds a small vector at every token: one number, or one of several values as a one-hot vector. The input
+writes two, TOKEN and POSITION. Every other is written by one operation, which becomes one node of the graph:
+
+    Attend  a head: a weighted sum of one variable over earlier tokens; scores are sums of terms, in nats
+    Apply   an MLP: out(relu(bias + what it reads)) + shift
+
+Each variable has a part of the residual stream for itself, so a writer reaches exactly the readers that read its
+variable: the edges of the model are those of the description.
+
+References:
+    Weiss et al. 2021 (RASP), arXiv:2106.06981; Lindner et al. 2023 (Tracr), arXiv:2301.05062.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from jaxtyping import Float
+
+from circuitlab.errors import ConfigError
+from circuitlab.parts import Kind, ModelSpec, Node, Reader, Slot
+
+TOKEN, POSITION = "token", "position"
+Matrix = Float[np.ndarray, "_ _"]
+Vector = Float[np.ndarray, " _"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Match:
+    """A term of a head's score: `weight[query value, key value]`, in nats."""
+
+    query: str
+    key: str
+    weight: Matrix
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Prefer:
+    """A term of a head's score that any query gives: `weight[key value]`, in nats."""
+
+    key: str
+    weight: Vector
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Attend:
+    """A head; without terms it attends to all visible tokens alike.
+
+    Attributes:
+        writes: The variable it writes.
+        value: The variable whose values it sums.
+        through: From a value to what is written of it, `[value, written]`.
+        score: Terms of the attention score.
+    """
+
+    writes: str
+    value: str
+    through: Matrix
+    score: tuple[Match | Prefer, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Apply:
+    """An MLP.
+
+    Attributes:
+        writes: The variable it writes.
+        reads: Variable -> weights into the neurons, `[value, neuron]`.
+        bias: Of the neurons.
+        out: From the neurons to what is written, `[neuron, written]`.
+        shift: What is written where no neuron is active.
+    """
+
+    writes: str
+    reads: Mapping[str, Matrix]
+    bias: Vector
+    out: Matrix
+    shift: Vector
+
+
+Operation = Attend | Apply
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Read:
+    """What one reader takes from one variable.
+
+    Attributes:
+        writes: The variable that is made of it; none for the logits.
+        writer: The node that writes the variable.
+        reader: Where it is read.
+        variable: The variable.
+        through: From its value to what the reader makes of it, `[value, _]`.
+    """
+
+    writes: str | None
+    writer: Node
+    reader: Reader
+    variable: str
+    through: Matrix
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Program:
+    """A whole model.
+
+    Attributes:
+        name: What it is called.
+        words: The vocabulary.
+        n_ctx: Longest prompt.
+        operations: In an order in which each reads what stands before it.
+        output: The variable that the logits are read from.
+        unembed: From its value to logits, `[value, word]`.
+        causal: Whether no token sees a later one.
+        placed: The node of every operation's variable; by default as early as what it reads allows.
+        nodes: The node that writes each variable.
+
+    Raises:
+        ConfigError: An operation reads a variable that nothing before it writes, or writes one twice.
+    """
+
+    name: str
+    words: tuple[str, ...]
+    n_ctx: int
+    operations: tuple[Operation, ...]
+    output: str
+    unembed: Matrix
+    causal: bool = True
+    placed: Mapping[str, Node] | None = None
+    nodes: Mapping[str, Node] = field(init=False)
+
+    def __post_init__(self) -> None:
+        known = {TOKEN, POSITION}
+        for operation in self.operations:
+            if missing := sorted({variable for _, variable, _ in _reads(operation)} - known):
+                raise ConfigError(f"{operation.writes!r} of {self.name!r} reads {missing}, which nothing writes yet.")
+            if operation.writes in known:
+                raise ConfigError(f"{operation.writes!r} of {self.name!r} is written twice.")
+            known.add(operation.writes)
+        if self.output not in known:
+            raise ConfigError(f"the logits of {self.name!r} read {self.output!r}, which nothing writes.")
+        inputs = dict.fromkeys((TOKEN, POSITION), Node(Kind.INPUT))
+        nodes = _placed(self.operations) if self.placed is None else inputs | dict(self.placed)
+        object.__setattr__(self, "nodes", nodes)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """How wide each variable is, in the order in which they stand in the stream."""
+        found = {TOKEN: len(self.words), POSITION: self.n_ctx}
+        for operation in self.operations:
+            found[operation.writes] = (operation.through if isinstance(operation, Attend) else operation.out).shape[1]
+        return found
+
+    def reads(self) -> Iterator[Read]:
+        """Everything that is read, operation by operation; last what the logits read."""
+        for operation in self.operations:
+            node = self.nodes[operation.writes]
+            for slot, variable, through in _reads(operation):
+                yield Read(
+                    writes=operation.writes,
+                    writer=self.nodes[variable],
+                    reader=Reader(node, slot),
+                    variable=variable,
+                    through=through,
+                )
+        yield Read(
+            writes=None,
+            writer=self.nodes[self.output],
+            reader=Reader(Node(Kind.LOGITS)),
+            variable=self.output,
+            through=self.unembed,
+        )
+
+    def spec(self, name: str, d_model: int, d_head: int) -> ModelSpec:
+        """The shape of the model: as many layers and heads as its nodes need."""
+        nodes = [node for node in self.nodes.values() if node.kind is not Kind.INPUT]
+        n_heads = 1 + max((node.head or 0 for node in nodes), default=0)
+        return ModelSpec(
+            name=name,
+            n_layers=1 + max((node.layer or 0 for node in nodes), default=0),
+            n_heads=n_heads,
+            n_kv_heads=n_heads,
+            d_model=d_model,
+            d_head=d_head,
+            d_vocab=len(self.words),
+            n_ctx=self.n_ctx,
+            has_mlp=any(node.kind is Kind.MLP for node in nodes),
+        )
+
+
+def _reads(operation: Operation) -> Iterator[tuple[Slot | None, str, Matrix]]:
+    """Slot, variable and what is made of its value; terms that read the same through one slot stand side by side."""
+    if isinstance(operation, Apply):
+        for variable, weight in operation.reads.items():
+            yield None, variable, weight
+        return
+    for slot in (Slot.Q, Slot.K):
+        found: dict[str, list[np.ndarray]] = {}
+        for term in operation.score:
+            if isinstance(term, Match) and slot is Slot.Q:
+                found.setdefault(term.query, []).append(term.weight)
+            elif isinstance(term, Match):
+                found.setdefault(term.key, []).append(term.weight.T)
+            elif slot is Slot.K:
+                found.setdefault(term.key, []).append(term.weight[:, None])
+        for variable, weights in found.items():
+            yield slot, variable, np.concatenate(weights, 1)
+    yield Slot.V, operation.value, operation.through
+
+
+def _placed(operations: tuple[Operation, ...]) -> dict[str, Node]:
+    """The node of every variable's writer: as early as what it reads allows, heads of a layer in order."""
+    nodes: dict[str, Node] = {TOKEN: Node(Kind.INPUT), POSITION: Node(Kind.INPUT)}
+    at: dict[str, int] = {TOKEN: -1, POSITION: -1}  # half-layers: attention is even, MLPs are odd
+    for operation in operations:
+        half = 1 + max(at[variable] for _, variable, _ in _reads(operation))
+        half += half % 2 != isinstance(operation, Apply)
+        taken = [node for variable, node in nodes.items() if at[variable] == half]
+        while isinstance(operation, Apply) and taken:
+            half += 2
+            taken = [node for variable, node in nodes.items() if at[variable] == half]
+        layer = half // 2
+        at[operation.writes] = half
+        nodes[operation.writes] = (
+            Node(Kind.MLP, layer) if isinstance(operation, Apply) else Node(Kind.HEAD, layer, len(taken))
+        )
+    return nodes

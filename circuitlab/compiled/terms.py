@@ -1,0 +1,58 @@
+"""Matrices that programs are written with: what matches what, tables, and steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from jaxtyping import Float
+
+from circuitlab.compiled.program import Apply, Match, Prefer
+
+# Between the tokens a head attends to and the others, in nats: what is left for each of the others is 5e-5.
+NATS = 10.0
+
+
+def equal(query: str, key: str, size: int, nats: float = NATS) -> Match:
+    """Attend where the key's value is the query's."""
+    return Match(query=query, key=key, weight=nats * np.eye(size))
+
+
+def related(query: str, key: str, size: int, wanted: Callable[[int], int], nats: float = NATS) -> Match:
+    """Attend where the key's value is a function of the query's; values outside of the range are cut to its ends."""
+    weight = np.zeros((size, size))
+    for value in range(size):
+        weight[value, min(max(wanted(value), 0), size - 1)] = nats
+    return Match(query=query, key=key, weight=weight)
+
+
+def prefer(key: str, size: int, values: Sequence[int], nats: float = NATS) -> Prefer:
+    """Attend to keys of these values."""
+    weight = np.zeros(size)
+    weight[list(values)] = nats
+    return Prefer(key=key, weight=weight)
+
+
+def selection(size: int, rows: Sequence[Sequence[int]]) -> Float[np.ndarray, "value written"]:
+    """A matrix that writes number i for the values in `rows[i]`."""
+    found = np.zeros((size, len(rows)))
+    for number, values in enumerate(rows):
+        found[list(values), number] = 1
+    return found
+
+
+def table(
+    writes: str, first: tuple[str, int], second: tuple[str, int], size: int, entry: Callable[[int, int], int | None]
+) -> Apply:
+    """An MLP that looks up one value for each pair of values of two variables; None writes nothing.
+
+    One neuron a pair: it is 1 where both have these values and 0 elsewhere.
+    """
+    (one, one_size), (other, other_size) = first, second
+    cells = [(i, j) for i in range(one_size) for j in range(other_size) if entry(i, j) is not None]
+    weights = {one: np.zeros((one_size, len(cells))), other: np.zeros((other_size, len(cells)))}
+    out = np.zeros((len(cells), size))
+    for number, (i, j) in enumerate(cells):
+        weights[one][i, number] = weights[other][j, number] = 1
+        out[number, entry(i, j)] = 1
+    return Apply(writes=writes, reads=weights, bias=np.full(len(cells), -1.0), out=out, shift=np.zeros(size))

@@ -1,0 +1,185 @@
+"""How well scores tell the edges of a known circuit from all others: AUROC and average precision.
+
+The universe is every edge of the model's graph, those of parts that do nothing included; folded, every pair of nodes
+with an edge, q, k and v taken together. Edges are ranked by absolute score, or by score. A ranking counts the smallest
+difference: scores of 1e-9 that rounding left are told apart. With `floor`, scores of at most this share of the largest
+count as 0 and tie.
+
+    AUROC              the share of pairs of a true and another edge in which the true one scores higher; a tie counts
+                       half. It is the area under the curve (false positive rate, true positive rate) over all
+                       thresholds, which starts at (0, 0), ends at (1, 1), and is straight where scores are equal.
+    average precision  the sum over thresholds of (recall gained) times (precision there); edges of equal score enter
+                       together.
+
+The interval is a bootstrap over edges, true and other ones resampled apart. It speaks of the choice of edges that the
+graph happens to have, not of the choice of prompts.
+
+References:
+    Hanley and McNeil 1982, Radiology 143:29 (AUROC as a Mann-Whitney statistic); Conmy et al. 2023, arXiv:2304.14997
+    (ROC of circuits against known ones).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from circuitlab.errors import ConfigError, GraphError
+from circuitlab.graphs.prune import real_edges
+from circuitlab.parts import Layout, ModelSpec
+from circuitlab.stats import CONFIDENCE, N_RESAMPLES
+
+# Resamples are made in parts, so that no more than so many numbers are in memory at once.
+NUMBERS_AT_ONCE = 2**22
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recovery:
+    """How well scores find the true edges.
+
+    Attributes:
+        auroc: Area under the receiver operating characteristic; 0.5 is chance.
+        auroc_interval: 95 % bootstrap interval over edges.
+        average_precision: Its chance level is `n_true / n_edges`.
+        average_precision_interval: 95 % bootstrap interval over edges.
+        n_true: True edges.
+        n_edges: Edges of the universe.
+        folded: Whether q, k and v edges of the same nodes count as one.
+    """
+
+    auroc: float
+    auroc_interval: tuple[float, float]
+    average_precision: float
+    average_precision_interval: tuple[float, float]
+    n_true: int
+    n_edges: int
+    folded: bool
+
+
+def recovery(
+    spec: ModelSpec,
+    scores: Float[np.ndarray, "writer reader"],
+    truth: Bool[np.ndarray, "writer reader"],
+    *,
+    signed: bool = False,
+    folded: bool = False,
+    floor: float = 0.0,
+    seed: int = 0,
+    n_resamples: int = N_RESAMPLES,
+) -> Recovery:
+    """Set scores against a known circuit.
+
+    Args:
+        spec: The model's shape.
+        scores: One score an edge.
+        truth: The true edges.
+        signed: Rank by score; else by its absolute value.
+        folded: Take q, k and v edges between the same nodes together: the highest of their scores, true if one is.
+        floor: Scores of at most this share of the largest in size count as 0.
+        seed: Of the intervals.
+        n_resamples: Of the intervals.
+
+    Raises:
+        GraphError: A matrix has the wrong shape, a score is not a number, or the truth holds no edge, or all.
+        ConfigError: The floor is not a share.
+    """
+    if not 0 <= floor < 1:
+        raise ConfigError(f"floor is {floor}; it is a share of the largest score, at least 0 and below 1.")
+    values, true = _universe(Layout.of(spec), scores, truth, signed, folded)
+    values = np.where(np.abs(values) <= floor * np.abs(values).max(), 0.0, values)
+    counts = np.ones((1, len(values)))
+    ends = _resampled(values, true, seed, n_resamples)
+    (area,), (precision,) = _judge(values, true, counts)
+    return Recovery(
+        auroc=float(area),
+        auroc_interval=ends[0],
+        average_precision=float(precision),
+        average_precision_interval=ends[1],
+        n_true=int(true.sum()),
+        n_edges=len(true),
+        folded=folded,
+    )
+
+
+def roc_curve(
+    scores: Float[np.ndarray, " edge"], true: Bool[np.ndarray, " edge"]
+) -> tuple[Float[np.ndarray, " point"], Float[np.ndarray, " point"]]:
+    """False and true positive rates over all thresholds, from (0, 0) to (1, 1); equal scores are one step."""
+    hits, others = _cumulated(scores, true, np.ones((1, len(scores))))
+    return others[0] / others[0, -1], hits[0] / hits[0, -1]
+
+
+def _universe(
+    layout: Layout, scores: np.ndarray, truth: np.ndarray, signed: bool, folded: bool
+) -> tuple[Float[np.ndarray, " edge"], Bool[np.ndarray, " edge"]]:
+    real = real_edges(layout)
+    for name, matrix in (("scores", scores), ("truth", truth)):
+        if matrix.shape != real.shape:
+            raise GraphError(
+                f"{name} has shape {matrix.shape}; model {layout.spec.name!r} has {real.shape} writers, readers."
+            )
+    if bool((truth & ~real).any()):
+        raise GraphError(f"the truth holds edges that model {layout.spec.name!r} does not have.")
+    if not np.isfinite(scores[real]).all():
+        raise GraphError("some edges have no score (NaN or infinite), so they cannot be ranked. Score every edge.")
+    keys = scores if signed else np.abs(scores)
+    if folded:
+        owners = np.array(layout.owners)
+        kept = [(real[:, owners == node].any(1), owners == node) for node in np.unique(owners)]
+        values = np.concatenate([np.where(real, keys, -np.inf)[rows][:, at].max(1) for rows, at in kept])
+        true = np.concatenate([truth[rows][:, at].any(1) for rows, at in kept])
+    else:
+        values, true = keys[real], truth[real]
+    if not true.any() or true.all():
+        raise GraphError(
+            f"the truth holds {int(true.sum())} of {len(true)} edges; a ranking needs true edges and others."
+        )
+    return values, true
+
+
+def _cumulated(
+    scores: np.ndarray, true: np.ndarray, counts: Float[np.ndarray, "resample edge"]
+) -> tuple[Float[np.ndarray, "resample point"], Float[np.ndarray, "resample point"]]:
+    """True and other edges at or above each threshold; the first threshold is above every score."""
+    order = np.argsort(-scores, kind="stable")
+    last = np.append(np.diff(scores[order]) != 0, True)
+
+    def up_to(weights: np.ndarray) -> np.ndarray:
+        total = weights[:, order].cumsum(1)[:, last]
+        return np.concatenate([np.zeros((len(total), 1)), total], 1)
+
+    return up_to(counts * true), up_to(counts * ~true)
+
+
+def _judge(
+    scores: np.ndarray, true: np.ndarray, counts: Float[np.ndarray, "resample edge"]
+) -> tuple[Float[np.ndarray, " resample"], Float[np.ndarray, " resample"]]:
+    """AUROC and average precision, each edge counted so many times."""
+    hits, others = _cumulated(scores, true, counts)
+    gained, passed = np.diff(hits), np.diff(others)
+    middle = (hits[:, 1:] + hits[:, :-1]) / 2
+    area = (passed * middle).sum(1) / (others[:, -1] * hits[:, -1])
+    named = hits[:, 1:] + others[:, 1:]
+    precision = np.divide(hits[:, 1:], named, out=np.zeros_like(named), where=named > 0)
+    return area, (gained * precision).sum(1) / hits[:, -1]
+
+
+def _resampled(
+    scores: np.ndarray, true: np.ndarray, seed: int, n_resamples: int
+) -> tuple[tuple[float, float], tuple[float, float]]:
+    rng = np.random.default_rng([seed, 3])
+    size = max(1, NUMBERS_AT_ONCE // len(scores))
+    found: list[tuple[np.ndarray, np.ndarray]] = []
+    for start in range(0, n_resamples, size):
+        n = min(size, n_resamples - start)
+        counts = np.zeros((n, len(scores)))
+        for group in (true, ~true):
+            many = int(group.sum())
+            counts[:, group] = rng.multinomial(many, np.full(many, 1 / many), size=n)
+        found.append(_judge(scores, true, counts))
+    tail = (1 - CONFIDENCE) / 2
+    ends = [np.quantile(np.concatenate(values), [tail, 1 - tail]) for values in zip(*found, strict=True)]
+    areas, precisions = ((float(low), float(high)) for low, high in ends)
+    return areas, precisions
