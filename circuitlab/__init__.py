@@ -48,6 +48,7 @@ _HOMES = {
     "UnknownNameError": "circuitlab.errors",
     "UnsupportedModelError": "circuitlab.errors",
     "cite": "circuitlab.data.citation",
+    "compare": "circuitlab.graphs.compare",
     "discover": "circuitlab.discovery.pipeline",
     "estimate_sweep": "circuitlab.patching.estimate",
     "evaluate": "circuitlab.evaluation.evaluate",
@@ -96,6 +97,7 @@ if TYPE_CHECKING:
     )
     from circuitlab.evaluation.evaluate import evaluate
     from circuitlab.graphs.circuit import Circuit, load_circuit
+    from circuitlab.graphs.compare import compare
     from circuitlab.metrics.base import Metric
     from circuitlab.models.load import load_model
     from circuitlab.parts import Edge, ModelSpec, Node, Reader

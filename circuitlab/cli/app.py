@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from circuitlab.cli import options as opt
+from circuitlab.cli.files import compare, convert
 from circuitlab.cli.sweep import sweep
 
 app = typer.Typer(
@@ -149,6 +150,10 @@ def evaluate(
             reference=pairs.discovery if ablation in MEANS else None, seed=seed, n_random=n_random, progress=report,
         )  # fmt: skip
     results.show_evaluation(f"{circuit} on {wanted.label}, model {model}", found, json=json)
+
+
+app.command()(compare)
+app.command()(convert)
 
 
 @app.command()

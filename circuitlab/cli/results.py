@@ -13,10 +13,13 @@ if TYPE_CHECKING:
     from circuitlab.discovery.pipeline import Run
     from circuitlab.discovery.reproduce import Reproduction
     from circuitlab.evaluation.evaluate import Evaluation
+    from circuitlab.graphs.compare import Comparison
+    from circuitlab.parts import Edge
     from circuitlab.patching.estimate import Estimate
     from circuitlab.patching.grid import Grid
 
 SMALLEST_P = 0.001
+FEW_EDGES = 5  # of a comparison, printed; all of them are in --json
 TOP_CELLS = 10  # of a sweep, printed; all of them are in the CSV and in --json
 
 
@@ -48,6 +51,38 @@ def show_evaluation(title: str, found: "Evaluation", *, json: bool) -> None:
         display.print_json({"title": title, **found.to_record()})
     else:
         display.print_facts(title, _facts(found))
+
+
+def show_comparison(found: "Comparison", *, drawing: str | None, json: bool) -> None:
+    """How alike two circuits are."""
+    if json:
+        display.print_json({**found.to_record(), "drawing": drawing})
+        return
+    a, b = found.names
+    sizes = [f"{circuit.n_edges:,} edges, {len(circuit.nodes)} nodes" for circuit in (found.first, found.second)]
+    alone = {a: found.only_first, b: found.only_second}
+    display.print_facts(
+        f"{a} and {b}",
+        [
+            (a, sizes[0]),
+            (b, sizes[1]),
+            ("shared", f"{len(found.shared):,} edges"),
+            *((f"only {name}", f"{len(edges):,} edges{_first_few(edges)}") for name, edges in alone.items()),
+            ("jaccard", f"edges {number(found.jaccard_edges)}, nodes {number(found.jaccard_nodes)}"),
+            (
+                "scores",
+                f"Spearman {number(found.spearman)}, Kendall {number(found.kendall)}, Spearman of absolute scores "
+                f"{number(found.spearman_absolute)} over {found.n_ranked:,} edges",
+            ),
+        ],
+    )
+    if drawing:
+        display.print_line(f"drawing: {drawing}")
+
+
+def _first_few(edges: "Sequence[Edge]") -> str:
+    names = ", ".join(edge.name for edge in edges[:FEW_EDGES])
+    return f": {names}{', ...' if len(edges) > FEW_EDGES else ''}" if edges else ""
 
 
 def show_grids(grids: Mapping[str, "Grid"], *, folder: str | None, json: bool, correction: str | None = None) -> None:

@@ -109,3 +109,9 @@ def check_circuit(circuit: Circuit, model: Model) -> None:
         raise GraphError(
             f"the circuit is of model {circuit.spec.name!r}, whose graph is not that of {model.spec.name!r}."
         )
+    if (split := circuit.node_parts.split(circuit.mask)).any():
+        name = circuit.layout.writers[int(split.argmax())].name
+        raise GraphError(
+            f"the circuit keeps only some neurons of {int(split.sum())} nodes ({name} among them), which is not run "
+            "here. To judge its edges with whole nodes, give circuit.with_mask(circuit.mask)."
+        )
