@@ -60,7 +60,9 @@ _HOMES = {
     "reproduce": "circuitlab.discovery.reproduce",
     "score_edges": "circuitlab.discovery.scoring",
     "select": "circuitlab.discovery.selection",
+    "stability": "circuitlab.discovery.stability",
     "sweep": "circuitlab.patching.sweep",
+    "test_circuit": "circuitlab.evaluation.hypotheses.battery",
     "write_report": "circuitlab.report.page",
 }
 __all__ = sorted([*_HOMES, "__version__"])  # pyright: ignore[reportUnsupportedDunderAll]
@@ -76,6 +78,7 @@ if TYPE_CHECKING:
     from circuitlab.discovery.reproduce import reproduce
     from circuitlab.discovery.scoring import score_edges
     from circuitlab.discovery.selection import select
+    from circuitlab.discovery.stability import stability
     from circuitlab.errors import (
         CircuitLabError,
         ConfigError,
@@ -96,6 +99,7 @@ if TYPE_CHECKING:
         UnsupportedModelError,
     )
     from circuitlab.evaluation.evaluate import evaluate
+    from circuitlab.evaluation.hypotheses.battery import test_circuit
     from circuitlab.graphs.circuit import Circuit, load_circuit
     from circuitlab.graphs.compare import compare
     from circuitlab.metrics.base import Metric

@@ -277,13 +277,14 @@ def draw_stability(
 def _draw_edges(axes: Axes, scene: _Scene, looks: Looks | None) -> None:
     """Source by source, weak ones first: each source's lines stand on a white casing, so that crossings show."""
     by_source: dict[str, list[DrawnEdge]] = {}
-    for edge in sorted(scene.edges, key=lambda edge: (edge.strength, edge.name)):
+    look_of = {e.name: _by_score(e, scene.strongest) if looks is None else looks.of(e) for e in scene.edges}
+    for edge in sorted(scene.edges, key=lambda edge: (look_of[edge.name].order, edge.strength, edge.name)):
         by_source.setdefault(edge.source, []).append(edge)
     order = sorted(by_source, key=lambda name: (by_source[name][-1].strength, name))
     for depth, source in enumerate(order):
         for edge in by_source[source]:
             curve = _curve(scene, edge)
-            look = _by_score(edge, scene.strongest) if looks is None else looks.of(edge)
+            look = look_of[edge.name]
             casing = PathPatch(curve, fill=False, edgecolor=PAPER, linewidth=look.width + _CASING, capstyle="butt")
             line = PathPatch(
                 curve, fill=False, edgecolor=look.colour, linewidth=look.width, linestyle=look.dashes, capstyle="butt",

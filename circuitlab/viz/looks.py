@@ -21,11 +21,12 @@ OFTEN = ((0.8, SOLID, 1.0), (0.5, DASHED, 0.85), (0.0, DOTTED, 0.7))
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """How one line is drawn: its colour, its width in points and its dashes."""
+    """How one line is drawn: its colour, its width in points, its dashes, and which of two lines is on top."""
 
     colour: Colour
     width: float
     dashes: Dashes = SOLID
+    order: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +51,7 @@ def by_owner(owners: Mapping[str, str], names: tuple[str, str]) -> Looks:
         owners: Name of the edge -> "both", "first" or "second".
         names: What the two circuits are called.
     """
-    looks = {"both": Look(INK, 1.5), "first": Look(FIRST, 1.5), "second": Look(SECOND, 1.5, DASHED)}
+    looks = {"both": Look(INK, 1.5, order=1.0), "first": Look(FIRST, 1.5), "second": Look(SECOND, 1.5, DASHED)}
     counts = {owner: list(owners.values()).count(owner) for owner in looks}
     words = {"both": "both", "first": f"only {names[0]}", "second": f"only {names[1]}"}
     key = [(look, f"{words[owner]} ({counts[owner]:,})") for owner, look in looks.items()]
@@ -69,9 +70,9 @@ def by_frequency(frequency: Mapping[str, float], outside: frozenset[str]) -> Loo
         share = frequency[edge.name]
         dashes, strength = next((d, s) for low, d, s in OFTEN if share >= low)
         colour = UNKNOWN if edge.name in outside else sign_colour(edge.score)
-        return Look(mixed(colour, strength), 0.6 + 1.6 * share, dashes)
+        return Look(mixed(colour, strength), 0.6 + 1.6 * share, dashes, order=share)
 
-    samples = ((1.0, "always"), (0.8, "in 80 % or more"), (0.5, "in 50 to 80 %"), (0.25, "more rarely"))
+    samples = ((1.0, "in 80 % or more"), (0.65, "in 50 to 80 %"), (0.25, "more rarely"))
     key = [
         (Look(INK, 0.6 + 1.6 * share, next(d for low, d, _ in OFTEN if share >= low)), word) for share, word in samples
     ]
