@@ -1,6 +1,7 @@
 """What an evaluation says, taken apart: each number once more, from its definition."""
 
 import json
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -28,6 +29,7 @@ from circuitlab.evaluation.areas import (
 from circuitlab.evaluation.completeness import knockouts
 from circuitlab.evaluation.curve import overshoots
 from circuitlab.evaluation.judge import Judge
+from circuitlab.graphs.node_parts import NodeParts
 from circuitlab.graphs.prune import prune, real_edges
 from circuitlab.graphs.random import random_circuit
 from circuitlab.metrics import resolve
@@ -181,8 +183,6 @@ class TestTheCircuit:
         assert pruned.circuit != pytest.approx(expected, abs=1e-3)
 
     def test_a_model_of_the_same_shape_will_do(self, circuit, held_out):
-        from dataclasses import replace
-
         renamed = replace(circuit, spec=replace(circuit.spec, name="read from a file", d_vocab=7, n_ctx=9))
         assert quick(load("gpt2"), renamed, held_out, n_random=0).n_edges == circuit.n_edges
 
@@ -323,6 +323,29 @@ class TestCurve:
 
     def test_sizes_are_cut_to_whole_numbers(self):
         assert mib_sizes(32_491) == (32, 64, 162, 324, 649, 1624, 3249, 6498, 16245, 32491)
+
+    def test_an_edge_without_a_score_is_kept_at_every_size(self, circuit, held_out):
+        """As EAP-IG ranks NaN. The twin: a bare list of edges has no curve at all."""
+        scores = circuit.scores.copy()
+        scores[0, -1] = np.nan
+        found = quick(load("gpt2"), Circuit(spec=circuit.spec, mask=circuit.mask.copy(), scores=scores), held_out)
+        assert [p.n_edges for p in found.curve if p.n_edges_nominal == 1] == [1], "input->logits connects by itself"
+        listed = np.where(circuit.mask, np.nan, 0.0)
+        bare = quick(load("gpt2"), Circuit(spec=circuit.spec, mask=circuit.mask.copy(), scores=listed), held_out)
+        assert bare.curve == ()
+
+    def test_some_neurons_are_not_run_as_if_they_were_all(self, circuit, held_out):
+        neurons = np.ones((len(circuit.layout.writers), 32), dtype=bool)
+        for row, told in ((int(circuit.mask.any(1).argmax()), True), (None, False)):
+            if row is not None:
+                neurons[row, 3] = False
+            given = replace(circuit, node_parts=NodeParts(neurons=neurons))
+            if told:
+                with pytest.raises(GraphError, match="keeps only some neurons of 1 nodes"):
+                    quick(load("gpt2"), given, held_out)
+                neurons[row, 3] = True
+            else:
+                assert quick(load("gpt2"), given, held_out, n_random=0).n_edges == circuit.n_edges
 
     @pytest.mark.parametrize("nothing", [0.0, float("nan")])
     def test_a_circuit_without_scores_has_none(self, circuit, held_out, nothing):

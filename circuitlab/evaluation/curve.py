@@ -25,10 +25,11 @@ Curve = tuple[CurvePoint, ...]
 def curves(judge: Judge, circuit: Circuit) -> tuple[Curve, Curve]:
     """Faithfulness at MIB's sizes, edges ranked by absolute and by signed score; empty without scores.
 
-    A circuit has scores if every edge has one and they are not all 0.
+    An edge without a score (NaN) counts as the best of all, as in EAP-IG: what was not scored is kept. A circuit has no
+    scores if those of its graph are all 0 or NaN.
     """
-    real = real_edges(circuit.layout)
-    if not np.isfinite(circuit.scores[real]).all() or not circuit.scores[real].any():
+    given = circuit.scores[real_edges(circuit.layout)]
+    if not given[np.isfinite(given)].any():
         return (), ()
     sizes = mib_sizes(circuit.layout.n_edges)
     masks = np.concatenate([_top(circuit, keys, sizes) for keys in (np.abs(circuit.scores), circuit.scores)])
@@ -75,5 +76,5 @@ def _top(
     circuit: Circuit, keys: Float[np.ndarray, "writer reader"], sizes: Sequence[int]
 ) -> Bool[np.ndarray, "size writer reader"]:
     """Top edges by key at each size, pruned."""
-    order = ranked_edges(keys, circuit.layout)
+    order = ranked_edges(np.where(np.isnan(keys), np.inf, keys), circuit.layout)
     return np.stack([prune(mask_of(order[:size], circuit.layout), circuit.layout) for size in sizes])
