@@ -418,6 +418,11 @@ class TestMinimality:
         assert result.to_record()["minimality"][3]["effect"] == found.effect[3]
         assert list(found.to_frame().columns) == ["edge", "effect", "ci_low", "ci_high"]
 
+    def test_in_parts_it_is_the_same(self, result, circuit, held_out, monkeypatch):
+        monkeypatch.setattr("circuitlab.evaluation.minimality.MASKED_AT_ONCE", 7 * circuit.mask.size)
+        packed = evaluate(load("gpt2"), circuit, held_out, n_random=0, n_knockouts=0).minimality
+        assert packed.effect == pytest.approx(result.minimality.effect, abs=1e-12)
+
     def test_an_edge_that_hangs_is_dispensable(self, circuit, held_out):
         """An edge into a head that nothing hears changes nothing: the one way to be sure of 0."""
         head, mask = circuit.layout.writers[1], circuit.mask.copy()

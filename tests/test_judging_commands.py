@@ -70,7 +70,7 @@ def test_hypothesis_tests_on_the_command_line(run, capsys):
         assert words in shown
     assert main(["evaluate", str(run), *asked, "--json"]) == 0
     record = json.loads(capsys.readouterr().out)["hypothesis_tests"]
-    assert [test["name"] for test in record["tests"]][0] == "equivalence"
+    assert record["tests"][0]["name"] == "equivalence"
     assert len(record["edges"]) == load_circuit(run).n_edges
 
 

@@ -25,7 +25,7 @@ from circuitlab.report.figures import inline_svg
 from circuitlab.report.findings import caveats, headline, random_sentence
 from circuitlab.report.folder import read_run
 from circuitlab.report.markup import NONE, counted, element, interval, joined, number, percent, significant
-from circuitlab.report.page import page
+from circuitlab.report.page import page as whole_page
 from circuitlab.report.prompts import shown_pair
 from circuitlab.viz import draw_circuit, figure_bytes, grid_from_frame, heatmap, save_figure
 
@@ -461,48 +461,50 @@ class TestDamage:
             write_report(tmp_path / "nowhere")
 
 
+MEASURED = {
+    "completeness": {
+        "complement_faithfulness": 0.0314, "incompleteness": 0.052, "incompleteness_max": 0.211,
+        "knockouts": [{"n_edges": 3, "faithfulness_circuit": 0.5, "faithfulness_model": 0.6}] * 7,
+    },
+    "minimality": [
+        {"edge": "input->a0.h0<q>", "effect": 0.4, "ci": [0.3, 0.5]},
+        {"edge": "m0->logits", "effect": -0.02, "ci": [-0.05, 0.01]},
+    ],
+    "smallest_sufficient": {"at_least": 0.9, "n_edges": 17, "n_edges_nominal": 20, "faithfulness": 0.91},
+    "overshoot": True, "cpr_log": 0.712, "cmd_log": 0.288,
+}  # fmt: skip
+REPEATED = {
+    "n": 100, "jaccard_mean": 0.8134, "jaccard_cv": 0.129, "jaccard_to_circuit": 0.88,
+    "n_edges": {"circuit": 21, "min": 19, "max": 28, "median": 21.5}, "n_edges_ever": 30, "n_edges_always": 17,
+}  # fmt: skip
+
+
 class TestTrust:
     """What a run knows beside its faithfulness: completeness, minimality, stability."""
 
-    EVALUATION = {
-        "completeness": {
-            "complement_faithfulness": 0.0314, "incompleteness": 0.052, "incompleteness_max": 0.211,
-            "knockouts": [{"n_edges": 3, "faithfulness_circuit": 0.5, "faithfulness_model": 0.6}] * 7,
-        },
-        "minimality": [
-            {"edge": "input->a0.h0<q>", "effect": 0.4, "ci": [0.3, 0.5]},
-            {"edge": "m0->logits", "effect": -0.02, "ci": [-0.05, 0.01]},
-        ],
-        "smallest_sufficient": {"at_least": 0.9, "n_edges": 17, "n_edges_nominal": 20, "faithfulness": 0.91},
-        "overshoot": True, "cpr_log": 0.712, "cmd_log": 0.288,
-    }  # fmt: skip
-    STABILITY = {
-        "n": 100, "jaccard_mean": 0.8134, "jaccard_cv": 0.129, "jaccard_to_circuit": 0.88,
-        "n_edges": {"circuit": 21, "min": 19, "max": 28, "median": 21.5}, "n_edges_ever": 30, "n_edges_always": 17,
-    }  # fmt: skip
-
     def test_it_is_told_where_it_was_measured(self, tmp_path):
         run = read_run(write_run(tmp_path / "run"))
-        run = replace(run, evaluation={**run.evaluation, **self.EVALUATION}, stability=self.STABILITY)
-        text = page(run)
+        run = replace(run, evaluation={**run.evaluation, **MEASURED}, stability=REPEATED)
+        text = whole_page(run)
         for words in (
             "0.031 faithful", "differ by 0.052 on average, 0.211 at most (7 random parts out)", "For 1 of 2 edges",
             "m0-&gt;logits", "17 edges by score", "yes: a circuit does more than the whole model", "0.712", "0.288",
             "100 bootstrap resamples", "0.813 between two of them", "0.129", "19 to 28", "17 of 30",
         ):  # fmt: skip
             assert words in text, words
-        assert text.index("m0-&gt;logits</code></td><td") < text.index("input-&gt;a0.h0&lt;q&gt;</code></td><td")
+        least = text[text.index("without this edge") :]
+        assert least.index("m0-&gt;logits") < least.index("input-&gt;a0.h0&lt;q&gt;")
 
     def test_and_left_out_where_it_was_not(self, tmp_path):
-        text = page(read_run(write_run(tmp_path / "run")))
+        text = whole_page(read_run(write_run(tmp_path / "run")))
         for words in ("nothing but it", "same circuit?", "smallest with 0.9", "overshoot"):
             assert words not in text
 
     def test_the_drawing_stands_in_the_page(self, tmp_path):
-        run = replace(read_run(write_run(tmp_path / "run")), stability=self.STABILITY)
+        run = replace(read_run(write_run(tmp_path / "run")), stability=REPEATED)
         png = figure_bytes(draw_circuit(run.nodes, run.edges), "png")
-        assert text_of(png) in page(replace(run, stability_png=png))
-        assert text_of(png) not in page(run)
+        assert text_of(png) in whole_page(replace(run, stability_png=png))
+        assert text_of(png) not in whole_page(run)
 
     def test_a_damaged_drawing_is_told(self, tmp_path):
         folder = write_run(tmp_path / "run")

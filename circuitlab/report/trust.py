@@ -25,11 +25,11 @@ def completeness(run: RunFolder) -> Html | None:
         element("h2", "Is it all of it, and nothing but it?"),
         facts(
             (
-                ("the model without the circuit", f"{number(found.get('complement_faithfulness'))} faithful"),
+                ("the model without the circuit", f"{number(found.get('complement_faithfulness'), 3)} faithful"),
                 (
                     "under the same knockouts",
-                    f"circuit and model differ by {number(found.get('incompleteness'))} on average, "
-                    f"{number(found.get('incompleteness_max'))} at most ({counted(len(parts), 'random part')} out)"
+                    f"circuit and model differ by {number(found.get('incompleteness'), 3)} on average, "
+                    f"{number(found.get('incompleteness_max'), 3)} at most ({counted(len(parts), 'random part')} out)"
                     if parts
                     else "",
                 ),
@@ -53,7 +53,10 @@ def _least_needed(edges: Sequence[Mapping[str, Any]]) -> Html:
         f"Minimal: without an edge the circuit's faithfulness should fall. For {idle} of "
         f"{counted(len(edges), 'edge')} the interval reaches 0 or below. Those missed least:"
     )
-    rows = [(element("code", edge["edge"]), number(edge["effect"]), interval(edge["ci"])) for edge in ranked[:_N_EDGES]]
+    rows = [
+        (element("code", edge["edge"]), number(edge["effect"], 3), interval(edge["ci"], 3))
+        for edge in ranked[:_N_EDGES]
+    ]
     return joined(
         element("p", words, class_="note"),
         table(("without this edge", "faithfulness lost", ""), rows, numbers=(1, 2), name="minimality"),
@@ -69,9 +72,9 @@ def stability(run: RunFolder) -> Html | None:
     ever, always = found.get("n_edges_ever"), found.get("n_edges_always")
     lines = [
         ("repetitions", f"{found.get('n', 0):,} bootstrap resamples of the discovery pairs"),
-        ("mean Jaccard index", f"{number(found.get('jaccard_mean'))} between two of them"),
-        ("coefficient of variation", number(found.get("jaccard_cv"))),
-        ("with this circuit", number(found.get("jaccard_to_circuit"))),
+        ("mean Jaccard index", f"{number(found.get('jaccard_mean'), 3)} between two of them"),
+        ("coefficient of variation", number(found.get("jaccard_cv"), 3)),
+        ("with this circuit", number(found.get("jaccard_to_circuit"), 3)),
         ("edges", f"{sizes.get('min'):,} to {sizes.get('max'):,}" if sizes else ""),
         ("chosen always", f"{always:,} of {ever:,} that were ever chosen ({percent(always / ever)})" if ever else ""),
     ]

@@ -34,10 +34,10 @@ from circuitlab.evaluation.hypotheses.quantile import QUANTILE
 from circuitlab.evaluation.hypotheses.result import EdgeTests, TestResult
 from circuitlab.evaluation.hypotheses.sufficiency import sufficiency_test
 from circuitlab.evaluation.judge import Judge
+from circuitlab.evaluation.minimality import without_each
 from circuitlab.graphs.circuit import Circuit
 from circuitlab.graphs.prune import real_edges
 from circuitlab.graphs.random import random_circuit
-from circuitlab.graphs.ranking import edge_places
 from circuitlab.metrics import Metric
 from circuitlab.metrics.base import MetricFunction
 from circuitlab.models.protocol import Model
@@ -149,16 +149,12 @@ def test_circuit(
     whole, own, rest = judge.clean, *judge.values(np.stack([circuit.mask, real & ~circuit.mask]), "circuit")
     rng = np.random.default_rng([seed, 10])
     chance = np.stack([random_circuit(layout, circuit.n_edges, rng) for _ in range(n_random)])
-    places = [(row, column) for row, column in edge_places(layout).tolist() if circuit.mask[row, column]]
-    smaller = np.repeat(circuit.mask[None], len(places), axis=0)
-    for mask, place in zip(smaller, places, strict=True):
-        mask[place] = False
     larger = inflated(circuit.mask, layout, n_random, np.random.default_rng([seed, 12]))
     assert larger is not None, "a circuit without all edges leaves a path that brings one"
     random_effects = np.abs(judge.values(larger.whole, "inflated") - judge.values(larger.without, "inflated")).mean(1)
     minimal, edges = minimality_test(
         tuple(edge for edge, _ in circuit.edges()),
-        np.abs(own - judge.values(smaller, "minimality")).mean(1),
+        np.abs(own - without_each(judge, circuit)).mean(1),
         random_effects,
         correction,
         quantile,
