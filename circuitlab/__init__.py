@@ -49,6 +49,7 @@ _HOMES = {
     "UnknownNameError": "circuitlab.errors",
     "UnsupportedModelError": "circuitlab.errors",
     "cite": "circuitlab.data.citation",
+    "compare": "circuitlab.graphs.compare",
     "compile_model": "circuitlab.compiled.build",
     "compiled_models": "circuitlab.compiled.build",
     "discover": "circuitlab.discovery.pipeline",
@@ -65,7 +66,9 @@ _HOMES = {
     "score_edges": "circuitlab.discovery.scoring",
     "score_nodes": "circuitlab.discovery.scoring",
     "select": "circuitlab.discovery.selection",
+    "stability": "circuitlab.discovery.stability",
     "sweep": "circuitlab.patching.sweep",
+    "test_circuit": "circuitlab.evaluation.hypotheses.battery",
     "write_report": "circuitlab.report.page",
 }
 __all__ = sorted([*_HOMES, "__version__"])  # pyright: ignore[reportUnsupportedDunderAll]
@@ -83,6 +86,7 @@ if TYPE_CHECKING:
     from circuitlab.discovery.reproduce import reproduce
     from circuitlab.discovery.scoring import score_edges, score_nodes
     from circuitlab.discovery.selection import select
+    from circuitlab.discovery.stability import stability
     from circuitlab.errors import (
         CircuitLabError,
         ConfigError,
@@ -103,8 +107,10 @@ if TYPE_CHECKING:
         UnsupportedModelError,
     )
     from circuitlab.evaluation.evaluate import evaluate
+    from circuitlab.evaluation.hypotheses.battery import test_circuit
     from circuitlab.evaluation.truth import recovery
     from circuitlab.graphs.circuit import Circuit, load_circuit
+    from circuitlab.graphs.compare import compare
     from circuitlab.metrics.base import Metric
     from circuitlab.models.load import load_model
     from circuitlab.parts import Edge, ModelSpec, Node, Reader

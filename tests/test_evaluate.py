@@ -1,6 +1,8 @@
 """What an evaluation says, taken apart: each number once more, from its definition."""
 
 import json
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,15 +16,31 @@ from circuitlab.data.pairs import PairSet
 from circuitlab.discovery.scores import EdgeScores
 from circuitlab.errors import ConfigError, GraphError, MetricError, UnknownNameError
 from circuitlab.evaluation import evaluate as module
-from circuitlab.evaluation.areas import MIB_SHARES, cmd, cpr, mib_sizes
+from circuitlab.evaluation.areas import (
+    MIB_SHARES,
+    Areas,
+    CurvePoint,
+    cmd,
+    cmd_achieved,
+    cpr,
+    cpr_achieved,
+    mib_sizes,
+)
+from circuitlab.evaluation.completeness import knockouts
+from circuitlab.evaluation.curve import overshoots
+from circuitlab.evaluation.judge import Judge
+from circuitlab.graphs.node_parts import NodeParts
 from circuitlab.graphs.prune import prune, real_edges
+from circuitlab.graphs.random import random_circuit
 from circuitlab.metrics import resolve
-from circuitlab.parts import Layout
+from circuitlab.parts import Edge, Layout
 from circuitlab.patching.baseline import record_baseline
 from circuitlab.patching.circuit_metric import circuit_values, prepare
 from circuitlab.patching.circuits import run_circuits
 
 METRIC = resolve("logit_diff")
+# Without what most of these tests do not ask about.
+quick = partial(evaluate, n_knockouts=0, minimality=False)
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +92,7 @@ class TestFaithfulness:
         assert low < result.faithfulness < high
 
     def test_the_whole_graph_is_the_model(self, scores, held_out):
-        whole = evaluate(load("gpt2"), scores.circuit(real_edges(scores.layout)), held_out, n_random=2)
+        whole = quick(load("gpt2"), scores.circuit(real_edges(scores.layout)), held_out, n_random=2)
         assert whole.faithfulness == pytest.approx(1, abs=1e-9)
         assert whole.interval == pytest.approx((1, 1), abs=1e-9)
         assert whole.kl == pytest.approx(0, abs=1e-9)
@@ -83,7 +101,7 @@ class TestFaithfulness:
         assert (whole.n_edges, whole.n_nodes) == (whole.n_edges_total, 12)
 
     def test_nothing_is_the_corrupted_run(self, scores, held_out):
-        nothing = evaluate(load("gpt2"), scores.circuit(np.zeros_like(scores.values, dtype=bool)), held_out)
+        nothing = quick(load("gpt2"), scores.circuit(np.zeros_like(scores.values, dtype=bool)), held_out)
         assert nothing.faithfulness == 0
         assert nothing.kl > 0
         assert nothing.random == ()
@@ -91,7 +109,7 @@ class TestFaithfulness:
 
     def test_other_metrics(self, circuit, held_out):
         for metric in ("log_prob", "kl"):
-            found = evaluate(load("gpt2"), circuit, held_out, metric=metric, n_random=0)
+            found = quick(load("gpt2"), circuit, held_out, metric=metric, n_random=0)
             own = values(circuit, held_out, metric)
             clean, corrupt = prepare(load("gpt2"), held_out).gaps(resolve(metric))
             assert found.metric == metric
@@ -120,20 +138,20 @@ class TestFaithfulness:
         batch = PairBatch.from_tokens(
             held_out.clean, held_out.corrupt, first, (first + 1) % 300, answer_at=held_out.answer_at
         )
-        found = evaluate(load("gpt2"), circuit, batch, n_random=0)
+        found = quick(load("gpt2"), circuit, batch, n_random=0)
         assert found.accuracy_model == 1
         assert found.accuracy_circuit < 1
 
     def test_prompts_of_different_length_are_each_as_if_alone(self, circuit):
         mixed = mixed_pairs()
-        together = evaluate(load("gpt2"), circuit, mixed, n_random=0)
+        together = quick(load("gpt2"), circuit, mixed, n_random=0)
         for place, pair in enumerate(mixed):
             alone = values(circuit, PairSet((pair,)))
             assert together.circuit[place] == pytest.approx(alone[0], abs=1e-10)
             assert together.clean[place] == pytest.approx(prepare(load("gpt2"), PairSet((pair,))).gaps(METRIC)[0][0])
 
     def test_the_budget_changes_nothing(self, result, circuit, held_out):
-        packed = evaluate(load("gpt2"), circuit, held_out, budget=200_000)
+        packed = quick(load("gpt2"), circuit, held_out, budget=200_000)
         assert packed.circuit == pytest.approx(result.circuit)
         assert packed.random == pytest.approx(result.random)
         assert [p.faithfulness for p in packed.curve] == pytest.approx([p.faithfulness for p in result.curve])
@@ -142,7 +160,7 @@ class TestFaithfulness:
 class TestTheCircuit:
     def test_it_is_not_changed(self, circuit, held_out):
         mask, given = circuit.mask.copy(), circuit.scores.copy()
-        evaluate(load("gpt2"), circuit, held_out)
+        quick(load("gpt2"), circuit, held_out)
         assert (circuit.mask == mask).all()
         assert (circuit.scores == given).all()
 
@@ -150,7 +168,7 @@ class TestTheCircuit:
         """Not pruned on the way, as published code does: 40 edges stay 40, whether they connect or not."""
         loose = scores.circuit(scores.top(40))
         assert loose.pruned().n_edges < 40
-        found = evaluate(load("gpt2"), loose, held_out, n_random=0)
+        found = quick(load("gpt2"), loose, held_out, n_random=0)
         assert found.n_edges == 40
         assert found.n_nodes == len(loose.nodes)
 
@@ -159,16 +177,14 @@ class TestTheCircuit:
         model, batch = load("gemma2"), pairs()
         scores = score_edges(model, batch)
         loose = scores.circuit(scores.top(30))
-        found, pruned = (evaluate(model, c, batch, n_random=0) for c in (loose, loose.pruned()))
+        found, pruned = (quick(model, c, batch, n_random=0) for c in (loose, loose.pruned()))
         expected = circuit_values(model, prepare(model, batch), loose.mask[None], [METRIC])["logit_diff"][0]
         assert found.circuit == pytest.approx(expected)
         assert pruned.circuit != pytest.approx(expected, abs=1e-3)
 
     def test_a_model_of_the_same_shape_will_do(self, circuit, held_out):
-        from dataclasses import replace
-
         renamed = replace(circuit, spec=replace(circuit.spec, name="read from a file", d_vocab=7, n_ctx=9))
-        assert evaluate(load("gpt2"), renamed, held_out, n_random=0).n_edges == circuit.n_edges
+        assert quick(load("gpt2"), renamed, held_out, n_random=0).n_edges == circuit.n_edges
 
 
 class TestRandomCircuits:
@@ -181,33 +197,31 @@ class TestRandomCircuits:
 
         real = module.random_circuit
         monkeypatch.setattr(module, "random_circuit", spy)
-        found = evaluate(load("gpt2"), circuit, held_out)
+        found = quick(load("gpt2"), circuit, held_out)
         assert len(found.random) == len(drawn) == 20
         layout = circuit.layout
         assert {int(mask.sum()) for mask in drawn} == {circuit.n_edges}
         assert all((prune(mask, layout) == mask).all() for mask in drawn)
         assert len({mask.tobytes() for mask in drawn}) == 20
-        apart = [
-            evaluate(load("gpt2"), circuit.with_mask(mask), held_out, n_random=0).faithfulness for mask in drawn[:3]
-        ]
+        apart = [quick(load("gpt2"), circuit.with_mask(mask), held_out, n_random=0).faithfulness for mask in drawn[:3]]
         assert found.random[:3] == pytest.approx(apart)
 
     def test_the_seed_decides(self, circuit, held_out, result):
-        again, other = (evaluate(load("gpt2"), circuit, held_out, n_random=5, seed=seed) for seed in (0, 1))
-        assert again.random == result.random[:5]
+        again, other = (quick(load("gpt2"), circuit, held_out, n_random=5, seed=seed) for seed in (0, 1))
+        assert again.random == pytest.approx(result.random[:5])
         assert other.random != again.random
         assert other.faithfulness == again.faithfulness
         assert other.interval != again.interval
 
     @pytest.mark.parametrize("n_random", [0, 1, 7])
     def test_as_many_as_asked_for(self, circuit, held_out, n_random):
-        assert len(evaluate(load("gpt2"), circuit, held_out, n_random=n_random).random) == n_random
+        assert len(quick(load("gpt2"), circuit, held_out, n_random=n_random).random) == n_random
 
     def test_they_do_worse_than_the_circuit(self, scores, held_out):
         """On the very prompts it was chosen on; the point of the baseline."""
         batch = pairs(n=6)
         chosen = select(load("gpt2"), scores, batch, 0.8)
-        found = evaluate(load("gpt2"), chosen, batch)
+        found = quick(load("gpt2"), chosen, batch)
         assert abs(1 - found.faithfulness) <= 0.2
         assert np.median(np.abs(1 - np.array(found.random))) > abs(1 - found.faithfulness)
 
@@ -246,18 +260,179 @@ class TestCurve:
         assert cpr(faithfulness) == pytest.approx(performance, abs=5e-4)
         assert cmd(faithfulness) == pytest.approx(distance, abs=1e-3)
 
+    def test_the_same_anchors_over_achieved_sizes_and_on_a_logarithmic_axis(self):
+        def areas(faithfulness: list[float]) -> Areas:
+            points = [
+                CurvePoint(int(1000 * share), int(1000 * share), f)
+                for share, f in zip(MIB_SHARES, faithfulness, strict=True)
+            ]
+            return Areas.of(points, points, 1000)
+
+        nothing, linear, perfect = areas([0.0] * 9 + [1.0]), areas(list(MIB_SHARES)), areas([1.0] * 10)
+        half = np.log(2) / np.log(1000) / 2  # only the last piece, from a half to all, counts
+        assert (nothing.cpr, nothing.cmd) == pytest.approx((0.25, 0.749))
+        assert (nothing.cpr_log, nothing.cmd_log) == pytest.approx((half, 1 - half))
+        assert (nothing.cpr_achieved, nothing.cmd_achieved) == pytest.approx((0.25, 0.75))
+        assert (nothing.cpr_achieved_log, nothing.cmd_achieved_log) == pytest.approx((half, 1 - half))
+        assert (linear.cpr, linear.cmd) == pytest.approx((0.5, 0.499), abs=1e-3)
+        assert (linear.cpr_achieved, linear.cmd_achieved) == pytest.approx((0.5, 0.5))
+        assert linear.cpr_log == pytest.approx(np.trapezoid(MIB_SHARES, np.log(MIB_SHARES)) / np.log(1000))
+        assert linear.cpr_log + linear.cmd_log == pytest.approx(1)
+        assert (perfect.cpr, perfect.cmd) == pytest.approx((0.999, 0))
+        assert (perfect.cpr_log, perfect.cmd_log) == pytest.approx((1, 0))
+        assert (perfect.cpr_achieved, perfect.cmd_achieved) == pytest.approx((1 - 0.0005, 0.0005))
+        # One edge was run and does all: on the logarithmic axis nothing is missing before it.
+        assert (perfect.cpr_achieved_log, perfect.cmd_achieved_log) == pytest.approx((1, 0))
+
+    def test_pruned_sizes_count_as_they_are(self):
+        """Asked for ten edges, given four: over achieved sizes the circuit stands at four."""
+        nominal = [CurvePoint(n, n, f) for n, f in ((10, 0.0), (50, 0.8), (100, 1.0))]
+        pruned = [CurvePoint(n, m, f) for n, m, f in ((0, 10, 0.0), (4, 50, 0.8), (100, 100, 1.0))]
+        assert cpr_achieved(nominal, 100) == pytest.approx(0.4 * 0.4 + 0.5 * 0.9)
+        assert cpr_achieved(pruned, 100) == pytest.approx(0.04 * 0.4 + 0.96 * 0.9)
+        assert cmd_achieved(pruned, 100) == pytest.approx(0.04 * 0.6 + 0.96 * 0.1)
+        edge = np.log(4) / np.log(100)
+        assert cpr_achieved(pruned, 100, logarithmic=True) == pytest.approx(edge * 0.4 + (1 - edge) * 0.9)
+
+    def test_areas_of_the_record(self, result):
+        record, areas = result.to_record(), result.areas
+        assert {name: record[name] for name in areas.as_record()} == areas.as_record()
+        assert areas.cpr_achieved == cpr_achieved(result.curve_signed, result.n_edges_total)
+        assert areas.cmd_achieved_log == cmd_achieved(result.curve, result.n_edges_total, logarithmic=True)
+        assert None not in areas.as_record().values()
+
+    def test_the_smallest_size_that_suffices(self, result, scores, circuit, held_out):
+        found = result.smallest
+        assert found
+        assert found.faithfulness >= 0.9
+        assert found.n_edges <= found.n_edges_nominal
+        again = prune(scores.top(found.n_edges_nominal), scores.layout)
+        assert int(again.sum()) == found.n_edges
+        assert found.faithfulness == pytest.approx(ratio_of_means(circuit.with_mask(again), held_out))
+        enough = [p.n_edges_nominal for p in result.curve if p.faithfulness >= 0.9]
+        short = [p.n_edges_nominal for p in result.curve if p.n_edges_nominal < enough[0]]
+        assert max(short) < found.n_edges_nominal <= enough[0]
+        assert result.to_record()["smallest_sufficient"]["n_edges"] == found.n_edges
+
+    def test_overshoot_is_flagged(self, result):
+        values = [p.faithfulness for p in (*result.curve, *result.curve_signed)] + [result.faithfulness]
+        assert result.overshoot == (max(values) > 1.0001)
+        assert result.to_record()["highest"]["faithfulness"] == max(p.faithfulness for p in result.curve)
+        assert not overshoots((CurvePoint(1, 1, 0.4), CurvePoint(2, 2, 1.0)))
+        assert overshoots((CurvePoint(1, 1, 1.2), CurvePoint(2, 2, 1.0)))
+
     def test_sizes_are_cut_to_whole_numbers(self):
         assert mib_sizes(32_491) == (32, 64, 162, 324, 649, 1624, 3249, 6498, 16245, 32491)
+
+    def test_an_edge_without_a_score_is_kept_at_every_size(self, circuit, held_out):
+        """As EAP-IG ranks NaN. The twin: a bare list of edges has no curve at all."""
+        scores = circuit.scores.copy()
+        scores[0, -1] = np.nan
+        found = quick(load("gpt2"), Circuit(spec=circuit.spec, mask=circuit.mask.copy(), scores=scores), held_out)
+        assert [p.n_edges for p in found.curve if p.n_edges_nominal == 1] == [1], "input->logits connects by itself"
+        listed = np.where(circuit.mask, np.nan, 0.0)
+        bare = quick(load("gpt2"), Circuit(spec=circuit.spec, mask=circuit.mask.copy(), scores=listed), held_out)
+        assert bare.curve == ()
+
+    def test_some_neurons_are_not_run_as_if_they_were_all(self, circuit, held_out):
+        neurons = np.ones((len(circuit.layout.writers), 32), dtype=bool)
+        for row, told in ((int(circuit.mask.any(1).argmax()), True), (None, False)):
+            if row is not None:
+                neurons[row, 3] = False
+            given = replace(circuit, node_parts=NodeParts(neurons=neurons))
+            if told:
+                with pytest.raises(GraphError, match="keeps only some neurons of 1 nodes"):
+                    quick(load("gpt2"), given, held_out)
+                neurons[row, 3] = True
+            else:
+                assert quick(load("gpt2"), given, held_out, n_random=0).n_edges == circuit.n_edges
 
     @pytest.mark.parametrize("nothing", [0.0, float("nan")])
     def test_a_circuit_without_scores_has_none(self, circuit, held_out, nothing):
         bare = Circuit(spec=circuit.spec, mask=circuit.mask.copy(), scores=np.full_like(circuit.scores, nothing))
-        found = evaluate(load("gpt2"), bare, held_out, n_random=0)
+        found = quick(load("gpt2"), bare, held_out, n_random=0)
         assert found.curve == ()
         assert np.isnan(found.cpr)
         assert np.isnan(found.cmd)
         assert (found.to_record()["cpr"], found.to_record()["cmd"]) == (None, None)
-        assert found.faithfulness == pytest.approx(evaluate(load("gpt2"), circuit, held_out, n_random=0).faithfulness)
+        assert found.faithfulness == pytest.approx(quick(load("gpt2"), circuit, held_out, n_random=0).faithfulness)
+
+
+class TestCompleteness:
+    def test_the_complement_is_the_rest_of_the_edges(self, result, circuit, held_out):
+        rest = real_edges(circuit.layout) & ~circuit.mask
+        assert result.complement == pytest.approx(ratio_of_means(circuit.with_mask(rest), held_out))
+
+    def test_without_anything_the_complement_is_everything(self, scores, held_out):
+        nothing = scores.circuit(np.zeros_like(scores.values, dtype=bool))
+        found = evaluate(load("gpt2"), nothing, held_out, n_random=0)
+        assert found.complement == pytest.approx(1)
+        assert (found.knockouts, found.minimality.edges) == ((), ())
+        assert np.isnan(found.incompleteness)
+
+    def test_the_whole_model_is_complete(self, scores, held_out):
+        whole = evaluate(load("gpt2"), scores.circuit(real_edges(scores.layout)), held_out, n_random=0)
+        assert whole.complement == pytest.approx(0, abs=1e-9)
+        assert whole.incompleteness == pytest.approx(0, abs=1e-9)
+        assert len({one.n_edges for one in whole.knockouts}) > 5
+
+    def test_knockouts_by_hand(self, circuit, held_out):
+        judge = Judge.of(load("gpt2"), circuit, held_out)
+        found = knockouts(judge, circuit, 4, np.random.default_rng(7))
+        rng, places = np.random.default_rng(7), np.flatnonzero(circuit.mask)
+        for one in found:
+            part = np.zeros(circuit.mask.size, dtype=bool)
+            part[rng.choice(places, size=rng.integers(1, len(places) + 1), replace=False)] = True
+            part = part.reshape(circuit.mask.shape)
+            assert one.n_edges == part.sum()
+            assert one.circuit == pytest.approx(ratio_of_means(circuit.with_mask(circuit.mask & ~part), held_out))
+            rest = real_edges(circuit.layout) & ~part
+            assert one.model == pytest.approx(ratio_of_means(circuit.with_mask(rest), held_out))
+            assert one.difference == pytest.approx(abs(one.circuit - one.model))
+
+    def test_a_random_circuit_is_less_complete(self, result, circuit, held_out):
+        """The twin: edges that do nothing leave the model whole and the circuit empty."""
+        weak = circuit.with_mask(random_circuit(circuit.layout, circuit.n_edges, np.random.default_rng(3)))
+        found = evaluate(load("gpt2"), weak, held_out, n_random=0, minimality=False)
+        assert abs(found.complement) > abs(result.complement)
+        assert found.minimality is None
+        assert found.to_record()["minimality"] is None
+
+    def test_as_many_as_asked_for(self, circuit, held_out):
+        assert len(evaluate(load("gpt2"), circuit, held_out, n_random=0, n_knockouts=3).knockouts) == 3
+        with pytest.raises(ConfigError, match="n_knockouts is -2; it counts random parts"):
+            evaluate(load("gpt2"), circuit, held_out, n_knockouts=-2)
+
+
+class TestMinimality:
+    def test_each_edge_by_brute_force(self, result, circuit, held_out):
+        found = result.minimality
+        assert [edge.name for edge in found.edges] == [edge.name for edge, _ in circuit.edges()]
+        clean, corrupt = prepare(load("gpt2"), held_out).gaps(METRIC)
+        for edge, effect, low, high in zip(found.edges, found.effect, found.low, found.high, strict=True):
+            mask = circuit.mask.copy()
+            mask[circuit.layout.edge_index(edge)] = False
+            lost = result.circuit - values(circuit.with_mask(mask), held_out)
+            assert effect == pytest.approx(lost.mean() / (clean - corrupt).mean(), abs=1e-9)
+            assert low <= effect <= high
+        assert result.to_record()["minimality"][3]["effect"] == found.effect[3]
+        assert list(found.to_frame().columns) == ["edge", "effect", "ci_low", "ci_high"]
+
+    def test_in_parts_it_is_the_same(self, result, circuit, held_out, monkeypatch):
+        monkeypatch.setattr("circuitlab.evaluation.minimality.MASKED_AT_ONCE", 7 * circuit.mask.size)
+        packed = evaluate(load("gpt2"), circuit, held_out, n_random=0, n_knockouts=0).minimality
+        assert packed.effect == pytest.approx(result.minimality.effect, abs=1e-12)
+
+    def test_an_edge_that_hangs_is_dispensable(self, circuit, held_out):
+        """An edge into a head that nothing hears changes nothing: the one way to be sure of 0."""
+        head, mask = circuit.layout.writers[1], circuit.mask.copy()
+        mask[1] = False
+        mask[0, circuit.layout.readers_of(head)[2]] = True
+        found = evaluate(load("gpt2"), circuit.with_mask(mask), held_out, n_random=0, n_knockouts=0).minimality
+        loose = Edge.parse(f"input->{head.name}<v>")
+        assert found.effect[found.edges.index(loose)] == pytest.approx(0, abs=1e-12)
+        assert loose in found.dispensable
+        assert len(found.dispensable) < len(found.edges)
 
 
 class TestAblation:
@@ -276,7 +451,7 @@ class TestAblation:
 
         empty, own, whole = (by(mask) for mask in (0 * circuit.mask, circuit.mask, 0 * circuit.mask + 1))
         reference = None if kind == "zero" else averaged
-        found = evaluate(load("gpt2"), circuit, held_out, ablation=kind, reference=reference, n_random=2)
+        found = quick(load("gpt2"), circuit, held_out, ablation=kind, reference=reference, n_random=2)
         assert found.circuit == pytest.approx(own)
         assert found.empty == pytest.approx(empty)
         assert found.clean == pytest.approx(whole)
@@ -287,7 +462,7 @@ class TestAblation:
         record = found.to_record()
         assert (record["ablation"], record["metric_empty"]) == (kind, pytest.approx(empty.mean()))
         # The twins: another floor under the same circuit, and the right circuit over the wrong floor.
-        resampled = evaluate(load("gpt2"), circuit, held_out, n_random=0)
+        resampled = quick(load("gpt2"), circuit, held_out, n_random=0)
         assert abs(resampled.metric_circuit - found.metric_circuit) > 0.01
         assert found.metric_corrupt == resampled.metric_corrupt
         mixed_up = (own.mean() - resampled.metric_corrupt) / (whole.mean() - resampled.metric_corrupt)
@@ -299,7 +474,7 @@ class TestAblation:
         given, averaged = PairSet(mixed.pairs[:3]), PairSet(mixed.pairs[3:])
         options = {"ablation": kind, "reference": averaged if "mean" in kind else None, "n_random": 0, "seed": 4}
         real = real_edges(scores.layout)
-        whole, nothing = (evaluate(load("gpt2"), scores.circuit(m), given, **options) for m in (real, 0 * real == 1))
+        whole, nothing = (quick(load("gpt2"), scores.circuit(m), given, **options) for m in (real, 0 * real == 1))
         assert whole.faithfulness == pytest.approx(1)
         assert whole.kl == pytest.approx(0, abs=1e-9)
         assert nothing.faithfulness == 0
@@ -312,7 +487,7 @@ class TestAblation:
 
     def test_noise_is_of_the_seed(self, circuit, held_out):
         first, again, other = (
-            evaluate(load("gpt2"), circuit, held_out, ablation="noise", seed=seed, n_random=0) for seed in (0, 0, 1)
+            quick(load("gpt2"), circuit, held_out, ablation="noise", seed=seed, n_random=0) for seed in (0, 0, 1)
         )
         assert (first.circuit == again.circuit).all()
         assert np.abs(first.empty - other.empty).min() > 1e-3
@@ -320,24 +495,24 @@ class TestAblation:
     def test_a_circuit_is_selected_by_it(self, scores):
         batch = pairs(n=6)
         chosen = select(load("gpt2"), scores, batch, 0.8, ablation="zero")
-        assert abs(1 - evaluate(load("gpt2"), chosen, batch, ablation="zero", n_random=0).faithfulness) <= 0.2 + 1e-9
+        assert abs(1 - quick(load("gpt2"), chosen, batch, ablation="zero", n_random=0).faithfulness) <= 0.2 + 1e-9
         assert chosen.n_edges != select(load("gpt2"), scores, batch, 0.8).n_edges
 
     def test_mistakes(self, circuit, held_out):
         with pytest.raises(UnknownNameError, match=r"unknown replacement 'zeros'. Did you mean 'zero'\?"):
-            evaluate(load("gpt2"), circuit, held_out, ablation="zeros")
+            quick(load("gpt2"), circuit, held_out, ablation="zeros")
         with pytest.raises(ConfigError, match="replacement 'mean' needs a reference set"):
-            evaluate(load("gpt2"), circuit, held_out, ablation="mean")
+            quick(load("gpt2"), circuit, held_out, ablation="mean")
         with pytest.raises(ConfigError, match="6 of 6 scored pairs have a prompt that is in the reference set too"):
-            evaluate(load("gpt2"), circuit, held_out, ablation="mean", reference=held_out)
+            quick(load("gpt2"), circuit, held_out, ablation="mean", reference=held_out)
         with pytest.raises(ConfigError, match="replacement 'corrupt' uses no reference set"):
-            evaluate(load("gpt2"), circuit, held_out, reference=pairs(seed=9))
+            quick(load("gpt2"), circuit, held_out, reference=pairs(seed=9))
 
         def blind(logits: torch.Tensor, _batch: PairBatch) -> torch.Tensor:
             return 0 * logits[:, 0] + 2
 
         with pytest.raises(MetricError, match=r"is 2 on the clean and 2 in the empty circuit \(ablation 'zero'\)"):
-            evaluate(load("gpt2"), circuit, held_out, metric=blind, ablation="zero")
+            quick(load("gpt2"), circuit, held_out, metric=blind, ablation="zero")
 
 
 def test_the_record_is_what_the_run_folder_promises(result):
@@ -356,18 +531,18 @@ def test_the_record_is_what_the_run_folder_promises(result):
 class TestMistakes:
     def test_another_models_circuit(self, circuit):
         with pytest.raises(GraphError, match=r"the circuit is of model .*gpt2.*, whose graph is not that of .*neox"):
-            evaluate(load("neox"), circuit, pairs())
+            quick(load("neox"), circuit, pairs())
 
     def test_a_negative_number_of_random_circuits(self, circuit):
         with pytest.raises(ConfigError, match="n_random is -1; it counts random circuits and cannot be negative"):
-            evaluate(load("gpt2"), circuit, pairs(), n_random=-1)
+            quick(load("gpt2"), circuit, pairs(), n_random=-1)
 
     def test_an_unknown_metric(self, circuit):
         with pytest.raises(UnknownNameError, match=r"unknown metric 'KL'"):
-            evaluate(load("gpt2"), circuit, pairs(), metric="KL")
+            quick(load("gpt2"), circuit, pairs(), metric="KL")
 
     def test_prompts_without_a_difference(self, circuit):
         batch = pairs()
         same = PairBatch.from_tokens(batch.clean, batch.clean, batch.answers, batch.distractors)
         with pytest.raises(MetricError, match="with no difference there is nothing to explain"):
-            evaluate(load("gpt2"), circuit, same)
+            quick(load("gpt2"), circuit, same)

@@ -267,7 +267,14 @@ FAULTS = {
     "an edge that runs backwards": (changed("edges/m1->m0", {"score": 1, "in_graph": True}), ("'m1->m0'", "after")),
     "an edge of a larger model": (changed("edges/m0->m7", {"score": 1, "in_graph": False}), ("'m0->m7'", "unknown")),
     "no edge at all": (changed("edges/m0 to m1", {"score": 1, "in_graph": True}), ("'m0 to m1'", "m0->a3.h2<q>")),
-    "not an object": (lambda d: [d], ("an object", "cfg, nodes, edges")),
+    "not an object": (lambda d: 7, ("an object", "cfg, nodes, edges")),
+    "a list of no edges": (lambda d: [d], ("a list of edges", "--model")),
+    "a node's score in words": (changed("nodes/m0/score", "high"), ("nodes.m0.score", "number", "'high'")),
+    "an infinite node score": (changed("nodes/m0/score", math.inf), ("'m0'", "inf", "finite")),
+    "too few neurons": (changed("nodes/m0/neurons", [True] * 3), ("'m0'", "3 neurons", "d_model is 16")),
+    "neurons in words": (changed("nodes/m0/neurons", ["yes"] * 16), ("nodes.m0.neurons.0", "boolean", "'yes'")),
+    "too many neuron scores": (changed("nodes/m0/neurons_scores", [0.5] * 17), ("'m0'", "17 neuron scores")),
+    "an infinite neuron score": (changed("nodes/m0/neurons_scores", [math.inf] * 16), ("'m0'", "inf")),
     "a node of a larger model": (changed("nodes/a7.h0", {"in_graph": False}), ("unknown node 'a7.h0'", "a1.h0")),
     "a node that is none": (changed("nodes/mlp", {"in_graph": False}), ("'mlp' is no node", "a3.h2")),
     "yes for true": (changed("edges/m0->m1/in_graph", "yes"), ("edges.m0->m1.in_graph", "boolean", "'yes'")),
@@ -311,8 +318,11 @@ def test_a_file_that_is_no_json_is_refused(text, tmp_path):
 
 def test_a_binary_file_is_refused(tmp_path):
     (tmp_path / "circuit.pt").write_bytes(b"PK\x03\x04\x80\xff\xfe")
-    with pytest.raises(FormatError, match="is no JSON"):
+    with pytest.raises(FormatError, match=r"'.*circuit\.pt' is no"):
         load_circuit(tmp_path / "circuit.pt")
+    (tmp_path / "circuit.json").write_bytes(b"PK\x03\x04\x80\xff\xfe")
+    with pytest.raises(FormatError, match="is no JSON"):
+        load_circuit(tmp_path / "circuit.json")
 
 
 def test_a_missing_file_is_told_with_the_way_out(tmp_path):
@@ -348,7 +358,7 @@ def test_a_model_that_cannot_be_is_refused(key, value, tmp_path):
 
 @pytest.mark.parametrize("name", ["circuit", "circuit.png", "circuit.pkl", "circuit.JSON"])
 def test_other_formats_are_refused_by_name(name, tmp_path):
-    with pytest.raises(FormatError, match=rf"saved as .json \(MIB / EAP-IG\) or .graphml, not as '{name}'"):
+    with pytest.raises(FormatError, match=rf"saved as .json or .pt \(MIB / EAP-IG\), .*, not as '{name}'"):
         SMALL.save(tmp_path / name)
     assert list(tmp_path.iterdir()) == []
 
@@ -368,7 +378,7 @@ def test_a_failed_save_leaves_what_was_there(tmp_path, monkeypatch):
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
-@pytest.mark.parametrize("name", ["c.json", "c.graphml"])
+@pytest.mark.parametrize("name", ["c.json", "c.graphml", "c.pt", "c.dot", "c.node-link.json", "c.txt"])
 def test_a_folder_that_is_not_there_is_made(name, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     SMALL.save(f"~/deep/er/{name}")

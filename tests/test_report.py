@@ -1,5 +1,6 @@
 """The report: everything in it comes from the run folder, is escaped, and is the same every time."""
 
+import base64
 import hashlib
 import json
 import os
@@ -24,8 +25,9 @@ from circuitlab.report.figures import inline_svg
 from circuitlab.report.findings import caveats, headline, random_sentence
 from circuitlab.report.folder import read_run
 from circuitlab.report.markup import NONE, counted, element, interval, joined, number, percent, significant
+from circuitlab.report.page import page as whole_page
 from circuitlab.report.prompts import shown_pair
-from circuitlab.viz import draw_circuit, grid_from_frame, heatmap, save_figure
+from circuitlab.viz import draw_circuit, figure_bytes, grid_from_frame, heatmap, save_figure
 
 SPEC = ModelSpec(name="bundled", n_layers=4, n_heads=8, n_kv_heads=8, d_model=128, d_head=16, d_vocab=999, n_ctx=99)
 NASTY = "<script>alert('x')</script>"
@@ -457,3 +459,59 @@ class TestDamage:
     def test_a_folder_that_is_none(self, tmp_path):
         with pytest.raises(RunError, match="there is no run folder"):
             write_report(tmp_path / "nowhere")
+
+
+MEASURED = {
+    "completeness": {
+        "complement_faithfulness": 0.0314, "incompleteness": 0.052, "incompleteness_max": 0.211,
+        "knockouts": [{"n_edges": 3, "faithfulness_circuit": 0.5, "faithfulness_model": 0.6}] * 7,
+    },
+    "minimality": [
+        {"edge": "input->a0.h0<q>", "effect": 0.4, "ci": [0.3, 0.5]},
+        {"edge": "m0->logits", "effect": -0.02, "ci": [-0.05, 0.01]},
+    ],
+    "smallest_sufficient": {"at_least": 0.9, "n_edges": 17, "n_edges_nominal": 20, "faithfulness": 0.91},
+    "overshoot": True, "cpr_log": 0.712, "cmd_log": 0.288,
+}  # fmt: skip
+REPEATED = {
+    "n": 100, "jaccard_mean": 0.8134, "jaccard_cv": 0.129, "jaccard_to_circuit": 0.88,
+    "n_edges": {"circuit": 21, "min": 19, "max": 28, "median": 21.5}, "n_edges_ever": 30, "n_edges_always": 17,
+}  # fmt: skip
+
+
+class TestTrust:
+    """What a run knows beside its faithfulness: completeness, minimality, stability."""
+
+    def test_it_is_told_where_it_was_measured(self, tmp_path):
+        run = read_run(write_run(tmp_path / "run"))
+        run = replace(run, evaluation={**run.evaluation, **MEASURED}, stability=REPEATED)
+        text = whole_page(run)
+        for words in (
+            "0.031 faithful", "differ by 0.052 on average, 0.211 at most (7 random parts out)", "For 1 of 2 edges",
+            "m0-&gt;logits", "17 edges by score", "yes: a circuit does more than the whole model", "0.712", "0.288",
+            "100 bootstrap resamples", "0.813 between two of them", "0.129", "19 to 28", "17 of 30",
+        ):  # fmt: skip
+            assert words in text, words
+        least = text[text.index("without this edge") :]
+        assert least.index("m0-&gt;logits") < least.index("input-&gt;a0.h0&lt;q&gt;")
+
+    def test_and_left_out_where_it_was_not(self, tmp_path):
+        text = whole_page(read_run(write_run(tmp_path / "run")))
+        for words in ("nothing but it", "same circuit?", "smallest with 0.9", "overshoot"):
+            assert words not in text
+
+    def test_the_drawing_stands_in_the_page(self, tmp_path):
+        run = replace(read_run(write_run(tmp_path / "run")), stability=REPEATED)
+        png = figure_bytes(draw_circuit(run.nodes, run.edges), "png")
+        assert text_of(png) in whole_page(replace(run, stability_png=png))
+        assert text_of(png) not in whole_page(run)
+
+    def test_a_damaged_drawing_is_told(self, tmp_path):
+        folder = write_run(tmp_path / "run")
+        (folder / "stability.png").write_bytes(b"no picture")
+        with pytest.raises(RunError, match="stability.png .* is damaged: it is no PNG"):
+            read_run(folder)
+
+
+def text_of(png: bytes) -> str:
+    return base64.b64encode(png).decode()

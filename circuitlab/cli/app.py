@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from circuitlab.cli import options as opt
+from circuitlab.cli.files import compare, convert
 from circuitlab.cli.sweep import sweep
 
 app = typer.Typer(
@@ -81,6 +82,7 @@ def discover(
     seed: opt.Seed = 0,
     target: opt.Target = 0.9,
     min_accuracy: opt.MinAccuracy = 0.6,
+    stability: opt.Stability = 0,
     contrast: opt.Contrast = None,
     option: opt.TaskOptions = None,
     out: Annotated[
@@ -105,7 +107,7 @@ def discover(
         run = run_discover(
             wanted, model=model, method=method, steps=steps, metric=metric, ablation=ablation, n=n, seed=seed,
             target=target, min_accuracy=min_accuracy, device=device, dtype=dtype, force=force, progress=report,
-            method_options=told,
+            method_options=told, stability=stability,
             out=default_folder(main, wanted.label) if out is None else out,
         )  # fmt: skip
     results.show_run(run, json=json)
@@ -116,7 +118,9 @@ app.command()(sweep)
 
 @app.command()
 def evaluate(
-    circuit: Annotated[str, typer.Argument(metavar="CIRCUIT", help="A circuit.json, or a run folder that holds one.")],
+    circuit: Annotated[
+        str, typer.Argument(metavar="CIRCUIT", help="A circuit file of any format that is read, or a run folder.")
+    ],
     task: Annotated[str, typer.Option("--task", metavar="TASK", help="A task's name, or the path of a .py file.")],
     model: opt.Model = "bundled",
     metric: opt.Metric = None,
@@ -126,6 +130,9 @@ def evaluate(
     contrast: opt.Contrast = None,
     option: opt.TaskOptions = None,
     n_random: Annotated[int, typer.Option("--random", help="How many random circuits to compare with.")] = 20,
+    knockouts: Annotated[int, typer.Option("--knockouts", help="How many random parts to take out.")] = 10,
+    minimality: Annotated[bool, typer.Option(help="Run the circuit without each of its edges.")] = True,
+    tests: Annotated[bool, typer.Option("--tests", help="The five hypothesis tests of Shi et al. beside.")] = False,
     device: opt.Device = None,
     dtype: opt.Dtype = None,
     quiet: opt.Quiet = False,
@@ -139,6 +146,7 @@ def evaluate(
     from circuitlab.cli import results
     from circuitlab.cli.progress import progress
     from circuitlab.evaluation.evaluate import evaluate as run_evaluate
+    from circuitlab.evaluation.hypotheses.battery import test_circuit
     from circuitlab.graphs.circuit import load_circuit
     from circuitlab.models.load import load_model
     from circuitlab.patching.replacement import MEANS
@@ -146,12 +154,21 @@ def evaluate(
     loaded = load_model(model, device=device, dtype=dtype)
     kept = load_circuit(circuit, spec=loaded.spec)
     pairs = wanted.pairs(loaded, n=n, seed=seed)
+    judged = {
+        "metric": metric or wanted.metric, "ablation": ablation, "seed": seed,
+        "reference": pairs.discovery if ablation in MEANS else None,
+    }  # fmt: skip
     with progress(quiet=quiet) as report:
         found = run_evaluate(
-            loaded, kept, pairs.held_out, metric=metric or wanted.metric, ablation=ablation,
-            reference=pairs.discovery if ablation in MEANS else None, seed=seed, n_random=n_random, progress=report,
+            loaded, kept, pairs.held_out, n_random=n_random, n_knockouts=knockouts, minimality=minimality,
+            progress=report, **judged,
         )  # fmt: skip
-    results.show_evaluation(f"{circuit} on {wanted.label}, model {model}", found, json=json)
+        tested = test_circuit(loaded, kept, pairs.held_out, progress=report, **judged) if tests else None
+    results.show_evaluation(f"{circuit} on {wanted.label}, model {model}", found, tested, json=json)
+
+
+app.command()(compare)
+app.command()(convert)
 
 
 @app.command()

@@ -33,6 +33,9 @@ Target = Annotated[float, typer.Option("--target", help="Faithfulness that the c
 MinAccuracy = Annotated[
     float, typer.Option("--min-accuracy", help="Share of pairs on which the model must prefer the answer.")
 ]
+Stability = Annotated[
+    int, typer.Option("--stability", help="Do the discovery again on so many bootstrap resamples of its pairs.")
+]
 Out = Annotated[str | None, typer.Option("--out", metavar="PATH", help="Where the result goes.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there already.")]
 Device = Annotated[str | None, typer.Option("--device", metavar="NAME", help="cpu, cuda, mps.")]

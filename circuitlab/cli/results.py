@@ -13,10 +13,16 @@ if TYPE_CHECKING:
     from circuitlab.discovery.pipeline import Run
     from circuitlab.discovery.reproduce import Reproduction
     from circuitlab.evaluation.evaluate import Evaluation
+    from circuitlab.evaluation.hypotheses.battery import CircuitTests
+    from circuitlab.evaluation.hypotheses.result import TestResult
+    from circuitlab.graphs.compare import Comparison
+    from circuitlab.parts import Edge
     from circuitlab.patching.estimate import Estimate
     from circuitlab.patching.grid import Grid
 
 SMALLEST_P = 0.001
+LEVEL = 0.05
+FEW_EDGES = 5  # of a comparison, printed; all of them are in --json
 TOP_CELLS = 10  # of a sweep, printed; all of them are in the CSV and in --json
 
 
@@ -27,7 +33,8 @@ def show_run(run: "Run", *, json: bool) -> None:
     if json:
         places = {"folder": run.folder and str(run.folder), "report": page and str(page)}
         asked = {"task": run.task.label, "model": run.model_id}
-        display.print_json({**asked, **found.to_record(), "seconds": dict(run.seconds), **places})
+        repeated = {"stability": run.stability.to_record()} if run.stability else {}
+        display.print_json({**asked, **found.to_record(), **repeated, "seconds": dict(run.seconds), **places})
         return
     example = run.pairs.held_out[0]
     asked = [
@@ -36,18 +43,105 @@ def show_run(run: "Run", *, json: bool) -> None:
         ("corrupted", repr(example.corrupt)),
         ("answer", f"{_words(example.answers)}, over {_words(example.distractors)}"),
     ]
-    seconds = ("seconds", number(sum(run.seconds.values()), 1))
-    display.print_facts(f"{run.task.label} on model {run.model_id}", [*asked, *_facts(found), seconds])
+    rest = [*_stability(run), ("seconds", number(sum(run.seconds.values()), 1))]
+    display.print_facts(f"{run.task.label} on model {run.model_id}", [*asked, *_facts(found), *rest])
     if page:
         display.print_line(f"report: {page}")
 
 
-def show_evaluation(title: str, found: "Evaluation", *, json: bool) -> None:
-    """The numbers of one test of a circuit."""
+def _stability(run: "Run") -> list[tuple[str, str]]:
+    found = run.stability
+    if found is None:
+        return []
+    always = int((found.chosen.mean(0) == 1).sum())
+    text = (
+        f"mean Jaccard {number(found.jaccard)} (CV {number(found.jaccard_cv)}) between {len(found.chosen)} resamples; "
+        f"{always} edges in all of them"
+    )
+    return [("stability", text)]
+
+
+def show_evaluation(title: str, found: "Evaluation", tested: "CircuitTests | None" = None, *, json: bool) -> None:
+    """The numbers of one evaluation of a circuit, and of its hypothesis tests."""
     if json:
-        display.print_json({"title": title, **found.to_record()})
-    else:
-        display.print_facts(title, _facts(found))
+        record = {"hypothesis_tests": tested.to_record()} if tested else {}
+        display.print_json({"title": title, **found.to_record(), **record})
+        return
+    display.print_facts(title, [*_facts(found), *_more_facts(found)])
+    if tested:
+        display.print_rows(
+            ("test", "statistic", "p", "verdict"),
+            [(r.name, number(r.statistic), _p(r.p_value), _verdict(r)) for r in tested.results],
+            right=("statistic", "p"),
+        )
+
+
+def _verdict(result: "TestResult") -> str:
+    """Whether the null hypothesis was rejected, and which way that speaks."""
+    if result.least_p >= LEVEL:
+        return f"cannot be rejected by {result.n}"
+    return f"{'rejected' if result.rejected else 'not rejected'}, {'for' if result.good else 'against'} the circuit"
+
+
+def _p(value: float) -> str:
+    return "<0.001" if value < SMALLEST_P else number(value)
+
+
+def _more_facts(found: "Evaluation") -> list[tuple[str, str]]:
+    """What an evaluation says beside what a run shows."""
+    areas, smallest = found.areas, found.smallest
+    facts = [("KL", f"{number(found.kl)} nats from the model's predictions")]
+    if found.curve:
+        facts += [
+            ("CPR", f"{number(areas.cpr)}, logarithmic {number(areas.cpr_log)}"),
+            ("CMD", f"{number(areas.cmd)}, logarithmic {number(areas.cmd_log)}"),
+            (
+                "over pruned",
+                f"CPR {number(areas.cpr_achieved)}, logarithmic {number(areas.cpr_achieved_log)}; "
+                f"CMD {number(areas.cmd_achieved)}, logarithmic {number(areas.cmd_achieved_log)}",
+            ),
+            ("smallest", f"{smallest.n_edges:,} edges reach 0.9" if smallest else "no size reaches 0.9"),
+        ]
+    facts.append(("overshoot", "yes: a circuit does more than the whole model" if found.overshoot else "no"))
+    facts.append(("complement", f"{number(found.complement)} without the circuit"))
+    if found.knockouts:
+        facts.append(("incomplete by", f"{number(found.incompleteness)} under {len(found.knockouts)} knockouts"))
+    if found.minimality:
+        spare = len(found.minimality.dispensable)
+        facts.append(("minimality", f"{spare} of {found.n_edges:,} edges are not shown to be needed"))
+    return facts
+
+
+def show_comparison(found: "Comparison", *, drawing: str | None, json: bool) -> None:
+    """How alike two circuits are."""
+    if json:
+        display.print_json({**found.to_record(), "drawing": drawing})
+        return
+    a, b = found.names
+    sizes = [f"{circuit.n_edges:,} edges, {len(circuit.nodes)} nodes" for circuit in (found.first, found.second)]
+    alone = {a: found.only_first, b: found.only_second}
+    display.print_facts(
+        f"{a} and {b}",
+        [
+            (a, sizes[0]),
+            (b, sizes[1]),
+            ("shared", f"{len(found.shared):,} edges"),
+            *((f"only {name}", f"{len(edges):,} edges{_first_few(edges)}") for name, edges in alone.items()),
+            ("jaccard", f"edges {number(found.jaccard_edges)}, nodes {number(found.jaccard_nodes)}"),
+            (
+                "scores",
+                f"Spearman {number(found.spearman)}, Kendall {number(found.kendall)}, Spearman of absolute scores "
+                f"{number(found.spearman_absolute)} over {found.n_ranked:,} edges",
+            ),
+        ],
+    )
+    if drawing:
+        display.print_line(f"drawing: {drawing}")
+
+
+def _first_few(edges: "Sequence[Edge]") -> str:
+    names = ", ".join(edge.name for edge in edges[:FEW_EDGES])
+    return f": {names}{', ...' if len(edges) > FEW_EDGES else ''}" if edges else ""
 
 
 def show_grids(grids: Mapping[str, "Grid"], *, folder: str | None, json: bool, correction: str | None = None) -> None:

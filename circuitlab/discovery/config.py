@@ -31,6 +31,7 @@ class DiscoverConfig:
         seed: Of prompts, intervals and random circuits.
         target: Faithfulness that the circuit must reach on the discovery pairs.
         min_accuracy: Share of pairs on which the model must prefer the answer, or there is nothing to explain.
+        stability: On how many bootstrap resamples of the discovery pairs the discovery is done again; 0 for none.
 
     Raises:
         UnknownNameError: No such method, metric or ablation.
@@ -51,6 +52,7 @@ class DiscoverConfig:
     min_accuracy: float = 0.6
     device: str = "cpu"
     dtype: str = "float32"
+    stability: int = 0
 
     def __post_init__(self) -> None:
         find_method(self.method).read(self.method_options)
@@ -62,6 +64,9 @@ class DiscoverConfig:
                 raise ConfigError(f"{name} is {value!r}; it must be a whole number of at least 1.")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < 2**32:
             raise ConfigError(f"seed is {self.seed!r}; it must be a whole number from 0 to {2**32 - 1}.")
+        repeats = self.stability
+        if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 0 or repeats == 1:
+            raise ConfigError(f"stability is {repeats!r}; it counts resamples: 0 for none, or at least 2.")
         if not 0 < self.target <= 1:
             raise ConfigError(f"target is {self.target!r}; a faithfulness to reach lies above 0 and at most at 1.")
         if not 0 <= self.min_accuracy <= 1:
@@ -99,6 +104,7 @@ _FLAGS = {
     "min_accuracy": "--min-accuracy",
     "device": "--device",
     "dtype": "--dtype",
+    "stability": "--stability",
 }
 
 

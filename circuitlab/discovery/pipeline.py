@@ -23,6 +23,8 @@ from circuitlab.discovery.run_folder import check_free, write_run
 from circuitlab.discovery.scores import EdgeScores
 from circuitlab.discovery.scoring import find_method, score_edges
 from circuitlab.discovery.selection import select
+from circuitlab.discovery.stability import Stability
+from circuitlab.discovery.stability import stability as repeat_discovery
 from circuitlab.evaluation.evaluate import Evaluation, evaluate
 from circuitlab.graphs.circuit import Circuit
 from circuitlab.metrics import Metric, resolve
@@ -56,6 +58,7 @@ class Run:
         scores: Scores of every edge.
         circuit: The circuit, selected on the discovery pairs.
         evaluation: Its test on the held-out pairs.
+        stability: The discovery on resamples of its pairs, if that was asked for.
         seconds: Wall time by step.
         folder: Where it was written, if it was.
     """
@@ -71,6 +74,7 @@ class Run:
     circuit: Circuit
     evaluation: Evaluation
     seconds: Mapping[str, float]
+    stability: Stability | None = None
     folder: Path | None = None
 
     @property
@@ -100,6 +104,7 @@ def discover(
     seed: int = 0,
     target: float = 0.9,
     min_accuracy: float = 0.6,
+    stability: int = 0,
     out: str | Path | None = None,
     force: bool = False,
     device: str | None = None,
@@ -121,6 +126,8 @@ def discover(
         seed: Of prompts, intervals and random circuits; the same seed gives the same bytes.
         target: Faithfulness to reach on the discovery pairs.
         min_accuracy: Share of pairs on which the model must prefer the answer.
+        stability: On how many bootstrap resamples of the discovery pairs the discovery is done again, to see which
+            edges stay; 0 for none.
         out: Folder to write; nothing is written without it.
         force: Replace that folder if it is there.
         device: Where the model goes.
@@ -136,7 +143,7 @@ def discover(
     config = DiscoverConfig(
         task=_spelling(task, asked), options=asked.settings, model=_model_name(model), method=method, steps=steps,
         method_options=find_method(method).read(method_options), metric=judged_by.name, ablation=ablation, n=n,
-        seed=seed, target=target, min_accuracy=min_accuracy,
+        seed=seed, target=target, min_accuracy=min_accuracy, stability=stability,
         device=str(device or "cpu"), dtype=str(dtype or "float32").removeprefix("torch."),
     )  # fmt: skip
     if out is not None:
@@ -164,10 +171,17 @@ def discover(
         circuit = select(loaded, scores, found, target, metric=judged_by, progress=progress)
     with clock("evaluate"):
         evaluation = evaluate(loaded, circuit, pairs.held_out, metric=judged_by, seed=seed, progress=progress)
+    repeated = None
+    if stability:
+        with clock("stability"):
+            repeated = repeat_discovery(
+                loaded, found, method, n_resamples=stability, target=target, metric=judged_by, seed=seed, scores=scores,
+                progress=progress, steps=steps,
+            )  # fmt: skip
     run = Run(
         config=config, task=asked, spec=loaded.spec, weights_sha256=loaded.weights_sha256(), pairs=pairs,
         behaviour=behaviour, grids=grids, scores=scores, circuit=circuit.with_node_effects(effects),
-        evaluation=evaluation, seconds=clock.seconds,
+        evaluation=evaluation, seconds=clock.seconds, stability=repeated,
     )  # fmt: skip
     return run if out is None else run.write(out, force)
 

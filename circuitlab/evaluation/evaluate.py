@@ -2,44 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
 from circuitlab import stats
 from circuitlab.data.batch import PairBatch
 from circuitlab.data.pairs import PairSet
-from circuitlab.errors import ConfigError, GraphError
-from circuitlab.evaluation.areas import MIB_SHARES, cmd, cpr, mib_sizes
+from circuitlab.errors import ConfigError
+from circuitlab.evaluation.areas import Areas, CurvePoint
+from circuitlab.evaluation.completeness import Knockout, complement_faithfulness, knockouts
+from circuitlab.evaluation.curve import SUFFICES, curves, highest, overshoots, smallest_sufficient
+from circuitlab.evaluation.judge import Judge
+from circuitlab.evaluation.minimality import Minimality, minimality_of
 from circuitlab.graphs.circuit import Circuit
-from circuitlab.graphs.prune import prune, real_edges
 from circuitlab.graphs.random import random_circuit
-from circuitlab.graphs.ranking import mask_of, ranked_edges
 from circuitlab.metrics import Metric, resolve
 from circuitlab.metrics.base import MetricFunction
 from circuitlab.models.protocol import Model
-from circuitlab.patching.baseline import check_gap
-from circuitlab.patching.circuit_metric import Prepared, circuit_values, prepare
 from circuitlab.patching.replacement import Replacement
 from circuitlab.progress import Progress, silent
-
-
-@dataclass(frozen=True, slots=True)
-class CurvePoint:
-    """One size on the faithfulness curve, edges ranked by absolute score.
-
-    Attributes:
-        n_edges: Edges after pruning: what really ran.
-        n_edges_nominal: Edges before pruning.
-        faithfulness: Ratio of means.
-    """
-
-    n_edges: int
-    n_edges_nominal: int
-    faithfulness: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -59,9 +43,12 @@ class Evaluation:
         accuracy_model: Share of examples whose most likely token is an answer, whole model.
         accuracy_circuit: The same of the circuit.
         kl: Mean KL divergence of the circuit's predictions from the model's, in nats.
-        cpr: Circuit performance ratio (MIB), NaN if the circuit has no scores.
-        cmd: Circuit-model distance (MIB), NaN if the circuit has no scores.
-        curve: Faithfulness by size; empty if the circuit has no scores.
+        curve: Faithfulness by size, edges ranked by absolute score; empty if the circuit has no scores.
+        curve_signed: The same, edges ranked by signed score.
+        smallest: The smallest circuit of top edges with a faithfulness of at least 0.9; None without scores.
+        complement: Faithfulness of the model without the circuit's edges: near 0 if the circuit is all there is.
+        knockouts: Random parts taken out of the circuit and of the model alike.
+        minimality: What each edge is worth to the circuit; None if it was not asked for.
         random: Faithfulness of random connected circuits with as many edges.
         seed: Of the interval and the random circuits.
     """
@@ -78,9 +65,12 @@ class Evaluation:
     accuracy_model: float
     accuracy_circuit: float
     kl: float
-    cpr: float
-    cmd: float
     curve: tuple[CurvePoint, ...]
+    curve_signed: tuple[CurvePoint, ...]
+    smallest: CurvePoint | None
+    complement: float
+    knockouts: tuple[Knockout, ...]
+    minimality: Minimality | None
     random: tuple[float, ...]
     seed: int
 
@@ -98,6 +88,32 @@ class Evaluation:
         """95 % bootstrap interval of the faithfulness over examples."""
         found = stats.ratio_interval(self.circuit - self.empty, self.clean - self.empty, self.seed)
         return float(found.low), float(found.high)
+
+    @property
+    def areas(self) -> Areas:
+        """CPR and CMD over nominal and achieved sizes, on linear and logarithmic axes; NaN without a curve."""
+        return Areas.of(self.curve_signed, self.curve, self.n_edges_total)
+
+    @property
+    def cpr(self) -> float:
+        """Circuit performance ratio as MIB computes it, NaN if the circuit has no scores."""
+        return self.areas.cpr
+
+    @property
+    def cmd(self) -> float:
+        """Circuit-model distance as MIB computes it, NaN if the circuit has no scores."""
+        return self.areas.cmd
+
+    @property
+    def overshoot(self) -> bool:
+        """Whether the circuit, or one of either curve, does more than the whole model (f > 1)."""
+        own = CurvePoint(self.n_edges, self.n_edges, self.faithfulness)
+        return overshoots((*self.curve, *self.curve_signed, own))
+
+    @property
+    def incompleteness(self) -> float:
+        """Mean difference between circuit and model under the same knockouts; NaN without any."""
+        return float(np.mean([one.difference for one in self.knockouts])) if self.knockouts else float("nan")
 
     @property
     def metric_clean(self) -> float:
@@ -120,7 +136,7 @@ class Evaluation:
         return float(self.circuit.mean())
 
     def to_record(self) -> dict[str, Any]:
-        """The content of `evaluation.json`; what is not a number is null."""
+        """The content of `evaluation.json`, described in docs/evaluation.md; what is not a number is null."""
         low, high = self.interval
         return {
             "metric": self.metric,
@@ -138,14 +154,32 @@ class Evaluation:
             "accuracy_model": self.accuracy_model,
             "accuracy_circuit": self.accuracy_circuit,
             "kl": self.kl,
-            "cpr": None if np.isnan(self.cpr) else self.cpr,
-            "cmd": None if np.isnan(self.cmd) else self.cmd,
-            "curve": [
-                {"n_edges": p.n_edges, "n_edges_nominal": p.n_edges_nominal, "faithfulness": p.faithfulness}
-                for p in self.curve
-            ],
+            **self.areas.as_record(),
+            "smallest_sufficient": self.smallest and {"at_least": SUFFICES, **_point(self.smallest)},
+            "overshoot": self.overshoot,
+            "highest": (top := highest(self.curve)) and _point(top),
+            "curve": [_point(point) for point in self.curve],
+            "curve_signed": [_point(point) for point in self.curve_signed],
+            "completeness": {
+                "complement_faithfulness": self.complement,
+                "incompleteness": None if np.isnan(self.incompleteness) else self.incompleteness,
+                "incompleteness_max": max((one.difference for one in self.knockouts), default=None),
+                "knockouts": [
+                    {"n_edges": one.n_edges, "faithfulness_circuit": one.circuit, "faithfulness_model": one.model}
+                    for one in self.knockouts
+                ],
+            },
+            "minimality": self.minimality and self.minimality.as_record(),
             "random_baseline": {"faithfulness": list(self.random)},
         }
+
+
+def _point(point: CurvePoint) -> dict[str, float]:
+    return {
+        "n_edges": point.n_edges,
+        "n_edges_nominal": point.n_edges_nominal,
+        "faithfulness": point.faithfulness,
+    }
 
 
 def evaluate(
@@ -157,11 +191,13 @@ def evaluate(
     ablation: str | Replacement = "corrupt",
     reference: PairSet | PairBatch | None = None,
     n_random: int = 20,
+    n_knockouts: int = 10,
+    minimality: bool = True,
     seed: int = 0,
     budget: int | None = None,
     progress: Progress = silent,
 ) -> Evaluation:
-    """Run a circuit on pairs and set it against the whole model, the empty circuit and random ones.
+    """Run a circuit on pairs and set it against the whole model, the empty circuit, its own parts and random circuits.
 
     Args:
         model: The model the circuit is of.
@@ -172,100 +208,51 @@ def evaluate(
             `Replacement`.
         reference: Prompts that means are taken of (their clean ones); none of them may be among `pairs`.
         n_random: How many random connected circuits with as many edges.
-        seed: Of the interval, the random circuits and the noise.
+        n_knockouts: How many random parts of the circuit are taken out of it and of the model, for completeness; each
+            costs a run of nearly the whole graph.
+        minimality: Whether the circuit is run without each of its edges, for minimality; a run an edge.
+        seed: Of the interval, the random circuits, the knockouts and the noise.
         budget: Bytes that a packed run may take.
         progress: Called with (step, done, total).
 
     Raises:
-        GraphError: The circuit is of a model of another shape.
+        GraphError: The circuit is of a model of another shape, or keeps only some neurons of a node.
         UnknownNameError: No such metric or ablation.
-        ConfigError: `n_random` is negative; means without reference prompts, or with prompts that are scored or do not
-            go with them; reference prompts that nothing needs.
+        ConfigError: `n_random` or `n_knockouts` is negative; means without reference prompts, or with prompts that are
+            scored or do not go with them; reference prompts that nothing needs.
         MetricError: The metric is the same for the whole model and the empty circuit, or gives the wrong shape or NaN.
     """
-    if circuit.mask.shape != (len(circuit.layout.writers), len(circuit.layout.readers)) or not _fits(circuit, model):
-        raise GraphError(
-            f"the circuit is of model {circuit.spec.name!r}, whose graph is not that of {model.spec.name!r}."
-        )
-    if n_random < 0:
-        raise ConfigError(f"n_random is {n_random}; it counts random circuits and cannot be negative.")
-    judged_by = resolve(metric)
-    prepared = prepare(model, pairs, budget, replacement=ablation, reference=reference, seed=seed)
-    judge = _Judge(model, prepared, judged_by, budget, progress)
-    layout = circuit.layout
+    for name, n, what in (("n_random", n_random, "circuits"), ("n_knockouts", n_knockouts, "parts")):
+        if n < 0:
+            raise ConfigError(f"{name} is {n}; it counts random {what} and cannot be negative.")
+    judge = Judge.of(
+        model, circuit, pairs, metric=metric, ablation=ablation, reference=reference, seed=seed, budget=budget,
+        progress=progress,
+    )  # fmt: skip
+    layout, prepared = circuit.layout, judge.prepared
     own = judge.all_metrics(circuit.mask)
-    curve, by_sign = _curves(judge, circuit)
+    curve, by_sign = curves(judge, circuit)
     rng = np.random.default_rng([seed, 2])
     chance = [random_circuit(layout, circuit.n_edges, rng) for _ in range(n_random)] if circuit.n_edges else []
     return Evaluation(
-        metric=judged_by.name,
+        metric=judge.metric.name,
         ablation=prepared.replacement.kind,
         clean=judge.clean,
-        corrupt=prepared.corrupted(judged_by),
+        corrupt=prepared.corrupted(judge.metric),
         empty=judge.empty,
-        circuit=own[judged_by.name],
+        circuit=own[judge.metric.name],
         n_edges=circuit.n_edges,
         n_edges_total=layout.n_edges,
         n_nodes=len(circuit.nodes),
         accuracy_model=float(prepared.gaps(resolve("accuracy"))[0].mean()),
         accuracy_circuit=float(own["accuracy"].mean()),
         kl=float(own["kl"].mean()),
-        cpr=cpr(by_sign) if by_sign else float("nan"),
-        cmd=cmd([point.faithfulness for point in curve]) if curve else float("nan"),
         curve=curve,
-        random=tuple(judge.faithfulness(np.stack(chance), "random circuits")) if chance else (),
+        curve_signed=by_sign,
+        smallest=smallest_sufficient(judge, circuit, curve),
+        complement=complement_faithfulness(judge, circuit),
+        knockouts=knockouts(judge, circuit, n_knockouts, np.random.default_rng([seed, 3])),
+        minimality=minimality_of(judge, circuit, own[judge.metric.name], seed) if minimality else None,
+        random=tuple(judge.faithfulness(np.stack(chance), "random circuits").tolist()) if chance else (),
         seed=seed,
     )
-
-
-class _Judge:
-    """Faithfulness of many circuits on one recorded data set."""
-
-    def __init__(
-        self, model: Model, prepared: Prepared, metric: Metric, budget: int | None, progress: Progress
-    ) -> None:
-        self.model, self.prepared, self.metric = model, prepared, metric
-        self._budget, self._progress = budget, progress
-        self.clean, self.empty = prepared.gaps(metric)
-        self._gap = float((self.clean - self.empty).mean())
-        check_gap(metric, self.clean, self.empty, prepared.empty_is)
-
-    def all_metrics(self, mask: Bool[np.ndarray, "writer reader"]) -> dict[str, Float[np.ndarray, " example"]]:
-        metrics = {m.name: m for m in (self.metric, resolve("accuracy"), resolve("kl"))}
-        found = circuit_values(self.model, self.prepared, mask[None], list(metrics.values()), budget=self._budget)
-        return {name: values[0] for name, values in found.items()}
-
-    def faithfulness(self, masks: Bool[np.ndarray, "circuit writer reader"], step: str) -> list[float]:
-        found = circuit_values(
-            self.model, self.prepared, masks, [self.metric], budget=self._budget, progress=self._progress, step=step
-        )
-        return [float(v) for v in (found[self.metric.name].mean(1) - self.empty.mean()) / self._gap]
-
-
-def _fits(circuit: Circuit, model: Model) -> bool:
-    ours, theirs = model.spec, circuit.spec
-    return all(
-        getattr(ours, f) == getattr(theirs, f) for f in ("n_layers", "n_heads", "d_model", "parallel", "has_mlp")
-    )
-
-
-def _curves(judge: _Judge, circuit: Circuit) -> tuple[tuple[CurvePoint, ...], list[float]]:
-    """Faithfulness at MIB's sizes: by absolute score as points (for CMD), by signed score as numbers (for CPR)."""
-    real = real_edges(circuit.layout)
-    if not np.isfinite(circuit.scores[real]).all() or not circuit.scores[real].any():
-        return (), []
-    sizes = mib_sizes(circuit.layout.n_edges)
-    absolute = _top(circuit, np.abs(circuit.scores), sizes)
-    signed = _top(circuit, circuit.scores, sizes)
-    found = judge.faithfulness(np.concatenate([absolute, signed]), "curve")
-    points = tuple(
-        CurvePoint(int(mask.sum()), size, value)
-        for mask, size, value in zip(absolute, sizes, found[: len(MIB_SHARES)], strict=True)
-    )
-    return points, found[len(MIB_SHARES) :]
-
-
-def _top(circuit: Circuit, keys: np.ndarray, sizes: Sequence[int]) -> Bool[np.ndarray, "size writer reader"]:
-    """Top edges by key at each size, pruned."""
-    order = ranked_edges(keys, circuit.layout)
-    return np.stack([prune(mask_of(order[:size], circuit.layout), circuit.layout) for size in sizes])

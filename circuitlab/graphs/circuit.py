@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float
 
 from circuitlab import late
 from circuitlab.errors import GraphError
+from circuitlab.graphs.node_parts import NodeParts
 from circuitlab.graphs.prune import kept_nodes, prune, real_edges
 from circuitlab.graphs.ranking import edge_places
 from circuitlab.graphs.selection import Selection
@@ -33,6 +34,7 @@ class Circuit:
         scores: Score of every edge, positive where it helps; NaN where it was never scored, 0 where there is no edge.
         node_effects: Node name -> effect of patching that node alone (0 corrupted, 1 clean), where it was swept.
         selection: How it was selected, where `select` did it.
+        node_parts: Scores of nodes, and scores and choice of neurons, where a file or a method gives them.
 
     Raises:
         GraphError: A matrix has the wrong shape, or the mask keeps an edge that the model does not have.
@@ -43,6 +45,7 @@ class Circuit:
     scores: Float[np.ndarray, "writer reader"]
     node_effects: Mapping[str, float] = field(default_factory=dict)
     selection: Selection | None = None
+    node_parts: NodeParts = field(default_factory=NodeParts)
 
     def __post_init__(self) -> None:
         shape = (len(self.layout.writers), len(self.layout.readers))
@@ -53,6 +56,7 @@ class Circuit:
                 )
         if bool((self.mask & ~real_edges(self.layout)).any()):
             raise GraphError(f"the mask keeps edges that model {self.spec.name!r} does not have.")
+        self.node_parts.check(self.layout)
         # Copies of its own, so that nothing that is done with the originals changes the circuit.
         for name, matrix in (("mask", self.mask), ("scores", self.scores)):
             own = matrix.copy()
@@ -84,11 +88,11 @@ class Circuit:
 
     def pruned(self) -> Circuit:
         """The circuit without edges that lie on no path from the input to the logits."""
-        return replace(self, mask=prune(self.mask, self.layout))
+        return replace(self, mask=prune(self.mask, self.layout), node_parts=replace(self.node_parts, kept=None))
 
     def with_mask(self, mask: Bool[np.ndarray, "writer reader"]) -> Circuit:
-        """The same scores with other edges kept."""
-        return replace(self, mask=mask, selection=None)
+        """The same scores with other edges kept, and no choice of neurons."""
+        return replace(self, mask=mask, selection=None, node_parts=self.node_parts.scores_only())
 
     def with_node_effects(self, effects: Mapping[str, float]) -> Circuit:
         """The circuit with swept effects on its nodes."""
@@ -119,18 +123,21 @@ class Circuit:
         Returns:
             Node attributes kind, layer, head, sweep_effect (where they exist); edge attributes slot, score.
         """
-        from circuitlab.graphs.exchange import to_networkx
+        from circuitlab.graphs.networks import to_networkx
 
         return to_networkx(self, collapse)
 
     def save(self, path: str | Path) -> None:
-        """Write the MIB / EAP-IG JSON (`.json`), or GraphML (`.graphml`); whole, or not at all.
+        """Write a file in the format that its name tells; whole, or not at all.
+
+        `.json` and `.pt` are the formats of MIB / EAP-IG and hold everything; `.graphml`, `.node-link.json` and `.dot`
+        hold the kept edges with their scores, `.txt` their names, one a line.
 
         Args:
             path: The file; a folder that is not there is made, `~` is the home folder.
 
         Raises:
-            FormatError: The name ends in neither.
+            FormatError: The name ends in none of these.
             ConfigError: Nothing can be written there: a folder has this name, a file stands in the way, or it is not
                 allowed.
         """
@@ -146,21 +153,33 @@ class Circuit:
 
 
 def load_circuit(path: str | Path, spec: ModelSpec | None = None) -> Circuit:
-    """Read a circuit from a MIB / EAP-IG JSON file, or from the folder of a run.
+    """Read a circuit that circuitlab or another program wrote.
+
+    By its name and content a file is taken for the `.json` or `.pt` of MIB / EAP-IG (the latter loaded as weights
+    only), GraphML, node-link JSON, a JSON list of edges, or a `.txt` with an edge a line. Edges of lists are spelt as
+    EAP-IG, auto-circuit or ACDC spell them; see docs/interchange.md.
 
     Args:
         path: The file, or a run folder that holds `circuit.json`; `~` is the home folder.
-        spec: Shape of the model it must fit; without it the file's own `cfg` is believed.
+        spec: Shape of the model it must fit; without it the file's own `cfg` is believed. Formats without a `cfg` need
+            it.
 
     Returns:
-        The circuit, with the effects of its nodes where the file has them.
+        The circuit, with the effects of its nodes and what is said of nodes and neurons where the file has them. Edges
+        of a list have no score (NaN).
 
     Raises:
-        FormatError: The file is missing, no JSON, lacks a key, names an unknown node or edge, holds something else than
-            true or false for `in_graph` or than a number for a score, describes a graph too large to hold, or belongs
-            to a model of another shape.
+        FormatError: The file is missing, in none of the formats, lacks a key, names an unknown node or edge, holds
+            something else than true or false for `in_graph` or than a number for a score, describes a graph too large
+            to hold, or belongs to a model of another shape.
     """
-    from circuitlab.graphs.exchange import read_json
+    from circuitlab.graphs.exchange import read_circuit
 
-    found = read_json(Path(os.path.expanduser(path)), spec)
-    return Circuit(spec=found.spec, mask=found.mask, scores=found.scores, node_effects=found.node_effects)
+    found = read_circuit(Path(os.path.expanduser(path)), spec)
+    return Circuit(
+        spec=found.spec,
+        mask=found.mask,
+        scores=found.scores,
+        node_effects=found.node_effects,
+        node_parts=found.node_parts,
+    )

@@ -43,6 +43,16 @@ def random_circuit(layout: Layout, n_edges: int, rng: np.random.Generator) -> Bo
     return _thinned(mask, layout, n_edges, rng)
 
 
+def random_path(layout: Layout, rng: np.random.Generator) -> list[tuple[int, int]]:
+    """One random walk from the input to the logits, as (row, column) of its edges.
+
+    Args:
+        layout: The graph.
+        rng: All randomness comes from it.
+    """
+    return _Walks(layout).walk(rng)
+
+
 class _Walks:
     """Random walks along edges from the input to the logits."""
 

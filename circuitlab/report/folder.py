@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -54,6 +54,8 @@ class RunFolder:
         evaluation: The numbers on held-out pairs.
         drawing: `circuit.svg`, or None.
         files: Name -> SHA-256 of every file but the report and the manifest.
+        stability: The numbers of repeated discovery; empty if it was not asked for.
+        stability_png: Its drawing, or None.
     """
 
     path: Path
@@ -67,6 +69,8 @@ class RunFolder:
     evaluation: Mapping[str, Any]
     drawing: str | None
     files: Mapping[str, str]
+    stability: Mapping[str, Any] = field(default_factory=dict)
+    stability_png: bytes | None = None
 
     def about(self, part: str) -> Mapping[str, Any]:
         """A part of the manifest that is a mapping ("task", "model", "config", ...); empty where it is absent."""
@@ -108,7 +112,19 @@ def read_run(folder: str | Path, name: str | None = None) -> RunFolder:
         evaluation=evaluation,
         drawing=_text(path, "circuit.svg") if drawing.is_file() else None,
         files=files,
+        stability=_json(path, "stability.json") if (path / "stability.json").is_file() else {},
+        stability_png=_stability_png(path),
     )
+
+
+def _stability_png(folder: Path) -> bytes | None:
+    path = folder / "stability.png"
+    if not path.is_file():
+        return None
+    png = path.read_bytes()
+    if not png.startswith(b"\x89PNG\r\n\x1a\n"):
+        raise damaged(folder, "stability.png", "it is no PNG picture")
+    return png
 
 
 def damaged(folder: Path, name: str, what: str) -> RunError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from circuitlab.report import sections
+from circuitlab.report import sections, trust
 from circuitlab.report.folder import REPORT, RunFolder, read_run
 from circuitlab.report.markup import Html, element, joined
 from circuitlab.report.stylesheet import STYLESHEET
@@ -62,6 +62,8 @@ def page(run: RunFolder) -> Html:
         sections.heatmaps(run),
         sections.circuit(run),
         sections.evaluation(run),
+        trust.completeness(run),
+        trust.stability(run),
         sections.certainty(run),
         sections.citing(run),
     )

@@ -225,16 +225,19 @@ def evaluation(run: RunFolder) -> Html:
     """Size against faithfulness, and random circuits beside it."""
     e = run.evaluation
     randoms = random_values(e)
-    areas = (("CPR", e.get("cpr")), ("CMD", e.get("cmd")))
+    areas = [("CPR", "cpr"), ("CMD", "cmd"), ("CPR, logarithmic", "cpr_log"), ("CMD, logarithmic", "cmd_log")]
+    areas = [(name, e.get(key)) for name, key in areas]
     lines = [
         ("nodes in the circuit", f"{len(run.nodes):,} of {run.n_nodes_total:,}"),
         ("random circuits", f"{number(min(randoms))} to {number(max(randoms))} ({len(randoms)})" if randoms else ""),
         *((name, number(value, 3)) for name, value in areas if value is not None),
+        ("smallest with 0.9", _smallest(e)),
+        ("overshoot", "yes: a circuit does more than the whole model" if e.get("overshoot") else ""),
         ("KL to the whole model", f"{significant(e['kl'])} nats" if isinstance(e.get("kl"), int | float) else ""),
     ]
     areas_note = (
         "CPR is the area under faithfulness against the share of edges kept (1 is best), CMD the area between "
-        "faithfulness and 1 (0 is best)."
+        "faithfulness and 1 (0 is best). On a logarithmic axis small circuits count as much as large ones."
     )
     return section(
         "How small can it be?",
@@ -242,6 +245,11 @@ def evaluation(run: RunFolder) -> Html:
         facts(lines),
         element("p", areas_note, class_="note") if any(value is not None for _, value in areas) else None,
     )
+
+
+def _smallest(evaluation: Mapping[str, object]) -> str:
+    found = evaluation.get("smallest_sufficient")
+    return f"{found['n_edges']:,} edges by score" if isinstance(found, Mapping) else ""
 
 
 def certainty(run: RunFolder) -> Html:

@@ -3,7 +3,7 @@
 Heatmaps of sweeps, drawings of circuits, faithfulness curves. Only this package imports matplotlib.
 """
 
-from circuitlab.viz.circuit import DrawnEdge, DrawnNode, draw_circuit, draw_parts
+from circuitlab.viz.circuit import DrawnEdge, DrawnNode, draw_circuit, draw_comparison, draw_parts, draw_stability
 from circuitlab.viz.curves import FaithfulnessCurve, faithfulness_figure
 from circuitlab.viz.grid import SITES, LabelledGrid, grid_from_frame, read_sweep
 from circuitlab.viz.heatmap import heatmap
@@ -18,7 +18,9 @@ __all__ = [
     "FaithfulnessCurve",
     "LabelledGrid",
     "draw_circuit",
+    "draw_comparison",
     "draw_parts",
+    "draw_stability",
     "faithfulness_figure",
     "figure_bytes",
     "grid_from_frame",

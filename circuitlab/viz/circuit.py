@@ -18,6 +18,7 @@ from circuitlab.errors import GraphError
 from circuitlab.parts import Edge, Kind, Node
 from circuitlab.viz.layered import Layered, lay_out, path_of
 from circuitlab.viz.legend import draw_legend
+from circuitlab.viz.looks import Look, Looks, by_frequency, by_owner
 from circuitlab.viz.save import fit, new_figure, place
 from circuitlab.viz.style import BAND, INK, MUTED, PAPER, Colour, diverging, mixed, sign_colour, style, text_on
 from circuitlab.viz.text import drawable
@@ -113,7 +114,9 @@ class _Scene:
     strongest: float
 
 
-def draw_circuit(nodes: Sequence[DrawnNode], edges: Sequence[DrawnEdge], *, title: str = "") -> Figure:
+def draw_circuit(
+    nodes: Sequence[DrawnNode], edges: Sequence[DrawnEdge], *, title: str = "", looks: Looks | None = None
+) -> Figure:
     """Draw a circuit.
 
     Edges run upwards; blue ones help, red ones hurt, thick dark ones are strong. The edges of one node share a trunk
@@ -124,6 +127,7 @@ def draw_circuit(nodes: Sequence[DrawnNode], edges: Sequence[DrawnEdge], *, titl
         nodes: Every node that an edge touches, and any others to be shown.
         edges: The edges of the circuit.
         title: Over the figure.
+        looks: What lines stand for; by default colour and width are the sign and size of the score.
 
     Returns:
         A figure of its own size; the identifier of each edge in an SVG of it is the edge's name.
@@ -145,14 +149,14 @@ def draw_circuit(nodes: Sequence[DrawnNode], edges: Sequence[DrawnEdge], *, titl
         axes.set_axis_off()
         reach = _node_reach(scene.nodes)
         _draw_bands(axes, scene)
-        _draw_edges(axes, scene)
+        _draw_edges(axes, scene, looks)
         for node in scene.nodes:
             _draw_node(axes, scene, node, reach)
         _draw_title(axes, scene, title, len(edges))
         draw_legend(
             axes, (width + _LEGEND_GAP, scene.y[-1] + _SIZES["logits"][1] / 2), strongest=scene.strongest,
             line_width=lambda score: _line_width(score, scene.strongest), scores=[edge.score for edge in scene.edges],
-            slots=any(edge.slot for edge in scene.edges), node_reach=reach,
+            slots=any(edge.slot for edge in scene.edges), node_reach=reach, looks=looks,
         )  # fmt: skip
         fit(figure)
     return figure
@@ -234,23 +238,68 @@ def _draw_bands(axes: Axes, scene: _Scene) -> None:
         axes.text(-0.58, (low + high) / 2, f"layer {layer}", fontsize=7, color=MUTED, va="center", ha="left")
 
 
-def _draw_edges(axes: Axes, scene: _Scene) -> None:
+def draw_comparison(
+    nodes: Sequence[Mapping[str, Any]], edges: Sequence[tuple[str, str]], *, names: tuple[str, str], title: str = ""
+) -> Figure:
+    """Draw two circuits in one.
+
+    Args:
+        nodes: The nodes of both, with the fields of `DrawnNode`.
+        edges: Name and owner ("both", "first" or "second") of every edge of either.
+        names: What the two are called.
+        title: Over the figure.
+    """
+    drawn = [DrawnEdge.of(name, math.nan) for name, _ in edges]
+    return draw_circuit([DrawnNode(**node) for node in nodes], drawn, title=title, looks=by_owner(dict(edges), names))
+
+
+def draw_stability(
+    nodes: Sequence[Mapping[str, Any]],
+    edges: Sequence[Mapping[str, Any]],
+    *,
+    frequency: Mapping[str, float],
+    outside: Sequence[str],
+    title: str = "",
+) -> Figure:
+    """Draw a circuit with how often each edge was chosen.
+
+    Args:
+        nodes: With the fields of `DrawnNode`.
+        edges: With the fields of `DrawnEdge`.
+        frequency: Name of each edge -> share of repetitions that chose it.
+        outside: Names of edges that the circuit itself does not keep.
+        title: Over the figure.
+    """
+    looks = by_frequency(frequency, frozenset(outside))
+    return draw_circuit([DrawnNode(**n) for n in nodes], [DrawnEdge(**e) for e in edges], title=title, looks=looks)
+
+
+def _draw_edges(axes: Axes, scene: _Scene, looks: Looks | None) -> None:
     """Source by source, weak ones first: each source's lines stand on a white casing, so that crossings show."""
     by_source: dict[str, list[DrawnEdge]] = {}
-    for edge in sorted(scene.edges, key=lambda edge: (edge.strength, edge.name)):
+    look_of = {e.name: _by_score(e, scene.strongest) if looks is None else looks.of(e) for e in scene.edges}
+    for edge in sorted(scene.edges, key=lambda edge: (look_of[edge.name].order, edge.strength, edge.name)):
         by_source.setdefault(edge.source, []).append(edge)
     order = sorted(by_source, key=lambda name: (by_source[name][-1].strength, name))
     for depth, source in enumerate(order):
         for edge in by_source[source]:
             curve = _curve(scene, edge)
-            width = _line_width(edge.score, scene.strongest)
-            colour = mixed(sign_colour(edge.score), 0.4 + 0.6 * _relative(edge.score, scene.strongest))
-            casing = PathPatch(curve, fill=False, edgecolor=PAPER, linewidth=width + _CASING, capstyle="butt")
-            line = PathPatch(curve, fill=False, edgecolor=colour, linewidth=width, capstyle="butt", gid=edge.name)
+            look = look_of[edge.name]
+            casing = PathPatch(curve, fill=False, edgecolor=PAPER, linewidth=look.width + _CASING, capstyle="butt")
+            line = PathPatch(
+                curve, fill=False, edgecolor=look.colour, linewidth=look.width, linestyle=look.dashes, capstyle="butt",
+                gid=edge.name,
+            )  # fmt: skip
             for patch, zorder in ((casing, 1 + depth), (line, 1.5 + depth)):
                 # Curves stay between the items they pass; measuring 800 of them for the figure's size took 4 s.
                 patch.set(zorder=zorder, clip_on=False, in_layout=False)
                 axes.add_artist(patch)
+
+
+def _by_score(edge: DrawnEdge, strongest: float) -> Look:
+    """The usual look: blue helps, red hurts, thick and dark is strong."""
+    colour = mixed(sign_colour(edge.score), 0.4 + 0.6 * _relative(edge.score, strongest))
+    return Look(colour, _line_width(edge.score, strongest))
 
 
 def _curve(scene: _Scene, edge: DrawnEdge) -> Curve:

@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 
-from circuitlab.viz.style import INK, MUTED, NEGATIVE, POSITIVE, UNKNOWN, diverging
-from circuitlab.viz.text import MINUS
+from circuitlab.viz.looks import SOLID, Dashes, Looks
+from circuitlab.viz.style import INK, MUTED, NEGATIVE, POSITIVE, UNKNOWN, Colour, diverging
+from circuitlab.viz.text import MINUS, drawable
 
 _LINE = 0.17
 _SAMPLE = 0.3
@@ -25,6 +26,7 @@ def draw_legend(
     scores: Sequence[float],
     slots: bool,
     node_reach: float | None,
+    looks: Looks | None = None,
 ) -> None:
     """Draw the key downwards from its upper left corner, with only the entries that the drawing needs.
 
@@ -36,20 +38,26 @@ def draw_legend(
         scores: The scores of the edges drawn.
         slots: Whether an edge enters a head.
         node_reach: Largest effect of a node without its sign, if they are filled by their effects.
+        looks: What lines stand for, where that is not the score.
     """
     x, y = corner
     y = _heading(axes, x, y, "edges, running upwards")
+    shown = scores if looks is None else [score for score in scores if score == score]
     for colour, text, wanted in (
-        (POSITIVE, "helps (score > 0)", any(score >= 0 for score in scores)),
-        (NEGATIVE, "hurts (score < 0)", any(score < 0 for score in scores)),
-        (UNKNOWN, "not scored", any(score != score for score in scores)),
+        (POSITIVE, "helps (score > 0)", any(score >= 0 for score in shown)),
+        (NEGATIVE, "hurts (score < 0)", any(score < 0 for score in shown)),
+        (UNKNOWN, "not scored", any(score != score for score in shown)),
     ):
         if wanted:
             y = _line(axes, x, y, text, colour, line_width(strongest / 2))
     if len(scores) > 1:
         axes.text(x, y, "edges of one node share a trunk", fontsize=6.5, color=MUTED, va="center")
         y -= _LINE
-    if strongest > 0:
+    if looks is not None:
+        y = _heading(axes, x, y - 0.06, looks.heading)
+        for look, text in looks.key:
+            y = _line(axes, x, y, drawable(text), look.colour, look.width, look.dashes)
+    elif strongest > 0:
         y = _heading(axes, x, y - 0.06, "|score|")
         shares = (1.0, 0.25, 0.05) if len(scores) > 1 else (1.0,)
         for share in shares:
@@ -70,8 +78,11 @@ def _heading(axes: Axes, x: float, y: float, text: str) -> float:
     return y - _LINE
 
 
-def _line(axes: Axes, x: float, y: float, text: str, colour: str, width: float) -> float:
-    axes.plot([x, x + _SAMPLE], [y, y], color=colour, linewidth=width, clip_on=False, solid_capstyle="butt")
+def _line(axes: Axes, x: float, y: float, text: str, colour: Colour, width: float, dashes: Dashes = SOLID) -> float:
+    axes.plot(
+        [x, x + _SAMPLE], [y, y], color=colour, linewidth=width, linestyle=dashes, clip_on=False, solid_capstyle="butt",
+        dash_capstyle="butt",
+    )  # fmt: skip
     axes.text(x + _SAMPLE + 0.08, y, text, fontsize=7, color=INK, va="center")
     return y - _LINE
 

@@ -1,0 +1,118 @@
+"""Commands about circuit files: `compare` two of them, `convert` one into another format."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from circuitlab.cli import options as opt
+from circuitlab.errors import ConfigError, FormatError, OutputExistsError
+
+if TYPE_CHECKING:
+    from circuitlab.graphs.circuit import Circuit
+    from circuitlab.parts import ModelSpec
+
+_READ = "A circuit file of any format that is read, or a run folder."
+OfModel = Annotated[
+    str | None,
+    typer.Option("--model", metavar="NAME", help="The model, for files that do not say of which they are."),
+]
+
+
+def compare(
+    first: Annotated[str, typer.Argument(metavar="A", help=_READ)],
+    second: Annotated[str, typer.Argument(metavar="B", help="Another circuit of the same model.")],
+    model: OfModel = None,
+    out: Annotated[
+        str | None, typer.Option("--out", metavar="PATH", help="Draw both circuits in one, as .png or .svg.")
+    ] = None,
+    force: opt.Force = False,
+    json: opt.Json = False,
+) -> None:
+    """Compare two circuits of one model: shared and own edges, Jaccard similarities, rank correlation of scores."""
+    if out is not None:
+        _check_free(out, force)
+        if Path(out).suffix not in (".png", ".svg"):
+            raise ConfigError(f"--out {out!r} is no picture; drawings are written as .png or .svg.")
+    from circuitlab.cli import results
+    from circuitlab.graphs.compare import compare as set_side_by_side
+
+    found = set_side_by_side(*_both(first, second, model), names=_names(first, second))
+    if out is not None:
+        from circuitlab.viz import save_figure
+
+        path = Path(out).expanduser()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_figure(found.plot(title=f"{found.names[0]} and {found.names[1]}"), path)
+    results.show_comparison(found, drawing=out, json=json)
+
+
+def convert(
+    source: Annotated[str, typer.Argument(metavar="FROM", help=_READ)],
+    target: Annotated[
+        str, typer.Argument(metavar="TO", help="A .json, .pt, .graphml, .node-link.json, .dot or .txt file.")
+    ],
+    model: OfModel = None,
+    prune: Annotated[bool, typer.Option("--prune", help="Keep only what connects input and logits.")] = False,
+    force: opt.Force = False,
+    json: opt.Json = False,
+) -> None:
+    """Write a circuit in another format; what the format cannot hold is left out."""
+    _check_free(target, force)
+    from circuitlab.cli import display
+
+    circuit = _read(source, _spec(model))
+    circuit = circuit.pruned() if prune else circuit
+    circuit.save(target)
+    if json:
+        display.print_json({"source": source, "target": target, "n_edges": circuit.n_edges})
+    else:
+        display.print_line(f"{target}: {circuit.n_edges:,} of {circuit.layout.n_edges:,} edges")
+
+
+def _check_free(path: str, force: bool) -> None:
+    if Path(path).expanduser().is_file() and not force:
+        raise OutputExistsError(f"output file {path!r} exists. Name another, or replace it with --force.")
+
+
+def _both(first: str, second: str, model: str | None) -> "tuple[Circuit, Circuit]":
+    """Both circuits; a file that does not say of which model it is takes the other's."""
+    spec = _spec(model)
+    try:
+        one = _read(first, spec)
+    except FormatError as error:
+        if spec is not None or "does not say of which model" not in str(error):
+            raise
+        other = _read(second, None)
+        return _read(first, other.spec), other
+    return one, _read(second, one.spec if spec is None and _needs_spec(second) else spec)
+
+
+def _needs_spec(path: str) -> bool:
+    try:
+        _read(path, None)
+    except FormatError as error:
+        return "does not say of which model" in str(error)
+    return False
+
+
+def _read(path: str, spec: "ModelSpec | None") -> "Circuit":
+    from circuitlab.graphs.circuit import load_circuit
+
+    return load_circuit(path, spec)
+
+
+def _spec(model: str | None) -> "ModelSpec | None":
+    if model is None:
+        return None
+    from circuitlab.models.load import load_model
+
+    return load_model(model).spec
+
+
+def _names(first: str, second: str) -> tuple[str, str]:
+    """What two files are called: by their own names, or by their paths where these are the same."""
+    short = [Path(path).expanduser().resolve() for path in (first, second)]
+    names = [path.name if path.is_dir() else path.name.split(".")[0] for path in short]
+    names = [path.parent.name if name == "circuit" else name for name, path in zip(names, short, strict=True)]
+    return (names[0], names[1]) if names[0] != names[1] else (first, second)

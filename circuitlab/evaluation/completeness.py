@@ -1,0 +1,79 @@
+"""Completeness: does the circuit hold all that does the job, or does the rest of the model do it too?
+
+Two measures, both in units of faithfulness:
+
+- the **complement**: faithfulness of all edges but the circuit's. Near 0: the model does not do it without the circuit.
+- **same under knockouts**: with the same random part K of the circuit taken out of the circuit C and of the model N,
+  |f(C without K) - f(N without K)|. Near 0 for every K: what the damaged circuit does is what the damaged model does.
+  A model with a second way that the circuit misses stays up where the circuit breaks down.
+
+K is drawn in two steps, first how many edges (each number from 1 to all of them as likely), then which. The search for
+the worst K (greedy, in the paper) is not done, so that the largest difference here is a lower bound.
+
+References:
+    Wang et al. 2022, arXiv:2211.00593 (completeness); Marks et al. 2024, arXiv:2403.19647 (the complement).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool
+
+from circuitlab.evaluation.judge import Judge
+from circuitlab.graphs.circuit import Circuit
+from circuitlab.graphs.prune import real_edges
+
+
+@dataclass(frozen=True, slots=True)
+class Knockout:
+    """The same edges of the circuit taken out of the circuit and out of the model.
+
+    Attributes:
+        n_edges: How many.
+        circuit: Faithfulness of the circuit without them.
+        model: Faithfulness of the whole model without them.
+    """
+
+    n_edges: int
+    circuit: float
+    model: float
+
+    @property
+    def difference(self) -> float:
+        """How far the two are apart, 0 or more."""
+        return abs(self.circuit - self.model)
+
+
+def complement_faithfulness(judge: Judge, circuit: Circuit) -> float:
+    """Faithfulness of the model without the circuit's edges; run as it is, not pruned."""
+    rest = real_edges(circuit.layout) & ~circuit.mask
+    return float(judge.faithfulness(rest[None], "complement")[0])
+
+
+def knockouts(judge: Judge, circuit: Circuit, n: int, rng: np.random.Generator) -> tuple[Knockout, ...]:
+    """So many random parts of the circuit, each taken out of the circuit and of the model; see the module.
+
+    Args:
+        judge: The data set.
+        circuit: The circuit.
+        n: How many parts.
+        rng: All randomness comes from it.
+
+    Returns:
+        One record a part; none for a circuit without edges.
+    """
+    if not circuit.n_edges or not n:
+        return ()
+    parts = np.stack([_part(circuit.mask, rng) for _ in range(n)])
+    damaged = judge.faithfulness(circuit.mask & ~parts, "knockouts")
+    rest = judge.faithfulness(real_edges(circuit.layout) & ~parts, "knockouts")
+    return tuple(Knockout(int(part.sum()), float(c), float(m)) for part, c, m in zip(parts, damaged, rest, strict=True))
+
+
+def _part(mask: Bool[np.ndarray, "writer reader"], rng: np.random.Generator) -> Bool[np.ndarray, "writer reader"]:
+    places = np.flatnonzero(mask)
+    part = np.zeros(mask.size, dtype=bool)
+    part[rng.choice(places, size=rng.integers(1, len(places) + 1), replace=False)] = True
+    return part.reshape(mask.shape)

@@ -1,0 +1,80 @@
+"""Faithfulness by size: the top edges at MIB's ten sizes, and the smallest circuit that suffices."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from circuitlab.evaluation.areas import MIB_SHARES, CurvePoint, mib_sizes
+from circuitlab.evaluation.judge import Judge
+from circuitlab.graphs.circuit import Circuit
+from circuitlab.graphs.prune import prune, real_edges
+from circuitlab.graphs.ranking import mask_of, ranked_edges
+
+SUFFICES = 0.9
+# How many sizes are tried between the last of MIB's that falls short and the first that suffices.
+TRIED = 12
+# The whole graph of a float32 model has come out up to 1e-5 above 1.
+SLACK = 1e-4
+
+Curve = tuple[CurvePoint, ...]
+
+
+def curves(judge: Judge, circuit: Circuit) -> tuple[Curve, Curve]:
+    """Faithfulness at MIB's sizes, edges ranked by absolute and by signed score; empty without scores.
+
+    An edge without a score (NaN) counts as the best of all, as in EAP-IG: what was not scored is kept. A circuit has no
+    scores if those of its graph are all 0 or NaN.
+    """
+    given = circuit.scores[real_edges(circuit.layout)]
+    if not given[np.isfinite(given)].any():
+        return (), ()
+    sizes = mib_sizes(circuit.layout.n_edges)
+    masks = np.concatenate([_top(circuit, keys, sizes) for keys in (np.abs(circuit.scores), circuit.scores)])
+    points = _points(judge, masks, [*sizes, *sizes], "curve")
+    return points[: len(MIB_SHARES)], points[len(MIB_SHARES) :]
+
+
+def smallest_sufficient(judge: Judge, circuit: Circuit, curve: Curve) -> CurvePoint | None:
+    """The smallest circuit of top edges by absolute score with a faithfulness of at least 0.9, of those that were run.
+
+    Between MIB's first size that suffices and the one before, up to 12 more are run, evenly on a logarithmic axis.
+    Faithfulness does not grow steadily, so that a smaller one between two that were run may suffice too.
+    """
+    before = [0, *(point.n_edges_nominal for point in curve)]
+    for low, point in zip(before, curve, strict=False):
+        if point.faithfulness >= SUFFICES:
+            steps = np.geomspace(max(1, low), max(1, point.n_edges_nominal), TRIED + 2)[1:-1]
+            sizes = sorted({int(n) for n in steps} - {low, point.n_edges_nominal} - {0})
+            if not sizes:
+                return point
+            tried = _points(judge, _top(circuit, np.abs(circuit.scores), sizes), sizes, "smallest")
+            return next((one for one in tried if one.faithfulness >= SUFFICES), point)
+    return None
+
+
+def highest(curve: Curve) -> CurvePoint | None:
+    """The point with the most faithfulness, the smallest of equals; None without a curve."""
+    return max(curve, key=lambda point: point.faithfulness, default=None)
+
+
+def overshoots(curve: Curve) -> bool:
+    """Whether a circuit does more than the whole model (f > 1): edges that work against the answer are missing."""
+    return any(point.faithfulness > 1 + SLACK for point in curve)
+
+
+def _points(judge: Judge, masks: Bool[np.ndarray, "size writer reader"], nominal: Sequence[int], step: str) -> Curve:
+    found = judge.faithfulness(masks, step)
+    return tuple(
+        CurvePoint(int(mask.sum()), size, float(value)) for mask, size, value in zip(masks, nominal, found, strict=True)
+    )
+
+
+def _top(
+    circuit: Circuit, keys: Float[np.ndarray, "writer reader"], sizes: Sequence[int]
+) -> Bool[np.ndarray, "size writer reader"]:
+    """Top edges by key at each size, pruned."""
+    order = ranked_edges(np.where(np.isnan(keys), np.inf, keys), circuit.layout)
+    return np.stack([prune(mask_of(order[:size], circuit.layout), circuit.layout) for size in sizes])

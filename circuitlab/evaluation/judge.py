@@ -1,0 +1,117 @@
+"""Faithfulness of many circuits on one data set that is recorded once."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from circuitlab.data.batch import PairBatch
+from circuitlab.data.pairs import PairSet
+from circuitlab.errors import GraphError
+from circuitlab.graphs.circuit import Circuit
+from circuitlab.metrics import Metric, resolve
+from circuitlab.metrics.base import MetricFunction
+from circuitlab.models.protocol import Model
+from circuitlab.patching.baseline import check_gap
+from circuitlab.patching.circuit_metric import Prepared, circuit_values, prepare
+from circuitlab.patching.replacement import Replacement
+from circuitlab.progress import Progress, silent
+
+
+class Judge:
+    """A model and a data set with both runs recorded: judging another circuit costs the circuit and nothing else.
+
+    Attributes:
+        model: The model.
+        prepared: The data set.
+        metric: What is measured at the answer position.
+        clean: The metric of the whole model, per example.
+        empty: The metric of the empty circuit, per example.
+        gap: Mean difference of the two: what faithfulness is measured in.
+
+    Raises:
+        MetricError: The metric is the same for the whole model and the empty circuit.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        prepared: Prepared,
+        metric: Metric,
+        *,
+        budget: int | None = None,
+        progress: Progress = silent,
+    ) -> None:
+        self.model, self.prepared, self.metric = model, prepared, metric
+        self._budget, self._progress = budget, progress
+        self.clean, self.empty = prepared.gaps(metric)
+        self.gap = float((self.clean - self.empty).mean())
+        check_gap(metric, self.clean, self.empty, prepared.empty_is)
+
+    @classmethod
+    def of(
+        cls,
+        model: Model,
+        circuit: Circuit,
+        pairs: PairSet | PairBatch,
+        *,
+        metric: str | Metric | MetricFunction = "logit_diff",
+        ablation: str | Replacement = "corrupt",
+        reference: PairSet | PairBatch | None = None,
+        seed: int = 0,
+        budget: int | None = None,
+        progress: Progress = silent,
+    ) -> Judge:
+        """A judge of circuits of this model, with the arguments of `evaluate`.
+
+        Raises:
+            GraphError: The circuit is of a model of another shape, or keeps only some neurons of a node.
+            CircuitLabError: What is wrong with metric, ablation and reference; see `evaluate`.
+        """
+        check_circuit(circuit, model)
+        judged_by = resolve(metric)
+        prepared = prepare(model, pairs, budget, replacement=ablation, reference=reference, seed=seed)
+        return cls(model, prepared, judged_by, budget=budget, progress=progress)
+
+    def all_metrics(self, mask: Bool[np.ndarray, "writer reader"]) -> dict[str, Float[np.ndarray, " example"]]:
+        """The metric, accuracy and KL divergence of one circuit, by name."""
+        metrics = {m.name: m for m in (self.metric, resolve("accuracy"), resolve("kl"))}
+        found = circuit_values(self.model, self.prepared, mask[None], list(metrics.values()), budget=self._budget)
+        return {name: values[0] for name, values in found.items()}
+
+    def values(
+        self, masks: Bool[np.ndarray, "circuit writer reader"], step: str = "circuits"
+    ) -> Float[np.ndarray, "circuit example"]:
+        """The metric of every circuit on every example."""
+        if not len(masks):
+            return np.zeros((0, self.prepared.n_examples))
+        found = circuit_values(
+            self.model, self.prepared, masks, [self.metric], budget=self._budget, progress=self._progress, step=step
+        )
+        return found[self.metric.name]
+
+    def faithfulness(
+        self, masks: Bool[np.ndarray, "circuit writer reader"], step: str = "circuits"
+    ) -> Float[np.ndarray, " circuit"]:
+        """Faithfulness of every circuit: means over examples first, then the ratio."""
+        return (self.values(masks, step).mean(1) - self.empty.mean()) / self.gap
+
+
+def check_circuit(circuit: Circuit, model: Model) -> None:
+    """Refuse a circuit that is not of this model.
+
+    Raises:
+        GraphError: It is of a model of another shape, or keeps only some neurons of a node.
+    """
+    ours, theirs = model.spec, circuit.spec
+    same = ("n_layers", "n_heads", "d_model", "parallel", "has_mlp")
+    if any(getattr(ours, name) != getattr(theirs, name) for name in same):
+        raise GraphError(
+            f"the circuit is of model {circuit.spec.name!r}, whose graph is not that of {model.spec.name!r}."
+        )
+    if (split := circuit.node_parts.split(circuit.mask)).any():
+        name = circuit.layout.writers[int(split.argmax())].name
+        raise GraphError(
+            f"the circuit keeps only some neurons of {int(split.sum())} nodes ({name} among them), which is not run "
+            "here. To judge its edges with whole nodes, give circuit.with_mask(circuit.mask)."
+        )

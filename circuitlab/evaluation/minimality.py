@@ -1,0 +1,97 @@
+"""Minimality: what each edge of a circuit is worth to it, by running the circuit without that edge.
+
+The effect of an edge e of circuit C is f(C) - f(C without e), in units of faithfulness: positive where the circuit
+needs the edge, near 0 where it could go, negative where the circuit would do better without it. The circuit is run for
+every edge, nothing is estimated; what the edge alone held up is not pruned, for it changes nothing.
+
+References:
+    Wang et al. 2022, arXiv:2211.00593: the effect of e with K empty; the largest over all K is not searched for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Float
+
+from circuitlab import stats
+from circuitlab.evaluation.judge import Judge
+from circuitlab.graphs.circuit import Circuit
+from circuitlab.graphs.ranking import edge_places
+from circuitlab.parts import Edge
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# Entries of the masks alive at once, a byte each: a circuit of 5,000 of the edges of Llama-3.2-1B would have 4e9.
+MASKED_AT_ONCE = 2**26
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Minimality:
+    """What each edge is worth to its circuit.
+
+    Attributes:
+        edges: The circuit's edges, in the order of `Layout.edges`.
+        effect: f(C) - f(C without the edge).
+        low: Lower end of its 95 % bootstrap interval over examples.
+        high: Upper end.
+    """
+
+    edges: tuple[Edge, ...]
+    effect: Float[np.ndarray, " edge"]
+    low: Float[np.ndarray, " edge"]
+    high: Float[np.ndarray, " edge"]
+
+    @property
+    def dispensable(self) -> tuple[Edge, ...]:
+        """Edges whose interval reaches 0 or lies below: these prompts do not show that the circuit needs them."""
+        return tuple(edge for edge, low in zip(self.edges, self.low, strict=True) if low <= 0)
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row an edge: edge, effect, ci_low, ci_high."""
+        import pandas as pd
+
+        names = [edge.name for edge in self.edges]
+        return pd.DataFrame({"edge": names, "effect": self.effect, "ci_low": self.low, "ci_high": self.high})
+
+    def as_record(self) -> list[dict[str, object]]:
+        """The same as plain records."""
+        rows = zip(self.edges, self.effect.tolist(), self.low.tolist(), self.high.tolist(), strict=True)
+        return [{"edge": edge.name, "effect": effect, "ci": [low, high]} for edge, effect, low, high in rows]
+
+
+def minimality_of(judge: Judge, circuit: Circuit, whole: Float[np.ndarray, " example"], seed: int) -> Minimality:
+    """Run the circuit once without each of its edges; see the module.
+
+    Args:
+        judge: The data set.
+        circuit: The circuit.
+        whole: The metric of the circuit with all its edges, per example.
+        seed: Of the intervals.
+    """
+    lost = whole - without_each(judge, circuit)
+    gap = judge.clean - judge.empty
+    interval = stats.ratio_interval(lost, gap, seed)
+    return Minimality(
+        edges=tuple(edge for edge, _ in circuit.edges()),
+        effect=stats.ratio_of_means(lost, gap),
+        low=interval.low,
+        high=interval.high,
+    )
+
+
+def without_each(judge: Judge, circuit: Circuit) -> Float[np.ndarray, "edge example"]:
+    """The metric of the circuit without each of its edges, in the order of `Layout.edges`."""
+    places = edge_places(circuit.layout)
+    places = places[circuit.mask[places[:, 0], places[:, 1]]]
+    size = max(1, MASKED_AT_ONCE // circuit.mask.size)
+    found = [np.zeros((0, len(judge.clean)))]
+    for start in range(0, len(places), size):
+        part = places[start : start + size]
+        masks = np.repeat(circuit.mask[None], len(part), axis=0)
+        masks[np.arange(len(part)), part[:, 0], part[:, 1]] = False
+        found.append(judge.values(masks, "minimality"))
+    return np.concatenate(found)

@@ -1,0 +1,157 @@
+"""Two circuits of one model side by side: what both keep, what each keeps alone, and how alike their scores rank."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Float
+
+from circuitlab import late
+from circuitlab.errors import GraphError
+from circuitlab.graphs.circuit import Circuit
+from circuitlab.graphs.exchange import drawn_nodes
+from circuitlab.graphs.prune import real_edges
+from circuitlab.graphs.ranking import edge_places
+from circuitlab.parts import Edge
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Comparison:
+    """Two circuits compared.
+
+    Attributes:
+        names: What the two are called.
+        first: The first circuit.
+        second: The second circuit, of a model of the same shape.
+        shared: Edges of both, in the order of `Layout.edges`, as are the next two.
+        only_first: Edges of the first alone.
+        only_second: Edges of the second alone.
+        jaccard_edges: Shared edges as a share of those that either has; 1 for two empty circuits.
+        jaccard_nodes: The same of nodes with a kept edge.
+        spearman: Rank correlation of the signed scores over the edges that both have scored; NaN where a score is the
+            same for all of them.
+        kendall: Kendall's tau-b of the same.
+        spearman_absolute: Spearman's of the absolute scores: what selection by absolute score ranks by.
+        n_ranked: How many edges the correlations are over.
+    """
+
+    names: tuple[str, str]
+    first: Circuit
+    second: Circuit
+    shared: tuple[Edge, ...]
+    only_first: tuple[Edge, ...]
+    only_second: tuple[Edge, ...]
+    jaccard_edges: float
+    jaccard_nodes: float
+    spearman: float
+    kendall: float
+    spearman_absolute: float
+    n_ranked: int
+
+    def to_frame(self) -> pd.DataFrame:
+        """Every edge that either keeps: edge, in_first, in_second, score_first, score_second."""
+        import pandas as pd
+
+        rows, columns = edge_places(self.first.layout).T
+        either = (self.first.mask | self.second.mask)[rows, columns]
+        names = [edge.name for edge, kept in zip(self.first.layout.edges(), either, strict=True) if kept]
+        rows, columns = rows[either], columns[either]
+        return pd.DataFrame(
+            {
+                "edge": names,
+                "in_first": self.first.mask[rows, columns],
+                "in_second": self.second.mask[rows, columns],
+                "score_first": self.first.scores[rows, columns],
+                "score_second": self.second.scores[rows, columns],
+            }
+        )
+
+    def to_record(self) -> dict[str, Any]:
+        """The comparison as plain values; what is not a number is null."""
+        numbers = ("jaccard_edges", "jaccard_nodes", "spearman", "kendall", "spearman_absolute")
+        return {
+            "names": list(self.names),
+            "n_edges": [self.first.n_edges, self.second.n_edges],
+            "n_nodes": [len(self.first.nodes), len(self.second.nodes)],
+            "n_shared": len(self.shared),
+            **{name: None if math.isnan(getattr(self, name)) else getattr(self, name) for name in numbers},
+            "n_ranked": self.n_ranked,
+            "shared": [edge.name for edge in self.shared],
+            "only_first": [edge.name for edge in self.only_first],
+            "only_second": [edge.name for edge in self.only_second],
+        }
+
+    def plot(self, title: str = "") -> Any:
+        """Both circuits in one drawing as a matplotlib `Figure`: edges of both dark, of one alone in its colour."""
+        owners = {"both": self.shared, "first": self.only_first, "second": self.only_second}
+        edges = [(edge.name, owner) for owner, group in owners.items() for edge in group]
+        nodes = dict.fromkeys((*self.first.nodes, *self.second.nodes))
+        return late.call(
+            "circuitlab.viz", "draw_comparison", drawn_nodes(nodes, {}), edges, names=self.names, title=title
+        )
+
+
+def compare(first: Circuit, second: Circuit, names: tuple[str, str] = ("first", "second")) -> Comparison:
+    """Set two circuits of one model side by side.
+
+    Args:
+        first: One circuit.
+        second: The other.
+        names: What they are called in tables and drawings.
+
+    Returns:
+        Their shared and own edges, Jaccard similarities, and rank correlations of scores.
+
+    Raises:
+        GraphError: They are of models of different shape.
+    """
+    same = ("n_layers", "n_heads", "d_model", "parallel", "has_mlp")
+    ours, theirs = ({name: getattr(c.spec, name) for name in same} for c in (first, second))
+    if ours != theirs:
+        what = next(name for name in same if ours[name] != theirs[name])
+        raise GraphError(
+            f"{names[0]!r} and {names[1]!r} are circuits of different graphs: {what} is {ours[what]} and "
+            f"{theirs[what]}. Only circuits of one model can be compared."
+        )
+    places = [tuple(place) for place in edge_places(first.layout).tolist()]
+    edges = list(zip(first.layout.edges(), places, strict=True))
+    both, only_first, only_second = (
+        tuple(edge for edge, place in edges if mask[place])
+        for mask in (first.mask & second.mask, first.mask & ~second.mask, second.mask & ~first.mask)
+    )
+    nodes = set(first.nodes), set(second.nodes)
+    scored = real_edges(first.layout) & np.isfinite(first.scores) & np.isfinite(second.scores)
+    a, b = first.scores[scored], second.scores[scored]
+    return Comparison(
+        names=names,
+        first=first,
+        second=second,
+        shared=both,
+        only_first=only_first,
+        only_second=only_second,
+        jaccard_edges=jaccard(len(both), len(both) + len(only_first) + len(only_second)),
+        jaccard_nodes=jaccard(len(nodes[0] & nodes[1]), len(nodes[0] | nodes[1])),
+        spearman=_correlation("spearmanr", a, b),
+        kendall=_correlation("kendalltau", a, b),
+        spearman_absolute=_correlation("spearmanr", np.abs(a), np.abs(b)),
+        n_ranked=len(a),
+    )
+
+
+def jaccard(n_shared: int, n_either: int) -> float:
+    """Members of both sets as a share of the members of either; 1 for two empty sets."""
+    return n_shared / n_either if n_either else 1.0
+
+
+def _correlation(name: str, a: Float[np.ndarray, " edge"], b: Float[np.ndarray, " edge"]) -> float:
+    from scipy import stats
+
+    if len(a) < 2 or np.ptp(a) == 0 or np.ptp(b) == 0:
+        return math.nan
+    return float(getattr(stats, name)(a, b).statistic)

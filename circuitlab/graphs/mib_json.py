@@ -1,0 +1,281 @@
+"""The MIB / EAP-IG `.json` format, both ways without loss.
+
+What is read and written is what EAP-IG's `Graph.from_json` and `to_json` read and write: `cfg`, `nodes` (`in_graph`,
+and where there are any `score`, `neurons`, `neurons_scores`) and `edges` (`score` and `in_graph`, always both).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Bool, Float
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from circuitlab.errors import FormatError, UnknownNameError
+from circuitlab.graphs.node_parts import NodeParts
+from circuitlab.graphs.prune import kept_nodes
+from circuitlab.graphs.ranking import edge_places
+from circuitlab.parts import Edge, Kind, Layout, ModelSpec, Node, Slot
+
+if TYPE_CHECKING:
+    from circuitlab.graphs.circuit import Circuit
+
+# A matrix of this many entries takes 900 MB with its mask. Llama-3-70B has 80 million; a file that asks for more asks
+# for memory, not for a circuit.
+MOST_ENTRIES = 100_000_000
+# Ours, beside the format's own keys, which a reader of the format leaves alone: the name that GraphML has it under.
+EFFECT = "sweep_effect"
+SHOWN = 40  # characters of a faulty value
+
+
+class _Strict(BaseModel):
+    # Lax checks would take "yes" for True.
+    model_config = ConfigDict(extra="allow", strict=True)
+
+
+class _Cfg(_Strict):
+    n_layers: int = Field(ge=1, le=1_000_000)
+    n_heads: int = Field(ge=1, le=1_000_000)
+    d_model: int = Field(ge=1, le=1_000_000_000)
+    parallel_attn_mlp: bool = False
+
+
+class _NodeEntry(_Strict):
+    in_graph: bool
+    score: float | None = None
+    neurons: list[bool] | None = None
+    neurons_scores: list[float | None] | None = None
+    sweep_effect: float | None = None
+
+
+class _EdgeEntry(_Strict):
+    score: float | None
+    in_graph: bool
+
+
+class _File(_Strict):
+    cfg: _Cfg
+    nodes: dict[str, _NodeEntry]
+    edges: dict[str, _EdgeEntry]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Read:
+    """What a circuit file says; the fields are those of a `Circuit`."""
+
+    spec: ModelSpec
+    mask: Bool[np.ndarray, "writer reader"]
+    scores: Float[np.ndarray, "writer reader"]
+    node_effects: Mapping[str, float] = field(default_factory=dict)
+    node_parts: NodeParts = field(default_factory=NodeParts)
+
+
+def to_json(circuit: Circuit) -> dict[str, Any]:
+    """The circuit as the object that EAP-IG's `Graph.from_json` reads; both fields stand on every edge.
+
+    Nodes that were swept have their effect under a key of ours, which their reader leaves alone.
+    """
+    layout = circuit.layout
+    edges = {}
+    for row, column in _as_constructed(layout):
+        name = f"{layout.writers[row].name}->{layout.readers[column].name}"
+        edges[name] = {"score": float(circuit.scores[row, column]), "in_graph": bool(circuit.mask[row, column])}
+    kept = kept_nodes(circuit.mask, layout)
+    if circuit.node_parts.kept is not None:
+        kept[:-1] = circuit.node_parts.kept
+    return {
+        "cfg": cfg_of(circuit.spec),
+        "nodes": {
+            node.name: {
+                "in_graph": bool(kept[i]),
+                **(_parts_of(circuit.node_parts, i) if i < len(layout.writers) else {}),
+                **effect_of(node, circuit.node_effects),
+            }
+            for i, node in enumerate(layout.nodes)
+        },
+        "edges": edges,
+    }
+
+
+def cfg_of(spec: ModelSpec) -> dict[str, Any]:
+    """The shape of a model as the format has it."""
+    return {
+        "n_layers": spec.n_layers,
+        "n_heads": spec.n_heads,
+        "parallel_attn_mlp": spec.parallel,
+        "d_model": spec.d_model,
+    }
+
+
+def effect_of(node: Node, effects: Mapping[str, float]) -> dict[str, float]:
+    """A node's swept effect as an attribute; nothing where there is none."""
+    return {EFFECT: float(effects[node.name])} if node.name in effects else {}
+
+
+def _parts_of(parts: NodeParts, row: int) -> dict[str, Any]:
+    found = {"score": parts.scores, "neurons": parts.neurons, "neurons_scores": parts.neuron_scores}
+    return {name: matrix[row].tolist() for name, matrix in found.items() if matrix is not None}
+
+
+def _as_constructed(layout: Layout) -> Iterator[tuple[int, int]]:
+    """Every edge in the order in which EAP-IG constructs them: layer by layer, writer by writer, head by head."""
+
+    def order(place: tuple[int, int]) -> tuple[int, int, int, int, int]:
+        row, column = place
+        node, slot = layout.readers[column].node, layout.readers[column].slot
+        if node.kind is Kind.LOGITS:
+            return layout.spec.n_layers, 0, row, 0, 0
+        mlp_apart = node.kind is Kind.MLP and not layout.spec.parallel
+        head = layout.spec.n_heads if node.head is None else node.head
+        return node.layer or 0, int(mlp_apart), row, head, list(Slot).index(slot) if slot else 0
+
+    yield from sorted(((int(row), int(column)) for row, column in edge_places(layout)), key=order)
+
+
+def read_object(content: Mapping[str, Any], path: Path, spec: ModelSpec | None) -> Read:
+    """A circuit from the JSON object of a file; see `load_circuit`."""
+    parsed = _parsed(content, path)
+    try:
+        nodes = {name: Node.parse(name) for name in parsed.nodes}
+        shape = fitting_spec(parsed.cfg.model_dump(), any(n.kind is Kind.MLP for n in nodes.values()), spec, path)
+        layout = Layout.of(shape)
+        if strange := set(nodes.values()) - set(layout.nodes):
+            first = min(node.name for node in strange)
+            raise UnknownNameError.of("node", first, (node.name for node in layout.nodes))
+        places = {name: layout.edge_index(Edge.parse(name)) for name in parsed.edges}
+    except UnknownNameError as error:
+        raise FormatError(f"circuit file {str(path)!r}: {error}") from error
+    mask = np.zeros((len(layout.writers), len(layout.readers)), dtype=bool)
+    scores = np.zeros(mask.shape)
+    for name, entry in parsed.edges.items():
+        mask[places[name]] = entry.in_graph
+        # NaN is EAP-IG's mark of an edge that was never scored; infinity is nobody's.
+        scores[places[name]] = math.nan if entry.score is None else entry.score
+        check_finite(scores[places[name]], f"edge {name!r}", path)
+    effects = {name: entry.sweep_effect for name, entry in parsed.nodes.items() if entry.sweep_effect is not None}
+    return Read(shape, mask, scores, effects, _node_parts(parsed, layout, mask, path))
+
+
+def _node_parts(parsed: _File, layout: Layout, mask: Bool[np.ndarray, "writer reader"], path: Path) -> NodeParts:
+    """What the file says of nodes; as in EAP-IG, nodes without a score have NaN where others have one."""
+    entries = {layout.writer_index(Node.parse(n)): entry for n, entry in parsed.nodes.items() if n != Kind.LOGITS.value}
+    n_writers, d_model = len(layout.writers), layout.spec.d_model
+    derived = kept_nodes(mask, layout)[:-1]
+    kept = derived.copy()
+    found: dict[str, np.ndarray | None] = {
+        "scores": np.full(n_writers, np.nan) if _any(entries, "score") else None,
+        "neurons": np.zeros((n_writers, d_model), dtype=bool) if _any(entries, "neurons") else None,
+        "neuron_scores": np.full((n_writers, d_model), np.nan) if _any(entries, "neurons_scores") else None,
+    }
+    for row, entry in entries.items():
+        kept[row] = entry.in_graph
+        for name, given in (
+            ("scores", entry.score),
+            ("neurons", entry.neurons),
+            ("neuron_scores", entry.neurons_scores),
+        ):
+            matrix, node = found[name], layout.writers[row].name
+            if matrix is None or given is None:
+                continue
+            if isinstance(given, Sequence) and len(given) != d_model:
+                raise FormatError(
+                    f"circuit file {str(path)!r}: node {node!r} has {len(given)} {name.replace('_', ' ')}; d_model is "
+                    f"{d_model}, and every entry of its output has one."
+                )
+            matrix[row] = [math.nan if v is None else v for v in given] if isinstance(given, Sequence) else given
+            if matrix.dtype != bool:
+                check_finite(matrix[row], f"node {node!r}", path)
+    return NodeParts(kept=None if (kept == derived).all() else kept, **found)
+
+
+def _any(entries: Mapping[int, _NodeEntry], name: str) -> bool:
+    return any(name in entry.model_fields_set for entry in entries.values())
+
+
+def check_finite(values: Any, what: str, path: Path) -> None:
+    """Refuse infinite scores.
+
+    Raises:
+        FormatError: There is one; NaN is none.
+    """
+    infinite = np.ravel(values)[np.isinf(np.ravel(values))]
+    if len(infinite):
+        raise FormatError(f"circuit file {str(path)!r}: {what} has the score {infinite[0]}; scores are finite.")
+
+
+def _parsed(content: Mapping[str, Any], path: Path) -> _File:
+    """The file with every value of the right kind; whether the names are the model's is not asked here."""
+    try:
+        return _File.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        got = "" if first["type"] == "missing" else f"; got {repr(first['input'])[:SHOWN]}"
+        raise FormatError(
+            f"circuit file {str(path)!r}: {where}: {first['msg']}{got} ({error.error_count()} faults in all)."
+        ) from error
+
+
+def load_object(path: Path) -> Any:
+    """The JSON value of a file.
+
+    Raises:
+        FormatError: There is no such file, or it is no JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FormatError(f"circuit file {str(path)!r} does not exist. Give a circuit.json or a run folder.") from None
+    # A ValueError that is no JSONDecodeError is a number of more digits than Python reads.
+    except (ValueError, RecursionError) as error:
+        raise FormatError(
+            f"circuit file {str(path)!r} is no JSON: {error}. Expected the MIB / EAP-IG format."
+        ) from error
+
+
+def fitting_spec(cfg: Mapping[str, Any], has_mlp: bool, spec: ModelSpec | None, path: Path) -> ModelSpec:
+    """The model's spec if a file is of such a model; without a model, what the file's cfg describes.
+
+    Raises:
+        FormatError: The file is of another model, or describes a graph too large to hold.
+    """
+    n_layers, n_heads, d_model = (cfg[name] for name in ("n_layers", "n_heads", "d_model"))
+    parallel = cfg["parallel_attn_mlp"]
+    if spec is None:
+        _check_size(n_layers, n_heads, path)
+        return ModelSpec(
+            name=path.stem,
+            n_layers=n_layers,
+            n_heads=n_heads,
+            n_kv_heads=n_heads,
+            d_model=d_model,
+            d_head=max(1, d_model // max(1, n_heads)),
+            d_vocab=0,
+            n_ctx=0,
+            parallel=parallel,
+            has_mlp=has_mlp,
+        )
+    theirs = (n_layers, n_heads, d_model, parallel, has_mlp)
+    ours = (spec.n_layers, spec.n_heads, spec.d_model, spec.parallel, spec.has_mlp)
+    if theirs != ours:
+        raise FormatError(
+            f"circuit file {str(path)!r} is of another model: layers, heads, d_model, parallel, MLPs = {theirs}; "
+            f"model {spec.name!r} has {ours}."
+        )
+    return spec
+
+
+def _check_size(n_layers: int, n_heads: int, path: Path) -> None:
+    """Refuse a graph that would fill the memory, before it is laid out."""
+    writers, readers = 1 + n_layers * (n_heads + 1), 1 + n_layers * (3 * n_heads + 1)
+    if writers * readers > MOST_ENTRIES:
+        raise FormatError(
+            f"circuit file {str(path)!r}: cfg has n_layers={n_layers}, n_heads={n_heads}, a graph of "
+            f"{writers * readers:.3g} entries; at most {MOST_ENTRIES:.3g} are read. Mend cfg, or give the model's spec."
+        )

@@ -1,0 +1,139 @@
+"""The MIB / EAP-IG `.pt` format, both ways without loss; loaded as weights only, so that no file runs code.
+
+What is read and written is what EAP-IG's `Graph.from_pt` and `to_pt` read and write: `cfg`, `src_nodes`, `dst_nodes`,
+`edges_scores`, `edges_in_graph`, `nodes_in_graph`, and where there are any `nodes_scores`, `neurons_in_graph`,
+`neurons_scores`. NaN is a score that was never given: such a part is always kept. Entries where the model has no edge
+are left out: EAP-IG's selection of nodes fills whole rows.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping, Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from circuitlab.errors import FormatError
+from circuitlab.graphs.mib_json import Read, cfg_of, check_finite, fitting_spec
+from circuitlab.graphs.node_parts import NodeParts
+from circuitlab.graphs.prune import kept_nodes, real_edges
+from circuitlab.parts import Layout, ModelSpec
+
+if TYPE_CHECKING:
+    from circuitlab.graphs.circuit import Circuit
+
+NEEDED = ("cfg", "src_nodes", "dst_nodes", "edges_scores", "edges_in_graph", "nodes_in_graph")
+_OPTIONAL = {"nodes_scores": "scores", "neurons_in_graph": "neurons", "neurons_scores": "neuron_scores"}
+_IN_CFG = {"n_layers": int, "n_heads": int, "d_model": int, "parallel_attn_mlp": bool}
+
+
+def to_bytes(circuit: Circuit) -> bytes:
+    """The content of the file, the same bytes for the same circuit."""
+    import torch
+
+    layout, parts = circuit.layout, circuit.node_parts
+    kept = kept_nodes(circuit.mask, layout)[:-1] if parts.kept is None else parts.kept
+    content: dict[str, Any] = {
+        "cfg": cfg_of(circuit.spec),
+        "src_nodes": [node.name for node in layout.writers],
+        "dst_nodes": [reader.name for reader in layout.readers],
+        "edges_scores": torch.tensor(np.where(real_edges(layout), circuit.scores, 0.0)),
+        "edges_in_graph": torch.tensor(circuit.mask),
+        "nodes_in_graph": torch.tensor(kept),
+    }
+    given = {name: getattr(parts, ours) for name, ours in _OPTIONAL.items()}
+    content |= {name: torch.tensor(matrix) for name, matrix in given.items() if matrix is not None}
+    buffer = BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()
+
+
+def read_tensors(path: Path, spec: ModelSpec | None) -> Read:
+    """A circuit from a `.pt` file; see `load_circuit`."""
+    content = _loaded(path)
+    cfg = content["cfg"]
+    for name, kind in _IN_CFG.items():
+        # A cfg as old files have it may lack the last; others mean what they say.
+        if name not in cfg and name != "parallel_attn_mlp":
+            raise FormatError(f"circuit file {str(path)!r}: cfg.{name} is missing.")
+        if type(cfg.setdefault(name, False)) is not kind or (kind is int and cfg[name] < 1):
+            raise FormatError(f"circuit file {str(path)!r}: cfg.{name} is {cfg[name]!r}, no {kind.__name__} above 0.")
+    shape = fitting_spec(cfg, any(str(name).startswith("m") for name in content["src_nodes"]), spec, path)
+    layout = Layout.of(shape)
+    _check_names(content["src_nodes"], [node.name for node in layout.writers], "src_nodes", path)
+    _check_names(content["dst_nodes"], [reader.name for reader in layout.readers], "dst_nodes", path)
+    edges, writers = (len(layout.writers), len(layout.readers)), (len(layout.writers),)
+    real = real_edges(layout)
+    mask = _matrix(content, "edges_in_graph", edges, path) & real
+    scores = np.where(real, _matrix(content, "edges_scores", edges, path), 0.0)
+    kept = _matrix(content, "nodes_in_graph", writers, path)
+    found = {
+        ours: _matrix(content, name, writers if ours == "scores" else (*writers, shape.d_model), path)
+        for name, ours in _OPTIONAL.items()
+        if content.get(name) is not None
+    }
+    derived = kept_nodes(mask, layout)[:-1]
+    parts = NodeParts(kept=None if (kept == derived).all() else kept, **found)
+    return Read(shape, mask, scores, {}, parts)
+
+
+def _loaded(path: Path) -> dict[str, Any]:
+    """The file's dictionary with its needed keys."""
+    import torch
+
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise FormatError(f"circuit file {str(path)!r} does not exist.") from None
+    except pickle.UnpicklingError as error:
+        raise FormatError(
+            f"circuit file {str(path)!r} is no tensor file, or holds more than tensors, numbers and names: "
+            f"{str(error).splitlines()[0][:160]} It is not loaded, for it could run code."
+        ) from error
+    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, OSError) as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise FormatError(f"circuit file {str(path)!r} is no .pt file: {first[:160]}") from error
+    if not isinstance(content, dict):
+        raise FormatError(
+            f"circuit file {str(path)!r} holds a {type(content).__name__}; expected a dictionary with "
+            f"{', '.join(NEEDED)}."
+        )
+    if missing := [name for name in NEEDED if name not in content]:
+        raise FormatError(f"circuit file {str(path)!r} has no {missing[0]!r}; needed are {', '.join(NEEDED)}.")
+    for name, kind in (("cfg", Mapping), ("src_nodes", list), ("dst_nodes", list)):
+        if not isinstance(content[name], kind):
+            raise FormatError(f"circuit file {str(path)!r}: {name} is a {type(content[name]).__name__}.")
+    return content
+
+
+def _check_names(given: Sequence[Any], ours: Sequence[str], what: str, path: Path) -> None:
+    if len(given) != len(ours):
+        raise FormatError(
+            f"circuit file {str(path)!r}: {what} has {len(given)} names; a graph of this cfg has {len(ours)}."
+        )
+    for place, (one, expected) in enumerate(zip(given, ours, strict=True)):
+        if one != expected:
+            raise FormatError(
+                f"circuit file {str(path)!r}: {what}[{place}] is {str(one)!r:.80}; expected {expected!r}."
+            )
+
+
+def _matrix(content: Mapping[str, Any], name: str, shape: tuple[int, ...], path: Path) -> np.ndarray:
+    """A tensor of the file as a matrix: booleans for what is in the graph, float64 for scores."""
+    import torch
+
+    given, wants_bool = content[name], name.endswith("in_graph")
+    if not torch.is_tensor(given) or tuple(given.shape) != shape:
+        got = f"a tensor {tuple(given.shape)}" if torch.is_tensor(given) else f"a {type(given).__name__}"
+        raise FormatError(f"circuit file {str(path)!r}: {name} is {got}; expected a tensor {shape}.")
+    if (given.dtype == torch.bool) != wants_bool or given.is_complex():
+        wanted = "true and false" if wants_bool else "numbers"
+        raise FormatError(f"circuit file {str(path)!r}: {name} holds {given.dtype}; expected {wanted}.")
+    if wants_bool:
+        return given.numpy()
+    scores = given.double().numpy()
+    check_finite(scores, name, path)
+    return scores

@@ -1,0 +1,132 @@
+"""Circuits as graphs for other programs: networkx, GraphML, node-link JSON, DOT. Kept edges only."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from xml.etree.ElementTree import ParseError
+
+import networkx as nx
+
+from circuitlab.errors import FormatError
+from circuitlab.graphs.mib_json import EFFECT, effect_of
+from circuitlab.parts import Kind, Node
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from circuitlab.graphs.circuit import Circuit
+
+
+def to_networkx(circuit: Circuit, collapse: bool) -> nx.MultiDiGraph | nx.DiGraph:
+    """See `Circuit.to_networkx`."""
+    graph = nx.DiGraph() if collapse else nx.MultiDiGraph()
+    # read_graphml sets both defaults; with them here, a graph that was written and read again compares equal.
+    graph.graph.update(model=circuit.spec.name, node_default={}, edge_default={})
+    for node in circuit.nodes:
+        graph.add_node(node.name, **_node_attributes(node, circuit.node_effects))
+    sums: dict[tuple[str, str], float] = {}
+    for edge, score in circuit.edges():
+        source, target = edge.source.name, edge.reader.node.name
+        if collapse:
+            sums[source, target] = sums.get((source, target), 0.0) + score
+            graph.add_edge(source, target, score=sums[source, target])
+            continue
+        # GraphML has no None: an edge into an MLP or the logits has no slot attribute value but the empty word.
+        slot = edge.reader.slot.value if edge.reader.slot else ""
+        graph.add_edge(source, target, key=edge.name, slot=slot, score=score)
+    return graph
+
+
+def _node_attributes(node: Node, effects: Mapping[str, float]) -> dict[str, Any]:
+    attributes: dict[str, Any] = {"kind": node.kind.value}
+    if node.layer is not None:
+        attributes["layer"] = node.layer
+    if node.head is not None:
+        attributes["head"] = node.head
+    return {**attributes, **effect_of(node, effects)}
+
+
+def write_graphml(circuit: Circuit, path: Path) -> None:
+    """GraphML that `networkx.read_graphml(path, force_multigraph=True)` reads back equal."""
+    nx.write_graphml(to_networkx(circuit, collapse=False), path, named_key_ids=True)
+
+
+def node_link(circuit: Circuit) -> str:
+    """JSON that `networkx.node_link_graph(json.load(file), edges="edges")` reads back equal; NaN stands as NaN."""
+    return json.dumps(nx.node_link_data(to_networkx(circuit, collapse=False), edges="edges"), indent=1) + "\n"
+
+
+def dot(circuit: Circuit) -> str:
+    """The graph in Graphviz's language, upwards: blue edges help, red ones hurt, grey ones have no score."""
+    lines = [f"digraph {quoted(circuit.spec.name)} {{", "  rankdir=BT;"]
+    for node in circuit.nodes:
+        shape = {Kind.HEAD: "box", Kind.MLP: "box"}.get(node.kind, "ellipse")
+        lines.append(f"  {quoted(node.name)} [kind={node.kind.value}, shape={shape}];")
+    strongest = max((abs(score) for _, score in circuit.edges() if score == score), default=0.0)
+    for edge, score in circuit.edges():
+        scored = score == score
+        width = 0.5 + 3 * (abs(score) / strongest if scored and strongest else 0.0)
+        colour = "gray50" if not scored else "firebrick" if score < 0 else "steelblue"
+        attributes = {
+            "key": quoted(edge.name),
+            **({"headlabel": edge.reader.slot.value} if edge.reader.slot else {}),
+            **({"score": quoted(repr(score))} if scored else {}),
+            "penwidth": f"{width:.3g}",
+            "color": colour,
+        }
+        listed = ", ".join(f"{name}={value}" for name, value in attributes.items())
+        lines.append(f"  {quoted(edge.source.name)} -> {quoted(edge.reader.node.name)} [{listed}];")
+    return "\n".join([*lines, "}"]) + "\n"
+
+
+def quoted(text: str) -> str:
+    """A name as DOT takes any: in quotes, with quotes and backslashes in it escaped and line ends as spaces."""
+    return '"' + re.sub(r'(["\\])', r"\\\1", " ".join(text.splitlines())) + '"'
+
+
+def graph_edges(graph: nx.MultiDiGraph) -> Iterator[tuple[str, float]]:
+    """Full name and score of every edge of a graph made by `to_networkx`; NaN where it has no score."""
+    for source, target, key, data in graph.edges(keys=True, data=True):
+        slot = data.get("slot")
+        name = key if isinstance(key, str) and "->" in key else f"{source}->{target}" + (f"<{slot}>" if slot else "")
+        yield name, data.get("score", float("nan"))
+
+
+def graph_effects(graph: nx.MultiDiGraph) -> dict[str, float]:
+    """Swept effects of the nodes of such a graph."""
+    return {name: data[EFFECT] for name, data in graph.nodes(data=True) if EFFECT in data}
+
+
+def read_graphml(path: Path) -> nx.MultiDiGraph:
+    """A GraphML file as a multigraph.
+
+    Raises:
+        FormatError: There is no such file, or it is no GraphML.
+    """
+    try:
+        return nx.read_graphml(path, force_multigraph=True)
+    except FileNotFoundError:
+        raise FormatError(f"circuit file {str(path)!r} does not exist.") from None
+    except (ParseError, nx.NetworkXError, ValueError, KeyError) as error:
+        raise FormatError(f"circuit file {str(path)!r} is no GraphML: {error}.") from error
+
+
+def read_node_link(content: Mapping[str, Any], path: Path) -> nx.MultiDiGraph:
+    """A node-link object as a multigraph; its edges stand under `edges` or, as older programs have it, `links`.
+
+    Raises:
+        FormatError: It is no node-link object.
+    """
+    try:
+        graph = nx.node_link_graph(
+            dict(content), directed=True, multigraph=True, edges="edges" if "edges" in content else "links"
+        )
+    except (KeyError, TypeError, ValueError, AttributeError, nx.NetworkXError) as error:
+        raise FormatError(
+            f"circuit file {str(path)!r} is no node-link JSON: {type(error).__name__} {error}."
+        ) from error
+    return nx.MultiDiGraph(graph)

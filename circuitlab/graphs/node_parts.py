@@ -1,0 +1,64 @@
+"""What circuit files say of nodes and neurons beside the edges, kept as it stands: a file comes back without loss.
+
+Edges decide what a circuit is; a node's own `in_graph` is what follows from them unless a file says otherwise, and is
+then only carried along, as in EAP-IG, whose pruning looks at edges alone. Neurons are the entries of a writer's output.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from circuitlab.errors import GraphError
+from circuitlab.parts import Layout
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class NodeParts:
+    """Matrices by the numbers of `Layout`; None where there is nothing to say.
+
+    Attributes:
+        kept: Which writers a file calls part of the circuit, where that is not what its edges say.
+        scores: Scores of writers, positive where they help; NaN: not scored, always kept.
+        neurons: Which entries of each writer's output are part of the circuit.
+        neuron_scores: Scores of these entries; NaN: not scored, always kept.
+    """
+
+    kept: Bool[np.ndarray, " writer"] | None = None
+    scores: Float[np.ndarray, " writer"] | None = None
+    neurons: Bool[np.ndarray, "writer d_model"] | None = None
+    neuron_scores: Float[np.ndarray, "writer d_model"] | None = None
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            given = getattr(self, field.name)
+            if given is not None:
+                own = given.copy()
+                own.setflags(write=False)
+                object.__setattr__(self, field.name, own)
+
+    def check(self, layout: Layout) -> None:
+        """Refuse matrices of another model.
+
+        Raises:
+            GraphError: A matrix has the wrong shape.
+        """
+        n_writers, d_model = len(layout.writers), layout.spec.d_model
+        for field in fields(self):
+            given = getattr(self, field.name)
+            shape = (n_writers, d_model) if field.name in ("neurons", "neuron_scores") else (n_writers,)
+            if given is not None and given.shape != shape:
+                raise GraphError(
+                    f"node_parts.{field.name} has shape {given.shape}; model {layout.spec.name!r} wants {shape}."
+                )
+
+    def scores_only(self) -> NodeParts:
+        """The same scores with nothing selected: for another selection of edges."""
+        return replace(self, kept=None, neurons=None)
+
+    def split(self, mask: Bool[np.ndarray, "writer reader"]) -> Bool[np.ndarray, " writer"]:
+        """Writers with a kept edge of which only some neurons are kept."""
+        speaks = np.asarray(mask.any(1))
+        return np.zeros_like(speaks) if self.neurons is None else np.asarray(speaks & ~self.neurons.all(1))

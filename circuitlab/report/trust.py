@@ -1,0 +1,99 @@
+"""What more is known of the circuit: whether it is complete and minimal, and whether other prompts give the same."""
+
+from __future__ import annotations
+
+import base64
+import struct
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from circuitlab.report.folder import RunFolder
+from circuitlab.report.markup import Html, counted, element, facts, interval, joined, number, percent, table
+
+_N_EDGES = 8
+_CSS_PIXELS = 96 / 160
+
+
+def completeness(run: RunFolder) -> Html | None:
+    """Does the rest of the model do it too, and is every edge needed? None for runs that did not ask."""
+    found, edges = run.evaluation.get("completeness"), run.evaluation.get("minimality")
+    if not isinstance(found, Mapping):
+        return None
+    parts = found.get("knockouts") or ()
+    return element(
+        "section",
+        element("h2", "Is it all of it, and nothing but it?"),
+        facts(
+            (
+                ("the model without the circuit", f"{number(found.get('complement_faithfulness'), 3)} faithful"),
+                (
+                    "under the same knockouts",
+                    f"circuit and model differ by {number(found.get('incompleteness'), 3)} on average, "
+                    f"{number(found.get('incompleteness_max'), 3)} at most ({counted(len(parts), 'random part')} out)"
+                    if parts
+                    else "",
+                ),
+            )
+        ),
+        element(
+            "p",
+            "Complete: without the circuit's edges the model should fall to 0, and with the same edges taken out "
+            "circuit and model should do the same.",
+            class_="note",
+        ),
+        _least_needed(edges) if isinstance(edges, list) and edges else None,
+    )
+
+
+def _least_needed(edges: Sequence[Mapping[str, Any]]) -> Html:
+    """The edges that the circuit would miss least."""
+    ranked = sorted(edges, key=lambda edge: edge["effect"])
+    idle = sum(edge["ci"][0] <= 0 for edge in edges)
+    words = (
+        f"Minimal: without an edge the circuit's faithfulness should fall. For {idle} of "
+        f"{counted(len(edges), 'edge')} the interval reaches 0 or below. Those missed least:"
+    )
+    rows = [
+        (element("code", edge["edge"]), number(edge["effect"], 3), interval(edge["ci"], 3))
+        for edge in ranked[:_N_EDGES]
+    ]
+    return joined(
+        element("p", words, class_="note"),
+        table(("without this edge", "faithfulness lost", ""), rows, numbers=(1, 2), name="minimality"),
+    )
+
+
+def stability(run: RunFolder) -> Html | None:
+    """Do other prompts give the same circuit? None for runs that did not ask."""
+    found = run.stability
+    if not found:
+        return None
+    sizes = found.get("n_edges") or {}
+    ever, always = found.get("n_edges_ever"), found.get("n_edges_always")
+    lines = [
+        ("repetitions", f"{found.get('n', 0):,} bootstrap resamples of the discovery pairs"),
+        ("mean Jaccard index", f"{number(found.get('jaccard_mean'), 3)} between two of them"),
+        ("coefficient of variation", number(found.get("jaccard_cv"), 3)),
+        ("with this circuit", number(found.get("jaccard_to_circuit"), 3)),
+        ("edges", f"{sizes.get('min'):,} to {sizes.get('max'):,}" if sizes else ""),
+        ("chosen always", f"{always:,} of {ever:,} that were ever chosen ({percent(always / ever)})" if ever else ""),
+    ]
+    picture = _picture(run.stability_png) if run.stability_png else None
+    return element(
+        "section",
+        element("h2", "Would other prompts give the same circuit?"),
+        facts(lines),
+        element("figure", element("div", picture, class_="scroll")) if picture else None,
+    )
+
+
+def _picture(png: bytes) -> Html:
+    # A PNG says its width and height in the first chunk, after 16 bytes of signature and chunk head.
+    width, height = struct.unpack(">II", png[16:24])
+    return element(
+        "img",
+        src=f"data:image/png;base64,{base64.b64encode(png).decode()}",
+        alt="The circuit, each edge drawn by how often the resamples chose it.",
+        width=f"{width * _CSS_PIXELS:.0f}",
+        height=f"{height * _CSS_PIXELS:.0f}",
+    )

@@ -1,0 +1,81 @@
+"""What the lines of a circuit drawing stand for beside the score: whose edge it is, how often it was chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from circuitlab.viz.style import INK, UNKNOWN, Colour, mixed, sign_colour
+
+if TYPE_CHECKING:
+    from circuitlab.viz.circuit import DrawnEdge
+
+# Neither is a colour of sign, and both differ in lightness from each other for grey print; the second is dashed too.
+FIRST, SECOND = "#7b3294", "#1b8a4b"
+SOLID, DASHED, DOTTED = "solid", (0, (4.0, 1.6)), (0, (1.1, 1.3))
+Dashes = str | tuple[int, tuple[float, float]]
+# Chosen at least this often: drawn as what; the last for all others.
+OFTEN = ((0.8, SOLID, 1.0), (0.5, DASHED, 0.85), (0.0, DOTTED, 0.7))
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """How one line is drawn: its colour, its width in points, its dashes, and which of two lines is on top."""
+
+    colour: Colour
+    width: float
+    dashes: Dashes = SOLID
+    order: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Looks:
+    """How every edge of a drawing is drawn, and what the key says of it.
+
+    Attributes:
+        of: Edge -> look.
+        heading: Of the key.
+        key: Samples and their words, from top to bottom.
+    """
+
+    of: Callable[[DrawnEdge], Look]
+    heading: str
+    key: Sequence[tuple[Look, str]]
+
+
+def by_owner(owners: Mapping[str, str], names: tuple[str, str]) -> Looks:
+    """Edges of both circuits dark, of one alone in its colour.
+
+    Args:
+        owners: Name of the edge -> "both", "first" or "second".
+        names: What the two circuits are called.
+    """
+    looks = {"both": Look(INK, 1.5, order=1.0), "first": Look(FIRST, 1.5), "second": Look(SECOND, 1.5, DASHED)}
+    counts = {owner: list(owners.values()).count(owner) for owner in looks}
+    words = {"both": "both", "first": f"only {names[0]}", "second": f"only {names[1]}"}
+    key = [(look, f"{words[owner]} ({counts[owner]:,})") for owner, look in looks.items()]
+    return Looks(of=lambda edge: looks[owners[edge.name]], heading="edges of", key=key)
+
+
+def by_frequency(frequency: Mapping[str, float], outside: frozenset[str]) -> Looks:
+    """Lines whole, dashed or dotted by how often an edge was chosen; blue and red by sign, grey outside the circuit.
+
+    Args:
+        frequency: Name of the edge -> share of repetitions that chose it, 0 to 1.
+        outside: Names of edges that the circuit itself does not keep.
+    """
+
+    def look(edge: DrawnEdge) -> Look:
+        share = frequency[edge.name]
+        dashes, strength = next((d, s) for low, d, s in OFTEN if share >= low)
+        colour = UNKNOWN if edge.name in outside else sign_colour(edge.score)
+        return Look(mixed(colour, strength), 0.6 + 1.6 * share, dashes, order=share)
+
+    samples = ((1.0, "in 80 % or more"), (0.65, "in 50 to 80 %"), (0.25, "more rarely"))
+    key = [
+        (Look(INK, 0.6 + 1.6 * share, next(d for low, d, _ in OFTEN if share >= low)), word) for share, word in samples
+    ]
+    if outside:
+        key.append((Look(UNKNOWN, 1.4), "not in the circuit"))
+    return Looks(of=look, heading="chosen in resamples", key=key)
