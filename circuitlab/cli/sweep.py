@@ -89,6 +89,7 @@ def sweep(
     from circuitlab.patching.estimate import estimate_sweep
     from circuitlab.patching.grid import check_correction
     from circuitlab.patching.replacement import MEANS
+    from circuitlab.patching.sweep import by_site
     from circuitlab.patching.sweep import sweep as run_sweep
 
     chosen = {
@@ -111,7 +112,7 @@ def sweep(
         return
     with progress(quiet=quiet) as report:
         found = run_sweep(loaded, pairs.discovery, **settings, progress=report, resume=resume)
-    grids = found if isinstance(found, dict) else {found.site: found}
+    grids = by_site(found)
     if out is not None:
         tables.write_grids(grids, Path(out), correction)
     results.show_grids(grids, folder=out, json=json, correction=correction)

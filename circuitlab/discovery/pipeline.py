@@ -35,7 +35,7 @@ from circuitlab.parts import ModelSpec
 from circuitlab.patching.circuit_metric import prepare
 from circuitlab.patching.grid import Grid
 from circuitlab.patching.nodes import sweep_nodes
-from circuitlab.patching.sweep import sweep
+from circuitlab.patching.sweep import by_site, sweep
 from circuitlab.progress import Progress, silent
 
 SWEPT_SITES = ("resid_pre", "attn_out", "mlp_out", "head_z")
@@ -160,8 +160,7 @@ def discover(
         behaviour = check_behaviour(prepare(loaded, found), found, judged_by, min_accuracy)
     with clock("sweep"):
         sites = [s for s in SWEPT_SITES if loaded.spec.has_mlp or s != "mlp_out"]
-        grids = sweep(loaded, found, site=sites, metric=judged_by, seed=seed, progress=progress)
-        assert isinstance(grids, dict)
+        grids = by_site(sweep(loaded, found, site=sites, metric=judged_by, seed=seed, progress=progress))
         effects = sweep_nodes(loaded, found, judged_by, heads=grids["head_z"]).effects
     with clock("score"):
         scores = score_edges(
@@ -176,7 +175,7 @@ def discover(
         with clock("stability"):
             repeated = repeat_discovery(
                 loaded, found, method, n_resamples=stability, target=target, metric=judged_by, seed=seed, scores=scores,
-                progress=progress, steps=steps,
+                progress=progress, steps=steps, **config.method_options,
             )  # fmt: skip
     run = Run(
         config=config, task=asked, spec=loaded.spec, weights_sha256=loaded.weights_sha256(), pairs=pairs,

@@ -14,7 +14,7 @@ from circuitlab.metrics import Metric
 from circuitlab.models.protocol import Model
 from circuitlab.parts import Kind, Node
 from circuitlab.patching.grid import Grid
-from circuitlab.patching.sweep import sweep
+from circuitlab.patching.sweep import by_site, sweep
 from circuitlab.progress import Progress, silent
 
 
@@ -67,8 +67,7 @@ def sweep_nodes(
         progress: Called with (step, done, total).
     """
     sites = (["head_z"] if heads is None else []) + (["mlp_out"] if model.spec.has_mlp else [])
-    grids = sweep(model, pairs, site=sites, metric=metric, axis="all", budget=budget, progress=progress)
-    assert isinstance(grids, dict)
+    grids = by_site(sweep(model, pairs, site=sites, metric=metric, axis="all", budget=budget, progress=progress))
     heads = grids["head_z"] if heads is None else heads
     found = {Node(Kind.INPUT).name: heads.clean, Node(Kind.LOGITS).name: heads.clean}
     for layer in range(model.spec.n_layers):

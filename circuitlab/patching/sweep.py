@@ -139,3 +139,11 @@ def _grid(run: SweepRun, metric: Metric, site: Site, *, normalise: bool, seed: i
         members=members if site.by_member and not whole else (),
         numbers=None if whole else columns.numbers,
     )
+
+
+def by_site(found: Grids | dict[str, Grids]) -> dict[str, Grid]:
+    """What `sweep` gave for one metric, as one grid a site."""
+    grids = found if isinstance(found, dict) else {found.site: found}
+    single = {site: grid for site, grid in grids.items() if isinstance(grid, Grid)}
+    assert len(single) == len(grids), "several metrics give several grids a site"
+    return single
