@@ -20,6 +20,7 @@ class Unit(Enum):
     SHARE = "{:.1e}"
     CHEAPER = "{:.3g} times cheaper"
     MILLISECONDS = "{:.0f} ms"
+    SECONDS = "{:.3g} s"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
