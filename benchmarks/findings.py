@@ -21,6 +21,7 @@ class Unit(Enum):
     CHEAPER = "{:.3g} times cheaper"
     MILLISECONDS = "{:.0f} ms"
     EDGES = "{:.0f} edges"
+    SECONDS = "{:.3g} s"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

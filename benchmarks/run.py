@@ -18,18 +18,20 @@ from benchmarks.clock import machine
 from benchmarks.eap import attribution
 from benchmarks.edges import exact_edges
 from benchmarks.findings import Finding
+from benchmarks.methods import seconds_of_methods
 from benchmarks.models import FOUR_LAYERS, GPT2_SMALL, Size, make
 from benchmarks.sweeps import standard_sweeps, values_agree
 from benchmarks.table import performance_page, print_findings, write_generated
 
 PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
-PARTS = ("sweeps", "eap", "edges", "circuits", "acdc")
+PARTS = ("sweeps", "eap", "edges", "circuits", "acdc", "methods")
 TITLES = {
     "sweeps": "Sweeps",
     "eap": "Edge attribution",
     "edges": "Exact edges",
     "circuits": "Circuits",
     "acdc": "ACDC",
+    "methods": "Methods",
 }
 # What we want to reach, on a CPU: times faster than one pass a cell or an edge, share of the matmul rate, passes,
 # gigabytes, bare passes a circuit, times cheaper in a batch. A GPU waits for Python in the one-pass-a-cell way.
@@ -52,6 +54,7 @@ class Plan:
         together: Circuits in one batch.
         alone: Random circuits of each size that are run one by one.
         exact_prompts: Prompts of the float64 comparison on the large model.
+        method_pairs: Pairs of a task that every method scores on the bundled model.
     """
 
     large: Size
@@ -62,6 +65,7 @@ class Plan:
     together: int
     alone: int
     exact_prompts: int
+    method_pairs: int = 30
 
     @property
     def more_rounds(self) -> int:
@@ -81,6 +85,7 @@ QUICK = Plan(
     together=4,
     alone=1,
     exact_prompts=1,
+    method_pairs=4,
 )
 
 
@@ -95,6 +100,8 @@ def measure(part: str, plan: Plan, device: str) -> list[Finding]:
         return exact_edges(make(plan.small, device), rounds=plan.more_rounds, sample=plan.edges, target=EDGES)
     if part == "acdc":
         return searches(make(plan.small, device), rounds=plan.rounds, target=QUESTIONS)
+    if part == "methods":
+        return seconds_of_methods(make(plan.large, device), rounds=plan.rounds, pairs=plan.method_pairs)
     return circuit_runs(
         make(plan.large, device),
         rounds=plan.more_rounds,

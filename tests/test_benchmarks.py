@@ -24,7 +24,9 @@ from circuitlab.patching.sites import SITES
 
 ROOT = Path(__file__).parent.parent
 TINY = models.Size(name="tiny", n_layers=2, n_heads=2, d_model=32, d_vocab=50, n_prompts=3, n_tokens=8)
-PLAN = run.Plan(large=TINY, small=TINY, rounds=1, per_site=(2, 2), edges=3, together=3, alone=2, exact_prompts=1)
+PLAN = run.Plan(
+    large=TINY, small=TINY, rounds=1, per_site=(2, 2), edges=3, together=3, alone=2, exact_prompts=1, method_pairs=2
+)
 
 
 @pytest.fixture(scope="module")
