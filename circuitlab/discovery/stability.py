@@ -269,7 +269,7 @@ def _resampled(
         if each is None:
             yield given, scored(given)
             continue
-        mean, error = np.zeros((2, *whole.standard_error.shape))
+        mean, error = np.zeros(whole.standard_error.shape), np.zeros(whole.standard_error.shape)
         mean[places[:, 0], places[:, 1]] = each[index].mean(0)
         error[places[:, 0], places[:, 1]] = each[index].std(0, ddof=1) / math.sqrt(len(index)) if len(index) > 1 else 0
         yield given, replace(whole, values=mean, standard_error=error)
