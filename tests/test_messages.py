@@ -186,7 +186,8 @@ MISTAKES: dict[str, tuple[Callable[[], object], type[CircuitLabError], str]] = {
     "a circuit as pickle": (
         lambda: save_circuit("circuit.pkl"),
         errors.FormatError,
-        "a circuit is saved as .json (MIB / EAP-IG) or .graphml, not as 'circuit.pkl'.",
+        "a circuit is saved as .json or .pt (MIB / EAP-IG), .graphml, .node-link.json, .dot or .txt (edge names), not "
+        "as 'circuit.pkl'.",
     ),
     "more edges than there are": (
         lambda: random_circuit(Layout.of(spec_of(1, 1)), 9, np.random.default_rng(0)),
