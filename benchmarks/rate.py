@@ -1,7 +1,7 @@
 """The rate at which this machine multiplies matrices, in this process, at the shapes that a block of the model uses.
 
-Outputs are written into memory that is already there: what is measured is the multiplication and nothing else, so a
-share of this rate is a share of what the machine can do.
+By `torch.mm` and by what the library multiplies with, since on some processors these are far apart; the quicker one is
+the machine's rate. `torch.mm` writes into memory that is already there, so that nothing but the multiplication counts.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+
+from circuitlab.models.products import product
 
 # Tokens in one product. A sweep packs several thousand; the quickest of these is the machine's rate.
 TOKENS = (1024, 2048, 4096)
@@ -28,8 +30,10 @@ class Products:
     operations: int
 
 
-def block_products(d_model: int, n_tokens: int, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Products:
-    """[tokens, d] x [d, 3d], x [d, d], x [d, 4d] and [tokens, 4d] x [4d, d]."""
+def block_products(
+    d_model: int, n_tokens: int, device: str = "cpu", dtype: torch.dtype = torch.float32, *, ours: bool = False
+) -> Products:
+    """[tokens, d] x [d, 3d], x [d, d], x [d, 4d] and [tokens, 4d] x [4d, d]; `ours`: as the library multiplies."""
     generator = torch.Generator().manual_seed(0)
     shapes = [(d_model, 3 * d_model), (d_model, d_model), (d_model, 4 * d_model), (4 * d_model, d_model)]
 
@@ -40,6 +44,9 @@ def block_products(d_model: int, n_tokens: int, device: str = "cpu", dtype: torc
 
     def run() -> None:
         for left, right, out in triples:
-            torch.mm(left, right, out=out)
+            if ours:
+                product(left, right)
+            else:
+                torch.mm(left, right, out=out)
 
     return Products(run, sum(2 * n_tokens * a * b for a, b in shapes))

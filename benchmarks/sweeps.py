@@ -58,7 +58,11 @@ def standard_sweeps(
         with weights_ask_for_gradients(bridge):
             patched(bridge, batch, cache, cells)
 
-    products = {f"{n} tokens": block_products(spec.d_model, n, device, model.dtype) for n in TOKENS}
+    products = {
+        f"{n} tokens{by}": block_products(spec.d_model, n, device, model.dtype, ours=bool(by))
+        for by in ("", ", as the library multiplies")
+        for n in TOKENS
+    }
     ways = {
         "ours": lambda: ours.update(our_sweeps(model, batch)),
         "under torch.no_grad": without_gradients,

@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -330,7 +331,10 @@ def test_sweep_says_what_it_would_take(capfd):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_leaves_nothing(number, tmp_path):
     ask = [sys.executable, "-m", "circuitlab", "discover", "name-throw", "--out", "runs/mine"]
-    with subprocess.Popen(ask, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    # A shell that runs the tests in the background has its children ignore an interrupt.
+    heard = partial(signal.signal, number, signal.SIG_DFL)
+    with subprocess.Popen(ask, cwd=tmp_path, preexec_fn=heard, **pipes) as running:
         assert running.stderr
         running.stderr.readline()  # the first step has begun
         running.send_signal(number)

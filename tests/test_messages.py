@@ -129,7 +129,8 @@ MISTAKES: dict[str, tuple[Callable[[], object], type[CircuitLabError], str]] = {
     "a method spelt with an underscore": (
         lambda: DiscoverConfig(task="name-throw", model="bundled", method="eap_ig"),
         errors.UnknownNameError,
-        "unknown method 'eap_ig'. Did you mean 'eap-ig'? Allowed: eap-ig, eap, exact, sweep.",
+        "unknown method 'eap_ig'. Did you mean 'eap-ig'? Allowed: eap-ig, eap, eap-ig-activations, clean-corrupted, "
+        "exact, sweep, relp, ifr, random, acdc, edge-pruning, ugs.",
     ),
     "a percentage for a share": (
         lambda: DiscoverConfig(task="name-throw", model="bundled", target=90.0),
@@ -235,8 +236,9 @@ def test_a_circuit_of_another_model_is_told_with_both_shapes():
             "unknown direction 'denoising'. Did you mean 'denoise'? Allowed: denoise, noise.",
         ),
         (
-            lambda model, pairs: score_edges(model, pairs, "acdc"),
-            "unknown method 'acdc'. Allowed: eap-ig, eap, exact, sweep.",
+            lambda model, pairs: score_edges(model, pairs, "hisp"),
+            "unknown method 'hisp'. Allowed: eap-ig, eap, eap-ig-activations, clean-corrupted, exact, sweep, relp, "
+            "ifr, random, acdc, edge-pruning, ugs.",
         ),
         (
             lambda model, pairs: score_edges(model, pairs, metric="logit-diff"),

@@ -13,8 +13,11 @@ from circuitlab.data.sampling import task_fingerprint
 from circuitlab.data.task import Task
 from circuitlab.errors import RunError
 from circuitlab.references import (
+    BHASKAR_2024,
+    CONMY_2023,
     FERRANDO_2024,
     HANNA_2024,
+    LI_2024,
     MARKS_2024,
     MIB_2025,
     RELP_2025,
@@ -38,6 +41,9 @@ METHOD_SOURCES: Mapping[str, tuple[Reference, ...]] = {
     "random": (MIB_2025,),
     "exact": (SYED_2023,),
     "sweep": (WANG_2023,),
+    "acdc": (CONMY_2023,),
+    "edge-pruning": (BHASKAR_2024,),
+    "ugs": (LI_2024,),
 }
 FAITHFULNESS_SOURCES = (MARKS_2024, MIB_2025)
 SHORT = 16  # hexadecimal digits of a fingerprint that are printed: 64 bits tell any two apart

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 # generator that `draw` gets, the task itself.
 RESERVED = frozenset(
     (
-        "ablation", "device", "dtype", "force", "json", "method", "metric", "min_accuracy",
-        "model", "n", "option", "out", "progress", "quiet", "rng", "seed", "self",
-        "steps", "target", "task",
+        "ablation", "device", "dtype", "force", "json", "method", "method_option", "method_options",
+        "metric", "min_accuracy", "model", "n", "option", "out", "progress", "quiet", "rng", "seed",
+        "self", "stability", "steps", "target", "task",
     )
 )  # fmt: skip
 

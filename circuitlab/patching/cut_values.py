@@ -19,7 +19,7 @@ from circuitlab.patching.replacement import Replacement
 
 # Tokens in one run of several circuits. Measured on the 4-layer model of the benchmark, two threads: ACDC takes 3.2 s
 # with 8 circuits of 64 x 16 tokens in a run, 3.4 s with 16 (more of them behind a wrong guess) and 4.2 s with 4.
-TOKENS_AT_ONCE = 8192
+TOKENS_AT_ONCE = 16384
 
 
 class CutValues:
