@@ -13,7 +13,7 @@ help:
 	@echo "make demo    find the circuit behind a behaviour of the bundled model, and print where its report is"
 	@echo "make test    run the whole test suite"
 	@echo "make check   lint, format, types, import rules"
-	@echo "make bench   measure speed on a quiet machine, about 10 minutes; writes docs/performance.md"
+	@echo "make bench   measure speed on a quiet machine, about 6 minutes; writes docs/performance.md"
 	@echo "make parity  compare every quantity with an independent way to it; writes docs/parity.md"
 	@echo "make truth   judge every scoring method on models with a known circuit; writes docs/known-circuits.md"
 	@echo "make clean   remove .venv and everything built"

@@ -7,7 +7,7 @@ everything after them (query/key norms, rotation, softcaps, masks) is the model'
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from typing import Any
@@ -167,11 +167,9 @@ class BridgeModel:
         """Chosen heads' q, k or v, each from the stream that this head reads."""
         weight, bias = projection(self._blocks[layer], slot, self.spec)
         normed = self._attn_norms[layer](stream)
-        return torch.stack(
-            [
-                product(read, weight[head], None if bias is None else bias[head])
-                for head, read in zip(heads, normed, strict=True)
-            ]
+        return _stacked(
+            product(read, weight[head], None if bias is None else bias[head])
+            for head, read in zip(heads, normed, strict=True)
         )
 
     def read_attention(
@@ -271,8 +269,8 @@ class BridgeModel:
         """Each head's own share of `attn_output`, without the bias."""
         block = self._blocks[layer]
         weight = output_weight(block, self.spec)
-        chosen = slice(None) if heads is None else list(heads)
-        out = torch.einsum("rshd,hdm->hrsm", z[:, :, chosen], weight[chosen])
+        chosen = range(self.spec.n_heads) if heads is None else heads
+        out = _stacked(product(z[:, :, head], weight[head]) for head in chosen)
         if self.has_post_norm(layer):
             out = out * norm_gain(block.ln1_post, first_tensor(block.attn.o(z.flatten(2))))
         return out
@@ -361,3 +359,9 @@ class BridgeModel:
             for module, fused in (item for found in chosen for item in found.items()):
                 stack.enter_context(forward_replaced(module, fused))
             yield
+
+
+def _stacked(parts: Iterable[Tensor]) -> Tensor:
+    """Parts behind each other; a single one is not copied, which for small products is a third of the time."""
+    found = list(parts)
+    return found[0][None] if len(found) == 1 else torch.stack(found)

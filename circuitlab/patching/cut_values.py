@@ -17,8 +17,8 @@ from circuitlab.patching.cuts import Cuts
 from circuitlab.patching.packing import packs, rows_per_pack
 from circuitlab.patching.replacement import Replacement
 
-# Tokens in one run of several circuits. Measured on the 4-layer model of the benchmark, two threads: ACDC takes 3.2 s
-# with 8 circuits of 64 x 16 tokens in a run, 3.4 s with 16 (more of them behind a wrong guess) and 4.2 s with 4.
+# Tokens in one run of several circuits. Measured on the 4-layer model of the benchmark, two threads: ACDC takes 2.3 s
+# with 16 circuits of 64 x 16 tokens in a run or with 24, 3.4 s with 8 and 4.7 s with 4.
 TOKENS_AT_ONCE = 16384
 
 
