@@ -16,6 +16,8 @@ from circuitlab.discovery.scores import EdgeScores
 from circuitlab.discovery.scoring import METHODS
 from circuitlab.errors import ConfigError, UnknownNameError, UnsupportedModelError
 from circuitlab.graphs.prune import real_edges
+from circuitlab.metrics import resolve
+from circuitlab.models.anatomy import mlp_down
 from circuitlab.models.relp import RelevanceModel
 from circuitlab.models.traced import Window, run_plain, trace
 from circuitlab.parts import Kind, Layout, Slot
@@ -227,7 +229,50 @@ class TestByHand:
             assert found.values[1, neuron] == pytest.approx(fall, abs=1e-10)
 
 
+def neurons_by_autograd(name: str, layer: int) -> np.ndarray:
+    """(clean - corrupted) . dm/dneuron in the clean run, by torch's backward pass through the whole bridge."""
+    model, batch, seen = load(name), pairs(), []
+    module = mlp_down(model.bridge.blocks[layer]).hook_in
+
+    def run(tokens: torch.Tensor) -> torch.Tensor:
+        def leaf(_module: object, _args: object, out: torch.Tensor) -> torch.Tensor:
+            seen.append(out.detach().requires_grad_())
+            return seen[-1]
+
+        handle = module.register_forward_hook(leaf)
+        try:
+            return model.bridge(tokens, return_type="logits", use_cache=False)
+        finally:
+            handle.remove()
+
+    logits = run(batch.clean)[torch.arange(len(batch)), batch.answer_at]
+    run(batch.corrupt)
+    clean, corrupt = seen
+    (slope,) = torch.autograd.grad(resolve("logit_diff")(logits, batch).sum(), clean)
+    return ((clean - corrupt) * slope).sum(1).mean(0).detach().numpy()
+
+
 class TestLaws:
+    @pytest.mark.parametrize("name", [name for name in EVERYWHERE if name != "attn-only"])
+    def test_neurons_of_mlps(self, name):
+        model = load(name)
+        found = score_nodes(model, pairs(), "eap", level="mlp-neuron")
+        for layer in range(model.spec.n_layers):
+            assert np.abs(found.values[layer] - neurons_by_autograd(name, layer)).max() < TOLERANCE[name]
+        assert np.abs(found.values).max() > 1e-3
+        if model.has_post_norm(0):
+            return
+        nodes = score_nodes(model, pairs(), "eap")
+        mlps = [n for n, node in enumerate(Layout.of(model.spec).writers) if node.kind is Kind.MLP]
+        assert np.abs(found.values.sum(1) - nodes.values[mlps]).max() < TOLERANCE[name]
+
+    @pytest.mark.parametrize("method", ["eap-ig", "clean-corrupted"])
+    def test_neurons_along_a_path(self, method):
+        found = score_nodes(load("gpt2"), pairs(), method, level="mlp-neuron").values
+        exact = score_nodes(load("gpt2"), pairs(), "exact", level="mlp-neuron").values
+        assert np.corrcoef(found.ravel(), exact.ravel())[0, 1] > 0.8
+        assert np.corrcoef(-found.ravel(), exact.ravel())[0, 1] < 0
+
     @pytest.mark.parametrize("name", EVERYWHERE)
     @pytest.mark.parametrize("method", ["eap", "eap-ig", "relp"])
     def test_a_nodes_score_is_the_sum_of_its_edges(self, name, method):
@@ -364,6 +409,12 @@ class TestMistakes:
             score_nodes(load("gpt2"), pairs(), "ifr")
         with pytest.raises(UnknownNameError, match="no site 'neuron'"):
             score_nodes(load("attn-only"), pairs(), "exact", level="mlp-neuron")
+        with pytest.raises(UnknownNameError, match="unknown level 'mlp-neuron'.*no MLPs"):
+            score_nodes(load("attn-only"), pairs(), "eap", level="mlp-neuron")
+        with pytest.raises(ConfigError, match="ablation is 'zero'.*method 'exact'"):
+            score_nodes(load("gpt2"), pairs(), "eap", level="mlp-neuron", ablation="zero")
+        with pytest.raises(ConfigError, match="'relp' does not score level 'mlp-neuron'"):
+            score_nodes(load("gpt2"), pairs(), "relp", level="mlp-neuron")
 
     def test_steps(self):
         with pytest.raises(ConfigError, match="steps is 0"):

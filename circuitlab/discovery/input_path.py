@@ -22,7 +22,7 @@ from circuitlab.data.batch import PairBatch, batches_of
 from circuitlab.data.pairs import PairSet
 from circuitlab.discovery.node_scores import NodeScores
 from circuitlab.discovery.scores import ColumnScores, EdgeScores, RunningMean
-from circuitlab.errors import MetricError
+from circuitlab.errors import ConfigError, MetricError, UnknownNameError
 from circuitlab.metrics import Metric
 from circuitlab.models.protocol import Model
 from circuitlab.models.traced import Traced, Window, run_plain, trace
@@ -30,6 +30,7 @@ from circuitlab.parts import Layout
 from circuitlab.patching.columns import columns_of
 from circuitlab.patching.edge_products import EdgeProducts, Said, stand_ins
 from circuitlab.patching.gradients import judged, metric_slopes
+from circuitlab.patching.neuron_products import NeuronProducts
 from circuitlab.patching.packing import fitting
 from circuitlab.patching.replacement import Replacement, resolve_replacement
 from circuitlab.progress import Progress
@@ -62,7 +63,8 @@ def attribute(
         reference: Prompts that means are taken of.
         seed: Of noise.
         axis: "all", "position" or "span".
-        level: "edge" for `EdgeScores`; "node" or "neuron" for `NodeScores`, with the gradient at the writer's output.
+        level: "edge" for `EdgeScores`; "node" or "neuron" for `NodeScores`, with the gradient at the writer's output;
+            "mlp-neuron" with that at the neuron.
         budget: Bytes that a run may take.
         progress: Called with (step, done, total).
 
@@ -73,11 +75,18 @@ def attribute(
         difference of the metric.
 
     Raises:
-        UnknownNameError: No such ablation or axis.
-        ConfigError: What `resolve_replacement` and `columns_of` refuse.
+        UnknownNameError: No such ablation or axis; neurons of MLPs in a model without.
+        ConfigError: What `resolve_replacement` and `columns_of` refuse; single neurons under another replacement.
         MetricError: The metric has no gradient, or none at these points.
     """
+    if level == "mlp-neuron" and not model.spec.has_mlp:
+        raise UnknownNameError.of("level", level, ("node", "neuron"), hint="The model has no MLPs.")
     put_in = resolve_replacement(model, ablation, pairs=pairs, reference=reference, seed=seed, budget=budget)
+    if level == "mlp-neuron" and put_in.kind != "corrupt":
+        raise ConfigError(
+            f"ablation is {put_in.kind!r}; slopes at single neurons of MLPs are multiplied with the corrupted prompt's "
+            "neurons alone. Take ablation 'corrupt', or method 'exact'."
+        )
     whole = batches_of(pairs, model.device)
     batches = [part for batch in whole for part in fitting(model, batch, budget, streams_alive(model, put_in))]
     columns = columns_of(pairs, batches, axis) if axis != "all" else None
@@ -157,7 +166,8 @@ def _attributed(
     batch = batch.with_reference(model.logits(at_end.final)) if not metric.local else batch
     products = EdgeProducts(model, at_end, other)
     truth = judged(model, metric, batch, at_end.final.detach()) - judged(model, metric, batch, replaced.final)
-    total = _Sum(model, products, metric, batch, tokens, level)
+    neurons = NeuronProducts(model, at_end, corrupt) if level == "mlp-neuron" else None
+    total = _Sum(model, products, metric, batch, tokens, level, neurons)
     if 1 in shares:
         total.add(at_end)
     del at_end  # or two runs' worth of points would be in memory
@@ -184,7 +194,9 @@ class _Sum:
         batch: PairBatch,
         tokens: Tensor | None,
         level: str,
+        neurons: NeuronProducts | None,
     ) -> None:
+        self._neurons = neurons
         self._model, self._products, self._metric, self._batch = model, products, metric, batch
         self._tokens, self._level = tokens, level
         self.scores = self.at_start = self.by_column = products.start.new_zeros(())
@@ -195,6 +207,8 @@ class _Sum:
         self.at_start = gradients.start + self.at_start
         if self._level == "edge":
             self.scores = self._products.scores(traced, gradients) + self.scores
+        elif self._neurons is not None:
+            self.scores = self._neurons.scores(traced, gradients) + self.scores
         else:
             of_writers = self._products.at_writers(gradients)
             self.scores = (of_writers.sum(2) if self._level == "node" else of_writers) + self.scores

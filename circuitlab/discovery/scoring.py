@@ -49,7 +49,7 @@ _LEARNING = (
     Option(name="batch_size", kind=int, default=16, what="examples a step"),
     Option(name="checkpoint", kind=str, default=None, what="file that keeps the state, to stop and resume"),
 )
-_OF_GRADIENTS = ("edge", "node", "neuron")
+_OF_GRADIENTS = ("edge", *LEVELS)
 AXES = ("all", "position", "span")
 
 METHODS: dict[str, Method] = {
@@ -108,7 +108,7 @@ METHODS: dict[str, Method] = {
             source=RELP_2025,
             score=score_relp,
             takes=("ablation", "axis"),
-            levels=_OF_GRADIENTS,
+            levels=("edge", "node", "neuron"),
             options=(Option(name="attention_rule", kind=bool, default=False, what="hold attention patterns fixed"),),
         ),
         Method(
@@ -259,7 +259,7 @@ def score_nodes(
         model: A loaded model.
         pairs: A split of a task, or a `PairBatch`.
         method: A name of `METHODS`, one that scores nodes.
-        level: A name of `LEVELS`: "node"; "neuron" for components, `[writer, d_model]`; "mlp-neuron" (`exact` alone)
+        level: A name of `LEVELS`: "node"; "neuron" for components, `[writer, d_model]`; "mlp-neuron"
             for single neurons of MLPs, `[layer, neuron]`.
         steps: Gradients along the path, for methods that integrate; others take no notice.
         metric: What is measured at the answer position.

@@ -299,9 +299,8 @@ class BridgeModel:
             block.mlp(self._mlp_norms[layer](stream.reshape(1, -1, stream.shape[-1])))
         return kept[0].reshape(*stream.shape[:-1], -1)
 
-    @torch.no_grad()
     def mlp_from_hidden(self, layer: int, hidden: Float[Tensor, "*row neuron"]) -> Float[Tensor, "*row d_model"]:
-        """What an MLP adds to the stream, from its neurons; bias and post-norm included."""
+        """What an MLP adds to the stream, from its neurons; bias and post-norm included. Gradients follow if they are on."""
         block = self._blocks[layer]
         with fast_products():
             out = first_tensor(mlp_down(block)(hidden.reshape(1, -1, hidden.shape[-1])))

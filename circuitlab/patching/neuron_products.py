@@ -1,0 +1,65 @@
+"""Neurons of MLPs times gradients: how far each is from what would stand in its place, along the metric's slope.
+
+The slope at a neuron is that at what its MLP adds to the stream, pulled back through the output projection (and the
+norm behind it, where there is one).
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from circuitlab.models.protocol import Model
+from circuitlab.models.traced import Slopes, Traced
+
+
+class NeuronProducts:
+    """How far every neuron of the clean run is from the corrupted one, ready to be multiplied with gradients.
+
+    Args:
+        model: A model with MLPs.
+        clean: The clean run, on a window.
+        corrupt: The corrupted run, on whole prompts.
+    """
+
+    @torch.no_grad()
+    def __init__(self, model: Model, clean: Traced, corrupt: Traced) -> None:
+        self._model = model
+        window, last = clean.window, model.spec.n_layers - 1
+        self._apart: list[Tensor] = []
+        for layer in range(model.spec.n_layers):
+            other = _neurons(model, corrupt, layer)
+            self._apart.append(_neurons(model, clean, layer) - (other if layer == last else window.of(other)))
+
+    def scores(self, traced: Traced, found: Slopes) -> Float[Tensor, "batch layer neuron"]:
+        """The products, summed over positions.
+
+        Args:
+            traced: A pass on the window.
+            found: Its gradients.
+        """
+        layers = []
+        for layer, apart in enumerate(self._apart):
+            behind = found.blocks[layer].mlp
+            assert behind is not None, "a model with MLPs has gradients behind them"
+            layers.append((apart * self._pulled_back(traced, layer, behind)).sum(1))
+        return torch.stack(layers, 1)
+
+    def _pulled_back(
+        self, traced: Traced, layer: int, behind: Float[Tensor, "batch _ d_model"]
+    ) -> Float[Tensor, "batch _ neuron"]:
+        """Gradients at neurons from those at what their MLP adds."""
+        if not self._model.has_post_norm(layer):
+            return behind @ self._model.neuron_weight(layer).T
+        with torch.enable_grad():
+            hidden = _neurons(self._model, traced, layer).detach().requires_grad_()
+            out = self._model.mlp_from_hidden(layer, hidden)
+        return torch.autograd.grad(out, hidden, behind)[0]
+
+
+def _neurons(model: Model, run: Traced, layer: int) -> Float[Tensor, "batch _ neuron"]:
+    """What goes into an MLP's output projection; in the last block at the answer alone."""
+    read = run.blocks[layer].mlp_read
+    assert read is not None, "asked of models with MLPs only"
+    return model.mlp_hidden(layer, read.detach())
