@@ -108,7 +108,7 @@ def _more_facts(found: "Evaluation") -> list[tuple[str, str]]:
         facts.append(("incomplete by", f"{number(found.incompleteness)} under {len(found.knockouts)} knockouts"))
     if found.minimality:
         spare = len(found.minimality.dispensable)
-        facts.append(("minimality", f"{spare} of {found.n_edges:,} edges are not shown to be needed"))
+        facts.append(("minimality", f"not shown to be needed: {spare} of {found.n_edges:,} edges"))
     return facts
 
 

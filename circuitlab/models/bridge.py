@@ -300,7 +300,7 @@ class BridgeModel:
         return kept[0].reshape(*stream.shape[:-1], -1)
 
     def mlp_from_hidden(self, layer: int, hidden: Float[Tensor, "*row neuron"]) -> Float[Tensor, "*row d_model"]:
-        """What an MLP adds to the stream, from its neurons; bias and post-norm included. Gradients follow if they are on."""
+        """What an MLP adds to the stream, from its neurons, bias and post-norm included; gradients follow if on."""
         block = self._blocks[layer]
         with fast_products():
             out = first_tensor(mlp_down(block)(hidden.reshape(1, -1, hidden.shape[-1])))
