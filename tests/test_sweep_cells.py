@@ -327,6 +327,15 @@ class TestResume:
                 sweep(load("gpt2"), resume=path, **arguments)
         assert path.read_bytes() == before
 
+    def test_refuses_the_rest_of_one_with_other_means(self, tmp_path):
+        path, mean = tmp_path / "sweep.safetensors", {"replacement": "mean", "reference": pairs(seed=1)}
+        self.interrupted(path, **mean)
+        with pytest.raises(RunError, match="keeps another sweep"):
+            sweep(load("gpt2"), pairs(), SITES, resume=path, replacement="mean", reference=pairs(seed=2))
+        rest = sweep(load("gpt2"), pairs(), SITES, resume=path, **mean)
+        whole = sweep(load("gpt2"), pairs(), SITES, **mean)
+        assert all(np.array_equal(rest[site].per_example, whole[site].per_example, equal_nan=True) for site in SITES)
+
     def test_refuses_a_damaged_file(self, tmp_path):
         path = tmp_path / "sweep.safetensors"
         path.write_bytes(b"no tensors")
