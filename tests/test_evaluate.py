@@ -208,7 +208,9 @@ class TestRandomCircuits:
 
     def test_the_seed_decides(self, circuit, held_out, result):
         again, other = (quick(load("gpt2"), circuit, held_out, n_random=5, seed=seed) for seed in (0, 1))
-        assert again.random == pytest.approx(result.random[:5])
+        assert quick(load("gpt2"), circuit, held_out, n_random=5, seed=0).random == again.random
+        # More circuits in a run may round differently; which they are does not change.
+        assert again.random == pytest.approx(result.random[:5], rel=1e-9)
         assert other.random != again.random
         assert other.faithfulness == again.faithfulness
         assert other.interval != again.interval

@@ -48,6 +48,22 @@ def test_another_kind_is_refused(name, given):
         TOY.read({name: given})
 
 
+@pytest.mark.parametrize(
+    ("method", "given", "said"),
+    [
+        ("edge-pruning", {"sparsity": "2"}, "sparsity is 2.0; .* between 0 and 1"),
+        ("edge-pruning", {"updates": 0}, "updates is 0; learning takes at least 1 step"),
+        ("ugs", {"penalty": "-1"}, "penalty is -1.0; .* above 0"),
+        ("ugs", {"batch_size": "0"}, "batch_size is 0; a step takes at least 1 example"),
+        ("acdc", {"threshold": "1", "sweep": "3"}, "threshold=1.0 and sweep=3 are given"),
+        ("acdc", {"speculate": 0}, "speculate is 0; .* at least 1"),
+    ],
+)
+def test_options_out_of_range_are_refused_before_a_model_is_loaded(method, given, said):
+    with pytest.raises(ConfigError, match=said):
+        find_method(method).read(given)
+
+
 def test_options_that_a_method_does_not_have():
     with pytest.raises(ConfigError, match=r"method 'toy' has no option 'm'. It takes n: what n is; x: what x is"):
         TOY.read({"m": 1})

@@ -94,7 +94,9 @@ def score_acdc(
         MetricError: The whole model and the empty circuit cost the same.
     """
     layout = Layout.of(model.spec)
-    _check(layout, threshold, n_edges, sweep, speculate, objective)
+    check_acdc(threshold=threshold, n_edges=n_edges, sweep=sweep, speculate=speculate, objective=objective)
+    if n_edges is not None and not 1 <= n_edges <= layout.n_edges:
+        raise ConfigError(f"n_edges is {n_edges}; the graph has {layout.n_edges} edges, so 1 to that many.")
     judged_by = resolve("kl") if objective == "kl" else metric
     values = CutValues(model, pairs, judged_by, ablation=ablation, reference=reference, seed=seed, budget=budget)
     coupled = any(model.has_post_norm(layer) for layer in range(model.spec.n_layers))
@@ -269,22 +271,21 @@ def _spread(gap: float, n: int) -> list[float]:
     return [float(threshold) for threshold in np.geomspace(low, high, n)]
 
 
-def _check(
-    layout: Layout,
-    threshold: float | None,
-    n_edges: int | None,
-    sweep: int | None,
-    speculate: int | None,
-    objective: str,
+def check_acdc(
+    *, threshold: float | None, n_edges: int | None, sweep: int | None, speculate: int | None, objective: str
 ) -> None:
+    """Refuse options that do not go together or are out of range.
+
+    Raises:
+        UnknownNameError: No such objective.
+        ConfigError: More than one of `threshold`, `n_edges` and `sweep`, or a number out of range.
+    """
     given = {"threshold": threshold, "n_edges": n_edges, "sweep": sweep}
     there = [f"{name}={value}" for name, value in given.items() if value is not None]
     if len(there) > 1:
         raise ConfigError(f"{' and '.join(there)} are given; acdc takes one of threshold, n_edges and sweep.")
     if objective not in OBJECTIVES:
         raise UnknownNameError.of("objective", objective, OBJECTIVES)
-    if n_edges is not None and not 1 <= n_edges <= layout.n_edges:
-        raise ConfigError(f"n_edges is {n_edges}; the graph has {layout.n_edges} edges, so 1 to that many.")
     if sweep is not None and sweep < 2:
         raise ConfigError(f"sweep is {sweep}; it is a number of thresholds, at least 2.")
     if speculate is not None and speculate < 1:

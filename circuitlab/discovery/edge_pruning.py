@@ -20,6 +20,7 @@ References:
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +28,7 @@ import torch
 from circuitlab.data.batch import PairBatch
 from circuitlab.data.pairs import PairSet
 from circuitlab.discovery.gates import hard_concrete, open_gates, settled
-from circuitlab.discovery.mask_training import MaskLoss, Training, check_updates, training_key
+from circuitlab.discovery.mask_training import MaskLoss, Training, check_learning, training_key
 from circuitlab.discovery.scores import EdgeScores
 from circuitlab.errors import ConfigError
 from circuitlab.metrics import Metric
@@ -38,6 +39,17 @@ from circuitlab.progress import Progress
 BEGIN = 2.0
 # Share of the steps over which the target grows.
 GROWING = 0.7
+
+
+def check_edge_pruning(*, sparsity: float, **learning: Any) -> None:
+    """Refuse options out of range.
+
+    Raises:
+        ConfigError: The sparsity is not between 0 and 1; what `check_learning` refuses.
+    """
+    check_learning(**learning)
+    if not 0 < sparsity < 1:
+        raise ConfigError(f"sparsity is {sparsity}; it is the share of edges that shall go, between 0 and 1.")
 
 
 def score_edge_pruning(
@@ -78,9 +90,7 @@ def score_edge_pruning(
         ConfigError: A number out of range.
         RunError: The checkpoint is of another training.
     """
-    check_updates(updates, rate)
-    if not 0 < sparsity < 1:
-        raise ConfigError(f"sparsity is {sparsity}; it is the share of edges that shall go, between 0 and 1.")
+    check_edge_pruning(sparsity=sparsity, updates=updates, rate=rate, batch_size=batch_size)
     loss = MaskLoss(model, pairs, batch_size=batch_size, seed=seed, budget=budget)
     log_alpha = torch.full((int(loss.edges.sum()),), BEGIN, dtype=model.dtype, device=model.device)
     lambdas = torch.zeros(2, dtype=model.dtype, device=model.device)

@@ -55,8 +55,6 @@ class MaskLoss:
     def __init__(
         self, model: Model, pairs: PairSet | PairBatch, *, batch_size: int, seed: int, budget: int | None
     ) -> None:
-        if batch_size < 1:
-            raise ConfigError(f"batch_size is {batch_size}; a step takes at least 1 example.")
         self.model, self.layout = model, Layout.of(model.spec)
         self.edges: Bool[np.ndarray, "writer reader"] = real_edges(self.layout)
         self._seed, self._batch_size = seed, batch_size
@@ -202,13 +200,15 @@ def training_key(loss: MaskLoss, pairs: PairSet | PairBatch, settings: Mapping[s
     return digest(parts | {f"setting {name}": value for name, value in settings.items()})
 
 
-def check_updates(updates: int, rate: float) -> None:
+def check_learning(*, updates: int, rate: float, batch_size: int, checkpoint: str | None = None) -> None:
     """Refuse what no training can be.
 
     Raises:
-        ConfigError: `updates` is below 1, or `rate` is not positive.
+        ConfigError: `updates` or `batch_size` is below 1, or `rate` is not positive.
     """
     if updates < 1:
         raise ConfigError(f"updates is {updates}; learning takes at least 1 step.")
     if rate <= 0:
         raise ConfigError(f"rate is {rate}; a step size is positive.")
+    if batch_size < 1:
+        raise ConfigError(f"batch_size is {batch_size}; a step takes at least 1 example.")

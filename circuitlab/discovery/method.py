@@ -79,6 +79,7 @@ class Method:
         options: What it alone can be told.
         levels: What it can score beside edges: "node", "neuron".
         in_metric: Whether scores are differences of the metric; their sign is turned where less is better.
+        check: Called with all options by name before any work; refuses numbers out of range.
         ablation_why: Why it replaces by the corrupted run only, for the message, where "ablation" is not taken.
     """
 
@@ -90,13 +91,14 @@ class Method:
     options: tuple[Option, ...] = ()
     levels: tuple[str, ...] = ("edge",)
     in_metric: bool = True
+    check: Callable[..., None] | None = None
     ablation_why: str = "it compares with the corrupted run"
 
     def read(self, given: Mapping[str, Any] | None) -> dict[str, Any]:
         """Options in their own types; only those that were given.
 
         Raises:
-            ConfigError: The method has no such option, or a value is of the wrong kind.
+            ConfigError: The method has no such option, or a value is of the wrong kind or out of range.
             UnknownNameError: A value is none of the allowed words.
         """
         own = {option.name: option for option in self.options}
@@ -112,4 +114,7 @@ class Method:
                     f"method {self.name!r} has no option {name!r}. "
                     f"{f'It takes {listed}.' if listed else 'It takes none: leave it out.'}"
                 )
-        return {name: own[name].read(value, self.name) for name, value in (given or {}).items()}
+        found = {name: own[name].read(value, self.name) for name, value in (given or {}).items()}
+        if self.check is not None:
+            self.check(**{option.name: option.default for option in self.options} | found)
+        return found

@@ -6,12 +6,12 @@ from typing import Any
 
 from circuitlab.data.batch import PairBatch
 from circuitlab.data.pairs import PairSet
-from circuitlab.discovery.acdc import OBJECTIVES, score_acdc
+from circuitlab.discovery.acdc import OBJECTIVES, check_acdc, score_acdc
 from circuitlab.discovery.clean_corrupted import score_clean_corrupted
 from circuitlab.discovery.eap import score_eap
 from circuitlab.discovery.eap_ig import POINTS, score_eap_ig
 from circuitlab.discovery.eap_ig_activations import score_eap_ig_activations
-from circuitlab.discovery.edge_pruning import score_edge_pruning
+from circuitlab.discovery.edge_pruning import check_edge_pruning, score_edge_pruning
 from circuitlab.discovery.exact import score_exact
 from circuitlab.discovery.ifr import score_ifr
 from circuitlab.discovery.method import Method, Option
@@ -20,7 +20,7 @@ from circuitlab.discovery.node_sweep import score_node_sweep
 from circuitlab.discovery.random_scores import score_random
 from circuitlab.discovery.relp import score_relp
 from circuitlab.discovery.scores import EdgeScores
-from circuitlab.discovery.ugs import score_ugs
+from circuitlab.discovery.ugs import check_ugs, score_ugs
 from circuitlab.errors import ConfigError, UnknownNameError
 from circuitlab.metrics import Metric, resolve
 from circuitlab.metrics.base import MetricFunction
@@ -141,6 +141,7 @@ METHODS: dict[str, Method] = {
                 Option(name="objective", kind=str, default="kl", what="what cutting costs", allowed=OBJECTIVES),
                 Option(name="speculate", kind=int, default=None, what="questions a batch; 1: one at a time"),
             ),
+            check=check_acdc,
             in_metric=False,
         ),
         Method(
@@ -153,6 +154,7 @@ METHODS: dict[str, Method] = {
                 Option(name="sparsity", kind=float, default=0.95, what="share of the edges that shall go"),
                 *_LEARNING,
             ),
+            check=check_edge_pruning,
             in_metric=False,
         ),
         Method(
@@ -165,6 +167,7 @@ METHODS: dict[str, Method] = {
                 Option(name="penalty", kind=float, default=1e-3, what="nats that an edge must be worth"),
                 *_LEARNING,
             ),
+            check=check_ugs,
             in_metric=False,
         ),
     )

@@ -16,6 +16,7 @@ References:
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ import torch
 from circuitlab.data.batch import PairBatch
 from circuitlab.data.pairs import PairSet
 from circuitlab.discovery.gates import logit, uniform_gates
-from circuitlab.discovery.mask_training import MaskLoss, Training, check_updates, training_key
+from circuitlab.discovery.mask_training import MaskLoss, Training, check_learning, training_key
 from circuitlab.discovery.scores import EdgeScores
 from circuitlab.errors import ConfigError
 from circuitlab.metrics import Metric
@@ -32,6 +33,17 @@ from circuitlab.progress import Progress
 
 # Where every theta begins: mostly open, and between 0 and 1 in an example out of eleven.
 BEGIN = 0.9
+
+
+def check_ugs(*, penalty: float, **learning: Any) -> None:
+    """Refuse options out of range.
+
+    Raises:
+        ConfigError: The penalty is not positive; what `check_learning` refuses.
+    """
+    check_learning(**learning)
+    if penalty <= 0:
+        raise ConfigError(f"penalty is {penalty}; it is what an edge must be worth in nats, above 0.")
 
 
 def score_ugs(
@@ -72,9 +84,7 @@ def score_ugs(
         ConfigError: A number out of range.
         RunError: The checkpoint is of another training.
     """
-    check_updates(updates, rate)
-    if penalty <= 0:
-        raise ConfigError(f"penalty is {penalty}; it is what an edge must be worth in nats, above 0.")
+    check_ugs(penalty=penalty, updates=updates, rate=rate, batch_size=batch_size)
     loss = MaskLoss(model, pairs, batch_size=batch_size, seed=seed, budget=budget)
     phi = torch.full((int(loss.edges.sum()),), logit(BEGIN), dtype=model.dtype, device=model.device)
     settings = {"method": "ugs", "penalty": penalty, "updates": updates, "rate": rate, "batch_size": batch_size}
