@@ -5,12 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from circuitlab.report import sections, trust
+from circuitlab.report.document import document
 from circuitlab.report.folder import REPORT, RunFolder, read_run
-from circuitlab.report.markup import Html, element, joined
-from circuitlab.report.stylesheet import STYLESHEET
-
-# A browser that reads this loads nothing and runs nothing, whatever stands in a prompt.
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+from circuitlab.report.markup import Html
 
 
 def write_report(folder: str | Path, *, name: str | None = None) -> Path:
@@ -45,16 +42,8 @@ def page(run: RunFolder) -> Html:
     """The whole page."""
     task = run.about("task")
     title = f"{task.get('label') or task['name']} in {run.about('model')['id']} · circuitlab"
-    head = element(
-        "head",
-        element("meta", charset="utf-8"),
-        element("meta", http_equiv="Content-Security-Policy", content=_POLICY),
-        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        element("title", title),
-        element("style", Html(STYLESHEET)),
-    )
-    body = element(
-        "main",
+    return document(
+        title,
         sections.opening(run),
         sections.question(run),
         sections.model(run),
@@ -67,4 +56,3 @@ def page(run: RunFolder) -> Html:
         sections.certainty(run),
         sections.citing(run),
     )
-    return joined(Html("<!DOCTYPE html>\n"), element("html", head, element("body", body), lang="en"), Html("\n"))

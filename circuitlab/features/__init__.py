@@ -1,0 +1,1 @@
+"""Sparse autoencoders: loaded from local folders, attached to a model, read, swept and ranked."""

@@ -1,0 +1,1 @@
+"""What single neurons of MLPs do: read off the weights, off a text, off a corpus, and by changing them."""
