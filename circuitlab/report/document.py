@@ -15,7 +15,7 @@ from circuitlab.report.markup import Html, element, joined
 from circuitlab.report.stylesheet import STYLESHEET
 
 
-def document(title: str, *body: str, style: str = "", script: str = "") -> Html:
+def document(title: str, *body: str | None, style: str = "", script: str = "") -> Html:
     """A whole HTML page.
 
     Args:
@@ -41,7 +41,7 @@ def document(title: str, *body: str, style: str = "", script: str = "") -> Html:
 
 
 def data_block(identifier: str, value: Any) -> Html:
-    """Numbers and texts for a page's script, as JSON that no text in it can end.
+    r"""Numbers and texts for a page's script, as JSON that no text in it can end.
 
     Args:
         identifier: The `id` by which the script finds it: `JSON.parse(document.getElementById(id).textContent)`.
