@@ -6,6 +6,7 @@ import typer
 
 from circuitlab.cli import options as opt
 from circuitlab.cli.files import compare, convert
+from circuitlab.cli.neurons import neurons_app
 from circuitlab.cli.sweep import sweep
 
 app = typer.Typer(
@@ -19,6 +20,7 @@ app = typer.Typer(
 )
 tasks_app = typer.Typer(help="List the tasks that come with the library, or show one.", invoke_without_command=True)
 app.add_typer(tasks_app, name="tasks")
+app.add_typer(neurons_app, name="neurons")
 
 
 def _version(wanted: bool) -> bool:

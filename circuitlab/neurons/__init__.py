@@ -1,1 +1,35 @@
-"""What single neurons of MLPs do: read off the weights, off a text, off a corpus, and by changing them."""
+"""What single neurons of MLPs do: read off the weights, off a text, off a corpus, and by changing them.
+
+Everything is callable from here and loaded when it is first asked for; importing this package does not load torch.
+
+Example:
+    >>> from circuitlab import neurons
+    >>> "importance" in dir(neurons)
+    True
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+# Public name -> the module it lives in; no module may be called like a name. The imports below tell type checkers the
+# same; a test compares the two.
+_HOMES: dict[str, str] = {
+    "importance": "circuitlab.neurons.direct_effects",
+}
+__all__ = sorted(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
+
+if TYPE_CHECKING:
+    from circuitlab.neurons.direct_effects import importance
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name from its home when it is first asked for (PEP 562)."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

@@ -1,0 +1,18 @@
+"""`circuitlab neurons ...`: what single neurons of a model do.
+
+A command that needs a page of its own lives in a module beside this one and is registered at the end.
+"""
+
+import typer
+
+neurons_app = typer.Typer(
+    help="What single neurons do: what they add to a prediction, what makes them fire.", no_args_is_help=True
+)
+
+
+@neurons_app.callback()
+def neurons() -> None:
+    """What single neurons do: what they add to a prediction, what makes them fire."""
+
+
+# Commands of other modules: neurons_app.command("name")(function)
