@@ -5,7 +5,8 @@ product: a grid of 200 cells, 100 examples and 2,000 resamples took 0.07 s, agai
 which is its oracle in the tests.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -20,6 +21,68 @@ class Interval:
 
     low: Float[np.ndarray, "*cell"]
     high: Float[np.ndarray, "*cell"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupDifference:
+    """Two independent groups of values, and two tests of whether they differ. Both are two-sided.
+
+    Attributes:
+        first_mean: Mean of the first group.
+        second_mean: Mean of the second.
+        difference: First minus second.
+        permutation_p: How often a random split into groups of these sizes has means at least as far apart.
+        u: Mann and Whitney's U of the first group.
+        u_p: Its p-value.
+        rank_biserial: Effect size of U, -1 to 1: the share of pairs in which the first group's value is the larger,
+            minus the share in which it is the smaller.
+        n: Sizes of both groups.
+    """
+
+    first_mean: float
+    second_mean: float
+    difference: float
+    permutation_p: float
+    u: float
+    u_p: float
+    rank_biserial: float
+    n: tuple[int, int]
+
+    def to_record(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def group_difference(
+    first: Float[np.ndarray, " one"], second: Float[np.ndarray, " other"], seed: int, n_resamples: int = 9999
+) -> GroupDifference:
+    """Set two independent groups of values against each other.
+
+    Args:
+        first: Values of one group.
+        second: Values of the other.
+        seed: Same seed, same permutations.
+        n_resamples: How many; the smallest p-value of the permutation test is 1 / (n_resamples + 1).
+    """
+    from scipy.stats import mannwhitneyu
+
+    both, n_first = np.concatenate([first, second]), len(first)
+    observed = abs(first.mean() - second.mean())
+    rng = np.random.default_rng([seed, 2])
+    shuffled = rng.permuted(np.broadcast_to(both, (n_resamples, len(both))), axis=1)
+    apart = np.abs(shuffled[:, :n_first].mean(1) - shuffled[:, n_first:].mean(1))
+    slack = 1e-9 * max(1e-30, float(np.abs(both).mean()))  # equal means, summed in another order
+    ranks = mannwhitneyu(first, second, alternative="two-sided")
+    return GroupDifference(
+        first_mean=float(first.mean()),
+        second_mean=float(second.mean()),
+        difference=float(first.mean() - second.mean()),
+        permutation_p=float((1 + (apart >= observed - slack).sum()) / (1 + n_resamples)),
+        u=float(ranks.statistic),
+        u_p=float(ranks.pvalue),
+        rank_biserial=float(2 * ranks.statistic / (len(first) * len(second)) - 1),
+        n=(len(first), len(second)),
+    )
 
 
 def ratio_of_means(

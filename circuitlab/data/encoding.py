@@ -31,8 +31,26 @@ class Encoded:
 class TextEncoder(Protocol):
     """A tokenizer as a model uses it."""
 
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """Tokens that stand for no text, such as the beginning of a sequence or padding."""
+        ...
+
+    @property
+    def n_tokens(self) -> int:
+        """How many tokens the tokenizer has; a model's embedding may hold more rows."""
+        ...
+
     def encode(self, text: str) -> Encoded:
         """The text as the model would be given it."""
+        ...
+
+    def decode(self, ids: tuple[int, ...]) -> tuple[str, ...]:
+        """Each token as text by itself."""
+        ...
+
+    def joined(self, ids: tuple[int, ...]) -> str:
+        """Tokens as one text, characters that several tokens share included."""
         ...
 
 

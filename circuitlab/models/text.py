@@ -26,6 +26,7 @@ class TokenizerText:
             )
         self._tokenizer = tokenizer
         self._bos = tokenizer.bos_token_id if prepend_bos else None
+        self._decoded = dict[int, str]()
 
     def encode(self, text: str) -> Encoded:
         """Token ids, character ranges and token texts of a prompt."""
@@ -36,6 +37,22 @@ class TokenizerText:
             ids, offsets = (self._bos, *ids), ((0, 0), *offsets)
         return Encoded(ids, offsets, self.decode(ids))
 
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """Tokens that stand for no text, such as the beginning of a sequence or padding."""
+        return frozenset(self._tokenizer.all_special_ids)
+
+    @property
+    def n_tokens(self) -> int:
+        """How many tokens the tokenizer has; a model's embedding may hold more rows."""
+        return len(self._tokenizer)
+
     def decode(self, ids: tuple[int, ...]) -> tuple[str, ...]:
-        """Each token as text."""
-        return tuple(self._tokenizer.decode([i], clean_up_tokenization_spaces=False) for i in ids)
+        """Each token as text by itself."""
+        for new in set(ids) - self._decoded.keys():
+            self._decoded[new] = self.joined((new,))
+        return tuple(self._decoded[i] for i in ids)
+
+    def joined(self, ids: tuple[int, ...]) -> str:
+        """Tokens as one text, characters that several tokens share included."""
+        return self._tokenizer.decode(list(ids), clean_up_tokenization_spaces=False)

@@ -1,0 +1,287 @@
+"""What a set of neurons does for the prediction of a text: hold them at a value, and see each token's log-probability.
+
+Texts of one length are run together. The blocks before the first changed layer are run once; behind it the text as it
+is and the text with the neurons held run on side by side. Logits are made a few tokens at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from circuitlab.errors import ConfigError
+from circuitlab.models.protocol import Frame, Model
+from circuitlab.neurons.asked import Prompt, Tokens, by_length, check_sets, read_prompts, words_of
+from circuitlab.neurons.halves import behind_attention, read_by_mlp
+from circuitlab.neurons.log_probs import largest_changes, log_probs_of
+from circuitlab.parts import Stage
+from circuitlab.patching.packing import Packer, rows_at_once
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Held = Mapping[int, Float[Tensor, " neuron"]]
+Sets = Mapping[int, Sequence[int]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TextEffect:
+    """What the ablation does to one text. All changes are with the neurons held minus without, in nats.
+
+    Attributes:
+        tokens: The text.
+        log_prob: Log-probability of each token given those before it, of the text as it is; the first has none (NaN).
+        change: How much it changes; below 0 where the neurons helped to predict the token.
+        most_changed: At each token, the token of the vocabulary whose log-probability as the next one changes most.
+        most_changed_word: The same as text.
+        most_change: By how much, with its sign.
+    """
+
+    tokens: Tokens
+    log_prob: Float[np.ndarray, " seq"]
+    change: Float[np.ndarray, " seq"]
+    most_changed: Int[np.ndarray, " seq"]
+    most_changed_word: tuple[str, ...]
+    most_change: Float[np.ndarray, " seq"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class AblationEffect:
+    """What holding a set of neurons at a value does to texts.
+
+    Attributes:
+        neurons: The set, by layer.
+        value: What they were held at: "zero", "mean" or a number.
+        stage: Where on their way: "pre", "mid" or "post".
+        texts: The effect on each text, in the order given.
+    """
+
+    neurons: dict[int, tuple[int, ...]]
+    value: str | float
+    stage: str
+    texts: tuple[TextEffect, ...]
+
+    @property
+    def mean_change(self) -> float:
+        """Mean change of the log-probability of the true next token, over all tokens of all texts, in nats."""
+        return float(np.nanmean(np.concatenate([text.change for text in self.texts])))
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a token: text, position, token, log_prob, change, most_changed, most_change."""
+        import pandas as pd
+
+        return pd.concat(
+            [
+                pd.DataFrame(
+                    {
+                        "text": number,
+                        "position": np.arange(len(text.tokens)),
+                        "token": list(text.tokens.words),
+                        "log_prob": text.log_prob,
+                        "change": text.change,
+                        "most_changed": list(text.most_changed_word),
+                        "most_change": text.most_change,
+                    }
+                )
+                for number, text in enumerate(self.texts)
+            ],
+            ignore_index=True,
+        )
+
+    def to_record(self) -> dict[str, Any]:
+        """The same for JSON, with what was asked."""
+        return {
+            "neurons": {layer: list(chosen) for layer, chosen in self.neurons.items()},
+            "value": self.value,
+            "stage": self.stage,
+            "mean_change": self.mean_change,
+            "tokens": self.to_frame().to_dict("records"),
+        }
+
+
+def ablation_effect(
+    model: Model,
+    texts: Sequence[Prompt],
+    neurons: Sets | Sequence[int],
+    *,
+    layer: int | None = None,
+    value: str | float = "zero",
+    stage: Stage = Stage.POST,
+    reference: Sequence[Prompt] | None = None,
+    budget: int | None = None,
+) -> AblationEffect:
+    """Hold neurons at a value at every token, and compare the log-probabilities of next tokens.
+
+    Args:
+        model: The model.
+        texts: Texts, or token ids.
+        neurons: By layer, such as `{0: [3, 17], 2: [5]}`, or those of the one `layer`.
+        layer: Where `neurons` are the neurons of one layer.
+        value: "zero", a number, or "mean": each neuron's own mean over all tokens of `reference`, the
+            beginning-of-sequence token left out.
+        stage: Where on their way neurons are held; by default what goes into the MLP's output projection.
+        reference: Texts for the mean; `texts` themselves by default.
+        budget: Bytes that a run may take; by default a share of what is free.
+
+    Returns:
+        The effect on each text.
+
+    Raises:
+        ConfigError: A layer or neuron is not there, the list or a text is empty, a text is too long, or the value is
+            none of these.
+    """
+    chosen = check_sets(model, _by_layer(neurons, layer))
+    if value not in ("zero", "mean") and not _is_number(value):
+        raise ConfigError(f"value is {value!r}; neurons are held at 'zero', at their 'mean', or at a number.")
+    if reference is not None and value != "mean":
+        raise ConfigError(f"reference= is for value='mean'; value is {value!r}. Leave one of them out.")
+    prompts = read_prompts(model, texts)
+    over = prompts if reference is None else read_prompts(model, reference)
+    held = _means(model, over, chosen, stage, budget) if value == "mean" else _constant(model, chosen, value)
+    found: dict[int, TextEffect] = {}
+    for numbers in by_length(prompts).values():
+        _run_length(model, [prompts[i] for i in numbers], numbers, chosen, held, stage, budget, found)
+    return AblationEffect(
+        neurons=chosen, value=value, stage=stage.value, texts=tuple(found[i] for i in range(len(prompts)))
+    )
+
+
+def _run_length(
+    model: Model,
+    prompts: list[Tokens],
+    numbers: list[int],
+    chosen: Mapping[int, tuple[int, ...]],
+    held: Held,
+    stage: Stage,
+    budget: int | None,
+    found: dict[int, TextEffect],
+) -> None:
+    """Texts of one length, pack by pack."""
+    ids = torch.tensor([prompt.ids for prompt in prompts], device=model.device)
+    frame = model.frame(ids[:1])
+
+    def run(part: slice) -> None:
+        clean, ablated = final_streams(model, frame, ids[part], chosen, held, stage)
+        for at, (before, after) in enumerate(zip(clean, ablated, strict=True), part.start):
+            found[numbers[at]] = _compare(model, prompts[at], ids[at], before, after)
+
+    # Two streams run side by side.
+    Packer().run(len(ids), max(1, rows_at_once(model, ids.shape[1], budget) // 2), run)
+
+
+@torch.no_grad()
+def final_streams(
+    model: Model,
+    frame: Frame,
+    ids: Int[Tensor, "row seq"],
+    chosen: Mapping[int, tuple[int, ...]],
+    held: Held,
+    stage: Stage = Stage.POST,
+) -> tuple[Float[Tensor, "row seq d_model"], Float[Tensor, "row seq d_model"]]:
+    """The final streams of texts as they are, and with neurons held.
+
+    Args:
+        model: The model.
+        frame: What blocks are called with at this length.
+        ids: Texts.
+        chosen: Neurons by layer, lowest layer first.
+        held: What each of them is held at.
+        stage: Where on their way.
+    """
+    first, last = min(chosen), max(chosen)
+    stream = model.run_blocks(model.embedding(ids), 0, frame, first)
+    behind = behind_attention(model, frame, stream, first)
+    read = read_by_mlp(model, stream, behind)
+    hidden = model.mlp_hidden(first, read, stage)
+    clean = behind + model.mlp_from_hidden(first, hidden, stage)
+    ablated = behind + model.mlp_from_hidden(first, _with(hidden, chosen[first], held[first]), stage)
+    clean = model.run_blocks(clean, first + 1, frame, last + 1)
+    for layer in range(first + 1, last + 1):
+        if layer not in chosen:
+            ablated = model.run_blocks(ablated, layer, frame, layer + 1)
+            continue
+        behind = behind_attention(model, frame, ablated, layer)
+        hidden = model.mlp_hidden(layer, read_by_mlp(model, ablated, behind), stage)
+        ablated = behind + model.mlp_from_hidden(layer, _with(hidden, chosen[layer], held[layer]), stage)
+    both = model.run_blocks(torch.cat([clean, ablated]), last + 1, frame)
+    return both[: len(ids)], both[len(ids) :]
+
+
+def _with(
+    hidden: Float[Tensor, "row seq neuron"], neurons: Sequence[int], values: Float[Tensor, " _"]
+) -> Float[Tensor, "row seq neuron"]:
+    new = hidden.clone()
+    new[..., list(neurons)] = values
+    return new
+
+
+def _compare(
+    model: Model,
+    tokens: Tokens,
+    ids: Int[Tensor, " seq"],
+    before: Float[Tensor, "seq d_model"],
+    after: Float[Tensor, "seq d_model"],
+) -> TextEffect:
+    clean, ablated = (log_probs_of(model, stream[:-1], ids[1:]).double().cpu().numpy() for stream in (before, after))
+    most, by = (values.cpu().numpy() for values in largest_changes(model, before, after))
+    return TextEffect(
+        tokens=tokens,
+        log_prob=np.append(np.nan, clean),
+        change=np.append(np.nan, ablated - clean),
+        most_changed=most,
+        most_changed_word=words_of(model, tuple(int(i) for i in most)),
+        most_change=by.astype(np.float64),
+    )
+
+
+@torch.no_grad()
+def _means(
+    model: Model, prompts: Sequence[Tokens], chosen: Mapping[int, tuple[int, ...]], stage: Stage, budget: int | None
+) -> dict[int, Float[Tensor, " neuron"]]:
+    """Each neuron's mean over all tokens of some texts but the beginning-of-sequence ones."""
+    sums = {layer: torch.zeros(len(c), dtype=torch.float64, device=model.device) for layer, c in chosen.items()}
+    for numbers in by_length(prompts).values():
+        ids = torch.tensor([prompts[i].ids for i in numbers], device=model.device)
+        frame, special = model.frame(ids[:1]), prompts[numbers[0]].n_special
+
+        def run(part: slice, ids: Tensor = ids, frame: Frame = frame, special: int = special) -> None:
+            stream, at = model.embedding(ids[part]), 0
+            part_sums = {}
+            for layer, neurons in chosen.items():
+                stream, at = model.run_blocks(stream, at, frame, layer), layer
+                read = read_by_mlp(model, stream, behind_attention(model, frame, stream, layer))
+                values = model.mlp_hidden(layer, read, stage)[:, special:, list(neurons)]
+                part_sums[layer] = values.double().sum((0, 1))
+            for layer, total in part_sums.items():  # at the end: a run that memory ends is done again in parts
+                sums[layer] += total
+
+        Packer().run(len(ids), rows_at_once(model, ids.shape[1], budget), run)
+    count = sum(len(prompt) - prompt.n_special for prompt in prompts)
+    return {layer: (total / count).to(model.dtype) for layer, total in sums.items()}
+
+
+def _constant(
+    model: Model, chosen: Mapping[int, tuple[int, ...]], value: str | float
+) -> dict[int, Float[Tensor, " neuron"]]:
+    number = 0.0 if value == "zero" else float(value)
+    return {layer: torch.full((len(c),), number, dtype=model.dtype, device=model.device) for layer, c in chosen.items()}
+
+
+def _by_layer(neurons: Sets | Sequence[int], layer: int | None) -> Sets:
+    if isinstance(neurons, Mapping):
+        if layer is not None:
+            raise ConfigError(f"neurons are given by layer already, and layer={layer} besides. Leave layer out.")
+        return neurons
+    if layer is None:
+        raise ConfigError("of which layer? Give layer=, or neurons by layer such as {0: [3, 17]}.")
+    return {layer: neurons}
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and np.isfinite(value)

@@ -1,0 +1,189 @@
+"""What was asked of which neuron on which text, checked before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from circuitlab.errors import ConfigError, ModelError
+from circuitlab.models.protocol import Model
+
+Prompt = str | Int[Tensor, " seq"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tokens:
+    """A prompt as a model reads it.
+
+    Attributes:
+        ids: Token ids, a beginning-of-sequence token included where the model expects one.
+        words: Each token as text; the ids themselves where the model has no tokenizer.
+        text: The tokens' text, without the special one.
+        n_special: How many tokens in front are no text: 1 with a beginning-of-sequence token, else 0.
+    """
+
+    ids: tuple[int, ...]
+    words: tuple[str, ...]
+    text: str
+    n_special: int
+
+    @classmethod
+    def of(cls, model: Model, ids: Sequence[int], n_special: int) -> Tokens:
+        """Token ids with their texts."""
+        ids = tuple(ids)
+        try:
+            text = model.text.joined(ids[n_special:])
+        except ModelError:
+            text = "".join(words_of(model, ids[n_special:]))
+        return cls(ids=ids, words=words_of(model, ids), text=text, n_special=n_special)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def tensor(self, device: torch.device) -> Int[Tensor, "1 seq"]:
+        """As a batch of one."""
+        return torch.tensor([self.ids], device=device)
+
+    def ids_without(self, position: int) -> tuple[int, ...]:
+        """The ids without one token; nothing is tokenised again."""
+        assert position >= self.n_special, "the beginning-of-sequence token is no text"
+        return self.ids[:position] + self.ids[position + 1 :]
+
+
+def read_prompt(model: Model, prompt: Prompt, what: str = "the text") -> Tokens:
+    """A text, or token ids, as the model reads it.
+
+    Args:
+        model: Its tokenizer reads the text and puts a beginning-of-sequence token in front if the model expects one.
+        prompt: A text, or token ids as they are to be run.
+        what: What the message calls it.
+
+    Raises:
+        ConfigError: There is nothing in it, it is longer than the context, or an id is not in the vocabulary.
+        ModelError: It is a text and the model has no tokenizer.
+    """
+    if isinstance(prompt, str):
+        found = Tokens.of(model, model.text.encode(prompt).ids, len(front_of(model)))
+    else:
+        found = _from_ids(model, tuple(int(i) for i in prompt), what)
+    if len(found) == found.n_special:
+        raise ConfigError(f"{what} is empty: {prompt!r}. Give at least one word.")
+    if len(found) > model.spec.n_ctx:
+        raise ConfigError(
+            f"{what} has {len(found)} tokens, and model {model.id!r} reads at most {model.spec.n_ctx}. Shorten it."
+        )
+    return found
+
+
+def read_prompts(model: Model, prompts: Sequence[Prompt]) -> list[Tokens]:
+    """Several of them.
+
+    Raises:
+        ConfigError: The list is empty, or one of them cannot be read; the message says which.
+    """
+    if isinstance(prompts, str):
+        raise ConfigError(f"a list of texts is asked for, got the single text {prompts!r}. Put it in brackets.")
+    if len(prompts) == 0:
+        raise ConfigError("the list of texts is empty. Give at least one.")
+    return [read_prompt(model, prompt, f"text {number}") for number, prompt in enumerate(prompts)]
+
+
+def front_of(model: Model) -> tuple[int, ...]:
+    """The tokens that the model expects in front of every text; none without a tokenizer."""
+    try:
+        return model.text.encode("").ids
+    except ModelError:
+        return ()
+
+
+def words_of(model: Model, ids: Sequence[int]) -> tuple[str, ...]:
+    """Tokens as text, or as their numbers where the model has no tokenizer."""
+    try:
+        return model.text.decode(tuple(ids))
+    except ModelError:
+        return tuple(f"<{i}>" for i in ids)
+
+
+def same_when_typed(model: Model, tokens: Tokens) -> bool | None:
+    """Whether the tokens' text, typed as it stands, is these same tokens; None without a tokenizer."""
+    try:
+        return model.text.encode(tokens.text).ids == tokens.ids
+    except ModelError:
+        return None
+
+
+def by_length(prompts: Sequence[Tokens]) -> dict[int, list[int]]:
+    """Numbers of the prompts of each length: those of one length run together, without padding."""
+    found: dict[int, list[int]] = {}
+    for number, prompt in enumerate(prompts):
+        found.setdefault(len(prompt), []).append(number)
+    return found
+
+
+def check_layer(model: Model, layer: int) -> int:
+    """A layer that the model has, with an MLP in it.
+
+    Raises:
+        ConfigError: It has none.
+    """
+    spec = model.spec
+    if not spec.has_mlp:
+        raise ConfigError(f"model {model.id!r} has attention alone: without MLPs there are no neurons to ask about.")
+    if not 0 <= layer < spec.n_layers:
+        raise ConfigError(f"layer {layer} is not there: model {model.id!r} has layers 0 to {spec.n_layers - 1}.")
+    return layer
+
+
+def check_neurons(model: Model, layer: int, neurons: Sequence[int]) -> tuple[int, ...]:
+    """Neurons that a layer has, each once.
+
+    Raises:
+        ConfigError: A neuron or the layer is not there, or no neuron is given.
+    """
+    n_neurons = len(model.neuron_weight(check_layer(model, layer)))
+    chosen = tuple(dict.fromkeys(int(neuron) for neuron in neurons))
+    if not chosen:
+        raise ConfigError(f"no neuron of layer {layer} is given. Name at least one of 0 to {n_neurons - 1}.")
+    for neuron in chosen:
+        if not 0 <= neuron < n_neurons:
+            raise ConfigError(
+                f"neuron {neuron} is not there: layer {layer} of model {model.id!r} has neurons 0 to {n_neurons - 1}."
+            )
+    return chosen
+
+
+def check_sets(model: Model, neurons: Mapping[int, Sequence[int]]) -> dict[int, tuple[int, ...]]:
+    """Sets of neurons by layer, lowest layer first.
+
+    Raises:
+        ConfigError: There is no layer, or a neuron or layer is not there.
+    """
+    if not neurons:
+        raise ConfigError("no neurons are given. Name a layer and at least one neuron, such as {0: [3, 17]}.")
+    return {layer: check_neurons(model, layer, neurons[layer]) for layer in sorted(neurons)}
+
+
+def check_count(name: str, value: int, least: int = 1) -> int:
+    """A number of things that is large enough.
+
+    Raises:
+        ConfigError: It is not.
+    """
+    if value < least:
+        raise ConfigError(f"{name} is {value}; it must be at least {least}.")
+    return value
+
+
+def _from_ids(model: Model, ids: tuple[int, ...], what: str) -> Tokens:
+    wrong = next((i for i in ids if not 0 <= i < model.spec.d_vocab), None)
+    if wrong is not None:
+        raise ConfigError(
+            f"{what} holds the token {wrong}; model {model.id!r} has the tokens 0 to {model.spec.d_vocab - 1}."
+        )
+    front = front_of(model)
+    special = len(front) if front and ids[: len(front)] == front else 0
+    return Tokens.of(model, ids, special)

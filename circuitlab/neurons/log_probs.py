@@ -1,0 +1,63 @@
+"""Log-probabilities of next tokens from final streams, never with more logits alive than a small budget."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from circuitlab.models.protocol import Model
+from circuitlab.patching.baseline import LOGITS_AT_ONCE
+from circuitlab.patching.packing import packs
+
+
+@torch.no_grad()
+def log_probs_of(
+    model: Model, stream: Float[Tensor, "token d_model"], target: Int[Tensor, " token"]
+) -> Float[Tensor, " token"]:
+    """Natural log-probability of one token at each of many final streams.
+
+    Args:
+        model: The model.
+        stream: Final streams.
+        target: The token whose probability is asked for at each.
+    """
+    found = [stream.new_zeros(0, dtype=torch.float32)]
+    for part, (log_probs,) in _streamed(model, stream):
+        found.append(log_probs.gather(1, target[part, None]).squeeze(1))
+    return torch.cat([values.to(found[-1].dtype) for values in found])
+
+
+@torch.no_grad()
+def largest_changes(
+    model: Model, before: Float[Tensor, "token d_model"], after: Float[Tensor, "token d_model"]
+) -> tuple[Int[Tensor, " token"], Float[Tensor, " token"]]:
+    """The token whose log-probability differs most between two final streams, and by how much.
+
+    Args:
+        model: The model.
+        before: Final streams.
+        after: As many others.
+
+    Returns:
+        The token, and its log-probability after minus before.
+    """
+    words, changes = [], []
+    for _, (first, second) in _streamed(model, before, after):
+        difference = second - first
+        word = difference.abs().argmax(1)
+        words.append(word)
+        changes.append(difference.gather(1, word[:, None]).squeeze(1))
+    return torch.cat(words), torch.cat(changes)
+
+
+def _streamed(
+    model: Model, *streams: Float[Tensor, "token d_model"]
+) -> Iterator[tuple[slice, list[Float[Tensor, "_ d_vocab"]]]]:
+    """Log-probabilities over the vocabulary, a few tokens at a time, in float32 at least."""
+    size = max(1, LOGITS_AT_ONCE // (len(streams) * model.spec.d_vocab))
+    for part in packs(len(streams[0]), size):
+        found = [model.logits(stream[part]) for stream in streams]
+        yield part, [torch.log_softmax(x if x.dtype == torch.float64 else x.float(), -1) for x in found]

@@ -1,0 +1,149 @@
+"""How much a neuron's activation at the last token moves when one token's embedding is shaken.
+
+1. Draw Gaussian noise `[sample, d_model]`, with a standard deviation that is a share of the text's own embeddings.
+2. Add each sample to the embedding of one token at a time, the same samples to every token.
+3. Run all (token, sample) rows up to the neuron, and subtract its value on the text as it is.
+
+Small noise has, on average, no effect of the first order: the mean change tells how the neuron bends, the root mean
+square how strongly it depends on the token.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from circuitlab.errors import ConfigError
+from circuitlab.models.protocol import Model
+from circuitlab.neurons.asked import Prompt, Tokens, check_count, check_neurons, read_prompt
+from circuitlab.neurons.last_token import last_values
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class NoiseSensitivity:
+    """What noise at each token does to a neuron at the last token.
+
+    Attributes:
+        layer: The neuron's layer.
+        neuron: Its number.
+        tokens: The text.
+        activation: Its value at the last token of the text as it is.
+        noise_std: Standard deviation of every component of the noise, in the units of the embedding.
+        changes: Value with the noise minus `activation`: positive where the noise raised it.
+        seed: What decided the noise.
+    """
+
+    layer: int
+    neuron: int
+    tokens: Tokens
+    activation: float
+    noise_std: float
+    changes: Float[np.ndarray, "token sample"]
+    seed: int
+
+    @property
+    def mean(self) -> Float[np.ndarray, " token"]:
+        """Mean change over the samples of noise, with its sign."""
+        return self.changes.mean(1)
+
+    @property
+    def standard_error(self) -> Float[np.ndarray, " token"]:
+        """Standard error of `mean` over the samples; NaN for a single one."""
+        n = self.changes.shape[1]
+        return self.changes.std(1, ddof=1) / n**0.5 if n > 1 else np.full(len(self.changes), np.nan)
+
+    @property
+    def size(self) -> Float[np.ndarray, " token"]:
+        """Root mean square of the change over the samples: how much the neuron depends on the token, without sign."""
+        return np.sqrt((self.changes**2).mean(1))
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a token: position, token, mean, standard_error, size."""
+        import pandas as pd
+
+        return pd.DataFrame(
+            {
+                "position": np.arange(len(self.tokens)),
+                "token": list(self.tokens.words),
+                "mean": self.mean,
+                "standard_error": self.standard_error,
+                "size": self.size,
+            }
+        )
+
+    def to_record(self) -> dict[str, Any]:
+        """The same for JSON, with what was asked."""
+        return {
+            "layer": self.layer, "neuron": self.neuron, "text": self.tokens.text, "activation": self.activation,
+            "noise_std": self.noise_std, "n_samples": self.changes.shape[1], "seed": self.seed,
+            "tokens": self.to_frame().to_dict("records"),
+        }  # fmt: skip
+
+
+def noise_sensitivity(
+    model: Model,
+    text: Prompt,
+    layer: int,
+    neuron: int,
+    *,
+    scale: float = 0.5,
+    n_samples: int = 32,
+    seed: int = 0,
+    budget: int | None = None,
+) -> NoiseSensitivity:
+    """Add noise to the embedding of one token at a time; see the module for the steps.
+
+    Args:
+        model: The model.
+        text: A text, or token ids.
+        layer: The neuron's layer.
+        neuron: Its number; its value is what goes into the MLP's output projection.
+        scale: Standard deviation of the noise, as a multiple of the root mean square of the components of the text's
+            embeddings (the stream on entry to the first block, without the beginning-of-sequence token's).
+        n_samples: Samples of noise; a single one, as is often drawn, tells little of a token.
+        seed: Same seed, same noise, whatever the device.
+        budget: Bytes that a run may take; by default a share of what is free.
+
+    Returns:
+        The change of every token and sample.
+
+    Raises:
+        ConfigError: The layer or neuron is not there, the text is empty or too long, or a number is out of range.
+    """
+    (neuron,) = check_neurons(model, layer, [neuron])
+    check_count("n_samples", n_samples)
+    if not 0 < scale < float("inf"):
+        raise ConfigError(f"scale is {scale}; noise needs a standard deviation above 0, such as 0.5.")
+    tokens = read_prompt(model, text)
+    ids = tokens.tensor(model.device)
+    std = scale * float(model.embedding(ids)[0, tokens.n_special :].double().square().mean().sqrt())
+    noise = _noise(model, n_samples, seed) * std
+    n_tokens = len(tokens)
+
+    def shaken(start: Float[Tensor, "row seq d_model"], part: slice) -> Float[Tensor, "row seq d_model"]:
+        row = torch.arange(part.start, part.stop, device=start.device)
+        new = start.clone()
+        new[torch.arange(len(row), device=start.device), row // n_samples] += noise[row % n_samples]
+        return new
+
+    clean = last_values(model, ids, layer, neuron, budget=budget)
+    rows = ids.expand(n_tokens * n_samples, -1)
+    values = last_values(model, rows, layer, neuron, change=shaken, budget=budget)
+    changes = (values - clean).double().view(n_tokens, n_samples).cpu().numpy()
+    return NoiseSensitivity(
+        layer=layer, neuron=neuron, tokens=tokens, activation=float(clean), noise_std=std, changes=changes, seed=seed
+    )  # fmt: skip
+
+
+def _noise(model: Model, n_samples: int, seed: int) -> Float[Tensor, "sample d_model"]:
+    """Standard normal noise, drawn on the CPU so that it is the same everywhere."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(n_samples, model.spec.d_model, generator=generator).to(model.device, model.dtype)

@@ -1,0 +1,252 @@
+"""Where an MLP matters although no single neuron stands out: ablation loss against outlier score, position by position.
+
+For every position p of every prompt, with h the MLP's activation behind its nonlinearity (before a layer norm inside
+the MLP, where there is one):
+
+1. Ablation loss: the prompt's loss with h at p set to zero, minus the loss of the prompt as it is. The loss of a prompt
+   is the mean cross-entropy of its next tokens, in nats: tokens 1 to n - 1 given those before.
+2. Outlier score: the largest neuron of h at p minus the mean over neurons.
+3. Combination: ablation loss times 1 / outlier score. It is high where the MLP is needed and no neuron is an outlier.
+
+All positions of all prompts of one length are rows of one batch, and a row differs from the prompt as it is at one
+token of the stream behind the MLP: only the blocks behind it are run. Attention is causal, so the losses of tokens
+before p are those of the prompt as it is, and ablating the last token changes no loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from circuitlab import late
+from circuitlab.errors import ConfigError
+from circuitlab.models.protocol import Frame, Model
+from circuitlab.neurons.asked import Prompt, Tokens, by_length, check_layer, read_prompts
+from circuitlab.neurons.halves import behind_attention, read_by_mlp
+from circuitlab.neurons.log_probs import log_probs_of
+from circuitlab.parts import Stage
+from circuitlab.patching.packing import Packer, rows_at_once
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PromptOutliers:
+    """One prompt, position by position.
+
+    Attributes:
+        tokens: The prompt.
+        loss: Its loss as it is, in nats.
+        losses: By ablated position and token: that token's loss with the MLP ablated there minus without, in nats; NaN
+            at the first token, which nothing predicts.
+        outlier_score: Largest neuron minus mean over neurons, before the layer norm inside the MLP.
+        score_behind: The same behind that norm; equal to `outlier_score` where there is none.
+    """
+
+    tokens: Tokens
+    loss: float
+    losses: Float[np.ndarray, "seq seq"]
+    outlier_score: Float[np.ndarray, " seq"]
+    score_behind: Float[np.ndarray, " seq"]
+
+    @property
+    def ablation_loss(self) -> Float[np.ndarray, " seq"]:
+        """Loss of the prompt with each position ablated minus without, in nats: positive where the MLP helps."""
+        return self.losses[:, 1:].mean(1)
+
+    @property
+    def combination(self) -> Float[np.ndarray, " seq"]:
+        """Ablation loss times 1 / outlier score."""
+        return self.ablation_loss / self.outlier_score
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Outliers:
+    """All positions of all prompts.
+
+    Attributes:
+        layer: The layer of the MLP.
+        model_id: What the model is called.
+        has_norm: Whether a layer norm stands between the neurons and the output projection.
+        prompts: In the order given.
+    """
+
+    layer: int
+    model_id: str
+    has_norm: bool
+    prompts: tuple[PromptOutliers, ...]
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a position, highest combination first.
+
+        Columns: prompt, position, token, ablation_loss, outlier_score, combination, score_behind.
+        """
+        import pandas as pd
+
+        parts = [
+            pd.DataFrame(
+                {
+                    "prompt": number,
+                    "position": np.arange(len(one.tokens)),
+                    "token": list(one.tokens.words),
+                    "ablation_loss": one.ablation_loss,
+                    "outlier_score": one.outlier_score,
+                    "combination": one.combination,
+                    "score_behind": one.score_behind,
+                }
+            )
+            for number, one in enumerate(self.prompts)
+        ]
+        return pd.concat(parts).sort_values("combination", ascending=False, kind="stable", ignore_index=True)
+
+    def top(self, n: int = 10) -> pd.DataFrame:
+        """The positions of the highest combination, with their prompts' texts."""
+        rows = self.to_frame().head(n)
+        return rows.assign(text=[self.prompts[number].tokens.text for number in rows["prompt"]])
+
+    def plot(self, n_top: int = 10) -> Any:
+        """Ablation loss against outlier score as a matplotlib `Figure`, the top positions marked."""
+        return late.call("circuitlab.viz", "outlier_figure", self.to_frame(), n_top)
+
+    def to_record(self, n_top: int = 10) -> dict[str, Any]:
+        """The top positions and every prompt's loss, for JSON."""
+        losses = [{"text": one.tokens.text, "loss": one.loss} for one in self.prompts]
+        top = self.top(n_top).to_dict("records")
+        return {"model": self.model_id, "layer": self.layer, "has_norm": self.has_norm, "top": top, "prompts": losses}
+
+
+def outliers(model: Model, prompts: Sequence[Prompt], layer: int = 0, *, budget: int | None = None) -> Outliers:
+    """Ablate an MLP at every position of every prompt, and set that beside its outlier scores.
+
+    Args:
+        model: The model.
+        prompts: Texts, or token ids, of two tokens at least.
+        layer: The layer of the MLP.
+        budget: Bytes that a run may take; by default a share of what is free.
+
+    Returns:
+        Losses and scores of every position; see the module for what they are.
+
+    Raises:
+        ConfigError: The layer is not there, the list is empty, or a prompt is empty, too long, or a single token.
+    """
+    check_layer(model, layer)
+    read = read_prompts(model, prompts)
+    for number, prompt in enumerate(read):
+        if len(prompt) < 2:
+            raise ConfigError(f"text {number} is the single token {prompt.words[0]!r}: nothing is predicted from it.")
+    found: dict[int, PromptOutliers] = {}
+    for numbers in by_length(read).values():
+        _run_length(model, layer, [read[i] for i in numbers], numbers, budget, found)
+    return Outliers(
+        layer=layer,
+        model_id=model.id,
+        has_norm=any(bool((one.score_behind != one.outlier_score).any()) for one in found.values()),
+        prompts=tuple(found[i] for i in range(len(read))),
+    )
+
+
+@torch.no_grad()
+def _run_length(
+    model: Model,
+    layer: int,
+    prompts: list[Tokens],
+    numbers: list[int],
+    budget: int | None,
+    found: dict[int, PromptOutliers],
+) -> None:
+    """Prompts of one length, a pack of prompts after the other."""
+    ids = torch.tensor([prompt.ids for prompt in prompts], device=model.device)
+    frame, size = model.frame(ids[:1]), rows_at_once(model, ids.shape[1], budget)
+
+    def run(part: slice) -> None:
+        base = _record(model, layer, frame, ids[part])
+        losses = _losses(model, layer, frame, base, size)
+        for at in range(part.start, part.stop):
+            row = at - part.start
+            found[numbers[at]] = PromptOutliers(
+                tokens=prompts[at],
+                loss=float(base.token_losses[row].double().mean()),
+                losses=losses[row].double().cpu().numpy(),
+                outlier_score=_score(base.mid[row]),
+                score_behind=_score(base.post[row]),
+            )
+
+    Packer().run(len(ids), size, run)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Base:
+    """Prompts as they are, at one layer.
+
+    Attributes:
+        ids: The prompts.
+        mid: The MLP's neurons, before a norm inside it.
+        post: The same behind that norm.
+        after: The stream behind the block.
+        without: The same at a position where those neurons are zero.
+        token_losses: Loss of each token but the first.
+    """
+
+    ids: Int[Tensor, "batch seq"]
+    mid: Float[Tensor, "batch seq neuron"]
+    post: Float[Tensor, "batch seq neuron"]
+    after: Float[Tensor, "batch seq d_model"]
+    without: Float[Tensor, "batch seq d_model"]
+    token_losses: Float[Tensor, "batch _"]
+
+
+def _record(model: Model, layer: int, frame: Frame, ids: Int[Tensor, "batch seq"]) -> _Base:
+    stream = model.run_blocks(model.embedding(ids), 0, frame, layer)
+    behind = behind_attention(model, frame, stream, layer)
+    read = read_by_mlp(model, stream, behind)
+    mid = model.mlp_hidden(layer, read, Stage.MID)
+    after = behind + model.mlp_from_hidden(layer, mid, Stage.MID)
+    final = model.run_blocks(after, layer + 1, frame)
+    log_probs = log_probs_of(model, final[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+    return _Base(
+        ids=ids,
+        mid=mid,
+        post=model.mlp_hidden(layer, read, Stage.POST),
+        after=after,
+        without=behind + model.mlp_from_hidden(layer, torch.zeros_like(mid[:1, :1]), Stage.MID),
+        token_losses=-log_probs.view(len(ids), -1),
+    )
+
+
+def _losses(model: Model, layer: int, frame: Frame, base: _Base, size: int) -> Float[Tensor, "batch seq seq"]:
+    """By ablated position and token: how much that token's loss changes; NaN at the first token."""
+    n_prompts, n_tokens = base.ids.shape
+    found = base.token_losses.new_zeros(n_prompts, n_tokens, n_tokens)
+    found[..., 0] = torch.nan
+    # The last position predicts nothing, so it is not run.
+    places = torch.cartesian_prod(torch.arange(n_prompts), torch.arange(n_tokens - 1)).to(base.ids.device)
+
+    def run(part: slice) -> None:
+        prompt, position = places[part].T
+        row = torch.arange(len(prompt), device=prompt.device)
+        stream = base.after[prompt]
+        stream[row, position] = base.without[prompt, position]
+        final = model.run_blocks(stream, layer + 1, frame)
+        # Behind the last block a changed token speaks to nobody but its own prediction.
+        reach = 1 if layer == model.spec.n_layers - 1 else n_tokens
+        column = torch.arange(n_tokens - 1, device=prompt.device)
+        seen = (column >= position[:, None]) & (column < position[:, None] + reach)
+        row, at = seen.nonzero().T
+        log_probs = log_probs_of(model, final[row, at], base.ids[prompt[row], at + 1])
+        found[prompt[row], position[row], at + 1] = -log_probs - base.token_losses[prompt[row], at]
+
+    Packer().run(len(places), size, run)
+    return found
+
+
+def _score(hidden: Float[Tensor, "seq neuron"]) -> Float[np.ndarray, " seq"]:
+    hidden = hidden.double()
+    return (hidden.amax(-1) - hidden.mean(-1)).cpu().numpy()

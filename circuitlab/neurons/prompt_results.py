@@ -1,0 +1,131 @@
+"""What a search for prompts found, how it went, and what as many random prompts reach."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Float
+
+from circuitlab import late
+from circuitlab.neurons.asked import Tokens
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoundPrompt:
+    """The best prompt that one of the searches met.
+
+    Attributes:
+        value: The neuron at its last token.
+        tokens: The prompt, run as these tokens; typed as text it may be others, see `retokenises`.
+        step: When it was met.
+        retokenises: Whether the text, typed as it stands, is these same tokens; None without a tokenizer.
+    """
+
+    value: float
+    tokens: Tokens
+    step: int
+    retokenises: bool | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class RandomPrompts:
+    """Prompts of random tokens, fixed words in their places.
+
+    Attributes:
+        n: How many were run.
+        best: The neuron at the last token of the best ones, as many as were searched for, best first.
+        mean: Mean over all of them.
+        std: Standard deviation over all of them.
+    """
+
+    n: int
+    best: Float[np.ndarray, " row"]
+    mean: float
+    std: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class OptimisedPrompts:
+    """Prompts that maximise (or minimise) a neuron.
+
+    Attributes:
+        layer: The neuron's layer.
+        neuron: Its number.
+        direction: "max" or "min".
+        prompts: Best first, no two the same.
+        soft: The neuron by step and search at the searched vectors themselves, which are no text.
+        hard: The same at the tokens nearest to them.
+        texts: These tokens as text, by step and search.
+        baseline: As many random prompts as were run here (`n_evaluated`; gradients, about two more runs each, come on
+            top).
+        n_evaluated: Prompts run, of tokens and of vectors.
+        seed: What decided the start and the baseline.
+    """
+
+    layer: int
+    neuron: int
+    direction: str
+    prompts: tuple[FoundPrompt, ...]
+    soft: Float[np.ndarray, "step row"]
+    hard: Float[np.ndarray, "step row"]
+    texts: tuple[tuple[str, ...], ...]
+    baseline: RandomPrompts
+    n_evaluated: int
+    seed: int
+
+    @property
+    def best(self) -> FoundPrompt:
+        """The best of all."""
+        return self.prompts[0]
+
+    @property
+    def margin(self) -> float:
+        """How much better the best prompt is than the best random one, in units of the neuron; below 0 if worse."""
+        sign = 1.0 if self.direction == "max" else -1.0
+        return sign * (self.best.value - float(self.baseline.best[0]))
+
+    @property
+    def trace(self) -> pd.DataFrame:
+        """How the search went: step, search, soft, hard, text."""
+        import pandas as pd
+
+        n_steps, n_searches = self.hard.shape
+        return pd.DataFrame(
+            {
+                "step": np.repeat(np.arange(n_steps), n_searches),
+                "search": np.tile(np.arange(n_searches), n_steps),
+                "soft": self.soft.ravel(),
+                "hard": self.hard.ravel(),
+                "text": [text for step in self.texts for text in step],
+            }
+        )
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a prompt, best first: rank, value, text, step, retokenises."""
+        import pandas as pd
+
+        return pd.DataFrame(
+            [
+                {"rank": rank, "value": p.value, "text": p.tokens.text, "step": p.step, "retokenises": p.retokenises}
+                for rank, p in enumerate(self.prompts, start=1)
+            ]
+        )
+
+    def plot(self) -> Any:
+        """The best prompt so far of each search against the step, with the random ones, as a matplotlib `Figure`."""
+        baseline = float(self.baseline.best[0])
+        return late.call("circuitlab.viz", "prompt_search_figure", self.trace, baseline, self.direction)
+
+    def to_record(self) -> dict[str, Any]:
+        """For JSON: what was asked, the prompts, and the baseline."""
+        random = {"n": self.baseline.n, "mean": self.baseline.mean, "std": self.baseline.std}
+        return {
+            "layer": self.layer, "neuron": self.neuron, "direction": self.direction, "seed": self.seed,
+            "prompts": self.to_frame().to_dict("records"), "n_steps": len(self.hard), "n_evaluated": self.n_evaluated,
+            "random_prompts": {**random, "best": self.baseline.best.tolist()}, "margin": self.margin,
+        }  # fmt: skip

@@ -1,0 +1,259 @@
+"""Prompts that maximise a neuron: gradient ascent on embeddings, the words nearest to them run at every step.
+
+Every prompt has a vector for each of its free words, and at each step:
+
+1. Project each vector on the token with the largest cosine; the prompt of these tokens is run.
+2. Take the gradient of the neuron at the last token with respect to the embeddings of these tokens, at length 1 over
+   the whole prompt, so that prompts on which the neuron is silent move as far as others.
+3. Add the diversity penalty's: the mean cosine between this prompt's vectors and those of every other prompt, word by
+   word, whose gradient is brought to length 1 too and weighted.
+4. Move the vectors, not the tokens, by AdamW. Where the gradient is nothing at all, the search starts anew from random
+   words.
+
+The best prompt of tokens that each of them met is returned; the value at the vectors themselves, which no text has, is
+in the trace alone. As many random prompts as were run are the baseline.
+
+Reference:
+    Wen, Jain, Kirchenbauer, Goldblum, Geiping & Goldstein 2023, Hard Prompts Made Easy (the gradient is taken at the
+    projection and applied to the vectors).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional
+
+from circuitlab.errors import ConfigError, UnknownNameError
+from circuitlab.models.protocol import Frame, Model
+from circuitlab.neurons.asked import Tokens, check_count, check_neurons, same_when_typed, words_of
+from circuitlab.neurons.last_token import at_last_token, last_values
+from circuitlab.neurons.prompt_results import FoundPrompt, OptimisedPrompts, RandomPrompts
+from circuitlab.neurons.template import Template, template_of
+from circuitlab.neurons.vocabulary import Vocabulary
+from circuitlab.patching.packing import packs, rows_at_once
+from circuitlab.progress import Progress, silent
+
+# Of AdamW, in units of the root mean square of the embeddings' components: a step turns a vector by about 45 degrees.
+LEARNING_RATE = 1.0
+DIRECTIONS = {"max": 1.0, "min": -1.0}
+# Length of a gradient that leads nowhere: an activation that is flat at 0 has none left in float32.
+SILENT = 1e-6
+# A pass with gradients keeps about four times what one without does.
+GRADIENT_ROWS = 4
+
+
+def optimise_prompts(
+    model: Model,
+    layer: int,
+    neuron: int,
+    *,
+    n_prompts: int = 8,
+    n_tokens: int = 8,
+    fixed: Mapping[int, str] | None = None,
+    steps: int = 200,
+    patience: int = 30,
+    diversity: float = 0.1,
+    learning_rate: float = LEARNING_RATE,
+    direction: str = "max",
+    seed: int = 0,
+    budget: int | None = None,
+    progress: Progress = silent,
+) -> OptimisedPrompts:
+    """Search for prompts at whose last token a neuron is as large as possible; see the module for the steps.
+
+    Args:
+        model: The model.
+        layer: The neuron's layer.
+        neuron: Its number; its value is what goes into the MLP's output projection.
+        n_prompts: Prompts to find, no two the same.
+        n_tokens: Tokens of a prompt, fixed ones counted and a beginning-of-sequence token not.
+        fixed: Words that stay, by position (0 is the first, -1 the last): single tokens, with their leading space.
+        steps: At most so many.
+        patience: Stop when no prompt has met a better one for so many steps.
+        diversity: Weight of the penalty against a gradient of length 1; 0 for none.
+        learning_rate: Of AdamW, in units of the root mean square of the embeddings' components.
+        direction: "max", or "min" for prompts that make the neuron as small as possible.
+        seed: Same seed, same prompts: of the words to start from and of the baseline.
+        budget: Bytes that a run may take; by default a share of what is free.
+        progress: Called after every step.
+
+    Returns:
+        The prompts, best first, with the trace and the baseline.
+
+    Raises:
+        ConfigError: The layer or neuron is not there, a number is out of range, the prompt is longer than the context,
+            or a fixed word stands outside it.
+        TokenError: A fixed word is not one token.
+        UnknownNameError: The direction is neither "max" nor "min".
+        UnsupportedModelError: The model's embedding is not a vector per token plus one per position.
+    """
+    (neuron,) = check_neurons(model, layer, [neuron])
+    counts = {"n_prompts": n_prompts, "n_tokens": n_tokens, "steps": steps, "patience": patience}
+    for name, value in counts.items():
+        check_count(name, value)
+    if not diversity >= 0 or not learning_rate > 0:
+        raise ConfigError(f"diversity is {diversity} and learning_rate {learning_rate}; neither may be negative or 0.")
+    if direction not in DIRECTIONS:
+        raise UnknownNameError.of("direction", direction, DIRECTIONS)
+    template = template_of(model, n_tokens, dict(fixed or {}))
+    search = _Search(
+        model=model, layer=layer, neuron=neuron, template=template, vocabulary=Vocabulary.of(model),
+        sign=DIRECTIONS[direction], budget=budget,
+    )  # fmt: skip
+    generator = torch.Generator().manual_seed(seed)
+    start = search.vocabulary.draw((n_prompts, template.n_free), generator)
+    met = _Met.nothing(n_prompts)
+    _ascend(search, start, generator, met, steps, patience, diversity, learning_rate, progress)
+    n_evaluated = 2 * n_prompts * len(met.hard)
+    return OptimisedPrompts(
+        layer=layer, neuron=neuron, direction=direction, prompts=_best_first(search, met), soft=np.array(met.soft),
+        hard=np.array(met.hard), texts=tuple(met.texts), n_evaluated=n_evaluated, seed=seed,
+        baseline=_random_prompts(search, n_evaluated, n_prompts, generator),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Search:
+    """What is searched, and where.
+
+    Attributes:
+        model: The model.
+        layer: The neuron's layer.
+        neuron: Its number.
+        template: The prompt with its free places.
+        vocabulary: What may stand there.
+        sign: 1 for the largest values, -1 for the smallest.
+        budget: Bytes, or None.
+    """
+
+    model: Model
+    layer: int
+    neuron: int
+    template: Template
+    vocabulary: Vocabulary
+    sign: float
+    budget: int | None
+
+    def prompts(self, places: Int[Tensor, "row _"]) -> Int[Tensor, "row seq"]:
+        """Prompts of tokens."""
+        return self.template.filled(self.vocabulary.ids[places])
+
+
+@dataclass(slots=True)
+class _Met:
+    """What has been met so far: every step's values and texts, and the best prompt of each search."""
+
+    hard: list[Float[np.ndarray, " row"]]
+    soft: list[Float[np.ndarray, " row"]]
+    texts: list[tuple[str, ...]]
+    best: list[tuple[float, tuple[int, ...], int] | None]
+
+    @classmethod
+    def nothing(cls, n_prompts: int) -> _Met:
+        return cls([], [], [], [None] * n_prompts)
+
+    def better(self, values: Float[np.ndarray, " row"], ids: list[tuple[int, ...]], sign: float) -> bool:
+        """Take note of this step's prompts; whether one is better than what its search had, and nobody else's."""
+        step, found = len(self.hard) - 1, False
+        for number, (value, tokens) in enumerate(zip(values.tolist(), ids, strict=True)):
+            before = self.best[number]
+            taken = {one[1] for one in self.best if one is not None}
+            if (before is None or sign * value > sign * before[0]) and tokens not in taken:
+                self.best[number], found = (value, tokens, step), True
+        return found
+
+
+def _ascend(
+    search: _Search,
+    start: Int[Tensor, "row _"],
+    generator: torch.Generator,
+    met: _Met,
+    steps: int,
+    patience: int,
+    diversity: float,
+    learning_rate: float,
+    progress: Progress,
+) -> None:
+    """Steps of the module's text until `steps` are done or patience is at its end; fills `met`."""
+    model, vocabulary, special = search.model, search.vocabulary, search.template.n_special
+    frame = model.frame(search.prompts(start[:1]))
+    vectors = vocabulary.vectors[start].clone()
+    optimiser = torch.optim.AdamW([vectors], lr=learning_rate * float(vocabulary.vectors.square().mean().sqrt()))
+    idle = 0
+    for step in range(steps):
+        places = vocabulary.nearest(vectors)
+        hard, soft, slope = _look(search, frame, vectors, places)
+        ids = [tuple(row) for row in search.prompts(places).tolist()]
+        met.hard.append(hard.cpu().numpy())
+        met.soft.append(soft.cpu().numpy())
+        met.texts.append(tuple("".join(words_of(model, row[special:])) for row in ids))
+        idle = 0 if met.better(met.hard[-1], ids, search.sign) else idle + 1
+        progress("search for prompts", step + 1, steps)
+        if idle >= patience:
+            break
+        penalty = _alike_slope(vectors) if len(vectors) > 1 else torch.zeros_like(slope)
+        vectors.grad = diversity * _unit(penalty) - search.sign * _unit(slope)
+        optimiser.step()
+        silent_now = slope.flatten(1).norm(dim=1) < SILENT
+        fresh = vocabulary.draw((len(vectors), search.template.n_free), generator)
+        vectors[silent_now] = vocabulary.vectors[fresh][silent_now]
+    progress("search for prompts", steps, steps)
+
+
+def _look(
+    search: _Search, frame: Frame, vectors: Float[Tensor, "row _ d_model"], places: Int[Tensor, "row _"]
+) -> tuple[Float[Tensor, " row"], Float[Tensor, " row"], Float[Tensor, "row _ d_model"]]:
+    """The neuron at the projected prompts and at the vectors, and its gradient at the former's embeddings."""
+    model, vocabulary, free = search.model, search.vocabulary, list(search.template.free)
+    size = max(1, rows_at_once(model, len(search.template), search.budget) // GRADIENT_ROWS)
+    hard, soft, slopes = [], [], []
+    for part in packs(len(places), size):
+        start = model.embedding(search.prompts(places[part]))
+        moved = start.clone()
+        moved[:, free] += (vectors[part] - vocabulary.vectors[places[part]]).to(start.dtype)
+        with torch.no_grad():
+            soft.append(at_last_token(model, frame, moved, search.layer, search.neuron).float())
+        with torch.enable_grad():
+            start = start.detach().requires_grad_()
+            value = at_last_token(model, frame, start, search.layer, search.neuron)
+        slopes.append(torch.autograd.grad(value.sum(), start)[0][:, free].float())
+        hard.append(value.detach().float())
+    return torch.cat(hard), torch.cat(soft), torch.cat(slopes)
+
+
+def _alike_slope(vectors: Float[Tensor, "row _ d_model"]) -> Float[Tensor, "row _ d_model"]:
+    """Gradient of the mean cosine between each prompt's vectors and those of the others, word by word."""
+    with torch.enable_grad():
+        leaf = vectors.clone().requires_grad_()
+        unit = functional.normalize(leaf, dim=-1)
+        cosines = torch.einsum("iwd,jwd->ij", unit, unit)
+        alike = cosines.sum() - cosines.diagonal().sum()
+    return torch.autograd.grad(alike, leaf)[0]
+
+
+def _unit(slope: Float[Tensor, "row _ d_model"]) -> Float[Tensor, "row _ d_model"]:
+    """Each prompt's gradient at length 1."""
+    return slope / slope.flatten(1).norm(dim=1)[:, None, None].clamp_min(1e-30)
+
+
+def _best_first(search: _Search, met: _Met) -> tuple[FoundPrompt, ...]:
+    found = []
+    for value, ids, step in sorted((one for one in met.best if one is not None), key=lambda one: -search.sign * one[0]):
+        tokens = Tokens.of(search.model, ids, search.template.n_special)
+        typed = same_when_typed(search.model, tokens)
+        found.append(FoundPrompt(value=value, tokens=tokens, step=step, retokenises=typed))
+    return tuple(found)
+
+
+def _random_prompts(search: _Search, n: int, n_best: int, generator: torch.Generator) -> RandomPrompts:
+    """So many random prompts with the same fixed words."""
+    rows = search.prompts(search.vocabulary.draw((n, search.template.n_free), generator))
+    values = last_values(search.model, rows, search.layer, search.neuron, budget=search.budget).double().cpu()
+    best = values.topk(min(n_best, n), largest=search.sign > 0).values
+    return RandomPrompts(n=n, best=best.numpy(), mean=float(values.mean()), std=float(values.std(unbiased=False)))
