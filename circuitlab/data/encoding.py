@@ -35,6 +35,14 @@ class TextEncoder(Protocol):
         """The text as the model would be given it."""
         ...
 
+    def decode(self, ids: tuple[int, ...]) -> tuple[str, ...]:
+        """Each token as text by itself."""
+        ...
+
+    def joined(self, ids: tuple[int, ...]) -> str:
+        """Tokens as one text, characters that several tokens share included."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Rejection:
@@ -64,10 +72,10 @@ def encode_example(example: Example, text: TextEncoder) -> Pair | Rejection:
     clean, corrupt = text.encode(example.clean), text.encode(example.corrupt)
     if len(clean.ids) != len(corrupt.ids):
         return _length_rejection(example, clean, corrupt)
-    answer_ids = _continuations(example.clean, example.answers, clean, text)
+    answer_ids = continuations(example.clean, example.answers, clean, text)
     if isinstance(answer_ids, Rejection):
         return answer_ids
-    distractor_ids = _continuations(example.clean, example.distractors, clean, text)
+    distractor_ids = continuations(example.clean, example.distractors, clean, text)
     if isinstance(distractor_ids, Rejection):
         return distractor_ids
     spans = _token_spans(example, clean, corrupt)
@@ -89,9 +97,17 @@ def encode_example(example: Example, text: TextEncoder) -> Pair | Rejection:
     )
 
 
-def _continuations(
+def continuations(
     prompt: str, words: tuple[str, ...], encoded: Encoded, text: TextEncoder
 ) -> tuple[int, ...] | Rejection:
+    """The token that each word is after a prompt, or why one of them is not one token.
+
+    Args:
+        prompt: The text before.
+        words: What may come next.
+        encoded: The prompt as tokens.
+        text: The tokenizer of the model.
+    """
     ids = []
     for word in words:
         longer = text.encode(prompt + word)

@@ -26,6 +26,7 @@ class TokenizerText:
             )
         self._tokenizer = tokenizer
         self._bos = tokenizer.bos_token_id if prepend_bos else None
+        self._decoded = dict[int, str]()
 
     def encode(self, text: str) -> Encoded:
         """Token ids, character ranges and token texts of a prompt."""
@@ -37,5 +38,11 @@ class TokenizerText:
         return Encoded(ids, offsets, self.decode(ids))
 
     def decode(self, ids: tuple[int, ...]) -> tuple[str, ...]:
-        """Each token as text."""
-        return tuple(self._tokenizer.decode([i], clean_up_tokenization_spaces=False) for i in ids)
+        """Each token as text by itself."""
+        for new in set(ids) - self._decoded.keys():
+            self._decoded[new] = self.joined((new,))
+        return tuple(self._decoded[i] for i in ids)
+
+    def joined(self, ids: tuple[int, ...]) -> str:
+        """Tokens as one text, characters that several tokens share included."""
+        return self._tokenizer.decode(list(ids), clean_up_tokenization_spaces=False)
