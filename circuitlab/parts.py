@@ -35,6 +35,18 @@ class Slot(Enum):
     V = "v"
 
 
+class Stage(Enum):
+    """Where on an MLP's way from its input projection to its output projection a neuron's value is read.
+
+    Without a norm inside the MLP `mid` is `post`. In a gated MLP `pre` is the gate's: what the activation function is
+    applied to, without the other factor.
+    """
+
+    PRE = "pre"  # before the activation function
+    MID = "mid"  # behind it (in a gated MLP behind the product), before a norm inside the MLP: SoLU has one
+    POST = "post"  # what goes into the output projection
+
+
 @dataclass(frozen=True, slots=True)
 class Node:
     """One component. `layer` and `head` are None where the kind has none.

@@ -40,7 +40,7 @@ NATIVE: dict[str, dict[str, Any]] = {
 # float64 throughout, but for norms without weights; the others rotate, norm or take softmaxes in float32 whatever their
 # weights are, where 2e-6 was measured.
 TOLERANCE = {"gpt2": 1e-10, "llama": 2e-5, "neox": 2e-5, "qwen3": 2e-5, "gemma2": 2e-5}
-TOLERANCE |= {"native": 1e-10, "attn-only": 2e-5, "solu": 1e-10}
+TOLERANCE |= {"neo": 2e-5, "native": 1e-10, "attn-only": 2e-5, "solu": 1e-10}
 N_LAYERS, N_HEADS, D_MODEL, D_VOCAB = 2, 4, 32, 300
 WORDS = ["hello world John Mary left. He she ; </ <div> <b> and then Johnathan smiled"] * 10
 BOS = "<|bos|>"
@@ -119,7 +119,11 @@ def _untrained(name: str, n_kv_heads: int) -> Any:
         "max_position_embeddings": 64,
     }
     grouped = {**shape, "num_key_value_heads": n_kv_heads}
+    # One layer looks at everything, the next at the last four tokens only.
+    neo = {"num_layers": N_LAYERS, "num_heads": N_HEADS, "hidden_size": D_MODEL, "max_position_embeddings": 64}
+    neo |= {**common, "attention_types": [[["global", "local"], N_LAYERS // 2]], "window_size": 4}
     makers = {
+        "neo": lambda: hf.GPTNeoForCausalLM(hf.GPTNeoConfig(**neo)),
         "gpt2": lambda: hf.GPT2LMHeadModel(hf.GPT2Config(**gpt2)),
         "llama": lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**grouped)),
         "neox": lambda: hf.GPTNeoXForCausalLM(hf.GPTNeoXConfig(**shape)),

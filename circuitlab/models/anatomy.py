@@ -107,6 +107,23 @@ def mlp_down(block: Any) -> Any:
     return block.mlp.out
 
 
+def mlp_gate(block: Any) -> Any | None:
+    """The gate's projection of a gated MLP; None where one projection alone leads to the neurons."""
+    return getattr(block.mlp, "gate", None)
+
+
+def mlp_up(block: Any) -> Any | None:
+    """The projection that an MLP's activation function is applied to; None where the bridge shows none."""
+    found = mlp_gate(block) or getattr(block.mlp, "in", None)
+    return found if hasattr(found, "hook_out") else None
+
+
+def norm_inside(block: Any) -> Any | None:
+    """The norm between an MLP's activation and its output projection (SoLU, BitNet); None where there is none."""
+    inside = block.mlp.original_component.children()
+    return next((module for module in inside if "Norm" in type(module).__name__), None)
+
+
 @contextmanager
 def one_key_per_query_head(attn: Any, spec: ModelSpec) -> Iterator[None]:
     """Let attention code take keys and values that are already repeated per query head."""

@@ -43,10 +43,11 @@ from circuitlab.models.shortcuts import (
     plain_mlp,
     plain_projections,
 )
-from circuitlab.models.surgery import evaluating, first_tensor, forward_replaced, hooks, norm_gain
+from circuitlab.models.stages import check_stage, from_neurons, neurons_at
+from circuitlab.models.surgery import as_asked, evaluating, first_tensor, forward_replaced, norm_gain
 from circuitlab.models.text import TokenizerText
 from circuitlab.models.watch import BridgeFrame, Insides
-from circuitlab.parts import Slot
+from circuitlab.parts import Slot, Stage
 
 
 class BridgeModel:
@@ -134,13 +135,15 @@ class BridgeModel:
         """The stream on entry to the first block."""
         return watch.embedding(self._insides, tokens)
 
-    @torch.no_grad()
     def run_blocks(
-        self, stream: Float[Tensor, "row seq d_model"], first: int, frame: Frame
+        self, stream: Float[Tensor, "row seq d_model"], first: int, frame: Frame, stop: int | None = None
     ) -> Float[Tensor, "row seq d_model"]:
-        """The stream after the last block, from the stream on entry to block `first`."""
-        with evaluating(self._modules), fast_products():
-            return watch.run_blocks(self._insides, stream, first, frame)
+        """The stream on entry to block `stop` (after the last by default) from that on entry to block `first`.
+
+        Gradients follow if they are on and the stream asks for them.
+        """
+        with evaluating(self._modules), fast_products(), as_asked(stream):
+            return watch.run_blocks(self._insides, stream, first, frame, stop)
 
     def logits(
         self, stream: Float[Tensor, "row d_model"], tokens: Int[Tensor, " word"] | None = None
@@ -286,24 +289,36 @@ class BridgeModel:
             out = block.ln2_post(out) if hasattr(block, "ln2_post") else out
         return out.reshape(stream.shape)
 
-    @torch.no_grad()
-    def mlp_hidden(self, layer: int, stream: Float[Tensor, "*row d_model"]) -> Float[Tensor, "*row neuron"]:
-        """An MLP's neurons: what goes into its output projection, from the stream it reads."""
-        kept: list[Tensor] = []
-        block, plain = self._blocks[layer], self._plain_mlps[layer]
-        if plain is not None and plain.usable:
-            return plain.hidden(self._mlp_norms[layer](stream))
-        with evaluating(self._modules), self._quick(layer), hooks() as add:
-            # Where a bridge multiplies by folded weights itself, the projection is not called, only its hook.
-            add.output(mlp_down(block).hook_in, kept.append)
-            block.mlp(self._mlp_norms[layer](stream.reshape(1, -1, stream.shape[-1])))
-        return kept[0].reshape(*stream.shape[:-1], -1)
+    def mlp_hidden(
+        self, layer: int, stream: Float[Tensor, "*row d_model"], stage: Stage = Stage.POST
+    ) -> Float[Tensor, "*row neuron"]:
+        """An MLP's neurons at a stage, from the stream it reads; gradients follow if on and the stream asks for them.
 
-    def mlp_from_hidden(self, layer: int, hidden: Float[Tensor, "*row neuron"]) -> Float[Tensor, "*row d_model"]:
-        """What an MLP adds to the stream, from its neurons, bias and post-norm included; gradients follow if on."""
+        Raises:
+            UnsupportedModelError: The model has no MLPs, or does not show their pre-activations.
+        """
+        check_stage(self.bridge, self.spec, stage)
+        block, plain = self._blocks[layer], self._plain_mlps[layer]
+        with as_asked(stream):
+            if plain is not None and plain.usable:
+                normed = self._mlp_norms[layer](stream)
+                return plain.before(normed) if stage is Stage.PRE else plain.hidden(normed)
+            with evaluating(self._modules), self._quick(layer):
+                normed = self._mlp_norms[layer](stream.reshape(1, -1, stream.shape[-1]))
+                return neurons_at(block, normed, stage).reshape(*stream.shape[:-1], -1)
+
+    def mlp_from_hidden(
+        self, layer: int, hidden: Float[Tensor, "*row neuron"], stage: Stage = Stage.POST
+    ) -> Float[Tensor, "*row d_model"]:
+        """What an MLP adds to the stream, from its neurons, bias and post-norm included; gradients follow if on.
+
+        Raises:
+            UnsupportedModelError: The model has no MLPs, or gated ones whose pre-activations do not say the rest.
+        """
+        check_stage(self.bridge, self.spec, stage, whole=True)
         block = self._blocks[layer]
-        with fast_products():
-            out = first_tensor(mlp_down(block)(hidden.reshape(1, -1, hidden.shape[-1])))
+        with evaluating(self._modules), self._quick(layer):
+            out = from_neurons(block, hidden.reshape(1, -1, hidden.shape[-1]), stage, self.spec.d_model)
         out = block.ln2_post(out) if hasattr(block, "ln2_post") else out
         return out.reshape(*hidden.shape[:-1], -1)
 
@@ -340,6 +355,17 @@ class BridgeModel:
     def neuron_weight(self, layer: int) -> Float[Tensor, "neuron d_model"]:
         """The output projection of an MLP: what a neuron of value 1 adds to the stream, before any post-norm."""
         return linear(mlp_down(self._blocks[layer]))[0].detach()
+
+    @property
+    def embedding_matrix(self) -> Float[Tensor, "_ d_model"]:
+        """One row a token, as the checkpoint has it: without positions, and without a factor some models apply."""
+        return self.bridge.embed.original_component.weight.detach()
+
+    def unembedding(self) -> tuple[Float[Tensor, "d_model word"], Float[Tensor, " word"]]:
+        """Weight and bias from the normed final stream to the logits (before a softcap); zeros without a bias."""
+        weight, bias = linear(self.bridge.unembed)
+        weight = weight.detach()
+        return weight, weight.new_zeros(weight.shape[1]) if bias is None else bias.detach()
 
     def has_post_norm(self, layer: int) -> bool:
         """Whether norms stand behind attention and MLP and couple the heads, and the neurons (Gemma 2 and 3)."""

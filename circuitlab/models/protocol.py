@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from circuitlab.data.encoding import TextEncoder
-from circuitlab.parts import ModelSpec, Slot
+from circuitlab.parts import ModelSpec, Slot, Stage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -109,15 +109,21 @@ class Model(Protocol):
         ...
 
     def run_blocks(
-        self, stream: Float[Tensor, "row seq d_model"], first: int, frame: Frame
+        self, stream: Float[Tensor, "row seq d_model"], first: int, frame: Frame, stop: int | None = None
     ) -> Float[Tensor, "row seq d_model"]:
-        """The stream after the last block, from the stream on entry to block `first`."""
+        """The stream on entry to block `stop` (after the last block by default) from that on entry to block `first`.
+
+        Gradients follow if they are on and the stream asks for them.
+        """
         ...
 
     def logits(
         self, stream: Float[Tensor, "row d_model"], tokens: Int[Tensor, " word"] | None = None
     ) -> Float[Tensor, "row word"]:
         """Next-token logits from the final stream at one position a row; gradients follow if they are on.
+
+        For the logits at every position of long texts flatten the streams to rows and take some rows at a time: what
+        `[batch, seq, d_vocab]` would need never stands in memory.
 
         Args:
             stream: Final streams.
@@ -198,16 +204,42 @@ class Model(Protocol):
         """What an MLP adds to the stream, from the stream it reads."""
         ...
 
-    def mlp_hidden(self, layer: int, stream: Float[Tensor, "*row d_model"]) -> Float[Tensor, "*row neuron"]:
-        """An MLP's neurons: what goes into its output projection, from the stream it reads."""
+    def mlp_hidden(
+        self, layer: int, stream: Float[Tensor, "*row d_model"], stage: Stage = Stage.POST
+    ) -> Float[Tensor, "*row neuron"]:
+        """An MLP's neurons from the stream it reads; gradients follow if they are on and the stream asks for them.
+
+        Args:
+            layer: The layer.
+            stream: What the MLP reads, before its norm.
+            stage: Where they are read; by default what goes into the output projection.
+
+        Raises:
+            UnsupportedModelError: The model has no MLPs, or does not show their pre-activations.
+        """
         ...
 
-    def mlp_from_hidden(self, layer: int, hidden: Float[Tensor, "*row neuron"]) -> Float[Tensor, "*row d_model"]:
-        """What an MLP adds to the stream, from its neurons; bias and post-norm included."""
+    def mlp_from_hidden(
+        self, layer: int, hidden: Float[Tensor, "*row neuron"], stage: Stage = Stage.POST
+    ) -> Float[Tensor, "*row d_model"]:
+        """What an MLP adds to the stream, from its neurons at a stage; bias and post-norm included.
+
+        Raises:
+            UnsupportedModelError: The model has no MLPs, or gated ones whose pre-activations do not say the rest.
+        """
         ...
 
     def neuron_weight(self, layer: int) -> Float[Tensor, "neuron d_model"]:
         """The output projection of an MLP: what a neuron of value 1 adds to the stream, before any post-norm."""
+        ...
+
+    @property
+    def embedding_matrix(self) -> Float[Tensor, "_ d_model"]:
+        """One row a token, as the checkpoint has it: without positions, and without a factor some models apply."""
+        ...
+
+    def unembedding(self) -> tuple[Float[Tensor, "d_model word"], Float[Tensor, " word"]]:
+        """Weight and bias from the normed final stream to the logits (before a softcap); zeros without a bias."""
         ...
 
     def has_post_norm(self, layer: int) -> bool:

@@ -157,7 +157,7 @@ class RelevanceModel:
 
     def _mlp(self, layer: int, stream: Tensor) -> Tensor:
         mlp, normed, post = self._blocks[layer].mlp, self._mlp_norms[layer](stream), self._mlp_posts[layer]
-        hidden = self._model.mlp_hidden(layer, stream)
+        hidden = self._model.mlp_hidden(layer, stream.detach())
         before = [_product(normed, part) for part in _into(mlp)]
         # Of a product each factor gets half: the ratio to a factor is what the others made of it.
         shared = [factor * _ratio(hidden, factor) / len(before) for factor in before]

@@ -87,6 +87,10 @@ class PlainMLP:
         """Whether the MLP is as it was booted; hooks of a user's own need the modules to be called."""
         return not hooked(self.tables)
 
+    def before(self, normed: Float[Tensor, "*row d_model"]) -> Float[Tensor, "*row neuron"]:
+        """The neurons, before their activation."""
+        return product(normed, *linear(getattr(self.mlp, "in")))
+
     def hidden(self, normed: Float[Tensor, "*row d_model"]) -> Float[Tensor, "*row neuron"]:
         """The neurons, behind their activation."""
         weight, bias = linear(getattr(self.mlp, "in"))

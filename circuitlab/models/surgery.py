@@ -104,6 +104,11 @@ def evaluating(modules: Iterable[nn.Module]) -> Iterator[None]:
             m.training = True
 
 
+def as_asked(values: Tensor) -> torch.set_grad_enabled:
+    """Gradients on where they were on and these values ask for them, else off: weights alone ask for none."""
+    return torch.set_grad_enabled(torch.is_grad_enabled() and values.requires_grad)
+
+
 def broadcast_rows(value: Any, rows: int) -> Any:
     """Tensors recorded for one prompt, viewed as for `rows` prompts; other values unchanged."""
     if isinstance(value, Tensor) and value.ndim >= 2 and value.shape[0] == 1 and rows != 1:

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from circuitlab.errors import UnsupportedModelError
-from circuitlab.models.anatomy import linear, mlp_down
+from circuitlab.models.anatomy import linear, mlp_down, mlp_gate, mlp_up, norm_inside
 from circuitlab.models.bridge import BridgeModel
 from circuitlab.models.protocol import Frame, Recording
 from circuitlab.models.traced import Window, slopes, trace
-from circuitlab.parts import Slot
+from circuitlab.parts import Slot, Stage
 
 PROBE_TOKENS = 6
 # These make a bridge split its attention's input or output, and skip the modules that the parts are read from.
@@ -150,6 +150,13 @@ def _of_the_mlp(model: BridgeModel, run: Recording, layer: int) -> Iterator[Diff
     mlp, neurons = run.mlp_out[layer], model.mlp_hidden(layer, read)
     yield "an MLP", model.mlp_output(layer, read), mlp
     yield "an MLP from its neurons", model.mlp_from_hidden(layer, neurons), mlp
+    block = model.bridge.blocks[layer]
+    if norm_inside(block) is not None:
+        inside = model.mlp_hidden(layer, read, Stage.MID)
+        yield "an MLP from its neurons before their norm", model.mlp_from_hidden(layer, inside, Stage.MID), mlp
+    if mlp_up(block) is not None and mlp_gate(block) is None:
+        before = model.mlp_hidden(layer, read, Stage.PRE)
+        yield "an MLP from its pre-activations", model.mlp_from_hidden(layer, before, Stage.PRE), mlp
     if not model.has_post_norm(layer):
         bias = linear(mlp_down(model.bridge.blocks[layer]))[1]
         added = neurons @ model.neuron_weight(layer)

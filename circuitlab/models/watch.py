@@ -155,10 +155,10 @@ def record(insides: Insides, tokens: Int[Tensor, "batch seq"]) -> Recording:
 
 
 def run_blocks(
-    insides: Insides, stream: Float[Tensor, "row seq d_model"], first: int, frame: Frame
+    insides: Insides, stream: Float[Tensor, "row seq d_model"], first: int, frame: Frame, stop: int | None = None
 ) -> Float[Tensor, "row seq d_model"]:
-    """The stream after the last block, from the stream on entry to block `first`."""
-    for layer in range(first, insides.spec.n_layers):
+    """The stream on entry to block `stop` (after the last by default) from that on entry to block `first`."""
+    for layer in range(first, insides.spec.n_layers if stop is None else stop):
         stream = run_block(insides, layer, stream, frame)
     return stream
 
