@@ -19,5 +19,8 @@ AXES: dict[str, str] = {
     "neuron": "neurons of one MLP: what goes into its output projection",
     "word": "chosen tokens of the vocabulary",
     "circuit": "edge masks evaluated together",
+    "text": "texts of any length",
+    "series": "kinds of values over one text, such as neurons",
+    "part": "some rows of a long list, done at once",
     "answer": "right (or wrong) answer tokens of an example",
 }

@@ -7,6 +7,7 @@ import typer
 from circuitlab.cli import options as opt
 from circuitlab.cli.files import compare, convert
 from circuitlab.cli.neurons import neurons_app
+from circuitlab.cli.predict import predict
 from circuitlab.cli.sweep import sweep
 
 app = typer.Typer(
@@ -171,6 +172,7 @@ def evaluate(
 
 app.command()(compare)
 app.command()(convert)
+app.command()(predict)
 
 
 @app.command()

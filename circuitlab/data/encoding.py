@@ -82,10 +82,10 @@ def encode_example(example: Example, text: TextEncoder) -> Pair | Rejection:
     clean, corrupt = text.encode(example.clean), text.encode(example.corrupt)
     if len(clean.ids) != len(corrupt.ids):
         return _length_rejection(example, clean, corrupt)
-    answer_ids = _continuations(example.clean, example.answers, clean, text)
+    answer_ids = continuations(example.clean, example.answers, clean, text)
     if isinstance(answer_ids, Rejection):
         return answer_ids
-    distractor_ids = _continuations(example.clean, example.distractors, clean, text)
+    distractor_ids = continuations(example.clean, example.distractors, clean, text)
     if isinstance(distractor_ids, Rejection):
         return distractor_ids
     spans = _token_spans(example, clean, corrupt)
@@ -107,9 +107,17 @@ def encode_example(example: Example, text: TextEncoder) -> Pair | Rejection:
     )
 
 
-def _continuations(
+def continuations(
     prompt: str, words: tuple[str, ...], encoded: Encoded, text: TextEncoder
 ) -> tuple[int, ...] | Rejection:
+    """The token that each word is after a prompt, or why one of them is not one token.
+
+    Args:
+        prompt: The text before.
+        words: What may come next.
+        encoded: The prompt as tokens.
+        text: The tokenizer of the model.
+    """
     ids = []
     for word in words:
         longer = text.encode(prompt + word)

@@ -1,0 +1,112 @@
+"""Numbers that belong to the tokens of a text, and how they look: coloured, in a page or in a notebook's cell."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Float
+
+from circuitlab import late
+from circuitlab.errors import ConfigError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TextValues:
+    """One or more series of values over the tokens of one text.
+
+    Attributes:
+        title: What is shown, one line.
+        tokens: The tokens as a reader should see them (see `circuitlab.data.texts.shown_tokens`).
+        series: A name for each series, such as the neuron's.
+        values: The values; NaN where a token has none.
+        unit: What they are in, such as "logits"; may be empty.
+        details: One more line a token, shown with its value; none by default.
+        note: A sentence or two above the text: what the values mean, and what their sign says.
+        kind: What a series is, such as "neuron": the list in which one is chosen is called so.
+
+    Raises:
+        ConfigError: The numbers of tokens, series, values and details do not agree.
+    """
+
+    title: str
+    tokens: tuple[str, ...]
+    series: tuple[str, ...]
+    values: Float[np.ndarray, "series token"]
+    unit: str = ""
+    details: tuple[str, ...] = ()
+    note: str = ""
+    kind: str = "series"
+
+    def __post_init__(self) -> None:
+        if self.values.shape != (len(self.series), len(self.tokens)):
+            raise ConfigError(
+                f"{len(self.series)} series over {len(self.tokens)} tokens need values of that shape; they have "
+                f"{self.values.shape}."
+            )
+        if self.details and len(self.details) != len(self.tokens):
+            raise ConfigError(f"{len(self.details)} details are given for {len(self.tokens)} tokens. Give one each.")
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a series and token: series, position, token, value."""
+        import pandas as pd
+
+        n_series, n_tokens = self.values.shape
+        return pd.DataFrame(
+            {
+                "series": np.repeat(np.array(self.series, dtype=object), n_tokens),
+                "position": np.tile(np.arange(n_tokens), n_series),
+                "token": np.tile(np.array(self.tokens, dtype=object), n_series),
+                "value": self.values.ravel(),
+            }
+        )
+
+    def to_html(self) -> str:
+        """A page that needs nothing but itself: each token a block, blue above zero and red below."""
+        return text_page([self])
+
+    def save_html(self, path: str | Path, *, force: bool = False) -> Path:
+        """Write `to_html` to a file.
+
+        Raises:
+            OutputExistsError: The file exists, and `force` is not given.
+        """
+        return save_text_page([self], path, force=force)
+
+    def _repr_html_(self) -> str:
+        """The same page in a frame of its own, for a notebook's cell."""
+        return text_frame([self])
+
+
+def text_page(texts: Sequence[TextValues], *, title: str = "") -> str:
+    """One page for several texts, whose series are chosen from one list.
+
+    Args:
+        texts: A text is shown for the series that it has.
+        title: Of the page; the first text's by default.
+
+    Raises:
+        ConfigError: There is no text.
+    """
+    return str(late.call("circuitlab.report.text_view", "page", texts, title=title))
+
+
+def text_frame(texts: Sequence[TextValues], *, title: str = "") -> str:
+    """`text_page` in a frame of its own, for a notebook's cell."""
+    return str(late.call("circuitlab.report.text_view", "frame", texts, title=title))
+
+
+def save_text_page(texts: Sequence[TextValues], path: str | Path, *, title: str = "", force: bool = False) -> Path:
+    """Write `text_page` to a file, under a temporary name first.
+
+    Raises:
+        ConfigError: There is no text.
+        OutputExistsError: The file exists, and `force` is not given.
+    """
+    return late.call("circuitlab.report.text_view", "save", texts, path, title=title, force=force)

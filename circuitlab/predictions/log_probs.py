@@ -1,0 +1,189 @@
+"""How likely a model finds each token of a text, given the tokens before it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from circuitlab.data.encoding import Encoded
+from circuitlab.data.text_values import TextValues
+from circuitlab.data.texts import as_texts, encode_text, filled, shown_tokens
+from circuitlab.models.protocol import Model
+from circuitlab.predictions.streams import final_stream, logits_by_part, packs_by_length
+
+MINUS = "\N{MINUS SIGN}"
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TextLogProbs:
+    """How likely each token of a text was.
+
+    Attributes:
+        text: The text.
+        tokens: Its tokens, as they stand in it.
+        ids: Their numbers in the vocabulary.
+        log_probs: Natural logarithm of each token's probability given those before it, in nats, at most 0; NaN for the
+            first token, which nothing predicts.
+        ranks: How many tokens were more likely there; 0 is best, -1 for the first token.
+        best: What the model found most likely in the place of each token; empty for the first.
+        best_log_probs: Natural logarithm of its probability; NaN for the first.
+    """
+
+    text: str
+    tokens: tuple[str, ...]
+    ids: tuple[int, ...]
+    log_probs: Float[np.ndarray, " token"]
+    ranks: Int[np.ndarray, " token"]
+    best: tuple[str, ...]
+    best_log_probs: Float[np.ndarray, " token"]
+
+    @property
+    def total(self) -> float:
+        """Log-probability of the text given its first token, in nats: the sum over the others."""
+        return float(self.log_probs[1:].sum())
+
+    @property
+    def mean(self) -> float:
+        """`total` by the number of predicted tokens; NaN where there is none."""
+        return self.total / (len(self.ids) - 1) if len(self.ids) > 1 else math.nan
+
+    @property
+    def perplexity(self) -> float:
+        """E to the minus `mean`."""
+        return math.exp(-self.mean)
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a token: position, token, id, log_prob, rank, best, best_log_prob."""
+        import pandas as pd
+
+        return pd.DataFrame(
+            {
+                "position": np.arange(len(self.ids)),
+                "token": self.tokens,
+                "id": self.ids,
+                "log_prob": self.log_probs,
+                "rank": self.ranks,
+                "best": self.best,
+                "best_log_prob": self.best_log_probs,
+            }
+        )
+
+    def to_record(self) -> dict[str, Any]:
+        """Everything as JSON can hold it, one list a column."""
+        columns = self.to_frame().drop(columns="position").to_dict("list")
+        sums = {"total": self.total, "mean": self.mean, "perplexity": self.perplexity}
+        return {"text": self.text, **sums, **columns}
+
+    def to_values(self) -> TextValues:
+        """The log-probabilities over the text, for a page."""
+        told = zip(self.ranks.tolist(), self.best, np.exp(self.best_log_probs).tolist(), strict=True)
+        return TextValues(
+            title="Log-probability of each token",
+            tokens=self.tokens,
+            series=("log-probability",),
+            values=self.log_probs[None],
+            unit="nats",
+            details=tuple(
+                f"rank {rank}; most likely {best!r} ({100 * p:.3g} %)" if rank >= 0 else "nothing stands before it"
+                for rank, best, p in told
+            ),
+            note=f"Given the tokens before it; the stronger the red, the less likely. {self._sums}",
+            kind="value",
+        )
+
+    @property
+    def _sums(self) -> str:
+        told = f"The whole text: {self.total:.2f} nats, {self.mean:.3f} a token"
+        return f"{told.replace('-', MINUS)}, perplexity {self.perplexity:.4g}."
+
+    def to_html(self) -> str:
+        """A page that needs nothing but itself: the text coloured, rank and most likely token on hover."""
+        return self.to_values().to_html()
+
+    def save_html(self, path: str | Path, *, force: bool = False) -> Path:
+        """Write `to_html` to a file.
+
+        Raises:
+            OutputExistsError: The file exists, and `force` is not given.
+        """
+        return self.to_values().save_html(path, force=force)
+
+    def _repr_html_(self) -> str:
+        return self.to_values()._repr_html_()
+
+
+@overload
+def text_log_probs(model: Model, text: str) -> TextLogProbs: ...
+
+
+@overload
+def text_log_probs(model: Model, text: Sequence[str]) -> tuple[TextLogProbs, ...]: ...
+
+
+@torch.no_grad()
+def text_log_probs(model: Model, text: str | Sequence[str]) -> TextLogProbs | tuple[TextLogProbs, ...]:
+    """How likely the model finds each token of one text, or of each of several, which are run together.
+
+    Logits are computed for a part of the positions at a time, so that a long text with a large vocabulary fits memory.
+
+    Args:
+        model: The model.
+        text: One text, or several.
+
+    Returns:
+        One record for one text, a tuple for several.
+
+    Raises:
+        ConfigError: There is no text.
+        TokenError: A text has no token, or more than fit the context.
+
+    Example:
+        >>> from circuitlab import load_model
+        >>> text_log_probs(load_model("bundled"), "Anna is a good friend. She").ranks[-1]
+        np.int64(0)
+    """
+    texts = as_texts(text)
+    encoded = [encode_text(one, model.text, model.spec.n_ctx) for one in texts]
+    found: dict[int, TextLogProbs] = {}
+    for chosen in packs_by_length(model, [len(one.ids) for one in encoded]):
+        tokens, _ = filled([encoded[i].ids for i in chosen])
+        for i, stream in zip(chosen, final_stream(model, tokens), strict=True):
+            found[i] = _judged(model, texts[i], encoded[i], stream[: len(encoded[i].ids) - 1])
+    return found[0] if isinstance(text, str) else tuple(found[i] for i in range(len(texts)))
+
+
+def _judged(model: Model, text: str, encoded: Encoded, stream: Float[Tensor, "seq d_model"]) -> TextLogProbs:
+    """What the streams before each token but the first said of it."""
+    n = len(encoded.ids)
+    log_probs, best_log_probs = np.full(n, np.nan), np.full(n, np.nan)
+    ranks, best = np.full(n, -1), []
+    came = torch.tensor(encoded.ids[1:], device=stream.device, dtype=torch.long)
+    for rows, logits in logits_by_part(model, stream):
+        own = logits.gather(1, came[rows, None])
+        all_of_it = logits.logsumexp(1)
+        highest, at = logits.max(1)
+        behind = slice(rows.start + 1, rows.stop + 1)
+        log_probs[behind] = (own[:, 0] - all_of_it).cpu().double().numpy()
+        best_log_probs[behind] = (highest - all_of_it).cpu().double().numpy()
+        ranks[behind] = (logits > own).sum(1).cpu().numpy()
+        best += at.tolist()
+    return TextLogProbs(
+        text=text,
+        tokens=shown_tokens(text, encoded),
+        ids=encoded.ids,
+        log_probs=log_probs,
+        ranks=ranks,
+        best=("", *model.text.decode(tuple(best))),
+        best_log_probs=best_log_probs,
+    )

@@ -1,0 +1,161 @@
+"""Rank, logit and probability of answers, and the most likely next tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, overload
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from circuitlab.data.texts import answer_ids, as_texts, encode_text
+from circuitlab.errors import ConfigError
+from circuitlab.models.protocol import Model
+from circuitlab.predictions.streams import last_streams, logits_by_part
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NextToken:
+    """One token of the vocabulary as the continuation of a text.
+
+    Attributes:
+        token: The token as text.
+        id: Its number in the vocabulary.
+        rank: How many tokens are more likely; 0 is best.
+        logit: Its logit, a softcap applied where the model has one.
+        log_prob: Natural logarithm of its probability.
+        probability: Its probability among all tokens.
+    """
+
+    token: str
+    id: int
+    rank: int
+    logit: float
+    log_prob: float
+    probability: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """What a model expects after a text.
+
+    Attributes:
+        text: The text.
+        tokens: Its tokens.
+        answers: The tokens that were asked for, in the order they were asked for.
+        top: The most likely tokens, best first; equals by their number in the vocabulary.
+    """
+
+    text: str
+    tokens: tuple[str, ...]
+    answers: tuple[NextToken, ...]
+    top: tuple[NextToken, ...]
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row an answer and then one a top token: kind, token, id, rank, logit, log_prob, probability."""
+        import pandas as pd
+
+        rows = [("answer", one) for one in self.answers] + [("top", one) for one in self.top]
+        columns = ["kind", *NextToken.__dataclass_fields__]
+        return pd.DataFrame([{"kind": kind, **asdict(one)} for kind, one in rows], columns=columns)
+
+    def to_record(self) -> dict[str, Any]:
+        """Everything as JSON can hold it."""
+        return asdict(self)
+
+
+@overload
+def predict(model: Model, text: str, answers: str | Sequence[str] = (), k: int = 10) -> Prediction: ...
+
+
+@overload
+def predict(
+    model: Model, text: Sequence[str], answers: Sequence[str | Sequence[str]] = (), k: int = 10
+) -> tuple[Prediction, ...]: ...
+
+
+@torch.no_grad()
+def predict(
+    model: Model, text: str | Sequence[str], answers: str | Sequence[str | Sequence[str]] = (), k: int = 10
+) -> Prediction | tuple[Prediction, ...]:
+    """What the model expects next, after one text or after each of several.
+
+    Args:
+        model: The model.
+        text: One text, or several, which are run together.
+        answers: Words whose rank, logit and probability are asked for, with their leading space; each must be one token
+            right after the text. For several texts one word, or one list of words, a text.
+        k: How many of the most likely tokens to list.
+
+    Returns:
+        One prediction for one text, a tuple for several.
+
+    Raises:
+        ConfigError: There is no text, k is outside the vocabulary, or there are not as many answers as texts.
+        TokenError: A text does not fit the context, or an answer is not one token; the message says how it was split.
+
+    Example:
+        >>> from circuitlab import load_model
+        >>> predict(load_model("bundled"), "Anna is a good friend.", " She").answers[0].rank
+        0
+    """
+    texts = as_texts(text)
+    wanted = _one_each(answers, text, len(texts))
+    if not 0 <= k <= model.spec.d_vocab:
+        raise ConfigError(f"k is {k}; the vocabulary has {model.spec.d_vocab:,} tokens, so take 0 to that many.")
+    encoded = [encode_text(one, model.text, model.spec.n_ctx) for one in texts]
+    asked = [answer_ids(one, words, e, model.text) for one, words, e in zip(texts, wanted, encoded, strict=True)]
+    streams = last_streams(model, [e.ids for e in encoded])
+    found: list[Prediction] = []
+    for rows, logits in logits_by_part(model, streams):
+        for i, own in zip(range(rows.start, rows.stop), logits, strict=True):
+            chosen = next_tokens(model, own, asked[i], k)
+            found.append(Prediction(text=texts[i], tokens=encoded[i].tokens, answers=chosen[0], top=chosen[1]))
+    return found[0] if isinstance(text, str) else tuple(found)
+
+
+def next_tokens(
+    model: Model, logits: Float[Tensor, " d_vocab"], asked: Sequence[int], k: int
+) -> tuple[tuple[NextToken, ...], tuple[NextToken, ...]]:
+    """Chosen tokens, and the k most likely, out of one position's logits."""
+    log_probs = logits.log_softmax(0)
+    top = torch.sort(logits, descending=True, stable=True).indices[:k].tolist()
+
+    def told(ids: Sequence[int]) -> tuple[NextToken, ...]:
+        words = model.text.decode(tuple(ids))
+        return tuple(
+            NextToken(
+                token=word,
+                id=i,
+                rank=int((logits > logits[i]).sum()),
+                logit=float(logits[i]),
+                log_prob=float(log_probs[i]),
+                probability=float(log_probs[i].exp()),
+            )
+            for i, word in zip(ids, words, strict=True)
+        )
+
+    return told(asked), told(top)
+
+
+def _one_each(
+    answers: str | Sequence[str | Sequence[str]], text: str | Sequence[str], n_texts: int
+) -> list[tuple[str, ...]]:
+    """The words asked for after each text."""
+    if isinstance(text, str):
+        words = (answers,) if isinstance(answers, str) else tuple(answers)
+        wrong = next((word for word in words if not isinstance(word, str)), None)
+        if wrong is not None:
+            raise ConfigError(f"for one text answers are words; got {wrong!r}. Give one list of words.")
+        return [tuple(str(word) for word in words)]
+    if not isinstance(answers, str) and len(answers) == 0:
+        return [()] * n_texts
+    if isinstance(answers, str) or len(answers) != n_texts:
+        given = 1 if isinstance(answers, str) else len(answers)
+        raise ConfigError(f"{n_texts} texts need answers for each; got {given}. Give one word, or one list, a text.")
+    return [(one,) if isinstance(one, str) else tuple(one) for one in answers]

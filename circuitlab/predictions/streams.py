@@ -1,0 +1,75 @@
+"""The final stream of texts of any length, many texts a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from circuitlab.data.texts import filled
+from circuitlab.models.protocol import Model
+from circuitlab.patching.packing import rows_at_once
+
+# Bytes of logits at once: a vocabulary of 256,000 words takes a megabyte for every position.
+LOGIT_BYTES = 128 * 2**20
+
+
+def packs_by_length(model: Model, lengths: Sequence[int], budget: int | None = None) -> Iterator[list[int]]:
+    """Which texts to run together: of similar length, the longest first, as many as memory holds.
+
+    Args:
+        model: Its widths say what a token costs.
+        lengths: Tokens of each text.
+        budget: Bytes; a share of what is free by default.
+
+    Yields:
+        Numbers of texts.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    start = 0
+    while start < len(order):
+        size = rows_at_once(model, lengths[order[start]], budget)
+        yield order[start : start + size]
+        start += size
+
+
+def final_stream(model: Model, tokens: Int[Tensor, "batch seq"]) -> Float[Tensor, "batch seq d_model"]:
+    """The stream after the last block, before the final norm; nothing else is kept."""
+    tokens = tokens.to(model.device)
+    return model.run_blocks(model.embedding(tokens), 0, model.frame(tokens))
+
+
+@torch.no_grad()
+def last_streams(
+    model: Model, ids: Sequence[Sequence[int]], budget: int | None = None
+) -> Float[Tensor, "text d_model"]:
+    """The final stream at the last token of each text.
+
+    Args:
+        model: The model; it looks back only, so that what fills up the shorter texts changes nothing.
+        ids: Tokens of each text.
+        budget: Bytes of one run; a share of what is free by default.
+    """
+    found = torch.empty(len(ids), model.spec.d_model, dtype=model.dtype, device=model.device)
+    for chosen in packs_by_length(model, [len(row) for row in ids], budget):
+        tokens, lengths = filled([ids[i] for i in chosen])
+        stream = final_stream(model, tokens)
+        found[torch.tensor(chosen, device=stream.device)] = stream[torch.arange(len(chosen)), lengths - 1]
+    return found
+
+
+def logits_by_part(
+    model: Model, stream: Float[Tensor, "row d_model"]
+) -> Iterator[tuple[slice, Float[Tensor, "part d_vocab"]]]:
+    """Next-token logits of many positions, a part of them at a time, so that memory does not grow with the text.
+
+    Yields:
+        The part's rows, and their logits in at least single precision.
+    """
+    size = max(1, LOGIT_BYTES // (4 * model.spec.d_vocab))
+    for start in range(0, len(stream), size):
+        rows = slice(start, min(start + size, len(stream)))
+        logits = model.logits(stream[rows])
+        yield rows, logits if logits.dtype == torch.float64 else logits.float()
