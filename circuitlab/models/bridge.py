@@ -6,7 +6,6 @@ everything after them (query/key norms, rotation, softcaps, masks) is the model'
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
@@ -30,9 +29,10 @@ from circuitlab.models.anatomy import (
     projection,
     spec_of,
 )
+from circuitlab.models.digest import weights_digest
 from circuitlab.models.norms import norm_slope
 from circuitlab.models.products import fast_products, product
-from circuitlab.models.protocol import Frame, Recording
+from circuitlab.models.protocol import AS_SAVED, Folding, Frame, Recording
 from circuitlab.models.shortcuts import (
     ROUNDING,
     PlainAttention,
@@ -56,13 +56,15 @@ class BridgeModel:
     Args:
         bridge: The booted model; it is used, never changed.
         name: What the user calls it.
+        folding: How its weights were rewritten since it was booted.
+        digest: `weights_digest` from before they were; that of the weights as they are by default.
 
     Raises:
         UnsupportedModelError: It is not a decoder with attention in every block.
     """
 
-    def __init__(self, bridge: Any, name: str) -> None:
-        self.bridge = bridge
+    def __init__(self, bridge: Any, name: str, folding: Folding = AS_SAVED, digest: str | None = None) -> None:
+        self.bridge, self.folding, self._digest_as_saved = bridge, folding, digest
         self.spec = spec_of(bridge, name)
         # Walking the module tree at every call took a fifth of a sweep over prompts of many lengths.
         # The HuggingFace model has some that the bridge does not list, such as the dropout behind the embedding.
@@ -109,14 +111,10 @@ class BridgeModel:
 
     @cached_property
     def _digest(self) -> str:
-        digest = hashlib.sha256()
-        for name, weight in sorted(self.bridge.original_model.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
+        return self._digest_as_saved or weights_digest(self.bridge)
 
     def weights_sha256(self) -> str:
-        """SHA-256 over names and bytes of all weights; computed once."""
+        """SHA-256 over names and bytes of the checkpoint's weights, and how they were rewritten; computed once."""
         return self._digest
 
     @torch.no_grad()

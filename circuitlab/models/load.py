@@ -17,6 +17,7 @@ import torch
 from circuitlab.errors import ConfigError, ModelError
 from circuitlab.models.bridge import BridgeModel
 from circuitlab.models.legacy import boot_from_hub
+from circuitlab.models.protocol import Folding
 from circuitlab.models.verify import adapted
 
 BUNDLED = "bundled"
@@ -25,7 +26,12 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
 def load_model(
-    model: Any = BUNDLED, *, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None
+    model: Any = BUNDLED,
+    *,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    fold_ln: bool = False,
+    center_weights: bool = False,
 ) -> BridgeModel:
     """Load a model and check that its parts add up.
 
@@ -34,26 +40,34 @@ def load_model(
             `TransformerBridge`, or a model that this function returned.
         device: `"cpu"`, `"cuda"`, ...; the CPU by default, a booted bridge's own device otherwise.
         dtype: `"float32"` (default), `"float64"`, `"bfloat16"` or `"float16"`.
+        fold_ln: Fold the norms' gains and biases into the weights that read them, and the values' biases into the
+            output projections'. Predictions stay the same, what single parts add to the stream does not.
+        center_weights: Take the mean out of everything that is written to the stream, and out of the logits; models
+            with layer norms only. Log-probabilities and differences of logits stay the same. With both a model is in
+            the coordinates in which TransformerLens's HookedTransformer loaded it unless told otherwise.
 
     Returns:
         The model, in evaluation mode, without gradients on its weights.
 
     Raises:
-        ConfigError: A device or dtype that this machine or library does not have.
+        ConfigError: A device or dtype that this machine or library does not have; folding asked of a model that was
+            booted before.
         ModelError: The folder lacks a file, the name is unknown, or there is no network to fetch it.
-        UnsupportedModelError: Its parts do not add up; the message has the measured number.
+        UnsupportedModelError: Its parts do not add up, or it cannot be folded; the message has the measured number.
     """
     place, kind = _device(device), _dtype(dtype)
+    folding = Folding(fold_ln=fold_ln, center_weights=center_weights)
     if not isinstance(model, str | Path):
         loaded = model if isinstance(model, BridgeModel) else _from_bridge(model)
         _check_as_it_is(loaded, None if device is None else place, None if dtype is None else kind)
+        _check_folding(loaded, folding)
         return loaded
     name = str(model)
     source = str(files("circuitlab") / "bundled") if name == BUNDLED else name
     looks_local = name == BUNDLED or Path(source).exists() or source.startswith((".", "/", "~"))
     if looks_local:
         source = str(_checked_folder(Path(source).expanduser(), name))
-    return adapted(_boot(source, name, place, kind, local=looks_local), name)
+    return adapted(_boot(source, name, place, kind, local=looks_local), name, folding)
 
 
 def _from_bridge(bridge: Any) -> BridgeModel:
@@ -75,6 +89,16 @@ def _check_as_it_is(model: BridgeModel, device: torch.device | None, dtype: torc
         raise ConfigError(
             f"device {device} is asked for, but the given model is on {model.device}. Move it there first."
         )
+
+
+def _check_folding(model: BridgeModel, folding: Folding) -> None:
+    """Refuse to rewrite the weights of a model that the user holds."""
+    for name in ("fold_ln", "center_weights"):
+        if getattr(folding, name) and not getattr(model.folding, name):
+            raise ConfigError(
+                f"{name} is asked for, but the given model is booted already, and its weights stay as they are. "
+                f"Load it by its name or folder: load_model({model.id!r}, {name}=True)."
+            )
 
 
 def _device(device: str | torch.device | None) -> torch.device:

@@ -55,6 +55,27 @@ class Recording:
         return replace(self, **layers, resid_final=self.resid_final[part])
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Folding:
+    """How a model's weights were rewritten when it was loaded, its predictions being the same.
+
+    Attributes:
+        fold_ln: The norms' gains and biases stand in the weights that read them.
+        center_weights: What is written to the stream has mean zero, and so has every column of logits.
+    """
+
+    fold_ln: bool = False
+    center_weights: bool = False
+
+    @property
+    def any(self) -> bool:
+        """Whether anything was rewritten."""
+        return self.fold_ln or self.center_weights
+
+
+AS_SAVED = Folding()
+
+
 class Frame(Protocol):
     """What blocks are called with beside the stream (masks, positions), for one prompt length."""
 
@@ -92,8 +113,13 @@ class Model(Protocol):
         """The weights' dtype."""
         ...
 
+    @property
+    def folding(self) -> Folding:
+        """How its weights were rewritten when it was loaded."""
+        ...
+
     def weights_sha256(self) -> str:
-        """SHA-256 over names and bytes of all weights."""
+        """SHA-256 over names and bytes of all weights of the checkpoint, and over how they were rewritten."""
         ...
 
     def frame(self, tokens: Int[Tensor, "batch seq"]) -> Frame:

@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from circuitlab.errors import UnsupportedModelError
-from circuitlab.models.anatomy import linear, mlp_down, mlp_gate, mlp_up, norm_inside
+from circuitlab.models.anatomy import linear, mlp_down, mlp_gate, mlp_up, norm_inside, spec_of
 from circuitlab.models.bridge import BridgeModel
-from circuitlab.models.protocol import Frame, Recording
+from circuitlab.models.digest import weights_digest
+from circuitlab.models.folding import fold_weights
+from circuitlab.models.protocol import AS_SAVED, Folding, Frame, Recording
 from circuitlab.models.traced import Window, slopes, trace
 from circuitlab.parts import Slot, Stage
 
@@ -31,14 +33,23 @@ CANNOT_RUN = (UnsupportedModelError, RuntimeError, AttributeError, TypeError, Ke
 Difference = tuple[str, Tensor, Tensor]
 
 
-def adapted(bridge: Any, name: str) -> BridgeModel:
+def adapted(bridge: Any, name: str, folding: Folding = AS_SAVED) -> BridgeModel:
     """The model behind a booted bridge, if every part of it can be run by itself.
 
+    Args:
+        bridge: The bridge; it is changed only where `folding` says so.
+        name: What the user calls it.
+        folding: How its weights are to be rewritten.
+
     Raises:
-        UnsupportedModelError: A part differs by more than the dtype's tolerance, or cannot be run by itself.
+        UnsupportedModelError: A part differs by more than the dtype's tolerance, or cannot be run by itself; or the
+            weights cannot be rewritten so.
     """
     try:
-        model = BridgeModel(bridge, name)
+        digest = weights_digest(bridge, folding) if folding.any else None
+        if folding.any:
+            fold_weights(bridge, spec_of(bridge, name), folding)
+        model = BridgeModel(bridge, name, folding, digest)
     except CANNOT_RUN as error:
         raise _not_taken_apart(name, error, _advice(bridge)) from error
     verify(model)
