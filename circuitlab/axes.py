@@ -19,5 +19,9 @@ AXES: dict[str, str] = {
     "neuron": "neurons of one MLP: what goes into its output projection",
     "word": "chosen tokens of the vocabulary",
     "circuit": "edge masks evaluated together",
+    "point": "places along the residual stream, from the embedding to the end",
+    "component": "what adds to a logit: embeddings, heads, MLPs, neurons, biases",
+    "query": "tokens that look",
+    "key": "tokens that are looked at",
     "answer": "right (or wrong) answer tokens of an example",
 }

@@ -35,6 +35,10 @@ class TextEncoder(Protocol):
         """The text as the model would be given it."""
         ...
 
+    def decode(self, ids: tuple[int, ...]) -> tuple[str, ...]:
+        """Each token as text by itself."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Rejection:
