@@ -5,9 +5,9 @@ is applied to each stream by itself, with that stream's own scale: this is the l
 scale is that of the final stream instead; then the steps from point to point are the shares of `direct_attribution`,
 layer by layer, but a value is no prediction of the model's any more. Both end at the model's own value.
 
-Points are the streams before the first block (`resid_pre` of layer 0), between attention and MLP (`resid_mid`) and after
-each block (`resid_post`). Blocks that run attention and MLP in parallel (GPT-NeoX, GPT-J, Phi) have no stream between
-the two, and attention-only blocks none but the end: there a layer has one point, `resid_post`.
+Points are the streams before the first block (`resid_pre` of layer 0), between attention and MLP (`resid_mid`) and
+after each block (`resid_post`). Blocks that run attention and MLP in parallel (GPT-NeoX, GPT-J, Phi) have no stream
+between the two, and attention-only blocks none but the end: there a layer has one point, `resid_post`.
 
 References:
     nostalgebraist 2020, "interpreting GPT: the logit lens".

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 
 from circuitlab import late
-from circuitlab.attribution.lens import Point, streams_of, points_of
+from circuitlab.attribution.lens import Point, points_of, streams_of
 from circuitlab.attribution.prompts import Prompt, tokens_of, words_of
 from circuitlab.errors import ConfigError
 from circuitlab.models.protocol import Model
@@ -55,13 +55,13 @@ class LensTokens:
         import pandas as pd
 
         cells = [
-            [f"{word!r} {p:.2f}" for word, p in zip(self.words[n][position], self.probabilities[n, position], strict=True)]
-            for n in range(len(self.points))
+            [f"{word!r} {p:.2f}" for word, p in zip(words[position], shares[position], strict=True)]
+            for words, shares in zip(self.words, self.probabilities, strict=True)
         ]
         return pd.DataFrame(cells, index=[point.label for point in self.points]).rename_axis("after")
 
     def plot(self) -> Any:
-        """A matplotlib `Figure`: points by tokens, in each cell the likeliest next token, darker where it is likelier."""
+        """A matplotlib `Figure`: points by tokens, in each cell the likeliest next token, darker where likelier."""
         first = [[words[0] for words in row] for row in self.words]
         labels = [point.label for point in self.points]
         return late.call("circuitlab.viz", "lens_figure", self.tokens, labels, first, self.probabilities[:, :, 0])
@@ -85,15 +85,14 @@ def lens_tokens(model: Model, prompt: Prompt, k: int = 5, *, run: str = "clean")
     if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= model.spec.d_vocab:
         raise ConfigError(f"k is {k!r}; it counts tokens, from 1 to the {model.spec.d_vocab} of the vocabulary.")
     ids, tokens = tokens_of(model, prompt, run)
-    ranked = [
-        model.logits(stream[0]).softmax(-1).topk(k) for _, stream in streams_of(model, model.record(ids))
-    ]
-    found = torch.stack([top.indices for top in ranked])
+    streams = [stream[0] for _, stream in streams_of(model, model.record(ids))]
+    ranked = [torch.topk(model.logits(stream).softmax(-1), k) for stream in streams]
+    shares, found = (torch.stack(parts) for parts in zip(*ranked, strict=True))
     texts = iter(words_of(model, tuple(found.flatten().tolist())))
     return LensTokens(
         tokens=tokens,
         points=points_of(model.spec),
         ids=found.cpu().numpy(),
         words=tuple(tuple(tuple(next(texts) for _ in row) for row in rows) for rows in found),
-        probabilities=torch.stack([top.values for top in ranked]).double().cpu().numpy(),
+        probabilities=shares.double().cpu().numpy(),
     )

@@ -46,7 +46,7 @@ def check_quantity(name: object) -> str:
 
 
 def weighted_words(name: str, batch: PairBatch) -> tuple[Int[Tensor, " word"], Weights]:
-    """The words whose logits count, and each example's weights of them: the quantity is `(logits * weights).sum(-1)`."""
+    """The words whose logits count, and each example's weights: the quantity is `(logits * weights).sum(-1)`."""
     words, compact = batch.compact()
     return words, QUANTITIES[name](compact, len(words))
 

@@ -190,11 +190,8 @@ def top_heads(attribution: Attribution, k: int = 5) -> pd.DataFrame:
 
     attribution.heads  # noqa: B018  # refuses other splits
     frame = attribution.to_frame()
-    heads = frame[frame["kind"] == "head"].rename(columns={"component": "head"})
-    ranked = heads.sort_values("value", ascending=False, kind="stable")
-    parts = {
-        "positive": ranked[ranked["value"] > 0].head(k),
-        "negative": ranked[ranked["value"] < 0].iloc[::-1].head(k),
-    }
-    both = pd.concat([part.assign(sign=sign) for sign, part in parts.items()], ignore_index=True)
-    return both[["head", "sign", "value", "ci_low", "ci_high"]]
+    ranked = frame.loc[frame["kind"] == "head"].sort_values("value", ascending=False, kind="stable")
+    positive, negative = ranked.loc[ranked["value"] > 0].head(k), ranked.loc[ranked["value"] < 0].iloc[::-1].head(k)
+    parts = [positive.assign(sign="positive"), negative.assign(sign="negative")]
+    both = pd.concat(parts, ignore_index=True).rename(columns={"component": "head"})
+    return both.loc[:, ["head", "sign", "value", "ci_low", "ci_high"]]

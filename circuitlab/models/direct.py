@@ -66,9 +66,7 @@ class DirectWrites:
         return float(cap) if cap is not None and cap > 0 else None
 
     @torch.no_grad()
-    def uncapped(
-        self, stream: Float[Tensor, "row d_model"], words: Int[Tensor, " word"]
-    ) -> Float[Tensor, "row word"]:
+    def uncapped(self, stream: Float[Tensor, "row d_model"], words: Int[Tensor, " word"]) -> Float[Tensor, "row word"]:
         """Logits of some words before their cap: the final norm itself, then the unembedding."""
         columns, biases = self.unembedding(words)
         return self.norm(stream[:, None])[:, 0] @ columns + biases
@@ -82,9 +80,7 @@ class DirectWrites:
         return frozen_norm(self.norm, stream, self.insides.spec.name)
 
     @torch.no_grad()
-    def unembedding(
-        self, words: Int[Tensor, " word"]
-    ) -> tuple[Float[Tensor, "d_model word"], Float[Tensor, " word"]]:
+    def unembedding(self, words: Int[Tensor, " word"]) -> tuple[Float[Tensor, "d_model word"], Float[Tensor, " word"]]:
         """Columns of the unembedding and their biases, zeros where there are none."""
         weight, bias = linear(self.insides.bridge.unembed)
         columns = weight[:, words].detach()
@@ -166,8 +162,8 @@ def frozen_norm(norm: Callable[[Tensor], Tensor], stream: Float[Tensor, "row d_m
     found = FrozenNorm(gain * inverse, centred, bias[0])
     if not _same(middle * found.factor, behind, stream.dtype):
         raise UnsupportedModelError(
-            f"model {name!r}: the final norm is neither a layer norm nor an RMS norm, so that its output is no sum over "
-            "the parts of the stream. The logit lens and patching need no such sum: logit_lens(...), sweep(...)."
+            f"model {name!r}: the final norm is neither a layer norm nor an RMS norm, so that its output is no sum "
+            "over the parts of the stream. The logit lens and patching need no such sum: logit_lens(...), sweep(...)."
         )
     return found
 

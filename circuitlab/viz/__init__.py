@@ -1,6 +1,7 @@
 """Figures out of results, never out of models: whatever is drawn can be drawn again from a run folder.
 
-Heatmaps of sweeps, drawings of circuits, faithfulness curves, attributions, attention patterns. Only this package imports matplotlib.
+Heatmaps of sweeps, drawings of circuits, faithfulness curves, attributions, attention patterns. Only this package
+imports matplotlib.
 """
 
 from circuitlab.viz.attention import attention_figure

@@ -12,7 +12,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from circuitlab.viz.save import fit, new_figure, place
-from circuitlab.viz.style import BAND, FAINT, INK, MUTED, PAPER, sequential, style, text_on
+from circuitlab.viz.style import BAND, FAINT, INK, MUTED, sequential, style, text_on
 from circuitlab.viz.text import drawable, number, text_width, visible_token
 
 # Inches. At 0.12 inch a cell, labels of 5.5 points stand clear of each other: a hundred tokens are a foot wide.
@@ -47,17 +47,18 @@ def attention_figure(
     label_width = max(text_width(label, size) for label in labels) + 0.1
     columns = max(1, min(len(heads), int((_PAGE - label_width + _GAP) // (side + _GAP))))
     rows = -(-len(heads) // columns)
+    columns = -(-len(heads) // rows)  # six heads stand three by three where four would fit
     step = side + _TITLE
     with style():
         figure = new_figure(columns * (side + _GAP) + label_width + 3.0, rows * step + label_width + 3.0)
         mesh: QuadMesh | None = None
-        for number_, (head, pattern) in enumerate(zip(heads, patterns, strict=True)):
-            row, column = divmod(number_, columns)
+        for place_of, (head, pattern) in enumerate(zip(heads, patterns, strict=True)):
+            row, column = divmod(place_of, columns)
             axes = figure.add_axes((0.1, 0.1, 0.1, 0.1), label=head)
             left, bottom = 1.5 + label_width + column * (side + _GAP), 1.5 + label_width + (rows - 1 - row) * step
             place(figure, axes, left, bottom, side, side)
             mesh = _draw(axes, pattern, cell)
-            under = number_ + columns >= len(heads)
+            under = place_of + columns >= len(heads)
             _name_tokens(axes, labels, size, left=column == 0, below=under)
             note = (notes or {}).get(head, "")
             axes.set_title(drawable(f"{head}  {note}".rstrip()), fontsize=8, pad=4, color=INK)
@@ -75,7 +76,7 @@ def attention_figure(
         bar.set_ylabel("attention", fontsize=7)
         bar.tick_params(length=2, width=0.6, pad=2, labelsize=6.5)
         if title:
-            _draw_title(figure, title, 1.5 + label_width, top)
+            _draw_title(figure.axes[0], title)
         fit(figure)
     return figure
 
@@ -110,20 +111,14 @@ def _draw(axes: Axes, pattern: Float[np.ndarray, "query key"], cell: float) -> Q
 def _name_tokens(axes: Axes, labels: Sequence[str], size: float, *, left: bool, below: bool) -> None:
     """Tokens on both axes; panels inside the grid share those of their neighbours."""
     at = np.arange(len(labels)) + 0.5
-    axes.set_yticks(at, labels if left else [], fontsize=size) if left else axes.set_yticks([])
-    if below:
-        axes.set_xticks(at, labels, fontsize=size, rotation=90)
-    else:
-        axes.set_xticks([])
+    axes.set_yticks(at if left else [], labels if left else [], fontsize=size)
+    axes.set_xticks(at if below else [], labels if below else [], fontsize=size, rotation=90)
     axes.tick_params(length=0, pad=2)
 
 
-def _draw_title(figure: Figure, title: str, left: float, top: float) -> None:
-    first = figure.axes[0]
-    width, height = figure.get_size_inches()
-    assert width > 0
+def _draw_title(first: Axes, title: str) -> None:
+    """Over the first panel, whose own title is its head's name."""
     first.annotate(
-        drawable(visible_token(title, 90)), (left / width, (top + 0.34) / height), xycoords="figure fraction",
+        drawable(visible_token(title, 90)), (0, 1), (0, 24), xycoords="axes fraction", textcoords="offset points",
         fontsize=9, fontweight="bold", color=INK, va="bottom", annotation_clip=False,
     )  # fmt: skip
-    assert PAPER

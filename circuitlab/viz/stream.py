@@ -60,7 +60,7 @@ def stream_figure(
         axes.grid(axis="y", color=FAINT, lw=0.4, zorder=0)
         axes.set_xticks(at, labels, rotation=45, ha="right", rotation_mode="anchor", fontsize=7)
         axes.tick_params(length=2.5, width=0.6, labelsize=7)
-        axes.set_xlabel("stream after", color=MUTED)
+        axes.set_xlabel("stream after" + (" (hollow: half a layer)" if any(half) else ""), color=MUTED)
         axes.set_ylabel(drawable(quantity))
         axes.set_title(drawable(title), color=INK)
         fit(figure)
