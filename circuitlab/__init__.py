@@ -48,17 +48,21 @@ _HOMES = {
     "TooFewPromptsError": "circuitlab.errors",
     "UnknownNameError": "circuitlab.errors",
     "UnsupportedModelError": "circuitlab.errors",
+    "attention": "circuitlab.attribution.attention",
     "cite": "circuitlab.data.citation",
     "compare": "circuitlab.graphs.compare",
     "compile_model": "circuitlab.compiled.build",
     "compiled_models": "circuitlab.compiled.build",
+    "direct_attribution": "circuitlab.attribution.direct",
     "discover": "circuitlab.discovery.pipeline",
     "estimate_sweep": "circuitlab.patching.estimate",
     "evaluate": "circuitlab.evaluation.evaluate",
     "from_tracr": "circuitlab.compiled.tracr",
+    "lens_tokens": "circuitlab.attribution.lens_tokens",
     "load_circuit": "circuitlab.graphs.circuit",
     "load_model": "circuitlab.models.load",
     "load_task": "circuitlab.data.registry",
+    "logit_lens": "circuitlab.attribution.lens",
     "patch_edges": "circuitlab.patching.edges",
     "path_patch": "circuitlab.patching.paths",
     "recovery": "circuitlab.evaluation.truth",
@@ -69,11 +73,17 @@ _HOMES = {
     "stability": "circuitlab.discovery.stability",
     "sweep": "circuitlab.patching.sweep",
     "test_circuit": "circuitlab.evaluation.hypotheses.battery",
+    "top_heads": "circuitlab.attribution.record",
     "write_report": "circuitlab.report.page",
 }
 __all__ = sorted([*_HOMES, "__version__"])  # pyright: ignore[reportUnsupportedDunderAll]
 
 if TYPE_CHECKING:
+    from circuitlab.attribution.attention import attention
+    from circuitlab.attribution.direct import direct_attribution
+    from circuitlab.attribution.lens import logit_lens
+    from circuitlab.attribution.lens_tokens import lens_tokens
+    from circuitlab.attribution.record import top_heads
     from circuitlab.compiled.build import CompiledModel, compile_model, compiled_models
     from circuitlab.compiled.tracr import from_tracr
     from circuitlab.data.batch import PairBatch

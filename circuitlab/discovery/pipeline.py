@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from circuitlab.data.pairs import PairSplits
+from circuitlab.attribution.attention import AttentionPatterns, attention
+from circuitlab.data.pairs import PairSet, PairSplits
 from circuitlab.data.registry import load_task
 from circuitlab.data.task import Task
 from circuitlab.discovery.behaviour import Behaviour, check_behaviour
@@ -31,7 +32,7 @@ from circuitlab.metrics import Metric, resolve
 from circuitlab.metrics.base import MetricFunction
 from circuitlab.models.load import load_model
 from circuitlab.models.protocol import Model
-from circuitlab.parts import ModelSpec
+from circuitlab.parts import Kind, ModelSpec
 from circuitlab.patching.circuit_metric import prepare
 from circuitlab.patching.grid import Grid
 from circuitlab.patching.nodes import sweep_nodes
@@ -39,6 +40,8 @@ from circuitlab.patching.sweep import by_site, sweep
 from circuitlab.progress import Progress, silent
 
 SWEPT_SITES = ("resid_pre", "attn_out", "mlp_out", "head_z")
+# Heads of the circuit whose patterns are kept: as many as one looks through.
+HEADS_SHOWN = 6
 
 __all__ = ["Run", "default_folder", "discover"]
 
@@ -59,6 +62,7 @@ class Run:
         circuit: The circuit, selected on the discovery pairs.
         evaluation: Its test on the held-out pairs.
         stability: The discovery on resamples of its pairs, if that was asked for.
+        attention: Where the circuit's strongest heads look on one held-out prompt; None for circuits without heads.
         seconds: Wall time by step.
         folder: Where it was written, if it was.
     """
@@ -75,6 +79,7 @@ class Run:
     evaluation: Evaluation
     seconds: Mapping[str, float]
     stability: Stability | None = None
+    attention: AttentionPatterns | None = None
     folder: Path | None = None
 
     @property
@@ -170,6 +175,7 @@ def discover(
         circuit = select(loaded, scores, found, target, metric=judged_by, progress=progress)
     with clock("evaluate"):
         evaluation = evaluate(loaded, circuit, pairs.held_out, metric=judged_by, seed=seed, progress=progress)
+        looks = _strongest_heads(loaded, circuit, effects, pairs.held_out)
     repeated = None
     if stability:
         with clock("stability"):
@@ -180,9 +186,21 @@ def discover(
     run = Run(
         config=config, task=asked, spec=loaded.spec, weights_sha256=loaded.weights_sha256(), pairs=pairs,
         behaviour=behaviour, grids=grids, scores=scores, circuit=circuit.with_node_effects(effects),
-        evaluation=evaluation, seconds=clock.seconds, stability=repeated,
+        evaluation=evaluation, seconds=clock.seconds, stability=repeated, attention=looks,
     )  # fmt: skip
     return run if out is None else run.write(out, force)
+
+
+def _strongest_heads(
+    model: Model, circuit: Circuit, effects: Mapping[str, float], held_out: PairSet
+) -> AttentionPatterns | None:
+    """The patterns of the circuit's heads whose patch moves the metric most, on the first held-out clean prompt."""
+    heads = [node.name for node in circuit.nodes if node.kind is Kind.HEAD]
+    shown = sorted(heads, key=lambda name: -abs(effects[name]))[:HEADS_SHOWN]
+    if not shown:
+        return None
+    notes = {name: f"{effects[name]:.2f}".replace("-", "\N{MINUS SIGN}") for name in shown}
+    return attention(model, held_out[0], shown, notes=notes)
 
 
 class _Clock:

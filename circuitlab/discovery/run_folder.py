@@ -142,6 +142,8 @@ def _write_data(run: Run, folder: Path) -> None:
     run.circuit.save(folder / "circuit.json")
     run.circuit.save(folder / "circuit.graphml")
     _write_json(folder / "evaluation.json", run.evaluation.to_record())
+    if run.attention:
+        _write_json(folder / "attention.json", run.attention.to_record())
     if run.stability:
         _write_json(folder / "stability.json", run.stability.to_record())
         run.stability.to_frame().to_csv(folder / "stability.csv", index=False)
@@ -158,6 +160,8 @@ def _write_pictures(run: Run, folder: Path) -> None:
     drawing = run.circuit.plot(title=f"{run.task.label} in {Path(run.model_id).name}")
     for name in ("circuit.png", "circuit.svg"):
         save(drawing, folder / name)
+    if run.attention:
+        save(run.attention.plot(), folder / "attention.png")
     if run.stability:
         title = f"{run.task.label} in {Path(run.model_id).name}: {len(run.stability.chosen)} resamples"
         save(run.stability.plot(title=title), folder / "stability.png")

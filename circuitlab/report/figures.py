@@ -28,17 +28,21 @@ def sweep_figure(sweep: Sweep) -> Html:
     png = sweep.png
     if png is None:
         png = figure_bytes(heatmap(sweep.grid), "png")
+    words = strongest_cell(sweep)
+    return _figure(bitmap(png, f"Heatmap: {sweep.grid.title}. {words}"), words)
+
+
+def bitmap(png: bytes, words: str) -> Html:
+    """A PNG inside the page, with what it shows in words."""
     # A PNG says its width and height in the first chunk, after 16 bytes of signature and chunk head.
     width, height = struct.unpack(">II", png[16:24])
-    words = strongest_cell(sweep)
-    picture = element(
+    return element(
         "img",
         src=f"data:image/png;base64,{base64.b64encode(png).decode()}",
-        alt=f"Heatmap: {sweep.grid.title}. {words}",
+        alt=words,
         width=f"{width * _CSS_PIXELS:.0f}",
         height=f"{height * _CSS_PIXELS:.0f}",
     )
-    return _figure(picture, words)
 
 
 def strongest_cell(sweep: Sweep) -> str:

@@ -14,6 +14,7 @@ import pandas as pd
 
 from circuitlab.errors import FormatError, GraphError, RunError, UnknownNameError
 from circuitlab.parts import Edge
+from circuitlab.report.attention_data import AttentionData
 from circuitlab.viz import SITES, DrawnEdge, DrawnNode, LabelledGrid, grid_from_frame, read_sweep
 
 REPORT = "report.html"
@@ -56,6 +57,8 @@ class RunFolder:
         files: Name -> SHA-256 of every file but the report and the manifest.
         stability: The numbers of repeated discovery; empty if it was not asked for.
         stability_png: Its drawing, or None.
+        attention: Where the circuit's strongest heads look on one prompt, or None.
+        attention_png: Its picture, or None.
     """
 
     path: Path
@@ -71,6 +74,8 @@ class RunFolder:
     files: Mapping[str, str]
     stability: Mapping[str, Any] = field(default_factory=dict)
     stability_png: bytes | None = None
+    attention: AttentionData | None = None
+    attention_png: bytes | None = None
 
     def about(self, part: str) -> Mapping[str, Any]:
         """A part of the manifest that is a mapping ("task", "model", "config", ...); empty where it is absent."""
@@ -113,18 +118,30 @@ def read_run(folder: str | Path, name: str | None = None) -> RunFolder:
         drawing=_text(path, "circuit.svg") if drawing.is_file() else None,
         files=files,
         stability=_json(path, "stability.json") if (path / "stability.json").is_file() else {},
-        stability_png=_stability_png(path),
+        stability_png=_png(path, "stability.png"),
+        attention=_attention(path),
+        attention_png=_png(path, "attention.png"),
     )
 
 
-def _stability_png(folder: Path) -> bytes | None:
-    path = folder / "stability.png"
+def _png(folder: Path, name: str) -> bytes | None:
+    """A picture; None where there is none."""
+    path = folder / name
     if not path.is_file():
         return None
     png = path.read_bytes()
     if not png.startswith(b"\x89PNG\r\n\x1a\n"):
-        raise damaged(folder, "stability.png", "it is no PNG picture")
+        raise damaged(folder, name, "it is no PNG picture")
     return png
+
+
+def _attention(folder: Path) -> AttentionData | None:
+    if not (folder / "attention.json").is_file():
+        return None
+    try:
+        return AttentionData.of(_json(folder, "attention.json"))
+    except FormatError as error:
+        raise damaged(folder, "attention.json", str(error).rstrip(".")) from error
 
 
 def damaged(folder: Path, name: str, what: str) -> RunError:
@@ -207,10 +224,7 @@ def _sweeps(folder: Path) -> tuple[Sweep, ...]:
             grid = grid_from_frame(frame)
         except FormatError as error:
             raise damaged(folder, f"sweeps/{table.name}", str(error)) from error
-        picture = table.with_suffix(".png")
-        png = picture.read_bytes() if picture.is_file() else None
-        if png is not None and not png.startswith(b"\x89PNG\r\n\x1a\n"):
-            raise damaged(folder, f"sweeps/{picture.name}", "it is no PNG picture")
+        png = _png(folder, f"sweeps/{table.stem}.png")
         sweeps.append(Sweep(site=str(frame["site"].iloc[0]), frame=frame, grid=grid, png=png))
     return tuple(sorted(sweeps, key=lambda sweep: SITES.index(sweep.site) if sweep.site in SITES else len(SITES)))
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from circuitlab.report import sections, trust
+from circuitlab.report.attention_script import ATTENTION_SCRIPT, ATTENTION_STYLE
+from circuitlab.report.attention_view import attention_section
 from circuitlab.report.document import document
 from circuitlab.report.folder import REPORT, RunFolder, read_run
 from circuitlab.report.markup import Html
@@ -13,8 +15,9 @@ from circuitlab.report.markup import Html
 def write_report(folder: str | Path, *, name: str | None = None) -> Path:
     """Write `report.html` from what a run folder holds.
 
-    No model is loaded, no network is used; the page holds no script and opens from disk. The same folder gives the same
-    bytes. The page is written under a temporary name and renamed.
+    No model is loaded, no network is used; the page opens from disk, and runs no script but the one that this package
+    holds for attention patterns. The same folder gives the same bytes. The page is written under a temporary name and
+    renamed.
 
     Args:
         folder: A run folder of `discover`.
@@ -50,9 +53,12 @@ def page(run: RunFolder) -> Html:
         sections.behaviour(run),
         sections.heatmaps(run),
         sections.circuit(run),
+        attention_section(run.attention, run.attention_png),
         sections.evaluation(run),
         trust.completeness(run),
         trust.stability(run),
         sections.certainty(run),
         sections.citing(run),
+        style=ATTENTION_STYLE if run.attention else "",
+        script=ATTENTION_SCRIPT if run.attention else "",
     )

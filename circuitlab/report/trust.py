@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import base64
-import struct
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from circuitlab.report.figures import bitmap
 from circuitlab.report.folder import RunFolder
 from circuitlab.report.markup import Html, counted, element, facts, interval, joined, number, percent, table
 
 _N_EDGES = 8
-_CSS_PIXELS = 96 / 160
+_DRAWN = "The circuit, each edge drawn by how often the resamples chose it."
 
 
 def completeness(run: RunFolder) -> Html | None:
@@ -78,22 +77,10 @@ def stability(run: RunFolder) -> Html | None:
         ("edges", f"{sizes.get('min'):,} to {sizes.get('max'):,}" if sizes else ""),
         ("chosen always", f"{always:,} of {ever:,} that were ever chosen ({percent(always / ever)})" if ever else ""),
     ]
-    picture = _picture(run.stability_png) if run.stability_png else None
+    picture = bitmap(run.stability_png, _DRAWN) if run.stability_png else None
     return element(
         "section",
         element("h2", "Would other prompts give the same circuit?"),
         facts(lines),
         element("figure", element("div", picture, class_="scroll")) if picture else None,
-    )
-
-
-def _picture(png: bytes) -> Html:
-    # A PNG says its width and height in the first chunk, after 16 bytes of signature and chunk head.
-    width, height = struct.unpack(">II", png[16:24])
-    return element(
-        "img",
-        src=f"data:image/png;base64,{base64.b64encode(png).decode()}",
-        alt="The circuit, each edge drawn by how often the resamples chose it.",
-        width=f"{width * _CSS_PIXELS:.0f}",
-        height=f"{height * _CSS_PIXELS:.0f}",
     )
