@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -55,14 +56,16 @@ class BridgeModel:
     Args:
         bridge: The booted model; it is used, never changed.
         name: What the user calls it.
+        causal: Whether no token sees a later one; what its configuration says by default.
 
     Raises:
-        UnsupportedModelError: It is not a decoder with attention in every block.
+        UnsupportedModelError: It has no attention on one residual stream in every block.
     """
 
-    def __init__(self, bridge: Any, name: str) -> None:
+    def __init__(self, bridge: Any, name: str, causal: bool | None = None) -> None:
         self.bridge = bridge
-        self.spec = spec_of(bridge, name)
+        spec = spec_of(bridge, name)
+        self.spec = spec if causal is None else replace(spec, causal=causal)
         # Walking the module tree at every call took a fifth of a sweep over prompts of many lengths.
         # The HuggingFace model has some that the bridge does not list, such as the dropout behind the embedding.
         modules = tuple(dict.fromkeys([*bridge.modules(), *bridge.original_model.modules()]))
