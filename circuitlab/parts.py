@@ -159,6 +159,7 @@ class ModelSpec:
         n_ctx: Longest prompt.
         parallel: Attention and MLP of a block read the same stream.
         has_mlp: False for attention-only models.
+        causal: No token sees a later one; False for bidirectional models.
     """
 
     name: str
@@ -171,6 +172,7 @@ class ModelSpec:
     n_ctx: int
     parallel: bool = False
     has_mlp: bool = True
+    causal: bool = True
 
     @property
     def writers_per_layer(self) -> int:

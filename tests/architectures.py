@@ -29,18 +29,21 @@ from circuitlab.models.text import TokenizerText
 # windows).
 ARCHITECTURES = ("gpt2", "llama", "neox", "qwen3", "gemma2")
 GROUPED = ("llama", "qwen3", "gemma2")
-# Settings of TransformerLens's own models: GELU, attention alone (its norms folded into the weights), and SoLU, which
-# has a layer norm between its activation and its output projection.
+# Settings of TransformerLens's own models: GELU, attention alone (its norms folded into the weights), SoLU, which has a
+# layer norm between its activation and its output projection, and one in which every token sees every other.
 NATIVE: dict[str, dict[str, Any]] = {
     "native": {"act_fn": "gelu"},
     "attn-only": {"attn_only": True, "normalization_type": "LNPre"},
     "solu": {"act_fn": "solu_ln"},
+    "bidirectional": {"act_fn": "gelu", "attention_dir": "bidirectional"},
 }
+BIDIRECTIONAL = ("bidirectional",)
+CAUSAL = tuple(name for name in (*ARCHITECTURES, *NATIVE) if name not in BIDIRECTIONAL)
 # Largest difference allowed between two ways to the same number in float64. GPT-2 and TransformerLens's own models are
 # float64 throughout, but for norms without weights; the others rotate, norm or take softmaxes in float32 whatever their
 # weights are, where 2e-6 was measured.
 TOLERANCE = {"gpt2": 1e-10, "llama": 2e-5, "neox": 2e-5, "qwen3": 2e-5, "gemma2": 2e-5}
-TOLERANCE |= {"neo": 2e-5, "native": 1e-10, "attn-only": 2e-5, "solu": 1e-10}
+TOLERANCE |= {"neo": 2e-5, "native": 1e-10, "attn-only": 2e-5, "solu": 1e-10, "bidirectional": 1e-10}
 N_LAYERS, N_HEADS, D_MODEL, D_VOCAB = 2, 4, 32, 300
 WORDS = ["hello world John Mary left. He she ; </ <div> <b> and then Johnathan smiled"] * 10
 BOS = "<|bos|>"

@@ -18,6 +18,8 @@ N_WRITERS, N_READERS = 1 + N_LAYERS * (N_HEADS + 1), N_LAYERS * (3 * N_HEADS + 1
 class Gpt2ByHand:
     """The random GPT-2 of `architectures`, in float64."""
 
+    causal = True
+
     def __init__(self) -> None:
         self.hf: Any = huggingface("gpt2").double()
         self.weights = {key.removeprefix("transformer."): value.detach() for key, value in self.hf.state_dict().items()}
@@ -28,8 +30,7 @@ class Gpt2ByHand:
         `keep[writer, reader]` is the share of the edge that carries what the writer says now; the rest carries
         `replacement[writer]`.
         """
-        w, n_tokens = self.weights, tokens.shape[1]
-        said = [w["wte.weight"][tokens] + w["wpe.weight"][:n_tokens]]
+        w, said = self.weights, [self._embedding(tokens)]
         constant = torch.zeros(())  # biases of attention layers belong to no writer
 
         def read(reader: int) -> Tensor:
@@ -43,7 +44,7 @@ class Gpt2ByHand:
             said += heads
             constant = constant + w[f"h.{layer}.attn.c_proj.bias"]
             said.append(self._mlp(layer, read(first + 3 * N_HEADS)))
-        return self._norm("ln_f", read(N_READERS - 1)) @ w["wte.weight"].T, said
+        return self._logits(read(N_READERS - 1)), said
 
     def whole(self, tokens: Tensor) -> tuple[Tensor, list[Tensor]]:
         """The same with every edge kept."""
@@ -53,6 +54,12 @@ class Gpt2ByHand:
     def _read(self, reader: int, said: list[Tensor], keep: Tensor, replacement: list[Tensor]) -> Any:
         shares = zip(keep[:, reader], said, replacement, strict=False)
         return sum(share * now + (1 - share) * other for share, now, other in shares)
+
+    def _embedding(self, tokens: Tensor) -> Tensor:
+        return self.weights["wte.weight"][tokens] + self.weights["wpe.weight"][: tokens.shape[1]]
+
+    def _logits(self, stream: Tensor) -> Tensor:
+        return self._norm("ln_f", stream) @ self.weights["wte.weight"].T
 
     def _norm(self, name: str, stream: Tensor) -> Tensor:
         return layer_norm(stream, stream.shape[-1:], self.weights[f"{name}.weight"], self.weights[f"{name}.bias"])
@@ -67,11 +74,13 @@ class Gpt2ByHand:
         )
         scores = q @ k.transpose(1, 2) / sqrt(size)
         future = torch.ones_like(scores[0]).triu(1).bool()
-        z = softmax(scores.masked_fill(future, float("-inf")), -1) @ v
+        z = softmax(scores.masked_fill(future, float("-inf")) if self.causal else scores, -1) @ v
         return z @ w[f"h.{layer}.attn.c_proj.weight"][head * size : (head + 1) * size]
 
     def _mlp(self, layer: int, stream: Tensor) -> Tensor:
         w, name = self.weights, f"h.{layer}.mlp"
         x = self._norm(f"h.{layer}.ln_2", stream) @ w[f"{name}.c_fc.weight"] + w[f"{name}.c_fc.bias"]
-        act = 0.5 * x * (1 + torch.tanh(sqrt(2 / torch.pi) * (x + 0.044715 * x**3)))
-        return act @ w[f"{name}.c_proj.weight"] + w[f"{name}.c_proj.bias"]
+        return self._activation(x) @ w[f"{name}.c_proj.weight"] + w[f"{name}.c_proj.bias"]
+
+    def _activation(self, x: Tensor) -> Tensor:
+        return 0.5 * x * (1 + torch.tanh(sqrt(2 / torch.pi) * (x + 0.044715 * x**3)))

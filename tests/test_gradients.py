@@ -7,7 +7,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from architectures import ARCHITECTURES, N_HEADS, N_LAYERS, NATIVE, TOLERANCE, booted, load, logit_diff, pairs
+from architectures import (
+    ARCHITECTURES,
+    CAUSAL,
+    N_HEADS,
+    N_LAYERS,
+    NATIVE,
+    TOLERANCE,
+    booted,
+    load,
+    logit_diff,
+    pairs,
+)
 from torch import Tensor, nn
 
 from circuitlab import score_edges
@@ -24,7 +35,7 @@ from circuitlab.patching.writers import writer_differences
 ALL = (*ARCHITECTURES, *NATIVE)
 METRIC = resolve("logit_diff")
 # In float64 throughout; the others norm or rotate in float32.
-EXACT = ("gpt2", "native", "attn-only", "solu")
+EXACT = ("gpt2", "native", "attn-only", "solu", "bidirectional")
 
 
 @pytest.fixture(params=ALL)
@@ -89,6 +100,7 @@ class TestTheSumLaw:
             fewer[column] = 0
             assert max(self.gaps(name, fewer)) > 1e-3
 
+    @pytest.mark.parametrize("name", CAUSAL)
     def test_nothing_behind_the_answer(self, name):
         behind = torch.arange(pairs().n_tokens) > pairs().answer_at[:, None]
         for part in (found(name).readers, found(name).writers):
@@ -202,24 +214,27 @@ class TestWindow:
     def traced(self, name: str, first: int | None = None) -> tuple[Traced, Tensor]:
         model, batch = load(name), pairs()
         frame, clean, corrupt = model.frame(batch.clean), model.embedding(batch.clean), model.embedding(batch.corrupt)
-        window = Window.between(batch, clean - corrupt)
+        window = Window.between(batch, clean - corrupt, causal=model.spec.causal)
         assert (window.first, window.stop) == (2, 8)
         if first is not None:
             window = Window(first=first, stop=8, answer_at=batch.answer_at - first)
         around = run_plain(model, frame, Window.whole(batch), corrupt)
         return trace(model, frame, window, window.of(clean), around), around.final
 
+    @pytest.mark.parametrize("name", CAUSAL)
     def test_the_same_gradients(self, name):
         traced, _ = self.traced(name)
         slope, values = metric_slopes(load(name), traced, METRIC, pairs())
         assert slope.start == pytest.approx(found(name).writers[0][:, 2:], abs=TOLERANCE[name])
         assert values == pytest.approx(record_baseline(load(name), pairs()).gap(METRIC)[0], abs=TOLERANCE[name])
 
+    @pytest.mark.parametrize("name", CAUSAL)
     def test_a_window_that_begins_too_late(self, name):
         traced, _ = self.traced(name, first=3)
         slope, _ = metric_slopes(load(name), traced, METRIC, pairs())
         assert float((slope.start - found(name).writers[0][:, 3:]).abs().max()) > 1e-3
 
+    @pytest.mark.parametrize("name", CAUSAL)
     def test_the_corrupted_run(self, name):
         _, final = self.traced(name)
         run = record_baseline(load(name), pairs()).corrupt
@@ -228,7 +243,7 @@ class TestWindow:
 
     def test_prompts_that_do_not_differ(self):
         batch = PairBatch.from_tokens(pairs().clean, pairs().clean, pairs().answers, pairs().distractors)
-        window = Window.between(batch, torch.zeros(4, 8, 32))
+        window = Window.between(batch, torch.zeros(4, 8, 32), causal=True)
         assert (window.first, window.stop, window.answer_at.tolist()) == (7, 8, [0] * 4)
         with pytest.raises(MetricError, match="no gradient anywhere"):
             score_edges(load("gpt2"), batch, "eap")

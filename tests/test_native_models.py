@@ -16,7 +16,7 @@ from toy_by_hand import TOYS, publish
 
 from circuitlab import load_model, score_edges, sweep
 from circuitlab.data.batch import PairBatch
-from circuitlab.errors import ModelError, UnsupportedModelError
+from circuitlab.errors import ModelError
 from circuitlab.graphs.prune import real_edges
 from circuitlab.metrics import resolve
 from circuitlab.models.bridge import BridgeModel
@@ -76,11 +76,14 @@ class TestParts:
         assert max(measure(model, pairs().clean).values()) < 1e-12
         assert bridge(pairs().clean).log_softmax(-1).numpy() == pytest.approx(expected.numpy(), abs=1e-5)
 
-    def test_attention_that_looks_ahead_is_refused(self):
-        """The engine runs no token before a patch again: that is wrong in such a model, and measured."""
-        message = r"the stream at earlier tokens when the last one changes differs by 0\.\d+ of its size"
-        with pytest.raises(UnsupportedModelError, match=message):
-            load_model(native(attention_dir="bidirectional"))
+    def test_attention_that_looks_ahead(self):
+        """Known from the configuration; and measured, where that does not say so."""
+        assert not load("bidirectional").spec.causal
+        assert load("native").spec.causal
+        silent = native(attention_dir="bidirectional")
+        silent.cfg.attention_dir = "causal"
+        assert BridgeModel(silent, "toy").spec.causal
+        assert not load_model(silent).spec.causal
 
     def test_the_model_is_left_as_it_was(self):
         model = load_model(native(**VARIANTS["grouped queries"]))

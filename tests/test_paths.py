@@ -23,6 +23,7 @@ from architectures import (
 )
 
 from circuitlab import sweep
+from circuitlab.data.batch import PairBatch
 from circuitlab.data.pairs import PairSet
 from circuitlab.errors import ConfigError, UnknownNameError
 from circuitlab.graphs.prune import real_edges
@@ -57,9 +58,9 @@ def patched(name: str, receivers: tuple[str, ...], frozen: str, freeze_mlps: boo
 class TwoRuns:
     """Path patching by the model's own forward pass, twice, with plain hooks."""
 
-    def __init__(self, name: str, direction: str) -> None:
+    def __init__(self, name: str, direction: str, batch: PairBatch | None = None) -> None:
         self.bridge = load(name, ungrouped=name in GROUPED).bridge
-        self.batch, self.layout = pairs(), layout_of(name)
+        self.batch, self.layout = pairs() if batch is None else batch, layout_of(name)
         difference = writer_differences(load(name), record_baseline(load(name), self.batch))
         self.messages = -difference if direction == "noise" else difference
         self.tokens = self.batch.clean if direction == "noise" else self.batch.corrupt

@@ -15,7 +15,8 @@ from circuitlab.patching.baseline import record_baseline
 from circuitlab.patching.estimate import estimate_sweep
 from circuitlab.patching.grid import Grid
 from circuitlab.patching.packing import Packer
-from circuitlab.patching.suffix import Rows, run_from_middle, run_suffix
+from circuitlab.patching.reach import rows_from
+from circuitlab.patching.suffix import run_from_middle, run_suffix
 from circuitlab.patching.sweep_plan import plan_sweep
 from circuitlab.patching.sweep_run import start
 
@@ -47,9 +48,7 @@ class TestSuffix:
     def test_one_token_changed_before_a_block(self, name, layer):
         model, batch = load(name), pairs()
         run = record_baseline(model, batch)
-        rows = Rows(
-            example=torch.tensor([0, 1, 1, 3]), first=torch.tensor([2, 3, 6, 0]), last=batch.answer_at[[0, 1, 1, 3]]
-        )
+        rows = rows_from(model.spec, batch, torch.tensor([0, 1, 1, 3]), torch.tensor([2, 3, 6, 0]))
         change = torch.randn(4, model.spec.d_model, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
         whole = run.corrupt.resid_pre[layer][rows.example].clone()
         whole[torch.arange(4), rows.first] += change
@@ -64,7 +63,7 @@ class TestSuffix:
     def test_from_the_middle_of_a_block(self, name):
         model, batch = load(name), pairs()
         run = record_baseline(model, batch)
-        rows = Rows(example=torch.arange(4), first=torch.full((4,), 2), last=batch.answer_at)
+        rows = rows_from(model.spec, batch, torch.arange(4), torch.full((4,), 2))
         layer = 0
         middle = run.corrupt.resid_pre[layer] + run.corrupt.attn_out[layer]
         changed = middle.clone()
@@ -82,7 +81,7 @@ class TestSuffix:
         """A row that begins behind its change gives another number: the comparison above could fail."""
         model, batch = load("gpt2"), pairs()
         run = record_baseline(model, batch)
-        late = Rows(example=torch.arange(4), first=torch.full((4,), 6), last=batch.answer_at)
+        late = rows_from(model.spec, batch, torch.arange(4), torch.full((4,), 6))
         wrong = run_suffix(model, run.corrupt, run.frame, late, late.of(run.clean.resid_pre[0]), 0)
         right = run.clean.resid_final[torch.arange(4), batch.answer_at]
         assert wrong != pytest.approx(right, abs=1e-3)

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from circuitlab.compiled.library import LIBRARY, Entry
+from circuitlab.compiled.entry import Entry
+from circuitlab.compiled.library import LIBRARY
 from circuitlab.compiled.meaning import logits_of, run_program
 from circuitlab.compiled.program import Program
 from circuitlab.compiled.truth import true_edges

@@ -6,52 +6,18 @@ what nobody reads, some of which differ between the two prompts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 import numpy as np
 
+from circuitlab.compiled.both_ways import histogram, mirror
+from circuitlab.compiled.entry import BOS, Drawn, Entry, alphabet, another
 from circuitlab.compiled.program import POSITION, TOKEN, Apply, Attend, Prefer, Program
 from circuitlab.compiled.terms import equal, prefer, related, selection, table
 
-BOS = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Drawn:
-    """One pair: tokens of both prompts, and the position whose next token is judged."""
-
-    clean: list[int]
-    corrupt: list[int]
-    answer_at: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Entry:
-    """A compiled model before it is compiled.
-
-    Attributes:
-        what: What it does, one line.
-        program: Its description.
-        draw: From the number of a pair and a generator to the pair; kinds of pairs take turns.
-        redundant: Two paths carry the same, and either suffices: no edge of theirs has an effect of its own.
-        numeric: The output is a number x, not a word: the logits are x / 2 and -x / 2, their difference is x, and the
-            clean prompt has the larger x.
-    """
-
-    what: str
-    program: Program
-    draw: Callable[[int, np.random.Generator], Drawn]
-    redundant: bool = False
-    numeric: bool = False
-
-
-def _letters(n: int) -> tuple[str, ...]:
-    return tuple(chr(ord("a") + number) for number in range(n))
-
 
 def _copier() -> Entry:
-    words, n_ctx, back = ("BOS", *_letters(8)), 10, 3
+    words, n_ctx, back = ("BOS", *alphabet(8)), 10, 3
     size = len(words)
 
     def head(writes: str, distance: int) -> Attend:
@@ -63,7 +29,7 @@ def _copier() -> Entry:
         clean = [BOS, *map(int, rng.integers(1, size, n_ctx - 1))]
         corrupt = list(clean)
         for place in (answer_at - back, answer_at - 1):
-            corrupt[place] = _another(clean[place], range(1, size), rng)
+            corrupt[place] = another(clean[place], range(1, size), rng)
         return Drawn(clean, corrupt, answer_at)
 
     program = Program(
@@ -78,7 +44,7 @@ def _copier() -> Entry:
 
 
 def _induction() -> Entry:
-    words, n_ctx = ("BOS", *_letters(8)), 10
+    words, n_ctx = ("BOS", *alphabet(8)), 10
     size, same = len(words), np.eye(len(words))
 
     def draw(number: int, rng: np.random.Generator) -> Drawn:
@@ -117,7 +83,7 @@ def _induction() -> Entry:
 
 
 def _tag_stack() -> Entry:
-    kinds, n_ctx = _letters(3), 9
+    kinds, n_ctx = alphabet(3), 9
     words = ("BOS", *(f"<{kind}>" for kind in kinds), *(f"</{kind}>" for kind in kinds), "text")
     opening, closing, size = (1, 2, 3), (4, 5, 6), len(words)  # as in `_tags`
     sign = np.zeros((size, 1))
@@ -245,7 +211,7 @@ def _counting(name: str, what: str, steps: bool) -> Entry:
 
 
 def _reverser() -> Entry:
-    words, n_ctx, sep = ("BOS", *_letters(6), "SEP"), 12, 7
+    words, n_ctx, sep = ("BOS", *alphabet(6), "SEP"), 12, 7
     size = len(words)
 
     def source(sep_at: int, position: int) -> int | None:
@@ -265,10 +231,10 @@ def _reverser() -> Entry:
         place = 2 * (n + 1) - n_ctx  # of the next letter
         if number % 2:
             other = list(own)
-            other[place - 1] = _another(own[place - 1], range(1, sep), rng)
+            other[place - 1] = another(own[place - 1], range(1, sep), rng)
             return Drawn(prompt(own), prompt(other), n_ctx - 1)
         while True:
-            m = _another(n, range(6, 11), rng)
+            m = another(n, range(6, 11), rng)
             other = letters(m)
             if other[2 * (m + 1) - n_ctx - 1] != own[place - 1]:
                 return Drawn(prompt(own), prompt(other), n_ctx - 1)
@@ -326,10 +292,6 @@ def _either() -> Entry:
     return Entry(what=what, program=program, draw=draw, redundant=True)
 
 
-def _another(value: int, among: range, rng: np.random.Generator) -> int:
-    return int(rng.choice([other for other in among if other != value]))
-
-
 LIBRARY: Mapping[str, Entry] = {
     entry.program.name: entry
     for entry in (
@@ -340,5 +302,7 @@ LIBRARY: Mapping[str, Entry] = {
         _counting("fraction", "says how much more of one letter there is", steps=False),
         _reverser(),
         _either(),
+        mirror(),
+        histogram(),
     )
 }

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from circuitlab.compiled.build import CompiledModel
-from circuitlab.compiled.library import Drawn, Entry
+from circuitlab.compiled.entry import Drawn, Entry
 from circuitlab.compiled.meaning import logits_of, run_program
 from circuitlab.compiled.program import POSITION, TOKEN, Apply, Attend, Match, Operation, Program
 from circuitlab.errors import ConfigError, UnsupportedModelError

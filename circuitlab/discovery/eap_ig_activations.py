@@ -126,7 +126,8 @@ def _attributed(
     whole = Window.whole(batch)
     corrupt = run_plain(model, frame, whole, start)
     other = Said.by(corrupt) if put_in.kind == "corrupt" else stand_ins(model, put_in, batch)
-    window = Window.between(batch, clean - start) if put_in.kind == "corrupt" else whole
+    corrupted = put_in.kind == "corrupt"
+    window = Window.between(batch, clean - start, causal=model.spec.causal) if corrupted else whole
 
     at_end = trace(model, frame, window, window.of(clean), around=corrupt)
     batch = batch.with_reference(model.logits(at_end.final)) if not metric.local else batch

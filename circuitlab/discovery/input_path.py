@@ -155,7 +155,8 @@ def _attributed(
     whole = Window.whole(batch)
     corrupt = run_plain(model, frame, whole, start)
     if put_in.kind == "corrupt":
-        window, other, replaced = Window.between(batch, clean - start), Said.by(corrupt), corrupt
+        window = Window.between(batch, clean - start, causal=model.spec.causal)
+        other, replaced = Said.by(corrupt), corrupt
     else:  # differs everywhere
         window, other = whole, stand_ins(model, put_in, batch)
         replaced = run_plain(model, frame, whole, other.start)

@@ -46,6 +46,7 @@ def spec_of(bridge: Any, name: str) -> ModelSpec:
         n_ctx=cfg.n_ctx,
         parallel=bool(getattr(cfg, "parallel_attn_mlp", False)) and not is_native(cfg),
         has_mlp=all(with_mlp),
+        causal=getattr(cfg, "attention_dir", "causal") == "causal",
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -59,14 +60,24 @@ class BridgeModel:
         name: What the user calls it.
         folding: How its weights were rewritten since it was booted.
         digest: `weights_digest` from before they were; that of the weights as they are by default.
+        causal: Whether no token sees a later one; what its configuration says by default.
 
     Raises:
-        UnsupportedModelError: It is not a decoder with attention in every block.
+        UnsupportedModelError: It has no attention on one residual stream in every block.
     """
 
-    def __init__(self, bridge: Any, name: str, folding: Folding = AS_SAVED, digest: str | None = None) -> None:
+    def __init__(
+        self,
+        bridge: Any,
+        name: str,
+        folding: Folding = AS_SAVED,
+        digest: str | None = None,
+        *,
+        causal: bool | None = None,
+    ) -> None:
         self.bridge, self.folding, self._digest_as_saved = bridge, folding, digest
-        self.spec = spec_of(bridge, name)
+        spec = spec_of(bridge, name)
+        self.spec = spec if causal is None else replace(spec, causal=causal)
         # Walking the module tree at every call took a fifth of a sweep over prompts of many lengths.
         # The HuggingFace model has some that the bridge does not list, such as the dropout behind the embedding.
         modules = tuple(dict.fromkeys([*bridge.modules(), *bridge.original_model.modules()]))

@@ -137,6 +137,8 @@ def _plain_scale(attn: Any, spec: ModelSpec) -> float | None:
     inner, config = getattr(attn, "original_component", None), getattr(attn, "config", None)
     if type(attn).__name__ != "JointQKVAttentionBridge" or type(inner).__name__ != "GPT2Attention":
         return None
+    if not spec.causal:
+        return None
     if getattr(inner, "reorder_and_upcast_attn", False) or not getattr(inner, "scale_attn_weights", True):
         return None
     if getattr(config, "scale_attn_by_inverse_layer_idx", False) or spec.n_kv_heads != spec.n_heads:

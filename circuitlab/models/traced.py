@@ -1,9 +1,9 @@
 """A forward pass that gradients can be asked of: step by step, and only the tokens that matter.
 
-Attention is causal and the metric looks at one position. Tokens before the first that differs between two prompts carry
-nothing from one to the other, and tokens behind the answer nothing to the metric; the block's own steps take the others
-and see the rest as it was recorded. In the last block keys and values are read at all of these tokens, everything else
-at the answer alone.
+The metric looks at one position. Where attention is causal, tokens before the first that differs between two prompts
+carry nothing from one to the other, and tokens behind the answer nothing to the metric; the block's own steps take the
+others and see the rest as it was recorded. Where it is not, they take whole prompts. In the last block keys and values
+are read at all of these tokens, everything else at the answer alone.
 """
 
 from __future__ import annotations
@@ -39,8 +39,10 @@ class Window:
         return cls(first=0, stop=batch.n_tokens, answer_at=batch.answer_at)
 
     @classmethod
-    def between(cls, batch: PairBatch, apart: Float[Tensor, "batch seq d_model"]) -> Window:
-        """The tokens through which a difference of the input can reach the metric."""
+    def between(cls, batch: PairBatch, apart: Float[Tensor, "batch seq d_model"], *, causal: bool) -> Window:
+        """The tokens through which a difference of the input can reach the metric; without causality all of them."""
+        if not causal:
+            return cls.whole(batch)
         stop = int(batch.answer_at.max()) + 1
         differs = (apart != 0).any(2).any(0).nonzero()
         first = min(int(differs[0]) if len(differs) else stop, int(batch.answer_at.min()))

@@ -1,8 +1,9 @@
 """Refuse a model by measuring it: do its parts, run one by one, add up to the whole?
 
 A model that passes can be patched at every reader and writer; one that does not is refused before any work, with the
-part that differs and the number. Measured is also what the engine takes for granted: that no token sees a later one,
-that heads do not see each other, and that gradients through the parts are those of the whole.
+part that differs and the number. Measured is also what the engine takes for granted: that heads do not see each other,
+that gradients through the parts are those of the whole, and, unless the model is taken as bidirectional, that no token
+sees a later one.
 """
 
 from collections.abc import Iterator
@@ -36,6 +37,8 @@ Difference = tuple[str, Tensor, Tensor]
 def adapted(bridge: Any, name: str, folding: Folding = AS_SAVED) -> BridgeModel:
     """The model behind a booted bridge, if every part of it can be run by itself.
 
+    It is bidirectional where its configuration says so, or where a token is seen to change what stands before it.
+
     Args:
         bridge: The bridge; it is changed only where `folding` says so.
         name: What the user calls it.
@@ -50,6 +53,8 @@ def adapted(bridge: Any, name: str, folding: Folding = AS_SAVED) -> BridgeModel:
         if folding.any:
             fold_weights(bridge, spec_of(bridge, name), folding)
         model = BridgeModel(bridge, name, folding, digest)
+        if model.spec.causal and _looks_ahead(model):
+            model = BridgeModel(bridge, name, folding, digest, causal=False)
     except CANNOT_RUN as error:
         raise _not_taken_apart(name, error, _advice(bridge)) from error
     verify(model)
@@ -62,7 +67,7 @@ def verify(model: BridgeModel) -> None:
     Raises:
         UnsupportedModelError: A part differs by more than the dtype's tolerance, or cannot be run by itself.
     """
-    allowed = TOLERANCE.get(model.dtype, TOLERANCE[torch.float32])
+    allowed = _allowed(model)
     measured = ((part, _relative(ours, theirs)) for part, ours, theirs in _differences(model, _probe(model)))
     try:
         wrong = next(((part, value) for part, value in measured if not value <= allowed), None)
@@ -87,6 +92,19 @@ def _probe(model: BridgeModel) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     shape = (2, min(PROBE_TOKENS, model.spec.n_ctx))
     return torch.randint(0, model.bridge.cfg.d_vocab, shape, generator=generator).to(model.device)
+
+
+def _looks_ahead(model: BridgeModel) -> bool:
+    """Whether the stream at earlier tokens changes with the last one, by more than rounding."""
+    tokens = _probe(model)
+    changed = tokens.clone()
+    changed[:, -1] = (changed[:, -1] + 1) % model.bridge.cfg.d_vocab
+    one, other = model.record(torch.cat([tokens, changed])).resid_final[:, :-1].chunk(2)
+    return one.numel() > 0 and not _relative(one, other) <= _allowed(model)
+
+
+def _allowed(model: BridgeModel) -> float:
+    return TOLERANCE.get(model.dtype, TOLERANCE[torch.float32])
 
 
 @torch.no_grad()
@@ -115,11 +133,6 @@ def _differences(model: BridgeModel, tokens: Tensor) -> Iterator[Difference]:
 
 def _of_the_ends(model: BridgeModel, tokens: Tensor, run: Recording) -> Iterator[Difference]:
     yield "the embedding", model.embedding(tokens), run.resid_pre[0]
-    if tokens.shape[1] > 1:
-        later = tokens.clone()
-        later[:, -1] = (later[:, -1] + 1) % model.bridge.cfg.d_vocab
-        changed = model.record(later).resid_final
-        yield "the stream at earlier tokens when the last one changes", changed[:, :-1], run.resid_final[:, :-1]
     whole = model.whole_logits(tokens)[:, -1]
     yield "the vector of logits", model.logits(run.resid_final[:, -1]), whole
     some = tokens[0] % whole.shape[-1]

@@ -1,7 +1,7 @@
 """Turn the cells of a sweep into rows, and run the rows that differ.
 
-Cells of all sites whose next whole block is the same are run together. A cell that changes nothing (a prefix that both
-prompts share, a token behind the answer) has no row.
+Cells of all sites whose next whole block is the same are run together. A cell that changes nothing (under causal
+attention a prefix that both prompts share, or a token behind the answer) has no row.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from circuitlab.patching.patches import Patches, Runs
+from circuitlab.patching.reach import rows_at_answer, rows_from, tokens_that_matter
 from circuitlab.patching.sites import Entry
 from circuitlab.patching.suffix import Rows, run_suffix
 
@@ -57,19 +58,26 @@ class Cells:
 
 
 def window(runs: Runs, block: int, *, from_difference: bool) -> Bool[Tensor, "batch seq"]:
-    """Tokens whose change can reach the metric: none behind the answer, behind the last block the answer alone.
+    """Tokens whose change can reach the metric; behind the last block the answer alone.
 
     Args:
         runs: The runs.
         block: The first whole block that runs behind the patch.
-        from_difference: Both prompts are the same before their first difference, whatever the last bits of their
-            kernels say.
+        from_difference: What is put in is the other prompt's value.
     """
-    batch = runs.baseline.batch
-    position = torch.arange(batch.n_tokens, device=batch.clean.device)
-    answer = batch.answer_at[:, None]
-    inside = position == answer if block == runs.model.spec.n_layers else position <= answer
-    return inside & ((batch.clean != batch.corrupt).cumsum(1) > 0) if from_difference else inside
+    batch, spec = runs.baseline.batch, runs.model.spec
+    inside = tokens_that_matter(spec, batch, from_difference=from_difference)
+    if block < spec.n_layers:
+        return inside
+    return inside & (torch.arange(batch.n_tokens, device=inside.device) == batch.answer_at[:, None])
+
+
+def rows_of(runs: Runs, cells: Cells, block: int) -> Rows:
+    """The tokens that these cells run, from the first whole block behind them on."""
+    batch, spec = runs.baseline.batch, runs.model.spec
+    if block == spec.n_layers:
+        return rows_at_answer(batch, cells.example)
+    return rows_from(spec, batch, cells.example, cells.first)
 
 
 def cells_of(patches: Sequence[Patches], inside: Bool[Tensor, "batch seq"]) -> Cells:
@@ -99,7 +107,7 @@ def run_cells(runs: Runs, cells: Cells, block: int, inside: Bool[Tensor, "batch 
         inside: The window that they were counted in.
     """
     base = runs.base
-    rows = Rows(example=cells.example, first=cells.first, last=runs.baseline.batch.answer_at[cells.example])
+    rows = rows_of(runs, cells, block)
     stream = rows.of(base.stream(block))
     touched = torch.zeros(len(stream), dtype=torch.bool, device=stream.device)
     example = cells.example[rows.row]

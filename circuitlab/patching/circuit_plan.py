@@ -6,7 +6,8 @@ and it is computed once for all of them. A node that reads nothing changed says 
 version, or the one that its offset makes. The plan is made in two passes over the masks, without a model:
 
 1. Forward: the steps, and the tokens at which each can differ from the floor. MLPs work token by token; a head differs
-   where its query does, and from the first token on at which its key or value does.
+   where its query does, and where it sees a token whose key or value does: from the first one on, in a bidirectional
+   model everywhere.
 2. Backward from the answer position: the tokens at which each step is needed.
 
 A step is computed at the tokens where it can differ *and* is needed, and nowhere else.

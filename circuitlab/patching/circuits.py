@@ -58,7 +58,7 @@ def run_circuits(
 def plan_of(model: Model, baseline: Baseline, masks: Bool[Tensor, "circuit writer reader"], floor: Floor) -> Plan:
     """What `run_circuits` does, in which order and at which tokens."""
     layout, batch = Layout.of(model.spec), baseline.batch
-    sets = TokenSets(*batch.clean.shape)
+    sets = TokenSets(*batch.clean.shape, causal=model.spec.causal)
     kept = masks.cpu().numpy() & (np.arange(masks.shape[1])[:, None] < np.array(layout.visible))
     entering = (baseline.clean.resid_pre[0] != floor.run.resid_pre[0]).any(2)
     answers = torch.arange(sets.seq, device=batch.answer_at.device) == batch.answer_at[:, None]

@@ -14,8 +14,9 @@ from circuitlab.metrics import Metric
 from circuitlab.models.protocol import Model
 from circuitlab.parts import Kind, Layout, Node
 from circuitlab.patching.baseline import Baseline, judge
-from circuitlab.patching.edge_run import messages_of, where_it_matters
+from circuitlab.patching.edge_run import messages_of
 from circuitlab.patching.packing import Packer, rows_at_once
+from circuitlab.patching.reach import rows_from, tokens_that_matter
 from circuitlab.patching.replacement import Replacement, replaced
 from circuitlab.patching.suffix import Rows, run_from_middle, run_suffix
 from circuitlab.patching.writers import mlp_input
@@ -46,8 +47,7 @@ def component_effects(
     """
     layout, batch = Layout.of(model.spec), baseline.batch
     other = replaced(model, replacement, baseline, baseline.clean)
-    position = torch.arange(batch.n_tokens, device=batch.clean.device)
-    inside = where_it_matters(batch) if replacement.kind == "corrupt" else position <= batch.answer_at[:, None]
+    inside = tokens_that_matter(model.spec, batch, from_difference=replacement.kind == "corrupt")
     untouched = metric(baseline.clean_logits, batch).double()
     effects, packer = untouched.new_zeros(len(batch), len(layout.writers), model.spec.d_model), Packer()
     for number, writer in enumerate(layout.writers):
@@ -61,7 +61,7 @@ def component_effects(
             about: tuple[Tensor, ...] = (example, component, first),
         ) -> None:  # fmt: skip
             example, component, first = (values[part] for values in about)
-            rows = Rows(example=example, first=first, last=batch.answer_at[example])
+            rows = rows_from(model.spec, batch, example, first)
             final = _patched(model, baseline, rows, writer, message, component)
             values = judge(model, metric, baseline, final, example).double()
             effects[example, number, component] = untouched[example] - values

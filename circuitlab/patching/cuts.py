@@ -25,6 +25,7 @@ from circuitlab.patching.baseline import Baseline
 from circuitlab.patching.circuit_plan import Cut, Plan, plan_cuts
 from circuitlab.patching.circuits import CircuitRun
 from circuitlab.patching.floor import Floor
+from circuitlab.patching.reach import tokens_that_differ
 from circuitlab.patching.token_sets import TokenSets
 from circuitlab.patching.writers import writer_differences, writer_outputs
 
@@ -42,12 +43,11 @@ class Cuts:
         self._model, self._baseline = model, baseline
         self._layout, batch = Layout.of(model.spec), baseline.batch
         self._clean = Floor(run=baseline.clean, offsets={})
-        self._sets = TokenSets(*batch.clean.shape)
+        self._sets = TokenSets(*batch.clean.shape, causal=model.spec.causal)
         self._replaced = replaced_apart(model, baseline, floor).flatten(1, 2)
         apart = (self._replaced != 0).any(2).unflatten(1, batch.clean.shape)
         if floor is None or floor.run is baseline.corrupt:
-            # Both prompts are the same before their first difference, whatever the last bits of their kernels say.
-            apart &= (batch.clean != batch.corrupt).cumsum(1) > 0
+            apart &= tokens_that_differ(model.spec, batch)
         self._where = {w: self._sets.of(there) for w, there in enumerate(apart.cpu().numpy()) if there.any()}
         answers = torch.arange(self._sets.seq, device=batch.answer_at.device) == batch.answer_at[:, None]
         self._answers = self._sets.of(answers.cpu().numpy())

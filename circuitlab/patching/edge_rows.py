@@ -10,7 +10,8 @@ and nobody else reads anything else; what v says then goes to everybody behind i
 2. Into an MLP: the MLP once more at the message's own tokens, then the blocks behind it.
 3. Into q, k or v of a head: all heads' projections of the one changed stream, and one call of the attention code for
    all heads of the layer, since heads of a layer do not see each other; each edge takes its own head's z from it.
-   Queries change z at their own tokens, keys and values at every later one. Then the MLP, and the blocks behind it.
+   Queries change z at their own tokens, keys and values at every one that sees them. Then the MLP, and the blocks
+   behind it.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from torch import Tensor
 from circuitlab.parts import Edge, Layout, Slot
 from circuitlab.patching.edge_plan import reader_layer
 from circuitlab.patching.edge_run import EdgeRun
-from circuitlab.patching.suffix import Rows, run_suffix
+from circuitlab.patching.reach import rows_at_answer, rows_from
+from circuitlab.patching.suffix import run_suffix
 from circuitlab.patching.writers import mlp_input
 
 SLOTS = tuple(Slot)
@@ -123,10 +125,11 @@ def run_rows(run: EdgeRun, layer: int, some: EdgeRows) -> Float[Tensor, "row d_m
     # Heads one after the other, and MLPs last: what belongs together is a slice.
     order = torch.where(some.slot == WHOLE, model.spec.n_heads, some.head).argsort(stable=True)
     some, answer = some.take(order), answer[order]
-    rows = Rows(example=some.example, first=answer if layer == n_layers - 1 else some.first, last=answer)
+    batch, last = run.baseline.batch, layer == n_layers - 1
+    rows = rows_at_answer(batch, some.example) if last else rows_from(model.spec, batch, some.example, some.first)
     where = (some.example[rows.row], rows.position)
     touched = run.live[some.writer[rows.row], *where] & run.tokens[some.column[rows.row], *where]
-    # A key or a value is read by every later token.
+    # A key or a value is read by every later token, in a bidirectional model by all: the row's tokens.
     touched |= ((some.slot == SLOTS.index(Slot.K)) | (some.slot == SLOTS.index(Slot.V)))[rows.row]
     everywhere = bool(touched.all())
     at = torch.arange(len(touched), device=touched.device) if everywhere else touched.nonzero().flatten()

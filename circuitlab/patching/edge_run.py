@@ -14,10 +14,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from circuitlab.data.batch import PairBatch
 from circuitlab.models.protocol import Model, Recording
 from circuitlab.parts import Edge, Kind, Layout, Node
 from circuitlab.patching.baseline import Baseline
+from circuitlab.patching.reach import tokens_that_matter
 from circuitlab.patching.replacement import Replacement, replaced
 
 CORRUPT = Replacement(kind="corrupt")
@@ -79,7 +79,7 @@ def edge_run(
     layout, batch = Layout.of(model.spec), baseline.batch
     writers = tuple(sorted({edge.source for edge in edges}, key=layout.writer_index))
     messages = messages_of(model, base, other, writers)
-    matters = where_it_matters(batch) if replacement.kind == "corrupt" else up_to_answer(batch)
+    matters = tokens_that_matter(model.spec, batch, from_difference=replacement.kind == "corrupt")
     live = (messages != 0).any(3) & matters
     return EdgeRun(
         model=model,
@@ -92,21 +92,6 @@ def edge_run(
         live=live,
         first=_first_tokens(live, tokens),
     )
-
-
-def where_it_matters(batch: PairBatch) -> Bool[Tensor, "batch seq"]:
-    """Tokens from the first that differs to the answer.
-
-    Both prompts are the same before it, whatever the last bits of their kernels say, and nobody looks behind the
-    answer.
-    """
-    return ((batch.clean != batch.corrupt).cumsum(1) > 0) & up_to_answer(batch)
-
-
-def up_to_answer(batch: PairBatch) -> Bool[Tensor, "batch seq"]:
-    """Tokens from the first to the answer."""
-    position = torch.arange(batch.n_tokens, device=batch.clean.device)
-    return position <= batch.answer_at[:, None]
 
 
 @torch.no_grad()

@@ -10,8 +10,9 @@ from typing import Any
 from circuitlab.data.batch import PairBatch
 from circuitlab.data.pairs import PairSet
 from circuitlab.models.protocol import Model
-from circuitlab.patching.cells import Cells, run_cells
+from circuitlab.patching.cells import Cells, rows_of, run_cells
 from circuitlab.patching.packing import bytes_per_row, default_budget
+from circuitlab.patching.patches import Runs
 from circuitlab.patching.sweep_plan import plan_sweep, recorded_streams
 from circuitlab.patching.sweep_run import Part, SweepRun, start
 
@@ -79,12 +80,12 @@ def estimate_sweep(
 def _count(run: SweepRun, part: Part) -> tuple[int, int]:
     """Rows of a part, and how many tokens times blocks they run."""
     runs, cells, _ = run.cells(part)
-    return len(cells), _work(run, part, cells, runs.baseline.batch)
+    return len(cells), _work(runs, part, cells)
 
 
-def _work(run: SweepRun, part: Part, cells: Cells, batch: PairBatch) -> int:
-    tokens = int((batch.answer_at[cells.example] - cells.first + 1).sum())
-    return tokens * (run.plan.model.spec.n_layers - part.block) + len(cells)
+def _work(runs: Runs, part: Part, cells: Cells) -> int:
+    tokens = int(rows_of(runs, cells, part.block).lengths.sum())
+    return tokens * (runs.model.spec.n_layers - part.block) + len(cells)
 
 
 def _seconds_per_token(run: SweepRun, part: Part) -> float:
@@ -93,7 +94,7 @@ def _seconds_per_token(run: SweepRun, part: Part) -> float:
     run_cells(runs, some, part.block, inside)  # the first call pays for what later ones find ready
     began = time.perf_counter()
     run_cells(runs, some, part.block, inside)
-    return (time.perf_counter() - began) / max(1, _work(run, part, some, runs.baseline.batch))
+    return (time.perf_counter() - began) / max(1, _work(runs, part, some))
 
 
 def _duration(seconds: float) -> str:

@@ -70,8 +70,8 @@ def patches_of(
 ) -> Iterator[Patches]:
     """All cells of a site at a layer.
 
-    A key or value at one position changes its head's z at every later one, so there each column is worked out by
-    itself; everywhere else the columns are cuts of one difference.
+    A key or value at one position changes its head's z at every one that sees it, so there each column is worked out
+    by itself; everywhere else the columns are cuts of one difference.
     """
     everywhere = torch.ones_like(tokens[:1])
     several = bool((~tokens.all((1, 2))).any())

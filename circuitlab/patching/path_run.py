@@ -1,6 +1,7 @@
 """The two runs of path patching, packed: what the receivers hear of a sender, and what follows from it.
 
-A row is one sender and one example, from the first token of the sender's message that differs to the answer.
+A row is one sender and one example: under causal attention from the first token of the sender's message that differs to
+the answer, else the whole prompt.
 """
 
 from __future__ import annotations

@@ -34,12 +34,12 @@ from circuitlab.models.protocol import Model
 from circuitlab.parts import Kind, Node, Reader
 from circuitlab.patching.baseline import Baseline, check_gap, judge, record_baseline
 from circuitlab.patching.edge_plan import MetricLike
-from circuitlab.patching.edge_run import messages_of, where_it_matters
+from circuitlab.patching.edge_run import messages_of
 from circuitlab.patching.packing import Packer, rows_at_once, rows_per_pack
 from circuitlab.patching.path_effects import PathEffects
 from circuitlab.patching.path_plan import PathPlan, plan_paths
 from circuitlab.patching.path_run import Paths, run_paths
-from circuitlab.patching.suffix import Rows
+from circuitlab.patching.reach import rows_from, tokens_that_matter
 from circuitlab.progress import Progress, silent
 
 
@@ -157,14 +157,14 @@ def _run_senders(
     """Fill in the metric of senders that enter the stream where this one does."""
     model, baseline = plan.model, paths.baseline
     batch = baseline.batch
-    live = (messages != 0).any(3) & where_it_matters(batch)
+    live = (messages != 0).any(3) & tokens_that_matter(model.spec, batch, from_difference=True)
     number, example = live.any(2).nonzero().T
     first = live.int().argmax(2)
     fits = rows_per_pack(model, batch.n_tokens, plan.budget, plan.kept_streams)
 
     def pack(part: slice) -> None:
         who, which = number[part], example[part]
-        rows = Rows(example=which, first=first[who, which], last=batch.answer_at[which])
+        rows = rows_from(model.spec, batch, which, first[who, which])
         message = messages[who[rows.row], which[rows.row], rows.position]
         final = run_paths(paths, sender, rows, message)
         values[who, which] = judge(model, plan.metric, baseline, final, which).double()

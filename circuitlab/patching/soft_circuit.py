@@ -43,8 +43,8 @@ class SoftCircuit:
         self.model, self.baseline = model, baseline
         self._heads, self._layout = SoftHeads(model), Layout.of(model.spec)
         run = baseline.corrupt if floor is None else floor.run
-        last = int(baseline.batch.answer_at.max()) + 1
-        # Nobody looks behind the last answer.
+        # Nobody looks behind the last answer, if no token sees a later one.
+        last = int(baseline.batch.answer_at.max()) + 1 if model.spec.causal else baseline.batch.n_tokens
         self._n_tokens = last
         self._replaced = (replaced_apart(model, baseline, floor) + writer_outputs(model, baseline.clean))[:, :, :last]
         self._input = baseline.clean.resid_pre[0][:, :last]

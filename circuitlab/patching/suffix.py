@@ -1,10 +1,10 @@
 """Run many variants of recorded prompts from the middle of the model, and no token that cannot differ.
 
-A row is one variant of one example: from its first changed token to the answer position it carries its own stream;
-before that it is the recorded run (attention is causal), and behind the answer nobody looks. Everything that works
+A row is one variant of one example, with a stream of its own at the tokens that can differ: where attention is causal,
+from the first changed token to the answer, with the recorded run in front; else the whole prompt. Everything that works
 token by token (norms, projections, MLPs) sees the rows' own tokens one after the other in one matrix; only attention
 sees whole rows, with the recorded queries, keys and values in front. In the last block keys and values are read at all
-of a row's tokens, everything else at the answer.
+of a row's tokens, everything else at the answer: nobody looks at another token behind it.
 
 The same runs through a cache of keys and values need the model's code to take one and its masks and positions to be
 cut; this needs neither, so it is exact on every architecture whose steps add up.
@@ -30,12 +30,14 @@ class Rows:
     Attributes:
         example: Which example of the batch each row is a variant of.
         first: First token that may differ from the recorded run.
-        last: The example's answer position.
+        last: Last token that may, and that can reach the answer.
+        answer: The example's answer position, among these.
     """
 
     example: Int[Tensor, " row"]
     first: Int[Tensor, " row"]
     last: Int[Tensor, " row"]
+    answer: Int[Tensor, " row"]
 
     def __len__(self) -> int:
         return len(self.example)
@@ -58,8 +60,8 @@ class Rows:
 
     @cached_property
     def at_answer(self) -> Int[Tensor, " row"]:
-        """The place of each row's last token among all tokens."""
-        return self.lengths.cumsum(0) - 1
+        """The place of each row's answer among all tokens."""
+        return self.lengths.cumsum(0) - 1 - (self.last - self.answer)
 
     def of(self, recorded: Float[Tensor, "batch seq d_model"]) -> Float[Tensor, "token d_model"]:
         """A recorded tensor at the rows' tokens."""
@@ -69,7 +71,7 @@ class Rows:
 
     def answers_only(self) -> Rows:
         """The same rows at their answer position alone."""
-        return Rows(example=self.example, first=self.last, last=self.last)
+        return Rows(example=self.example, first=self.answer, last=self.answer, answer=self.answer)
 
 
 @torch.no_grad()
@@ -175,7 +177,8 @@ def _behind_attention(
 def _answers_attend(
     model: Model, base: Recording, rows: Rows, stream: Tensor, layer: int, touched: Tensor | None
 ) -> Float[Tensor, "row head d_head"]:
-    """Every head's z at the answers; what they look at is recorded in front of a row's tokens."""
+    """Every head's z at the answers; what they look at is recorded in front of a row's tokens, which end there."""
+    assert model.spec.causal, "plain attention is causal"
     end = int(rows.last.max()) + 1
     read = model.attn_input(layer, stream)
     seen = model.attn_input(layer, base.resid_pre[layer])[:, :end].index_select(0, rows.example)
@@ -206,8 +209,8 @@ def _read(
         k, v = model.read_attention(layer, (Slot.K, Slot.V), stream if touched is None else stream[own])
     else:
         q, k, v = model.read_attention(layer, tuple(Slot), stream if touched is None else stream[own])
-    since = int((rows.last if last else rows.first).min())
-    if touched is None:  # whoever asks in front of these tokens, nobody reads the answer
+    since = int((rows.answer if last else rows.first).min())
+    if touched is None:  # whoever else asks, nobody reads what is said to them
         queries = q.new_zeros((len(rows), base.q[layer].shape[1] - since, *q.shape[1:]))
     else:
         queries = base.q[layer][:, since:].index_select(0, rows.example)

@@ -16,6 +16,7 @@ class TokenSets:
     Args:
         batch: Examples.
         seq: Tokens of each.
+        causal: Whether attention carries nothing to an earlier token.
 
     Example:
         >>> sets = TokenSets(batch=2, seq=3)
@@ -24,10 +25,10 @@ class TokenSets:
         ([1, 2], [0, 1])
     """
 
-    __slots__ = ("_columns", "_indices", "all", "batch", "seq", "size")
+    __slots__ = ("_causal", "_columns", "_indices", "all", "batch", "seq", "size")
 
-    def __init__(self, batch: int, seq: int) -> None:
-        self.batch, self.seq, self.size = batch, seq, batch * seq
+    def __init__(self, batch: int, seq: int, causal: bool = True) -> None:
+        self.batch, self.seq, self.size, self._causal = batch, seq, batch * seq, causal
         self.all = (1 << self.size) - 1
         # Tokens at position `p` and behind, for the steps of a doubling.
         positions = np.arange(seq)
@@ -54,13 +55,25 @@ class TokenSets:
         return tokens.bit_count()
 
     def behind(self, tokens: int) -> int:
-        """The members and every token behind one in the same example: what attention can carry them to."""
+        """The members and every token behind one in the same example: what attention can carry them to.
+
+        Where attention is not causal, all tokens of an example that has a member.
+        """
+        return self._forwards(tokens if self._causal else self._backwards(tokens))
+
+    def before(self, tokens: int) -> int:
+        """The members and every token before one in the same example: what attention reads for them.
+
+        Where attention is not causal, all tokens of an example that has a member.
+        """
+        return self._backwards(tokens if self._causal else self._forwards(tokens))
+
+    def _forwards(self, tokens: int) -> int:
         for step, allowed in self._columns.items():
             tokens |= (tokens << step) & allowed
         return tokens
 
-    def before(self, tokens: int) -> int:
-        """The members and every token before one in the same example: what attention reads for them."""
+    def _backwards(self, tokens: int) -> int:
         for step, allowed in self._columns.items():
             tokens |= (tokens & allowed) >> step
         return tokens

@@ -1,0 +1,112 @@
+"""Compiled models in which every token sees every other: what they say depends on words behind the answer too."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from circuitlab.compiled.entry import BOS, Drawn, Entry, alphabet, another
+from circuitlab.compiled.program import POSITION, TOKEN, Apply, Attend, Program
+from circuitlab.compiled.terms import equal, prefer, selection, table
+
+# Between words that are counted and others, in nats: counts are told apart by differences of a twentieth.
+COUNTED = 12.0
+
+
+def mirror() -> Entry:
+    """At each letter of a text, the letter that is as far from its end as this one from its beginning."""
+    words, n_ctx, end = ("BOS", *alphabet(6), "END"), 12, 7
+    size = len(words)
+
+    def source(end_at: int, position: int) -> int | None:
+        return end_at - position if 1 <= position < end_at else None
+
+    def draw(number: int, rng: np.random.Generator) -> Drawn:
+        def prompt(n: int, text: list[int]) -> list[int]:
+            """A text of `n` letters; what stands behind its end belongs to no text."""
+            return [BOS, *text[:n], end, *text[n:]]
+
+        own = list(map(int, rng.integers(1, end, n_ctx - 2)))
+        n = int(rng.integers(6, 11))
+        if number % 2:  # another letter in the place that is asked for
+            at = int(rng.integers(1, n + 1))
+            other = list(own)
+            other[n - at] = another(own[n - at], range(1, end), rng)
+            return Drawn(prompt(n, own), prompt(n, other), at)
+        while True:  # the end in another place, the letters as they are
+            m = another(n, range(6, 11), rng)
+            at = int(rng.integers(1, min(n, m) + 1))
+            if own[n - at] != own[m - at]:
+                return Drawn(prompt(n, own), prompt(m, own), at)
+            own = list(map(int, rng.integers(1, end, n_ctx - 2)))
+
+    program = Program(
+        name="mirror",
+        words=words,
+        n_ctx=n_ctx,
+        operations=(
+            Attend(writes="end at", value=POSITION, through=np.eye(n_ctx), score=(prefer(TOKEN, size, [end]),)),
+            Attend(writes="unread", value=TOKEN, through=np.eye(size)),
+            table("source", ("end at", n_ctx), (POSITION, n_ctx), n_ctx, source),
+            Attend(writes="mirrored", value=TOKEN, through=np.eye(size), score=(equal("source", POSITION, n_ctx),)),
+        ),
+        output="mirrored",
+        unembed=np.eye(size),
+        causal=False,
+    )
+    return Entry(what="says the letter at the mirrored place of the text", program=program, draw=draw)
+
+
+def histogram() -> Entry:
+    """How often the letter at a place stands in the whole prompt: once, twice or three times."""
+    counts, n_letters, n_ctx = ("once", "twice", "three times"), 6, 10
+    words = ("BOS", *alphabet(n_letters), *counts)
+    size, most = len(words), len(counts)
+
+    def draw(number: int, rng: np.random.Generator) -> Drawn:
+        def prompt() -> list[int]:
+            return [BOS, *map(int, rng.integers(1, 1 + n_letters, n_ctx - 1))]
+
+        while True:
+            clean, corrupt, at = prompt(), prompt(), int(rng.integers(1, n_ctx))
+            if number % 2:  # another letter is asked for, all others as they are
+                corrupt = [*clean[:at], another(clean[at], range(1, 1 + n_letters), rng), *clean[at + 1 :]]
+            else:  # the same letter, in another text
+                corrupt[at] = clean[at]
+            one, other = clean.count(clean[at]), corrupt.count(corrupt[at])
+            if one != other and max(one, other) <= most:
+                return Drawn(clean, corrupt, at)
+
+    program = Program(
+        name="histogram",
+        words=words,
+        n_ctx=n_ctx,
+        operations=(
+            Attend(
+                writes="share of BOS",
+                value=TOKEN,
+                through=selection(size, [[BOS]]),
+                score=(equal(TOKEN, TOKEN, size, COUNTED), prefer(TOKEN, size, [BOS], COUNTED)),
+            ),
+            Attend(writes="unread", value=TOKEN, through=np.eye(size)),
+            _counted("count", "share of BOS", most),
+            Attend(writes="unread too", value="unread", through=np.eye(size), score=(equal(TOKEN, "unread", size),)),
+        ),
+        output="count",
+        unembed=selection(size, [[words.index(count)] for count in counts]).T,
+        causal=False,
+    )
+    return Entry(what="says how often the letter stands in the whole text", program=program, draw=draw)
+
+
+def _counted(writes: str, share: str, most: int) -> Apply:
+    """From 1 / (1 + n), BOS's share beside n equal letters, to n as one of 1 to `most`.
+
+    A tent for each n: 1 at its share, 0 from the next shares on, straight in between. Its three neurons bend there.
+    """
+    bends = [1 / (1 + n) for n in range(most + 1, -1, -1)]
+    into, bias, out = np.ones((1, len(bends))), -np.array(bends), np.zeros((len(bends), most))
+    for n in range(1, most + 1):
+        at = most + 1 - n
+        up, down = 1 / (bends[at] - bends[at - 1]), 1 / (bends[at + 1] - bends[at])
+        out[at - 1 : at + 2, n - 1] = up, -up - down, down
+    return Apply(writes=writes, reads={share: into}, bias=bias, out=out, shift=np.zeros(most))
