@@ -17,6 +17,8 @@ AXES: dict[str, str] = {
     "reader": "places that read the stream: head slots q, k, v, MLPs, logits",
     "token": "tokens of several rows, one after the other (ragged)",
     "neuron": "neurons of one MLP: what goes into its output projection",
+    "feature": "features of one sparse autoencoder",
+    "d_in": "width of what a sparse autoencoder reads",
     "word": "chosen tokens of the vocabulary",
     "circuit": "edge masks evaluated together",
     "text": "texts of any length",

@@ -6,8 +6,8 @@ everything after them (query/key norms, rotation, softcaps, masks) is the model'
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -35,6 +35,7 @@ from circuitlab.models.direct import DirectWrites
 from circuitlab.models.norms import norm_slope
 from circuitlab.models.products import fast_products, product
 from circuitlab.models.protocol import AS_SAVED, Folding, Frame, Recording
+from circuitlab.models.rewriting import rewriting
 from circuitlab.models.shortcuts import (
     ROUNDING,
     PlainAttention,
@@ -362,6 +363,10 @@ class BridgeModel:
         """The stream behind the model's own block, untouched; gradients follow if they are on."""
         with evaluating(self._modules):
             return watch.run_block(self._insides, layer, stream, frame)
+
+    def rewriting(self, site: str, layer: int, change: Callable[[Tensor], Tensor]) -> AbstractContextManager[None]:
+        """Whole forward passes inside have `change(activation)` in the place of an activation."""
+        return rewriting(self.bridge, site, layer, change)
 
     def neuron_weight(self, layer: int) -> Float[Tensor, "neuron d_model"]:
         """The output projection of an MLP: what a neuron of value 1 adds to the stream, before any post-norm."""

@@ -6,7 +6,8 @@ forward pass with its input given, so that any part of the pass can be run again
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Protocol
 
@@ -148,6 +149,22 @@ class Model(Protocol):
         """The stream on entry to block `stop` (after the last block by default) from that on entry to block `first`.
 
         Gradients follow if they are on and the stream asks for them.
+        """
+        ...
+
+    def whole_block(
+        self, layer: int, stream: Float[Tensor, "row seq d_model"], frame: Frame
+    ) -> Float[Tensor, "row seq d_model"]:
+        """The stream behind one block; gradients follow if they are on."""
+        ...
+
+    def rewriting(self, site: str, layer: int, change: Callable[[Tensor], Tensor]) -> AbstractContextManager[None]:
+        """Whole forward passes inside have `change(activation)` in the place of an activation.
+
+        Args:
+            site: A stream, what a sublayer adds to it, `head_z` (all heads side by side) or `neuron` (a whole MLP).
+            layer: In which layer.
+            change: From the activation `[batch, seq, width]` to what takes its place.
         """
         ...
 

@@ -1,0 +1,205 @@
+"""The features of an autoencoder on texts: token by token, and only those that are active."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from circuitlab import late
+from circuitlab.errors import ConfigError
+from circuitlab.features.autoencoder import Autoencoder
+from circuitlab.features.descriptions import Descriptions
+from circuitlab.features.place import activation, check_fits
+from circuitlab.features.prompts import prompts_of
+from circuitlab.models.protocol import Model
+from circuitlab.patching.packing import packs, rows_per_pack
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Texts = str | Sequence[str] | Int[Tensor, "batch seq"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ActiveFeature:
+    """A feature that is active at a token.
+
+    Attributes:
+        feature: Its number.
+        value: Its activation, above 0.
+    """
+
+    feature: int
+    value: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class FeatureActivations:
+    """Active features on prompts, one entry each, by prompt, position, feature.
+
+    Attributes:
+        autoencoder: Name of the autoencoder.
+        hook: Its place.
+        n_features: How many features it has.
+        tokens: Each prompt's tokens as text; their numbers where the model has no tokenizer.
+        prompt: Which prompt an entry is of.
+        position: At which of its tokens.
+        feature: Which feature.
+        value: Its activation, above 0.
+    """
+
+    autoencoder: str
+    hook: str
+    n_features: int
+    tokens: tuple[tuple[str, ...], ...]
+    prompt: Int[np.ndarray, " entry"]
+    position: Int[np.ndarray, " entry"]
+    feature: Int[np.ndarray, " entry"]
+    value: Float[np.ndarray, " entry"]
+
+    def __len__(self) -> int:
+        return len(self.value)
+
+    def active(self, position: int = -1, k: int | None = 10, prompt: int = 0) -> tuple[ActiveFeature, ...]:
+        """The features at a token, the strongest first.
+
+        Args:
+            position: Which token; negative numbers count from the end.
+            k: At most so many; all where None.
+            prompt: Of which prompt.
+
+        Raises:
+            ConfigError: There is no such prompt or position.
+        """
+        here = np.flatnonzero((self.prompt == prompt) & (self.position == self._place(prompt, position)))
+        order = here[np.argsort(-self.value[here], kind="stable")][:k]
+        return tuple(ActiveFeature(feature=int(self.feature[i]), value=float(self.value[i])) for i in order)
+
+    def of(self, feature: int, prompt: int = 0) -> Float[np.ndarray, " seq"]:
+        """One feature's activation at every token of a prompt.
+
+        Raises:
+            ConfigError: There is no such feature or prompt.
+        """
+        if not 0 <= feature < self.n_features:
+            raise ConfigError(f"feature {feature} is out of range: there are {self.n_features}, numbered from 0.")
+        values = np.zeros(len(self.tokens[self._prompt(prompt)]))
+        here = (self.prompt == prompt) & (self.feature == feature)
+        values[self.position[here]] = self.value[here]
+        return values
+
+    def strongest(self, k: int = 10, prompt: int | None = None) -> tuple[ActiveFeature, ...]:
+        """The features with the largest activation anywhere, or anywhere in a prompt, the strongest first."""
+        here = np.arange(len(self)) if prompt is None else np.flatnonzero(self.prompt == self._prompt(prompt))
+        order = here[np.argsort(-self.value[here], kind="stable")]
+        _, first = np.unique(self.feature[order], return_index=True)
+        chosen = order[np.sort(first)][:k]
+        return tuple(ActiveFeature(feature=int(self.feature[i]), value=float(self.value[i])) for i in chosen)
+
+    def to_frame(self, descriptions: Descriptions | None = None) -> pd.DataFrame:
+        """One row an entry: prompt, position, token, feature, activation, (description)."""
+        import pandas as pd
+
+        tokens = [self.tokens[p][i] for p, i in zip(self.prompt, self.position, strict=True)]
+        frame = pd.DataFrame(
+            {
+                "prompt": self.prompt,
+                "position": self.position,
+                "token": tokens,
+                "feature": self.feature,
+                "activation": self.value,
+            }
+        )
+        return frame if descriptions is None else descriptions.join(frame)
+
+    def plot(self, k: int = 12, prompt: int = 0, names: Mapping[int, str] | None = None) -> Any:
+        """The strongest features of a prompt, token by token, as a matplotlib `Figure`.
+
+        Args:
+            k: How many features.
+            prompt: Which prompt.
+            names: Words beside the numbers of features.
+
+        Raises:
+            ConfigError: There is no such prompt, or no feature is active in it.
+        """
+        chosen = [each.feature for each in self.strongest(k, prompt)]
+        if not chosen:
+            raise ConfigError(f"no feature is active in prompt {prompt}; there is nothing to draw.")
+        first = [int(self.of(feature, prompt).argmax()) for feature in chosen]
+        order = [feature for _, feature in sorted(zip(first, chosen, strict=True))]
+        words = names or {}
+        return late.call(
+            "circuitlab.viz.features",
+            "feature_map",
+            np.stack([self.of(feature, prompt) for feature in order]),
+            [f"{feature} {words[feature]}" if feature in words else str(feature) for feature in order],
+            self.tokens[prompt],
+        )
+
+    def _prompt(self, prompt: int) -> int:
+        if not 0 <= prompt < len(self.tokens):
+            raise ConfigError(f"prompt {prompt} is out of range: there are {len(self.tokens)}, numbered from 0.")
+        return prompt
+
+    def _place(self, prompt: int, position: int) -> int:
+        n = len(self.tokens[self._prompt(prompt)])
+        if not -n <= position < n:
+            raise ConfigError(f"position {position} is out of range: prompt {prompt} has {n} tokens.")
+        return position % n
+
+
+@torch.no_grad()
+def features(model: Model, autoencoder: Autoencoder, texts: Texts, *, budget: int | None = None) -> FeatureActivations:
+    """Run the model on texts and read the active features at every token.
+
+    Args:
+        model: A loaded model.
+        autoencoder: Of this model.
+        texts: A text, several of any length, or tokens `[batch, seq]`.
+        budget: Bytes that a run may take; a share of what is free by default.
+
+    Raises:
+        ConfigError: The autoencoder does not fit the model; a text is empty, or longer than the model reads.
+        UnknownNameError: The model has no such site.
+    """
+    check_fits(model, autoencoder)
+    autoencoder = autoencoder.to(model.device, autoencoder.w_enc.dtype)
+    prompts = prompts_of(model, texts)
+    found = [
+        entries
+        for batch in prompts.batches
+        for part in packs(
+            len(batch.tokens), rows_per_pack(model, batch.tokens.shape[1], budget, 8 * model.spec.n_layers)
+        )
+        for entries in [_entries(model, autoencoder, batch.tokens[part], batch.index[part])]
+    ]
+    prompt, position, feature, value = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    order = np.lexsort((feature, position, prompt))
+    return FeatureActivations(
+        autoencoder=autoencoder.name,
+        hook=autoencoder.hook,
+        n_features=autoencoder.n_features,
+        tokens=prompts.words,
+        prompt=prompt[order],
+        position=position[order],
+        feature=feature[order],
+        value=value[order],
+    )
+
+
+def _entries(
+    model: Model, autoencoder: Autoencoder, tokens: Int[Tensor, "batch seq"], index: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    x = activation(model, model.record(tokens), autoencoder.site, autoencoder.layer)
+    active = autoencoder.active(x.flatten(0, 1))
+    n = tokens.shape[1]
+    token = active.token.cpu().numpy()
+    prompt = np.array(index)[token // n]
+    return prompt, token % n, active.feature.cpu().numpy(), active.value.double().cpu().numpy()

@@ -1,0 +1,114 @@
+"""The place of a model that an autoencoder reads: its value in a recorded run, and the model from there on."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from circuitlab.errors import ConfigError
+from circuitlab.features.autoencoder import Autoencoder
+from circuitlab.models.protocol import Frame, Model, Recording
+from circuitlab.patching.sites import SITES, Entry, enters_at, find_site
+from circuitlab.patching.writers import mlp_input
+
+STREAMS = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
+
+
+def check_fits(model: Model, autoencoder: Autoencoder) -> None:
+    """Refuse an autoencoder that is not of this model's shape.
+
+    Raises:
+        UnknownNameError: The model has no such site.
+        ConfigError: The model has no such layer, or what stands there has another width.
+    """
+    spec, name = model.spec, autoencoder.name
+    find_site(autoencoder.site, spec)
+    if autoencoder.layer >= spec.n_layers:
+        raise ConfigError(
+            f"autoencoder {name!r} reads layer {autoencoder.layer}; model {spec.name!r} has {spec.n_layers}, numbered "
+            f"0 to {spec.n_layers - 1}. Load the model it was trained on, or give layer=."
+        )
+    width = width_of(model, autoencoder.site, autoencoder.layer)
+    if width != autoencoder.d_in:
+        raise ConfigError(
+            f"autoencoder {name!r} reads {autoencoder.d_in} numbers a token; {autoencoder.site} of model "
+            f"{spec.name!r} has {width}. It was trained on {autoencoder.model_id or 'another model'}."
+        )
+
+
+def width_of(model: Model, site: str, layer: int) -> int:
+    """How many numbers a token has at a site."""
+    if site == "head_z":
+        return model.spec.n_heads * model.spec.d_head
+    return model.neuron_weight(layer).shape[0] if site == "neuron" else model.spec.d_model
+
+
+@torch.no_grad()
+def activation(model: Model, run: Recording, site: str, layer: int) -> Float[Tensor, "batch seq d_in"]:
+    """What stood at a site in a recorded run."""
+    if site == "resid_pre":
+        return run.resid_pre[layer]
+    if site == "resid_mid":
+        return run.resid_pre[layer] + run.attn_out[layer]
+    if site == "resid_post":
+        return run.stream(layer + 1)
+    if site == "attn_out":
+        return run.attn_out[layer]
+    if site == "mlp_out":
+        return run.mlp_out[layer]
+    if site == "head_z":
+        return run.z[layer].flatten(2)
+    return model.mlp_hidden(layer, mlp_input(model, run, layer))
+
+
+def added(model: Model, site: str, layer: int, value: Float[Tensor, "*row d_in"]) -> Float[Tensor, "*row d_model"]:
+    """What a value at a site stands for in the stream: itself, or what a sublayer makes of it.
+
+    Gradients follow if they are on.
+    """
+    if site == "head_z":
+        return model.attn_output(layer, value.unflatten(-1, (model.spec.n_heads, model.spec.d_head)))
+    return model.mlp_from_hidden(layer, value) if site == "neuron" else value
+
+
+def recorded(model: Model, run: Recording, site: str, layer: int) -> Float[Tensor, "batch seq d_model"]:
+    """The same of a recorded run."""
+    if site == "head_z":
+        return run.attn_out[layer]
+    return run.mlp_out[layer] if site == "neuron" else activation(model, run, site, layer)
+
+
+def run_on(
+    model: Model, run: Recording, frame: Frame, site: str, layer: int, value: Float[Tensor, "batch seq d_in"]
+) -> Float[Tensor, "batch seq d_model"]:
+    """The stream at the end with another value at a site, at every token. What comes before is the recorded run.
+
+    Gradients follow if they are on.
+
+    Args:
+        model: The model.
+        run: The recorded run of these prompts.
+        frame: What blocks are called with.
+        site: Where the value is put.
+        layer: In which layer.
+        value: What is put there.
+    """
+    entry, spec = SITES[site].entry, model.spec
+    if site in ("resid_pre", "resid_mid", "resid_post"):
+        stream = value
+    else:
+        own = added(model, site, layer, value) - recorded(model, run, site, layer)
+        stream = own + (run.stream(layer + 1) if spec.parallel or entry is Entry.BEHIND else _middle(run, layer))
+    if entry is Entry.MIDDLE and spec.has_mlp and not spec.parallel:
+        stream = stream + model.mlp_output(layer, stream)
+    start = enters_at(SITES[site], layer)
+    if not torch.is_grad_enabled():
+        return model.run_blocks(stream, start, frame)
+    for later in range(start, spec.n_layers):
+        stream = model.whole_block(later, stream, frame)
+    return stream
+
+
+def _middle(run: Recording, layer: int) -> Float[Tensor, "batch seq d_model"]:
+    return run.resid_pre[layer] + run.attn_out[layer]

@@ -1,0 +1,283 @@
+"""Rank features by attribution: how far each would move the metric, to first order, all from one gradient.
+
+    score(f) = sum over tokens of (f_clean - f_corrupt) * dm/df,     dm/df = (dm/dx) . W_dec[f]
+
+What features do not carry is the error term's score; features and error term together give (x_clean - x_corrupt) . dm/dx,
+the first-order change of the metric when the whole activation is moved. With several steps the gradient is averaged along
+the straight line between the two activations (integrated gradients), and the sum is the real change but for the steps.
+
+References:
+    Marks et al. 2024, arXiv:2403.19647 (features and error terms as nodes; attribution patching and integrated gradients).
+    Sundararajan et al. 2017, arXiv:1703.01365.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from circuitlab import stats
+from circuitlab.data.batch import PairBatch
+from circuitlab.data.pairs import PairSet
+from circuitlab.errors import ConfigError, MetricError, UnknownNameError
+from circuitlab.features.autoencoder import Autoencoder
+from circuitlab.features.descriptions import Descriptions
+from circuitlab.features.differences import differences, reached
+from circuitlab.features.place import activation, check_fits, run_on
+from circuitlab.metrics import Metric
+from circuitlab.models.protocol import Model
+from circuitlab.patching.baseline import Baseline, at_answer, check_gap, record_baseline
+from circuitlab.patching.gradients import judged
+from circuitlab.patching.grid import Grid
+from circuitlab.patching.packing import fitting
+from circuitlab.patching.sweep_plan import MetricLike, plan_sweep
+from circuitlab.progress import Progress, silent
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+ENDS = ("corrupt", "clean")
+ENTRIES_AT_ONCE = 2**24  # numbers of gathered decoder rows: 64 MB in float32
+ALIVE = 24  # tensors of the stream's size that a block keeps for its gradient, about
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class FeatureRanking:
+    """What features add to the metric's way from the corrupted to the clean run, to first order, largest size first.
+
+    Attributes:
+        autoencoder: Name of the autoencoder.
+        metric: Name of the metric.
+        unit: Its unit.
+        at: Where the gradient was taken: "corrupt", "clean", or "between" (integrated).
+        steps: Over how many points it was averaged.
+        features: Numbers of the features, the largest mean score (in size) first.
+        per_example: Their scores; positive where moving the feature from corrupted to clean raises the metric.
+        change: Mean over examples of clean minus corrupted activation, summed over tokens.
+        error: Score of the error term.
+        total: First-order change of the metric when everything at this place is moved.
+        clean: Metric of the clean run.
+        corrupt: Metric of the corrupted run.
+        seed: Seed of intervals and p-values.
+    """
+
+    autoencoder: str
+    metric: str
+    unit: str
+    at: str
+    steps: int
+    features: tuple[int, ...]
+    per_example: Float[np.ndarray, "feature example"]
+    change: Float[np.ndarray, " feature"]
+    error: Float[np.ndarray, " example"]
+    total: Float[np.ndarray, " example"]
+    clean: Float[np.ndarray, " example"]
+    corrupt: Float[np.ndarray, " example"]
+    seed: int = 0
+
+    @property
+    def scores(self) -> Float[np.ndarray, " feature"]:
+        """Mean over examples, in the unit of the metric."""
+        return self.per_example.mean(-1)
+
+    @property
+    def gap(self) -> float:
+        """How far the metric really goes: clean minus corrupted, mean over examples."""
+        return float((self.clean - self.corrupt).mean())
+
+    @property
+    def remainder(self) -> float:
+        """What features and error term leave of `total`: rounding, and the scales of an autoencoder that normalises."""
+        return float((self.total - self.error - self.per_example.sum(0)).mean())
+
+    def agreement(self, grid: Grid) -> float:
+        """Spearman correlation with an exact sweep over all tokens at once, of the features that both have.
+
+        Args:
+            grid: `sweep_features(..., axis="all")` of the same pairs.
+
+        Raises:
+            ConfigError: It is no such sweep, or shares fewer than three features.
+        """
+        if grid.site != "feature" or grid.column_kind != "feature":
+            raise ConfigError('agreement is with sweep_features(..., axis="all"), which has one cell a feature.')
+        moved = grid.per_example[0].mean(-1) - (grid.corrupt if grid.direction == "denoise" else grid.clean).mean()
+        exact = dict(zip(map(int, grid.columns), moved * (1 if grid.direction == "denoise" else -1), strict=True))
+        ours = dict(zip(self.features, self.scores, strict=True))
+        shared = [feature for feature in ours if feature in exact]
+        if len(shared) < 3:
+            raise ConfigError(f"sweep and ranking share {len(shared)} features; a correlation needs three.")
+        from scipy.stats import spearmanr
+
+        return float(spearmanr([ours[f] for f in shared], [exact[f] for f in shared]).statistic)
+
+    def to_frame(self, descriptions: Descriptions | None = None) -> pd.DataFrame:
+        """One row a feature: feature, score, share (of the gap), ci_low, ci_high, p_value, change, n, (description)."""
+        import pandas as pd
+
+        interval = stats.mean_interval(self.per_example, self.seed)
+        frame = pd.DataFrame(
+            {
+                "feature": self.features,
+                "score": self.scores,
+                "share": self.scores / self.gap,
+                "ci_low": interval.low,
+                "ci_high": interval.high,
+                "p_value": stats.sign_flip_p(self.per_example, self.seed),
+                "change": self.change,
+                "n": self.per_example.shape[-1],
+            }
+        )
+        return frame if descriptions is None else descriptions.join(frame)
+
+
+def rank_features(
+    model: Model,
+    autoencoder: Autoencoder,
+    pairs: PairSet | PairBatch,
+    *,
+    metric: MetricLike = "logit_diff",
+    at: str = "corrupt",
+    steps: int = 1,
+    seed: int = 0,
+    budget: int | None = None,
+    progress: Progress = silent,
+) -> FeatureRanking:
+    """Score every feature that differs between clean and corrupted run.
+
+    Args:
+        model: A loaded model.
+        autoencoder: Of this model.
+        pairs: A split of a task, or a `PairBatch`.
+        metric: What is differentiated.
+        at: With one step: take the gradient on the "corrupt" or on the "clean" run.
+        steps: With more than one: average it over so many points between the two activations (middle of each step),
+            the rest of the run following from them.
+        seed: Of intervals and p-values.
+        budget: Bytes that a run may take; a share of what is free by default.
+        progress: Called with (step, done, total) after each batch of prompts.
+
+    Raises:
+        ConfigError: The autoencoder does not fit the model, `steps` is below 1, or no feature differs.
+        UnknownNameError: No such end or metric, or the model has no such site.
+        MetricError: The metric has no gradient, or does not tell the two runs apart.
+    """
+    check_fits(model, autoencoder)
+    if at not in ENDS:
+        raise UnknownNameError.of("end", at, ENDS)
+    if steps < 1:
+        raise ConfigError(f"steps={steps}: the gradient is taken at one point at least.")
+    own = autoencoder.to(model.device, autoencoder.w_enc.dtype)
+    plan = plan_sweep(model, pairs, "resid_pre", metric=metric, axis="all", budget=budget)
+    judge = plan.metrics[0]
+    if not judge.smooth:
+        raise MetricError(f"metric {judge.name!r} has no gradient. Use logit_diff, prob_diff or log_prob.")
+    parts = [
+        p for batch in plan.batches for p in fitting(model, batch, budget, ALIVE * (model.spec.n_layers - own.layer))
+    ]
+    ends = np.zeros((4, plan.n_examples))  # clean, corrupt, error, total
+    sums: dict[int, list[tuple[int, float, float]]] = {}
+    for number, batch in enumerate(parts):
+        baseline, where = record_baseline(model, batch), batch.index.cpu().numpy()
+        slope = mean_slope(model, own, baseline, judge, at, steps)
+        scored, error, total = _scores(model, own, baseline, slope, at)
+        both = torch.stack([*baseline.gap(judge), error, total])
+        ends[:, where] = both.double().cpu().numpy()
+        for feature, example, score, change in scored:
+            sums.setdefault(feature, []).append((int(where[example]), score, change))
+        progress("attribution", number + 1, len(parts))
+    check_gap(judge, ends[0], ends[1])
+    if not sums:
+        raise ConfigError(f"no feature of autoencoder {own.name!r} differs between the clean and the corrupted runs.")
+    return _ranked(own, judge, ends, sums, at if steps == 1 else "between", steps, seed)
+
+
+def mean_slope(
+    model: Model, own: Autoencoder, baseline: Baseline, metric: Metric, at: str, steps: int
+) -> Float[Tensor, "batch seq d_in"]:
+    """The gradient of each example's metric at the autoencoder's place, at one end or averaged between both."""
+    clean, corrupt = (activation(model, run, own.site, own.layer) for run in (baseline.clean, baseline.corrupt))
+    run = baseline.clean if at == "clean" and steps == 1 else baseline.corrupt
+    places = [(i + 0.5) / steps for i in range(steps)] if steps > 1 else [1.0 if at == "clean" else 0.0]
+    slope = torch.zeros_like(corrupt)
+    for share in places:
+        with torch.enable_grad():
+            value = (corrupt + share * (clean - corrupt)).detach().requires_grad_()
+            final = run_on(model, run, baseline.frame, own.site, own.layer, value)
+            total = judged(model, metric, baseline.batch, at_answer(final, baseline.batch.answer_at)).sum()
+        if not total.requires_grad:
+            raise MetricError(f"metric {metric.name!r} does not depend on the logits in a way that torch can follow.")
+        slope += torch.autograd.grad(total, value)[0] / steps
+    return slope
+
+
+def _scores(
+    model: Model, own: Autoencoder, baseline: Baseline, slope: Float[Tensor, "batch seq d_in"], at: str
+) -> tuple[list[tuple[int, int, float, float]], Float[Tensor, " batch"], Float[Tensor, " batch"]]:
+    """Each feature's score and change by example; the error term's score; that of the whole activation."""
+    found = differences(model, own, baseline)
+    base = baseline.clean if at == "clean" else baseline.corrupt
+    scale = own.scaled(activation(model, base, own.site, own.layer)).scale[found.example, found.position, 0]
+    score = found.change * scale * _along_rows(slope, own, found.example, found.position, found.feature)
+    clean, corrupt = (activation(model, run, own.site, own.layer) for run in (baseline.clean, baseline.corrupt))
+    slope = slope * reached(baseline)[:, :, None]
+    total = ((clean - corrupt) * slope).sum((1, 2))
+    left = [x - own.reconstruct(x).to(x) for x in (clean, corrupt)]
+    error = ((left[0] - left[1]) * slope).sum((1, 2))
+    keys, place = (found.example * own.n_features + found.feature).unique(return_inverse=True)
+    both = torch.zeros(2, len(keys), dtype=torch.float64, device=keys.device)
+    both.index_add_(1, place, torch.stack([score, found.change]).double())
+    rows = zip((keys % own.n_features).tolist(), (keys // own.n_features).tolist(), *both.tolist(), strict=True)
+    return list(rows), error, total
+
+
+def _along_rows(
+    slope: Float[Tensor, "batch seq d_in"],
+    own: Autoencoder,
+    example: Int[Tensor, " entry"],
+    position: Int[Tensor, " entry"],
+    feature: Int[Tensor, " entry"],
+) -> Float[Tensor, " entry"]:
+    """The gradient along each entry's decoder row, some entries at a time."""
+    size = max(1, ENTRIES_AT_ONCE // own.d_in)
+    parts = zip(example.split(size), position.split(size), feature.split(size), strict=True)
+    return torch.cat([(slope[e, p].to(own.w_dec) * own.w_dec[f]).sum(1) for e, p, f in parts])
+
+
+def _ranked(
+    own: Autoencoder,
+    metric: Metric,
+    ends: Float[np.ndarray, "4 example"],
+    sums: dict[int, list[tuple[int, float, float]]],
+    at: str,
+    steps: int,
+    seed: int,
+) -> FeatureRanking:
+    numbers: Sequence[int] = sorted(sums)
+    scores, changes = np.zeros((len(numbers), ends.shape[1])), np.zeros(len(numbers))
+    for row, feature in enumerate(numbers):
+        for example, score, change in sums[feature]:
+            scores[row, example] += score
+            changes[row] += change / ends.shape[1]
+    order = np.argsort(-np.abs(scores.mean(1)), kind="stable")
+    return FeatureRanking(
+        autoencoder=own.name,
+        metric=metric.name,
+        unit=metric.unit,
+        at=at,
+        steps=steps,
+        features=tuple(numbers[i] for i in order),
+        per_example=scores[order],
+        change=changes[order],
+        error=ends[2],
+        total=ends[3],
+        clean=ends[0],
+        corrupt=ends[1],
+        seed=seed,
+    )

@@ -1,0 +1,254 @@
+"""Folders in SAELens's format: `cfg.json`, and the weights as safetensors. Read without sae-lens, and written.
+
+Versions before 6 keep everything in one flat `cfg.json`; from 6 on what concerns the model is nested (`metadata`, at
+first `meta`). Both are read; the nested form is written.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from circuitlab.errors import ConfigError, FormatError, OutputExistsError, UnknownNameError
+from circuitlab.features.autoencoder import Autoencoder
+from circuitlab.features.encoders import Gated, JumpRelu, TopK
+from circuitlab.features.weights import BIASES, Settings
+from circuitlab.models.hook_points import site_of_hook
+
+CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
+VERSION = "6.0.0"  # of the format that is written
+_OTHERS = {
+    "batchtopk": "is a training checkpoint; save it for inference, which turns it into jumprelu",
+    "matryoshka_batchtopk": "is a training checkpoint; save it for inference, which turns it into jumprelu",
+    "transcoder": "reads at one place and writes at another, so it has no error term to keep",
+    "jumprelu_transcoder": "reads at one place and writes at another, so it has no error term to keep",
+    "skip_transcoder": "reads at one place and writes at another, so it has no error term to keep",
+    "jumprelu_skip_transcoder": "reads at one place and writes at another, so it has no error term to keep",
+}
+
+
+def read_folder(
+    folder: Path, *, site: str | None, layer: int | None, scaling_factor: float | None, centred: bool | None
+) -> tuple[Settings, dict[str, Tensor]]:
+    """Settings and arrays of a folder.
+
+    Args:
+        folder: With `cfg.json` and one file of weights.
+        site: Instead of what the hook point says.
+        layer: Instead of what the hook point says.
+        scaling_factor: The constant of `expected_average_only_in`, which the folder does not hold.
+        centred: Instead of what the settings say.
+
+    Raises:
+        FormatError: A file is missing or damaged, or the settings are not ones that can be honoured.
+        UnknownNameError: An architecture or hook point that is not known.
+    """
+    config, name = _config(folder / CONFIG), str(folder)
+    architecture, k = _architecture(config, name)
+    if site is None or layer is None:
+        hook = config.get("hook_name") or config.get("hook_point")
+        if not isinstance(hook, str):
+            raise FormatError(f"{name}/{CONFIG} names no hook point (hook_name). Give site= and layer=.")
+        told = site_of_hook(hook)
+        site, layer = site or told[0], told[1] if layer is None else layer
+    _check_head(config, site, name)
+    kind, input_scale = _normalisation(config.get("normalize_activations"), scaling_factor, name)
+    processing = config.get("model_from_pretrained_kwargs") or {}
+    if processing.get("fold_value_biases") and site == "head_z":
+        raise FormatError(f"{name} was trained on z with folded value biases, which this model's z does not have.")
+    arrays = _weights(folder, architecture)
+    return Settings(
+        source=name,
+        architecture=architecture,
+        site=site,
+        layer=layer,
+        k=k,
+        subtract_bias=bool(config.get("apply_b_dec_to_input", True)),
+        normalisation=kind,
+        input_scale=input_scale,
+        by_decoder_norm=architecture == "topk" and bool(config.get("rescale_acts_by_decoder_norm", False)),
+        centred=_centred(processing, site) if centred is None else centred,
+        sizes=(_size(config, "d_in", name), _size(config, "d_sae", name)),
+        model_id=config.get("model_name"),
+        neuronpedia_id=config.get("neuronpedia_id"),
+    ), _scaled_features(arrays, config, name)
+
+
+def save_autoencoder(autoencoder: Autoencoder, folder: str | Path, *, force: bool = False) -> Path:
+    """Write an autoencoder as a folder that SAELens reads.
+
+    Args:
+        autoencoder: What to write; what was folded into its weights stays folded.
+        folder: A new folder.
+        force: Replace the two files where the folder exists.
+
+    Returns:
+        The folder.
+
+    Raises:
+        OutputExistsError: The folder exists, and `force` is not given.
+    """
+    from safetensors.torch import save_file
+
+    folder = Path(folder).expanduser()
+    if folder.exists() and not force:
+        raise OutputExistsError(f"autoencoder folder {str(folder)!r} exists. Name another, or give force=True.")
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch:
+        made = Path(scratch)
+        arrays = {name: tensor.detach().cpu().contiguous() for name, tensor in _arrays(autoencoder).items()}
+        save_file(arrays, made / WEIGHTS)
+        (made / CONFIG).write_text(json.dumps(_settings(autoencoder), indent=2) + "\n", encoding="utf-8")
+        for file in made.iterdir():
+            file.chmod(0o644)
+            os.replace(file, folder / file.name)
+    return folder
+
+
+def _config(path: Path) -> dict[str, Any]:
+    """The settings, those of the model beside the others."""
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FormatError(f"autoencoder folder {str(path.parent)!r} has no {CONFIG}.") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise FormatError(f"{path} is not JSON: {error}.") from error
+    if not isinstance(config, dict):
+        raise FormatError(f"{path} holds a {type(config).__name__}, not an object of settings.")
+    nested = config.get("metadata") or config.get("meta") or {}
+    return {**config, **(nested if isinstance(nested, dict) else {})}
+
+
+def _architecture(config: Mapping[str, Any], name: str) -> tuple[str, int | None]:
+    activation = config.get("activation_fn") or config.get("activation_fn_str") or "relu"
+    given = config.get("architecture") or "standard"
+    if given in _OTHERS:
+        raise UnknownNameError(f"autoencoder {name!r}: a {given} {_OTHERS[given]}. Read are {', '.join(BIASES)}.")
+    if given == "standard" and activation == "topk":
+        given = "topk"
+    if given not in BIASES:
+        raise UnknownNameError.of("architecture", given, BIASES, owner=f"autoencoder {name!r}")
+    if activation not in ("relu", "topk"):
+        raise FormatError(f"autoencoder {name!r} has the activation function {activation!r}; read are relu and topk.")
+    inner = config.get("activation_fn_kwargs")
+    k = config.get("k", inner.get("k") if isinstance(inner, dict) else None)
+    if given != "topk":
+        return given, None
+    if not isinstance(k, int) or isinstance(k, bool):
+        raise FormatError(f"autoencoder {name!r} (topk): its settings say no whole number k, but {k!r}.")
+    return given, k
+
+
+def _check_head(config: Mapping[str, Any], site: str, name: str) -> None:
+    if config.get("hook_head_index") is not None:
+        raise FormatError(
+            f"autoencoder {name!r} reads head {config['hook_head_index']} alone; read are those of all heads together."
+        )
+    reshape = config.get("reshape_activations", "none")
+    if reshape not in ("none", None) and not (reshape == "hook_z" and site == "head_z"):
+        raise FormatError(f"autoencoder {name!r} reshapes {site} by {reshape!r}; known is hook_z, of all heads' z.")
+
+
+def _normalisation(given: Any, scaling_factor: float | None, name: str) -> tuple[str, float | None]:
+    if isinstance(given, bool):  # as the first versions wrote it
+        given = "expected_average_only_in" if given else "none"
+    kind = "none" if given is None else given
+    if kind == "expected_average_only_in":
+        if scaling_factor is None:
+            raise FormatError(
+                f"autoencoder {name!r} was trained on activations times a constant (expected_average_only_in) that the "
+                "folder does not hold. Give scaling_factor=: sqrt(d_in) over the mean norm of the activations."
+            )
+        if not 0 < scaling_factor < float("inf"):
+            raise ConfigError(f"scaling_factor={scaling_factor} is not a positive number.")
+        return "none", scaling_factor
+    if scaling_factor is not None:
+        raise ConfigError(f"scaling_factor goes with expected_average_only_in; {name!r} has {kind!r}.")
+    if kind not in ("none", "constant_norm_rescale", "layer_norm"):
+        raise FormatError(f"autoencoder {name!r} normalises activations by {kind!r}, which is not known.")
+    return kind, None
+
+
+def _centred(processing: Mapping[str, Any], site: str) -> bool:
+    """Centred writing weights take the mean out of what is written to the stream, and of nothing else."""
+    return bool(processing.get("center_writing_weights", False)) and site not in ("head_z", "neuron")
+
+
+def _size(config: Mapping[str, Any], key: str, name: str) -> int | None:
+    value = config.get(key)
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
+        raise FormatError(f"{name}/{CONFIG}: {key} is {value!r}, not a whole number.")
+    return value
+
+
+def _weights(folder: Path, architecture: str) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    files = [file for file in sorted(folder.glob("*.safetensors")) if file.name != "sparsity.safetensors"]
+    path = folder / WEIGHTS if (folder / WEIGHTS).is_file() else files[0] if len(files) == 1 else None
+    if path is None:
+        raise FormatError(
+            f"autoencoder folder {str(folder)!r} has no {WEIGHTS} (it has {len(files)} other files of it)."
+        )
+    try:
+        arrays = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise FormatError(f"{path} is not a safetensors file: {error}.") from error
+    if architecture == "jumprelu" and "threshold" not in arrays and "log_threshold" in arrays:
+        arrays["threshold"] = arrays.pop("log_threshold").exp()
+    return arrays
+
+
+def _scaled_features(arrays: dict[str, Tensor], config: Mapping[str, Any], name: str) -> dict[str, Tensor]:
+    """A factor a feature from fine-tuning, as older versions kept it; one of all ones says nothing."""
+    for key in ("scaling_factor", "finetuning_scaling_factor"):
+        factor = arrays.pop(key, None)
+        if factor is None or bool(torch.allclose(factor, torch.ones_like(factor))):
+            continue
+        if not config.get("finetuning_scaling_factor"):
+            raise FormatError(f"autoencoder {name!r} holds a {key}, but its settings say that there is none.")
+        if factor.shape != arrays["W_enc"].shape[1:]:
+            raise FormatError(f"autoencoder {name!r}: {key} has the shape {tuple(factor.shape)}, not one a feature.")
+        arrays["feature_scale"] = factor
+    return arrays
+
+
+def _arrays(autoencoder: Autoencoder) -> dict[str, Tensor]:
+    encoder = autoencoder.encoder
+    arrays = {"W_enc": autoencoder.w_enc, "W_dec": autoencoder.w_dec, "b_dec": autoencoder.b_dec}
+    if isinstance(encoder, Gated):
+        biases = {"b_gate": encoder.gate_bias, "r_mag": encoder.log_scale, "b_mag": encoder.magnitude_bias}
+        return {**arrays, **biases}
+    threshold = {"threshold": encoder.threshold} if isinstance(encoder, JumpRelu) else {}
+    return {**arrays, "b_enc": encoder.bias, **threshold}
+
+
+def _settings(autoencoder: Autoencoder) -> dict[str, Any]:
+    metadata = {
+        "model_name": autoencoder.model_id,
+        "hook_name": autoencoder.hook,
+        "hook_head_index": None,
+        "neuronpedia_id": autoencoder.neuronpedia_id,
+        "sae_lens_version": VERSION,
+        "model_from_pretrained_kwargs": {"center_writing_weights": True} if autoencoder.centred else {},
+    }
+    return {
+        "architecture": autoencoder.architecture,
+        "d_in": autoencoder.d_in,
+        "d_sae": autoencoder.n_features,
+        "dtype": str(autoencoder.w_enc.dtype).removeprefix("torch."),
+        "device": "cpu",
+        "apply_b_dec_to_input": autoencoder.subtract_bias,
+        "normalize_activations": autoencoder.normalisation,
+        "reshape_activations": "hook_z" if autoencoder.site == "head_z" else "none",
+        **({"k": autoencoder.encoder.k} if isinstance(autoencoder.encoder, TopK) else {}),
+        "metadata": metadata,
+    }

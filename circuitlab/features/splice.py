@@ -1,0 +1,295 @@
+"""Run the model with an autoencoder in it: its reconstruction in the place of what it reads.
+
+With the error term, `x - decode(encode(x))`, nothing changes but what is done to features; without it the model has to
+live on what the autoencoder keeps, and how well it does is how good the autoencoder is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from circuitlab import stats
+from circuitlab.data.batch import PairBatch
+from circuitlab.data.pairs import PairSet
+from circuitlab.errors import ConfigError
+from circuitlab.features.activations import Texts
+from circuitlab.features.autoencoder import Autoencoder
+from circuitlab.features.place import activation, check_fits, run_on
+from circuitlab.features.prompts import begins_marked, prompts_of
+from circuitlab.models.protocol import Frame, Model, Recording
+from circuitlab.patching.baseline import LOGITS_AT_ONCE, at_answer, record_baseline
+from circuitlab.patching.packing import packs, rows_per_pack
+from circuitlab.patching.sweep_plan import MetricLike, plan_sweep
+
+Edit = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quality:
+    """How well an autoencoder stands for what it reads. Tokens kept as they are do not count.
+
+    Attributes:
+        n_tokens: Over how many tokens.
+        explained_variance: 1 minus squared error over squared distance from the mean; 1 is perfect.
+        l0: Mean number of features active at a token.
+        n_alive: Features active at any of these tokens.
+        n_features: Of so many.
+        loss: Mean loss of the model at these tokens, in nats a token.
+        loss_with_error: The same with the autoencoder spliced in, error term and all; equal up to rounding.
+        loss_spliced: The same with the reconstruction alone.
+        loss_zero: The same with zeros in the place of what it reads.
+    """
+
+    n_tokens: int
+    explained_variance: float
+    l0: float
+    n_alive: int
+    n_features: int
+    loss: float
+    loss_with_error: float
+    loss_spliced: float
+    loss_zero: float
+
+    @property
+    def loss_recovered(self) -> float:
+        """Where the spliced loss is between that of zeros, 0, and the model's own, 1."""
+        return (self.loss_zero - self.loss_spliced) / (self.loss_zero - self.loss)
+
+    def to_record(self) -> dict[str, float | int]:
+        """All numbers by name."""
+        return {**asdict(self), "loss_recovered": self.loss_recovered}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Splice:
+    """What is left of a behaviour when the model runs on reconstructions.
+
+    Attributes:
+        metric: Name of the metric.
+        clean: It, on the clean prompts.
+        corrupt: On the corrupted prompts.
+        spliced: On the clean prompts with the autoencoder spliced in.
+        seed: Seed of the interval.
+    """
+
+    metric: str
+    clean: Float[np.ndarray, " example"]
+    corrupt: Float[np.ndarray, " example"]
+    spliced: Float[np.ndarray, " example"]
+    seed: int = 0
+
+    @property
+    def recovered(self) -> float:
+        """0: as the corrupted run; 1: as the clean one. Means first, then their ratio."""
+        return float(stats.ratio_of_means(self.spliced - self.corrupt, self.clean - self.corrupt))
+
+    @property
+    def interval(self) -> stats.Interval:
+        """95 % bootstrap interval of `recovered` over examples."""
+        return stats.ratio_interval(self.spliced - self.corrupt, self.clean - self.corrupt, self.seed)
+
+
+def attached(
+    model: Model,
+    autoencoder: Autoencoder,
+    *,
+    error: bool = True,
+    edit: Edit | None = None,
+    keep_first: int | None = None,
+) -> AbstractContextManager[None]:
+    """Every whole forward pass of the model inside runs through the autoencoder; nothing is left behind.
+
+    Args:
+        model: A loaded model; run it as `model.bridge(tokens)`, `model.bridge.generate(...)`, or as you like.
+        autoencoder: Of this model.
+        error: Add what the autoencoder leaves out. Without an edit the run is then the model's own, up to rounding.
+        edit: What is done to the features, `[batch, seq, feature]` in and out; the error term is that of the features
+            before.
+        keep_first: So many tokens at the start are left as they are: by default one where texts get a
+            beginning-of-sequence token, which autoencoders are not trained on.
+
+    Raises:
+        ConfigError: The autoencoder does not fit the model.
+        UnknownNameError: The model has no such site.
+    """
+    check_fits(model, autoencoder)
+    own = autoencoder.to(model.device, autoencoder.w_enc.dtype)
+    since = _kept(model, keep_first)
+
+    def change(x: Tensor) -> Tensor:
+        return torch.cat([x[:, :since], through(own, x[:, since:], error=error, edit=edit)], 1)
+
+    return model.rewriting(own.site, own.layer, change)
+
+
+@torch.no_grad()
+def quality(
+    model: Model, autoencoder: Autoencoder, texts: Texts, *, keep_first: int | None = None, budget: int | None = None
+) -> Quality:
+    """Measure an autoencoder on texts: what it explains, how sparse it is, and what the model loses by it.
+
+    Args:
+        model: A loaded model.
+        autoencoder: Of this model.
+        texts: Texts, or tokens `[batch, seq]`.
+        keep_first: See `attached`.
+        budget: Bytes that a run may take; a share of what is free by default.
+
+    Raises:
+        ConfigError: The autoencoder does not fit the model, or a text is too long or has no token to predict.
+        UnknownNameError: The model has no such site.
+    """
+    check_fits(model, autoencoder)
+    own, since = autoencoder.to(model.device, autoencoder.w_enc.dtype), _kept(model, keep_first)
+    sums = _Sums(own)
+    for batch in prompts_of(model, texts).batches:
+        n = batch.tokens.shape[1]
+        if n < since + 2:
+            raise ConfigError(f"a text of {n} tokens has none to predict behind its first {since}; give longer ones.")
+        for part in packs(len(batch.tokens), rows_per_pack(model, n, budget, 8 * model.spec.n_layers)):
+            _measure(model, own, batch.tokens[part], since, sums)
+    return sums.quality()
+
+
+def splice(
+    model: Model,
+    autoencoder: Autoencoder,
+    pairs: PairSet | PairBatch,
+    *,
+    metric: MetricLike = "logit_diff",
+    error: bool = False,
+    edit: Edit | None = None,
+    keep_first: int | None = None,
+    seed: int = 0,
+    budget: int | None = None,
+) -> Splice:
+    """Run the clean prompts of pairs with the autoencoder spliced in; only what follows its place is run again.
+
+    Args:
+        model: A loaded model.
+        autoencoder: Of this model.
+        pairs: A split of a task, or a `PairBatch`.
+        metric: What is measured at the answer position.
+        error: Add the error term.
+        edit: See `attached`.
+        keep_first: See `attached`.
+        seed: Of the interval.
+        budget: Bytes that a run may take; a share of what is free by default.
+
+    Raises:
+        ConfigError: The autoencoder does not fit the model.
+        UnknownNameError: The model has no such site, or there is no such metric.
+        MetricError: The metric cannot be used.
+    """
+    check_fits(model, autoencoder)
+    own, since = autoencoder.to(model.device, autoencoder.w_enc.dtype), _kept(model, keep_first)
+    plan = plan_sweep(model, pairs, "resid_pre", metric=metric, axis="all", budget=budget)
+    judged_by = plan.metrics[0]
+    values = np.zeros((3, plan.n_examples))
+    for batch in plan.batches:
+        baseline = record_baseline(model, batch)
+        final = _run(model, own, baseline.clean, baseline.frame, since, error=error, edit=edit)
+        with torch.no_grad():
+            found = judged_by(model.logits(at_answer(final, batch.answer_at)), baseline.batch)
+        together = torch.stack([*baseline.gap(judged_by), found]).double().cpu().numpy()
+        values[:, batch.index.cpu().numpy()] = together
+    return Splice(metric=judged_by.name, clean=values[0], corrupt=values[1], spliced=values[2], seed=seed)
+
+
+def through(
+    autoencoder: Autoencoder, x: Float[Tensor, "*row d_in"], *, error: bool, edit: Edit | None = None
+) -> Float[Tensor, "*row d_in"]:
+    """What takes the place of activations, in their dtype."""
+    if edit is None:
+        made = autoencoder.reconstruct(x)
+        return (made + (x.to(made) - made) if error else made).to(x)
+    features = autoencoder.encode(x)
+    made = autoencoder.decode(edit(features), like=x)
+    return (made + (x.to(made) - autoencoder.decode(features, like=x)) if error else made).to(x)
+
+
+@torch.no_grad()
+def _run(
+    model: Model, own: Autoencoder, run: Recording, frame: Frame, since: int, *, error: bool, edit: Edit | None = None
+) -> Float[Tensor, "batch seq d_model"]:
+    x = activation(model, run, own.site, own.layer).clone()
+    x[:, since:] = through(own, x[:, since:], error=error, edit=edit)
+    return run_on(model, run, frame, own.site, own.layer, x)
+
+
+def _kept(model: Model, keep_first: int | None) -> int:
+    if keep_first is not None and keep_first < 0:
+        raise ConfigError(f"keep_first={keep_first} is negative.")
+    return int(begins_marked(model)) if keep_first is None else keep_first
+
+
+class _Sums:
+    """Sums over tokens, in float64."""
+
+    def __init__(self, own: Autoencoder) -> None:
+        self.n_features = own.n_features
+        self.alive = torch.zeros(own.n_features, dtype=torch.bool, device=own.w_enc.device)
+        self.total = torch.zeros(own.d_in, dtype=torch.float64)
+        self.tokens = self.predicted = self.active = 0
+        self.squares = self.errors = 0.0
+        self.losses = np.zeros(4)
+
+    def add(self, own: Autoencoder, x: Float[Tensor, "token d_in"]) -> None:
+        """What the autoencoder makes of tokens."""
+        left = (x.to(own.w_enc) - own.reconstruct(x)).double()
+        entries = own.active(x)
+        self.alive[entries.feature] = True
+        self.active += len(entries)
+        self.tokens += len(x)
+        self.errors += float(left.square().sum())
+        self.squares += float(x.double().square().sum())
+        self.total += x.double().sum(0).cpu()
+
+    def quality(self) -> Quality:
+        spread = self.squares - float(self.total.square().sum()) / self.tokens
+        clean, with_error, spliced, zero = (float(loss) / self.predicted for loss in self.losses)
+        return Quality(
+            n_tokens=self.tokens,
+            explained_variance=1 - self.errors / spread,
+            l0=self.active / self.tokens,
+            n_alive=int(self.alive.sum()),
+            n_features=self.n_features,
+            loss=clean,
+            loss_with_error=with_error,
+            loss_spliced=spliced,
+            loss_zero=zero,
+        )
+
+
+def _measure(model: Model, own: Autoencoder, tokens: Int[Tensor, "batch seq"], since: int, sums: _Sums) -> None:
+    run, frame = model.record(tokens), model.frame(tokens)
+    x = activation(model, run, own.site, own.layer)
+    sums.add(own, x[:, since:].flatten(0, 1))
+    nothing = x.clone()
+    nothing[:, since:] = 0
+    finals = [
+        run.resid_final,
+        _run(model, own, run, frame, since, error=True),
+        _run(model, own, run, frame, since, error=False),
+        run_on(model, run, frame, own.site, own.layer, nothing),
+    ]
+    sums.losses += [_loss(model, final[:, since:-1], tokens[:, since + 1 :]) for final in finals]
+    sums.predicted += tokens[:, since + 1 :].numel()
+
+
+def _loss(model: Model, final: Float[Tensor, "batch _ d_model"], following: Int[Tensor, "batch _"]) -> float:
+    """Summed loss of the next tokens, a few tokens at a time."""
+    streams, words = final.flatten(0, 1), following.flatten()
+    size = max(1, LOGITS_AT_ONCE // model.spec.d_vocab)
+    return sum(
+        float(cross_entropy(model.logits(streams[p]).double(), words[p], reduction="sum"))
+        for p in packs(len(streams), size)
+    )

@@ -1,0 +1,213 @@
+"""Patch features: one feature at a time gets its value from the other run, and only what follows is run.
+
+A feature of value f adds `f W_dec` to what the autoencoder reconstructs. With the error term kept, giving it another
+value adds the difference times its decoder row, at its own tokens: a delta like that of any other site.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from circuitlab.data.batch import PairBatch
+from circuitlab.data.pairs import PairSet
+from circuitlab.errors import ConfigError
+from circuitlab.features.autoencoder import Autoencoder
+from circuitlab.features.differences import Differences, chosen_features, differences
+from circuitlab.features.place import activation, added, check_fits, recorded
+from circuitlab.models.protocol import Model, Recording
+from circuitlab.patching.baseline import Baseline, check_gap, judge_all, record_baseline
+from circuitlab.patching.cells import cells_of, run_cells, window
+from circuitlab.patching.grid import Grid
+from circuitlab.patching.packing import Packer, rows_at_once
+from circuitlab.patching.patches import Delta, Patches, Runs
+from circuitlab.patching.sites import SITES, Member, Site, enters_at
+from circuitlab.patching.sweep_plan import MetricLike, SweepPlan, plan_sweep
+from circuitlab.progress import Progress, silent
+
+SITE = "feature"
+Table = Float[np.ndarray, "feature column example"]
+
+
+def sweep_features(
+    model: Model,
+    autoencoder: Autoencoder,
+    pairs: PairSet | PairBatch,
+    *,
+    features: Iterable[int] | None = None,
+    direction: str = "denoise",
+    metric: MetricLike = "logit_diff",
+    axis: str = "auto",
+    positions: Iterable[int] | None = None,
+    normalise: bool = True,
+    seed: int = 0,
+    budget: int | None = None,
+    progress: Progress = silent,
+) -> Grid:
+    """Give every feature, each alone, its value from the other run, with the error term kept.
+
+    Args:
+        model: A loaded model.
+        autoencoder: Of this model.
+        pairs: A split of a task, or a `PairBatch`.
+        features: Only these; by default all that differ between clean and corrupted run anywhere.
+        direction: "denoise" puts clean values into the corrupted run, "noise" corrupted values into the clean run.
+        metric: What is measured at the answer position.
+        axis: "position", "span", "all" (at all tokens at once), or "auto" (position where prompts line up).
+        positions: Only these positions.
+        normalise: Give `values` on the scale 0 = corrupted, 1 = clean.
+        seed: Of intervals and p-values.
+        budget: Bytes that a packed run may take; a share of what is free by default.
+        progress: Called with (step, done, total) after each batch of prompts.
+
+    Returns:
+        A grid of site "feature", features by positions or spans; features alone for axis "all". Where an autoencoder
+        normalises its input, a feature has the scale of the run that is patched.
+
+    Raises:
+        ConfigError: The autoencoder does not fit the model; a feature or position is out of range; no feature differs.
+        UnknownNameError: No such direction, metric or axis, or the model has no such site.
+        MetricError: The metric gives the wrong shape or NaN, or does not tell the two runs apart.
+    """
+    check_fits(model, autoencoder)
+    own = autoencoder.to(model.device, autoencoder.w_enc.dtype)
+    wanted = None if features is None else chosen_features(own, features)
+    plan = plan_sweep(
+        model, pairs, "resid_pre", direction=direction, metric=metric, axis=axis, positions=positions, budget=budget
+    )
+    clean, corrupt, members = _first_pass(plan, own, wanted)
+    columns = plan.columns["resid_pre"]
+    untouched = corrupt if direction == "denoise" else clean
+    table = np.broadcast_to(untouched, (len(members), len(columns.labels), plan.n_examples)).copy()
+    packer = Packer()
+    for number, batch in enumerate(plan.batches):
+        absent = ~columns.masks[number].any(2).cpu().numpy()  # [column, example of the batch]
+        column, example = absent.nonzero()
+        table[:, column, batch.index.cpu().numpy()[example]] = np.nan
+        _sweep_batch(plan, own, number, members, packer, table)
+        progress("features", number + 1, len(plan.batches))
+    whole = columns.labels == ("all",)
+    names = tuple(map(str, members))
+    return Grid(
+        site=SITE,
+        direction=plan.direction,
+        metric=plan.metrics[0].name,
+        unit=plan.metrics[0].unit,
+        column_kind=SITE if whole else columns.kind,
+        columns=names if whole else columns.labels,
+        per_example=table[None, :, 0] if whole else table[None],
+        clean=clean,
+        corrupt=corrupt,
+        normalised=normalise,
+        seed=seed,
+        layers=(own.layer,),
+        member_kind=None if whole else SITE,
+        members=() if whole else names,
+        numbers=None if whole else columns.numbers,
+    )
+
+
+def _first_pass(
+    plan: SweepPlan, own: Autoencoder, wanted: tuple[int, ...] | None
+) -> tuple[np.ndarray, np.ndarray, tuple[int, ...]]:
+    """Metric of both runs, and the features that are swept: every batch has to be seen before the first cell."""
+    both = np.zeros((2, plan.n_examples))
+    differ = torch.zeros(own.n_features, dtype=torch.bool, device=own.w_enc.device)
+    for batch in plan.batches:
+        baseline = record_baseline(plan.model, batch)
+        values = torch.stack(baseline.gap(plan.metrics[0]))
+        both[:, batch.index.cpu().numpy()] = values.double().cpu().numpy()
+        if wanted is None:
+            differ[differences(plan.model, own, baseline).feature] = True
+    check_gap(plan.metrics[0], both[0], both[1])
+    members = tuple(differ.nonzero().flatten().tolist()) if wanted is None else wanted
+    if not members:
+        raise ConfigError(
+            f"no feature of autoencoder {own.name!r} differs between the clean and the corrupted runs; name features."
+        )
+    return both[0], both[1], members
+
+
+def _sweep_batch(
+    plan: SweepPlan, own: Autoencoder, number: int, members: tuple[int, ...], packer: Packer, table: Table
+) -> None:
+    """Fill the cells of one batch."""
+    model, batch = plan.model, plan.batches[number]
+    baseline = record_baseline(model, batch)
+    denoise = plan.direction == "denoise"
+    base, source = (baseline.corrupt, baseline.clean) if denoise else (baseline.clean, baseline.corrupt)
+    runs = Runs(model=model, baseline=baseline, base=base, source=source, hidden=lambda _layer: base.resid_final)
+    patches = feature_patches(runs, own, members, plan.columns["resid_pre"].masks[number])
+    block = enters_at(patches.site, own.layer)
+    inside = window(runs, block, from_difference=True)
+    cells = cells_of([patches], inside)
+    where = batch.index.cpu().numpy()
+
+    def pack(rows: slice) -> None:
+        some = cells.take(rows)
+        final = run_cells(runs, some, block, inside)
+        (values,) = judge_all(model, plan.metrics, baseline, final, some.example)
+        member, column, example = (t.cpu().numpy() for t in (some.member, some.column, some.example))
+        table[member, column, where[example]] = values.double().cpu().numpy()
+
+    packer.run(len(cells), rows_at_once(model, batch.n_tokens, plan.budget), pack)
+
+
+def feature_patches(runs: Runs, own: Autoencoder, members: tuple[int, ...], tokens: torch.Tensor) -> Patches:
+    """The cells of some features: by how much the stream differs where a feature has its other value.
+
+    Args:
+        runs: The run that is patched and the one that values are taken from.
+        own: The autoencoder, on the model's device.
+        members: The features.
+        tokens: The tokens of each column, `[column, batch, seq]`.
+    """
+    sign = 1 if runs.source is runs.baseline.clean else -1
+    change = _table(differences(runs.model, own, runs.baseline), members, runs.baseline) * sign
+    return Patches(
+        site=Site(SITE, SITES[own.site].entry, Member.NEURON, "one feature of an autoencoder"),
+        layer=own.layer,
+        columns=range(len(tokens)),
+        members=members,
+        live=change != 0,
+        tokens=tokens,
+        delta=_delta(runs.model, own, runs.base, members, change),
+    )
+
+
+def _table(found: Differences, members: tuple[int, ...], baseline: Baseline) -> Float[Tensor, "feature batch seq"]:
+    """The changes of chosen features."""
+    chosen = torch.tensor(members, device=found.feature.device)
+    order = chosen.argsort()
+    place = torch.searchsorted(chosen[order], found.feature).clamp_max(len(chosen) - 1)
+    here = chosen[order][place] == found.feature
+    table = found.change.new_zeros(len(members), *baseline.batch.clean.shape)
+    table[order[place[here]], found.example[here], found.position[here]] = found.change[here]
+    return table
+
+
+def _delta(
+    model: Model,
+    own: Autoencoder,
+    base: Recording,
+    members: tuple[int, ...],
+    change: Float[Tensor, "feature batch seq"],
+) -> Delta:
+    site, layer = own.site, own.layer
+    rows = own.w_dec[torch.tensor(members, device=own.w_dec.device)]
+    value = activation(model, base, site, layer)
+    scale = own.scaled(value).scale
+    stands_for = recorded(model, base, site, layer)
+
+    def delta(member: Int[Tensor, " token"], example: Tensor, position: Tensor) -> Float[Tensor, "token d_model"]:
+        apart = change[member, example, position][:, None] * rows[member] * scale[example, position]
+        if site not in ("head_z", "neuron"):
+            return apart.to(value)
+        with_it = added(model, site, layer, value[example, position] + apart.to(value))
+        return with_it - stands_for[example, position]
+
+    return delta
