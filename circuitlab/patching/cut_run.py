@@ -11,8 +11,10 @@ writers that are clean, and the second over those few that stand between that no
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from math import prod
 
 import numpy as np
 import torch
@@ -28,6 +30,7 @@ from circuitlab.patching.variants import SAME, Variants, add_up, distinct, runs
 TOKENS_AT_ONCE = 2048
 # Where a writer or reader is needed: not at all, at the answer position, at every token that can differ.
 NOWHERE, ANSWER, EVERYWHERE = 0, 1, 2
+SLOTS = tuple(Slot)
 Streams = Float[Tensor, "variant batch token d_model"]
 
 
@@ -55,7 +58,7 @@ class Setting:
 
     def memory(self, name: object, *shape: int) -> Tensor:
         """A tensor to write into; the same memory for every call with this name."""
-        size = int(np.prod(shape))
+        size = prod(shape)
         there = self.room.get(name)
         if there is None or there.numel() < size:
             there = self.room[name] = self.replaced.new_empty(size)
@@ -68,6 +71,40 @@ class Setting:
             return values[:, :, -1:]
         rows = torch.arange(len(self.answer_at), device=values.device)
         return values[:, rows, self.answer_at - first][:, :, None]
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Numbers of a model's readers and writers by layer.
+
+    Attributes:
+        slots: By layer, slot and head, the reader's number.
+        heads: By layer, the number of its first head as a writer.
+        mlps: By layer, the numbers of its MLP as a writer and as a reader.
+    """
+
+    slots: Int[np.ndarray, "layer slot head"]
+    heads: tuple[int, ...]
+    mlps: tuple[tuple[int, int], ...]
+
+    @staticmethod
+    @lru_cache(maxsize=16)
+    def of(layout: Layout) -> Places:
+        """Those of a layout."""
+        spec, layers = layout.spec, range(layout.spec.n_layers)
+        slots = [
+            [
+                [layout.reader_index(Reader(Node(Kind.HEAD, layer, head), slot)) for head in range(spec.n_heads)]
+                for slot in Slot
+            ]
+            for layer in layers
+        ]
+        mlps = [Node(Kind.MLP, layer) for layer in layers if spec.has_mlp]
+        return Places(
+            slots=np.array(slots),
+            heads=tuple(layout.writer_index(Node(Kind.HEAD, layer, 0)) for layer in layers),
+            mlps=tuple((layout.writer_index(node), layout.reader_index(Reader(node))) for node in mlps),
+        )
 
 
 class CutRun:
@@ -90,8 +127,12 @@ class CutRun:
     ) -> None:
         self.setting, self.state, self.model = setting, state, setting.model
         self.layout = Layout.of(self.model.spec)
-        self.kept, self.new = masks, state.mask & ~masks
-        self.needed = _needed(self.layout, masks.any(0))
+        self.places = Places.of(self.layout)
+        differs = setting.differs.copy()
+        differs[list(state.apart)] = True
+        self.kept, self.new = masks, (state.mask & ~masks) & differs[:, None]
+        self.kept_by_any, self.new_in_any = masks.any(0), self.new.any(0)
+        self.needed = _needed(self.layout, self.kept_by_any)
         if everywhere:
             self.needed = np.where(self.needed, EVERYWHERE, NOWHERE)
         # How far writers are from what they say in the state.
@@ -99,7 +140,7 @@ class CutRun:
         self._at_answer = dict[int, Tensor]()
         # What readers read, where it differs; kept for a state alone.
         self.streams = dict[int, Variants]() if everywhere else None
-        self.slots = dict[tuple[int, Slot, int], Variants]()
+        self.slots = dict[tuple[int, int, int], Variants]()
         self.z = dict[tuple[int, int], Variants]()
 
     def finished(self) -> Float[Tensor, "circuit batch d_model"]:
@@ -111,7 +152,7 @@ class CutRun:
         column = len(self.layout.readers) - 1
         own = self.state.streams[column][:, 0]
         out = own.repeat(len(self.kept), 1, 1)
-        found = self.through([column], ANSWER, lambda x: [x], [self.model.spec.d_model], "final")
+        found = self.through([column], ANSWER, lambda x, out: out[0].copy_(x), [self.model.spec.d_model], "final")
         if found is not None:
             for places, which in runs(found[0].of):
                 out[places] = found[0].values[which, :, 0]
@@ -119,15 +160,14 @@ class CutRun:
 
     def mlp(self, layer: int) -> None:
         """What a layer's MLP says."""
-        node = Node(Kind.MLP, layer)
-        writer, column = self.layout.writer_index(node), self.layout.reader_index(Reader(node))
+        writer, column = self.places.mlps[layer]
         need = int(self.needed[writer])
         own = self.at(need, self.state.mlps[layer][None])[0]
         if need:
             found = self.through(
                 [column],
                 need,
-                lambda x: [self.model.mlp_output(layer, x).sub_(own)],
+                lambda x, out: torch.sub(self.model.mlp_output(layer, x), own, out=out[0]),
                 [self.model.spec.d_model],
                 ("said", writer),
             )
@@ -140,48 +180,49 @@ class CutRun:
 
     def heads(self, layer: int) -> None:
         """What a layer's heads say."""
-        first = self.layout.writer_index(Node(Kind.HEAD, layer, 0))
+        first = self.places.heads[layer]
         heads = [head for head in range(self.model.spec.n_heads) if self.needed[first + head]]
-        wanted = defaultdict[tuple, list[tuple[Slot, int]]](list)
+        wanted = defaultdict[tuple, list[tuple[int, int]]](list)
         for head in heads:
-            for slot in Slot:
-                need = int(self.needed[first + head]) if slot is Slot.Q else EVERYWHERE
-                column = self.layout.reader_index(Reader(Node(Kind.HEAD, layer, head), slot))
-                key = self.key(column)
-                if (key != SAME).any():
+            for number, slot in enumerate(SLOTS):
+                need = int(self.needed[first + head]) if number == 0 else EVERYWHERE
+                column = int(self.places.slots[layer, number, head])
+                heard, cut = self.parts(column)
+                if heard or len(cut):
                     # Readers of the same stream in the same circuits share their sums.
-                    wanted[id(self.state.streams[column]), need, key.tobytes()].append((slot, head))
-        for (_, need, _), readers in wanted.items():
+                    same = (self.kept[:, heard, column].tobytes(), self.new[:, cut, column].tobytes())
+                    which = (id(self.state.streams[column]), need, tuple(heard), cut.tobytes(), *same)
+                    wanted[which].append((number, head))
+        for (_, need, *_), readers in wanted.items():
             self.read(layer, need, readers)
         self.attend(layer, first, heads)
 
-    def read(self, layer: int, need: int, readers: Sequence[tuple[Slot, int]]) -> None:
+    def read(self, layer: int, need: int, readers: Sequence[tuple[int, int]]) -> None:
         """Queries, keys and values from a stream that all of these read."""
-        columns = [self.layout.reader_index(Reader(Node(Kind.HEAD, layer, head), slot)) for slot, head in readers]
+        columns = [int(self.places.slots[layer, slot, head]) for slot, head in readers]
         found = self.through(
             columns,
             need,
-            lambda x: self._projected(layer, readers, x),
+            lambda x, out: self._project(layer, readers, x, out),
             [self.model.spec.d_head] * len(readers),
             ("read", layer, readers[0]),
         )
         if found is not None:
             self.slots |= {(layer, *reader): one for reader, one in zip(readers, found, strict=True)}
 
-    def _projected(self, layer: int, readers: Sequence[tuple[Slot, int]], x: Streams) -> list[Tensor]:
+    def _project(self, layer: int, readers: Sequence[tuple[int, int]], x: Streams, out: Sequence[Tensor]) -> None:
         """One projection for every reader; all heads in one where most of them read this stream."""
-        spec, found = self.model.spec, dict[tuple[Slot, int], Tensor]()
-        for slot in Slot:
-            heads = [head for one, head in readers if one is slot]
-            if 2 * len(heads) >= spec.n_heads:
+        n_heads, rows = self.model.spec.n_heads, x.flatten(0, 1)
+        for number, slot in enumerate(SLOTS):
+            wanted = [(head, part) for (one, head), part in zip(readers, out, strict=True) if one == number]
+            if 2 * len(wanted) >= n_heads > 1:
                 (every,) = self.model.read_attention(layer, [slot], x.flatten(0, 2))
-                every = every.unflatten(0, x.shape[:3])
-                found |= {(slot, head): every[..., head * every.shape[3] // spec.n_heads, :] for head in heads}
-            elif heads:
-                rows = x.flatten(0, 1)
-                each = self.model.project(layer, slot, heads, rows.expand(len(heads), *rows.shape))
-                found |= {(slot, h): one.unflatten(0, x.shape[:2]) for h, one in zip(heads, each, strict=True)}
-        return [found[reader] for reader in readers]
+                for head, part in wanted:
+                    part.copy_(every[:, head * every.shape[1] // n_heads].view(part.shape))
+            elif wanted:
+                each = self.model.project(layer, slot, [h for h, _ in wanted], rows.expand(len(wanted), *rows.shape))
+                for one, (_, part) in zip(each, wanted, strict=True):
+                    part.copy_(one.view(part.shape))
 
     def attend(self, layer: int, first: int, heads: Sequence[int]) -> None:
         """The z of the heads whose queries, keys or values differ, and what they say by it."""
@@ -189,7 +230,7 @@ class CutRun:
         alike = defaultdict[tuple, list[int]](list)
         keys = dict[tuple, tuple[np.ndarray, np.ndarray]]()
         for head in heads:
-            found = [self.slots.get((layer, slot, head)) for slot in Slot]
+            found = [self.slots.get((layer, slot, head)) for slot in range(3)]
             of, circuits = distinct(np.stack([same if one is None else one.of for one in found], 1))
             if len(circuits):
                 key = (of.tobytes(), int(self.needed[first + head]))
@@ -218,8 +259,7 @@ class CutRun:
         # Queries of the last tokens, beginning with the first that is asked for.
         asking = n_tokens - (int(self.setting.answer_at.min()) if need == ANSWER else self.setting.since)
         q, k, v = (
-            self._arranged(layer, slot, columns, circuits, n_tokens if slot is not Slot.Q else asking, need)
-            for slot in Slot
+            self._arranged(layer, slot, columns, circuits, n_tokens if slot else asking, need) for slot in range(3)
         )
         z = self.model.attend(layer, q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), self.setting.frame)
         z = z.unflatten(0, q.shape[:2])
@@ -232,14 +272,14 @@ class CutRun:
     def _arranged(
         self,
         layer: int,
-        slot: Slot,
+        slot: int,
         heads: Sequence[int],
         circuits: Int[np.ndarray, " variant"],
         n_tokens: int,
         need: int,
     ) -> Float[Tensor, "variant batch token head d_head"]:
         """What attention is called with in one slot, at the last tokens."""
-        own = self.state.slots[layer][list(Slot).index(slot)][:, -n_tokens:]
+        own = self.state.slots[layer][slot][:, -n_tokens:]
         shape = (len(circuits), own.shape[0], n_tokens, len(heads), own.shape[3])
         out = self.setting.memory(("slot", slot), *shape)
         for number, head in enumerate(heads):
@@ -251,7 +291,7 @@ class CutRun:
             if found is None or index is None:
                 continue
             for places, which in runs(index):
-                if slot is Slot.Q and need == ANSWER and n_tokens > 1:
+                if slot == 0 and need == ANSWER and n_tokens > 1:
                     rows = torch.arange(own.shape[0], device=own.device)
                     here[places][:, rows, self.setting.answer_at - self.setting.answer_at.min()] = found.values[which][
                         :, :, 0
@@ -260,40 +300,33 @@ class CutRun:
                     here[places, :, -found.values.shape[2] :] = found.values[which]
         return out
 
-    def key(self, column: int) -> Int[np.ndarray, "circuit part"]:
-        """What differs at a reader, circuit by circuit: its kept writers' variants, and its new cuts."""
-        kept, new = self.kept[:, :, column], self.new[:, :, column]
-        heard = [np.where(kept[:, writer], one.of, SAME) for writer, one in self.said.items()]
-        cut = np.where(new & self._differs(), 1, SAME)
-        return np.concatenate([np.stack(heard, 1), cut], 1) if heard else cut
-
-    def _differs(self) -> Bool[np.ndarray, " writer"]:
-        differs = self.setting.differs.copy()
-        differs[list(self.state.apart)] = True
-        return differs
+    def parts(self, column: int) -> tuple[list[int], Int[np.ndarray, " writer"]]:
+        """What differs at a reader in any circuit: kept writers that say something else, and writers newly cut."""
+        kept = self.kept_by_any[:, column]
+        return [writer for writer in self.said if kept[writer]], np.flatnonzero(self.new_in_any[:, column])
 
     def through(
         self,
         columns: Sequence[int],
         need: int,
-        function: Callable[[Streams], Sequence[Tensor]],
+        function: Callable[[Streams, Sequence[Tensor]], object],
         widths: Sequence[int],
         name: object,
     ) -> list[Variants] | None:
         """What a function makes of the stream that readers have in common; None where no circuit changes it."""
-        key = self.key(columns[0])
-        of, circuits = distinct(key)
+        column = columns[0]
+        heard, cut = self.parts(column)
+        index = [np.where(self.kept[:, writer, column], self.said[writer].of, SAME) for writer in heard]
+        new = self.new[:, cut, column]
+        of, circuits = distinct(np.concatenate([np.stack(index, 1), new - 1], 1) if index else new - 1)
         if not len(circuits):
             return None
-        base = self.state.streams[columns[0]]
-        if columns[0] < len(self.layout.readers) - 1:
+        base = self.state.streams[column]
+        if column < len(self.layout.readers) - 1:
             base = self.at(need, base[None])[0]
-        parts = [
-            (self._spoken(writer, need), key[circuits, number])
-            for number, writer in enumerate(self.said)
-            if (key[circuits, number] != SAME).any()
-        ]
-        parts += self._cut(key[circuits, len(self.said) :] != SAME, need)
+        parts = [(self._spoken(writer, need), which[circuits]) for writer, which in zip(heard, index, strict=True)]
+        if len(cut):
+            parts.append((self._cut(cut, new[circuits], need), np.arange(len(circuits))))
         shape = (len(circuits), *base.shape[:2])
         out = [self.setting.memory((name, number), *shape, width) for number, width in enumerate(widths)]
         step = max(1, TOKENS_AT_ONCE // (shape[1] * shape[2]))
@@ -303,8 +336,7 @@ class CutRun:
             add_up(x, base, [(values, index[chunk]) for values, index in parts])
             if self.streams is not None:
                 self.streams |= {column: Variants(x.clone(), of) for column in columns}
-            for whole, made in zip(out, function(x), strict=True):
-                whole[chunk] = made
+            function(x, [whole[chunk] for whole in out])
         return [Variants(values, of) for values in out]
 
     def _spoken(self, writer: int, need: int) -> Streams:
@@ -316,21 +348,19 @@ class CutRun:
             self._at_answer[writer] = self.at(ANSWER, values)
         return self._at_answer[writer]
 
-    def _cut(self, new: Bool[np.ndarray, "variant writer"], need: int) -> list[tuple[Streams, np.ndarray]]:
-        """What new cuts add to each variant."""
-        writers = np.flatnonzero(new.any(0))
-        if not len(writers):
-            return []
+    def _cut(self, writers: Int[np.ndarray, " writer"], new: Bool[np.ndarray, "variant writer"], need: int) -> Streams:
+        """What new cuts of these writers add to each variant."""
         first, last = int(writers[0]), int(writers[-1]) + 1
         replaced = self.at(need, self.setting.replaced[first:last])
-        chosen = torch.from_numpy(new[:, first:last]).to(replaced)
+        chosen = np.zeros((len(new), last - first), dtype=np.float64)
+        chosen[:, writers - first] = new
         out = self.setting.memory("cut", len(new), *replaced.shape[1:])
-        torch.mm(chosen, replaced.flatten(1), out=out.flatten(1))
-        for writer in writers.tolist():
+        torch.mm(torch.from_numpy(chosen).to(replaced), replaced.flatten(1), out=out.flatten(1))
+        for number, writer in enumerate(writers.tolist()):
             if writer in self.state.apart:
                 apart = self.at(need, self.state.apart[writer][None])[0]
-                out[torch.from_numpy(new[:, writer]).to(out.device)] -= apart
-        return [(out, np.arange(len(new)))]
+                out[torch.from_numpy(new[:, number]).to(out.device)] -= apart
+        return out
 
 
 def state_of(setting: Setting, clean: CutState, mask: Bool[np.ndarray, "writer reader"]) -> CutState:
@@ -344,23 +374,25 @@ def state_of(setting: Setting, clean: CutState, mask: Bool[np.ndarray, "writer r
     streams[-1] = final[0][:, None]
     slots = [[part.clone() for part in parts] for parts in clean.slots]
     for (layer, slot, head), found in run.slots.items():
-        slots[layer][list(Slot).index(slot)][:, setting.since :, head] = found.values[0]
+        slots[layer][slot][:, setting.since :, head] = found.values[0]
     z = [part.clone() for part in clean.z]
     for (layer, head), found in run.z.items():
         z[layer][:, :, head] = found.values[0]
     apart = {writer: found.values[0].clone() for writer, found in run.said.items()}
     mlps = list(clean.mlps)
     for layer in range(len(mlps)):
-        writer = _mlp(run.layout, layer)
+        writer = run.places.mlps[layer][0] if run.places.mlps else SAME
         if writer in apart:
             mlps[layer] = clean.mlps[layer] + apart[writer]
     return replace(
-        clean, mask=mask, streams=tuple(streams), slots=tuple(map(tuple, slots)), z=tuple(z), mlps=tuple(mlps), apart=apart
+        clean,
+        mask=mask,
+        streams=tuple(streams),
+        slots=tuple(map(tuple, slots)),
+        z=tuple(z),
+        mlps=tuple(mlps),
+        apart=apart,
     )
-
-
-def _mlp(layout: Layout, layer: int) -> int:
-    return layout.writer_index(Node(Kind.MLP, layer)) if layout.spec.has_mlp else SAME
 
 
 def _needed(layout: Layout, kept: Bool[np.ndarray, "writer reader"]) -> Int[np.ndarray, " node"]:

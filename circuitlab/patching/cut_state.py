@@ -32,7 +32,7 @@ class CutState:
     """
 
     mask: Bool[np.ndarray, "writer reader"]
-    streams: tuple[Float[Tensor, "batch token d_model"], ...]
+    streams: tuple[Float[Tensor, "batch _ d_model"], ...]
     slots: tuple[tuple[Float[Tensor, "batch seq head d_head"], ...], ...]
     z: tuple[Float[Tensor, "batch token head d_head"], ...]
     mlps: tuple[Float[Tensor, "batch token d_model"], ...]

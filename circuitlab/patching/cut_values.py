@@ -14,8 +14,8 @@ from circuitlab.parts import Layout
 from circuitlab.patching.baseline import judge
 from circuitlab.patching.circuit_metric import Prepared, prepare
 from circuitlab.patching.cuts import Cuts
-from circuitlab.patching.rebased_cuts import RebasedCuts
 from circuitlab.patching.packing import packs, rows_per_pack
+from circuitlab.patching.rebased_cuts import RebasedCuts
 from circuitlab.patching.replacement import Replacement
 
 # Tokens in one run of several circuits. Measured on the 4-layer model of the benchmark, two threads: ACDC takes 2.3 s

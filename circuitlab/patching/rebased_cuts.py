@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from circuitlab.graphs.prune import real_edges
 from circuitlab.models.protocol import Model
 from circuitlab.parts import Layout
-from circuitlab.graphs.prune import real_edges
 from circuitlab.patching.baseline import Baseline
 from circuitlab.patching.cut_run import CutRun, Setting, state_of
 from circuitlab.patching.cut_state import clean_state

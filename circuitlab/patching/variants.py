@@ -39,10 +39,11 @@ def distinct(keys: Int[np.ndarray, "circuit _"]) -> tuple[Int[np.ndarray, " circ
         The number of every row, and for every number the row that has it first.
     """
     numbers, of, first = dict[bytes, int](), np.full(len(keys), SAME), list[int]()
-    for circuit, key in enumerate(keys):
-        if (key == SAME).all():
-            continue
-        number = numbers.setdefault(key.tobytes(), len(numbers))
+    if not keys.shape[1]:
+        return of, np.array(first, dtype=np.int64)
+    raw, size = keys.tobytes(), keys.shape[1] * keys.itemsize
+    for circuit in np.flatnonzero((keys != SAME).any(1)).tolist():
+        number = numbers.setdefault(raw[circuit * size : (circuit + 1) * size], len(numbers))
         if number == len(first):
             first.append(circuit)
         of[circuit] = number
@@ -80,18 +81,13 @@ def add_up(
 ) -> None:
     """Write into `out` the base and, for each part, the value that its index names for every variant."""
     rest = list(parts)
-    if rest and (rest[0][1] != SAME).all():
+    if rest and min(rest[0][1]) != SAME:
         values, index = rest.pop(0)
         for places, which in runs(index):
-            torch.add(values[which], base, out=out[places]) if _fits(values[which], out[places]) else out[
-                places
-            ].copy_(base).add_(values[which])
+            one = values[which].expand(places.stop - places.start, *base.shape)
+            torch.add(one, base, out=out[places])
     else:
         out.copy_(base.expand_as(out))
     for values, index in rest:
         for places, which in runs(index):
             out[places].add_(values[which])
-
-
-def _fits(values: Tensor, out: Tensor) -> bool:
-    return len(values) == len(out)
