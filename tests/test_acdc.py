@@ -24,6 +24,7 @@ from circuitlab.patching.circuit_metric import circuit_values, prepare
 from circuitlab.patching.circuits import run_circuits
 from circuitlab.patching.cut_values import CutValues
 from circuitlab.patching.cuts import Cuts
+from circuitlab.patching.rebased_cuts import RebasedCuts
 
 NAMES = ("gpt2", "llama", "neox", "gemma2", "attn-only")
 
@@ -272,14 +273,17 @@ class TestResult:
 class TestCuts:
     @pytest.mark.parametrize("name", NAMES)
     @pytest.mark.parametrize("ablation", ["corrupt", "zero"])
-    def test_circuits_from_the_clean_run_are_those_from_the_floor(self, name, ablation):
+    @pytest.mark.parametrize("ready", [Cuts, RebasedCuts])
+    def test_circuits_from_the_clean_run_are_those_from_the_floor(self, name, ablation, ready):
+        if ready is RebasedCuts and name == "gemma2":
+            pytest.skip("norms behind its heads couple them")
         model = load(name)
         layout, prepared = Layout.of(model.spec), prepare(model, pairs(), replacement=ablation)
         rng, real = np.random.default_rng(0), real_edges(layout)
         masks = np.stack([real & (rng.random(real.shape) < share) for share in (0, 0.2, 0.5, 0.8, 0.97, 1)])
         baseline, floor = prepared.baselines[0], prepared.floors[0]
         expected = run_circuits(model, baseline, torch.tensor(masks), floor)
-        cuts = Cuts(model, baseline, floor)
+        cuts = ready(model, baseline, floor)
         close = {"rtol": 0, "atol": 1e-10 if name == "gpt2" else 5e-5}
         torch.testing.assert_close(cuts.run(masks), expected, **close)
         # Sums are kept from call to call; asked for again they are the same.

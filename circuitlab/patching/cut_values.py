@@ -15,6 +15,7 @@ from circuitlab.patching.baseline import judge
 from circuitlab.patching.circuit_metric import Prepared, prepare
 from circuitlab.patching.cuts import Cuts
 from circuitlab.patching.packing import packs, rows_per_pack
+from circuitlab.patching.rebased_cuts import RebasedCuts
 from circuitlab.patching.replacement import Replacement
 
 # Tokens in one run of several circuits. Measured on the 4-layer model of the benchmark, two threads: ACDC takes 2.3 s
@@ -57,7 +58,9 @@ class CutValues:
         self.prepared: Prepared = prepare(
             model, pairs, budget, replacement=ablation, reference=reference, seed=seed, extra_streams=streams
         )
-        self._cuts = [Cuts(model, b, f) for b, f in zip(self.prepared.baselines, self.prepared.floors, strict=True)]
+        coupled = any(model.has_post_norm(layer) for layer in range(model.spec.n_layers))
+        ready = Cuts if coupled else RebasedCuts
+        self._cuts = [ready(model, b, f) for b, f in zip(self.prepared.baselines, self.prepared.floors, strict=True)]
 
     @property
     def at_once(self) -> int:
