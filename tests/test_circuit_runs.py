@@ -27,7 +27,7 @@ from circuitlab.data.batch import PairBatch
 from circuitlab.data.pairs import PairSet
 from circuitlab.graphs.prune import prune, real_edges
 from circuitlab.metrics import resolve
-from circuitlab.parts import Edge, Kind, Layout, Node
+from circuitlab.parts import Edge, Kind, Layout, Node, Slot
 from circuitlab.patching.baseline import at_answer
 from circuitlab.patching.circuit_metric import Prepared, circuit_values, prepare
 from circuitlab.patching.circuits import run_circuits
@@ -263,6 +263,28 @@ class TestFloors:
         biased = kind == "noise" or name not in GROUPED
         without = run_circuits(model, baseline, masks, Floor(run=floor.run, offsets={}))
         assert ((without - found).abs().max() > 0.01 * scale) == biased
+
+    def test_what_nothing_makes_at_the_answer_still_has_its_offset(self, name):
+        """The input is its replacement at the answer, as where means are of prompts that end alike: a node that hears
+        the input alone is made of something at other tokens only, and the answer is the one that counts."""
+        model, (baseline,), layout = load(name), prepared(name).baselines, layout_of(name)
+        start, at, given = baseline.clean.resid_pre[0], baseline.batch.answer_at, replacements(name, "noise")
+        given[0][torch.arange(len(at)), at] = start[torch.arange(len(at)), at]
+        masks = torch.zeros(3, len(layout.writers), len(layout.readers), dtype=torch.bool)
+        ends = layout.readers[-1]
+        for column, reader in enumerate(layout.readers[:-1]):
+            if reader.slot in (None, Slot.Q):  # MLPs, and queries alone
+                masks[0, 0, column] = masks[1, 0, column] = True
+                masks[2, : layout.visible[column], column] = True
+        masks[:, 1:, layout.reader_index(ends)] = True
+        masks[1, 1, :] = torch.tensor([1 < n for n in layout.visible])  # a twin of the first, but for one head
+        expected = torch.stack([at_answer(walk(model, baseline.frame, start, m, given).final, at) for m in masks])
+        floor = floor_by_hand(model, baseline.frame, start, given)
+        scale = expected.abs().max()
+        assert (run_circuits(model, baseline, masks, floor) - expected).abs().max() < TOLERANCE[name] * scale
+        for mask, alone in zip(masks, expected, strict=True):
+            found = run_circuits(model, baseline, mask[None], floor)[0]
+            assert (found - alone).abs().max() < TOLERANCE[name] * scale
 
     def test_the_corrupted_run_is_the_floor_by_default(self, name):
         model, (baseline,) = load(name), prepared(name).baselines

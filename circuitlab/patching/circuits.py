@@ -24,7 +24,7 @@ from circuitlab.models.protocol import Model
 from circuitlab.parts import Layout
 from circuitlab.patching.baseline import Baseline, at_answer
 from circuitlab.patching.circuit_heads import Heads
-from circuitlab.patching.circuit_plan import Made, Plan, Resting, plan_circuits
+from circuitlab.patching.circuit_plan import Made, Plan, Resting, Version, plan_circuits
 from circuitlab.patching.circuit_rows import Table
 from circuitlab.patching.floor import Floor
 from circuitlab.patching.token_sets import TokenSets
@@ -91,9 +91,15 @@ class CircuitRun:
 
     def at_rest(self) -> None:
         """What the input says, and writers that nothing changed reaches and that are not their replacement."""
-        for number, step in self.plan.of(Resting).items():
-            tokens = self._put(self.plan.sets.indices(self.plan.tokens[number]))
-            self.table.of([number])[:] = self._at_floor(step.writer).flatten(0, 1)[tokens]
+        plan = self.plan
+        rests = {number: step.writer for number, step in plan.of(Resting).items()}
+        for number, step in plan.of(Version).items():
+            # It is looked at only where what it reads is as at the floor: nothing makes it, but its offset is there.
+            if not plan.tokens[number] & plan.tokens[step.made_of]:
+                rests[number] = step.writer
+        for number, writer in rests.items():
+            tokens = self._put(plan.sets.indices(plan.tokens[number]))
+            self.table.of([number])[:] = self._at_floor(writer).flatten(0, 1)[tokens]
 
     def finished(self) -> Float[Tensor, "circuit batch d_model"]:
         """Take all steps; what the logits read, at the answer position."""
@@ -144,14 +150,15 @@ class CircuitRun:
     def _add(self, versions: Sequence[Made], change: Float[Tensor, "token d_model"]) -> None:
         """Keep what versions of one writer add to the floor: this change, on top of the writer's offset."""
         numbers = [one.number for one in versions]
-        rows = self.table.of(numbers)
         if versions[0].writer not in self.floor.offsets:
-            rows[:] = change
+            self.table.of(numbers)[:] = change
             return
+        # Between their rows there may be those of versions that nothing makes.
+        rows = np.concatenate([self.table.at(number) for number in numbers])
         tokens = self._members(self.plan.tokens[number] for number in numbers)
-        rows[:] = self._at_floor(versions[0].writer).flatten(0, 1)[tokens]
+        self.table.rows[self._put(rows)] = self._at_floor(versions[0].writer).flatten(0, 1)[tokens]
         changed = np.concatenate([self.table.at(one.number, one.tokens) for one in versions])
-        rows.index_add_(0, self._put(changed - self.table.at(numbers[0])[0]), change)
+        self.table.rows.index_add_(0, self._put(changed), change)
 
     def _at_floor(self, writer: int) -> Float[Tensor, "batch seq d_model"]:
         """How far a writer is from its replacement where it reads nothing changed."""
