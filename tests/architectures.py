@@ -22,7 +22,9 @@ from circuitlab.data.example import Example
 from circuitlab.data.pairs import Pair, PairSet
 from circuitlab.models.bridge import BridgeModel
 from circuitlab.models.load import load_model
+from circuitlab.models.protocol import Folding
 from circuitlab.models.text import TokenizerText
+from circuitlab.models.verify import adapted
 
 # What each stands for: GPT-2 (biases, learned positions), Llama (grouped queries, rotation, gated MLP), GPT-NeoX
 # (attention and MLP in parallel), Qwen3 (norms on queries and keys), Gemma 2 (norms behind attention and MLP, softcaps,
@@ -39,11 +41,16 @@ NATIVE: dict[str, dict[str, Any]] = {
 }
 BIDIRECTIONAL = ("bidirectional",)
 CAUSAL = tuple(name for name in (*ARCHITECTURES, *NATIVE) if name not in BIDIRECTIONAL)
+# The same with their weights rewritten: `FOLDED["gpt2-folded"]` is the architecture and what is done to it.
+BOTH, NORMS_ALONE = Folding(fold_ln=True, center_weights=True), Folding(fold_ln=True)
+FOLDED = {f"{name}-folded": (name, BOTH) for name in ("gpt2", "neo", "neox", "native", "attn-only", "solu")}
+FOLDED |= {f"{name}-folded": (name, NORMS_ALONE) for name in ("llama", "gemma2")}
 # Largest difference allowed between two ways to the same number in float64. GPT-2 and TransformerLens's own models are
 # float64 throughout, but for norms without weights; the others rotate, norm or take softmaxes in float32 whatever their
 # weights are, where 2e-6 was measured.
 TOLERANCE = {"gpt2": 1e-10, "llama": 2e-5, "neox": 2e-5, "qwen3": 2e-5, "gemma2": 2e-5}
 TOLERANCE |= {"neo": 2e-5, "native": 1e-10, "attn-only": 2e-5, "solu": 1e-10, "bidirectional": 1e-10}
+TOLERANCE |= {name: TOLERANCE[plain] for name, (plain, _) in FOLDED.items()}
 N_LAYERS, N_HEADS, D_MODEL, D_VOCAB = 2, 4, 32, 300
 WORDS = ["hello world John Mary left. He she ; </ <div> <b> and then Johnathan smiled"] * 10
 BOS = "<|bos|>"
@@ -57,10 +64,21 @@ def load(name: str, dtype: str = "float64", ungrouped: bool = False) -> BridgeMo
 
 def fresh(name: str, dtype: str = "float64", ungrouped: bool = False) -> BridgeModel:
     """The same, a new one that the test may change."""
+    if name in FOLDED:
+        return folded(*FOLDED[name], dtype)
     if name in NATIVE:
         return load_model(native(dtype=getattr(torch, dtype), **NATIVE[name]))
     with TemporaryDirectory() as folder:
         return load_model(save(name, Path(folder) / name, ungrouped), dtype=dtype)
+
+
+def folded(name: str, folding: Folding, dtype: str = "float64") -> BridgeModel:
+    """A new random model with its weights rewritten."""
+    if name in NATIVE:
+        return adapted(native(dtype=getattr(torch, dtype), **NATIVE[name]), name, folding)
+    with TemporaryDirectory() as folder:
+        source = save(name, Path(folder) / name)
+        return load_model(source, dtype=dtype, fold_ln=folding.fold_ln, center_weights=folding.center_weights)
 
 
 def booted(name: str, dtype: torch.dtype = torch.float64, ungrouped: bool = False) -> Any:

@@ -94,6 +94,8 @@ def discover(
     force: opt.Force = False,
     device: opt.Device = None,
     dtype: opt.Dtype = None,
+    fold_ln: opt.FoldLn = False,
+    center_weights: opt.CenterWeights = False,
     quiet: opt.Quiet = False,
     json: opt.Json = False,
 ) -> None:
@@ -110,7 +112,7 @@ def discover(
         run = run_discover(
             wanted, model=model, method=method, steps=steps, metric=metric, ablation=ablation, n=n, seed=seed,
             target=target, min_accuracy=min_accuracy, device=device, dtype=dtype, force=force, progress=report,
-            method_options=told, stability=stability,
+            method_options=told, stability=stability, fold_ln=fold_ln, center_weights=center_weights,
             out=default_folder(main, wanted.label) if out is None else out,
         )  # fmt: skip
     results.show_run(run, json=json)
@@ -138,6 +140,8 @@ def evaluate(
     tests: Annotated[bool, typer.Option("--tests", help="The five hypothesis tests of Shi et al. beside.")] = False,
     device: opt.Device = None,
     dtype: opt.Dtype = None,
+    fold_ln: opt.FoldLn = False,
+    center_weights: opt.CenterWeights = False,
     quiet: opt.Quiet = False,
     json: opt.Json = False,
 ) -> None:
@@ -154,7 +158,7 @@ def evaluate(
     from circuitlab.models.load import load_model
     from circuitlab.patching.replacement import MEANS
 
-    loaded = load_model(model, device=device, dtype=dtype)
+    loaded = load_model(model, device=device, dtype=dtype, fold_ln=fold_ln, center_weights=center_weights)
     kept = load_circuit(circuit, spec=loaded.spec)
     pairs = wanted.pairs(loaded, n=n, seed=seed)
     judged = {

@@ -65,6 +65,7 @@ def list_models(*, json: bool) -> None:
             ("bundled", f"{told}, {shape['vocab_size']} tokens; in the package, needs no network"),
             ("FOLDER", "a checkpoint in HuggingFace format with its tokenizer, such as ./my-model"),
             ("NAME", f"any name that TransformerLens loads: {', '.join(HUB_EXAMPLES)}, ..."),
+            ("", "--fold-ln and --center-weights rewrite its weights as HookedTransformer did by default"),
         ],
     )
 

@@ -40,6 +40,10 @@ Out = Annotated[str | None, typer.Option("--out", metavar="PATH", help="Where th
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there already.")]
 Device = Annotated[str | None, typer.Option("--device", metavar="NAME", help="cpu, cuda, mps.")]
 Dtype = Annotated[str | None, typer.Option("--dtype", metavar="NAME", help="float32, bfloat16, ...")]
+FoldLn = Annotated[bool, typer.Option("--fold-ln", help="Fold the model's layer norms into the next weights.")]
+CenterWeights = Annotated[
+    bool, typer.Option("--center-weights", help="Centre what it writes to the stream, and its unembedding.")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
 Contrast = Annotated[str | None, typer.Option("--contrast", metavar="VALUE", help="Short for --option contrast=VALUE.")]

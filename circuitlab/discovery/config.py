@@ -31,6 +31,10 @@ class DiscoverConfig:
         seed: Of prompts, intervals and random circuits.
         target: Faithfulness that the circuit must reach on the discovery pairs.
         min_accuracy: Share of pairs on which the model must prefer the answer, or there is nothing to explain.
+        device: Where the model is.
+        dtype: Of its weights.
+        fold_ln: Its norms were folded into the weights that read them.
+        center_weights: What it writes to the stream was centred.
         stability: On how many bootstrap resamples of the discovery pairs the discovery is done again; 0 for none.
 
     Raises:
@@ -52,12 +56,17 @@ class DiscoverConfig:
     min_accuracy: float = 0.6
     device: str = "cpu"
     dtype: str = "float32"
+    fold_ln: bool = False
+    center_weights: bool = False
     stability: int = 0
 
     def __post_init__(self) -> None:
         find_method(self.method).read(self.method_options)
         if self.ablation not in ABLATIONS:
             raise UnknownNameError.of("ablation", self.ablation, ABLATIONS)
+        for name in ("fold_ln", "center_weights"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"{name} is {getattr(self, name)!r}; it must be True or False.")
         for name in ("n", "steps"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -84,7 +93,7 @@ class DiscoverConfig:
         for name, flag in _FLAGS.items():
             value = getattr(self, name)
             if value != getattr(defaults, name):
-                words += [flag, str(value)]
+                words += [flag] if value is True else [flag, str(value)]
         for key, value in self.method_options.items():
             words += ["--method-option", f"{key}={value}"]
         for key, value in self.options.items():
@@ -104,6 +113,8 @@ _FLAGS = {
     "min_accuracy": "--min-accuracy",
     "device": "--device",
     "dtype": "--dtype",
+    "fold_ln": "--fold-ln",
+    "center_weights": "--center-weights",
     "stability": "--stability",
 }
 

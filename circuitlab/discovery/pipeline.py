@@ -114,6 +114,8 @@ def discover(
     force: bool = False,
     device: str | None = None,
     dtype: str | None = None,
+    fold_ln: bool = False,
+    center_weights: bool = False,
     progress: Progress = silent,
     **options: str,
 ) -> Run:
@@ -137,6 +139,8 @@ def discover(
         force: Replace that folder if it is there.
         device: Where the model goes.
         dtype: Its dtype.
+        fold_ln: Fold its norms into the weights that read them (see `load_model`).
+        center_weights: Centre what it writes to the stream, and its unembedding (see `load_model`).
         progress: Called with (step, done, total).
         options: The task's options, such as `contrast="gender"`.
 
@@ -150,14 +154,14 @@ def discover(
         method_options=find_method(method).read(method_options), metric=judged_by.name, ablation=ablation, n=n,
         seed=seed, target=target, min_accuracy=min_accuracy, stability=stability,
         device=str(device or "cpu"), dtype=str(dtype or "float32").removeprefix("torch."),
+        fold_ln=fold_ln, center_weights=center_weights,
     )  # fmt: skip
     if out is not None:
         check_free(Path(out), force)
     clock = _Clock(progress)
     with clock("load"):
-        loaded: Model = load_model(model, device=device, dtype=dtype)
-        # A model that was given is where it is, and in its own dtype.
-        config = replace(config, device=str(loaded.device), dtype=str(loaded.dtype).removeprefix("torch."))
+        loaded: Model = load_model(model, device=device, dtype=dtype, fold_ln=fold_ln, center_weights=center_weights)
+        config = replace(config, **_as_it_is(loaded))
     with clock("prompts"):
         pairs = asked.pairs(loaded, n=n, seed=seed)
     found = pairs.discovery
@@ -228,6 +232,14 @@ def _metric(task: Task, metric: str | Metric | MetricFunction | None) -> Metric:
 def _spelling(given: str | Path | Task, task: Task) -> str:
     """How the task can be asked for again."""
     return task.origin or (task.name if isinstance(given, Task) else str(given).partition(":")[0])
+
+
+def _as_it_is(model: Model) -> dict[str, Any]:
+    """Settings that a model which was given brings along."""
+    return {
+        "device": str(model.device), "dtype": str(model.dtype).removeprefix("torch."),
+        "fold_ln": model.folding.fold_ln, "center_weights": model.folding.center_weights,
+    }  # fmt: skip
 
 
 def _model_name(model: Any) -> str:

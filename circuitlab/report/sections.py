@@ -120,6 +120,7 @@ def model(run: RunFolder) -> Html:
             (
                 ("model", str(about["id"])),
                 ("weights, SHA-256", _code(about.get("weights_sha256"))),
+                ("rewritten", _rewritten(config)),
                 ("shape", ", ".join(filter(None, shape))),
                 ("graph", f"{run.n_nodes_total:,} nodes" + _edges_in_all(run.evaluation)),
                 ("edges scored by", f"{config['method']}{steps}" if config.get("method") else ""),
@@ -132,6 +133,14 @@ def model(run: RunFolder) -> Html:
             )
         ),
     )
+
+
+def _rewritten(config: Mapping[str, object]) -> str:
+    told = {
+        "fold_ln": "norms folded into the next weights",
+        "center_weights": "writing weights and unembedding centred",
+    }
+    return ", ".join(text for name, text in told.items() if config.get(name) is True)
 
 
 def _edges_in_all(evaluation: Mapping[str, object]) -> str:
