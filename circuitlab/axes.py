@@ -22,5 +22,9 @@ AXES: dict[str, str] = {
     "text": "texts of any length",
     "series": "kinds of values over one text, such as neurons",
     "part": "some rows of a long list, done at once",
+    "point": "places along the residual stream, from the embedding to the end",
+    "component": "what adds to a logit: embeddings, heads, MLPs, neurons, biases",
+    "query": "tokens that look",
+    "key": "tokens that are looked at",
     "answer": "right (or wrong) answer tokens of an example",
 }

@@ -1,1 +1,1 @@
-"""What each part of a model adds to a prediction: logit lens, direct logit attribution, attention patterns."""
+"""What the parts of a model add to a prediction: logit lens, direct logit attribution, attention patterns."""

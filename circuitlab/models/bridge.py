@@ -30,6 +30,7 @@ from circuitlab.models.anatomy import (
     projection,
     spec_of,
 )
+from circuitlab.models.direct import DirectWrites
 from circuitlab.models.norms import norm_slope
 from circuitlab.models.products import fast_products, product
 from circuitlab.models.protocol import Frame, Recording
@@ -77,6 +78,7 @@ class BridgeModel:
         self._plain_attn = tuple(plain_attention_of(block.attn, self.spec) for block in bridge.blocks)
         self._plain_mlps = tuple(plain_mlp(block.mlp, width) if self.spec.has_mlp else None for block in bridge.blocks)
         self._final_norm = fused_norm(bridge.ln_final, width)
+        self.direct = DirectWrites(self._insides, self._final_norm)
         self._activations = tuple(fused_activations(block.mlp) if self.spec.has_mlp else {} for block in bridge.blocks)
 
     @property

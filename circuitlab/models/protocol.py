@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -16,6 +16,9 @@ from torch import Tensor
 
 from circuitlab.data.encoding import TextEncoder
 from circuitlab.parts import ModelSpec, Slot, Stage
+
+if TYPE_CHECKING:
+    from circuitlab.models.direct import DirectWrites
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -90,6 +93,11 @@ class Model(Protocol):
     @property
     def dtype(self) -> torch.dtype:
         """The weights' dtype."""
+        ...
+
+    @property
+    def direct(self) -> DirectWrites:
+        """What the model writes to its logits, part by part: final norm, unembedding, biases, neurons."""
         ...
 
     def weights_sha256(self) -> str:

@@ -1,13 +1,16 @@
 """Figures out of results, never out of models: whatever is drawn can be drawn again from a run folder.
 
-Heatmaps of sweeps, drawings of circuits, faithfulness curves. Only this package imports matplotlib.
+Heatmaps of sweeps, drawings of circuits, faithfulness curves, attributions, attention patterns. Only this package imports matplotlib.
 """
 
+from circuitlab.viz.attention import attention_figure
+from circuitlab.viz.bars import bars, head_heatmap
 from circuitlab.viz.circuit import DrawnEdge, DrawnNode, draw_circuit, draw_comparison, draw_parts, draw_stability
 from circuitlab.viz.curves import FaithfulnessCurve, faithfulness_figure
 from circuitlab.viz.grid import SITES, LabelledGrid, grid_from_frame, read_sweep
 from circuitlab.viz.heatmap import heatmap
 from circuitlab.viz.save import figure_bytes, save_figure
+from circuitlab.viz.stream import lens_figure, stream_figure
 from circuitlab.viz.style import style
 from circuitlab.viz.text import visible_token
 
@@ -17,6 +20,8 @@ __all__ = [
     "DrawnNode",
     "FaithfulnessCurve",
     "LabelledGrid",
+    "attention_figure",
+    "bars",
     "draw_circuit",
     "draw_comparison",
     "draw_parts",
@@ -24,9 +29,12 @@ __all__ = [
     "faithfulness_figure",
     "figure_bytes",
     "grid_from_frame",
+    "head_heatmap",
     "heatmap",
+    "lens_figure",
     "read_sweep",
     "save_figure",
+    "stream_figure",
     "style",
     "visible_token",
 ]

@@ -71,6 +71,11 @@ def diverging() -> Colormap:
     return LinearSegmentedColormap.from_list("circuitlab", [*_NEGATIVE_ARM, NEUTRAL, *_POSITIVE_ARM], N=511)
 
 
+def sequential() -> Colormap:
+    """White for nothing, blue for much; no red, since what it shows has no sign."""
+    return LinearSegmentedColormap.from_list("circuitlab-sequential", [PAPER, *_POSITIVE_ARM], N=256)
+
+
 Colour = str | tuple[float, float, float] | tuple[float, float, float, float]
 
 

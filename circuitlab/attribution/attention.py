@@ -1,0 +1,186 @@
+"""Where chosen heads look on one prompt: attention weights with the tokens they belong to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from circuitlab import late
+from circuitlab.attribution.prompts import Prompt, text_of, tokens_of
+from circuitlab.errors import ConfigError, UnknownNameError
+from circuitlab.models.protocol import Model
+from circuitlab.parts import Kind, Layout, Node
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# Digits of a weight in files and pages; a weight has no more that anybody could see.
+DIGITS = 4
+SCHEMA = "circuitlab.attention/1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class AttentionPatterns:
+    """Attention weights of some heads on one prompt: each row of a pattern, a token that looks, sums to 1.
+
+    Attributes:
+        tokens: The prompt.
+        heads: Names of the heads.
+        patterns: Their weights, the token that looks by the token that is looked at.
+        title: What the prompt is.
+        notes: Head -> a few words about it, such as its effect.
+    """
+
+    tokens: tuple[str, ...]
+    heads: tuple[str, ...]
+    patterns: Float[np.ndarray, "head query key"]
+    title: str = ""
+    notes: Mapping[str, str] = field(default_factory=dict)
+
+    def pattern(self, head: str) -> Float[np.ndarray, "query key"]:
+        """The weights of one head.
+
+        Raises:
+            UnknownNameError: It is not among the heads.
+        """
+        if head not in self.heads:
+            raise UnknownNameError.of("head", head, self.heads)
+        return self.patterns[self.heads.index(head)]
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a head and pair of tokens: head, query, query_token, key, key_token, weight; later keys left out."""
+        import pandas as pd
+
+        head, query, key = np.nonzero(np.broadcast_to(self._sees, self.patterns.shape))
+        return pd.DataFrame(
+            {
+                "head": [self.heads[i] for i in head],
+                "query": query,
+                "query_token": [self.tokens[i] for i in query],
+                "key": key,
+                "key_token": [self.tokens[i] for i in key],
+                "weight": self.patterns[head, query, key],
+            }
+        )
+
+    def to_record(self) -> dict[str, Any]:
+        """What `attention.json` holds: weights to four digits, each row up to the token that looks."""
+        heads = [
+            {
+                "head": name,
+                "note": self.notes.get(name, ""),
+                "weights": [
+                    [round(float(w), DIGITS) for w in (row[: at + 1] if self._causal else row)]
+                    for at, row in enumerate(pattern)
+                ],
+            }
+            for name, pattern in zip(self.heads, self.patterns, strict=True)
+        ]
+        return {"schema": SCHEMA, "title": self.title, "tokens": list(self.tokens), "heads": heads}
+
+    def plot(self) -> Any:
+        """The patterns side by side as a matplotlib `Figure`, tokens on both axes."""
+        return late.call(
+            "circuitlab.viz", "attention_figure", self.tokens, self.heads, self.patterns, title=self.title,
+            notes=self.notes,
+        )  # fmt: skip
+
+    def to_html(self) -> str:
+        """A page by itself to look around in: choose a head, point at a token to see where it looks."""
+        return late.call("circuitlab.report.attention_view", "attention_page", self.to_record())
+
+    def save(self, path: str | Path) -> Path:
+        """Write the page of `to_html` to an `.html` file; whole, or not at all.
+
+        Raises:
+            ConfigError: The name does not end in `.html`.
+        """
+        path = Path(path).expanduser()
+        if path.suffix != ".html":
+            raise ConfigError(f"{path.name!r} is no page; save attention patterns as .html, pictures by save_figure.")
+        temporary = path.with_name(f".{path.name}.partial")
+        try:
+            temporary.write_text(self.to_html(), encoding="utf-8")
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        return path
+
+    def _repr_html_(self) -> str:
+        """In a notebook cell: the picture, which needs no script."""
+        return late.call("circuitlab.report.attention_view", "attention_picture", self.to_record())
+
+    @property
+    def _causal(self) -> bool:
+        """Whether no token sees a later one."""
+        return not bool(np.triu(np.abs(self.patterns), 1).any())
+
+    @property
+    def _sees(self) -> np.ndarray:
+        n = len(self.tokens)
+        return np.tri(n, dtype=bool) if self._causal else np.ones((n, n), dtype=bool)
+
+
+@torch.no_grad()
+def attention(
+    model: Model,
+    prompt: Prompt,
+    heads: Iterable[str | Node] | None = None,
+    *,
+    run: str = "clean",
+    notes: Mapping[str, str] | None = None,
+) -> AttentionPatterns:
+    """The attention patterns of chosen heads on one prompt.
+
+    Args:
+        model: A loaded model.
+        prompt: Text, a pair of a task, or one row of token ids.
+        heads: Names such as "a3.h2", or nodes; all heads of the model by default.
+        run: Of a pair: "clean" or "corrupt".
+        notes: Head -> a few words to stand beside it.
+
+    Raises:
+        UnknownNameError: A head that the model does not have, or no such run.
+        ConfigError: No head, no prompt, or one too long.
+        ModelError: Text, and the model has no tokenizer.
+    """
+    ids, tokens = tokens_of(model, prompt, run)
+    layout = Layout.of(model.spec)
+    chosen = head_nodes(layout, heads)
+    recorded = model.record(ids)
+    patterns = torch.stack([recorded.pattern[node.layer or 0][0, node.head] for node in chosen])
+    weights = patterns.double().cpu().numpy()
+    return AttentionPatterns(
+        tokens=tokens,
+        heads=tuple(node.name for node in chosen),
+        patterns=weights,
+        title=text_of(prompt, tokens, run),
+        notes=dict(notes or {}),
+    )
+
+
+def head_nodes(layout: Layout, heads: Iterable[str | Node] | None) -> tuple[Node, ...]:
+    """Heads by their names, each once, in the order given.
+
+    Raises:
+        UnknownNameError: A name that is none of the model's heads.
+        ConfigError: No head, or one name alone that is given as text.
+    """
+    there = {node.name: node for node in layout.writers if node.kind is Kind.HEAD}
+    if heads is None:
+        return tuple(there.values())
+    if isinstance(heads, str | Node):
+        heads = [heads]
+    names = [head.name if isinstance(head, Node) else str(head) for head in heads]
+    for name in names:
+        if name not in there:
+            raise UnknownNameError.of("head", name, there)
+    if not names:
+        raise ConfigError("no head is chosen; name some, such as heads=['a0.h1'], or leave heads out for all.")
+    return tuple(there[name] for name in dict.fromkeys(names))

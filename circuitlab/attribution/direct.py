@@ -1,0 +1,168 @@
+"""Direct logit attribution: what every part of the model adds to the answer by itself.
+
+1. Record a run. The final stream at the answer position is the sum of all that was written to it.
+2. The quantity is a weighted sum of logits: a direction behind the final norm. With the norm's scale as it was on the
+   whole stream the norm is linear, so the direction has a twin in front of it.
+3. A component's share is the product of what it wrote with that twin. What is not in the stream (biases of norm and
+   unembedding) is listed beside, so that the shares add up to the model's own value; `Attribution.gap` is by how much
+   they do not.
+
+Where norms stand behind attention and MLP (Gemma 2 and 3), a head's or neuron's share is taken through them with the
+scale that they had on the whole layer. Where logits are capped (Gemma 2), the shares are those of the uncapped logits,
+and what the cap does to their sum is a component of its own, "softcap".
+
+References:
+    Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits"; Wang et al. 2023, arXiv:2211.00593.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from circuitlab.attribution.quantity import check_quantity, weighted_words
+from circuitlab.attribution.record import Attribution, Component
+from circuitlab.attribution.runs import batches, check_run
+from circuitlab.data.batch import PairBatch
+from circuitlab.data.pairs import PairSet
+from circuitlab.errors import ConfigError, UnknownNameError
+from circuitlab.models.protocol import Model, Recording
+from circuitlab.patching.baseline import at_answer
+
+SPLITS = ("layer", "head", "neuron")
+
+Share = tuple[Component, Float[Tensor, " batch"]]
+
+
+@torch.no_grad()
+def direct_attribution(
+    model: Model,
+    pairs: PairSet | PairBatch,
+    by: str = "layer",
+    *,
+    metric: str = "logit_diff",
+    run: str = "clean",
+    seed: int = 0,
+) -> Attribution:
+    """Split a logit difference over everything that writes to it.
+
+    Args:
+        model: A loaded model.
+        pairs: A split of a task, or a `PairBatch`.
+        by: "layer": each attention layer and MLP; "head": attention by head, its biases by themselves; "neuron": MLPs
+            by neuron, their biases by themselves.
+        metric: "logit_diff", mean logit of the answers minus that of the distractors; or "logit", that of the answers.
+        run: "clean" or "corrupt": which prompts are run. Answers and distractors are those of the clean prompt.
+        seed: Of the intervals.
+
+    Returns:
+        One value per component and example, whose sum is the metric.
+
+    Raises:
+        UnknownNameError: No such split, run or metric.
+        ConfigError: The metric is no sum of logits, or the model has no MLPs to split.
+        UnsupportedModelError: The final norm is neither a layer norm nor an RMS norm.
+    """
+    if by not in SPLITS:
+        raise UnknownNameError.of("split", by, SPLITS)
+    if by == "neuron" and not model.spec.has_mlp:
+        raise ConfigError(f"model {model.id!r} has attention alone, and so no neurons. Split by layer or head.")
+    quantity = check_quantity(metric)
+    check_run(run)
+    tables, totals, order, components = [], [], [], ()
+    for batch in batches(model, pairs, run):
+        shares, total = _of_batch(model, batch, by, quantity)
+        components = tuple(component for component, _ in shares)
+        tables.append(torch.stack([values for _, values in shares]).double().cpu().numpy())
+        totals.append(total.double().cpu().numpy())
+        order.append(batch.index.cpu().numpy())
+    at = np.argsort(np.concatenate(order), kind="stable")
+    table, total = np.concatenate(tables, 1)[:, at], np.concatenate(totals)[at]
+    # Biases that a model does not have are no components of it.
+    there = [c.kind not in ("bias", "softcap") or bool(row.any()) for c, row in zip(components, table, strict=True)]
+    return Attribution(
+        metric=quantity,
+        run=run,
+        by=by,
+        components=tuple(c for c, keep in zip(components, there, strict=True) if keep),
+        per_example=table[there],
+        total=total,
+        seed=seed,
+    )
+
+
+def _of_batch(model: Model, batch: PairBatch, by: str, quantity: str) -> tuple[list[Share], Float[Tensor, " batch"]]:
+    """Every component's share, and the model's own value of the quantity."""
+    recorded = model.record(batch.clean)
+    final = at_answer(recorded.resid_final, batch.answer_at)
+    words, weights = weighted_words(quantity, batch)
+    weights = weights.to(final)
+    columns, biases = model.direct.unembedding(words)
+    behind = weights @ columns.T
+    norm = model.direct.frozen_norm(final)
+    shares = [
+        *_of_embedding(model, batch, recorded, norm.back(behind)),
+        *_of_blocks(model, batch, recorded, norm.back(behind), by),
+        (Component("norm.bias", "bias"), behind @ norm.bias),
+        (Component("unembed.bias", "bias"), weights @ biases),
+    ]
+    if (cap := model.direct.logit_cap) is not None:
+        uncapped = model.direct.uncapped(final, words)
+        capped = cap * torch.tanh(uncapped / cap)
+        shares.append((Component("softcap", "softcap"), ((capped - uncapped) * weights).sum(-1)))
+    return shares, (model.logits(final, words) * weights).sum(-1)
+
+
+def _of_embedding(
+    model: Model, batch: PairBatch, recorded: Recording, direction: Float[Tensor, "batch d_model"]
+) -> Iterator[Share]:
+    for part, stream in model.direct.embedding(batch.clean, recorded.resid_pre[0]).items():
+        name = "embed" if part == "embedding" else f"embed.{part}"
+        yield Component(name, "embedding"), (at_answer(stream, batch.answer_at) * direction).sum(-1)
+
+
+def _of_blocks(
+    model: Model, batch: PairBatch, recorded: Recording, direction: Float[Tensor, "batch d_model"], by: str
+) -> Iterator[Share]:
+    spec, at = model.spec, batch.answer_at
+    for layer in range(spec.n_layers):
+        attn_out = at_answer(recorded.attn_out[layer], at)
+        if by == "head":
+            yield from _of_heads(model, layer, _z(recorded, layer, batch), direction)
+        else:
+            yield Component(f"a{layer}", "attention", layer), (attn_out * direction).sum(-1)
+        if spec.has_mlp and by == "neuron":
+            before = at_answer(recorded.resid_pre[layer], at)
+            yield from _of_neurons(model, layer, before if spec.parallel else before + attn_out, direction)
+        elif spec.has_mlp:
+            mlp_out = at_answer(recorded.mlp_out[layer], at)
+            yield Component(f"m{layer}", "mlp", layer), (mlp_out * direction).sum(-1)
+
+
+def _z(recorded: Recording, layer: int, batch: PairBatch) -> Float[Tensor, "batch head d_head"]:
+    return recorded.z[layer][torch.arange(len(batch), device=batch.answer_at.device), batch.answer_at]
+
+
+def _of_heads(
+    model: Model, layer: int, z: Float[Tensor, "batch head d_head"], direction: Float[Tensor, "batch d_model"]
+) -> Iterator[Share]:
+    written = model.head_outputs(layer, z[:, None])[:, :, 0]
+    for head, values in enumerate((written * direction).sum(-1)):
+        yield Component(f"a{layer}.h{head}", "head", layer, head), values
+    bias = model.direct.attention_bias(layer, z)
+    if bias is not None:
+        yield Component(f"a{layer}.bias", "bias", layer), (bias * direction).sum(-1)
+
+
+def _of_neurons(
+    model: Model, layer: int, read: Float[Tensor, "batch d_model"], direction: Float[Tensor, "batch d_model"]
+) -> Iterator[Share]:
+    by_neuron, bias = model.direct.neurons(layer, model.mlp_hidden(layer, read), direction)
+    for neuron, values in enumerate(by_neuron.T):
+        yield Component(f"m{layer}.n{neuron}", "neuron", layer, neuron), values
+    if bias is not None:
+        yield Component(f"m{layer}.bias", "bias", layer), bias

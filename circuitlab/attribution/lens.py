@@ -1,0 +1,224 @@
+"""Logit lens: what the model would answer if it stopped here, at every point of the residual stream.
+
+The stream at the answer position goes through the final norm and the unembedding as if nothing came after it. The norm
+is applied to each stream by itself, with that stream's own scale: this is the logit lens. With `norm="frozen"` the
+scale is that of the final stream instead; then the steps from point to point are the shares of `direct_attribution`,
+layer by layer, but a value is no prediction of the model's any more. Both end at the model's own value.
+
+Points are the streams before the first block (`resid_pre` of layer 0), between attention and MLP (`resid_mid`) and after
+each block (`resid_post`). Blocks that run attention and MLP in parallel (GPT-NeoX, GPT-J, Phi) have no stream between
+the two, and attention-only blocks none but the end: there a layer has one point, `resid_post`.
+
+References:
+    nostalgebraist 2020, "interpreting GPT: the logit lens".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from circuitlab import late, stats
+from circuitlab.attribution.quantity import QUANTITIES, check_quantity, weighted_words
+from circuitlab.attribution.runs import batches, check_run
+from circuitlab.data.batch import PairBatch
+from circuitlab.data.pairs import PairSet
+from circuitlab.errors import UnknownNameError
+from circuitlab.metrics import Metric, resolve
+from circuitlab.metrics.base import MetricFunction
+from circuitlab.models.protocol import Model, Recording
+from circuitlab.parts import ModelSpec
+from circuitlab.patching.baseline import at_answer
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+NORMS = ("own", "frozen")
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A point of the residual stream: `site` is "resid_pre", "resid_mid" or "resid_post" of a layer."""
+
+    layer: int
+    site: str
+
+    @property
+    def label(self) -> str:
+        """What stands before it: "embedding", "attention 3", "MLP 3" or "block 3"."""
+        words = {"resid_pre": "embedding", "resid_mid": f"attention {self.layer}", "resid_post": f"block {self.layer}"}
+        return words[self.site]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class LogitLens:
+    """A metric at every point of the stream.
+
+    Attributes:
+        metric: Name of the metric.
+        unit: Its unit.
+        run: "clean" or "corrupt": the prompts that were run.
+        norm: "own": the final norm with each stream's own scale; "frozen": with that of the final stream.
+        points: Where, in the order in which the model computes them.
+        per_example: The metric there.
+        seed: Of the intervals.
+    """
+
+    metric: str
+    unit: str
+    run: str
+    norm: str
+    points: tuple[Point, ...]
+    per_example: Float[np.ndarray, "point example"]
+    seed: int = 0
+
+    @property
+    def values(self) -> Float[np.ndarray, " point"]:
+        """Mean over examples."""
+        return self.per_example.mean(-1)
+
+    @property
+    def interval(self) -> stats.Interval:
+        """95 % bootstrap interval of `values` over examples."""
+        return stats.mean_interval(self.per_example, self.seed)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What was written last before each point."""
+        return tuple(point.label for point in self.points)
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a point: layer, site, after, value, ci_low, ci_high, n."""
+        import pandas as pd
+
+        interval = self.interval
+        return pd.DataFrame(
+            {
+                "layer": [point.layer for point in self.points],
+                "site": [point.site for point in self.points],
+                "after": self.labels,
+                "value": self.values,
+                "ci_low": interval.low,
+                "ci_high": interval.high,
+                "n": self.per_example.shape[-1],
+            }
+        )
+
+    def plot(self) -> Any:
+        """The metric along the stream as a matplotlib `Figure`, with its interval; thin lines are single prompts."""
+        kind = "Logit lens" if self.norm == "own" else "Stream so far, final norm's scale frozen"
+        unit = f" [{self.unit}]" if self.unit else ""
+        return late.call(
+            "circuitlab.viz", "stream_figure", self.labels, self.per_example, self.interval.low, self.interval.high,
+            title=f"{kind}, {self.run} prompts", quantity=self.metric.replace("_", " ") + unit,
+        )  # fmt: skip
+
+
+@torch.no_grad()
+def logit_lens(
+    model: Model,
+    pairs: PairSet | PairBatch,
+    metric: str | Metric | MetricFunction = "logit_diff",
+    *,
+    run: str = "clean",
+    norm: str = "own",
+    seed: int = 0,
+) -> LogitLens:
+    """Read a metric off the residual stream at every layer and half-layer.
+
+    Args:
+        model: A loaded model.
+        pairs: A split of a task, or a `PairBatch`.
+        metric: Any metric; with `norm="frozen"` one that is a sum of logits, "logit_diff" or "logit". Logits are capped
+            where the model caps them; a frozen lens reads them uncapped.
+        run: "clean" or "corrupt": which prompts are run. Answers and distractors are those of the clean prompt.
+        norm: "own", the logit lens, or "frozen", the final stream's scale for all.
+        seed: Of the intervals.
+
+    Returns:
+        One value per point and example; the last is the model's own.
+
+    Raises:
+        UnknownNameError: No such metric, run or norm.
+        ConfigError: A frozen norm and a metric that is no sum of logits.
+        MetricError: The metric gives the wrong shape or NaN.
+    """
+    check_run(run)
+    if norm not in NORMS:
+        raise UnknownNameError.of("norm", norm, NORMS)
+    judged = Metric(name="logit", function=_mean_logit, unit="logits", local=True) if metric == "logit" else None
+    judged = judged or resolve(metric)
+    if norm == "frozen":
+        check_quantity(judged)
+    tables, order = [], []
+    for batch in batches(model, pairs, run):
+        recorded = model.record(batch.clean)
+        streams = [at_answer(stream, batch.answer_at) for _, stream in streams_of(model, recorded)]
+        if judged.needs_reference:
+            batch = batch.with_reference(_clean_logits(model, batch, streams[-1], run))
+        read = _frozen(model, batch, judged.name, streams) if norm == "frozen" else _own(model, batch, judged, streams)
+        tables.append(torch.stack(read).double().cpu().numpy())
+        order.append(batch.index.cpu().numpy())
+    return LogitLens(
+        metric=judged.name,
+        unit=judged.unit,
+        run=run,
+        norm=norm,
+        points=points_of(model.spec),
+        per_example=np.concatenate(tables, 1)[:, np.argsort(np.concatenate(order), kind="stable")],
+        seed=seed,
+    )
+
+
+def points_of(spec: ModelSpec) -> tuple[Point, ...]:
+    """The points of a model's stream, in its order."""
+    halves = ("resid_mid", "resid_post") if spec.has_mlp and not spec.parallel else ("resid_post",)
+    return (Point(0, "resid_pre"), *(Point(layer, site) for layer in range(spec.n_layers) for site in halves))
+
+
+def streams_of(model: Model, recorded: Recording) -> Iterator[tuple[Point, Float[Tensor, "batch seq d_model"]]]:
+    """The points of a run with the streams there."""
+    for point in points_of(model.spec):
+        if point.site == "resid_pre":
+            yield point, recorded.resid_pre[0]
+        elif point.site == "resid_mid":
+            yield point, recorded.resid_pre[point.layer] + recorded.attn_out[point.layer]
+        else:
+            yield point, recorded.stream(point.layer + 1)
+
+
+def _own(
+    model: Model, batch: PairBatch, metric: Metric, streams: list[Float[Tensor, "batch d_model"]]
+) -> list[Float[Tensor, " batch"]]:
+    words, judged = batch.compact() if metric.local else (None, batch)
+    return [metric(model.logits(stream, words), judged) for stream in streams]
+
+
+def _frozen(
+    model: Model, batch: PairBatch, name: str, streams: list[Float[Tensor, "batch d_model"]]
+) -> list[Float[Tensor, " batch"]]:
+    words, weights = weighted_words(name, batch)
+    weights = weights.to(streams[-1])
+    columns, biases = model.direct.unembedding(words)
+    norm, behind = model.direct.frozen_norm(streams[-1]), weights @ columns.T
+    direction, constant = norm.back(behind), behind @ norm.bias + weights @ biases
+    return [(stream * direction).sum(-1) + constant for stream in streams]
+
+
+def _clean_logits(
+    model: Model, batch: PairBatch, final: Float[Tensor, "batch d_model"], run: str
+) -> Float[Tensor, "batch d_vocab"]:
+    """What the clean run predicts; of a corrupted run the clean prompts stand in the other place."""
+    if run != "clean":
+        final = at_answer(model.record(batch.corrupt).resid_final, batch.answer_at)
+    return model.logits(final)
+
+
+def _mean_logit(logits: Float[Tensor, "batch d_vocab"], batch: PairBatch) -> Float[Tensor, " batch"]:
+    return (logits * QUANTITIES["logit"](batch, logits.shape[1]).to(logits)).sum(-1)

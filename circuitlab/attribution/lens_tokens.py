@@ -1,0 +1,100 @@
+"""The logit lens on one prompt: the most likely next tokens at every point of the stream, for every token."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+
+from circuitlab import late
+from circuitlab.attribution.lens import Point, streams_of, points_of
+from circuitlab.attribution.prompts import Prompt, tokens_of, words_of
+from circuitlab.errors import ConfigError
+from circuitlab.models.protocol import Model
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class LensTokens:
+    """What the model would say next at every point and token of a prompt.
+
+    Attributes:
+        tokens: The prompt.
+        points: Places along the stream.
+        ids: The most likely tokens, the likeliest first.
+        words: The same as text, by point, token and rank.
+        probabilities: Of these tokens.
+    """
+
+    tokens: tuple[str, ...]
+    points: tuple[Point, ...]
+    ids: Int[np.ndarray, "point seq word"]
+    words: tuple[tuple[tuple[str, ...], ...], ...]
+    probabilities: Float[np.ndarray, "point seq word"]
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a point, token and rank: layer, site, after, position, token, rank, predicted, probability."""
+        import pandas as pd
+
+        rows = [
+            (point.layer, point.site, point.label, at, token, rank, word, float(self.probabilities[number, at, rank]))
+            for number, point in enumerate(self.points)
+            for at, token in enumerate(self.tokens)
+            for rank, word in enumerate(self.words[number][at])
+        ]
+        names = ("layer", "site", "after", "position", "token", "rank", "predicted", "probability")
+        return pd.DataFrame(rows, columns=list(names))
+
+    def at(self, position: int = -1) -> pd.DataFrame:
+        """The likeliest tokens after one position, a row a point, a column a rank."""
+        import pandas as pd
+
+        cells = [
+            [
+                f"{word!r} {p:.2f}"
+                for word, p in zip(self.words[n][position], self.probabilities[n, position], strict=True)
+            ]
+            for n in range(len(self.points))
+        ]
+        return pd.DataFrame(cells, index=[point.label for point in self.points]).rename_axis("after")
+
+    def plot(self) -> Any:
+        """A matplotlib `Figure`: points by tokens, in each cell the likeliest next token, darker where it is likelier."""
+        first = [[words[0] for words in row] for row in self.words]
+        labels = [point.label for point in self.points]
+        return late.call("circuitlab.viz", "lens_figure", self.tokens, labels, first, self.probabilities[:, :, 0])
+
+
+@torch.no_grad()
+def lens_tokens(model: Model, prompt: Prompt, k: int = 5, *, run: str = "clean") -> LensTokens:
+    """Read the most likely next tokens off every point of the stream; the final norm with each stream's own scale.
+
+    Args:
+        model: A loaded model.
+        prompt: Text, a pair of a task, or one row of token ids.
+        k: How many tokens.
+        run: Of a pair: "clean" or "corrupt".
+
+    Raises:
+        ConfigError: No prompt, one too long, or `k` out of range.
+        ModelError: Text, and the model has no tokenizer.
+        UnknownNameError: No such run.
+    """
+    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= model.spec.d_vocab:
+        raise ConfigError(f"k is {k!r}; it counts tokens, from 1 to the {model.spec.d_vocab} of the vocabulary.")
+    ids, tokens = tokens_of(model, prompt, run)
+    ranked = [model.logits(stream[0]).softmax(-1).topk(k) for _, stream in streams_of(model, model.record(ids))]
+    found = torch.stack([top.indices for top in ranked])
+    texts = iter(words_of(model, tuple(found.flatten().tolist())))
+    return LensTokens(
+        tokens=tokens,
+        points=points_of(model.spec),
+        ids=found.cpu().numpy(),
+        words=tuple(tuple(tuple(next(texts) for _ in row) for row in rows) for rows in found),
+        probabilities=torch.stack([top.values for top in ranked]).double().cpu().numpy(),
+    )

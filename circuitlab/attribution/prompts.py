@@ -1,0 +1,63 @@
+"""A prompt in whatever form it is given: text, a pair, or tokens."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from circuitlab.attribution.runs import check_run
+from circuitlab.data.pairs import Pair
+from circuitlab.errors import ConfigError, ModelError
+from circuitlab.models.protocol import Model
+
+Prompt = str | Pair | Tensor
+
+
+def tokens_of(model: Model, prompt: Prompt, run: str) -> tuple[Int[Tensor, "1 seq"], tuple[str, ...]]:
+    """The tokens of a prompt, as numbers and as text.
+
+    Args:
+        model: The model whose tokenizer reads text.
+        prompt: Text; a pair, of which `run` says which prompt; or token ids, one row or a vector.
+        run: "clean" or "corrupt".
+
+    Raises:
+        ConfigError: There is no token, there are more than the model can take, ids that it does not have, or something
+            that is no prompt.
+        ModelError: Text, and the model has no tokenizer.
+    """
+    check_run(run)
+    if isinstance(prompt, Pair):
+        ids, words = (
+            (prompt.clean_ids, prompt.clean_tokens) if run == "clean" else (prompt.corrupt_ids, prompt.corrupt_tokens)
+        )
+    elif isinstance(prompt, str):
+        encoded = model.text.encode(prompt)
+        ids, words = encoded.ids, encoded.tokens
+    elif torch.is_tensor(prompt) and not prompt.is_floating_point() and prompt.squeeze(0).ndim == 1:
+        ids = tuple(int(i) for i in prompt.flatten())
+        words = words_of(model, ids)
+    else:
+        got = f"{prompt.dtype} {tuple(prompt.shape)}" if torch.is_tensor(prompt) else type(prompt).__name__
+        raise ConfigError(f"a prompt is a text, a pair of a task, or one row of token ids; got {got}.")
+    if not 1 <= len(ids) <= model.spec.n_ctx:
+        raise ConfigError(f"the prompt has {len(ids)} tokens; model {model.id!r} takes 1 to {model.spec.n_ctx}.")
+    if min(ids) < 0:
+        raise ConfigError(f"the prompt holds the token {min(ids)}; ids are not negative.")
+    return torch.tensor([ids], dtype=torch.long, device=model.device), tuple(words)
+
+
+def words_of(model: Model, ids: tuple[int, ...]) -> tuple[str, ...]:
+    """Tokens as text, or as numbers where the model has no tokenizer."""
+    try:
+        return tuple(model.text.decode(ids))
+    except ModelError:
+        return tuple(map(str, ids))
+
+
+def text_of(prompt: Prompt, tokens: tuple[str, ...], run: str) -> str:
+    """A prompt as a reader knows it."""
+    if isinstance(prompt, Pair):
+        return prompt.clean if run == "clean" else prompt.corrupt
+    return prompt if isinstance(prompt, str) else "".join(tokens)

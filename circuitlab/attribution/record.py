@@ -1,0 +1,200 @@
+"""What direct logit attribution gives back: one value per component and example, and their sum."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Float
+
+from circuitlab import late, stats
+from circuitlab.errors import ConfigError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# Rows whose intervals are taken together: a bootstrap of GPT-2's 36,864 neurons at once would take 600 MB.
+ROWS_AT_ONCE = 2048
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Component:
+    """Something that adds to the final stream, or to the logits behind it.
+
+    Attributes:
+        name: "embed", "embed.token", "embed.position", "a0" (an attention layer with its bias), "a0.h1", "a0.bias",
+            "m0" (an MLP with its bias), "m0.n17", "m0.bias", "norm.bias", "unembed.bias", "softcap".
+        kind: "embedding", "attention", "head", "mlp", "neuron", "bias" or "softcap".
+        layer: Of the layer's parts.
+        index: Of a head or a neuron.
+    """
+
+    name: str
+    kind: str
+    layer: int | None = None
+    index: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Attribution:
+    """A quantity at the answer position, split over everything that adds to it.
+
+    Positive: without what this component writes, and with the final norm's scale as it was, the quantity would be
+    smaller by so much. It is the direct path alone: what a head does through later layers is in their values.
+
+    Attributes:
+        metric: "logit_diff" or "logit".
+        run: "clean" or "corrupt": the prompts that were run.
+        by: "layer", "head" or "neuron".
+        components: What the rows are.
+        per_example: Each component's share, in logits.
+        total: The quantity as the model itself gives it.
+        seed: Of the intervals.
+    """
+
+    metric: str
+    run: str
+    by: str
+    components: tuple[Component, ...]
+    per_example: Float[np.ndarray, "component example"]
+    total: Float[np.ndarray, " example"]
+    seed: int = 0
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the components, in the order of the rows."""
+        return tuple(component.name for component in self.components)
+
+    @property
+    def values(self) -> Float[np.ndarray, " component"]:
+        """Mean over examples."""
+        return self.per_example.mean(-1)
+
+    @property
+    def interval(self) -> stats.Interval:
+        """95 % bootstrap interval of `values` over examples."""
+        parts = range(0, len(self.components), ROWS_AT_ONCE)
+        found = [stats.mean_interval(self.per_example[at : at + ROWS_AT_ONCE], self.seed) for at in parts]
+        return stats.Interval(np.concatenate([i.low for i in found]), np.concatenate([i.high for i in found]))
+
+    @property
+    def gap(self) -> float:
+        """Largest difference, over examples, between the sum of all components and the model's own value.
+
+        Roundings only: about 1e-14 in float64, 1e-5 in float32, and in half precision what the model itself loses.
+        """
+        return float(np.abs(self.per_example.sum(0) - self.total).max())
+
+    def value(self, name: str) -> float:
+        """The mean of one component.
+
+        Raises:
+            ConfigError: There is no such component in this split.
+        """
+        if name not in self.names:
+            raise ConfigError(f"no component {name!r} in a split by {self.by}. First are: {', '.join(self.names[:8])}.")
+        return float(self.values[self.names.index(name)])
+
+    @property
+    def heads(self) -> Float[np.ndarray, "layer head"]:
+        """The means of all heads as a table.
+
+        Raises:
+            ConfigError: It is no split by head.
+        """
+        rows = self._rows("head")
+        table = np.zeros((1 + max(c.layer or 0 for c, _ in rows), 1 + max(c.index or 0 for c, _ in rows)))
+        for component, value in rows:
+            table[component.layer, component.index] = value
+        return table
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a component: component, kind, layer, index, value, ci_low, ci_high, n."""
+        import pandas as pd
+
+        interval = self.interval
+        return pd.DataFrame(
+            {
+                "component": self.names,
+                "kind": [component.kind for component in self.components],
+                "layer": pd.array([component.layer for component in self.components], dtype="Int64"),
+                "index": pd.array([component.index for component in self.components], dtype="Int64"),
+                "value": self.values,
+                "ci_low": interval.low,
+                "ci_high": interval.high,
+                "n": self.per_example.shape[-1],
+            }
+        )
+
+    def plot(self) -> Any:
+        """A matplotlib `Figure`: heads as a heatmap, layers as bars, neurons as the bars of the 24 largest rows."""
+        if self.by == "head":
+            return late.call("circuitlab.viz", "head_heatmap", self.heads, self._title, self._quantity)
+        rows = range(len(self.components))
+        shown = list(rows) if self.by == "layer" else sorted(sorted(rows, key=lambda i: -abs(self.values[i]))[:24])
+        return self._bars(shown)
+
+    def plot_components(self, names: Sequence[str]) -> Any:
+        """Bars of some components, in this order.
+
+        Raises:
+            ConfigError: There is no such component in this split.
+        """
+        for name in names:
+            self.value(name)
+        return self._bars([self.names.index(name) for name in names])
+
+    def _bars(self, shown: Sequence[int]) -> Any:
+        interval = self.interval
+        return late.call(
+            "circuitlab.viz", "bars", [self.names[i] for i in shown], self.values[shown], interval.low[shown],
+            interval.high[shown], title=self._title, quantity=self._quantity,
+        )  # fmt: skip
+
+    @property
+    def _title(self) -> str:
+        return f"Direct logit attribution by {self.by}, {self.run} prompts"
+
+    @property
+    def _quantity(self) -> str:
+        return f"adds to {self.metric.replace('_', ' ')} [logits]"
+
+    def _rows(self, kind: str) -> list[tuple[Component, float]]:
+        rows = [(c, float(v)) for c, v in zip(self.components, self.values, strict=True) if c.kind == kind]
+        if not rows:
+            raise ConfigError(
+                f"a split by {self.by} has no {kind}s. Ask for them: direct_attribution(..., by={kind!r})."
+            )
+        return rows
+
+
+def top_heads(attribution: Attribution, k: int = 5) -> pd.DataFrame:
+    """The heads that add most to the quantity, and those that take most away.
+
+    Args:
+        attribution: A split by head.
+        k: At most so many of either sign.
+
+    Returns:
+        Columns head, sign, value, ci_low, ci_high: positive heads first, the largest first; then the negative ones, the
+        most negative first.
+
+    Raises:
+        ConfigError: It is no split by head, or k is no positive number.
+    """
+    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+        raise ConfigError(f"k is {k!r}; it counts heads of either sign and must be a whole number of at least 1.")
+    import pandas as pd
+
+    attribution.heads  # noqa: B018  # refuses other splits
+    frame = attribution.to_frame()
+    heads = frame[frame["kind"] == "head"].rename(columns={"component": "head"})
+    ranked = heads.sort_values("value", ascending=False, kind="stable")
+    parts = {
+        "positive": ranked[ranked["value"] > 0].head(k),
+        "negative": ranked[ranked["value"] < 0].iloc[::-1].head(k),
+    }
+    both = pd.concat([part.assign(sign=sign) for sign, part in parts.items()], ignore_index=True)
+    return both[["head", "sign", "value", "ci_low", "ci_high"]]
