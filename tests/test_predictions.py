@@ -159,7 +159,7 @@ def test_the_command_says_the_same_as_the_function(circuitlab, bundled, tmp_path
     assert (tmp_path / "page.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
     again = circuitlab("predict", CHAIN, "--html", str(tmp_path / "page.html"))
     assert again.code == 2
-    assert "exists. Name another file with --html, or replace it with --force." in again.err
+    assert "exists. Name another with --html, or replace it with --force." in again.err
     neither = circuitlab("predict")
     assert neither.code == 2
     assert "give a text or --file" in neither.err

@@ -3,16 +3,259 @@
 A command that needs a page of its own lives in a module beside this one and is registered at the end.
 """
 
+from typing import TYPE_CHECKING, Annotated, Any
+
 import typer
+
+from circuitlab.cli import options as opt
+from circuitlab.cli.predict import Page, TextArgument, TextFile, check_page, text_of
+from circuitlab.cli.sweep import numbers
+from circuitlab.errors import ConfigError
+
+if TYPE_CHECKING:
+    from circuitlab.neurons.weights import WeightTable
 
 neurons_app = typer.Typer(
     help="What single neurons do: what they add to a prediction, what makes them fire.", no_args_is_help=True
 )
+Layer = Annotated[int, typer.Option("--layer", help="Layer of the neurons, from 0.")]
+Layers = Annotated[
+    str | None, typer.Option("--layer", metavar="LIST", help="Layers, such as 0,3 or 4-7; all by default.")
+]
+Neurons = Annotated[str, typer.Option("--neurons", metavar="LIST", help="Neurons, such as 0,3 or 4-7.")]
+Stage = Annotated[
+    str,
+    typer.Option("--stage", metavar="NAME", help="pre: before the activation function; mid: behind it; post: behind "
+                 "a norm there as well."),
+]  # fmt: skip
+Count = Annotated[int, typer.Option("-k", help="How many to list.")]
+Lowest = Annotated[bool, typer.Option("--lowest", help="The most negative ones instead.")]
+Bare = Annotated[bool, typer.Option("--bare", help="W_out W_U alone, without the final norm's gain and centring.")]
 
 
 @neurons_app.callback()
 def neurons() -> None:
     """What single neurons do: what they add to a prediction, what makes them fire."""
+
+
+@neurons_app.command()
+def importance(
+    prompts: Annotated[list[str], typer.Argument(metavar="PROMPT...", help="Texts; the token that follows is meant.")],
+    answer: Annotated[
+        list[str] | None,
+        typer.Option("--answer", metavar="WORD", help="The token meant, once a prompt; the predicted one by default."),
+    ] = None,
+    layer: Layers = None,
+    k: Count = 10,
+    out: Annotated[
+        str | None, typer.Option("--out", metavar="PATH", help="Write the table (.csv) or a heatmap (.png, .svg).")
+    ] = None,
+    model: opt.Model = "bundled",
+    force: opt.Force = False,
+    device: opt.Device = None,
+    dtype: opt.Dtype = None,
+    json: opt.Json = False,
+) -> None:
+    """Say which neurons add most to what is predicted after each prompt, as a share of what all neurons add."""
+    if out is not None and not out.endswith((".csv", ".png", ".svg")):
+        raise ConfigError(f"--out {out!r} is no table (.csv) and no picture (.png, .svg).")
+    check_page(out, force=force, option="--out")
+    from circuitlab.cli import display
+    from circuitlab.models.load import load_model
+    from circuitlab.neurons.direct_effects import importance as run_importance
+
+    found = run_importance(
+        load_model(model, device=device, dtype=dtype), prompts, numbers(layer, "--layer"), answer or None
+    )
+    if out is not None:
+        _write(found, out, k)
+    if json:
+        display.print_json({**found.to_record(k), "out": out})
+        return
+    legend = zip(found.prompts, found.answers, found.totals.tolist(), strict=True)
+    display.print_rows(
+        ("", "prompt", "token", "all neurons add"),
+        [(str(i), repr(p), repr(a), f"{t:.3f} logits") for i, (p, a, t) in enumerate(legend, start=1)],
+        right=("all neurons add",),
+    )
+    display.print_line("")
+    heads = [str(i) for i in range(1, len(found.prompts) + 1)]
+    rows = [
+        (f"{found.layers[i]}", f"{found.neurons[i]}", display.number(float(found.average[i])),
+         *(display.number(share) for share in found.shares[i].tolist()))
+        for i in found.top(k)
+    ]  # fmt: skip
+    columns = ("layer", "neuron", "average share", *heads)
+    display.print_rows(columns, rows, right=columns)
+
+
+def _write(found: Any, out: str, k: int) -> None:
+    from pathlib import Path
+
+    path = Path(out).expanduser()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".csv":
+        temporary = path.with_name(f".{path.name}.partial")
+        found.to_frame().to_csv(temporary, index=False)
+        temporary.replace(path)
+        return
+    from circuitlab.viz import save_figure
+
+    save_figure(found.plot(k), path)
+
+
+@neurons_app.command("top-tokens")
+def tokens(
+    neurons: Neurons,
+    layer: Layer,
+    k: Count = 10,
+    lowest: Lowest = False,
+    bare: Bare = False,
+    model: opt.Model = "bundled",
+    device: opt.Device = None,
+    dtype: opt.Dtype = None,
+    json: opt.Json = False,
+) -> None:
+    """List the tokens that neurons promote most, from the weights alone (W_out W_U)."""
+    from circuitlab.models.load import load_model
+    from circuitlab.neurons.weights import WeightTable, top_tokens
+
+    chosen = numbers(neurons, "--neurons") or []
+    loaded = load_model(model, device=device, dtype=dtype)
+    tables = [top_tokens(loaded, layer, one, k, lowest=lowest, final_norm=not bare) for one in chosen]
+    _show(WeightTable(entries=tuple(entry for table in tables for entry in table.entries)), model, json=json)
+
+
+@neurons_app.command("top-neurons")
+def of_token(
+    token: Annotated[str, typer.Argument(metavar="TOKEN", help="One token, with its leading space.")],
+    layer: Layers = None,
+    k: Count = 10,
+    lowest: Lowest = False,
+    bare: Bare = False,
+    model: opt.Model = "bundled",
+    device: opt.Device = None,
+    dtype: opt.Dtype = None,
+    json: opt.Json = False,
+) -> None:
+    """List the neurons that promote a token most, from the weights alone (W_out W_U)."""
+    from circuitlab.models.load import load_model
+    from circuitlab.neurons.weights import top_neurons
+
+    loaded = load_model(model, device=device, dtype=dtype)
+    found = top_neurons(loaded, token, numbers(layer, "--layer"), k, lowest=lowest, final_norm=not bare)
+    _show(found, model, json=json)
+
+
+def _show(found: "WeightTable", model: str, *, json: bool) -> None:
+    from circuitlab.cli import display
+
+    if json:
+        display.print_json({"model": model, "entries": found.to_record()})
+        return
+    rows = [(str(one.layer), str(one.neuron), repr(one.token), f"{one.value:.3f}") for one in found.entries]
+    display.print_rows(("layer", "neuron", "token", "value"), rows, right=("layer", "neuron", "value"))
+
+
+@neurons_app.command()
+def activations(
+    neurons: Neurons,
+    layer: Layer,
+    text: TextArgument = None,
+    file: TextFile = None,
+    stage: Stage = "post",
+    html: Page = None,
+    model: opt.Model = "bundled",
+    force: opt.Force = False,
+    device: opt.Device = None,
+    dtype: opt.Dtype = None,
+    json: opt.Json = False,
+) -> None:
+    """Read neurons at every token of a text; --html writes the text coloured by the neuron chosen from a list."""
+    given, chosen = text_of(text, file), numbers(neurons, "--neurons") or []
+    check_page(html, force=force)
+    from circuitlab.cli import display
+    from circuitlab.models.load import load_model
+    from circuitlab.neurons.over_text import activations as run_activations
+
+    found = run_activations(load_model(model, device=device, dtype=dtype), given, layer, chosen, stage)
+    if html is not None:
+        found.save_html(html, force=force)
+    if json:
+        told = {"model": model, "layer": layer, "stage": stage, "neurons": list(chosen), "tokens": list(found.tokens)}
+        display.print_json({**told, "values": found.values.tolist(), "html": html})
+        return
+    highest = found.values.argmax(1)
+    rows = [
+        (name, f"{row.max():.3f}", str(at), repr(found.tokens[at]), f"{row.min():.3f}")
+        for name, row, at in zip(found.series, found.values, highest.tolist(), strict=True)
+    ]
+    display.print_rows(
+        ("neuron", "highest", "at", "token", "lowest"), rows, right=("neuron", "highest", "at", "lowest")
+    )
+    if html is not None:
+        display.print_line(f"page: {html}")
+
+
+@neurons_app.command()
+def examples(
+    corpus: Annotated[
+        str, typer.Argument(metavar="CORPUS", help="A text file, a .jsonl file, or a folder of .txt and .jsonl files.")
+    ],
+    neurons: Neurons,
+    layer: Layer,
+    k: Annotated[int, typer.Option("-k", help="How many texts a neuron.")] = 10,
+    stage: Stage = "post",
+    max_tokens: Annotated[
+        int | None, typer.Option("--max-tokens", help="How much of each text is read; the context by default.")
+    ] = None,
+    separator: Annotated[
+        str, typer.Option("--separator", metavar="TEXT", help="What ends a text in a text file; \\n is a line break.")
+    ] = "\\n",
+    field: Annotated[str, typer.Option("--field", metavar="NAME", help="The text's entry in .jsonl files.")] = "text",
+    html: Page = None,
+    model: opt.Model = "bundled",
+    force: opt.Force = False,
+    device: opt.Device = None,
+    dtype: opt.Dtype = None,
+    quiet: opt.Quiet = False,
+    json: opt.Json = False,
+) -> None:
+    """Find the texts of a corpus at which neurons are most active; --html shows them coloured."""
+    chosen = numbers(neurons, "--neurons") or []
+    check_page(html, force=force)
+    from circuitlab.cli import display
+    from circuitlab.cli.progress import progress
+    from circuitlab.models.load import load_model
+    from circuitlab.neurons.examples import top_examples
+
+    loaded = load_model(model, device=device, dtype=dtype)
+    with progress(quiet=quiet) as report:
+        found = top_examples(
+            loaded, corpus, layer, chosen, k, stage=stage, max_tokens=max_tokens, field=field, progress=report,
+            separator=separator.replace("\\n", "\n").replace("\\t", "\t"),
+        )  # fmt: skip
+    if html is not None:
+        found.save_html(html, force=force)
+    if json:
+        display.print_json({**found.to_record(), "html": html})
+        return
+    rows = [
+        (str(one.neuron), str(one.rank + 1), f"{one.value:.3f}", repr(one.token), _around(one.tokens, one.position))
+        for one in found.examples
+    ]
+    display.print_rows(("neuron", "", "value", "token", "text around it"), rows, right=("neuron", "", "value"))
+    cut = f", {found.n_truncated:,} cut at {found.max_tokens:,} tokens" if found.n_truncated else ""
+    display.print_line(f"{found.n_texts:,} texts, {found.n_tokens:,} tokens{cut}")
+    if html is not None:
+        display.print_line(f"page: {html}")
+
+
+def _around(tokens: tuple[str, ...], position: int) -> str:
+    """A few tokens up to the one that counts."""
+    start = max(1, position - 8)
+    before = "".join(tokens[start : position + 1]).replace("\n", "\\n")
+    return f"{'...' if start > 1 else ''}{before}"
 
 
 # Commands of other modules: neurons_app.command("name")(function)

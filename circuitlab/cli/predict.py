@@ -38,7 +38,7 @@ def text_of(text: str | None, file: str | None) -> str:
         raise ConfigError(f"file {file!r} is not UTF-8 text: {error}. Save it as UTF-8.") from error
 
 
-def check_page(page: str | None, *, force: bool) -> None:
+def check_page(page: str | None, *, force: bool, option: str = "--html") -> None:
     """Refuse a page that is there already, before any work.
 
     Raises:
@@ -48,7 +48,7 @@ def check_page(page: str | None, *, force: bool) -> None:
         return
     path = Path(page).expanduser()
     if path.is_dir() or (path.exists() and not force):
-        raise OutputExistsError(f"page {page!r} exists. Name another file with --html, or replace it with --force.")
+        raise OutputExistsError(f"file {page!r} exists. Name another with {option}, or replace it with --force.")
 
 
 def predict(

@@ -14,12 +14,19 @@ from typing import TYPE_CHECKING, Any
 # Public name -> the module it lives in; no module may be called like a name. The imports below tell type checkers the
 # same; a test compares the two.
 _HOMES: dict[str, str] = {
+    "activations": "circuitlab.neurons.over_text",
     "importance": "circuitlab.neurons.direct_effects",
+    "top_examples": "circuitlab.neurons.examples",
+    "top_neurons": "circuitlab.neurons.weights",
+    "top_tokens": "circuitlab.neurons.weights",
 }
 __all__ = sorted(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
 
 if TYPE_CHECKING:
     from circuitlab.neurons.direct_effects import importance
+    from circuitlab.neurons.examples import top_examples
+    from circuitlab.neurons.over_text import activations
+    from circuitlab.neurons.weights import top_neurons, top_tokens
 
 
 def __getattr__(name: str) -> Any:

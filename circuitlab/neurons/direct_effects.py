@@ -1,6 +1,197 @@
-"""What each neuron adds to a prediction by itself."""
+"""What each neuron adds to a prediction by itself: neuron by prompt, as a share of what all neurons add.
+
+At the last token of a prompt a neuron with value a (what goes into the output projection: behind a norm inside the MLP,
+where there is one) adds a * w to the stream, w its row of W_out. The final norm is linear once its scale s is held at
+what it was in the run: gain * (x - mean(x)) / s, without the mean for RMS norms. So the neuron adds
+
+    effect = a * (gain * (w - mean(w)) / s) . W_U[:, token]
+
+to the token's logit, in logits before a softcap. Its share is its effect over the sum of all neurons' effects on that
+prompt. The scale s is the same for all of them and cancels in the share; gain and centring do not. On weights with the
+norm folded in and centred, they are in W_U and W_out already, and the share is that of a * (W_out W_U)[neuron, token].
+With a norm behind the MLP (Gemma 2) its scale is held too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from circuitlab import late
+from circuitlab.data.texts import answer_ids, as_texts, encode_text, filled
+from circuitlab.errors import ConfigError
+from circuitlab.models.protocol import Model
+from circuitlab.neurons.chosen import layers_of
+from circuitlab.patching.packing import packs, rows_per_pack
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+AVERAGE = "average"
 
 
-def importance() -> None:
-    """To be written."""
-    raise NotImplementedError
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Importance:
+    """Direct effects of neurons on the next token of several prompts.
+
+    Attributes:
+        model: Name of the model.
+        prompts: The prompts.
+        answers: The token of each prompt whose logit is meant.
+        answer_ids: Their numbers in the vocabulary.
+        layers: Layer of each neuron.
+        neurons: Number of each neuron in its layer.
+        effects: What each neuron adds to the token's logit at the last position, the final norm's scale held: in
+            logits, positive where it speaks for the token.
+    """
+
+    model: str
+    prompts: tuple[str, ...]
+    answers: tuple[str, ...]
+    answer_ids: tuple[int, ...]
+    layers: Int[np.ndarray, " neuron"]
+    neurons: Int[np.ndarray, " neuron"]
+    effects: Float[np.ndarray, "neuron text"]
+
+    @property
+    def totals(self) -> Float[np.ndarray, " text"]:
+        """What all neurons of the table add together, in logits. Where it is below zero, a positive share hinders."""
+        return self.effects.sum(0)
+
+    @property
+    def shares(self) -> Float[np.ndarray, "neuron text"]:
+        """Each neuron's effect over `totals`: the shares of a prompt sum to 1, single ones may be negative."""
+        return self.effects / self.totals
+
+    @property
+    def average(self) -> Float[np.ndarray, " neuron"]:
+        """Mean of a neuron's shares over the prompts."""
+        return self.shares.mean(1)
+
+    def top(self, k: int | None = None) -> Int[np.ndarray, " row"]:
+        """Rows of the neurons with the largest average share, the largest first; all by default."""
+        return np.argsort(-self.average, kind="stable")[:k]
+
+    def to_frame(self, k: int | None = None, *, values: Literal["share", "effect"] = "share") -> pd.DataFrame:
+        """One row a neuron, sorted by its average share: layer, neuron, one column a prompt, average.
+
+        Args:
+            k: How many neurons; all by default.
+            values: Shares, or effects in logits and their average.
+        """
+        import pandas as pd
+
+        chosen = self.top(k)
+        shown = (self.shares if values == "share" else self.effects)[chosen]
+        table = {"layer": self.layers[chosen], "neuron": self.neurons[chosen]}
+        columns = dict(zip(self.columns, shown.T, strict=True))
+        return pd.DataFrame({**table, **columns, AVERAGE: shown.mean(1)})
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """A name for each prompt's column: the prompt, numbered where it stands twice."""
+        counts = {prompt: self.prompts.count(prompt) for prompt in self.prompts}
+        return tuple(
+            prompt if counts[prompt] == 1 else f"{prompt} [{number}]" for number, prompt in enumerate(self.prompts)
+        )
+
+    def to_record(self, k: int = 10) -> dict[str, Any]:
+        """The first rows as JSON can hold them."""
+        rows = [
+            {
+                "layer": int(self.layers[i]),
+                "neuron": int(self.neurons[i]),
+                "shares": self.shares[i].tolist(),
+                "effects": self.effects[i].tolist(),
+                AVERAGE: float(self.average[i]),
+            }
+            for i in self.top(k)
+        ]
+        asked = {"model": self.model, "prompts": list(self.prompts), "answers": list(self.answers)}
+        return {**asked, "totals": self.totals.tolist(), "neurons": rows}
+
+    def plot(self, k: int = 10) -> Any:
+        """A heatmap as a matplotlib `Figure`: the first k neurons by prompt, and their average."""
+        chosen = self.top(k)
+        return late.call(
+            "circuitlab.viz.importance",
+            "importance_heatmap",
+            np.column_stack([self.shares[chosen], self.average[chosen]]),
+            [f"{self.layers[i]}.{self.neurons[i]}" for i in chosen],
+            [*self.answers, AVERAGE],
+        )
+
+
+@torch.no_grad()
+def importance(
+    model: Model,
+    prompts: str | Sequence[str],
+    layer: int | Sequence[int] | None = None,
+    answers: Sequence[str] | None = None,
+) -> Importance:
+    """Direct effect of every neuron on the next token of each prompt, and its share of what all neurons add.
+
+    Args:
+        model: A model with MLPs.
+        prompts: Texts; the effect is on the token that follows each.
+        layer: One layer or several, over whose neurons the shares are taken; all layers by default.
+        answers: The token meant for each prompt, with its leading space; by default what the model finds most likely.
+
+    Returns:
+        Effects of all neurons of these layers; `.to_frame()` is the sorted table.
+
+    Raises:
+        ConfigError: No such layer, no prompt, or not as many answers as prompts.
+        TokenError: A prompt does not fit the context, or an answer is not one token.
+        UnsupportedModelError: The model has no MLPs, or its final norm is of another kind.
+    """
+    layers, texts = layers_of(model, layer), as_texts(prompts)
+    if answers is not None and (isinstance(answers, str) or len(answers) != len(texts)):
+        given = 1 if isinstance(answers, str) else len(answers)
+        raise ConfigError(f"{len(texts)} prompts need as many answers; got {given}. Give one word a prompt.")
+    encoded = [encode_text(one, model.text, model.spec.n_ctx) for one in texts]
+    asked = None
+    if answers is not None:
+        asked = [answer_ids(t, (w,), e, model.text)[0] for t, w, e in zip(texts, answers, encoded, strict=True)]
+    ids = [one.ids for one in encoded]
+    found, words = list[Tensor](), list[int]()
+    size = rows_per_pack(model, max(map(len, ids)), None, extra_streams=10 * model.spec.n_layers)
+    for part in packs(len(ids), size):
+        effects, chosen = _effects(model, ids[part], layers, None if asked is None else asked[part])
+        found.append(effects)
+        words += chosen
+    widths = [model.neuron_weight(one).shape[0] for one in layers]
+    return Importance(
+        model=model.id,
+        prompts=texts,
+        answers=model.text.decode(tuple(words)),
+        answer_ids=tuple(words),
+        layers=np.repeat(layers, widths),
+        neurons=np.concatenate([np.arange(width) for width in widths]),
+        effects=torch.cat(found).T.cpu().double().numpy(),
+    )
+
+
+def _effects(
+    model: Model, ids: Sequence[Sequence[int]], layers: Sequence[int], asked: Sequence[int] | None
+) -> tuple[Float[Tensor, "text neuron"], list[int]]:
+    """Effects of the layers' neurons, one layer after the other, and the token that each is on."""
+    tokens, lengths = filled(ids)
+    run = model.record(tokens.to(model.device))
+    rows, last = torch.arange(len(ids)), lengths - 1
+    final = run.resid_final[rows, last]
+    words = model.logits(final).argmax(1) if asked is None else torch.tensor(list(asked), device=final.device)
+    columns, _ = model.direct.unembedding(words)
+    direction = model.direct.frozen_norm(final).back(columns.T)
+    found = []
+    for layer in layers:
+        stream = run.resid_pre[layer][rows, last]
+        read = stream if model.spec.parallel else stream + run.attn_out[layer][rows, last]
+        found.append(model.direct.neurons(layer, model.mlp_hidden(layer, read), direction)[0])
+    return torch.cat(found, 1), words.tolist()

@@ -1,0 +1,110 @@
+"""Texts one after the other from a list, a file, a folder or an iterator, without holding more than one of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+from circuitlab.errors import ConfigError, FormatError
+
+SUFFIXES = (".txt", ".jsonl")  # what is read in a folder
+_CHUNK = 2**16  # characters that are read at once
+
+
+@dataclass(frozen=True, slots=True)
+class CorpusText:
+    """A text and where it is from: `file.txt:12` (the 12th text of the file), or its number in a list, from 0."""
+
+    text: str
+    where: str
+
+
+def read_corpus(
+    source: str | Path | Iterable[str], *, separator: str = "\n", field: str = "text", most: int = 10**6
+) -> Iterator[CorpusText]:
+    """The texts of a corpus, in order; blank ones are left out.
+
+    Args:
+        source: The path of a file or folder, or texts themselves (a list, a generator). A `.jsonl` file holds one JSON
+            object a line, any other file text. Of a folder all `.txt` and `.jsonl` files are read, those of its folders
+            too, sorted by path.
+        separator: What stands between the texts of a file that is not `.jsonl`: a line break by default, so that each
+            line is a text; "" makes each file one text.
+        field: Which entry of a JSON object is the text.
+        most: Characters of a text that are kept; the rest of it is skipped.
+
+    Raises:
+        ConfigError: The path does not exist or cannot be read, a folder has no such files, or something is no text.
+        FormatError: A file is not UTF-8, or a line of it is no JSON object with the field.
+    """
+    if not isinstance(source, str | Path):
+        return _given(source, most)
+    path = Path(source).expanduser()
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES and file.is_file())
+        if not files:
+            raise ConfigError(f"corpus folder {str(source)!r} has no file ending in {' or '.join(SUFFIXES)}.")
+    elif path.is_file():
+        files = [path]
+    else:
+        raise ConfigError(
+            f"corpus {clipped(source)} does not exist. Give a file, a folder, or the texts themselves as a list."
+        )
+    base = path if path.is_dir() else path.parent
+    return (one for file in files for one in _in_file(file, file.relative_to(base).as_posix(), separator, field, most))
+
+
+def clipped(source: str | Path) -> str:
+    """A path, quoted, or the beginning of a text that was taken for one."""
+    text = str(source)
+    return repr(text if len(text) <= 80 else text[:77] + "...")
+
+
+def _given(texts: Iterable[str], most: int) -> Iterator[CorpusText]:
+    for number, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise ConfigError(f"text {number} of the corpus is a {type(text).__name__}, not a str.")
+        if text.strip():
+            yield CorpusText(text[:most], str(number))
+
+
+def _in_file(file: Path, name: str, separator: str, field: str, most: int) -> Iterator[CorpusText]:
+    try:
+        with file.open(encoding="utf-8") as stream:
+            texts = _objects(stream, name, field) if file.suffix == ".jsonl" else _pieces(stream, separator, most)
+            for number, text in enumerate(texts, start=1):
+                if text.strip():
+                    yield CorpusText(text[:most], f"{name}:{number}")
+    except UnicodeDecodeError as error:
+        raise FormatError(f"corpus file {str(file)!r} is not UTF-8 text: {error.reason}. Save it as UTF-8.") from error
+    except OSError as error:
+        raise ConfigError(f"corpus file {str(file)!r} cannot be read: {error.strerror or error}.") from error
+
+
+def _objects(stream: TextIO, name: str, field: str) -> Iterator[str]:
+    for number, line in enumerate(stream, start=1):
+        try:
+            found = json.loads(line) if line.strip() else {field: ""}
+        except ValueError as error:
+            raise FormatError(f"line {number} of corpus file {name!r} is no JSON: {error}.") from error
+        text = found.get(field) if isinstance(found, dict) else None
+        if not isinstance(text, str):
+            raise FormatError(f"line {number} of corpus file {name!r} is no JSON object with a text {field!r}.")
+        yield text
+
+
+def _pieces(stream: TextIO, separator: str, most: int) -> Iterator[str]:
+    """What stands between separators; of a piece longer than `most` only the beginning is kept in memory."""
+    kept = ""
+    while chunk := stream.read(_CHUNK):
+        kept += chunk
+        *whole, kept = kept.split(separator) if separator else [kept]
+        yield from whole
+        # The end is kept as well as the beginning: it may be the beginning of a separator.
+        tail = max(0, len(separator) - 1)
+        if len(kept) > most + tail:
+            kept = kept[:most] + (kept[-tail:] if tail else "")
+    yield kept

@@ -1,0 +1,310 @@
+"""The texts of a corpus at which neurons are most active, streamed: memory grows with k and not with the corpus.
+
+Texts are read until a buffer is full, run in batches of similar length, and only those that beat the k best so far are
+kept, with their values. A text's value is the largest at any of its tokens; the token that begins the sequence stands
+for no text and does not count. Of texts that are the same to the model only the first is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from dataclasses import field as made
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from circuitlab.data.encoding import Encoded
+from circuitlab.data.text_values import TextValues, save_text_page, text_frame, text_page
+from circuitlab.data.texts import filled, shown_tokens
+from circuitlab.errors import ConfigError
+from circuitlab.models.protocol import Model
+from circuitlab.neurons.chosen import neurons_of, stage_of
+from circuitlab.neurons.corpus import CorpusText, clipped, read_corpus
+from circuitlab.neurons.over_text import SAID
+from circuitlab.parts import Stage
+from circuitlab.patching.neuron_values import neuron_values
+from circuitlab.predictions.streams import packs_by_length
+from circuitlab.progress import Progress, silent
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+BUFFER_TOKENS = 32_768  # read before they are run: enough for batches of similar length, a few megabytes
+# Characters that one token is taken to have at most when a text is cut before it is tokenised.
+_LONGEST_TOKEN = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Example:
+    """One text at which a neuron is active.
+
+    Attributes:
+        neuron: The neuron.
+        rank: 0 for the most active text.
+        value: The neuron's largest value in the text.
+        position: Of the token where it is that large, from 0, the beginning-of-sequence token counted.
+        token: That token.
+        text: The text, as far as the model read it.
+        where: Where the text is from: `file.txt:12`, or its number in a list.
+        tokens: All tokens.
+        values: The neuron's value at each; NaN at a token that stands for no text.
+    """
+
+    neuron: int
+    rank: int
+    value: float
+    position: int
+    token: str
+    text: str
+    where: str
+    tokens: tuple[str, ...]
+    values: Float[np.ndarray, " token"]
+
+    def to_values(self) -> TextValues:
+        """The neuron's values over the text, for a page."""
+        return TextValues(
+            title=f"{self.rank + 1}. {self.value:.4g} at {self.token!r} ({self.where})",
+            tokens=self.tokens,
+            series=(str(self.neuron),),
+            values=self.values[None],
+            kind="neuron",
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TopExamples:
+    """The most active texts of each neuron.
+
+    Attributes:
+        model: Name of the model.
+        layer: Layer of the neurons.
+        stage: Where their values were read.
+        max_tokens: How many tokens of each text were read, at most.
+        n_texts: How many texts the corpus had.
+        n_truncated: How many of them were longer.
+        n_tokens: How many tokens were read.
+        examples: Neuron by neuron, as they were asked for, the most active text first.
+    """
+
+    model: str
+    layer: int
+    stage: Stage
+    max_tokens: int
+    n_texts: int
+    n_truncated: int
+    n_tokens: int
+    examples: tuple[Example, ...]
+
+    def of(self, neuron: int) -> tuple[Example, ...]:
+        """The examples of one neuron, the most active text first."""
+        return tuple(one for one in self.examples if one.neuron == neuron)
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row an example: neuron, rank, value, position, token, text, where."""
+        import pandas as pd
+
+        columns = ["neuron", "rank", "value", "position", "token", "text", "where"]
+        return pd.DataFrame([{name: getattr(one, name) for name in columns} for one in self.examples], columns=columns)
+
+    def to_record(self) -> dict[str, Any]:
+        """Everything but the values of single tokens as JSON can hold it."""
+        told = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "examples"}
+        return {**told, "stage": self.stage.value, "examples": self.to_frame().to_dict("records")}
+
+    def to_html(self) -> str:
+        """A page of the texts coloured by the neuron that is chosen from a list."""
+        return text_page(self._texts, title=self._title)
+
+    def save_html(self, path: str | Path, *, force: bool = False) -> Path:
+        """Write `to_html` to a file.
+
+        Raises:
+            OutputExistsError: The file exists, and `force` is not given.
+        """
+        return save_text_page(self._texts, path, title=self._title, force=force)
+
+    def _repr_html_(self) -> str:
+        return text_frame(self._texts, title=self._title)
+
+    @property
+    def _title(self) -> str:
+        return f"Most active texts of neurons in layer {self.layer}"
+
+    @property
+    def _texts(self) -> list[TextValues]:
+        note = (
+            f"Model {self.model}, values {SAID[self.stage]}. {self.n_texts:,} texts were read, the first "
+            f"{self.max_tokens:,} tokens of each ({self.n_truncated:,} were longer)."
+        )
+        return [replace(one.to_values(), note=note) for one in self.examples]
+
+
+@torch.no_grad()
+def top_examples(
+    model: Model,
+    corpus: str | Path | Iterable[str],
+    layer: int,
+    neurons: int | Sequence[int],
+    k: int = 10,
+    *,
+    stage: str | Stage = "post",
+    max_tokens: int | None = None,
+    separator: str = "\n",
+    field: str = "text",
+    progress: Progress = silent,
+) -> TopExamples:
+    """The k texts of a corpus at which each neuron is most active, by its largest value at any token.
+
+    Args:
+        model: A model with MLPs.
+        corpus: A text file, a folder of `.txt` and `.jsonl` files, or texts (a list, a generator).
+        layer: Layer of the neurons.
+        neurons: One neuron or several, which share the passes.
+        k: How many texts a neuron.
+        stage: "pre", "mid" or "post", see `activations`.
+        max_tokens: How many tokens of each text are read, the beginning-of-sequence token included; the context by
+            default. Longer texts are cut there, and counted in `n_truncated`.
+        separator: What stands between the texts of a text file; each line is a text by default.
+        field: Which entry of a JSON object is the text, in `.jsonl` files.
+        progress: Called after every batch; the total is not known before the corpus ends.
+
+    Returns:
+        The examples. Of texts equally active the earlier stands first; the same corpus gives the same list.
+
+    Raises:
+        ConfigError: No such layer, neuron, file or folder; an empty corpus; k or max_tokens out of range.
+        FormatError: A file is not UTF-8, or a `.jsonl` line is no JSON object with the field.
+        UnknownNameError: No such stage.
+        UnsupportedModelError: The model has no MLPs, or does not show its pre-activations.
+    """
+    chosen, where = neurons_of(model, layer, neurons), stage_of(stage)
+    longest = model.spec.n_ctx if max_tokens is None else max_tokens
+    if k < 1:
+        raise ConfigError(f"k is {k}; ask for one example or more.")
+    if not 1 <= longest <= model.spec.n_ctx:
+        raise ConfigError(f"max_tokens is {longest}; the context holds 1 to {model.spec.n_ctx:,} tokens.")
+    texts = read_corpus(corpus, separator=separator, field=field, most=_LONGEST_TOKEN * (longest + 1))
+    best = [_Best(k) for _ in chosen]
+    n_texts = n_tokens = n_truncated = 0
+    for buffer in _buffers(model, texts, longest):
+        _offer(model, buffer, layer, where, chosen, best, n_texts)
+        n_texts += len(buffer)
+        n_tokens += sum(len(one.encoded.ids) for one in buffer)
+        n_truncated += sum(one.cut for one in buffer)
+        progress("texts", n_texts, n_texts)
+    if not n_texts:
+        named = f" {clipped(corpus)}" if isinstance(corpus, str | Path) else ""
+        raise ConfigError(f"the corpus{named} is empty: it has no text that is not blank.")
+    return TopExamples(
+        model=model.id,
+        layer=layer,
+        stage=where,
+        max_tokens=longest,
+        n_texts=n_texts,
+        n_truncated=n_truncated,
+        n_tokens=n_tokens,
+        examples=tuple(one for neuron, kept in zip(chosen, best, strict=True) for one in kept.examples(neuron)),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """A text as it was read: its tokens, cut to the longest allowed."""
+
+    source: CorpusText
+    encoded: Encoded
+    cut: bool
+
+
+@dataclass(slots=True)
+class _Best:
+    """The k best texts of one neuron so far: value, number of the text, position, values, text."""
+
+    k: int
+    kept: list[tuple[float, int, int, np.ndarray, _Read]] = made(default_factory=list)
+    # The same texts again, by their tokens.
+    held: set[tuple[int, ...]] = made(default_factory=set)
+
+    @property
+    def bar(self) -> float:
+        """What a text has to exceed."""
+        return self.kept[-1][0] if len(self.kept) == self.k else -np.inf
+
+    def offer(self, value: float, number: int, position: int, values: np.ndarray, read: _Read) -> None:
+        """Keep a text if it is among the best; of equals the one with the smaller number."""
+        if read.encoded.ids in self.held:
+            return
+        self.kept.append((value, number, position, values, read))
+        self.held.add(read.encoded.ids)
+        self.kept.sort(key=lambda one: (-one[0], one[1]))
+        for gone in self.kept[self.k :]:
+            self.held.discard(gone[4].encoded.ids)
+        del self.kept[self.k :]
+
+    def examples(self, neuron: int) -> Iterator[Example]:
+        """What was kept, best first."""
+        for rank, (value, _, position, values, read) in enumerate(self.kept):
+            encoded = read.encoded
+            text = read.source.text[: encoded.offsets[-1][1]] if read.cut else read.source.text
+            tokens = shown_tokens(text, encoded)
+            yield Example(
+                neuron=neuron, rank=rank, value=value, position=position, token=tokens[position], text=text,
+                where=read.source.where, tokens=tokens, values=values,
+            )  # fmt: skip
+
+
+def _buffers(model: Model, texts: Iterable[CorpusText], longest: int) -> Iterator[list[_Read]]:
+    """Texts with their tokens, as many at a time as a buffer holds."""
+    buffer, held = list[_Read](), 0
+    for source in texts:
+        whole = model.text.encode(source.text)
+        cut = len(whole.ids) > longest
+        encoded = Encoded(whole.ids[:longest], whole.offsets[:longest], whole.tokens[:longest]) if cut else whole
+        buffer.append(_Read(source, encoded, cut))
+        held += len(encoded.ids)
+        if held >= BUFFER_TOKENS:
+            yield buffer
+            buffer, held = [], 0
+    if buffer:
+        yield buffer
+
+
+def _offer(
+    model: Model,
+    buffer: Sequence[_Read],
+    layer: int,
+    stage: Stage,
+    neurons: Sequence[int],
+    best: Sequence[_Best],
+    before: int,
+) -> None:
+    """Run the texts of a buffer and keep what is among the best."""
+    counted = [i for i, read in enumerate(buffer) if any(end > start for start, end in read.encoded.offsets)]
+    for pack in packs_by_length(model, [len(buffer[i].encoded.ids) for i in counted]):
+        members = [counted[i] for i in pack]
+        tokens, _ = filled([buffer[i].encoded.ids for i in members])
+        values = neuron_values(model, tokens.to(model.device), layer, stage, neurons).cpu().double()
+        counts = _of_text([buffer[i].encoded for i in members], tokens.shape[1])
+        values = values.masked_fill(~counts[..., None], -torch.inf)
+        highest, at = values.max(1)
+        for column, kept in enumerate(best):
+            # In the order of the corpus, so that of equals the first comes first.
+            for row in sorted(range(len(members)), key=lambda i: members[i]):
+                value, number = float(highest[row, column]), before + members[row]
+                if value > kept.bar or (value == kept.bar and number < kept.kept[-1][1]):
+                    read = buffer[members[row]]
+                    own = values[row, : len(read.encoded.ids), column].numpy().copy()
+                    kept.offer(value, number, int(at[row, column]), np.where(np.isinf(own), np.nan, own), read)
+
+
+def _of_text(texts: Sequence[Encoded], width: int) -> Tensor:
+    """Which tokens count: those that stand for something in the text, and are no filling."""
+    there = torch.zeros(len(texts), width, dtype=torch.bool)
+    for row, text in enumerate(texts):
+        there[row, : len(text.offsets)] = torch.tensor([end > start for start, end in text.offsets])
+    return there

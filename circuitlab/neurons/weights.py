@@ -1,0 +1,190 @@
+"""What neurons do to tokens and which neurons do it to a token, read off the weights alone: W_out W_U.
+
+A neuron of value 1 adds its row w of W_out to the stream, and the final norm divides whatever is there by its scale:
+times that scale, the logit of a token grows by (gain * (w - mean(w))) . W_U[:, token], without the mean for RMS norms.
+That is the table here; it is W_out W_U itself on weights into which norms have been folded and which are centred, and
+folding does not change it. With `final_norm=False` gain and centring are left out: the bare product.
+
+One row or one column is computed at a time; the table of all neurons by all tokens never stands in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from circuitlab.errors import ConfigError, TokenError, UnsupportedModelError
+from circuitlab.models.direct import FrozenNorm
+from circuitlab.models.protocol import Model
+from circuitlab.neurons.chosen import layers_of, neurons_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightEntry:
+    """One entry of W_out W_U.
+
+    Attributes:
+        layer: Layer of the neuron.
+        neuron: Its number in the layer.
+        token: The token as text.
+        id: Its number in the vocabulary.
+        value: What the neuron, at value 1, adds to the token's logit, times the scale of the final norm.
+    """
+
+    layer: int
+    neuron: int
+    token: str
+    id: int
+    value: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightTable:
+    """Entries of W_out W_U, the largest first (or the lowest first, where that was asked for)."""
+
+    entries: tuple[WeightEntry, ...]
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row an entry: layer, neuron, token, id, value."""
+        import pandas as pd
+
+        return pd.DataFrame([asdict(one) for one in self.entries], columns=list(WeightEntry.__dataclass_fields__))
+
+    def to_record(self) -> list[dict[str, Any]]:
+        """The entries as JSON can hold them."""
+        return [asdict(one) for one in self.entries]
+
+
+@torch.no_grad()
+def top_tokens(
+    model: Model, layer: int, neuron: int, k: int = 10, *, lowest: bool = False, final_norm: bool = True
+) -> WeightTable:
+    """The tokens that a neuron promotes most.
+
+    Args:
+        model: A model with MLPs.
+        layer: Layer of the neuron.
+        neuron: Its number in the layer.
+        k: How many tokens.
+        lowest: The tokens that it speaks against most instead.
+        final_norm: Whether the final norm's gain and centring count; False gives the bare product of the weights.
+
+    Raises:
+        ConfigError: No such layer or neuron, or k is outside the vocabulary.
+        UnsupportedModelError: The model has no MLPs, or norms behind them, where a neuron's value alone does not say
+            what it adds.
+    """
+    neurons_of(model, layer, neuron)
+    _check_k(k, model.spec.d_vocab, "tokens of the vocabulary")
+    _check_plain(model, layer)
+    written = model.neuron_weight(layer)[neuron][None]
+    if final_norm:
+        norm = _norm_at_scale_one(model, written)
+        written = (written - written.mean() if norm.centred else written) * norm.factor
+    values = _precise(written @ model.unembedding()[0])[0]
+    ids = _first(values, k, lowest)
+    words = model.text.decode(tuple(ids))
+    return WeightTable(
+        entries=tuple(
+            WeightEntry(layer=layer, neuron=neuron, token=word, id=i, value=float(values[i]))
+            for i, word in zip(ids, words, strict=True)
+        )
+    )
+
+
+@torch.no_grad()
+def top_neurons(
+    model: Model,
+    token: str | int,
+    layer: int | Sequence[int] | None = None,
+    k: int = 10,
+    *,
+    lowest: bool = False,
+    final_norm: bool = True,
+) -> WeightTable:
+    """The neurons that promote a token most.
+
+    Args:
+        model: A model with MLPs.
+        token: The token as text, with its leading space, or its number in the vocabulary.
+        layer: One layer or several; all by default.
+        k: How many neurons.
+        lowest: The neurons that speak against it most instead.
+        final_norm: Whether the final norm's gain and centring count; False gives the bare product of the weights.
+
+    Raises:
+        ConfigError: No such layer, or there are not as many neurons.
+        TokenError: The text is not one token, or there is no token of this number.
+        UnsupportedModelError: The model has no MLPs, or norms behind them, where a neuron's value alone does not say
+            what it adds.
+    """
+    layers = layers_of(model, layer)
+    for one in layers:
+        _check_plain(model, one)
+    widths = [model.neuron_weight(one).shape[0] for one in layers]
+    _check_k(k, sum(widths), "neurons")
+    number = _token_id(model, token)
+    column = model.unembedding()[0][:, number][None]
+    column = _norm_at_scale_one(model, column).back(column) if final_norm else column
+    values = torch.cat([_precise(model.neuron_weight(one) @ column[0]) for one in layers])
+    places = [(one, neuron) for one, width in zip(layers, widths, strict=True) for neuron in range(width)]
+    word = model.text.decode((number,))[0]
+    return WeightTable(
+        entries=tuple(
+            WeightEntry(layer=places[i][0], neuron=places[i][1], token=word, id=number, value=float(values[i]))
+            for i in _first(values, k, lowest)
+        )
+    )
+
+
+def _norm_at_scale_one(model: Model, like: Float[Tensor, "1 d_model"]) -> FrozenNorm:
+    """The final norm as a linear map, at scale 1: gain and centring alone."""
+    signs = 1.0 - 2.0 * (torch.arange(like.shape[-1], device=like.device) % 2).to(like)
+    return model.direct.frozen_norm(signs[None])
+
+
+def _precise(values: Float[Tensor, "*row"]) -> Float[Tensor, "*row"]:
+    return values if values.dtype == torch.float64 else values.float()
+
+
+def _first(values: Float[Tensor, " row"], k: int, lowest: bool) -> list[int]:
+    """Places of the largest (or lowest) values; equals in their order."""
+    order: Int[Tensor, " row"] = torch.sort(values, descending=not lowest, stable=True).indices
+    return order[:k].tolist()
+
+
+def _check_k(k: int, most: int, what: str) -> None:
+    if not 1 <= k <= most:
+        raise ConfigError(f"k is {k}; there are {most:,} {what}, so take 1 to that many.")
+
+
+def _check_plain(model: Model, layer: int) -> None:
+    if model.has_post_norm(layer):
+        raise UnsupportedModelError(
+            f"model {model.id!r} has a norm behind MLP {layer}: what a neuron adds depends on all the others, so that "
+            "its weights alone do not say it. importance(...) holds that norm as it was in a run."
+        )
+
+
+def _token_id(model: Model, token: str | int) -> int:
+    if isinstance(token, int):
+        if not 0 <= token < model.spec.d_vocab:
+            raise TokenError(f"token {token} does not exist; the vocabulary has 0 to {model.spec.d_vocab - 1}.")
+        return token
+    encoded = model.text.encode(token)
+    own = [i for i, (start, end) in zip(encoded.ids, encoded.offsets, strict=True) if end > start]
+    if len(own) != 1:
+        pieces = list(model.text.decode(tuple(own)))
+        raise TokenError(
+            f"{token!r} is not one token for this tokenizer, but {pieces}. Mind the leading space, or give the token's "
+            "number."
+        )
+    return own[0]
