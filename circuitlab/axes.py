@@ -22,5 +22,7 @@ AXES: dict[str, str] = {
     "text": "texts of any length",
     "series": "kinds of values over one text, such as neurons",
     "part": "some rows of a long list, done at once",
+    "sample": "draws of noise added to one input",
+    "step": "steps of a search",
     "answer": "right (or wrong) answer tokens of an example",
 }

@@ -5,6 +5,8 @@ A command that needs a page of its own lives in a module beside this one and is 
 
 import typer
 
+from circuitlab.cli import probing
+
 neurons_app = typer.Typer(
     help="What single neurons do: what they add to a prediction, what makes them fire.", no_args_is_help=True
 )
@@ -16,3 +18,5 @@ def neurons() -> None:
 
 
 # Commands of other modules: neurons_app.command("name")(function)
+for command in (probing.sensitivity, probing.simplify, probing.ablate, probing.optimise, probing.outliers):
+    neurons_app.command(command.__name__)(command)
