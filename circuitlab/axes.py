@@ -28,5 +28,7 @@ AXES: dict[str, str] = {
     "component": "what adds to a logit: embeddings, heads, MLPs, neurons, biases",
     "query": "tokens that look",
     "key": "tokens that are looked at",
+    "sample": "draws of noise added to one input",
+    "step": "steps of a search",
     "answer": "right (or wrong) answer tokens of an example",
 }

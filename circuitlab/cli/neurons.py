@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from circuitlab.cli import options as opt
+from circuitlab.cli import probing
 from circuitlab.cli.predict import Page, TextArgument, TextFile, check_page, text_of
 from circuitlab.cli.sweep import numbers
 from circuitlab.errors import ConfigError
@@ -259,3 +260,5 @@ def _around(tokens: tuple[str, ...], position: int) -> str:
 
 
 # Commands of other modules: neurons_app.command("name")(function)
+for command in (probing.sensitivity, probing.simplify, probing.ablate, probing.optimise, probing.outliers):
+    neurons_app.command(command.__name__)(command)

@@ -14,8 +14,15 @@ from typing import TYPE_CHECKING, Any
 # Public name -> the module it lives in; no module may be called like a name. The imports below tell type checkers the
 # same; a test compares the two.
 _HOMES: dict[str, str] = {
+    "SENTENCES": "circuitlab.neurons.sentences",
+    "ablation_effect": "circuitlab.neurons.ablation",
     "activations": "circuitlab.neurons.over_text",
     "importance": "circuitlab.neurons.direct_effects",
+    "noise_sensitivity": "circuitlab.neurons.noise",
+    "norm_ratios": "circuitlab.neurons.norm_ratio",
+    "optimise_prompts": "circuitlab.neurons.prompt_search",
+    "outliers": "circuitlab.neurons.outlier_scores",
+    "simplify": "circuitlab.neurons.simplification",
     "top_examples": "circuitlab.neurons.examples",
     "top_neurons": "circuitlab.neurons.weights",
     "top_tokens": "circuitlab.neurons.weights",
@@ -23,9 +30,16 @@ _HOMES: dict[str, str] = {
 __all__ = sorted(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
 
 if TYPE_CHECKING:
+    from circuitlab.neurons.ablation import ablation_effect
     from circuitlab.neurons.direct_effects import importance
     from circuitlab.neurons.examples import top_examples
+    from circuitlab.neurons.noise import noise_sensitivity
+    from circuitlab.neurons.norm_ratio import norm_ratios
+    from circuitlab.neurons.outlier_scores import outliers
     from circuitlab.neurons.over_text import activations
+    from circuitlab.neurons.prompt_search import optimise_prompts
+    from circuitlab.neurons.sentences import SENTENCES
+    from circuitlab.neurons.simplification import simplify
     from circuitlab.neurons.weights import top_neurons, top_tokens
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from circuitlab.data.text_values import TextValues, save_text_page
 from circuitlab.errors import ConfigError
 from circuitlab.models.protocol import Frame, Model
 from circuitlab.neurons.asked import Prompt, Tokens, by_length, check_sets, read_prompts, words_of
@@ -93,6 +95,33 @@ class AblationEffect:
             ],
             ignore_index=True,
         )
+
+    def coloured(self) -> list[TextValues]:
+        """Every text coloured by the change at its true tokens and by the largest one; see `text_page` for a page."""
+        return [
+            TextValues(
+                title=f"Text {number}",
+                tokens=text.tokens.words,
+                series=("true token", "token changed most"),
+                values=np.stack([text.change, text.most_change]),
+                unit="nats",
+                details=tuple(f"the next token changed most: {word!r}" for word in text.most_changed_word),
+                note=(
+                    "True token: change of this token's own log-probability when the neurons are held, minus without; "
+                    "below 0 they helped to predict it. Token changed most: the change of whichever next token, after "
+                    "this one, changes most."
+                ),
+            )
+            for number, text in enumerate(self.texts)
+        ]
+
+    def save_html(self, path: str | Path, *, force: bool = False) -> Path:
+        """Write all coloured texts as one page.
+
+        Raises:
+            OutputExistsError: The file exists, and `force` is not given.
+        """
+        return save_text_page(self.coloured(), path, title="Log-probabilities with neurons held", force=force)
 
     def to_record(self) -> dict[str, Any]:
         """The same for JSON, with what was asked."""

@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from circuitlab.data.text_values import TextValues
 from circuitlab.errors import ConfigError
 from circuitlab.models.protocol import Model
 from circuitlab.neurons.asked import Prompt, Tokens, check_count, check_neurons, read_prompt
@@ -77,6 +78,21 @@ class NoiseSensitivity:
                 "standard_error": self.standard_error,
                 "size": self.size,
             }
+        )
+
+    def coloured(self) -> TextValues:
+        """The text coloured by both numbers, as a page or in a notebook's cell."""
+        return TextValues(
+            title=f"Noise at one token, neuron {self.neuron} of layer {self.layer} at the last",
+            tokens=self.tokens.words,
+            series=("mean change", "root mean square change"),
+            values=np.stack([self.mean, self.size]),
+            details=tuple(f"standard error of the mean {error:.3g}" for error in self.standard_error),
+            note=(
+                f"Change of the activation at the last token ({self.activation:.3g} without noise) when noise is added "
+                f"to the embedding of this token alone, over {self.changes.shape[1]} samples of noise. Positive: the "
+                "noise raised it."
+            ),
         )
 
     def to_record(self) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from circuitlab import late
 from circuitlab.errors import ConfigError
 from circuitlab.models.protocol import Model
 from circuitlab.neurons.asked import Prompt, Tokens, check_count, check_neurons, read_prompt, same_when_typed
@@ -86,6 +87,10 @@ class Simplification:
             for number, (step, share) in enumerate(zip(self.steps, self.share, strict=True))
         ]
         return pd.DataFrame(rows).astype({"deleted_at": "Int64", "deleted": object})
+
+    def plot(self) -> Any:
+        """Every step's text with the activation beside it, as a matplotlib `Figure`."""
+        return late.call("circuitlab.viz", "simplification_figure", self.to_frame())
 
     def to_record(self) -> dict[str, Any]:
         """The same for JSON, with what was asked."""

@@ -1,0 +1,351 @@
+"""Commands of `circuitlab neurons` that change something, and see what a neuron or the prediction does."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from circuitlab.cli import options as opt
+from circuitlab.cli.predict import Page, TextArgument, TextFile, check_page, text_of
+from circuitlab.cli.sweep import numbers
+from circuitlab.errors import ConfigError, OutputExistsError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Layer = Annotated[int, typer.Option("--layer", help="The layer, counted from 0.")]
+Neuron = Annotated[int, typer.Option("--neuron", help="The neuron, counted from 0.")]
+Table = Annotated[str | None, typer.Option("--out", metavar="PATH", help="Write the whole table as .csv.")]
+Texts = Annotated[list[str] | None, typer.Argument(metavar="TEXT...", help="Texts, each in quotes; or give --file.")]
+Lines = Annotated[str | None, typer.Option("--file", metavar="PATH", help="Read texts from a file, one a line.")]
+
+
+def sensitivity(
+    layer: Layer,
+    neuron: Neuron,
+    text: TextArgument = None,
+    scale: Annotated[
+        float, typer.Option("--scale", help="Standard deviation of the noise, as a share of the embeddings' size.")
+    ] = 0.5,
+    samples: Annotated[int, typer.Option("--samples", help="Samples of noise, the same for every token.")] = 32,
+    seed: opt.Seed = 0,
+    file: TextFile = None,
+    html: Page = None,
+    out: Table = None,
+    model: opt.Model = "bundled",
+    force: opt.Force = False,
+    device: opt.Device = None,
+    dtype: opt.Dtype = None,
+    json: opt.Json = False,
+) -> None:
+    """Add noise to one token at a time, and see how a neuron's activation at the last token moves."""
+    given = text_of(text, file)
+    check_page(html, force=force)
+    _check_table(out, force=force)
+    from circuitlab.cli import display
+    from circuitlab.models.load import load_model
+    from circuitlab.neurons import noise_sensitivity
+
+    loaded = load_model(model, device=device, dtype=dtype)
+    found = noise_sensitivity(loaded, given, layer, neuron, scale=scale, n_samples=samples, seed=seed)
+    if html is not None:
+        found.coloured().save_html(html, force=force)
+    _write(found.to_frame(), out)
+    if json:
+        display.print_json({"model": model, **found.to_record(), **_places(out, html)})
+        return
+    display.print_line(
+        f"neuron {neuron} of layer {layer}: {found.activation:.3f} at the last token; {samples} samples of noise"
+    )
+    rows = [
+        (str(row["position"]), repr(row["token"]), *(f"{row[key]:.3f}" for key in ("mean", "standard_error", "size")))
+        for row in found.to_frame().to_dict("records")
+    ]
+    columns = ("position", "token", "mean change", "standard error", "rms change")
+    display.print_rows(columns, rows, right=("position", *columns[2:]))
+    _tell(out, html)
+
+
+def simplify(
+    layer: Layer,
+    neuron: Neuron,
+    text: TextArgument = None,
+    keep: Annotated[int, typer.Option("--keep", help="Stop at so many tokens.")] = 1,
+    until: Annotated[
+        float | None, typer.Option("--until", help="Stop before the activation falls below this share of the first.")
+    ] = None,
+    file: TextFile = None,
+    out: Table = None,
+    model: opt.Model = "bundled",
+    force: opt.Force = False,
+    device: opt.Device = None,
+    dtype: opt.Dtype = None,
+    json: opt.Json = False,
+) -> None:
+    """Delete the tokens of a text that a neuron needs least, one after the other; the last token stays."""
+    given = text_of(text, file)
+    _check_table(out, force=force)
+    from circuitlab.cli import display
+    from circuitlab.models.load import load_model
+    from circuitlab.neurons import simplify as run_simplify
+
+    loaded = load_model(model, device=device, dtype=dtype)
+    found = run_simplify(loaded, given, layer, neuron, keep=keep, until=until)
+    _write(found.to_frame(), out)
+    if json:
+        display.print_json({"model": model, **found.to_record(), **_places(out, None)})
+        return
+    rows = [
+        (
+            str(len(step.tokens) - step.tokens.n_special),
+            f"{step.activation:.3f}",
+            "" if step.deleted is None else repr(step.deleted),
+            step.tokens.text + ("" if step.retokenises is not False else " *"),
+        )
+        for step in found.steps
+    ]
+    display.print_rows(("tokens", "activation", "deleted", "text"), rows, right=("tokens", "activation"))
+    if any(step.retokenises is False for step in found.steps):
+        display.print_line("* typed as it stands, this text is other tokens than those that were run")
+    _tell(out, None)
+
+
+def ablate(
+    texts: Texts = None,
+    layer: Annotated[int | None, typer.Option("--layer", help="The layer, for --neurons.")] = None,
+    neurons: Annotated[
+        str | None, typer.Option("--neurons", metavar="LIST", help="Neurons of --layer, such as 3,17 or 4-7.")
+    ] = None,
+    at: Annotated[
+        list[str] | None, typer.Option("--set", metavar="LAYER=LIST", help="Neurons of a layer; may be repeated.")
+    ] = None,
+    value: Annotated[str, typer.Option("--value", help="zero, mean (over the texts), or a number.")] = "zero",
+    file: Lines = None,
+    html: Page = None,
+    out: Table = None,
+    model: opt.Model = "bundled",
+    force: opt.Force = False,
+    device: opt.Device = None,
+    dtype: opt.Dtype = None,
+    json: opt.Json = False,
+) -> None:
+    """Hold a set of neurons at a value, and see how the log-probability of every token changes."""
+    given = _texts(texts, file)
+    chosen = _sets(layer, neurons, at)
+    held = value if value in ("zero", "mean") else _number(value)
+    check_page(html, force=force)
+    _check_table(out, force=force)
+    from circuitlab.cli import display
+    from circuitlab.models.load import load_model
+    from circuitlab.neurons import ablation_effect
+
+    loaded = load_model(model, device=device, dtype=dtype)
+    found = ablation_effect(loaded, given, chosen, value=held)
+    if html is not None:
+        found.save_html(html, force=force)
+    _write(found.to_frame(), out)
+    if json:
+        display.print_json({"model": model, **found.to_record(), **_places(out, html)})
+        return
+    display.print_line(f"mean change of the true token's log-probability: {found.mean_change:.4f} nats")
+    rows = [
+        (
+            str(row["text"]), repr(row["token"]), display.number(row["log_prob"]), display.number(row["change"]),
+            repr(row["most_changed"]), display.number(row["most_change"]),
+        )
+        for row in found.to_frame().to_dict("records")
+    ]  # fmt: skip
+    columns = ("text", "token", "log-prob", "change", "changed most", "by")
+    display.print_rows(columns, rows, right=("log-prob", "change", "by"))
+    _tell(out, html)
+
+
+def optimise(
+    layer: Layer,
+    neuron: Neuron,
+    prompts: Annotated[int, typer.Option("--prompts", help="How many prompts to find.")] = 8,
+    tokens: Annotated[int, typer.Option("--tokens", help="Tokens of a prompt.")] = 8,
+    fixed: Annotated[
+        list[str] | None,
+        typer.Option("--fixed", metavar="POSITION=WORD", help="A word that stays, 0 the first, -1 the last token."),
+    ] = None,
+    steps: Annotated[int, typer.Option("--steps", help="At most so many.")] = 200,
+    patience: Annotated[int, typer.Option("--patience", help="Stop after so many steps without a better one.")] = 30,
+    diversity: Annotated[float, typer.Option("--diversity", help="Weight of the penalty for prompts alike.")] = 0.1,
+    direction: Annotated[str, typer.Option("--direction", metavar="NAME", help="max or min.")] = "max",
+    seed: opt.Seed = 0,
+    out: Annotated[
+        str | None, typer.Option("--out", metavar="PATH", help="Write the trace as .csv, or draw it as .png or .svg.")
+    ] = None,
+    model: opt.Model = "bundled",
+    force: opt.Force = False,
+    device: opt.Device = None,
+    dtype: opt.Dtype = None,
+    quiet: opt.Quiet = False,
+    json: opt.Json = False,
+) -> None:
+    """Search by gradients for prompts that maximise a neuron at their last token, beside as many random ones."""
+    words = _fixed(fixed)
+    _check_table(out, force=force, kinds=(".csv", ".png", ".svg"))
+    from circuitlab.cli import display
+    from circuitlab.cli.progress import progress
+    from circuitlab.models.load import load_model
+    from circuitlab.neurons import optimise_prompts
+
+    loaded = load_model(model, device=device, dtype=dtype)
+    with progress(quiet=quiet) as report:
+        found = optimise_prompts(
+            loaded, layer, neuron, n_prompts=prompts, n_tokens=tokens, fixed=words, steps=steps, patience=patience,
+            diversity=diversity, direction=direction, seed=seed, progress=report,
+        )  # fmt: skip
+    _write(found.trace, out, found.plot)
+    if json:
+        display.print_json({"model": model, **found.to_record(), **_places(out, None)})
+        return
+    rows = [(f"{one.value:.3f}", str(one.step), one.tokens.text + _star(one.retokenises)) for one in found.prompts]
+    display.print_rows(("value", "step", "prompt"), rows, right=("value", "step"))
+    if any(one.retokenises is False for one in found.prompts):
+        display.print_line("* typed as it stands, this prompt is other tokens than those that were run")
+    display.print_line(f"best of {found.baseline.n:,} random prompts: {found.baseline.best[0]:.3f}")
+    _tell(out, None)
+
+
+def outliers(
+    texts: Texts = None,
+    layer: Layer = 0,
+    top: Annotated[
+        int, typer.Option("--top", help="How many positions to list, and to compare with random ones.")
+    ] = 10,
+    seed: opt.Seed = 0,
+    file: Lines = None,
+    out: Annotated[
+        str | None, typer.Option("--out", metavar="PATH", help="Write all positions as .csv, or draw as .png or .svg.")
+    ] = None,
+    model: opt.Model = "bundled",
+    force: opt.Force = False,
+    device: opt.Device = None,
+    dtype: opt.Dtype = None,
+    json: opt.Json = False,
+) -> None:
+    """Find positions where an MLP matters though no neuron stands out, in texts or in sentences of our own."""
+    _check_table(out, force=force, kinds=(".csv", ".png", ".svg"))
+    from circuitlab.cli import display
+    from circuitlab.models.load import load_model
+    from circuitlab.neurons import SENTENCES, norm_ratios
+    from circuitlab.neurons import outliers as run_outliers
+
+    given = list(SENTENCES) if texts is None and file is None else _texts(texts, file)
+    loaded = load_model(model, device=device, dtype=dtype)
+    found = run_outliers(loaded, given, layer)
+    ratios = norm_ratios(found, n=top, seed=seed) if found.has_norm else None
+    _write(found.to_frame(), out, lambda: found.plot(top))
+    if json:
+        more = {"norm_ratios": None if ratios is None else ratios.to_record()}
+        display.print_json({**found.to_record(top), **more, **_places(out, None)})
+        return
+    rows = [
+        (repr(row["token"]), str(row["position"]), *(f"{row[key]:.3f}" for key in _OUTLIER_KEYS), row["text"])
+        for row in found.top(top).to_dict("records")
+    ]
+    columns = ("token", "at", "loss", "score", "combined", "prompt")
+    display.print_rows(columns, rows, right=columns[1:5])
+    if ratios is None:
+        display.print_line("no layer norm inside this model's MLPs: its effect on the scores cannot be compared")
+    else:
+        one = ratios.difference
+        display.print_line(
+            f"score behind the inner norm over before: {one.first_mean:.3f} at these, {one.second_mean:.3f} at random "
+            f"positions (p = {one.permutation_p:.3f})"
+        )
+    _tell(out, None)
+
+
+_OUTLIER_KEYS = ("ablation_loss", "outlier_score", "combination")
+
+
+def _star(retokenises: bool | None) -> str:
+    return " *" if retokenises is False else ""
+
+
+def _texts(texts: list[str] | None, file: str | None) -> list[str]:
+    """The texts that were typed, or the lines of a file that are not blank."""
+    if texts:
+        if file is not None:
+            raise ConfigError("give texts or --file, not both.")
+        return texts
+    lines = text_of(None, file).splitlines()
+    found = [line for line in lines if line.strip()]
+    if not found:
+        raise ConfigError(f"file {file!r} holds no text. Write one a line.")
+    return found
+
+
+def _sets(layer: int | None, neurons: str | None, at: list[str] | None) -> dict[int, list[int]]:
+    """Neurons by layer, from --layer with --neurons, or from --set."""
+    chosen = opt.keyed("--set", at, "set of layer", "2=3,17")
+    if (layer is None) != (neurons is None):
+        raise ConfigError("--layer and --neurons go together, such as --layer 2 --neurons 3,17.")
+    found = {_whole(key, "--set"): numbers(value, "--set") or [] for key, value in chosen.items()}
+    if layer is not None:
+        found.setdefault(layer, []).extend(numbers(neurons, "--neurons") or [])
+    return found
+
+
+def _fixed(fixed: list[str] | None) -> dict[int, str]:
+    return {_whole(k, "--fixed"): word for k, word in opt.keyed("--fixed", fixed, "word at", "'0=The'").items()}
+
+
+def _whole(text: str, option: str) -> int:
+    try:
+        return int(text)
+    except ValueError as error:
+        raise ConfigError(f"{option}: {text!r} is not a whole number.") from error
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError as error:
+        raise ConfigError(f"--value {text!r} is neither zero nor mean nor a number.") from error
+
+
+def _check_table(out: str | None, *, force: bool, kinds: tuple[str, ...] = (".csv",)) -> None:
+    """Refuse a file of another kind, or one that is there already, before any work."""
+    if out is None:
+        return
+    path = Path(out).expanduser()
+    if path.suffix not in kinds:
+        raise ConfigError(f"--out {out!r} is written as {' or '.join(kinds)}. Use that suffix.")
+    if path.is_dir() or (path.exists() and not force):
+        raise OutputExistsError(f"output file {out!r} exists. Name another, or replace it with --force.")
+
+
+def _write(frame: "pd.DataFrame", out: str | None, plot: Any = None) -> None:
+    """A table or a drawing under a temporary name first."""
+    if out is None:
+        return
+    path = Path(out).expanduser()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix != ".csv":
+        from circuitlab.viz import save_figure
+
+        save_figure(plot(), path)
+        return
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        frame.to_csv(temporary, index=False)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _places(out: str | None, html: str | None) -> dict[str, str]:
+    return {name: path for name, path in (("out", out), ("html", html)) if path is not None}
+
+
+def _tell(out: str | None, html: str | None) -> None:
+    from circuitlab.cli import display
+
+    for name, path in (("written", out), ("page", html)):
+        if path is not None:
+            display.print_line(f"{name}: {path}")
