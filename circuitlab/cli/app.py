@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from circuitlab.cli import options as opt
+from circuitlab.cli.attribute import attribute
 from circuitlab.cli.files import compare, convert
 from circuitlab.cli.sweep import sweep
 
@@ -114,6 +115,7 @@ def discover(
 
 
 app.command()(sweep)
+app.command()(attribute)
 
 
 @app.command()
