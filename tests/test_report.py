@@ -21,6 +21,7 @@ from test_viz import random_circuit, sweep_frame
 from circuitlab.errors import RunError
 from circuitlab.parts import Layout, ModelSpec
 from circuitlab.report import write_report
+from circuitlab.report.attention_script import ATTENTION_SCRIPT
 from circuitlab.report.figures import inline_svg
 from circuitlab.report.findings import caveats, headline, random_sentence
 from circuitlab.report.folder import read_run
@@ -219,6 +220,7 @@ class TestPage:
         assert read.open == []
         assert read.misnested == []
         assert "script" not in {tag for tag, _ in read.elements}
+        assert "script-src" not in page
         for _, attributes in read.elements:
             assert not [name for name in attributes if name.startswith("on")]
             for name in ("src", "href"):
@@ -477,6 +479,66 @@ REPEATED = {
     "n": 100, "jaccard_mean": 0.8134, "jaccard_cv": 0.129, "jaccard_to_circuit": 0.88,
     "n_edges": {"circuit": 21, "min": 19, "max": 28, "median": 21.5}, "n_edges_ever": 30, "n_edges_always": 17,
 }  # fmt: skip
+
+
+PATTERNS = {
+    "schema": "circuitlab.attention/1", "title": NASTY, "tokens": ["<b>", NASTY, "\n"],
+    "heads": [
+        {"head": "a0.h1", "note": "0.41", "weights": [[1.0], [0.25, 0.75], [0.2, 0.3, 0.5]]},
+        {"head": "a3.h7", "note": NASTY, "weights": [[1.0], [0.5, 0.5], [0.1, 0.1, 0.8]]},
+    ],
+}  # fmt: skip
+
+
+class TestAttention:
+    """Where the circuit's heads look: the one part of the page that has a script."""
+
+    @pytest.fixture
+    def folder(self, bare):
+        forget_hashes(bare)
+        _write_json(bare / "attention.json", PATTERNS)
+        return bare
+
+    def test_the_page_runs_the_one_constant_script_and_nothing_from_data(self, folder):
+        page = write_report(folder).read_text(encoding="utf-8")
+        read = Reader(page)
+        assert (read.open, read.misnested) == ([], [])
+        digest = base64.b64encode(hashlib.sha256(ATTENTION_SCRIPT.encode()).digest()).decode()
+        policies = [a["content"] for tag, a in read.elements if a.get("http-equiv") == "Content-Security-Policy"]
+        assert policies == [
+            f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+        ]
+        assert re.findall(r"<script>(.*?)</script>", page, re.DOTALL) == [ATTENTION_SCRIPT]
+        scripts = [attributes for tag, attributes in read.elements if tag == "script"]
+        assert scripts == [{"type": "application/json", "id": "attention-data"}, {}]
+        assert NASTY not in page
+        assert not [name for _, attributes in read.elements for name in attributes if name.startswith("on")]
+
+    def test_its_picture_is_in_the_page_and_drawn_again_where_there_is_none(self, folder):
+        drawn = write_report(folder).read_text(encoding="utf-8")
+        png = read_run(folder).attention.png()
+        assert text_of(png) in drawn
+        (folder / "attention.png").write_bytes(png)
+        picture = re.compile(r'class="attention-still">.*?</figure>', re.DOTALL)
+        assert picture.findall(write_report(folder).read_text(encoding="utf-8")) == picture.findall(drawn)
+        assert "The 2 heads of the circuit" in drawn
+
+    def test_a_run_without_patterns_has_neither_section_nor_script(self, page):
+        assert "Where its heads look" not in page
+        assert "attention" not in page
+
+    @pytest.mark.parametrize(
+        ("text", "what"), [("{", "no JSON"), ('{"tokens": []}', "'heads'"), ('{"tokens": [], "heads": []}', "no head")]
+    )
+    def test_damage_is_told(self, folder, text, what):
+        (folder / "attention.json").write_text(text, encoding="utf-8")
+        with pytest.raises(RunError, match=rf"attention\.json .* {what}"):
+            write_report(folder)
+
+    def test_a_damaged_picture_is_told(self, folder):
+        (folder / "attention.png").write_bytes(b"GIF")
+        with pytest.raises(RunError, match=r"attention\.png .* it is no PNG"):
+            write_report(folder)
 
 
 class TestTrust:

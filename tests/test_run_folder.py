@@ -51,7 +51,8 @@ from circuitlab.viz.curves import FaithfulnessCurve
 SITES = ("resid_pre", "attn_out", "mlp_out", "head_z")
 FILES = {
     "manifest.json", "dataset.jsonl", "edges.csv", "circuit.json", "circuit.graphml", "circuit.png", "circuit.svg",
-    "evaluation.json", "report.html", *(f"sweeps/{site}.{kind}" for site in SITES for kind in ("csv", "png")),
+    "evaluation.json", "report.html", "attention.json", "attention.png",
+    *(f"sweeps/{site}.{kind}" for site in SITES for kind in ("csv", "png")),
 }  # fmt: skip
 
 

@@ -67,12 +67,9 @@ def direct_attribution(
         ConfigError: The metric is no sum of logits, or the model has no MLPs to split.
         UnsupportedModelError: The final norm is neither a layer norm nor an RMS norm.
     """
-    if by not in SPLITS:
-        raise UnknownNameError.of("split", by, SPLITS)
+    quantity = check_request(by, metric, run)
     if by == "neuron" and not model.spec.has_mlp:
         raise ConfigError(f"model {model.id!r} has attention alone, and so no neurons. Split by layer or head.")
-    quantity = check_quantity(metric)
-    check_run(run)
     tables, totals, order, components = [], [], [], ()
     for batch in batches(model, pairs, run):
         shares, total = _of_batch(model, batch, by, quantity)
@@ -93,6 +90,19 @@ def direct_attribution(
         total=total,
         seed=seed,
     )
+
+
+def check_request(by: str, metric: object, run: str) -> str:
+    """Refuse what needs no model to be refused; the name of the quantity otherwise.
+
+    Raises:
+        UnknownNameError: No such split, run or metric.
+        ConfigError: The metric is no sum of logits.
+    """
+    if by not in SPLITS:
+        raise UnknownNameError.of("split", by, SPLITS)
+    check_run(run)
+    return check_quantity(metric)
 
 
 def _of_batch(model: Model, batch: PairBatch, by: str, quantity: str) -> tuple[list[Share], Float[Tensor, " batch"]]:

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from circuitlab.cli import options as opt
+from circuitlab.cli.attribute import attribute
 from circuitlab.cli.files import compare, convert
 from circuitlab.cli.neurons import neurons_app
 from circuitlab.cli.predict import predict
@@ -119,6 +120,7 @@ def discover(
 
 
 app.command()(sweep)
+app.command()(attribute)
 
 
 @app.command()

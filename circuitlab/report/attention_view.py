@@ -82,8 +82,8 @@ def attention_section(data: AttentionData | None, png: bytes | None = None) -> H
         return None
     heads = "The head" if len(data.heads) == 1 else f"The {len(data.heads)} heads"
     lede = (
-        f"{heads} of the circuit whose patch restores most, on the first held-out clean prompt; beside each name stands "
-        "the share restored. "
+        f"{heads} of the circuit whose patch restores most, on the first held-out clean prompt; beside each name "
+        "stands the share restored. "
     )
     return element(
         "section",

@@ -1,0 +1,170 @@
+"""`circuitlab attribute`: the logit lens, what each part adds to the answer, and where the strongest heads look."""
+
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from circuitlab.cli import display
+from circuitlab.cli import options as opt
+from circuitlab.cli.display import number
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from circuitlab.attribution.attention import AttentionPatterns
+    from circuitlab.attribution.lens import LogitLens
+    from circuitlab.attribution.record import Attribution
+
+MOST_ROWS = 30  # of a split, printed; all of them are in the CSV and in --json
+
+
+def attribute(
+    task: opt.TaskName,
+    model: opt.Model = "bundled",
+    by: Annotated[str, typer.Option("--by", metavar="NAME", help="layer, head or neuron.")] = "layer",
+    metric: opt.Metric = None,
+    run: Annotated[
+        str, typer.Option("--run", metavar="NAME", help="Prompts that are run: clean or corrupt.")
+    ] = "clean",
+    heads: Annotated[
+        str | None,
+        typer.Option("--heads", metavar="LIST", help="Whose patterns: a1.h3,a3.h5; the strongest by default."),
+    ] = None,
+    k: Annotated[int, typer.Option("-k", help="How many heads of either sign.")] = 3,
+    n: opt.Pairs = 100,
+    seed: opt.Seed = 0,
+    contrast: opt.Contrast = None,
+    option: opt.TaskOptions = None,
+    out: Annotated[
+        str | None, typer.Option("--out", metavar="PATH", help="Folder for tables, pictures and the attention page.")
+    ] = None,
+    force: opt.Force = False,
+    device: opt.Device = None,
+    dtype: opt.Dtype = None,
+    quiet: opt.Quiet = False,
+    json: opt.Json = False,
+) -> None:
+    """Split a logit difference over everything that writes to it, with the logit lens and attention patterns beside."""
+    wanted = opt.load(task, option, contrast)
+    from circuitlab.attribution.attention import attention
+    from circuitlab.attribution.direct import check_request, direct_attribution
+    from circuitlab.attribution.lens import logit_lens
+    from circuitlab.attribution.record import top_heads
+    from circuitlab.cli import tables
+    from circuitlab.cli.progress import progress
+    from circuitlab.models.load import load_model
+
+    check_request(by, metric or wanted.metric, run)
+    if out is not None:
+        out = os.path.expanduser(out)  # as in --out=~/x, which no shell does
+        tables.check_free(Path(out), force=force)
+    loaded = load_model(model, device=device, dtype=dtype)
+    pairs = wanted.pairs(loaded, n=n, seed=seed).discovery
+    asked: dict[str, Any] = {"metric": metric or wanted.metric, "run": run, "seed": seed}
+    with progress(quiet=quiet) as report:
+        report("attribution", 0, 3)
+        split = direct_attribution(loaded, pairs, by, **asked)
+        by_head = split if by == "head" else direct_attribution(loaded, pairs, "head", **asked)
+        report("attribution", 1, 3)
+        lens = logit_lens(loaded, pairs, **asked)
+        report("attribution", 2, 3)
+        strongest = top_heads(by_head, k)
+        chosen = [name.strip() for name in heads.split(",")] if heads else list(strongest["head"])
+        notes = {name: number(by_head.value(name), 2) for name in chosen if name in by_head.names}
+        looks = attention(loaded, pairs[0], chosen, run=run, notes=notes) if chosen else None
+        report("attribution", 3, 3)
+    found = Found(f"{wanted.label} on model {model}", lens, split, by_head, strongest, looks)
+    if out is not None:
+        found.write(Path(out))
+    found.show(folder=out, json=json)
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Everything that one call found."""
+
+    title: str
+    lens: "LogitLens"
+    split: "Attribution"
+    by_head: "Attribution"
+    strongest: "pd.DataFrame"
+    looks: "AttentionPatterns | None"
+
+    def write(self, folder: Path) -> None:
+        """Tables, pictures and the attention page; files of other names that are there already stay."""
+        from circuitlab.viz import save_figure
+
+        files: dict[str, Callable[[Path], object]] = {}
+        tables: Mapping[str, Any] = {"lens": self.lens, f"attribution-{self.split.by}": self.split}
+        for name, table in {**tables, "attribution-head": self.by_head}.items():
+            files[f"{name}.csv"] = lambda path, table=table: table.to_frame().to_csv(path, index=False)
+            files[f"{name}.png"] = lambda path, table=table: save_figure(table.plot(), path)
+        if self.looks is not None:
+            looks = self.looks
+            files["attention.csv"] = lambda path: looks.to_frame().to_csv(path, index=False)
+            files["attention.png"] = lambda path: save_figure(looks.plot(), path)
+            files["attention.html"] = looks.save
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch:
+            for name, write in files.items():
+                write(Path(scratch) / name)
+            folder.mkdir(exist_ok=True)
+            for name in files:
+                os.replace(Path(scratch) / name, folder / name)
+
+    def show(self, *, folder: str | None, json: bool) -> None:
+        """The lens, the split and the strongest heads; everything as JSON."""
+        split = self.split
+        if json:
+            tables = {"lens": self.lens, "attribution": split, "heads": self.by_head}
+            records = {name: table.to_frame().to_dict(orient="records") for name, table in tables.items()}
+            totals = {"metric": split.metric, "run": split.run, "total": split.total.mean(), "gap": split.gap}
+            looks = {"attention": None if self.looks is None else self.looks.to_record()}
+            display.print_json({"title": self.title, **totals, **records, **looks, "folder": folder})
+            return
+        sum_of = number(float(split.per_example.sum(0).mean()))
+        display.print_facts(
+            self.title,
+            [
+                (
+                    split.metric,
+                    f"{number(float(split.total.mean()))} on {split.per_example.shape[1]:,} {split.run} prompts",
+                ),
+                ("sum of parts", f"{sum_of}; at most {split.gap:.0e} from it on any prompt"),
+            ],
+        )
+        display.print_line(f"\nlogit lens, {self.lens.metric}")
+        _print_table(self.lens.to_frame(), ("after", "value", "ci_low", "ci_high"))
+        table = split.to_frame()
+        few = len(table) <= MOST_ROWS
+        shown = table if few else table.iloc[table["value"].abs().argsort()[::-1][:MOST_ROWS]]
+        display.print_line(f"\nattribution by {split.by}{'' if few else f', {MOST_ROWS} largest of {len(table):,}'}")
+        _print_table(shown, ("component", "value", "ci_low", "ci_high"))
+        display.print_line("\nheads that add and take most")
+        _print_table(self.strongest, ("head", "value", "ci_low", "ci_high"))
+        if self.looks is not None:
+            display.print_line(f"\nwhere the answer's token looks in {self.looks.title!r}")
+            display.print_rows(
+                ("head", "looks most at"), [(head, _most(self.looks, head)) for head in self.looks.heads]
+            )
+        if folder:
+            display.print_line(f"\ntables, pictures, attention.html: {folder}")
+
+
+def _print_table(table: "pd.DataFrame", columns: tuple[str, ...]) -> None:
+    rows = [
+        [number(cell) if isinstance(cell, float) else str(cell) for cell in row]
+        for row in table[list(columns)].itertuples(index=False)
+    ]
+    display.print_rows(columns, rows, right=columns[1:])
+
+
+def _most(looks: "AttentionPatterns", head: str) -> str:
+    """The three tokens that the last token looks at most."""
+    weights = looks.pattern(head)[-1]
+    return ", ".join(f"{looks.tokens[i]!r} ({i}) {number(float(weights[i]), 2)}" for i in weights.argsort()[::-1][:3])
