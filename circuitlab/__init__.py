@@ -56,6 +56,7 @@ _HOMES = {
     "estimate_sweep": "circuitlab.patching.estimate",
     "evaluate": "circuitlab.evaluation.evaluate",
     "from_tracr": "circuitlab.compiled.tracr",
+    "load_autoencoder": "circuitlab.features.load",
     "load_circuit": "circuitlab.graphs.circuit",
     "load_model": "circuitlab.models.load",
     "load_task": "circuitlab.data.registry",
@@ -109,6 +110,7 @@ if TYPE_CHECKING:
     from circuitlab.evaluation.evaluate import evaluate
     from circuitlab.evaluation.hypotheses.battery import test_circuit
     from circuitlab.evaluation.truth import recovery
+    from circuitlab.features.load import load_autoencoder
     from circuitlab.graphs.circuit import Circuit, load_circuit
     from circuitlab.graphs.compare import compare
     from circuitlab.metrics.base import Metric

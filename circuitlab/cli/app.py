@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from circuitlab.cli import options as opt
+from circuitlab.cli.features import app as features_app
 from circuitlab.cli.files import compare, convert
 from circuitlab.cli.sweep import sweep
 
@@ -19,6 +20,7 @@ app = typer.Typer(
 )
 tasks_app = typer.Typer(help="List the tasks that come with the library, or show one.", invoke_without_command=True)
 app.add_typer(tasks_app, name="tasks")
+app.add_typer(features_app, name="features")
 
 
 def _version(wanted: bool) -> bool:
