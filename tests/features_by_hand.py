@@ -62,17 +62,19 @@ def run_with(name: str, tokens: Tensor, site: str, layer: int, delta: Tensor) ->
 
 
 def swept(name: str, own: Autoencoder, batch: PairBatch, direction: str, *, whole: bool = False) -> np.ndarray:
-    """Every feature at every position (or at all at once), a whole forward pass each: [feature, position, example]."""
+    """Every feature at every position (or at all at once), a whole pass for each: [feature, position, example].
+
+    The passes are rows of one batch.
+    """
     base, source = (batch.corrupt, batch.clean) if direction == "denoise" else (batch.clean, batch.corrupt)
     x, y = (value_at(name, tokens, own.site, own.layer) for tokens in (base, source))
     change = own.encode(y) - own.encode(x)
     scale = own.scaled(x).scale
-    found = np.zeros((own.n_features, 1 if whole else batch.n_tokens, len(batch)))
-    for feature in range(own.n_features):
-        for position in range(found.shape[1]):
-            at = slice(None) if whole else slice(position, position + 1)
-            delta = torch.zeros_like(x)
-            delta[:, at] = change[:, at, feature, None] * own.w_dec[feature] * scale[:, at]
-            logits = run_with(name, base, own.site, own.layer, delta)
-            found[feature, position] = logit_diff(logits, batch).numpy()
-    return found
+    moved = [change[..., feature, None] * own.w_dec[feature] * scale for feature in range(own.n_features)]
+    n = batch.n_tokens
+    masks = [torch.ones(n, 1)] if whole else [torch.eye(n)[position][:, None] for position in range(n)]
+    delta = torch.cat([one * mask.to(one) for one in moved for mask in masks])
+    cells = len(moved) * len(masks)
+    logits = run_with(name, base.repeat(cells, 1), own.site, own.layer, delta)
+    judged = torch.stack([logit_diff(part, batch) for part in logits.split(len(batch))])
+    return judged.unflatten(0, (len(moved), len(masks))).numpy()
