@@ -59,6 +59,7 @@ _HOMES = {
     "evaluate": "circuitlab.evaluation.evaluate",
     "from_tracr": "circuitlab.compiled.tracr",
     "lens_tokens": "circuitlab.attribution.lens_tokens",
+    "load_autoencoder": "circuitlab.features.load",
     "load_circuit": "circuitlab.graphs.circuit",
     "load_model": "circuitlab.models.load",
     "load_task": "circuitlab.data.registry",
@@ -119,6 +120,7 @@ if TYPE_CHECKING:
     from circuitlab.evaluation.evaluate import evaluate
     from circuitlab.evaluation.hypotheses.battery import test_circuit
     from circuitlab.evaluation.truth import recovery
+    from circuitlab.features.load import load_autoencoder
     from circuitlab.graphs.circuit import Circuit, load_circuit
     from circuitlab.graphs.compare import compare
     from circuitlab.metrics.base import Metric

@@ -6,6 +6,7 @@ import typer
 
 from circuitlab.cli import options as opt
 from circuitlab.cli.attribute import attribute
+from circuitlab.cli.features import app as features_app
 from circuitlab.cli.files import compare, convert
 from circuitlab.cli.neurons import neurons_app
 from circuitlab.cli.predict import predict
@@ -23,6 +24,7 @@ app = typer.Typer(
 tasks_app = typer.Typer(help="List the tasks that come with the library, or show one.", invoke_without_command=True)
 app.add_typer(tasks_app, name="tasks")
 app.add_typer(neurons_app, name="neurons")
+app.add_typer(features_app, name="features")
 
 
 def _version(wanted: bool) -> bool:

@@ -1,1 +1,52 @@
-"""Sparse autoencoders: loaded from local folders, attached to a model, read, swept and ranked."""
+"""Sparse autoencoders: load them, read their features, run the model with them, patch and rank features, find words.
+
+What is public is loaded when it is first asked for, so that importing this package loads no torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+_HOMES = {
+    "ActiveFeature": "circuitlab.features.activations",
+    "Autoencoder": "circuitlab.features.autoencoder",
+    "Description": "circuitlab.features.descriptions",
+    "Descriptions": "circuitlab.features.descriptions",
+    "FeatureActivations": "circuitlab.features.activations",
+    "FeatureRanking": "circuitlab.features.ranking",
+    "Quality": "circuitlab.features.splicing",
+    "Splice": "circuitlab.features.splicing",
+    "attached": "circuitlab.features.splicing",
+    "features": "circuitlab.features.activations",
+    "load_autoencoder": "circuitlab.features.load",
+    "load_descriptions": "circuitlab.features.descriptions",
+    "quality": "circuitlab.features.splicing",
+    "rank_features": "circuitlab.features.ranking",
+    "save_autoencoder": "circuitlab.features.saelens",
+    "search_descriptions": "circuitlab.features.descriptions",
+    "splice": "circuitlab.features.splicing",
+    "sweep_features": "circuitlab.features.sweep",
+}
+__all__ = sorted(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
+
+if TYPE_CHECKING:
+    from circuitlab.features.activations import ActiveFeature, FeatureActivations, features
+    from circuitlab.features.autoencoder import Autoencoder
+    from circuitlab.features.descriptions import Description, Descriptions, load_descriptions, search_descriptions
+    from circuitlab.features.load import load_autoencoder
+    from circuitlab.features.ranking import FeatureRanking, rank_features
+    from circuitlab.features.saelens import save_autoencoder
+    from circuitlab.features.splicing import Quality, Splice, attached, quality, splice
+    from circuitlab.features.sweep import sweep_features
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name from its home when it is first asked for (PEP 562)."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

@@ -2,12 +2,13 @@
 
     score(f) = sum over tokens of (f_clean - f_corrupt) * dm/df,     dm/df = (dm/dx) . W_dec[f]
 
-What features do not carry is the error term's score; features and error term together give (x_clean - x_corrupt) . dm/dx,
-the first-order change of the metric when the whole activation is moved. With several steps the gradient is averaged along
-the straight line between the two activations (integrated gradients), and the sum is the real change but for the steps.
+What features do not carry is the error term's score. Features and error term together give
+(x_clean - x_corrupt) . dm/dx, the first-order change of the metric when the whole activation is moved. With several
+steps the gradient is averaged along the straight line between the two activations (integrated gradients), and the sum
+is the real change but for the steps.
 
 References:
-    Marks et al. 2024, arXiv:2403.19647 (features and error terms as nodes; attribution patching and integrated gradients).
+    Marks et al. 2024, arXiv:2403.19647 (features and error terms as nodes of circuits).
     Sundararajan et al. 2017, arXiv:1703.01365.
 """
 
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -115,7 +116,8 @@ class FeatureRanking:
             raise ConfigError(f"sweep and ranking share {len(shared)} features; a correlation needs three.")
         from scipy.stats import spearmanr
 
-        return float(spearmanr([ours[f] for f in shared], [exact[f] for f in shared]).statistic)
+        found: Any = spearmanr([ours[f] for f in shared], [exact[f] for f in shared])
+        return float(found.statistic)
 
     def to_frame(self, descriptions: Descriptions | None = None) -> pd.DataFrame:
         """One row a feature: feature, score, share (of the gap), ci_low, ci_high, p_value, change, n, (description)."""

@@ -27,6 +27,7 @@ _TITLES = {
     "head_k": "Attention heads: key",
     "head_v": "Attention heads: value",
     "pattern": "Attention heads: pattern",
+    "feature": "Features of an autoencoder",
 }
 SITES = tuple(_TITLES)
 """The known sites, in the order in which a layer computes them."""
@@ -138,14 +139,15 @@ def grid_from_frame(frame: pd.DataFrame, *, title: str | None = None, quantity: 
         raise FormatError(f"sweep table of {site!r}: a cell stands more than once. Keep one line per cell.")
     labels, numbers = _column_labels(frame, axis, cols, col_keys)
     by_head = bool(row_keys) and len(row_keys[0]) == 2
+    by_feature = site == "feature" and by_head
     bounds = {"ci_low", "ci_high"} <= set(frame.columns)
     shape = (len(row_keys), len(col_keys))
     noise = "direction" in frame.columns and set(frame["direction"]) == {"noise"}
     return LabelledGrid(
         values=_filled(frame, "value", shape, at),
-        row_labels=tuple(f"a{key[0]}.h{key[1]}" if by_head else str(key[0]) for key in row_keys),
+        row_labels=tuple(_row_label(key, site) for key in row_keys),
         col_labels=labels,
-        row_title="head" if by_head else "layer",
+        row_title="feature" if by_feature else "head" if by_head else "layer",
         col_title=_COLUMN_TITLES.get(axis, axis),
         title=title if title is not None else _TITLES.get(site, site),
         quantity=quantity,
@@ -181,17 +183,24 @@ def _counts(frame: pd.DataFrame) -> tuple[int, int] | None:
 
 def _keys(frame: pd.DataFrame) -> tuple[str, list[tuple[int, ...]], list[Key]]:
     """What the columns are, and the row and column key of every line."""
-    axes = [name for name in ("position", "span", "head") if name in frame.columns and not np.any(pd.isna(frame[name]))]
+    member = "feature" if "feature" in frame.columns else "head"
+    axes = [name for name in ("position", "span", member) if name in frame.columns and not np.any(pd.isna(frame[name]))]
     try:
         layers = [int(value) for value in frame["layer"]]
-        heads = [int(value) for value in frame["head"]] if "head" in axes else None
+        heads = [int(value) for value in frame[member]] if member in axes else None
         axis = axes[0] if axes else "all positions"
         cols: list[Key] = [str(v) if axis == "span" else int(v) for v in frame[axis]] if axes else [0] * len(frame)
     except (TypeError, ValueError) as error:
         raise FormatError(f"sweep table: layers, heads and positions are whole numbers ({error}).") from error
-    if heads is None or axis == "head":
+    if heads is None or axis == member:
         return axis, [(layer,) for layer in layers], cols
     return axis, list(zip(layers, heads, strict=True)), cols
+
+
+def _row_label(key: tuple[int, ...], site: str) -> str:
+    if len(key) == 1:
+        return str(key[0])
+    return str(key[1]) if site == "feature" else f"a{key[0]}.h{key[1]}"
 
 
 def _column_labels(

@@ -1,0 +1,337 @@
+"""`circuitlab features`: read a sparse autoencoder, its features on a text, and what they do for a task."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from circuitlab.cli import display
+from circuitlab.cli import options as opt
+from circuitlab.cli.display import number
+from circuitlab.cli.sweep import numbers
+
+if TYPE_CHECKING:
+    from circuitlab.features import Autoencoder, Descriptions
+    from circuitlab.models.bridge import BridgeModel
+
+app = typer.Typer(
+    help="Sparse autoencoders: show one, read its features on a text, sweep and rank them for a task, search words.",
+    no_args_is_help=True,
+)
+
+TOP = 10  # features of a table, unless --top says otherwise
+AutoencoderPath = Annotated[
+    str,
+    typer.Option("--autoencoder", metavar="PATH", help="bundled, a folder in SAELens's format, or a params.npz."),
+]
+Site = Annotated[
+    str | None, typer.Option("--site", metavar="NAME", help="What it reads, if its files do not say: resid_post, ...")
+]
+Layer = Annotated[int | None, typer.Option("--layer", help="In which layer, if its files do not say.")]
+Factor = Annotated[float | None, typer.Option("--scaling-factor", help="Of its input, for expected_average_only_in.")]
+DescriptionsPath = Annotated[
+    str | None, typer.Option("--descriptions", metavar="PATH", help="A local export of descriptions, for a column.")
+]
+Source = Annotated[
+    str | None, typer.Option("--source", metavar="NAME", help="Which autoencoder of an export of several.")
+]
+Top = Annotated[int, typer.Option("--top", help="How many features.")]
+
+
+@app.command()
+def show(
+    autoencoder: Annotated[
+        str, typer.Argument(metavar="AUTOENCODER", help="bundled, a folder in SAELens's format, or a params.npz.")
+    ] = "bundled",
+    model: Annotated[
+        str | None, typer.Option("--model", metavar="NAME", help="Measure it on this model too; needs --text.")
+    ] = None,
+    text: Annotated[
+        list[str] | None, typer.Option("--text", metavar="TEXT", help="A text to measure it on; may be repeated.")
+    ] = None,
+    site: Site = None,
+    layer: Layer = None,
+    scaling_factor: Factor = None,
+    json: opt.Json = False,
+) -> None:
+    """Show an autoencoder: architecture, place, size; with --text also how well it stands for what it reads."""
+    from circuitlab.features import load_autoencoder, quality
+    from circuitlab.models.load import load_model
+
+    given: dict[str, Any] = {"site": site, "layer": layer, "scaling_factor": scaling_factor}
+    if not text and model is None:
+        found, measured = load_autoencoder(autoencoder, **given), None
+    else:
+        loaded = load_model(model or "bundled")
+        found = load_autoencoder(autoencoder, model=loaded, **given)
+        measured = quality(loaded, found, text) if text else None
+    facts = {
+        "architecture": found.architecture,
+        "hook": found.hook,
+        "site": found.site,
+        "layer": found.layer,
+        "d_in": found.d_in,
+        "n_features": found.n_features,
+        "normalisation": found.normalisation,
+        "centred": found.centred,
+        "model": found.model_id,
+        "neuronpedia_id": found.neuronpedia_id,
+    }
+    if json:
+        display.print_json(
+            {"autoencoder": autoencoder, **facts, **({"quality": measured.to_record()} if measured else {})}
+        )
+        return
+    rows = [(name.replace("_", " "), str(value)) for name, value in facts.items() if value not in (None, False)]
+    if measured:
+        rows += [
+            ("explained", f"{number(measured.explained_variance)} of the variance of {measured.n_tokens} tokens"),
+            ("active", f"{number(measured.l0, 1)} features a token; {measured.n_alive} at any of them"),
+            (
+                "loss",
+                f"{number(measured.loss)} nats a token, {number(measured.loss_spliced)} on reconstructions, "
+                f"{number(measured.loss_zero)} on zeros: {number(measured.loss_recovered)} recovered",
+            ),
+        ]
+    display.print_facts(f"autoencoder {autoencoder}", rows)
+
+
+@app.command()
+def active(
+    text: Annotated[str, typer.Option("--text", metavar="TEXT", help="What the model reads.")],
+    position: Annotated[int, typer.Option("--position", help="At which token; negative: from the end.")] = -1,
+    autoencoder: AutoencoderPath = "bundled",
+    model: opt.Model = "bundled",
+    top: Top = TOP,
+    descriptions: DescriptionsPath = None,
+    source: Source = None,
+    site: Site = None,
+    layer: Layer = None,
+    scaling_factor: Factor = None,
+    device: opt.Device = None,
+    dtype: opt.Dtype = None,
+    json: opt.Json = False,
+) -> None:
+    """List the features that are active at a token of a text, the strongest first."""
+    from circuitlab.features import features
+
+    words = _descriptions(descriptions, source)
+    loaded, own = _loaded(model, autoencoder, site, layer, scaling_factor, device, dtype)
+    found = features(loaded, own, text)
+    here = found.active(position, top)
+    tokens = found.tokens[0]
+    place = position % len(tokens)
+    rows: list[dict[str, Any]] = [
+        {"feature": each.feature, "activation": each.value, "strongest_at": int(found.of(each.feature).argmax())}
+        | ({"description": words.of(each.feature)} if words else {})
+        for each in here
+    ]
+    if json:
+        display.print_json({"tokens": tokens, "position": place, "token": tokens[place], "active": rows})
+        return
+    display.print_line(f"{own.hook} of model {model}, token {place} {tokens[place]!r}")
+    for row in rows:
+        row["strongest at"] = repr(tokens[row["strongest_at"]])
+    _print_table(rows, ("feature", "activation", "strongest at"), right=("feature", "activation"))
+
+
+@app.command()
+def sweep(
+    task: opt.TaskName,
+    autoencoder: AutoencoderPath = "bundled",
+    model: opt.Model = "bundled",
+    features: Annotated[
+        str | None, typer.Option("--features", metavar="LIST", help="These features, such as 0,3 or 4-7.")
+    ] = None,
+    top: Annotated[
+        int | None, typer.Option("--top", help="Only so many features, those of the largest attribution.")
+    ] = None,
+    direction: Annotated[
+        str, typer.Option("--direction", metavar="NAME", help="denoise: patch the corrupted run; noise: the clean run.")
+    ] = "denoise",
+    axis: Annotated[str, typer.Option("--axis", metavar="NAME", help="auto, position, span or all.")] = "all",
+    metric: opt.Metric = None,
+    n: opt.Pairs = 100,
+    seed: opt.Seed = 0,
+    contrast: opt.Contrast = None,
+    option: opt.TaskOptions = None,
+    descriptions: DescriptionsPath = None,
+    source: Source = None,
+    site: Site = None,
+    layer: Layer = None,
+    scaling_factor: Factor = None,
+    device: opt.Device = None,
+    dtype: opt.Dtype = None,
+    quiet: opt.Quiet = False,
+    json: opt.Json = False,
+) -> None:
+    """Give each feature its value from the other run, the error term kept, and tell how far the metric moves.
+
+    By default every feature that differs between the runs, at all tokens at once.
+    """
+    wanted = opt.load(task, option, contrast)
+    from circuitlab.cli.progress import progress
+    from circuitlab.errors import ConfigError
+    from circuitlab.features import rank_features, sweep_features
+
+    chosen = numbers(features, "--features")
+    if chosen is not None and top is not None:
+        raise ConfigError("--features and --top both say which features; give one.")
+    _check_top(top)
+    words = _descriptions(descriptions, source)
+    loaded, own = _loaded(model, autoencoder, site, layer, scaling_factor, device, dtype)
+    pairs = wanted.pairs(loaded, n=n, seed=seed).discovery
+    asked: dict[str, Any] = {"metric": metric or wanted.metric, "seed": seed}
+    with progress(quiet=quiet) as report:
+        if top is not None:
+            chosen = list(rank_features(loaded, own, pairs, **asked, progress=report).features[:top])
+        grid = sweep_features(
+            loaded, own, pairs, features=chosen, direction=direction, axis=axis, progress=report, **asked
+        )
+    table = grid.to_frame()
+    table = table if words is None else words.join(table)
+    if json:
+        display.print_json({"task": wanted.label, "hook": own.hook, "features": table.to_dict(orient="records")})
+        return
+    neutral = 0.0 if direction == "denoise" else 1.0
+    display.print_line(f"{own.hook}, {direction}, {grid.metric}: 0 is the corrupted run, 1 the clean one")
+    strongest = table.iloc[(table["value"] - neutral).abs().argsort(kind="stable")[::-1][:TOP]]
+    columns = [name for name in table.columns if name not in ("site", "layer", "description")]
+    right = [name for name in columns if name not in ("span", "label")]
+    _print_table(strongest.to_dict(orient="records"), columns, right=right)
+
+
+@app.command()
+def rank(
+    task: opt.TaskName,
+    autoencoder: AutoencoderPath = "bundled",
+    model: opt.Model = "bundled",
+    at: Annotated[
+        str, typer.Option("--at", metavar="NAME", help="Gradient on the corrupt or on the clean run.")
+    ] = "corrupt",
+    steps: Annotated[int, typer.Option("--steps", help="More than 1: gradients averaged between the runs.")] = 1,
+    top: Top = TOP,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Sweep all of them too, and tell how well both agree.")
+    ] = False,
+    metric: opt.Metric = None,
+    n: opt.Pairs = 100,
+    seed: opt.Seed = 0,
+    contrast: opt.Contrast = None,
+    option: opt.TaskOptions = None,
+    descriptions: DescriptionsPath = None,
+    source: Source = None,
+    site: Site = None,
+    layer: Layer = None,
+    scaling_factor: Factor = None,
+    device: opt.Device = None,
+    dtype: opt.Dtype = None,
+    quiet: opt.Quiet = False,
+    json: opt.Json = False,
+) -> None:
+    """Rank features by attribution: how far each would move the metric to first order, from one gradient."""
+    wanted = opt.load(task, option, contrast)
+    from circuitlab.cli.progress import progress
+    from circuitlab.features import rank_features, sweep_features
+
+    _check_top(top)
+    words = _descriptions(descriptions, source)
+    loaded, own = _loaded(model, autoencoder, site, layer, scaling_factor, device, dtype)
+    pairs = wanted.pairs(loaded, n=n, seed=seed).discovery
+    asked: dict[str, Any] = {"metric": metric or wanted.metric, "seed": seed}
+    with progress(quiet=quiet) as report:
+        found = rank_features(loaded, own, pairs, at=at, steps=steps, progress=report, **asked)
+        grid = sweep_features(loaded, own, pairs, axis="all", progress=report, **asked) if exact else None
+    agreement = None if grid is None else found.agreement(grid)
+    table = found.to_frame(words)
+    sums = {
+        "gap": found.gap,
+        "total": float(found.total.mean()),
+        "features": float(found.scores.sum()),
+        "error": float(found.error.mean()),
+        "agreement": agreement,
+    }
+    if json:
+        facts = {"task": wanted.label, "hook": own.hook, "metric": found.metric, "at": found.at, **sums}
+        display.print_json({**facts, "ranking": table.to_dict(orient="records")})
+        return
+    display.print_line(
+        f"{own.hook}, {found.metric}: the runs are {number(sums['gap'])} {found.unit} apart; to first order all "
+        f"features\ntogether are {number(sums['features'])}, the error term {number(sums['error'])}"
+    )
+    columns = [name for name in table.columns if name not in ("n", "description")]
+    _print_table(table.head(top).to_dict(orient="records"), columns, right=columns)
+    if agreement is not None:
+        display.print_line(f"Spearman correlation with the exact sweep: {number(agreement)}")
+
+
+@app.command()
+def search(
+    words: Annotated[str, typer.Argument(metavar="WORDS", help="A word, or several that must all be there.")],
+    descriptions: Annotated[
+        str, typer.Option("--descriptions", metavar="PATH", help="A local export: JSON, JSON lines, gzipped, a folder.")
+    ],
+    whole: Annotated[bool, typer.Option("--whole", help="Whole words only.")] = False,
+    source: Source = None,
+    json: opt.Json = False,
+) -> None:
+    """Find the features whose descriptions hold words."""
+    from dataclasses import asdict
+
+    from circuitlab.features import search_descriptions
+
+    found = search_descriptions(descriptions, words, whole=whole, source=source)
+    if json:
+        display.print_json({"words": words, "found": [asdict(each) for each in found]})
+        return
+    if not found:
+        display.print_line(f"no description holds {words!r}")
+        return
+    display.print_rows(("feature", "description"), [(str(f.feature), f.text) for f in found], right=("feature",))
+
+
+def _loaded(
+    model: str,
+    autoencoder: str,
+    site: str | None,
+    layer: int | None,
+    scaling_factor: float | None,
+    device: str | None,
+    dtype: str | None,
+) -> "tuple[BridgeModel, Autoencoder]":
+    from circuitlab.features import load_autoencoder
+    from circuitlab.models.load import load_model
+
+    loaded = load_model(model, device=device, dtype=dtype)
+    given: dict[str, Any] = {"site": site, "layer": layer, "scaling_factor": scaling_factor}
+    return loaded, load_autoencoder(autoencoder, model=loaded, **given)
+
+
+def _descriptions(path: str | None, source: str | None) -> "Descriptions | None":
+    from circuitlab.errors import ConfigError
+    from circuitlab.features import load_descriptions
+
+    if path is None and source is not None:
+        raise ConfigError("--source says which autoencoder of an export; name the export with --descriptions.")
+    return None if path is None else load_descriptions(path, source)
+
+
+def _check_top(top: int | None) -> None:
+    from circuitlab.errors import ConfigError
+
+    if top is not None and top < 1:
+        raise ConfigError(f"--top {top} leaves no feature; give 1 or more.")
+
+
+def _print_table(rows: Sequence[dict[str, Any]], columns: Sequence[str], *, right: Sequence[str]) -> None:
+    """A table with the description last, if there is one."""
+    names = [*columns, *(["description"] if rows and "description" in rows[0] else [])]
+    display.print_rows(names, [[_cell(name, row[name]) for name in names] for row in rows], right=right)
+
+
+def _cell(column: str, value: Any) -> str:
+    if column == "p_value" and value < 0.001:
+        return "<0.001"
+    if column == "label":
+        return repr(value)
+    return number(value) if isinstance(value, float) else str(value or "") if column == "description" else str(value)
