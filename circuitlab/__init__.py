@@ -39,6 +39,7 @@ _HOMES = {
     "Replacement": "circuitlab.patching.replacement",
     "Run": "circuitlab.discovery.pipeline",
     "RunError": "circuitlab.errors",
+    "SelectionRule": "circuitlab.graphs.selection",
     "SpanError": "circuitlab.errors",
     "Task": "circuitlab.data.task",
     "TaskError": "circuitlab.errors",
@@ -111,6 +112,7 @@ if TYPE_CHECKING:
     from circuitlab.evaluation.truth import recovery
     from circuitlab.graphs.circuit import Circuit, load_circuit
     from circuitlab.graphs.compare import compare
+    from circuitlab.graphs.selection import SelectionRule
     from circuitlab.metrics.base import Metric
     from circuitlab.models.load import load_model
     from circuitlab.parts import Edge, ModelSpec, Node, Reader

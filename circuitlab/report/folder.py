@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -39,6 +39,19 @@ class Sweep:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Repeated:
+    """The discovery done again on other prompts.
+
+    Attributes:
+        numbers: What came of it.
+        png: Its drawing, or None.
+    """
+
+    numbers: Mapping[str, Any]
+    png: bytes | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class RunFolder:
     """What a run left behind.
 
@@ -54,8 +67,7 @@ class RunFolder:
         evaluation: The numbers on held-out pairs.
         drawing: `circuit.svg`, or None.
         files: Name -> SHA-256 of every file but the report and the manifest.
-        stability: The numbers of repeated discovery; empty if it was not asked for.
-        stability_png: Its drawing, or None.
+        repeated: The discovery done again, on resamples or over seeds, where it was asked for.
     """
 
     path: Path
@@ -69,8 +81,7 @@ class RunFolder:
     evaluation: Mapping[str, Any]
     drawing: str | None
     files: Mapping[str, str]
-    stability: Mapping[str, Any] = field(default_factory=dict)
-    stability_png: bytes | None = None
+    repeated: tuple[Repeated, ...] = ()
 
     def about(self, part: str) -> Mapping[str, Any]:
         """A part of the manifest that is a mapping ("task", "model", "config", ...); empty where it is absent."""
@@ -112,18 +123,23 @@ def read_run(folder: str | Path, name: str | None = None) -> RunFolder:
         evaluation=evaluation,
         drawing=_text(path, "circuit.svg") if drawing.is_file() else None,
         files=files,
-        stability=_json(path, "stability.json") if (path / "stability.json").is_file() else {},
-        stability_png=_stability_png(path),
+        repeated=tuple(_repeated(path)),
     )
 
 
-def _stability_png(folder: Path) -> bytes | None:
-    path = folder / "stability.png"
+def _repeated(folder: Path) -> Iterator[Repeated]:
+    for name in ("stability", "stability-seeds"):
+        if (folder / f"{name}.json").is_file():
+            yield Repeated(numbers=_json(folder, f"{name}.json"), png=_png(folder, f"{name}.png"))
+
+
+def _png(folder: Path, name: str) -> bytes | None:
+    path = folder / name
     if not path.is_file():
         return None
     png = path.read_bytes()
     if not png.startswith(b"\x89PNG\r\n\x1a\n"):
-        raise damaged(folder, "stability.png", "it is no PNG picture")
+        raise damaged(folder, name, "it is no PNG picture")
     return png
 
 
@@ -207,10 +223,7 @@ def _sweeps(folder: Path) -> tuple[Sweep, ...]:
             grid = grid_from_frame(frame)
         except FormatError as error:
             raise damaged(folder, f"sweeps/{table.name}", str(error)) from error
-        picture = table.with_suffix(".png")
-        png = picture.read_bytes() if picture.is_file() else None
-        if png is not None and not png.startswith(b"\x89PNG\r\n\x1a\n"):
-            raise damaged(folder, f"sweeps/{picture.name}", "it is no PNG picture")
+        png = _png(folder, f"sweeps/{table.stem}.png")
         sweeps.append(Sweep(site=str(frame["site"].iloc[0]), frame=frame, grid=grid, png=png))
     return tuple(sorted(sweeps, key=lambda sweep: SITES.index(sweep.site) if sweep.site in SITES else len(SITES)))
 

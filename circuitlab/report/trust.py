@@ -7,11 +7,12 @@ import struct
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from circuitlab.report.folder import RunFolder
+from circuitlab.report.folder import Repeated, RunFolder
 from circuitlab.report.markup import Html, counted, element, facts, interval, joined, number, percent, table
 
 _N_EDGES = 8
 _CSS_PIXELS = 96 / 160
+_BOOTSTRAP = "bootstrap resamples of the discovery pairs"
 
 
 def completeness(run: RunFolder) -> Html | None:
@@ -65,26 +66,24 @@ def _least_needed(edges: Sequence[Mapping[str, Any]]) -> Html:
 
 def stability(run: RunFolder) -> Html | None:
     """Do other prompts give the same circuit? None for runs that did not ask."""
-    found = run.stability
-    if not found:
-        return None
-    sizes = found.get("n_edges") or {}
+    parts = [_repeated(one) for one in run.repeated]
+    return element("section", element("h2", "Would other prompts give the same circuit?"), *parts) if parts else None
+
+
+def _repeated(one: Repeated) -> Html:
+    found, sizes = one.numbers, one.numbers.get("n_edges") or {}
     ever, always = found.get("n_edges_ever"), found.get("n_edges_always")
+    what = "other seeds, each with prompts of its own" if found.get("over") == "seeds" else _BOOTSTRAP
     lines = [
-        ("repetitions", f"{found.get('n', 0):,} bootstrap resamples of the discovery pairs"),
+        ("repetitions", f"{found.get('n', 0):,} {what}"),
         ("mean Jaccard index", f"{number(found.get('jaccard_mean'), 3)} between two of them"),
         ("coefficient of variation", number(found.get("jaccard_cv"), 3)),
         ("with this circuit", number(found.get("jaccard_to_circuit"), 3)),
         ("edges", f"{sizes.get('min'):,} to {sizes.get('max'):,}" if sizes else ""),
         ("chosen always", f"{always:,} of {ever:,} that were ever chosen ({percent(always / ever)})" if ever else ""),
     ]
-    picture = _picture(run.stability_png) if run.stability_png else None
-    return element(
-        "section",
-        element("h2", "Would other prompts give the same circuit?"),
-        facts(lines),
-        element("figure", element("div", picture, class_="scroll")) if picture else None,
-    )
+    picture = _picture(one.png) if one.png else None
+    return joined(facts(lines), element("figure", element("div", picture, class_="scroll")) if picture else None)
 
 
 def _picture(png: bytes) -> Html:
@@ -93,7 +92,7 @@ def _picture(png: bytes) -> Html:
     return element(
         "img",
         src=f"data:image/png;base64,{base64.b64encode(png).decode()}",
-        alt="The circuit, each edge drawn by how often the resamples chose it.",
+        alt="The circuit, each edge drawn by how often it was chosen.",
         width=f"{width * _CSS_PIXELS:.0f}",
         height=f"{height * _CSS_PIXELS:.0f}",
     )
