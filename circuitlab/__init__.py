@@ -39,6 +39,7 @@ _HOMES = {
     "Replacement": "circuitlab.patching.replacement",
     "Run": "circuitlab.discovery.pipeline",
     "RunError": "circuitlab.errors",
+    "SelectionRule": "circuitlab.graphs.selection",
     "SpanError": "circuitlab.errors",
     "Task": "circuitlab.data.task",
     "TaskError": "circuitlab.errors",
@@ -123,6 +124,7 @@ if TYPE_CHECKING:
     from circuitlab.features.load import load_autoencoder
     from circuitlab.graphs.circuit import Circuit, load_circuit
     from circuitlab.graphs.compare import compare
+    from circuitlab.graphs.selection import SelectionRule
     from circuitlab.metrics.base import Metric
     from circuitlab.models.load import load_model
     from circuitlab.parts import Edge, ModelSpec, Node, Reader

@@ -28,13 +28,14 @@ class Walk:
 def walk(model: Model, frame: Frame, start: Tensor, mask: Tensor, replacement: list[Tensor]) -> Walk:
     """The final stream, every writer's output, and everything in between.
 
-    `mask[writer, reader]` keeps an edge; `replacement[writer]` is what its excluded edges carry.
+    `mask[writer, reader]` keeps an edge, `mask[writer, reader, d_model]` some components of what it carries;
+    `replacement[writer]` is what its excluded edges carry.
     """
     spec, said, bias = model.spec, [start], torch.zeros_like(start)
     found = Walk(start, said)
 
     def read(column: int) -> Tensor:
-        carried = (now if mask[w, column] else replacement[w] for w, now in enumerate(said))
+        carried = (torch.where(mask[w, column] > 0, now, replacement[w]) for w, now in enumerate(said))
         return bias + sum(carried)
 
     def replaced(first: int, last: int) -> Tensor:

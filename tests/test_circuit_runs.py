@@ -277,7 +277,7 @@ class TestFloors:
                 masks[0, 0, column] = masks[1, 0, column] = True
                 masks[2, : layout.visible[column], column] = True
         masks[:, 1:, layout.reader_index(ends)] = True
-        masks[1, 1, :] = torch.tensor([1 < n for n in layout.visible])  # a twin of the first, but for one head
+        masks[1, 1, :] = torch.tensor([n > 1 for n in layout.visible])  # a twin of the first, but for one head
         expected = torch.stack([at_answer(walk(model, baseline.frame, start, m, given).final, at) for m in masks])
         floor = floor_by_hand(model, baseline.frame, start, given)
         scale = expected.abs().max()

@@ -29,7 +29,6 @@ from circuitlab.evaluation.areas import (
 from circuitlab.evaluation.completeness import knockouts
 from circuitlab.evaluation.curve import overshoots
 from circuitlab.evaluation.judge import Judge
-from circuitlab.graphs.node_parts import NodeParts
 from circuitlab.graphs.prune import prune, real_edges
 from circuitlab.graphs.random import random_circuit
 from circuitlab.metrics import resolve
@@ -335,19 +334,6 @@ class TestCurve:
         listed = np.where(circuit.mask, np.nan, 0.0)
         bare = quick(load("gpt2"), Circuit(spec=circuit.spec, mask=circuit.mask.copy(), scores=listed), held_out)
         assert bare.curve == ()
-
-    def test_some_neurons_are_not_run_as_if_they_were_all(self, circuit, held_out):
-        neurons = np.ones((len(circuit.layout.writers), 32), dtype=bool)
-        for row, told in ((int(circuit.mask.any(1).argmax()), True), (None, False)):
-            if row is not None:
-                neurons[row, 3] = False
-            given = replace(circuit, node_parts=NodeParts(neurons=neurons))
-            if told:
-                with pytest.raises(GraphError, match="keeps only some neurons of 1 nodes"):
-                    quick(load("gpt2"), given, held_out)
-                neurons[row, 3] = True
-            else:
-                assert quick(load("gpt2"), given, held_out, n_random=0).n_edges == circuit.n_edges
 
     @pytest.mark.parametrize("nothing", [0.0, float("nan")])
     def test_a_circuit_without_scores_has_none(self, circuit, held_out, nothing):

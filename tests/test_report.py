@@ -24,7 +24,7 @@ from circuitlab.report import write_report
 from circuitlab.report.attention_script import ATTENTION_SCRIPT
 from circuitlab.report.figures import inline_svg
 from circuitlab.report.findings import caveats, headline, random_sentence
-from circuitlab.report.folder import read_run
+from circuitlab.report.folder import Repeated, read_run
 from circuitlab.report.markup import NONE, counted, element, interval, joined, number, percent, significant
 from circuitlab.report.page import page as whole_page
 from circuitlab.report.prompts import shown_pair
@@ -546,7 +546,7 @@ class TestTrust:
 
     def test_it_is_told_where_it_was_measured(self, tmp_path):
         run = read_run(write_run(tmp_path / "run"))
-        run = replace(run, evaluation={**run.evaluation, **MEASURED}, stability=REPEATED)
+        run = replace(run, evaluation={**run.evaluation, **MEASURED}, repeated=(Repeated(numbers=REPEATED, png=None),))
         text = whole_page(run)
         for words in (
             "0.031 faithful", "differ by 0.052 on average, 0.211 at most (7 random parts out)", "For 1 of 2 edges",
@@ -563,10 +563,11 @@ class TestTrust:
             assert words not in text
 
     def test_the_drawing_stands_in_the_page(self, tmp_path):
-        run = replace(read_run(write_run(tmp_path / "run")), stability=REPEATED)
+        run = read_run(write_run(tmp_path / "run"))
         png = figure_bytes(draw_circuit(run.nodes, run.edges), "png")
-        assert text_of(png) in whole_page(replace(run, stability_png=png))
-        assert text_of(png) not in whole_page(run)
+        drawn, bare = (replace(run, repeated=(Repeated(numbers=REPEATED, png=p),)) for p in (png, None))
+        assert text_of(png) in whole_page(drawn)
+        assert text_of(png) not in whole_page(bare)
 
     def test_a_damaged_drawing_is_told(self, tmp_path):
         folder = write_run(tmp_path / "run")

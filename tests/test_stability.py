@@ -11,6 +11,7 @@ from architectures import load, mixed_pairs, pairs
 
 from circuitlab import ConfigError, PairSet, UnknownNameError, score_edges, select, stability
 from circuitlab.discovery import stability as module
+from circuitlab.discovery.resampling import by_example, resampled
 from circuitlab.discovery.stability import Stability
 from circuitlab.graphs.ranking import edge_places
 from circuitlab.viz import figure_bytes
@@ -38,8 +39,8 @@ class TestResamples:
         """The short way against the long one: every resample scored by the model."""
         options = {"steps": 2} if method == "eap-ig" else {}
         scores = score_edges(load("gpt2"), BATCH, method, **options)
-        each = module._by_example(BATCH, lambda p: score_edges(load("gpt2"), p, method, **options), lambda *_: None)
-        drawn = module._resampled(BATCH, scores, each, lambda p: pytest.fail("the model was run"), 3, seed=0)
+        each = by_example(BATCH, lambda p: score_edges(load("gpt2"), p, method, **options), lambda *_: None)
+        drawn = resampled(BATCH, scores, each, lambda p: pytest.fail("the model was run"), 3, seed=0)
         for number, (given, short) in enumerate(drawn):
             long = score_edges(load("gpt2"), taken(resample(number, 5)), method, **options)
             assert torch.equal(given.clean, BATCH.clean[torch.tensor(resample(number, 5))])

@@ -86,9 +86,14 @@ def discover(
     ablation: opt.Ablation = "corrupt",
     n: opt.Pairs = 100,
     seed: opt.Seed = 0,
-    target: opt.Target = 0.9,
+    target: opt.Target = None,
+    n_edges: opt.TopEdges = None,
+    threshold: opt.Threshold = None,
+    signed: opt.Signed = False,
+    greedy: opt.Greedy = None,
     min_accuracy: opt.MinAccuracy = 0.6,
     stability: opt.Stability = 0,
+    stability_seeds: opt.StabilitySeeds = 0,
     contrast: opt.Contrast = None,
     option: opt.TaskOptions = None,
     out: Annotated[
@@ -102,20 +107,27 @@ def discover(
     quiet: opt.Quiet = False,
     json: opt.Json = False,
 ) -> None:
-    """Do the whole job: sweep, score, prune, test on held-out prompts, draw, and write a run folder."""
+    """Do the whole job: sweep, score, prune, test on held-out prompts, draw, and write a run folder.
+
+    With --ablation mean, mean-position, mean-span or noise, means and deviations are of -n further pairs of the task,
+    which are never scored.
+    """
     wanted = opt.load(task, option, contrast)  # before the imports that take seconds
     told = opt.keyed("--method-option", method_option, "method option", "points=published-code")
     from circuitlab.cli import results
     from circuitlab.cli.progress import progress
     from circuitlab.discovery.config import DiscoverConfig, default_folder
     from circuitlab.discovery.pipeline import discover as run_discover
+    from circuitlab.graphs.selection import SelectionRule
 
+    rule = SelectionRule(target=target, n_edges=n_edges, threshold=threshold, signed=signed, greedy=greedy)
     main = DiscoverConfig(task=wanted.name, model=model, method=method, seed=seed)
     with progress(quiet=quiet) as report:
         run = run_discover(
             wanted, model=model, method=method, steps=steps, metric=metric, ablation=ablation, n=n, seed=seed,
-            target=target, min_accuracy=min_accuracy, device=device, dtype=dtype, force=force, progress=report,
-            method_options=told, stability=stability, fold_ln=fold_ln, center_weights=center_weights,
+            selection=rule, min_accuracy=min_accuracy, device=device, dtype=dtype, force=force, progress=report,
+            method_options=told, stability=stability, stability_seeds=stability_seeds, fold_ln=fold_ln,
+            center_weights=center_weights,
             out=default_folder(main, wanted.label) if out is None else out,
         )  # fmt: skip
     results.show_run(run, json=json)
@@ -151,7 +163,8 @@ def evaluate(
 ) -> None:
     """Test a circuit on the held-out pairs that this task, model, seed and -n give.
 
-    With --ablation mean, mean-position or mean-span the means are of the discovery pairs.
+    With --ablation mean, mean-position, mean-span or noise, means and deviations are of -n further pairs of the task,
+    which are in neither split.
     """
     wanted = opt.load(task, option, contrast)
     from circuitlab.cli import results
@@ -160,14 +173,15 @@ def evaluate(
     from circuitlab.evaluation.hypotheses.battery import test_circuit
     from circuitlab.graphs.circuit import load_circuit
     from circuitlab.models.load import load_model
-    from circuitlab.patching.replacement import MEANS
+    from circuitlab.patching.replacement import needs_reference
 
+    apart = needs_reference(ablation)
     loaded = load_model(model, device=device, dtype=dtype, fold_ln=fold_ln, center_weights=center_weights)
     kept = load_circuit(circuit, spec=loaded.spec)
-    pairs = wanted.pairs(loaded, n=n, seed=seed)
+    pairs = wanted.pairs(loaded, n=n, seed=seed, reference=apart)
     judged = {
         "metric": metric or wanted.metric, "ablation": ablation, "seed": seed,
-        "reference": pairs.discovery if ablation in MEANS else None,
+        "reference": pairs.reference,
     }  # fmt: skip
     with progress(quiet=quiet) as report:
         found = run_evaluate(

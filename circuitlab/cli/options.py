@@ -29,12 +29,28 @@ Ablation = Annotated[
 ]
 Pairs = Annotated[int, typer.Option("-n", help="Pairs of prompts per split.")]
 Seed = Annotated[int, typer.Option("--seed", help="Same seed, same prompts and same numbers.")]
-Target = Annotated[float, typer.Option("--target", help="Faithfulness that the circuit must reach.")]
+Target = Annotated[
+    float | None, typer.Option("--target", help="Faithfulness that the circuit must reach. [default: 0.9]")
+]
+TopEdges = Annotated[
+    int | None, typer.Option("--n-edges", metavar="N", help="Instead of a target: take the N top edges.")
+]
+Threshold = Annotated[
+    float | None, typer.Option("--threshold", help="Instead of a target: take edges that score at least this.")
+]
+Signed = Annotated[bool, typer.Option("--signed/--absolute", help="Rank edges by score, or by its absolute value.")]
+Greedy = Annotated[
+    bool | None,
+    typer.Option("--greedy/--no-greedy", help="Grow the circuit from the logits. [default: for ifr only]"),
+]
 MinAccuracy = Annotated[
     float, typer.Option("--min-accuracy", help="Share of pairs on which the model must prefer the answer.")
 ]
 Stability = Annotated[
     int, typer.Option("--stability", help="Do the discovery again on so many bootstrap resamples of its pairs.")
+]
+StabilitySeeds = Annotated[
+    int, typer.Option("--stability-seeds", help="Do the discovery again on new prompts of so many more seeds.")
 ]
 Out = Annotated[str | None, typer.Option("--out", metavar="PATH", help="Where the result goes.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there already.")]

@@ -33,7 +33,8 @@ def show_run(run: "Run", *, json: bool) -> None:
     if json:
         places = {"folder": run.folder and str(run.folder), "report": page and str(page)}
         asked = {"task": run.task.label, "model": run.model_id}
-        repeated = {"stability": run.stability.to_record()} if run.stability else {}
+        told = {"stability": run.stability, "stability_seeds": run.stability_seeds}
+        repeated = {name: one.to_record() for name, one in told.items() if one}
         display.print_json({**asked, **found.to_record(), **repeated, "seconds": dict(run.seconds), **places})
         return
     example = run.pairs.held_out[0]
@@ -50,15 +51,16 @@ def show_run(run: "Run", *, json: bool) -> None:
 
 
 def _stability(run: "Run") -> list[tuple[str, str]]:
-    found = run.stability
-    if found is None:
-        return []
-    always = int((found.chosen.mean(0) == 1).sum())
-    text = (
-        f"mean Jaccard {number(found.jaccard)} (CV {number(found.jaccard_cv)}) between {len(found.chosen)} resamples; "
-        f"{always} edges in all of them"
-    )
-    return [("stability", text)]
+    facts = []
+    for found in (run.stability, run.stability_seeds):
+        if found is not None:
+            always = int((found.chosen.mean(0) == 1).sum())
+            text = (
+                f"mean Jaccard {number(found.jaccard)} (CV {number(found.jaccard_cv)}) between {len(found.chosen)} "
+                f"{found.repeated}; {always} edges in all of them"
+            )
+            facts.append(("stability", text))
+    return facts
 
 
 def show_evaluation(title: str, found: "Evaluation", tested: "CircuitTests | None" = None, *, json: bool) -> None:
@@ -192,9 +194,16 @@ def _facts(found: "Evaluation") -> list[tuple[str, str]]:
         (found.metric, ", ".join(f"{name} {number(value)}" for name, value in values.items())),
         ("faithfulness", f"{number(found.faithfulness)} [{number(low)}, {number(high)}] on held-out prompts"),
         ("random", f"{len(found.random)} random circuits of this size: {number(best)} at best"),
-        ("edges", f"{found.n_edges:,} of {found.n_edges_total:,} ({share:.1%}), {found.n_nodes} nodes"),
+        ("edges", f"{found.n_edges:,} of {found.n_edges_total:,} ({share:.1%}), {found.n_nodes} nodes{_taken(found)}"),
         ("accuracy", f"model {number(found.accuracy_model)}, circuit {number(found.accuracy_circuit)}"),
     ]
+
+
+def _taken(found: "Evaluation") -> str:
+    """How many edges were taken, where pruning left fewer; how many they are, where nodes keep some neurons only."""
+    nominal, weighted = found.n_edges_nominal, found.n_edges_weighted
+    pruned = f"; {nominal:,} taken before pruning" if nominal is not None and nominal != found.n_edges else ""
+    return pruned + (f"; {number(weighted, 1)} by their share of neurons" if weighted != found.n_edges else "")
 
 
 def _words(words: Sequence[str]) -> str:

@@ -114,14 +114,18 @@ class PairSplits:
     Attributes:
         discovery: Pairs to find the circuit on.
         held_out: Pairs to test it on; no text of them is in `discovery`.
+        reference: Pairs that are never scored, to take means and deviations of; no text of them is in either split.
+            None where nobody asked.
         dropped: Reason -> how many distinct examples the tokenizer could not serve.
     """
 
     discovery: PairSet
     held_out: PairSet
+    reference: PairSet | None = None
     dropped: Mapping[str, int] = field(default_factory=Counter)
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over both splits."""
-        return hashlib.sha256((self.discovery.fingerprint + self.held_out.fingerprint).encode()).hexdigest()
+        """SHA-256 over both splits, and the reference pairs where there are some."""
+        parts = [self.discovery, self.held_out, *([self.reference] if self.reference else [])]
+        return hashlib.sha256("".join(part.fingerprint for part in parts).encode()).hexdigest()

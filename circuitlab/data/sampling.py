@@ -23,10 +23,12 @@ PATIENCE = 4000
 PATIENCE_A_PAIR = 4
 # Enough that a word in a list of a hundred is missed by all of them with probability 1e-9.
 FINGERPRINT_DRAWS = 2048
+SPLITS = ("discovery", "held_out")
+REFERENCE = "reference"
 
 
-def sample_pairs(task: Task, text: TextEncoder, n: int, seed: int) -> PairSplits:
-    """Draw `n` discovery and `n` held-out pairs; see `Task.pairs`."""
+def sample_pairs(task: Task, text: TextEncoder, n: int, seed: int, *, reference: bool = False) -> PairSplits:
+    """Draw `n` discovery and `n` held-out pairs, and as many of reference if asked for; see `Task.pairs`."""
     if isinstance(n, bool) or not isinstance(n, int) or n < 1:
         raise ConfigError(f"n is {n!r}; it counts pairs per split and must be a whole number of at least 1.")
     splits = _Splits(n)
@@ -35,21 +37,28 @@ def sample_pairs(task: Task, text: TextEncoder, n: int, seed: int) -> PairSplits
     seen, idle = set[tuple[str, str]](), 0
     rng = Random(f"{task.name}/{seed}")
     queue = list(fixed_examples(task))[::-1]
-    while not splits.full and idle < max(PATIENCE, PATIENCE_A_PAIR * sum(splits.counts)):
-        example = queue.pop() if queue else draw(task, rng)
-        idle += 1
-        if (example.clean, example.corrupt) in seen:
-            continue
-        seen.add((example.clean, example.corrupt))
-        made = encode_example(example, text)
-        if isinstance(made, Rejection):
-            dropped[made.reason] += 1
-            worst = worst or made
-        elif splits.place(made):
-            idle = 0
-    if not splits.full:
-        raise _too_few(task, n, len(seen), splits, dropped, worst)
-    return PairSplits(discovery=splits.discovery, held_out=splits.held_out, dropped=dict(dropped))
+    # Reference pairs come last, so that the splits are the same with them and without.
+    for wanted in (SPLITS, (REFERENCE,))[: 1 + reference]:
+        while not splits.full(wanted) and idle < max(PATIENCE, PATIENCE_A_PAIR * sum(splits.counts)):
+            example = queue.pop() if queue else draw(task, rng)
+            idle += 1
+            if (example.clean, example.corrupt) in seen:
+                continue
+            seen.add((example.clean, example.corrupt))
+            made = encode_example(example, text)
+            if isinstance(made, Rejection):
+                dropped[made.reason] += 1
+                worst = worst or made
+            elif splits.place(made, wanted):
+                idle = 0
+        if not splits.full(wanted):
+            raise _too_few(task, n, len(seen), splits, 2 + reference, dropped, worst)
+    return PairSplits(
+        discovery=splits.named("discovery"),
+        held_out=splits.named("held_out"),
+        reference=splits.named(REFERENCE) if reference else None,
+        dropped=dict(dropped),
+    )
 
 
 def task_fingerprint(task: Task) -> str:
@@ -99,55 +108,51 @@ def fixed_examples(task: Task) -> tuple[Example, ...]:
 
 
 class _Splits:
-    """Two growing lists of pairs that share no text."""
+    """Growing lists of pairs that share no text, by name."""
 
     def __init__(self, n: int) -> None:
         self._n = n
-        self._pairs: tuple[list[Pair], list[Pair]] = ([], [])
-        self._texts: tuple[set[str], set[str]] = (set(), set())
+        self._pairs: dict[str, list[Pair]] = {name: [] for name in (*SPLITS, REFERENCE)}
+        self._texts: dict[str, set[str]] = {name: set() for name in self._pairs}
+
+    def full(self, names: tuple[str, ...]) -> bool:
+        """Whether these have all their pairs."""
+        return all(len(self._pairs[name]) == self._n for name in names)
 
     @property
-    def full(self) -> bool:
-        return all(len(pairs) == self._n for pairs in self._pairs)
+    def counts(self) -> tuple[int, ...]:
+        return tuple(map(len, self._pairs.values()))
 
-    @property
-    def counts(self) -> tuple[int, int]:
-        return len(self._pairs[0]), len(self._pairs[1])
-
-    @property
-    def discovery(self) -> PairSet:
-        return self._named(0, "discovery")
-
-    @property
-    def held_out(self) -> PairSet:
-        return self._named(1, "held_out")
-
-    def place(self, pair: Pair) -> bool:
-        """Put the pair where its texts allow, into the shorter list if both do; False if neither can take it."""
+    def place(self, pair: Pair, names: tuple[str, ...]) -> bool:
+        """Put the pair where its texts allow, into the shortest list if several do; False if none can take it."""
         texts = {pair.clean, pair.corrupt}
-        open_to = [i for i in (0, 1) if len(self._pairs[i]) < self._n and not texts & self._texts[1 - i]]
+        taken_by = {name for name, there in self._texts.items() if texts & there}
+        open_to = [name for name in names if len(self._pairs[name]) < self._n and not taken_by - {name}]
         if not open_to:
             return False
-        split = min(open_to, key=lambda i: len(self._pairs[i]))
+        split = min(open_to, key=lambda name: len(self._pairs[name]))
         self._pairs[split].append(pair)
         self._texts[split].update(texts)
         return True
 
-    def _named(self, split: int, name: str) -> PairSet:
-        return PairSet(tuple(replace(pair, id=f"{name}-{i:04d}") for i, pair in enumerate(self._pairs[split])))
+    def named(self, name: str) -> PairSet:
+        return PairSet(tuple(replace(pair, id=f"{name}-{i:04d}") for i, pair in enumerate(self._pairs[name])))
 
 
 def _too_few(
-    task: Task, n: int, n_seen: int, splits: _Splits, dropped: Counter[str], worst: Rejection | None
+    task: Task, n: int, n_seen: int, splits: _Splits, lists: int, dropped: Counter[str], worst: Rejection | None
 ) -> CircuitLabError:
-    found = sum(splits.counts)
+    counts = splits.counts[:lists]
+    found = sum(counts)
     lost = "; ".join(f"{count} dropped: {reason}" for reason, count in dropped.most_common(3))
     if found == 0 and worst is not None:
         return worst.kind(f"task {task.label!r} has no prompt that this tokenizer serves ({lost}). {worst.message}")
     why = f" ({lost}; the first: {worst.message})" if worst else ""
-    fewest = min(splits.counts)
+    # Where reference pairs are wanted, the splits took theirs first.
+    fewest = min(counts) if lists == len(SPLITS) else found // lists
     advice = f"Ask for n <= {fewest}, or give" if fewest else "Give"
+    parts = "in both" if lists == len(SPLITS) else "in two of discovery, held-out and reference pairs"
     return TooFewPromptsError(
-        f"task {task.label!r}: n={n} needs {2 * n} distinct pairs ({n} per split, no text in both), but "
-        f"{n_seen} distinct draws gave {splits.counts[0]} + {splits.counts[1]}{why}. {advice} the task more words."
+        f"task {task.label!r}: n={n} needs {lists * n} distinct pairs ({n} per split, no text {parts}), but "
+        f"{n_seen} distinct draws gave {' + '.join(map(str, counts))}{why}. {advice} the task more words."
     )

@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 RESERVED = frozenset(
     (
         "ablation", "device", "dtype", "force", "json", "method", "method_option", "method_options",
-        "metric", "min_accuracy", "model", "n", "option", "out", "progress", "quiet", "rng", "seed",
-        "self", "stability", "steps", "target", "task",
+        "greedy", "metric", "min_accuracy", "model", "n", "n_edges", "option", "out", "progress", "quiet",
+        "rng", "seed", "selection", "self", "signed", "stability", "stability_seeds", "steps", "target", "task",
+        "threshold",
     )
 )  # fmt: skip
 
@@ -108,7 +109,7 @@ class Task:
         """The examples that always come first."""
         return self.fixed(**self.settings) if callable(self.fixed) else self.fixed
 
-    def pairs(self, model: Model, n: int = 100, seed: int = 0) -> PairSplits:
+    def pairs(self, model: Model, n: int = 100, seed: int = 0, *, reference: bool = False) -> PairSplits:
         """Draw `n` discovery and `n` held-out pairs for a model's tokenizer.
 
         No text, clean or corrupted, stands in both splits. Words that the tokenizer cannot serve are dropped and
@@ -118,9 +119,11 @@ class Task:
             model: A loaded model; its tokenizer decides what can be served.
             n: Pairs per split.
             seed: Same seed, same pairs.
+            reference: Draw `n` reference pairs beside, whose texts are in neither split; the splits are the same
+                with them and without.
 
         Raises:
             ConfigError: `n` is not a positive number.
             TooFewPromptsError: Fewer distinct pairs than asked for; the message counts what was dropped and why.
         """
-        return sample_pairs(self, model.text, n=n, seed=seed)
+        return sample_pairs(self, model.text, n=n, seed=seed, reference=reference)

@@ -7,11 +7,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from circuitlab.discovery.scoring import find_method
+from circuitlab.discovery.scoring import check_serves, find_method
 from circuitlab.errors import ConfigError, UnknownNameError
+from circuitlab.graphs.selection import SelectionRule
 from circuitlab.metrics import resolve
-
-ABLATIONS = ("corrupt",)
+from circuitlab.patching.replacement import REPLACEMENTS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,17 +29,21 @@ class DiscoverConfig:
         ablation: What stands in for everything outside the circuit.
         n: Pairs per split.
         seed: Of prompts, intervals and random circuits.
-        target: Faithfulness that the circuit must reach on the discovery pairs.
+        target: Faithfulness that the circuit must reach on the discovery pairs; None where the selection asks for a
+            number of edges or a threshold.
+        selection: How the circuit is taken out of the scored edges; in a record without the target.
         min_accuracy: Share of pairs on which the model must prefer the answer, or there is nothing to explain.
         device: Where the model is.
         dtype: Of its weights.
         fold_ln: Its norms were folded into the weights that read them.
         center_weights: What it writes to the stream was centred.
         stability: On how many bootstrap resamples of the discovery pairs the discovery is done again; 0 for none.
+        stability_seeds: On the prompts of how many more seeds the discovery is done again; 0 for none.
 
     Raises:
         UnknownNameError: No such method, metric or ablation.
-        ConfigError: A number is out of range, or the method has no such option.
+        ConfigError: A number is out of range, the method has no such option or cannot take the ablation, or the
+            selection contradicts itself or the target.
     """
 
     task: str
@@ -52,18 +56,23 @@ class DiscoverConfig:
     ablation: str = "corrupt"
     n: int = 100
     seed: int = 0
-    target: float = 0.9
+    target: float | None = None
+    selection: SelectionRule = field(default_factory=SelectionRule)
     min_accuracy: float = 0.6
     device: str = "cpu"
     dtype: str = "float32"
     fold_ln: bool = False
     center_weights: bool = False
     stability: int = 0
+    stability_seeds: int = 0
 
     def __post_init__(self) -> None:
         find_method(self.method).read(self.method_options)
-        if self.ablation not in ABLATIONS:
-            raise UnknownNameError.of("ablation", self.ablation, ABLATIONS)
+        if self.ablation not in REPLACEMENTS:
+            raise UnknownNameError.of("ablation", self.ablation, REPLACEMENTS)
+        check_serves(find_method(self.method), self.ablation)
+        object.__setattr__(self, "selection", SelectionRule.of(self.selection, self.target))
+        object.__setattr__(self, "target", self.selection.aim)
         for name in ("fold_ln", "center_weights"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; it must be True or False.")
@@ -73,17 +82,18 @@ class DiscoverConfig:
                 raise ConfigError(f"{name} is {value!r}; it must be a whole number of at least 1.")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < 2**32:
             raise ConfigError(f"seed is {self.seed!r}; it must be a whole number from 0 to {2**32 - 1}.")
-        repeats = self.stability
-        if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 0 or repeats == 1:
-            raise ConfigError(f"stability is {repeats!r}; it counts resamples: 0 for none, or at least 2.")
-        if not 0 < self.target <= 1:
-            raise ConfigError(f"target is {self.target!r}; a faithfulness to reach lies above 0 and at most at 1.")
+        for name, what in (("stability", "resamples"), ("stability_seeds", "seeds")):
+            repeats = getattr(self, name)
+            if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 0 or repeats == 1:
+                raise ConfigError(f"{name} is {repeats!r}; it counts {what}: 0 for none, or at least 2.")
         if not 0 <= self.min_accuracy <= 1:
             raise ConfigError(f"min_accuracy is {self.min_accuracy!r}; it is a share of pairs, 0 to 1.")
 
     def as_record(self) -> dict[str, Any]:
         """The settings as they stand in `manifest.json`."""
-        return asdict(self)
+        record = asdict(self)
+        del record["selection"]["target"]
+        return record
 
     @property
     def command(self) -> str:
@@ -92,8 +102,9 @@ class DiscoverConfig:
         defaults = DiscoverConfig(task=self.task, model="bundled")
         for name, flag in _FLAGS.items():
             value = getattr(self, name)
-            if value != getattr(defaults, name):
+            if value is not None and value != getattr(defaults, name):
                 words += [flag] if value is True else [flag, str(value)]
+        words += _selection_flags(self.selection)
         for key, value in self.method_options.items():
             words += ["--method-option", f"{key}={value}"]
         for key, value in self.options.items():
@@ -116,7 +127,16 @@ _FLAGS = {
     "fold_ln": "--fold-ln",
     "center_weights": "--center-weights",
     "stability": "--stability",
+    "stability_seeds": "--stability-seeds",
 }
+
+
+def _selection_flags(rule: SelectionRule) -> list[str]:
+    """What the command line says of a selection, but for its target."""
+    words = [] if rule.n_edges is None else ["--n-edges", str(rule.n_edges)]
+    words += [] if rule.threshold is None else ["--threshold", str(rule.threshold)]
+    words += ["--signed"] if rule.signed else []
+    return words if rule.greedy is None else [*words, "--greedy" if rule.greedy else "--no-greedy"]
 
 
 def metric_name(metric: Any) -> str:

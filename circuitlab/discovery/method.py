@@ -78,6 +78,8 @@ class Method:
         takes: Which of `SHARED` mean something to it.
         options: What it alone can be told.
         levels: What it can score beside edges: "node", "neuron".
+        reads_corrupt: Whether it looks at the corrupted run. One that takes no ablation and does not can stand beside
+            any: its scores are the same, and circuits are selected and tested under it.
         in_metric: Whether scores are differences of the metric; their sign is turned where less is better.
         check: Called with all options by name before any work; refuses numbers out of range.
         ablation_why: Why it replaces by the corrupted run only, for the message, where "ablation" is not taken.
@@ -90,6 +92,7 @@ class Method:
     takes: tuple[str, ...] = ()
     options: tuple[Option, ...] = ()
     levels: tuple[str, ...] = ("edge",)
+    reads_corrupt: bool = True
     in_metric: bool = True
     check: Callable[..., None] | None = None
     ablation_why: str = "it compares with the corrupted run"

@@ -22,20 +22,22 @@ from circuitlab.discovery.behaviour import Behaviour, check_behaviour
 from circuitlab.discovery.config import DiscoverConfig, default_folder
 from circuitlab.discovery.run_folder import check_free, write_run
 from circuitlab.discovery.scores import EdgeScores
-from circuitlab.discovery.scoring import find_method, score_edges
+from circuitlab.discovery.scoring import find_method, score_edges, scored_under
 from circuitlab.discovery.selection import select
 from circuitlab.discovery.stability import Stability
-from circuitlab.discovery.stability import stability as repeat_discovery
+from circuitlab.discovery.stability import stability as repeat
 from circuitlab.evaluation.evaluate import Evaluation, evaluate
 from circuitlab.graphs.circuit import Circuit
+from circuitlab.graphs.selection import SelectionRule
 from circuitlab.metrics import Metric, resolve
 from circuitlab.metrics.base import MetricFunction
 from circuitlab.models.load import load_model
 from circuitlab.models.protocol import Model
-from circuitlab.parts import Kind, ModelSpec
+from circuitlab.parts import Kind, Layout, ModelSpec
 from circuitlab.patching.circuit_metric import prepare
 from circuitlab.patching.grid import Grid
 from circuitlab.patching.nodes import sweep_nodes
+from circuitlab.patching.replacement import Replacement, needs_reference, resolve_replacement
 from circuitlab.patching.sweep import by_site, sweep
 from circuitlab.progress import Progress, silent
 
@@ -63,6 +65,7 @@ class Run:
         evaluation: Its test on the held-out pairs.
         stability: The discovery on resamples of its pairs, if that was asked for.
         attention: Where the circuit's strongest heads look on one held-out prompt; None for circuits without heads.
+        stability_seeds: The discovery on prompts of other seeds, if that was asked for.
         seconds: Wall time by step.
         folder: Where it was written, if it was.
     """
@@ -80,6 +83,7 @@ class Run:
     seconds: Mapping[str, float]
     stability: Stability | None = None
     attention: AttentionPatterns | None = None
+    stability_seeds: Stability | None = None
     folder: Path | None = None
 
     @property
@@ -107,9 +111,11 @@ def discover(
     ablation: str = "corrupt",
     n: int = 100,
     seed: int = 0,
-    target: float = 0.9,
+    target: float | None = None,
+    selection: SelectionRule | Mapping[str, Any] | None = None,
     min_accuracy: float = 0.6,
     stability: int = 0,
+    stability_seeds: int = 0,
     out: str | Path | None = None,
     force: bool = False,
     device: str | None = None,
@@ -128,13 +134,18 @@ def discover(
         steps: Gradients along the path, for methods that integrate.
         method_options: What the method alone is told, by name.
         metric: What is measured; the task's own by default.
-        ablation: What stands in for everything outside the circuit: "corrupt", the corrupted run.
+        ablation: What stands in for everything outside the circuit, a name of `REPLACEMENTS`: scores, selection and
+            test are about it. Methods that compare with the corrupted run refuse others. Means and deviations are of
+            `n` reference pairs, which are never scored. The sweeps patch one prompt into the other in any case.
         n: Pairs per split.
         seed: Of prompts, intervals and random circuits; the same seed gives the same bytes.
-        target: Faithfulness to reach on the discovery pairs.
+        target: Faithfulness to reach on the discovery pairs; 0.9 where nothing is asked of the selection.
+        selection: How the circuit is taken out of the scored edges, where more is to be said: a number of edges or a
+            threshold instead of a target, by signed scores, greedily.
         min_accuracy: Share of pairs on which the model must prefer the answer.
         stability: On how many bootstrap resamples of the discovery pairs the discovery is done again, to see which
             edges stay; 0 for none.
+        stability_seeds: The same on new prompts of the seeds `seed` + 1, + 2, ...: on how many; 0 for none.
         out: Folder to write; nothing is written without it.
         force: Replace that folder if it is there.
         device: Where the model goes.
@@ -152,7 +163,8 @@ def discover(
     config = DiscoverConfig(
         task=_spelling(task, asked), options=asked.settings, model=_model_name(model), method=method, steps=steps,
         method_options=find_method(method).read(method_options), metric=judged_by.name, ablation=ablation, n=n,
-        seed=seed, target=target, min_accuracy=min_accuracy, stability=stability,
+        seed=seed, target=target, selection=SelectionRule.of(selection, target), min_accuracy=min_accuracy,
+        stability=stability, stability_seeds=stability_seeds,
         device=str(device or "cpu"), dtype=str(dtype or "float32").removeprefix("torch."),
         fold_ln=fold_ln, center_weights=center_weights,
     )  # fmt: skip
@@ -162,9 +174,10 @@ def discover(
     with clock("load"):
         loaded: Model = load_model(model, device=device, dtype=dtype, fold_ln=fold_ln, center_weights=center_weights)
         config = replace(config, **_as_it_is(loaded))
+        config.selection.check_size(Layout.of(loaded.spec).n_edges)
     with clock("prompts"):
-        pairs = asked.pairs(loaded, n=n, seed=seed)
-    found = pairs.discovery
+        pairs = asked.pairs(loaded, n=n, seed=seed, reference=needs_reference(ablation))
+        found, put_in = pairs.discovery, _put_in(loaded, ablation, pairs, seed)
     with clock("behaviour"):
         behaviour = check_behaviour(prepare(loaded, found), found, judged_by, min_accuracy)
     with clock("sweep"):
@@ -173,24 +186,30 @@ def discover(
         effects = sweep_nodes(loaded, found, judged_by, heads=grids["head_z"]).effects
     with clock("score"):
         scores = score_edges(
-            loaded, found, method, steps=steps, metric=judged_by, seed=seed, progress=progress, **config.method_options
-        )
+            loaded, found, method, steps=steps, metric=judged_by, seed=seed, progress=progress,
+            ablation=scored_under(find_method(method), put_in), **config.method_options,
+        )  # fmt: skip
+    told = {"metric": judged_by, "seed": seed, "progress": progress}
     with clock("select"):
-        circuit = select(loaded, scores, found, target, metric=judged_by, progress=progress)
+        circuit = select(loaded, scores, found, **config.selection.arguments, ablation=put_in, **told)
     with clock("evaluate"):
-        evaluation = evaluate(loaded, circuit, pairs.held_out, metric=judged_by, seed=seed, progress=progress)
+        evaluation = evaluate(loaded, circuit, pairs.held_out, ablation=put_in, **told)
         looks = _strongest_heads(loaded, circuit, effects, pairs.held_out)
-    repeated = None
+    again = {"selection": config.selection, "method_options": config.method_options, "scores": scores, **told}
+    resamples = seeds = None
     if stability:
         with clock("stability"):
-            repeated = repeat_discovery(
-                loaded, found, method, n_resamples=stability, target=target, metric=judged_by, seed=seed, scores=scores,
-                progress=progress, steps=steps, **config.method_options,
+            resamples = repeat(loaded, found, method, n_resamples=stability, steps=steps, ablation=put_in, **again)
+    if stability_seeds:
+        with clock("stability over seeds"):
+            seeds = repeat(
+                loaded, asked, method, over="seeds", n_resamples=stability_seeds, n=n, steps=steps, ablation=ablation,
+                **again,
             )  # fmt: skip
     run = Run(
         config=config, task=asked, spec=loaded.spec, weights_sha256=loaded.weights_sha256(), pairs=pairs,
         behaviour=behaviour, grids=grids, scores=scores, circuit=circuit.with_node_effects(effects),
-        evaluation=evaluation, seconds=clock.seconds, stability=repeated, attention=looks,
+        evaluation=evaluation, seconds=clock.seconds, stability=resamples, stability_seeds=seeds, attention=looks,
     )  # fmt: skip
     return run if out is None else run.write(out, force)
 
@@ -221,6 +240,12 @@ class _Clock:
         yield
         self.seconds[step] = time.perf_counter() - start
         self._progress(step, 1, 1)
+
+
+def _put_in(model: Model, ablation: str, pairs: PairSplits, seed: int) -> Replacement:
+    """What excluded edges carry, measured once and checked against both splits before anything runs."""
+    found = resolve_replacement(model, ablation, pairs=pairs.discovery, reference=pairs.reference, seed=seed)
+    return resolve_replacement(model, found, pairs=pairs.held_out, reference=None, seed=seed)
 
 
 def _metric(task: Task, metric: str | Metric | MetricFunction | None) -> Metric:

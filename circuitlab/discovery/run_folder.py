@@ -24,6 +24,7 @@ from circuitlab.errors import ConfigError, OutputExistsError
 
 if TYPE_CHECKING:
     from circuitlab.discovery.pipeline import Run
+    from circuitlab.discovery.stability import Stability
 
 SCHEMA = "circuitlab.run/1"
 REPORT = "report.html"
@@ -107,6 +108,7 @@ def manifest_of(run: Run, folder: Path) -> dict[str, Any]:
         "dataset": {
             "n_discovery": len(run.pairs.discovery),
             "n_held_out": len(run.pairs.held_out),
+            **({"n_reference": len(run.pairs.reference)} if run.pairs.reference else {}),
             "dropped": dict(run.pairs.dropped),
         },
         "model": {
@@ -130,8 +132,9 @@ def manifest_of(run: Run, folder: Path) -> dict[str, Any]:
 
 
 def _write_data(run: Run, folder: Path) -> None:
-    splits = (("discovery", run.pairs.discovery), ("held_out", run.pairs.held_out))
-    lines = [_one_line(pair.as_record(name)) for name, pairs in splits for pair in pairs]
+    pairs = run.pairs
+    splits = {"discovery": pairs.discovery, "held_out": pairs.held_out, "reference": pairs.reference or ()}
+    lines = [_one_line(pair.as_record(name)) for name, split in splits.items() for pair in split]
     (folder / "dataset.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     (folder / "sweeps").mkdir()
     for site, grid in run.grids.items():
@@ -144,9 +147,9 @@ def _write_data(run: Run, folder: Path) -> None:
     _write_json(folder / "evaluation.json", run.evaluation.to_record())
     if run.attention:
         _write_json(folder / "attention.json", run.attention.to_record())
-    if run.stability:
-        _write_json(folder / "stability.json", run.stability.to_record())
-        run.stability.to_frame().to_csv(folder / "stability.csv", index=False)
+    for name, found in _repeated(run):
+        _write_json(folder / f"{name}.json", found.to_record())
+        found.to_frame().to_csv(folder / f"{name}.csv", index=False)
     if run.task.origin:
         shutil.copyfile(run.task.origin, folder / "task.py")
 
@@ -162,9 +165,15 @@ def _write_pictures(run: Run, folder: Path) -> None:
         save(drawing, folder / name)
     if run.attention:
         save(run.attention.plot(), folder / "attention.png")
-    if run.stability:
-        title = f"{run.task.label} in {Path(run.model_id).name}: {len(run.stability.chosen)} resamples"
-        save(run.stability.plot(title=title), folder / "stability.png")
+    for name, found in _repeated(run):
+        title = f"{run.task.label} in {Path(run.model_id).name}: {len(found.chosen)} {found.repeated}"
+        save(found.plot(title=title), folder / f"{name}.png")
+
+
+def _repeated(run: Run) -> list[tuple[str, Stability]]:
+    """Repetitions of the discovery that were asked for, with the names of their files."""
+    found = (("stability", run.stability), ("stability-seeds", run.stability_seeds))
+    return [(name, one) for name, one in found if one is not None]
 
 
 @contextmanager

@@ -116,6 +116,7 @@ METHODS: dict[str, Method] = {
             what="each writer's share of what a reader reads; no metric, selected greedily",
             source=FERRANDO_2024,
             score=score_ifr,
+            reads_corrupt=False,
             in_metric=False,
             ablation_why="it looks at the clean run alone",
         ),
@@ -125,6 +126,7 @@ METHODS: dict[str, Method] = {
             source=MIB_2025,
             score=score_random,
             takes=("seed",),
+            reads_corrupt=False,
             in_metric=False,
             ablation_why="it looks at no run at all",
         ),
@@ -183,6 +185,26 @@ def find_method(name: str) -> Method:
     if name not in METHODS:
         raise UnknownNameError.of("method", name, METHODS)
     return METHODS[name]
+
+
+def check_serves(method: Method, ablation: str) -> None:
+    """Refuse a method whose scores are about the corrupted run where circuits will be about something else.
+
+    Raises:
+        ConfigError: They are.
+    """
+    if method.reads_corrupt:
+        _check_ablation(method, ablation, None)
+
+
+def scored_under(method: Method, ablation: str | Replacement) -> str | Replacement:
+    """What `score_edges` is told of an ablation that circuits are run under: nothing, where the scores owe it nothing.
+
+    Raises:
+        ConfigError: What `check_serves` refuses.
+    """
+    check_serves(method, ablation if isinstance(ablation, str) else ablation.kind)
+    return ablation if "ablation" in method.takes else "corrupt"
 
 
 def score_edges(

@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -21,11 +20,11 @@ from jaxtyping import Bool, Float, Int
 from circuitlab.data.batch import PairBatch
 from circuitlab.data.pairs import PairSet
 from circuitlab.discovery.scores import EdgeScores
-from circuitlab.errors import ConfigError, GraphError
+from circuitlab.errors import GraphError
 from circuitlab.graphs.circuit import Circuit
 from circuitlab.graphs.prune import prune
 from circuitlab.graphs.ranking import greedy_edges, mask_of
-from circuitlab.graphs.selection import Selection
+from circuitlab.graphs.selection import Selection, SelectionRule
 from circuitlab.metrics import Metric, resolve
 from circuitlab.metrics.base import MetricFunction
 from circuitlab.models.protocol import Model
@@ -91,38 +90,26 @@ def select(
     """
     if scores.spec != model.spec:
         raise GraphError(f"the scores are of model {scores.spec.name!r}, not of {model.spec.name!r}.")
-    if n_edges is not None and threshold is not None:
-        raise ConfigError(f"n_edges={n_edges} and threshold={threshold} are both given. Give one.")
+    rule = SelectionRule(
+        target=target if n_edges is None and threshold is None else None,
+        n_edges=n_edges, threshold=threshold, signed=signed, greedy=greedy,
+    )  # fmt: skip
+    rule.check_size(scores.layout.n_edges)
     greedy = scores.per_reader if greedy is None else greedy
+    rule = replace(rule, greedy=greedy)
     order = ranking(scores, signed=signed, greedy=greedy)
     if n_edges is not None:
-        if not 1 <= n_edges <= scores.layout.n_edges:
-            raise ConfigError(f"n_edges is {n_edges}; the graph has {scores.layout.n_edges} edges, so 1 to that many.")
-        return _circuit(scores, order[:n_edges], Rule("n_edges", n_edges, signed, greedy))
+        return _circuit(scores, order[:n_edges], rule)
     if threshold is not None:
-        if not math.isfinite(threshold):
-            raise ConfigError(f"threshold is {threshold}; it must be a number in the unit of the scores.")
         keys = scores.values if signed else np.abs(scores.values)
         # Edges above it that nothing above it leads on from fall to the pruning, greedily or not.
-        return _circuit(scores, order[keys[tuple(order.T)] >= threshold], Rule("threshold", threshold, signed, greedy))
-    if not 0 < target <= 1:
-        raise ConfigError(f"target is {target}; a faithfulness to reach lies above 0 and at most at 1 (0.9 is usual).")
+        return _circuit(scores, order[keys[tuple(order.T)] >= threshold], rule)
     if scores.chosen is not None:
-        chosen = order[scores.chosen[tuple(order.T)]]
-        return _circuit(scores, chosen, Rule("chosen", len(chosen), signed, greedy))
+        return _circuit(scores, order[scores.chosen[tuple(order.T)]], rule, "chosen")
     prepared = prepare(model, pairs, budget, replacement=ablation, reference=reference, seed=seed)
     search = _Search(model, scores, prepared, resolve(metric or scores.metric), order, budget, progress)
     size, reached = search.smallest(target)
-    return _circuit(scores, order[:size], Rule("target", target, signed, greedy), reached)
-
-
-class Rule(NamedTuple):
-    """What was asked of a selection; fields as of `Selection`."""
-
-    rule: str
-    asked: float
-    signed: bool
-    greedy: bool
+    return _circuit(scores, order[:size], rule, faithfulness=reached)
 
 
 def ranking(scores: EdgeScores, *, signed: bool, greedy: bool) -> Int[np.ndarray, "edge 2"]:
@@ -133,11 +120,22 @@ def ranking(scores: EdgeScores, *, signed: bool, greedy: bool) -> Int[np.ndarray
 
 
 def _circuit(
-    scores: EdgeScores, taken: Int[np.ndarray, "taken 2"], rule: Rule, faithfulness: float | None = None
+    scores: EdgeScores,
+    taken: Int[np.ndarray, "taken 2"],
+    rule: SelectionRule,
+    by: str | None = None,
+    faithfulness: float | None = None,
 ) -> Circuit:
+    """The edges that were taken by a rule (or `by` another way than it asks), pruned."""
     circuit = scores.circuit(prune(mask_of(taken, scores.layout), scores.layout))
+    asks = {"target": rule.aim, "n_edges": rule.n_edges, "threshold": rule.threshold, "chosen": len(taken)}
+    given = {name: value for name, value in asks.items() if value is not None}
+    by = by or next(iter(given))
     selection = Selection(
-        **rule._asdict(),
+        rule=by,
+        asked=given[by],
+        signed=rule.signed,
+        greedy=bool(rule.greedy),
         nominal=len(taken),
         achieved=circuit.n_edges,
         n_nodes=len(circuit.nodes),

@@ -15,13 +15,12 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Float, Int
 
 from circuitlab import late
@@ -29,25 +28,26 @@ from circuitlab.data.batch import PairBatch
 from circuitlab.data.pairs import PairSet
 from circuitlab.data.registry import load_task
 from circuitlab.data.task import Task
+from circuitlab.discovery.resampling import by_example, resampled
 from circuitlab.discovery.scores import EdgeScores
-from circuitlab.discovery.scoring import score_edges
+from circuitlab.discovery.scoring import find_method, score_edges, scored_under
 from circuitlab.discovery.selection import select
 from circuitlab.errors import ConfigError, UnknownNameError
 from circuitlab.graphs.circuit import Circuit
 from circuitlab.graphs.exchange import drawn_nodes
 from circuitlab.graphs.ranking import edge_places
+from circuitlab.graphs.selection import SelectionRule
 from circuitlab.metrics import Metric
 from circuitlab.metrics.base import MetricFunction
 from circuitlab.models.protocol import Model
 from circuitlab.parts import Edge
+from circuitlab.patching.replacement import Replacement, needs_reference, resolve_replacement
 from circuitlab.progress import Progress, silent
 
 if TYPE_CHECKING:
     import pandas as pd
 
 OVER = ("bootstrap", "seeds")
-# Scores of a mean over examples agree with the mean of the scores to rounding: 1e-6 of the largest, in float32.
-ADDITIVE = 1e-4
 # An edge outside the circuit is drawn if it was chosen in so many repetitions.
 DRAWN_OUTSIDE = 0.5
 
@@ -71,6 +71,11 @@ class Stability:
     method: str
     seed: int
     rescored: bool
+
+    @property
+    def repeated(self) -> str:
+        """What the repetitions are: resamples or seeds."""
+        return "seeds" if self.over == "seeds" else "resamples"
 
     @property
     def sizes(self) -> Int[np.ndarray, " repetition"]:
@@ -166,13 +171,39 @@ class Stability:
         return late.call(
             "circuitlab.viz", "draw_stability", drawn_nodes(shown.nodes, self.circuit.node_effects), records,
             frequency={name: float(frequency[place]) for name, place in at.items()},
-            outside=[name for name, place in at.items() if not mask[place]], title=title,
+            outside=[name for name, place in at.items() if not mask[place]], title=title, repeated=self.repeated,
         )  # fmt: skip
 
 
 def _drawn(edge: Edge, score: float) -> dict[str, Any]:
     slot = edge.reader.slot.value if edge.reader.slot else None
     return {"source": edge.source.name, "target": edge.reader.node.name, "slot": slot, "score": score}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Discovery:
+    """Scores and selection, to be done again and again."""
+
+    model: Model
+    method: str
+    rule: SelectionRule
+    metric: str | Metric | MetricFunction
+    ablation: Replacement
+    seed: int
+    budget: int | None
+    options: Mapping[str, Any]
+
+    def scored(self, given: PairSet | PairBatch) -> EdgeScores:
+        return score_edges(
+            self.model, given, self.method, metric=self.metric, seed=self.seed, budget=self.budget,
+            ablation=scored_under(find_method(self.method), self.ablation), **self.options,
+        )  # fmt: skip
+
+    def selected(self, scores: EdgeScores, given: PairSet | PairBatch) -> Circuit:
+        return select(
+            self.model, scores, given, **self.rule.arguments, metric=self.metric, ablation=self.ablation,
+            seed=self.seed, budget=self.budget,
+        )  # fmt: skip
 
 
 def stability(
@@ -183,11 +214,15 @@ def stability(
     n_resamples: int = 100,
     over: str = "bootstrap",
     n: int = 100,
-    target: float = 0.9,
+    target: float | None = None,
     n_edges: int | None = None,
+    selection: SelectionRule | None = None,
     metric: str | Metric | MetricFunction | None = None,
+    ablation: str | Replacement = "corrupt",
+    reference: PairSet | PairBatch | None = None,
     seed: int = 0,
     scores: EdgeScores | None = None,
+    method_options: Mapping[str, Any] | None = None,
     budget: int | None = None,
     progress: Progress = silent,
     **options: Any,
@@ -200,13 +235,17 @@ def stability(
         method: How edges are scored.
         n_resamples: How many repetitions, at least 2.
         over: "bootstrap": resamples of the pairs. "seeds": new prompts for each of the seeds `seed` + 1, + 2, ...;
-            needs a task.
+            what the method draws is of the same seed. It needs a task.
         n: Pairs, where a task is given.
-        target: Faithfulness that each circuit must reach on its own pairs, as in `select`.
+        target: Faithfulness that each circuit must reach on its own pairs, as in `select`; 0.9 where nothing is asked.
         n_edges: Take this many top edges (before pruning) instead: circuits of one size, and no circuit is run.
+        selection: How each circuit is selected, where more is to be said.
         metric: What is measured; by default the task's own, or `logit_diff`.
-        seed: Of the resamples; with a task also of its pairs.
+        ablation: What excluded edges carry, in scores and selection; for a method that takes it.
+        reference: Prompts that means are taken of, none of them among `pairs`. A task draws its own, for every seed.
+        seed: Of the resamples, of noise and of what the method draws; with a task also of its pairs.
         scores: Scores of all the pairs, where they are known already.
+        method_options: What the method alone is told, by name.
         budget: Bytes that a packed run may take.
         progress: Called with (step, done, total).
         options: What the method is told beside, such as `steps=5`.
@@ -215,8 +254,8 @@ def stability(
         The circuits of all repetitions beside that of the pairs themselves.
 
     Raises:
-        ConfigError: Fewer than 2 repetitions, or seeds without a task.
-        UnknownNameError: No such method, metric, task or way to other prompts.
+        ConfigError: Fewer than 2 repetitions, seeds without a task, or two things that a selection shall reach.
+        UnknownNameError: No such method, metric, ablation, task or way to other prompts.
         CircuitLabError: What scoring and selection refuse.
     """
     if over not in OVER:
@@ -226,83 +265,46 @@ def stability(
     task = None if isinstance(pairs, PairSet | PairBatch) else load_task(pairs)
     if over == "seeds" and task is None:
         raise ConfigError("stability over seeds draws new prompts; give a task instead of pairs.")
-    own: PairSet | PairBatch = task.pairs(model, n=n, seed=seed).discovery if task else pairs  # type: ignore[assignment]
-    judged_by = metric or (task.metric if task else "logit_diff")
+    rule = SelectionRule.of(selection, target)
+    rule = rule if n_edges is None else replace(rule, n_edges=n_edges)
 
-    def scored(given: PairSet | PairBatch) -> EdgeScores:
-        return score_edges(model, given, method, metric=judged_by, budget=budget, **options)
+    def put_in(given: PairSet | PairBatch, apart: PairSet | PairBatch | None, number: int) -> Replacement:
+        return resolve_replacement(model, ablation, pairs=given, reference=apart, seed=number, budget=budget)
 
-    def selected(found: EdgeScores, given: PairSet | PairBatch) -> Circuit:
-        return select(model, found, given, target, n_edges=n_edges, metric=judged_by, seed=seed, budget=budget)
+    def drawn_by(number: int) -> tuple[PairSet, Replacement]:
+        assert task is not None
+        splits = task.pairs(model, n=n, seed=number, reference=needs_reference(ablation))
+        return splits.discovery, put_in(splits.discovery, splits.reference, number)
 
-    whole = scored(own) if scores is None else scores
-    circuit = selected(whole, own)
-    if task and over == "seeds":
-        drawn = (
-            (split := task.pairs(model, n=n, seed=seed + 1 + i).discovery, scored(split)) for i in range(n_resamples)
-        )
-        rescored = True
+    if isinstance(pairs, PairSet | PairBatch):
+        given, under = pairs, put_in(pairs, reference, seed)
     else:
-        each = _by_example(own, scored, progress)
-        rescored, drawn = each is None, _resampled(own, whole, each, scored, n_resamples, seed)
+        given, under = drawn_by(seed)
+    whole = _Discovery(
+        model=model, method=method, rule=rule, metric=metric or (task.metric if task else "logit_diff"), budget=budget,
+        ablation=under, seed=seed, options=options | dict(method_options or {}),
+    )  # fmt: skip
+    known = whole.scored(given) if scores is None else scores
+    circuit = whole.selected(known, given)
+    if over == "seeds":
+        circuits, rescored = _over_seeds(whole, drawn_by, range(seed + 1, seed + 1 + n_resamples)), True
+    else:
+        each = by_example(given, whole.scored, progress)
+        drawn = resampled(given, known, each, whole.scored, n_resamples, seed)
+        circuits, rescored = (whole.selected(found, again) for again, found in drawn), each is None
     places = edge_places(circuit.layout)
     chosen = np.zeros((n_resamples, len(places)), dtype=bool)
-    for number, (given, found) in enumerate(drawn):
-        chosen[number] = selected(found, given).mask[places[:, 0], places[:, 1]]
-        progress("stability", number + 1, n_resamples)
+    for number, found in enumerate(circuits):
+        chosen[number] = found.mask[places[:, 0], places[:, 1]]
+        progress(f"stability over {over}", number + 1, n_resamples)
     return Stability(circuit=circuit, chosen=chosen, over=over, method=method, seed=seed, rescored=rescored)
 
 
-def _resampled(
-    pairs: PairSet | PairBatch,
-    whole: EdgeScores,
-    each: Float[np.ndarray, "example edge"] | None,
-    scored: Callable[[PairSet | PairBatch], EdgeScores],
-    n_resamples: int,
-    seed: int,
-) -> Iterator[tuple[PairSet | PairBatch, EdgeScores]]:
-    """Resamples of the pairs with their scores."""
-    places, rng = edge_places(whole.layout), np.random.default_rng([seed, 20])
-    for _ in range(n_resamples):
-        index = np.sort(rng.integers(0, len(pairs), len(pairs)))
-        given = _taken(pairs, index)
-        if each is None:
-            yield given, scored(given)
-            continue
-        mean, error = np.zeros_like(whole.standard_error), np.zeros_like(whole.standard_error)
-        mean[places[:, 0], places[:, 1]] = each[index].mean(0)
-        error[places[:, 0], places[:, 1]] = each[index].std(0, ddof=1) / math.sqrt(len(index)) if len(index) > 1 else 0
-        yield given, replace(whole, values=mean, standard_error=error)
-
-
-def _by_example(
-    pairs: PairSet | PairBatch, scored: Callable[[PairSet | PairBatch], EdgeScores], progress: Progress
-) -> Float[np.ndarray, "example edge"] | None:
-    """Every example's scores, if the score of a set is the mean of those; None if it is not.
-
-    GPT-2's 32,491 edges on 100 examples take 26 MB.
-    """
-
-    def of(index: list[int]) -> Float[np.ndarray, " edge"]:
-        given = scored(_taken(pairs, np.array(index)))
-        rows, columns = edge_places(given.layout).T
-        return given.values[rows, columns]  # noqa: PD011 - scores, no data frame
-
-    first = [of([i]) for i in range(min(2, len(pairs)))]
-    if len(pairs) > 1:
-        both = of([0, 1])
-        if np.abs(both - np.mean(first, axis=0)).max() > ADDITIVE * max(float(np.abs(both).max()), 1e-30):
-            return None
-    rest = []
-    for i in range(len(first), len(pairs)):
-        rest.append(of([i]))
-        progress("score examples", i + 1, len(pairs))
-    return np.stack([*first, *rest])
-
-
-def _taken(pairs: PairSet | PairBatch, index: Int[np.ndarray, " example"]) -> PairSet | PairBatch:
-    """Some of the pairs, possibly several times, as a set of their own."""
-    if isinstance(pairs, PairSet):
-        return PairSet(tuple(pairs[int(i)] for i in index))
-    at = torch.as_tensor(index, device=pairs.clean.device)
-    return replace(pairs.take(at), index=torch.arange(len(index), device=pairs.clean.device))
+def _over_seeds(
+    whole: _Discovery, drawn_by: Callable[[int], tuple[PairSet, Replacement]], seeds: Iterable[int]
+) -> Iterator[Circuit]:
+    """The circuits of new prompts, seed after seed."""
+    for seed in seeds:
+        given, under = drawn_by(seed)
+        one = replace(whole, seed=seed, ablation=under)
+        yield one.selected(one.scored(given), given)

@@ -23,7 +23,6 @@ from jaxtyping import Bool
 
 from circuitlab.evaluation.judge import Judge
 from circuitlab.graphs.circuit import Circuit
-from circuitlab.graphs.prune import real_edges
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +46,8 @@ class Knockout:
 
 
 def complement_faithfulness(judge: Judge, circuit: Circuit) -> float:
-    """Faithfulness of the model without the circuit's edges; run as it is, not pruned."""
-    rest = real_edges(circuit.layout) & ~circuit.mask
-    return float(judge.faithfulness(rest[None], "complement")[0])
+    """Faithfulness of the model without the circuit's edges, or its neurons along them; run as it is, not pruned."""
+    return float(judge.faithfulness_without(circuit.mask[None], "complement")[0])
 
 
 def knockouts(judge: Judge, circuit: Circuit, n: int, rng: np.random.Generator) -> tuple[Knockout, ...]:
@@ -67,8 +65,8 @@ def knockouts(judge: Judge, circuit: Circuit, n: int, rng: np.random.Generator) 
     if not circuit.n_edges or not n:
         return ()
     parts = np.stack([_part(circuit.mask, rng) for _ in range(n)])
-    damaged = judge.faithfulness(circuit.mask & ~parts, "knockouts")
-    rest = judge.faithfulness(real_edges(circuit.layout) & ~parts, "knockouts")
+    damaged = judge.faithfulness(circuit.mask & ~parts, "knockouts", part=True)
+    rest = judge.faithfulness_without(parts, "knockouts")
     return tuple(Knockout(int(part.sum()), float(c), float(m)) for part, c, m in zip(parts, damaged, rest, strict=True))
 
 

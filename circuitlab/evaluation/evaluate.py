@@ -38,6 +38,8 @@ class Evaluation:
         empty: Metric of the empty circuit, in which every edge is replaced; for ablation "corrupt" the same.
         circuit: Metric of the circuit.
         n_edges: Kept edges.
+        n_edges_nominal: Edges that a selection took, before pruning; None where the circuit was not selected here.
+        n_edges_weighted: Kept edges by the share of their source's neurons that is kept; as `n_edges` where all are.
         n_edges_total: Edges of the graph.
         n_nodes: Nodes with a kept edge, input and logits included.
         accuracy_model: Share of examples whose most likely token is an answer, whole model.
@@ -60,6 +62,7 @@ class Evaluation:
     empty: Float[np.ndarray, " example"]
     circuit: Float[np.ndarray, " example"]
     n_edges: int
+    n_edges_weighted: float
     n_edges_total: int
     n_nodes: int
     accuracy_model: float
@@ -73,6 +76,7 @@ class Evaluation:
     minimality: Minimality | None
     random: tuple[float, ...]
     seed: int
+    n_edges_nominal: int | None = None
 
     @property
     def faithfulness(self) -> float:
@@ -149,6 +153,8 @@ class Evaluation:
             "faithfulness": self.faithfulness,
             "faithfulness_ci": [low, high],
             "n_edges": self.n_edges,
+            "n_edges_nominal": self.n_edges_nominal,
+            "n_edges_weighted": self.n_edges_weighted,
             "n_edges_total": self.n_edges_total,
             "n_nodes": self.n_nodes,
             "accuracy_model": self.accuracy_model,
@@ -201,7 +207,9 @@ def evaluate(
 
     Args:
         model: The model the circuit is of.
-        circuit: The circuit; it is run as it is, pruned or not, and never changed.
+        circuit: The circuit; it is run as it is, pruned or not, and never changed. Where it keeps some neurons of a
+            node, its edges from there carry these, and the replacement of the others. Curve and random circuits are of
+            whole nodes.
         pairs: Held-out pairs.
         metric: What is measured at the answer position.
         ablation: What excluded edges carry: "corrupt", "zero", "mean", "mean-position", "mean-span" or "noise", or a
@@ -216,7 +224,7 @@ def evaluate(
         progress: Called with (step, done, total).
 
     Raises:
-        GraphError: The circuit is of a model of another shape, or keeps only some neurons of a node.
+        GraphError: The circuit is of a model of another shape.
         UnknownNameError: No such metric or ablation.
         ConfigError: `n_random` or `n_knockouts` is negative; means without reference prompts, or with prompts that are
             scored or do not go with them; reference prompts that nothing needs.
@@ -242,6 +250,8 @@ def evaluate(
         empty=judge.empty,
         circuit=own[judge.metric.name],
         n_edges=circuit.n_edges,
+        n_edges_weighted=circuit.n_edges_weighted,
+        n_edges_nominal=circuit.selection and circuit.selection.nominal,
         n_edges_total=layout.n_edges,
         n_nodes=len(circuit.nodes),
         accuracy_model=float(prepared.gaps(resolve("accuracy"))[0].mean()),

@@ -9,11 +9,14 @@ from circuitlab.data.batch import PairBatch
 from circuitlab.data.pairs import PairSet
 from circuitlab.errors import GraphError
 from circuitlab.graphs.circuit import Circuit
+from circuitlab.graphs.prune import real_edges
 from circuitlab.metrics import Metric, resolve
 from circuitlab.metrics.base import MetricFunction
 from circuitlab.models.protocol import Model
+from circuitlab.parts import Layout
 from circuitlab.patching.baseline import check_gap
 from circuitlab.patching.circuit_metric import Prepared, circuit_values, prepare
+from circuitlab.patching.neuron_parts import values_without
 from circuitlab.patching.replacement import Replacement
 from circuitlab.progress import Progress, silent
 
@@ -28,6 +31,7 @@ class Judge:
         clean: The metric of the whole model, per example.
         empty: The metric of the empty circuit, per example.
         gap: Mean difference of the two: what faithfulness is measured in.
+        neurons: Which neurons of its nodes the judged circuit carries, where it does not carry all.
 
     Raises:
         MetricError: The metric is the same for the whole model and the empty circuit.
@@ -39,10 +43,12 @@ class Judge:
         prepared: Prepared,
         metric: Metric,
         *,
+        neurons: Bool[np.ndarray, "writer d_model"] | None = None,
         budget: int | None = None,
         progress: Progress = silent,
     ) -> None:
         self.model, self.prepared, self.metric = model, prepared, metric
+        self.neurons = neurons
         self._budget, self._progress = budget, progress
         self.clean, self.empty = prepared.gaps(metric)
         self.gap = float((self.clean - self.empty).mean())
@@ -65,43 +71,64 @@ class Judge:
         """A judge of circuits of this model, with the arguments of `evaluate`.
 
         Raises:
-            GraphError: The circuit is of a model of another shape, or keeps only some neurons of a node.
+            GraphError: The circuit is of a model of another shape.
             CircuitLabError: What is wrong with metric, ablation and reference; see `evaluate`.
         """
         check_circuit(circuit, model)
         judged_by = resolve(metric)
         prepared = prepare(model, pairs, budget, replacement=ablation, reference=reference, seed=seed)
-        return cls(model, prepared, judged_by, budget=budget, progress=progress)
+        parts = circuit.node_parts
+        neurons = parts.neurons if parts.split(circuit.mask).any() else None
+        return cls(model, prepared, judged_by, neurons=neurons, budget=budget, progress=progress)
 
     def all_metrics(self, mask: Bool[np.ndarray, "writer reader"]) -> dict[str, Float[np.ndarray, " example"]]:
-        """The metric, accuracy and KL divergence of one circuit, by name."""
+        """The metric, accuracy and KL divergence of one circuit of the judged circuit's neurons, by name."""
         metrics = {m.name: m for m in (self.metric, resolve("accuracy"), resolve("kl"))}
-        found = circuit_values(self.model, self.prepared, mask[None], list(metrics.values()), budget=self._budget)
+        found = circuit_values(
+            self.model, self.prepared, mask[None], list(metrics.values()), neurons=self.neurons, budget=self._budget
+        )
         return {name: values[0] for name, values in found.items()}
 
     def values(
-        self, masks: Bool[np.ndarray, "circuit writer reader"], step: str = "circuits"
+        self, masks: Bool[np.ndarray, "circuit writer reader"], step: str = "circuits", *, part: bool = False
     ) -> Float[np.ndarray, "circuit example"]:
-        """The metric of every circuit on every example."""
+        """The metric of every circuit on every example; with `part` kept edges carry the judged circuit's neurons."""
         if not len(masks):
             return np.zeros((0, self.prepared.n_examples))
         found = circuit_values(
-            self.model, self.prepared, masks, [self.metric], budget=self._budget, progress=self._progress, step=step
-        )
+            self.model, self.prepared, masks, [self.metric], neurons=self.neurons if part else None,
+            budget=self._budget, progress=self._progress, step=step,
+        )  # fmt: skip
         return found[self.metric.name]
 
     def faithfulness(
-        self, masks: Bool[np.ndarray, "circuit writer reader"], step: str = "circuits"
+        self, masks: Bool[np.ndarray, "circuit writer reader"], step: str = "circuits", *, part: bool = False
     ) -> Float[np.ndarray, " circuit"]:
         """Faithfulness of every circuit: means over examples first, then the ratio."""
-        return (self.values(masks, step).mean(1) - self.empty.mean()) / self.gap
+        return self._share(self.values(masks, step, part=part))
+
+    def faithfulness_without(
+        self, masks: Bool[np.ndarray, "circuit writer reader"], step: str = "circuits"
+    ) -> Float[np.ndarray, " circuit"]:
+        """Faithfulness of the whole model without what the judged circuit carries along these edges."""
+        if self.neurons is None:
+            return self.faithfulness(real_edges(Layout.of(self.model.spec)) & ~masks, step)
+        return self._share(
+            values_without(
+                self.model, self.prepared, masks, self.neurons, self.metric, budget=self._budget,
+                progress=self._progress, step=step,
+            )
+        )  # fmt: skip
+
+    def _share(self, values: Float[np.ndarray, "circuit example"]) -> Float[np.ndarray, " circuit"]:
+        return (values.mean(1) - self.empty.mean()) / self.gap
 
 
 def check_circuit(circuit: Circuit, model: Model) -> None:
     """Refuse a circuit that is not of this model.
 
     Raises:
-        GraphError: It is of a model of another shape, or keeps only some neurons of a node.
+        GraphError: It is of a model of another shape.
     """
     ours, theirs = model.spec, circuit.spec
     same = ("n_layers", "n_heads", "d_model", "parallel", "has_mlp")
@@ -109,9 +136,17 @@ def check_circuit(circuit: Circuit, model: Model) -> None:
         raise GraphError(
             f"the circuit is of model {circuit.spec.name!r}, whose graph is not that of {model.spec.name!r}."
         )
+
+
+def check_whole_nodes(circuit: Circuit) -> None:
+    """Refuse a circuit that keeps only some neurons of a node.
+
+    Raises:
+        GraphError: It does.
+    """
     if (split := circuit.node_parts.split(circuit.mask)).any():
         name = circuit.layout.writers[int(split.argmax())].name
         raise GraphError(
-            f"the circuit keeps only some neurons of {int(split.sum())} nodes ({name} among them), which is not run "
-            "here. To judge its edges with whole nodes, give circuit.with_mask(circuit.mask)."
+            f"the circuit keeps only some neurons of {int(split.sum())} nodes ({name} among them), and the hypothesis "
+            "tests are about edges of whole nodes. To test those, give circuit.with_mask(circuit.mask)."
         )

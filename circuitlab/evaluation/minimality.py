@@ -93,5 +93,5 @@ def without_each(judge: Judge, circuit: Circuit) -> Float[np.ndarray, "edge exam
         part = places[start : start + size]
         masks = np.repeat(circuit.mask[None], len(part), axis=0)
         masks[np.arange(len(part)), part[:, 0], part[:, 1]] = False
-        found.append(judge.values(masks, "minimality"))
+        found.append(judge.values(masks, "minimality", part=True))
     return np.concatenate(found)

@@ -75,6 +75,17 @@ class Circuit:
         return int(self.mask.sum())
 
     @property
+    def n_edges_weighted(self) -> float:
+        """Kept edges, each counted by the share of its source's neurons that is kept; `n_edges` where all are.
+
+        References:
+            Mueller et al. 2025 (MIB), arXiv:2504.13151: the weighted edge count.
+        """
+        neurons = self.node_parts.neurons
+        shares = 1.0 if neurons is None else neurons.mean(1)
+        return float((self.mask.sum(1) * shares).sum())
+
+    @property
     def nodes(self) -> tuple[Node, ...]:
         """Nodes with a kept edge."""
         kept = kept_nodes(self.mask, self.layout)

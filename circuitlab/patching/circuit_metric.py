@@ -126,6 +126,7 @@ def circuit_values(
     masks: Bool[np.ndarray, "circuit writer reader"],
     metrics: Sequence[Metric],
     *,
+    neurons: Bool[np.ndarray, "writer d_model"] | None = None,
     budget: int | None = None,
     progress: Progress = silent,
     step: str = "circuits",
@@ -137,6 +138,7 @@ def circuit_values(
         prepared: The data set, recorded.
         masks: Kept edges of each circuit; excluded ones carry what the data set was prepared with.
         metrics: What to measure; they share the runs.
+        neurons: Which components of a writer's output kept edges carry; all by default.
         budget: Bytes that a packed run may take.
         progress: Called with (step, done, total).
         step: What the progress is called.
@@ -144,11 +146,12 @@ def circuit_values(
     out = {metric.name: np.zeros((len(masks), prepared.n_examples)) for metric in metrics}
     done, total = 0, len(masks) * len(prepared.baselines)
     edges = torch.tensor(masks, device=model.device)
+    carried = None if neurons is None else torch.tensor(neurons, device=model.device)
     for baseline, floor in zip(prepared.baselines, prepared.floors, strict=True):
         batch = baseline.batch
         where = batch.index.cpu().numpy()
         for pack in _alike(masks, _together(model, batch, masks, budget)):
-            final = run_circuits(model, baseline, edges[pack], floor)
+            final = run_circuits(model, baseline, edges[pack], floor, carried)
             for circuit, stream in zip(pack, final, strict=True):
                 logits = model.logits(stream)
                 for metric in metrics:

@@ -36,7 +36,11 @@ MLP_ROWS = 2048
 
 @torch.no_grad()
 def run_circuits(
-    model: Model, baseline: Baseline, masks: Bool[Tensor, "circuit writer reader"], floor: Floor | None = None
+    model: Model,
+    baseline: Baseline,
+    masks: Bool[Tensor, "circuit writer reader"],
+    floor: Floor | None = None,
+    neurons: Bool[Tensor, "writer d_model"] | None = None,
 ) -> Float[Tensor, "circuit batch d_model"]:
     """Final stream at the answer position with only the masked edges kept.
 
@@ -45,12 +49,14 @@ def run_circuits(
         baseline: One batch, run clean and corrupted.
         masks: Kept edges, by the numbers of `Layout`; entries that are no edge of the model are ignored.
         floor: The run with every edge replaced; the corrupted run by default.
+        neurons: Which components of a writer's output its kept edges carry; the others stay at their replacement, and
+            all are carried by default.
 
     Returns:
         One final stream per circuit and example. All edges kept: the clean run; none: the floor.
     """
     floor = Floor.corrupted(baseline) if floor is None else floor
-    run = CircuitRun(model, baseline, floor, plan_of(model, baseline, masks, floor))
+    run = CircuitRun(model, baseline, floor, plan_of(model, baseline, masks, floor), neurons=neurons)
     run.at_rest()
     return run.finished()
 
@@ -75,7 +81,7 @@ def plan_of(model: Model, baseline: Baseline, masks: Bool[Tensor, "circuit write
 
 
 class CircuitRun:
-    """A plan on its way; `room` is memory for its table, as of another run that is over."""
+    """A plan on its way; `neurons` as of `run_circuits`, `room` memory for its table, as of another run that is over."""
 
     def __init__(
         self,
@@ -84,7 +90,9 @@ class CircuitRun:
         floor: Floor,
         plan: Plan,
         room: Float[Tensor, "_ d_model"] | None = None,
+        neurons: Bool[Tensor, "writer d_model"] | None = None,
     ) -> None:
+        self.neurons = neurons
         self.model, self.baseline, self.floor, self.plan = model, baseline, floor, plan
         self.table = Table(plan, baseline.clean.resid_pre[0], room)
         self.heads = Heads(model, baseline.frame, floor.run, plan, self.table)
@@ -99,7 +107,7 @@ class CircuitRun:
                 rests[number] = step.writer
         for number, writer in rests.items():
             tokens = self._put(plan.sets.indices(plan.tokens[number]))
-            self.table.of([number])[:] = self._at_floor(writer).flatten(0, 1)[tokens]
+            self.table.of([number])[:] = self._carried(writer, self._at_floor(writer).flatten(0, 1)[tokens])
 
     def finished(self) -> Float[Tensor, "circuit batch d_model"]:
         """Take all steps; what the logits read, at the answer position."""
@@ -149,16 +157,21 @@ class CircuitRun:
 
     def _add(self, versions: Sequence[Made], change: Float[Tensor, "token d_model"]) -> None:
         """Keep what versions of one writer add to the floor: this change, on top of the writer's offset."""
-        numbers = [one.number for one in versions]
-        if versions[0].writer not in self.floor.offsets:
+        numbers, writer = [one.number for one in versions], versions[0].writer
+        change = self._carried(writer, change)
+        if writer not in self.floor.offsets:
             self.table.of(numbers)[:] = change
             return
         # Between their rows there may be those of versions that nothing makes.
         rows = np.concatenate([self.table.at(number) for number in numbers])
         tokens = self._members(self.plan.tokens[number] for number in numbers)
-        self.table.rows[self._put(rows)] = self._at_floor(versions[0].writer).flatten(0, 1)[tokens]
+        self.table.rows[self._put(rows)] = self._carried(writer, self._at_floor(writer).flatten(0, 1)[tokens])
         changed = np.concatenate([self.table.at(one.number, one.tokens) for one in versions])
         self.table.rows.index_add_(0, self._put(changed), change)
+
+    def _carried(self, writer: int, apart: Float[Tensor, "token d_model"]) -> Float[Tensor, "token d_model"]:
+        """What kept edges carry of how far a writer is from its replacement: the neurons that are kept."""
+        return apart if self.neurons is None else apart * self.neurons[writer]
 
     def _at_floor(self, writer: int) -> Float[Tensor, "batch seq d_model"]:
         """How far a writer is from its replacement where it reads nothing changed."""

@@ -100,6 +100,12 @@ class Replacement:
         return hashlib.sha256(repr((self.kind, self.seed, self.scale, measured)).encode()).hexdigest()
 
 
+def needs_reference(replacement: str | Replacement) -> bool:
+    """Whether means or deviations are still to be measured, on prompts that are not scored."""
+    wanted = Replacement(kind=replacement) if isinstance(replacement, str) else replacement
+    return wanted.statistics is None and wanted.kind in (*MEANS, "noise")
+
+
 def resolve_replacement(
     model: Model,
     replacement: str | Replacement,

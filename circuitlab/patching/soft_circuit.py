@@ -13,6 +13,7 @@ References:
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
@@ -25,6 +26,19 @@ from circuitlab.patching.baseline import Baseline
 from circuitlab.patching.cuts import replaced_apart
 from circuitlab.patching.floor import Floor
 from circuitlab.patching.writers import mlp_input, writer_outputs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Part:
+    """Some neurons of what writers say, on some of their edges; numbers 0 or 1.
+
+    Attributes:
+        edges: On which edges.
+        neurons: Which components of each writer's output.
+    """
+
+    edges: Float[Tensor, "writer reader"]
+    neurons: Float[Tensor, "writer d_model"]
 
 
 class SoftCircuit:
@@ -56,16 +70,20 @@ class SoftCircuit:
         return len(self.baseline.batch)
 
     def final(
-        self, z: Float[Tensor, "chosen writer reader"], rows: Int[Tensor, " chosen"] | None = None
+        self,
+        z: Float[Tensor, "chosen writer reader"],
+        rows: Int[Tensor, " chosen"] | None = None,
+        less: Part | None = None,
     ) -> Float[Tensor, "chosen d_model"]:
         """Final stream at the answer position.
 
         Args:
             z: Each example's mask, by the numbers of `Layout`; entries that are no edge of the model do not count.
             rows: Which examples of the batch; all by default.
+            less: What is taken out of edges that z keeps: some neurons, on some edges.
         """
         rows = torch.arange(len(self), device=z.device) if rows is None else rows
-        run = _SoftRun(self._replaced[:, rows], z)
+        run = _SoftRun(self._replaced[:, rows], z, less)
         run.says(self._input[rows][None])
         for layer in range(self.model.spec.n_layers):
             heads = list(self._outputs_of_heads(run, layer, rows))
@@ -106,9 +124,12 @@ class _SoftRun:
     """How far each writer so far is from its replacement."""
 
     def __init__(
-        self, replaced: Float[Tensor, "writer batch seq d_model"], z: Float[Tensor, "batch writer reader"]
+        self,
+        replaced: Float[Tensor, "writer batch seq d_model"],
+        z: Float[Tensor, "batch writer reader"],
+        less: Part | None,
     ) -> None:
-        self._replaced, self._z = replaced, z
+        self._replaced, self._z, self._less = replaced, z, less
         self._apart = replaced[:0]
 
     def says(self, *outputs: Float[Tensor, "_ batch seq d_model"]) -> None:
@@ -121,12 +142,20 @@ class _SoftRun:
         self, column: int, n: int, floor: Float[Tensor, "batch seq d_model"]
     ) -> Float[Tensor, "reader batch seq d_model"]:
         """What `n` readers from this one on read, all of which see just the writers so far."""
-        z = self._z[:, : len(self._apart), column : column + n]
-        return floor + torch.einsum("bwr,wbsm->rbsm", z, self._apart)
+        said = len(self._apart)
+        heard = torch.einsum("bwr,wbsm->rbsm", self._z[:, :said, column : column + n], self._apart)
+        if self._less is not None:
+            edges, neurons = self._less.edges[:said, column : column + n], self._less.neurons[:said]
+            heard = heard - torch.einsum("wr,wm,wbsm->rbsm", edges, neurons, self._apart)
+        return floor + heard
 
     def at_answer(
         self, floor: Float[Tensor, "batch d_model"], at: Int[Tensor, " batch"]
     ) -> Float[Tensor, "batch d_model"]:
         """What the logits read."""
-        rows = torch.arange(len(at), device=at.device)
-        return floor + torch.einsum("bw,wbm->bm", self._z[:, : len(self._apart), -1], self._apart[:, rows, at])
+        there = self._apart[:, torch.arange(len(at), device=at.device), at]
+        heard = torch.einsum("bw,wbm->bm", self._z[:, : len(there), -1], there)
+        if self._less is not None:
+            edges, neurons = self._less.edges[: len(there), -1], self._less.neurons[: len(there)]
+            heard = heard - torch.einsum("w,wm,wbm->bm", edges, neurons, there)
+        return floor + heard

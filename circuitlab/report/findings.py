@@ -49,7 +49,7 @@ def headline(run: RunFolder) -> str:
     words = next(text for bound, text in _WORDS if faithfulness < bound or bound == math.inf)
     words = words.replace("{task}", str(task.get("label") or task["name"]))
     value = " ".join(filter(None, (number(faithfulness), interval(evaluation.get("faithfulness_ci")))))
-    scale = "where 1 is the whole model and 0 the corrupted run."
+    scale = f"where 1 is the whole model and 0 {floor_of(run)}."
     first = f"{start} {words}: their faithfulness on {prompts} is {value}, {scale}"
     return " ".join(filter(None, (first, random_sentence(evaluation))))
 
@@ -68,9 +68,30 @@ def random_sentence(evaluation: Mapping[str, Any]) -> str:
     return f"Of {compared}, {len(values) - beaten:,} reach it or more {numbers}: size alone may explain the result."
 
 
+def ablation_of(run: RunFolder) -> str:
+    """What excluded edges carry; "corrupt" where nothing is said."""
+    return str(run.evaluation.get("ablation") or run.about("config").get("ablation") or "corrupt")
+
+
+def floor_of(run: RunFolder) -> str:
+    """What a faithfulness of 0 is, in words."""
+    kind = ablation_of(run)
+    return "the corrupted run" if kind == "corrupt" else f"the model with every edge replaced ({kind})"
+
+
 def held_out_count(run: RunFolder) -> int:
     """How many held-out pairs the data set holds."""
-    return sum(pair.get("split") == "held_out" for pair in run.pairs)
+    return count_of(run, "held_out")
+
+
+def discovery_count(run: RunFolder) -> int:
+    """How many pairs the circuit was found on: all that are neither held out nor for reference."""
+    return len(run.pairs) - held_out_count(run) - count_of(run, "reference")
+
+
+def count_of(run: RunFolder, split: str) -> int:
+    """How many pairs of the data set are of this split."""
+    return sum(pair.get("split") == split for pair in run.pairs)
 
 
 def caveats(run: RunFolder) -> Iterator[str]:
@@ -78,9 +99,14 @@ def caveats(run: RunFolder) -> Iterator[str]:
     evaluation = run.evaluation
     held_out = held_out_count(run)
     yield (
-        f"The circuit was found on {counted(len(run.pairs) - held_out, 'pair')} of prompts and tested on {held_out:,} "
+        f"The circuit was found on {counted(discovery_count(run), 'pair')} of prompts and tested on {held_out:,} "
         f"others; {_overlap(run)}"
     )
+    if apart := count_of(run, "reference"):
+        yield (
+            f"What excluded edges carry ({ablation_of(run)}) was measured on {counted(apart, 'reference pair')}, which "
+            "are never scored."
+        )
     if interval(evaluation.get("faithfulness_ci")):
         yield (
             "Square brackets hold bootstrap intervals over prompts. They speak of the choice of prompts, not of the "

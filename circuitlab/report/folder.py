@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -40,6 +40,19 @@ class Sweep:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Repeated:
+    """The discovery done again on other prompts.
+
+    Attributes:
+        numbers: What came of it.
+        png: Its drawing, or None.
+    """
+
+    numbers: Mapping[str, Any]
+    png: bytes | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class RunFolder:
     """What a run left behind.
 
@@ -55,8 +68,7 @@ class RunFolder:
         evaluation: The numbers on held-out pairs.
         drawing: `circuit.svg`, or None.
         files: Name -> SHA-256 of every file but the report and the manifest.
-        stability: The numbers of repeated discovery; empty if it was not asked for.
-        stability_png: Its drawing, or None.
+        repeated: The discovery done again, on resamples or over seeds, where it was asked for.
         attention: Where the circuit's strongest heads look on one prompt, or None.
         attention_png: Its picture, or None.
     """
@@ -72,8 +84,7 @@ class RunFolder:
     evaluation: Mapping[str, Any]
     drawing: str | None
     files: Mapping[str, str]
-    stability: Mapping[str, Any] = field(default_factory=dict)
-    stability_png: bytes | None = None
+    repeated: tuple[Repeated, ...] = ()
     attention: AttentionData | None = None
     attention_png: bytes | None = None
 
@@ -117,11 +128,16 @@ def read_run(folder: str | Path, name: str | None = None) -> RunFolder:
         evaluation=evaluation,
         drawing=_text(path, "circuit.svg") if drawing.is_file() else None,
         files=files,
-        stability=_json(path, "stability.json") if (path / "stability.json").is_file() else {},
-        stability_png=_png(path, "stability.png"),
+        repeated=tuple(_repeated(path)),
         attention=_attention(path),
         attention_png=_png(path, "attention.png"),
     )
+
+
+def _repeated(folder: Path) -> Iterator[Repeated]:
+    for name in ("stability", "stability-seeds"):
+        if (folder / f"{name}.json").is_file():
+            yield Repeated(numbers=_json(folder, f"{name}.json"), png=_png(folder, f"{name}.png"))
 
 
 def _png(folder: Path, name: str) -> bytes | None:

@@ -8,7 +8,16 @@ from collections.abc import Mapping
 
 from circuitlab.parts import Edge
 from circuitlab.report.figures import circuit_figure, curve_figure, sweep_figure
-from circuitlab.report.findings import caveats, headline, held_out_count, random_values, share_of_edges
+from circuitlab.report.findings import (
+    ablation_of,
+    caveats,
+    count_of,
+    discovery_count,
+    headline,
+    held_out_count,
+    random_values,
+    share_of_edges,
+)
 from circuitlab.report.folder import RunFolder
 from circuitlab.report.markup import (
     NONE,
@@ -80,7 +89,9 @@ def question(run: RunFolder) -> Html:
     dropped = data.get("dropped")
     lost = "; ".join(f"{why}: {count}" for why, count in dropped.items()) if isinstance(dropped, Mapping) else ""
     held_out = held_out_count(run)
-    examples = [pair for pair in run.pairs if pair.get("split") != "held_out"][: _N_EXAMPLES - 1]
+    apart = count_of(run, "reference")
+    reference = f", {apart:,} of reference, never scored" if apart else ""
+    examples = [pair for pair in run.pairs if pair.get("split") not in ("held_out", "reference")][: _N_EXAMPLES - 1]
     examples += [pair for pair in run.pairs if pair.get("split") == "held_out"][: _N_EXAMPLES - len(examples)]
     return section(
         "What was asked",
@@ -89,7 +100,10 @@ def question(run: RunFolder) -> Html:
             (
                 ("task", f"{task['name']}, version {task['version']}" if task.get("version") else str(task["name"])),
                 ("settings", chosen),
-                ("pairs", f"{len(run.pairs) - held_out:,} to find the circuit, {held_out:,} held out to test it"),
+                (
+                    "pairs",
+                    f"{discovery_count(run):,} to find the circuit, {held_out:,} held out to test it{reference}",
+                ),
                 ("dropped", lost),
                 ("fingerprint of the task", _code(task.get("fingerprint"))),
                 ("fingerprint of the data", _code(data.get("fingerprint") or run.manifest.get("dataset_fingerprint"))),
@@ -126,7 +140,7 @@ def model(run: RunFolder) -> Html:
                 ("edges scored by", f"{config['method']}{steps}" if config.get("method") else ""),
                 ("metric", metric_name(run)),
                 ("replaced by", str(config.get("ablation") or "")),
-                ("faithfulness aimed at", number(config["target"]) if config.get("target") is not None else ""),
+                ("edges selected by", _selected(run)),
                 ("seed", str(config.get("seed", run.manifest.get("seed", "")))),
                 ("device", ", ".join(str(run.manifest[key]) for key in ("device", "dtype") if run.manifest.get(key))),
                 ("versions", versions),
@@ -143,6 +157,24 @@ def _rewritten(config: Mapping[str, object]) -> str:
     return ", ".join(text for name, text in told.items() if config.get(name) is True)
 
 
+def _selected(run: RunFolder) -> str:
+    """What was asked of the selection, and what came of it."""
+    config, found = run.about("config"), run.about("selection")
+    if not found:
+        target = config.get("target")
+        return f"a faithfulness of {number(target)}" if target is not None else ""
+    asked, nominal, left = (found.get(name) for name in ("asked", "nominal", "achieved"))
+    rules = {
+        "target": f"the smallest circuit found with a faithfulness of {number(asked)}",
+        "n_edges": f"the {asked} top edges",
+        "threshold": f"a score of at least {number(asked)}",
+        "chosen": "the method itself",
+    }
+    how = f"by {'signed' if found.get('signed') else 'absolute'} score" + (", greedily" if found.get("greedy") else "")
+    said = rules.get(str(found.get("rule")), "")
+    return f"{said}, {how}: {nominal:,} taken, {left:,} left after pruning" if said else ""
+
+
 def _edges_in_all(evaluation: Mapping[str, object]) -> str:
     total = evaluation.get("n_edges_total")
     return f", {total:,} edges" if isinstance(total, int) else ""
@@ -156,7 +188,7 @@ def metric_name(run: RunFolder) -> str:
 
 def behaviour(run: RunFolder) -> Html:
     """The metric of the corrupted run, the circuit and the whole model."""
-    e = run.evaluation
+    e, ablation = run.evaluation, ablation_of(run)
     rows = [
         (
             "whole model, clean prompt",
@@ -165,13 +197,20 @@ def behaviour(run: RunFolder) -> Html:
             "1",
         ),
         (
-            "the circuit, rest corrupted",
+            "the circuit, rest corrupted" if ablation == "corrupt" else f"the circuit, rest replaced ({ablation})",
             significant(e.get("metric_circuit")),
             percent(e.get("accuracy_circuit")),
             " ".join(filter(None, (number(e["faithfulness"]), interval(e.get("faithfulness_ci"))))),
         ),
-        ("whole model, corrupted prompt", significant(e.get("metric_corrupt")), "", "0"),
+        (
+            "whole model, corrupted prompt",
+            significant(e.get("metric_corrupt")),
+            "",
+            "0" if ablation == "corrupt" else "",
+        ),
     ]
+    if ablation != "corrupt":
+        rows.append((f"every edge replaced ({ablation})", significant(e.get("metric_empty")), "", "0"))
     return section(
         "Does the circuit do it?",
         element("p", f"Means over {held_out_count(run):,} held-out pairs.", class_="note"),

@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from circuitlab.report.figures import bitmap
-from circuitlab.report.folder import RunFolder
+from circuitlab.report.folder import Repeated, RunFolder
 from circuitlab.report.markup import Html, counted, element, facts, interval, joined, number, percent, table
 
 _N_EDGES = 8
-_DRAWN = "The circuit, each edge drawn by how often the resamples chose it."
+_BOOTSTRAP = "bootstrap resamples of the discovery pairs"
+_DRAWN = "The circuit, each edge drawn by how often it was chosen."
 
 
 def completeness(run: RunFolder) -> Html | None:
@@ -64,23 +65,21 @@ def _least_needed(edges: Sequence[Mapping[str, Any]]) -> Html:
 
 def stability(run: RunFolder) -> Html | None:
     """Do other prompts give the same circuit? None for runs that did not ask."""
-    found = run.stability
-    if not found:
-        return None
-    sizes = found.get("n_edges") or {}
+    parts = [_repeated(one) for one in run.repeated]
+    return element("section", element("h2", "Would other prompts give the same circuit?"), *parts) if parts else None
+
+
+def _repeated(one: Repeated) -> Html:
+    found, sizes = one.numbers, one.numbers.get("n_edges") or {}
     ever, always = found.get("n_edges_ever"), found.get("n_edges_always")
+    what = "other seeds, each with prompts of its own" if found.get("over") == "seeds" else _BOOTSTRAP
     lines = [
-        ("repetitions", f"{found.get('n', 0):,} bootstrap resamples of the discovery pairs"),
+        ("repetitions", f"{found.get('n', 0):,} {what}"),
         ("mean Jaccard index", f"{number(found.get('jaccard_mean'), 3)} between two of them"),
         ("coefficient of variation", number(found.get("jaccard_cv"), 3)),
         ("with this circuit", number(found.get("jaccard_to_circuit"), 3)),
         ("edges", f"{sizes.get('min'):,} to {sizes.get('max'):,}" if sizes else ""),
         ("chosen always", f"{always:,} of {ever:,} that were ever chosen ({percent(always / ever)})" if ever else ""),
     ]
-    picture = bitmap(run.stability_png, _DRAWN) if run.stability_png else None
-    return element(
-        "section",
-        element("h2", "Would other prompts give the same circuit?"),
-        facts(lines),
-        element("figure", element("div", picture, class_="scroll")) if picture else None,
-    )
+    picture = bitmap(one.png, _DRAWN) if one.png else None
+    return joined(facts(lines), element("figure", element("div", picture, class_="scroll")) if picture else None)

@@ -260,6 +260,7 @@ def draw_stability(
     frequency: Mapping[str, float],
     outside: Sequence[str],
     title: str = "",
+    repeated: str = "resamples",
 ) -> Figure:
     """Draw a circuit with how often each edge was chosen.
 
@@ -269,8 +270,9 @@ def draw_stability(
         frequency: Name of each edge -> share of repetitions that chose it.
         outside: Names of edges that the circuit itself does not keep.
         title: Over the figure.
+        repeated: What the repetitions are.
     """
-    looks = by_frequency(frequency, frozenset(outside))
+    looks = by_frequency(frequency, frozenset(outside), repeated)
     return draw_circuit([DrawnNode(**n) for n in nodes], [DrawnEdge(**e) for e in edges], title=title, looks=looks)
 
 

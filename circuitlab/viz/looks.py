@@ -58,12 +58,13 @@ def by_owner(owners: Mapping[str, str], names: tuple[str, str]) -> Looks:
     return Looks(of=lambda edge: looks[owners[edge.name]], heading="edges of", key=key)
 
 
-def by_frequency(frequency: Mapping[str, float], outside: frozenset[str]) -> Looks:
+def by_frequency(frequency: Mapping[str, float], outside: frozenset[str], repeated: str = "resamples") -> Looks:
     """Lines whole, dashed or dotted by how often an edge was chosen; blue and red by sign, grey outside the circuit.
 
     Args:
         frequency: Name of the edge -> share of repetitions that chose it, 0 to 1.
         outside: Names of edges that the circuit itself does not keep.
+        repeated: What the repetitions are.
     """
 
     def look(edge: DrawnEdge) -> Look:
@@ -78,4 +79,4 @@ def by_frequency(frequency: Mapping[str, float], outside: frozenset[str]) -> Loo
     ]
     if outside:
         key.append((Look(UNKNOWN, 1.4), "not in the circuit"))
-    return Looks(of=look, heading="chosen in resamples", key=key)
+    return Looks(of=look, heading=f"chosen in {repeated}", key=key)

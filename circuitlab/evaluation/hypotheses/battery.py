@@ -33,7 +33,7 @@ from circuitlab.evaluation.hypotheses.necessity import necessity_test
 from circuitlab.evaluation.hypotheses.quantile import QUANTILE
 from circuitlab.evaluation.hypotheses.result import EdgeTests, TestResult
 from circuitlab.evaluation.hypotheses.sufficiency import sufficiency_test
-from circuitlab.evaluation.judge import Judge
+from circuitlab.evaluation.judge import Judge, check_whole_nodes
 from circuitlab.evaluation.minimality import without_each
 from circuitlab.graphs.circuit import Circuit
 from circuitlab.graphs.prune import real_edges
@@ -138,9 +138,11 @@ def test_circuit(
     Raises:
         ConfigError: The circuit has no edge or all of them; a number is out of range.
         UnknownNameError: No such metric, ablation or correction.
+        GraphError: The circuit keeps only some neurons of a node.
         CircuitLabError: What `evaluate` refuses.
     """
     _check(circuit, n_random, n_permutations, epsilon, quantile, correction)
+    check_whole_nodes(circuit)
     judge = Judge.of(
         model, circuit, pairs, metric=metric, ablation=ablation, reference=reference, seed=seed, budget=budget,
         progress=progress,

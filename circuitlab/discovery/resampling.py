@@ -1,0 +1,87 @@
+"""Bootstrap resamples of scored pairs: where scores are means over examples, no model is run to score a resample.
+
+Whether a method's scores are such means is tried on two pairs of prompts, not assumed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+
+from circuitlab.data.batch import PairBatch
+from circuitlab.data.pairs import PairSet
+from circuitlab.discovery.scores import EdgeScores
+from circuitlab.graphs.ranking import edge_places
+from circuitlab.progress import Progress
+
+# Scores of a mean over examples agree with the mean of the scores to rounding: 1e-6 of the largest, in float32.
+ADDITIVE = 1e-4
+
+
+def resampled(
+    pairs: PairSet | PairBatch,
+    whole: EdgeScores,
+    each: Float[np.ndarray, "example edge"] | None,
+    scored: Callable[[PairSet | PairBatch], EdgeScores],
+    n_resamples: int,
+    seed: int,
+) -> Iterator[tuple[PairSet | PairBatch, EdgeScores]]:
+    """Resamples of the pairs, drawn with replacement and as many as there are, with their scores.
+
+    Args:
+        pairs: The pairs.
+        whole: Their scores.
+        each: Every example's scores, as `by_example` gives them; without them every resample is scored anew.
+        scored: Scores a set of pairs.
+        n_resamples: How many.
+        seed: Of what is drawn.
+    """
+    places, rng = edge_places(whole.layout), np.random.default_rng([seed, 20])
+    for _ in range(n_resamples):
+        index = np.sort(rng.integers(0, len(pairs), len(pairs)))
+        given = taken(pairs, index)
+        if each is None:
+            yield given, scored(given)
+            continue
+        mean, error = np.zeros_like(whole.standard_error), np.zeros_like(whole.standard_error)
+        mean[places[:, 0], places[:, 1]] = each[index].mean(0)
+        error[places[:, 0], places[:, 1]] = each[index].std(0, ddof=1) / math.sqrt(len(index)) if len(index) > 1 else 0
+        yield given, replace(whole, values=mean, standard_error=error)
+
+
+def by_example(
+    pairs: PairSet | PairBatch, scored: Callable[[PairSet | PairBatch], EdgeScores], progress: Progress
+) -> Float[np.ndarray, "example edge"] | None:
+    """Every example's scores, if the score of a set is the mean of those; None if it is not.
+
+    GPT-2's 32,491 edges on 100 examples take 26 MB.
+    """
+
+    def of(index: list[int]) -> Float[np.ndarray, " edge"]:
+        given = scored(taken(pairs, np.array(index)))
+        rows, columns = edge_places(given.layout).T
+        return given.values[rows, columns]
+
+    first = [of([i]) for i in range(min(2, len(pairs)))]
+    if len(pairs) > 1:
+        both = of([0, 1])
+        if np.abs(both - np.mean(first, axis=0)).max() > ADDITIVE * max(float(np.abs(both).max()), 1e-30):
+            return None
+    rest = []
+    for i in range(len(first), len(pairs)):
+        rest.append(of([i]))
+        progress("score examples", i + 1, len(pairs))
+    return np.stack([*first, *rest])
+
+
+def taken(pairs: PairSet | PairBatch, index: Int[np.ndarray, " example"]) -> PairSet | PairBatch:
+    """Some of the pairs, possibly several times, as a set of their own."""
+    if isinstance(pairs, PairSet):
+        return PairSet(tuple(pairs[int(i)] for i in index))
+    at = torch.as_tensor(index, device=pairs.clean.device)
+    return replace(pairs.take(at), index=torch.arange(len(index), device=pairs.clean.device))
