@@ -68,7 +68,11 @@ class TestOfTracr:
         words = {number: word for word, number in theirs.input_encoder.encoding_map.items()}
         for prompt in torch.cat([pairs.clean, pairs.corrupt]).tolist():
             logits = model.model.whole_logits(torch.tensor([prompt]))[0, 1:].numpy()
-            said = theirs.apply([words[token] for token in prompt]).decoded[1:]
+            ran = theirs.apply([words[token] for token in prompt])
+            # All that tracr's own model computes, in float32.
+            stream = model.model.record(torch.tensor([prompt])).resid_final[0].numpy()
+            assert stream == pytest.approx(np.asarray(ran.transformer_output, float)[0], abs=1e-5)
+            said = ran.decoded[1:]
             if model.entry.numeric:
                 assert logits[:, 0] - logits[:, 1] == pytest.approx(np.array(said, float), abs=1e-5)
             else:
