@@ -31,19 +31,18 @@ from circuitlab.models.verify import adapted
 # windows).
 ARCHITECTURES = ("gpt2", "llama", "neox", "qwen3", "gemma2")
 GROUPED = ("llama", "qwen3", "gemma2")
-# Settings of TransformerLens's own models: GELU, attention alone (its norms folded into the weights), SoLU, which has a
-# layer norm between its activation and its output projection, and one in which every token sees every other.
+# Settings of TransformerLens's own models: GELU, attention alone (its norms folded into the weights), and SoLU, which
+# has a layer norm between its activation and its output projection.
 NATIVE: dict[str, dict[str, Any]] = {
     "native": {"act_fn": "gelu"},
     "attn-only": {"attn_only": True, "normalization_type": "LNPre"},
     "solu": {"act_fn": "solu_ln"},
-    "bidirectional": {"act_fn": "gelu", "attention_dir": "bidirectional"},
 }
-BIDIRECTIONAL = ("bidirectional",)
-CAUSAL = tuple(name for name in (*ARCHITECTURES, *NATIVE) if name not in BIDIRECTIONAL)
+# One of them in which every token sees every other.
+BIDIRECTIONAL: dict[str, dict[str, Any]] = {"bidirectional": {"act_fn": "gelu", "attention_dir": "bidirectional"}}
 # The same with their weights rewritten: `FOLDED["gpt2-folded"]` is the architecture and what is done to it.
 BOTH, NORMS_ALONE = Folding(fold_ln=True, center_weights=True), Folding(fold_ln=True)
-FOLDED = {f"{name}-folded": (name, BOTH) for name in ("gpt2", "neo", "neox", "native", "attn-only", "solu")}
+FOLDED = {f"{name}-folded": (name, BOTH) for name in ("gpt2", "neo", "neox", *NATIVE)}
 FOLDED |= {f"{name}-folded": (name, NORMS_ALONE) for name in ("llama", "gemma2")}
 # Largest difference allowed between two ways to the same number in float64. GPT-2 and TransformerLens's own models are
 # float64 throughout, but for norms without weights; the others rotate, norm or take softmaxes in float32 whatever their
@@ -66,8 +65,9 @@ def fresh(name: str, dtype: str = "float64", ungrouped: bool = False) -> BridgeM
     """The same, a new one that the test may change."""
     if name in FOLDED:
         return folded(*FOLDED[name], dtype)
-    if name in NATIVE:
-        return load_model(native(dtype=getattr(torch, dtype), **NATIVE[name]))
+    own = NATIVE | BIDIRECTIONAL
+    if name in own:
+        return load_model(native(dtype=getattr(torch, dtype), **own[name]))
     with TemporaryDirectory() as folder:
         return load_model(save(name, Path(folder) / name, ungrouped), dtype=dtype)
 

@@ -31,11 +31,13 @@ ENTERING = np.array([[0, 1, 0, 1, 0], [0, 0, 1, 0, 0]], dtype=bool)
 ANSWERS = np.array([[0, 0, 0, 1, 0], [0, 0, 0, 0, 1]], dtype=bool)
 
 
-def plan_of(layout: Layout, masks: np.ndarray, offsets: tuple[int, ...] = (), coupled: bool = False) -> Plan:
+def plan_of(
+    layout: Layout, masks: np.ndarray, offsets: tuple[int, ...] = (), coupled: bool = False, causal: bool = True
+) -> Plan:
     return plan_circuits(
         layout,
         masks,
-        SETS,
+        TokenSets(BATCH, SEQ, causal),
         entering=SETS.of(ENTERING),
         answers=SETS.of(ANSWERS),
         offsets=dict.fromkeys(offsets, SETS.all),
@@ -83,6 +85,13 @@ class TestTokenSets:
         among = sets.indices(sets.before(tokens))[sets.among(tokens, sets.before(tokens))]
         assert among.tolist() == sets.indices(tokens).tolist()
 
+    @given(st.integers(1, 3), st.integers(1, 19), st.integers(0, 2**20))
+    def test_where_every_token_sees_every_other(self, batch, seq, seed):
+        sets, rng = TokenSets(batch, seq, causal=False), np.random.default_rng(seed)
+        here = rng.random((batch, seq)) < 0.1
+        whole = sets.of(np.broadcast_to(here.any(1, keepdims=True), here.shape))
+        assert sets.behind(sets.of(here)) == sets.before(sets.of(here)) == whole
+
     def test_examples_do_not_see_each_other(self):
         last_of_first = SETS.of(np.array([[0, 0, 0, 0, 1], [0, 0, 0, 0, 0]], dtype=bool))
         assert members(SETS.behind(last_of_first)) == {4}
@@ -94,7 +103,7 @@ class TestTokens:
     """A step is computed where something changed can reach it and where it can reach an answer, and nowhere else."""
 
     @staticmethod
-    def reachable(layout: Layout, mask: np.ndarray) -> dict[int, set[int]]:
+    def reachable(layout: Layout, mask: np.ndarray, causal: bool = True) -> dict[int, set[int]]:
         """The same by walking from token to token, forwards and backwards."""
         n_writers, spots = len(layout.writers), range(BATCH * SEQ)
         after: dict[tuple, set[tuple]] = {}
@@ -105,8 +114,8 @@ class TestTokens:
             if reader.node.kind is Kind.LOGITS:
                 continue
             for t in spots:
-                end = (t // SEQ + 1) * SEQ
-                reach = range(t, end) if reader.slot in (Slot.K, Slot.V) else [t]
+                start, end = t // SEQ * SEQ, (t // SEQ + 1) * SEQ
+                reach = range(t if causal else start, end) if reader.slot in (Slot.K, Slot.V) else [t]
                 owner = layout.owners[column]
                 after.setdefault(("reads", column, t), set()).update(("says", owner, to) for to in reach)
         ends = {("reads", len(layout.readers) - 1, t) for t in members(SETS.of(ANSWERS))}
@@ -137,7 +146,9 @@ class TestTokens:
     def test_against_walking_from_token_to_token(self, spec, share, seed):
         layout = Layout.of(spec)
         mask = random_mask(layout, share, seed)
-        assert said_at(plan_of(layout, mask[None])) == self.reachable(layout, mask)
+        for causal in (True, False):
+            plan = plan_of(layout, mask[None], causal=causal)
+            assert said_at(plan) == self.reachable(layout, mask, causal)
 
     def test_a_path_through_queries_needs_the_answer_position_only(self):
         layout = Layout.of(spec_of(2, 1))

@@ -8,6 +8,7 @@ import pytest
 import torch
 from architectures import (
     ARCHITECTURES,
+    BIDIRECTIONAL,
     GROUPED,
     N_HEADS,
     N_LAYERS,
@@ -248,7 +249,7 @@ class TestFloors:
     """Other replacements than the corrupted run: every node once more, each reader's input written out as a sum."""
 
     @pytest.mark.parametrize("kind", ["zero", "noise"])
-    @pytest.mark.parametrize("name", [*ARCHITECTURES, *NATIVE])
+    @pytest.mark.parametrize("name", [*ARCHITECTURES, *NATIVE, *BIDIRECTIONAL])
     def test_node_by_node(self, name, kind):
         model, (baseline,), given = load(name), prepared(name).baselines, replacements(name, kind)
         start, at = baseline.clean.resid_pre[0], baseline.batch.answer_at

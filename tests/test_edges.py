@@ -34,7 +34,7 @@ from circuitlab.patching.edge_grid import EdgeEffects
 from circuitlab.patching.edges import patch_edges
 from circuitlab.patching.writers import writer_differences
 
-EVERYTHING = (*ARCHITECTURES, *NATIVE)
+EVERYTHING = (*ARCHITECTURES, *NATIVE, *BIDIRECTIONAL)
 # Holds two prompts of a packed run and no more.
 SMALL_BUDGET = 200_000
 

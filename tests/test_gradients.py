@@ -9,7 +9,7 @@ import pytest
 import torch
 from architectures import (
     ARCHITECTURES,
-    CAUSAL,
+    BIDIRECTIONAL,
     N_HEADS,
     N_LAYERS,
     NATIVE,
@@ -32,7 +32,8 @@ from circuitlab.patching.baseline import record_baseline
 from circuitlab.patching.gradients import Gradients, metric_gradients, metric_slopes
 from circuitlab.patching.writers import writer_differences
 
-ALL = (*ARCHITECTURES, *NATIVE)
+CAUSAL = (*ARCHITECTURES, *NATIVE)
+ALL = (*CAUSAL, *BIDIRECTIONAL)
 METRIC = resolve("logit_diff")
 # In float64 throughout; the others norm or rotate in float32.
 EXACT = ("gpt2", "native", "attn-only", "solu", "bidirectional")

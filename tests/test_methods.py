@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from architectures import ARCHITECTURES, NATIVE, TOLERANCE, load, logit_diff, mixed_pairs, native, pairs
+from architectures import ARCHITECTURES, BIDIRECTIONAL, NATIVE, TOLERANCE, load, logit_diff, mixed_pairs, native, pairs
 from gpt2_by_hand import N_READERS, N_WRITERS, Gpt2ByHand
 from torch import Tensor
 
@@ -23,7 +23,7 @@ from circuitlab.models.traced import Window, run_plain, trace
 from circuitlab.parts import Kind, Layout, Slot
 
 GRADIENTS = ("eap-ig", "eap", "eap-ig-activations", "clean-corrupted", "relp")
-EVERYWHERE = (*ARCHITECTURES, *NATIVE)
+EVERYWHERE = (*ARCHITECTURES, *NATIVE, *BIDIRECTIONAL)
 # The first layer's heads, its MLP, and so on, by the numbers of their writers.
 SUBLAYERS = [[0], [1, 2, 3, 4], [5], [6, 7, 8, 9], [10]]
 

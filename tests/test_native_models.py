@@ -9,7 +9,19 @@ import numpy as np
 import pytest
 import torch
 import toy_by_hand
-from architectures import D_VOCAB, N_HEADS, N_LAYERS, NATIVE, TOLERANCE, fresh, load, logit_diff, native, pairs
+from architectures import (
+    BIDIRECTIONAL,
+    D_VOCAB,
+    N_HEADS,
+    N_LAYERS,
+    NATIVE,
+    TOLERANCE,
+    fresh,
+    load,
+    logit_diff,
+    native,
+    pairs,
+)
 from test_circuit_runs import layout_of, prepared, random_masks, values
 from test_sweep import HOOKS, brute_force, largest_error
 from toy_by_hand import TOYS, publish
@@ -49,7 +61,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 METRIC = resolve("logit_diff")
 
 
-@pytest.fixture(params=NATIVE)
+@pytest.fixture(params=[*NATIVE, *BIDIRECTIONAL])
 def name(request: pytest.FixtureRequest) -> str:
     return request.param
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from architectures import (
     ARCHITECTURES,
+    BIDIRECTIONAL,
     GROUPED,
     N_HEADS,
     N_LAYERS,
@@ -37,7 +38,7 @@ from circuitlab.patching.path_plan import FROZEN
 from circuitlab.patching.paths import path_patch
 from circuitlab.patching.writers import writer_differences
 
-EVERYTHING = (*ARCHITECTURES, *NATIVE)
+EVERYTHING = (*ARCHITECTURES, *NATIVE, *BIDIRECTIONAL)
 
 
 @pytest.fixture(params=EVERYTHING)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from architectures import ARCHITECTURES, NATIVE, load, pairs
+from architectures import ARCHITECTURES, BIDIRECTIONAL, NATIVE, load, pairs
 
 from circuitlab import score_edges
 from circuitlab.graphs.prune import real_edges
@@ -14,7 +14,7 @@ from circuitlab.patching.circuit_metric import prepare
 from circuitlab.patching.circuits import run_circuits
 from circuitlab.patching.soft_circuit import SoftCircuit
 
-ALL = (*ARCHITECTURES, *NATIVE)
+ALL = (*ARCHITECTURES, *NATIVE, *BIDIRECTIONAL)
 METRIC = resolve("logit_diff")
 
 

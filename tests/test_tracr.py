@@ -44,21 +44,35 @@ def assembled(name: str, causal: bool = True) -> Any:
     return compiling.compile_rasp_to_model(program, vocab=vocab, max_seq_len=5, causal=causal)
 
 
+def as_by_default(name: str) -> Any:
+    """As tracr compiles if it is told nothing but the words and the length."""
+    from tracr.compiler import compiling
+
+    program, vocab = expression(name)
+    return compiling.compile_rasp_to_model(program, vocab=vocab, max_seq_len=5)
+
+
 @cache
-def loaded(name: str) -> CompiledModel:
-    return from_tracr(assembled(name), name=name)
+def loaded(name: str, causal: bool = True) -> CompiledModel:
+    return from_tracr(assembled(name, causal), name=name)
 
 
 @needs_tracr
 class TestOfTracr:
+    @pytest.mark.parametrize("causal", [True, False])
     @pytest.mark.parametrize("name", NAMES)
-    def test_it_says_what_tracr_says(self, name):
-        model, pairs = loaded(name), loaded(name).pairs(3)
-        theirs = assembled(name)
+    def test_it_says_what_tracr_says(self, name, causal):
+        model, pairs = loaded(name, causal), loaded(name, causal).pairs(3)
+        assert model.model.spec.causal is causal
+        theirs = assembled(name, causal)
         words = {number: word for word, number in theirs.input_encoder.encoding_map.items()}
         for prompt in torch.cat([pairs.clean, pairs.corrupt]).tolist():
             logits = model.model.whole_logits(torch.tensor([prompt]))[0, 1:].numpy()
-            said = theirs.apply([words[token] for token in prompt]).decoded[1:]
+            ran = theirs.apply([words[token] for token in prompt])
+            # All that tracr's own model computes, in float32.
+            stream = model.model.record(torch.tensor([prompt])).resid_final[0].numpy()
+            assert stream == pytest.approx(np.asarray(ran.transformer_output, float)[0], abs=1e-5)
+            said = ran.decoded[1:]
             if model.entry.numeric:
                 assert logits[:, 0] - logits[:, 1] == pytest.approx(np.array(said, float), abs=1e-5)
             else:
@@ -97,9 +111,23 @@ class TestOfTracr:
         assert expected <= found
         assert {pair for pair in found - expected if pair[0] not in (TOKEN, pair[1])} == set()
 
+    def test_tracrs_default(self):
+        """Every token sees every other, so that the same expression says something else, and reads on."""
+        default = as_by_default("hist")
+        model = from_tracr(default, name="hist")
+        assert not model.model.spec.causal
+        words = default.input_encoder.encoding_map
+        prompt = ["compiler_bos", "a", "b", "a", "a", "c"]
+        logits = model.model.whole_logits(torch.tensor([[words[word] for word in prompt]]))[0, 1:]
+        values = {number: value for value, number in default.output_encoder.encoding_map.items()}
+        assert [values[number] for number in logits.argmax(1).tolist()] == [3, 1, 3, 3, 1]
+        causal = loaded("hist").model.whole_logits(torch.tensor([[words[word] for word in prompt]]))[0, 1:]
+        assert [values[number] for number in causal.argmax(1).tolist()] == [1, 1, 2, 3, 1]
+
+    @pytest.mark.parametrize("causal", [True, False])
     @pytest.mark.parametrize(("name", "ablation"), [*((name, "corrupt") for name in NAMES), ("hist", "zero")])
-    def test_an_edge_is_true_where_patching_it_changes_the_answer(self, name, ablation):
-        model, pairs = loaded(name), loaded(name).pairs(48)
+    def test_an_edge_is_true_where_patching_it_changes_the_answer(self, name, ablation, causal):
+        model, pairs = loaded(name, causal), loaded(name, causal).pairs(48)
         circuit, found = model.truth(ablation, pairs), patch_edges(model.model, pairs, ablation=ablation)
         effects = np.zeros(circuit.mask.shape)
         for edge, value in zip(found.edges, found.values[:, 0], strict=True):
@@ -107,10 +135,6 @@ class TestOfTracr:
         assert np.abs(effects[circuit.mask]).min() > 0.05
         assert np.abs(effects[~circuit.mask]).max() < 1e-6
         assert recovery(circuit.spec, effects, circuit.mask).auroc == 1
-
-    def test_a_bidirectional_model_is_refused(self):
-        with pytest.raises(UnsupportedModelError, match="is bidirectional; the engine takes causal ones"):
-            from_tracr(assembled("hist", causal=False))
 
 
 def _part(variable: str) -> str:
@@ -163,12 +187,20 @@ class TestWithoutTracr:
         assert torch.equal(logits[rows, pairs.answer_at].argmax(1), pairs.clean[rows, pairs.answer_at - 1])
         assert torch.equal(pairs.answers[:, 0], pairs.clean[rows, pairs.answer_at - 1])
 
-    @pytest.mark.parametrize(
-        ("change", "said"), [({"causal": False}, "bidirectional"), ({"layer_norm": True}, "norms")]
-    )
-    def test_what_the_engine_does_not_run_is_refused(self, change, said):
-        with pytest.raises(UnsupportedModelError, match=said):
-            from_tracr(dressed(**change))
+    def test_bidirectional_as_by_default(self):
+        """The head that asks by position finds the same token; its softmax is over all of them."""
+        found, causal = from_tracr(dressed(causal=False)), from_tracr(dressed())
+        assert not found.program.causal
+        assert not found.model.spec.causal
+        tokens = found.pairs(8).clean
+        patterns = [model.model.record(tokens).pattern[0] for model in (found, causal)]
+        assert (patterns[0] > 0).all()
+        assert (patterns[1].triu(1) == 0).all()
+        assert found.truth("zero").mask.any()
+
+    def test_layer_norms_are_refused(self):
+        with pytest.raises(UnsupportedModelError, match="has layer norms, which tracr's compiler never sets"):
+            from_tracr(dressed(layer_norm=True))
 
     def test_what_no_expression_compiles_to_is_refused(self):
         model = dressed()

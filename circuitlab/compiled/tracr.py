@@ -41,8 +41,8 @@ def from_tracr(assembled: Any, *, name: str = "tracr", dtype: str = "float64") -
     """Load a model that tracr assembled, with what its true circuit follows from.
 
     Args:
-        assembled: What `tracr.compiler.compiling.compile_rasp_to_model` returns, compiled with `causal=True` and the
-            vocabulary, length and `compiler_bos` of the caller's choice.
+        assembled: What `tracr.compiler.compiling.compile_rasp_to_model` returns, bidirectional as by default or with
+            `causal=True`, with the vocabulary, length and `compiler_bos` of the caller's choice.
         name: What the model is called.
         dtype: "float64" (default) or "float32".
 
@@ -52,17 +52,15 @@ def from_tracr(assembled: Any, *, name: str = "tracr", dtype: str = "float64") -
         changed.
 
     Raises:
-        UnsupportedModelError: It is bidirectional, has layer norms, or holds what no RASP expression compiles to.
+        UnsupportedModelError: It has layer norms, or holds what no RASP expression compiles to.
         ConfigError: Another dtype.
     """
     if dtype not in ("float64", "float32"):
         raise ConfigError(f"dtype is {dtype!r}; a compiled model is in 'float64' or 'float32'.")
-    config = assembled.model_config
-    if not config.causal or config.layer_norm:
-        what = "has layer norms" if config.layer_norm else "is bidirectional"
+    if assembled.model_config.layer_norm:
         raise UnsupportedModelError(
-            f"the tracr model {name!r} {what}; the engine takes causal ones without norms: "
-            "compile_rasp_to_model(..., causal=True)."
+            f"the tracr model {name!r} has layer norms, which tracr's compiler never sets. Give the model as "
+            "compile_rasp_to_model returns it."
         )
     held = _Held.of(assembled)
     program = _program(held, assembled, name)
@@ -158,6 +156,7 @@ def _program(held: _Held, assembled: Any, name: str) -> Program:
         operations=tuple(operations),
         output=output,
         unembed=_unembed(held, output, _values(assembled), name),
+        causal=held.config.causal,
         placed=placed,
     )
 
@@ -251,6 +250,7 @@ def _shape(held: _Held, program: Program) -> NativeShape:
         d_vocab=len(held.words),
         d_vocab_out=program.unembed.shape[1],
         n_ctx=held.n_ctx,
+        causal=program.causal,
     )
 
 

@@ -28,6 +28,7 @@ FLAGS = ("use_attn_result", "use_split_qkv_input", "use_attn_in")
 # float64, or 2e-7 where a model norms in float32; 0.01 in bfloat16, 0.0013 in float16. The bound leaves room for
 # trained models, whose largest values are outliers; a wrong part differs by 1e-2 or more.
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-4, torch.bfloat16: 0.06, torch.float16: 0.02}
+LOOKS_BACK = "the stream at earlier tokens when the last one changes"
 # What code raises that is called in a way it was not written for.
 CANNOT_RUN = (UnsupportedModelError, RuntimeError, AttributeError, TypeError, KeyError, IndexError)
 
@@ -53,11 +54,13 @@ def adapted(bridge: Any, name: str, folding: Folding = AS_SAVED) -> BridgeModel:
         if folding.any:
             fold_weights(bridge, spec_of(bridge, name), folding)
         model = BridgeModel(bridge, name, folding, digest)
-        if model.spec.causal and _looks_ahead(model):
-            model = BridgeModel(bridge, name, folding, digest, causal=False)
     except CANNOT_RUN as error:
         raise _not_taken_apart(name, error, _advice(bridge)) from error
-    verify(model)
+    wrong = _first_wrong(model)
+    if wrong and wrong[0] == LOOKS_BACK:
+        model = BridgeModel(bridge, name, folding, digest, causal=False)
+        wrong = _first_wrong(model)
+    _refuse(model, wrong)
     return model
 
 
@@ -67,17 +70,29 @@ def verify(model: BridgeModel) -> None:
     Raises:
         UnsupportedModelError: A part differs by more than the dtype's tolerance, or cannot be run by itself.
     """
-    allowed = _allowed(model)
+    _refuse(model, _first_wrong(model))
+
+
+def _first_wrong(model: BridgeModel) -> tuple[str, float] | None:
+    """The first part that differs by more than is allowed, and by how much."""
     measured = ((part, _relative(ours, theirs)) for part, ours, theirs in _differences(model, _probe(model)))
     try:
-        wrong = next(((part, value) for part, value in measured if not value <= allowed), None)
+        return next(((part, value) for part, value in measured if not value <= _allowed(model)), None)
     except CANNOT_RUN as error:
         raise _not_taken_apart(model.id, error, _advice(model.bridge)) from error
+
+
+def _refuse(model: BridgeModel, wrong: tuple[str, float] | None) -> None:
     if wrong:
         raise UnsupportedModelError(
             f"model {model.id!r}: {wrong[0]} differs by {wrong[1]:.2g} of its size from the model's own forward pass "
-            f"(at most {allowed:.0e} in {model.dtype}). Patching it would give wrong numbers.{_advice(model.bridge)}"
+            f"(at most {_allowed(model):.0e} in {model.dtype}). Patching it would give wrong numbers."
+            f"{_advice(model.bridge)}"
         )
+
+
+def _allowed(model: BridgeModel) -> float:
+    return TOLERANCE.get(model.dtype, TOLERANCE[torch.float32])
 
 
 def measure(model: BridgeModel, tokens: Tensor) -> dict[str, float]:
@@ -92,19 +107,6 @@ def _probe(model: BridgeModel) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     shape = (2, min(PROBE_TOKENS, model.spec.n_ctx))
     return torch.randint(0, model.bridge.cfg.d_vocab, shape, generator=generator).to(model.device)
-
-
-def _looks_ahead(model: BridgeModel) -> bool:
-    """Whether the stream at earlier tokens changes with the last one, by more than rounding."""
-    tokens = _probe(model)
-    changed = tokens.clone()
-    changed[:, -1] = (changed[:, -1] + 1) % model.bridge.cfg.d_vocab
-    one, other = model.record(torch.cat([tokens, changed])).resid_final[:, :-1].chunk(2)
-    return one.numel() > 0 and not _relative(one, other) <= _allowed(model)
-
-
-def _allowed(model: BridgeModel) -> float:
-    return TOLERANCE.get(model.dtype, TOLERANCE[torch.float32])
 
 
 @torch.no_grad()
@@ -133,6 +135,11 @@ def _differences(model: BridgeModel, tokens: Tensor) -> Iterator[Difference]:
 
 def _of_the_ends(model: BridgeModel, tokens: Tensor, run: Recording) -> Iterator[Difference]:
     yield "the embedding", model.embedding(tokens), run.resid_pre[0]
+    if model.spec.causal and tokens.shape[1] > 1:
+        later = tokens.clone()
+        later[:, -1] = (later[:, -1] + 1) % model.bridge.cfg.d_vocab
+        changed = model.record(later).resid_final
+        yield LOOKS_BACK, changed[:, :-1], run.resid_final[:, :-1]
     whole = model.whole_logits(tokens)[:, -1]
     yield "the vector of logits", model.logits(run.resid_final[:, -1]), whole
     some = tokens[0] % whole.shape[-1]
