@@ -205,7 +205,7 @@ class Model(Protocol):
         v: Float[Tensor, "row seq _ d_head"],
         frame: Frame,
     ) -> Float[Tensor, "row asking head d_head"]:
-        """Every head's z from its queries, keys and values.
+        """Every head's z from its queries, keys and values; or that of some heads alone, where attention is plain.
 
         Args:
             layer: The layer.

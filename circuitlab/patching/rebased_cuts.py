@@ -1,6 +1,13 @@
-"""Circuits of a search, each run from one that was run before."""
+"""Circuits of a search that cuts edge after edge, each run from one that was run before.
+
+A call's circuits are run from the last `CutState`. Cuts that all of them share pile up on top of it; when more readers
+have some than a layer has readers, the circuit of these cuts is run from the clean run and becomes the state that
+others are run from. It is never made of another state, so that rounding does not pile up.
+"""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -11,13 +18,12 @@ from circuitlab.graphs.prune import real_edges
 from circuitlab.models.protocol import Model
 from circuitlab.parts import Layout
 from circuitlab.patching.baseline import Baseline
-from circuitlab.patching.cut_run import CutRun, Setting, state_of
-from circuitlab.patching.cut_state import clean_state
+from circuitlab.patching.cut_run import CutRun
+from circuitlab.patching.cut_setting import Setting
+from circuitlab.patching.cut_state import CutState, clean_state
 from circuitlab.patching.cuts import replaced_apart
 from circuitlab.patching.floor import Floor
-
-# Readers whose new cuts all circuits of a call share, from which these circuits get a new one to be run from.
-READERS = 4
+from circuitlab.patching.variants import SAME
 
 
 class RebasedCuts:
@@ -37,7 +43,7 @@ class RebasedCuts:
             apart &= (batch.clean != batch.corrupt).cumsum(1) > 0
         there = torch.nonzero(apart.any(0).any(0))
         since = min(int(there[0]) if len(there) else batch.n_tokens, int(batch.answer_at.min()))
-        self._real = real_edges(Layout.of(model.spec))
+        self._real, self._readers_per_layer = real_edges(Layout.of(model.spec)), model.spec.readers_per_layer
         self._setting = Setting(
             model=model,
             frame=baseline.frame,
@@ -60,8 +66,40 @@ class RebasedCuts:
             One final stream per circuit and example; the same as `run_circuits`.
         """
         kept = masks & self._real
-        common = kept.any(0)
-        behind = (common & ~self._state.mask).any()
-        if behind or (common != self._state.mask).any(0).sum() >= READERS:
+        common = np.asarray(kept.any(0))
+        another_search = (common & ~self._state.mask).any()
+        if another_search or (common != self._state.mask).any(0).sum() > self._readers_per_layer:
             self._state = state_of(self._setting, self._clean, common)
         return CutRun(self._setting, self._state, kept).finished()
+
+
+def state_of(setting: Setting, clean: CutState, mask: Bool[np.ndarray, "writer reader"]) -> CutState:
+    """Run one circuit from the clean run, to run others from it."""
+    run = CutRun(setting, clean, mask[None], everywhere=True)
+    final = run.finished()
+    assert run.streams is not None
+    streams = list(clean.streams)
+    for column, found in run.streams.items():
+        streams[column] = found.values[0]
+    streams[-1] = final[0][:, None]
+    slots = [[part.clone() for part in parts] for parts in clean.slots]
+    for (layer, slot, head), found in run.slots.items():
+        slots[layer][slot][:, setting.since :, head] = found.values[0]
+    z = [part.clone() for part in clean.z]
+    for (layer, head), found in run.z.items():
+        z[layer][:, :, head] = found.values[0]
+    apart = {writer: found.values[0].clone() for writer, found in run.said.items()}
+    mlps = list(clean.mlps)
+    for layer in range(len(mlps)):
+        writer = run.places.mlps[layer][0] if run.places.mlps else SAME
+        if writer in apart:
+            mlps[layer] = clean.mlps[layer] + apart[writer]
+    return replace(
+        clean,
+        mask=mask,
+        streams=tuple(streams),
+        slots=tuple(map(tuple, slots)),
+        z=tuple(z),
+        mlps=tuple(mlps),
+        apart=apart,
+    )
