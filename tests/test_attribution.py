@@ -9,7 +9,17 @@ import torch
 from architectures import ARCHITECTURES, NATIVE, booted, fresh, load, logit_diff, mixed_pairs, native, pairs
 from test_hygiene import snapshot
 
-from circuitlab import ConfigError, UnknownNameError, UnsupportedModelError, direct_attribution, load_model, top_heads
+from circuitlab import (
+    ConfigError,
+    UnknownNameError,
+    UnsupportedModelError,
+    attention,
+    direct_attribution,
+    lens_tokens,
+    load_model,
+    logit_lens,
+    top_heads,
+)
 from circuitlab.data.batch import PairBatch
 from circuitlab.models.bridge import BridgeModel
 from circuitlab.models.direct import frozen_norm
@@ -335,4 +345,7 @@ def test_the_model_stays_as_it_was():
     before = snapshot(model)
     for by in splits(model):
         direct_attribution(model, pairs(), by)
+    logit_lens(model, pairs(), norm="frozen")
+    lens_tokens(model, pairs().clean[0])
+    attention(model, pairs().clean[0])
     assert snapshot(model) == before
