@@ -33,7 +33,7 @@ from architectures import (
 from test_edges import PlainHooks, some_edges
 from test_sweep import brute_force, largest_error
 
-from circuitlab import discover, load_model, reproduce, sweep
+from circuitlab import discover, load_model, reproduce, score_edges, sweep
 from circuitlab.cli import main
 from circuitlab.discovery.config import DiscoverConfig
 from circuitlab.errors import ConfigError, UnsupportedModelError
@@ -196,6 +196,12 @@ class TestEngine:
         edges = some_edges(name)
         found, expected = (patch_edges(one, pairs(), edges).per_example for one in (model, plain))
         assert found == pytest.approx(expected, abs=max(1e-9, TOLERANCE[name]))
+
+    @pytest.mark.parametrize("method", ["eap", "eap-ig"])
+    def test_edge_scores_of_differences_times_slopes_are_the_same(self, method):
+        found, expected = (score_edges(load(n), pairs(), method, steps=2).values for n in ("gpt2-folded", "gpt2"))
+        assert found == pytest.approx(expected, abs=1e-9)
+        assert float(np.abs(expected).max()) > 0.1
 
     def test_what_is_taken_away_does_not(self):
         """Zero is another thing in other coordinates: numbers of zero ablation go with one folding."""

@@ -21,6 +21,11 @@ TOYS: dict[str, tuple[str, dict[str, Any]]] = {
     "solu-1l": ("NeelNanda/SoLU_1L512W_C4_Code", {"n_layers": 1, "act_fn": "solu_ln", "normalization": "LN"}),
     "gelu-2l": ("NeelNanda/GELU_2L512W_C4_Code", {"n_layers": 2, "act_fn": "gelu", "normalization": "LNPre"}),
     "attn-only-1l": ("NeelNanda/Attn_Only_1L512W_C4_Code", {"n_layers": 1, "attn_only": True, "normalization": "LN"}),
+    # An older layout: weights the other way round, norms by another name; its last norm is an RMS norm.
+    "solu-1l-pile": (
+        "NeelNanda/SoLU_1L_v9_old",
+        {"n_layers": 1, "act_fn": "solu_ln", "normalization": "LN", "final_rms": True},
+    ),
 }
 
 
@@ -77,9 +82,10 @@ def run(name: str, tokens: Tensor) -> Ran:
     n_tokens, z, neurons, mlp_out = tokens.shape[1], [], [], []
 
     def norm(x: Tensor, at: str) -> Tensor:
-        x = x - x.mean(-1, keepdim=True)
+        rms = at == "ln_final" and cfg.get("final_rms", False)
+        x = x if rms else x - x.mean(-1, keepdim=True)
         x = x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt()
-        return x * w[f"{at}.w"] + w[f"{at}.b"] if f"{at}.w" in w else x
+        return x * w[f"{at}.w"] + (0 if rms else w[f"{at}.b"]) if f"{at}.w" in w else x
 
     stream = w["embed.W_E"][tokens] + w["pos_embed.W_pos"][:n_tokens]
     for layer in range(cfg["n_layers"]):
@@ -108,7 +114,8 @@ def publish(name: str, cache: Path) -> Path:
     """Put a toy model into a cache folder as a download from the hub leaves it; the folder with its files."""
     folder = _repository(cache, TOYS[name][0])
     (folder / "config.json").write_text(json.dumps(config(name)))
-    torch.save(weights(name), folder / "model_final.pth")
+    saved = weights(name)
+    torch.save(_old_layout(saved) if TOYS[name][0].endswith("_old") else saved, folder / "model_final.pth")
     words = _repository(cache, TOKENIZER)
     tokenizer().save_pretrained(words)
     # The hub's client notes which files it asked for in vain.
@@ -117,6 +124,20 @@ def publish(name: str, cache: Path) -> Path:
     for file in ("config.json", "adapter_config.json"):
         (absent / file).touch()
     return folder
+
+
+def _old_layout(saved: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights `[out, in]` and positions in columns; norms are called norms, and the last one has no bias."""
+    found = {}
+    for key, value in saved.items():
+        turned = value.T if key == "pos_embed.W_pos" else value.transpose(-2, -1) if "W_" in key else value
+        found[key.replace("ln_final", "ln").replace("ln", "norm")] = turned.contiguous()
+    return {key: value for key, value in found.items() if key != "norm.b"}
+
+
+def repository(cache: Path, name: str) -> Path:
+    """An empty folder where a download of this repository would lie."""
+    return _repository(cache, name)
 
 
 def _repository(cache: Path, repository: str) -> Path:
