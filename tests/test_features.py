@@ -16,13 +16,13 @@ from circuitlab.data.batch import PairBatch
 from circuitlab.features import attached, features, quality, rank_features, splice, sweep_features
 
 SITES = list(HOOKS)
-PLACES = [
-    (name, site)
-    for name in ("gpt2", "llama", "neox", "gemma2", "attn-only")
-    for site in (SITES if name != "llama" else ["resid_pre", "head_z", "neuron"])
-    if not (name == "neox" and site == "resid_mid")
-    if not (name == "attn-only" and site in ("resid_mid", "mlp_out", "neuron"))
-]
+FEWER = {  # what is special about each architecture
+    "llama": ["head_z"],
+    "neox": ["resid_post", "attn_out", "neuron"],
+    "gemma2": ["attn_out", "mlp_out", "head_z", "neuron"],
+    "attn-only": ["attn_out"],
+}
+PLACES = [("gpt2", site) for site in SITES] + [(name, site) for name, sites in FEWER.items() for site in sites]
 everywhere = pytest.mark.parametrize(("name", "site"), PLACES)
 
 
@@ -247,7 +247,8 @@ class TestReading:
         frame = found.to_frame()
         assert list(frame.columns) == ["prompt", "position", "token", "feature", "activation"]
         assert len(frame) == len(found)
-        assert found.plot(4, prompt=2).axes
+        assert found.plot(4, prompt=2, first=1).axes
+        assert all(found.of(each.feature, 2)[1:].max() > 0 for each in found.strongest(9, 2, first=1))
 
     def test_mistakes(self):
         model, own = load("gpt2"), autoencoder("gpt2", "resid_pre")

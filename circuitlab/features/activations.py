@@ -94,9 +94,19 @@ class FeatureActivations:
         values[self.position[here]] = self.value[here]
         return values
 
-    def strongest(self, k: int = 10, prompt: int | None = None) -> tuple[ActiveFeature, ...]:
-        """The features with the largest activation anywhere, or anywhere in a prompt, the strongest first."""
-        here = np.arange(len(self)) if prompt is None else np.flatnonzero(self.prompt == self._prompt(prompt))
+    def strongest(self, k: int = 10, prompt: int | None = None, first: int = 0) -> tuple[ActiveFeature, ...]:
+        """The features with the largest activation, the strongest first.
+
+        Args:
+            k: At most so many.
+            prompt: Only in this prompt.
+            first: Only from this token on; 1 leaves out a beginning-of-sequence token.
+
+        Raises:
+            ConfigError: There is no such prompt.
+        """
+        inside = self.position >= first
+        here = np.flatnonzero(inside if prompt is None else inside & (self.prompt == self._prompt(prompt)))
         order = here[np.argsort(-self.value[here], kind="stable")]
         _, first = np.unique(self.feature[order], return_index=True)
         chosen = order[np.sort(first)][:k]
@@ -118,29 +128,31 @@ class FeatureActivations:
         )
         return frame if descriptions is None else descriptions.join(frame)
 
-    def plot(self, k: int = 12, prompt: int = 0, names: Mapping[int, str] | None = None) -> Any:
+    def plot(self, k: int = 12, prompt: int = 0, *, first: int = 0, names: Mapping[int, str] | None = None) -> Any:
         """The strongest features of a prompt, token by token, as a matplotlib `Figure`.
 
         Args:
             k: How many features.
             prompt: Which prompt.
+            first: From this token on; 1 leaves out a beginning-of-sequence token.
             names: Words beside the numbers of features.
 
         Raises:
             ConfigError: There is no such prompt, or no feature is active in it.
         """
-        chosen = [each.feature for each in self.strongest(k, prompt)]
+        chosen = [each.feature for each in self.strongest(k, prompt, first)]
         if not chosen:
             raise ConfigError(f"no feature is active in prompt {prompt}; there is nothing to draw.")
-        first = [int(self.of(feature, prompt).argmax()) for feature in chosen]
-        order = [feature for _, feature in sorted(zip(first, chosen, strict=True))]
+        peak = {feature: int(self.of(feature, prompt)[first:].argmax()) for feature in chosen}
+        order = sorted(chosen, key=lambda feature: (peak[feature], feature))
         words = names or {}
         return late.call(
             "circuitlab.viz.features",
             "feature_map",
-            np.stack([self.of(feature, prompt) for feature in order]),
+            np.stack([self.of(feature, prompt)[first:] for feature in order]),
             [f"{feature} {words[feature]}" if feature in words else str(feature) for feature in order],
-            self.tokens[prompt],
+            self.tokens[prompt][first:],
+            first,
         )
 
     def _prompt(self, prompt: int) -> int:

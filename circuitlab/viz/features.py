@@ -14,7 +14,7 @@ from circuitlab.viz.text import visible_token
 
 
 def feature_map(
-    values: Float[np.ndarray, "grid_row grid_col"], features: Sequence[str], tokens: Sequence[str]
+    values: Float[np.ndarray, "grid_row grid_col"], features: Sequence[str], tokens: Sequence[str], first: int = 0
 ) -> Figure:
     """Draw activations, a row a feature and a column a token.
 
@@ -22,6 +22,7 @@ def feature_map(
         values: Activations.
         features: A name for each row.
         tokens: The text of each column.
+        first: The number of the first of them.
     """
     return heatmap(
         LabelledGrid(
@@ -32,6 +33,6 @@ def feature_map(
             col_title="token",
             title="Active features",
             quantity="activation",
-            col_numbers=tuple(map(str, range(len(tokens)))),
+            col_numbers=tuple(map(str, range(first, first + len(tokens)))),
         )
     )
