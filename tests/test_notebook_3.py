@@ -38,10 +38,10 @@ def test_the_text_becomes_two_words_and_the_neuron_still_fires(bundled):
 
 def test_ablating_its_strongest_neurons_hurts_more_than_random_ones(bundled):
     texts = ["Mark is a really nice person. He is a good cook.", "Anna is such a funny person. She is a great friend."]
-    strongest = ablation_effect(bundled, texts, {3: range(0, 512)})
+    strongest = ablation_effect(bundled, texts, {3: range(512)})
     few = ablation_effect(bundled, texts, {3: [7]})
     assert strongest.mean_change < few.mean_change - 0.05
-    by_mean = ablation_effect(bundled, texts, {3: range(0, 512)}, value="mean")
+    by_mean = ablation_effect(bundled, texts, {3: range(512)}, value="mean")
     assert by_mean.mean_change != strongest.mean_change
     assert [len(one.tokens) for one in strongest.texts] == [len(bundled.text.encode(text).ids) for text in texts]
 

@@ -88,19 +88,20 @@ def test_simplification_is_the_slow_loop(name):
     front = 0 if name == "solu" else 1
     ids = tokens if front == 0 else torch.cat([torch.zeros(1, dtype=torch.long), tokens])
     found = simplify(model, ids, 1, 5, keep=2)
-    left, worst = ids.tolist(), ids.tolist()
+    left, spreads = ids.tolist(), []
     for step in found.steps[1:]:
         values = {}
         for at in range(front, len(left) - 1):
             values[at] = last_activation(model, torch.tensor(left[:at] + left[at + 1 :]), 1, 5)
-        best = max(values, key=values.get)
-        assert step.deleted_at == best
-        assert step.activation == pytest.approx(values[best], abs=CLOSE[name])
-        assert min(values.values()) < values[best] - 1e-3 or len(values) == 1  # the worst would have been another
-        left.pop(best)
+        # Two deletions may leave values that differ by rounding alone.
+        assert values[step.deleted_at] >= max(values.values()) - CLOSE[name]
+        assert step.activation == pytest.approx(values[step.deleted_at], abs=CLOSE[name])
+        spreads.append(max(values.values()) - min(values.values()))
+        left.pop(step.deleted_at)
         assert step.tokens.ids == tuple(left)
+    assert max(spreads) > 10 * CLOSE[name]  # other deletions would have left less
     assert len(left) == front + 2
-    assert left[-1] == worst[-1]
+    assert left[-1] == ids[-1]
 
 
 def test_simplification_stops_where_it_is_told(bundled):
@@ -183,8 +184,8 @@ def test_outliers_are_whole_passes_with_one_position_zeroed(name, layer):
         assert one.loss == pytest.approx(float(losses.mean()), abs=10 * CLOSE[name])
         for at in range(len(tokens)):
 
-            def zero(values, at=at, n=len(tokens)):
-                values.view(n, -1)[at] = 0.0
+            def zero(values, at=at):
+                values[..., at, :] = 0.0
                 return values
 
             ablated = whole(model, tokens[None], place, zero, takes)[0]

@@ -6,6 +6,7 @@ is and the text with the neurons held run on side by side. Logits are made a few
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -313,4 +314,4 @@ def _by_layer(neurons: Sets | Sequence[int], layer: int | None) -> Sets:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and np.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

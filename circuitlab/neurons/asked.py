@@ -12,7 +12,7 @@ from torch import Tensor
 from circuitlab.errors import ConfigError, ModelError
 from circuitlab.models.protocol import Model
 
-Prompt = str | Int[Tensor, " seq"]
+Prompt = str | Int[Tensor, " _"]  # of any length: those of a list may differ
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
