@@ -331,6 +331,20 @@ def test_more_than_there_is_is_counted_and_the_advice_holds():
         sample_pairs(task_of(one_of(*NAMES)), Words(), 5, 0)
 
 
+def test_reference_pairs_share_no_text_with_the_splits_and_change_neither():
+    task = task_of(one_of(*NAMES))
+    plain, more = (sample_pairs(task, Words(), 2, 5, reference=wanted) for wanted in (False, True))
+    assert (plain.discovery, plain.held_out, plain.reference) == (more.discovery, more.held_out, None)
+    assert plain.fingerprint != more.fingerprint
+    assert len(more.reference) == 2
+    assert not more.reference.texts & (more.discovery.texts | more.held_out.texts)
+    for n in (3, 500):
+        with pytest.raises(TooFewPromptsError) as told:
+            sample_pairs(task, Words(), n, 5, reference=True)
+        assert f"n={n} needs {3 * n} distinct pairs ({n} per split, no text in two of discovery" in str(told.value)
+        assert "Ask for n <= 2, or give the task more words." in str(told.value)
+
+
 @law_of(6)
 @given(st.integers(2, 12), st.integers(0, 1000))
 def test_the_number_that_is_advised_can_be_had(n_letters, seed):

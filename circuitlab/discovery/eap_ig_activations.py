@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ from circuitlab.data.batch import PairBatch, batches_of
 from circuitlab.data.pairs import PairSet
 from circuitlab.discovery.eap_ig import check_steps
 from circuitlab.discovery.input_path import check_slope, streams_alive
+from circuitlab.discovery.node_scores import NodeScores
 from circuitlab.discovery.scores import EdgeScores, RunningMean
 from circuitlab.metrics import Metric
 from circuitlab.models.protocol import Model
@@ -50,9 +52,10 @@ def score_eap_ig_activations(
     ablation: str | Replacement = "corrupt",
     reference: PairSet | PairBatch | None = None,
     seed: int = 0,
+    level: str = "edge",
     budget: int | None = None,
     progress: Progress,
-) -> EdgeScores:
+) -> EdgeScores | NodeScores:
     """Estimate every edge's effect from `steps` gradients along its source's own path; see the module.
 
     Args:
@@ -63,6 +66,7 @@ def score_eap_ig_activations(
         ablation: What a corrupted edge carries.
         reference: Prompts that means are taken of.
         seed: Of noise.
+        level: "edge"; "node" or "neuron", with the mean gradient at the writer's output.
         budget: Bytes that a run may take.
         progress: Called with (step, done, total).
 
@@ -79,35 +83,33 @@ def score_eap_ig_activations(
     put_in = resolve_replacement(model, ablation, pairs=pairs, reference=reference, seed=seed, budget=budget)
     whole, alive = batches_of(pairs, model.device), streams_alive(model, put_in) + 3 * model.spec.n_heads
     batches = [part for batch in whole for part in fitting(model, batch, budget, alive)]
-    running, integrals, effects = RunningMean(Layout.of(model.spec)), [], []
+    running = RunningMean(Layout.of(model.spec) if level == "edge" else None)
+    integrals, effects = [], []
     for number, batch in enumerate(batches):
 
         def part(done: int, total: int, number: int = number) -> None:
             progress("eap-ig-activations", number * total + done, len(batches) * total)
 
-        found = _attributed(model, batch, metric, steps, put_in, part)
+        found = _attributed(model, batch, metric, steps, put_in, level, part)
         running.add(found.scores.double().cpu().numpy())
         integrals.append(found.integrals.double().cpu().numpy())
         effects.append(found.effects.double().cpu().numpy())
     estimated, exact = np.concatenate(integrals, 1), np.concatenate(effects, 1)
     check_slope(running.mean, exact[0], metric, steps)
     missed = np.abs(estimated.mean(1) - exact.mean(1)).sum()
-    return EdgeScores(
-        spec=model.spec,
-        values=running.mean,
-        standard_error=running.standard_error,
-        method="eap-ig-activations",
-        metric=metric.name,
-        n_examples=sum(map(len, batches)),
-        checks={"completeness_gap": float(missed / max(1e-12, np.abs(exact.mean(1)).sum()))},
-    )
+    about: dict[str, Any] = {
+        "spec": model.spec, "values": running.mean, "standard_error": running.standard_error,
+        "method": "eap-ig-activations", "metric": metric.name, "n_examples": sum(map(len, batches)),
+        "checks": {"completeness_gap": float(missed / max(1e-12, np.abs(exact.mean(1)).sum()))},
+    }  # fmt: skip
+    return EdgeScores(**about) if level == "edge" else NodeScores(level=level, **about)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Attributed:
-    """One batch: every edge's score; each sublayer's integral and exact effect, one row a sublayer."""
+    """One batch: every score; each sublayer's integral and exact effect, one row a sublayer."""
 
-    scores: Float[Tensor, "batch writer reader"]
+    scores: Float[Tensor, "batch writer *reader"]
     integrals: Float[Tensor, "_ batch"]
     effects: Float[Tensor, "_ batch"]
 
@@ -119,6 +121,7 @@ def _attributed(
     metric: Metric,
     steps: int,
     put_in: Replacement,
+    level: str,
     progress: Callable[[int, int], None],
 ) -> _Attributed:
     frame = model.frame(batch.clean)
@@ -133,7 +136,7 @@ def _attributed(
     batch = batch.with_reference(model.logits(at_end.final)) if not metric.local else batch
     products = EdgeProducts(model, at_end, other)
     found, value = metric_slopes(model, at_end, metric, batch)
-    scores = products.scores(at_end, found)
+    scores = products.scores(at_end, found) if level == "edge" else products.at_writers(found)
     paths = SublayerPaths(model, frame, at_end, corrupt, metric, batch)
     integrals, effects, all_of_them = [], [], sublayers(model)
     for number, at in enumerate(all_of_them):
@@ -143,6 +146,10 @@ def _attributed(
         for k in range(1, steps):
             behind = paths.gradients(at, (k / steps - 1) * apart)
             integral = integral + (apart * behind.source).sum((1, 2))
+            if level != "edge":
+                each = products.of(at.writers, last)
+                scores[:, at.writers] += torch.einsum("wbsd,bsd->bwd", each, behind.source.to(each.dtype))
+                continue
             for part in behind.readers:
                 mine = products.of(at.writers, part.at_answer)
                 more = torch.einsum("wbsd,rbsd->bwr", mine, part.values.to(mine.dtype))
@@ -150,6 +157,7 @@ def _attributed(
         integrals.append(integral / steps)
         effects.append(value - paths.value(at, -apart))
         progress(number + 1, len(all_of_them))
+    scores = scores.sum(2) if level == "node" else scores
     return _Attributed(scores / steps, torch.stack(integrals), torch.stack(effects))
 
 

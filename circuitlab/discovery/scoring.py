@@ -79,6 +79,7 @@ METHODS: dict[str, Method] = {
             source=MARKS_2024,
             score=score_eap_ig_activations,
             takes=("steps", "ablation"),
+            levels=("edge", "node", "neuron"),
         ),
         Method(
             name="clean-corrupted",

@@ -43,7 +43,7 @@ class SelectionRule:
             raise ConfigError(f"{listed} are {'both' if len(given) == 2 else 'all'} given. Give one.")
         if self.target is not None and not 0 < self.target <= 1:
             raise ConfigError(
-                f"target is {self.target}; a faithfulness to reach lies above 0 and at most at 1 (0.9 is usual)."
+                f"target is {self.target}; a faithfulness to reach lies above 0 and at most at 1. 0.9 is usual."
             )
         n = self.n_edges
         if n is not None and (isinstance(n, bool) or not isinstance(n, int) or n < 1):

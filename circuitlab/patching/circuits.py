@@ -81,7 +81,7 @@ def plan_of(model: Model, baseline: Baseline, masks: Bool[Tensor, "circuit write
 
 
 class CircuitRun:
-    """A plan on its way; `neurons` as of `run_circuits`, `room` memory for its table, as of another run that is over."""
+    """A plan on its way; `neurons` as of `run_circuits`, `room` memory for its table, as of a run that is over."""
 
     def __init__(
         self,
