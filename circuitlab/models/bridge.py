@@ -6,7 +6,7 @@ everything after them (query/key norms, rotation, softcaps, masks) is the model'
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from functools import cached_property
@@ -17,7 +17,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from circuitlab.errors import ModelError
 from circuitlab.models import watch
 from circuitlab.models.absorbed import attend_once
 from circuitlab.models.anatomy import (
@@ -47,8 +46,8 @@ from circuitlab.models.shortcuts import (
     plain_projections,
 )
 from circuitlab.models.stages import check_stage, from_neurons, neurons_at
-from circuitlab.models.surgery import as_asked, evaluating, first_tensor, forward_replaced, norm_gain
-from circuitlab.models.text import TokenizerText
+from circuitlab.models.surgery import as_asked, evaluating, first_tensor, forward_replaced, norm_gain, stacked
+from circuitlab.models.text import TokenizerText, text_of
 from circuitlab.models.watch import BridgeFrame, Insides
 from circuitlab.parts import Slot, Stage
 
@@ -107,11 +106,7 @@ class BridgeModel:
 
     @cached_property
     def _text(self) -> TokenizerText:
-        tokenizer = getattr(self.bridge, "tokenizer", None)
-        if tokenizer is None:
-            raise ModelError(f"model {self.id!r} has no tokenizer. Give tokens instead: PairBatch.from_tokens(...).")
-        bos = tokenizer.bos_token_id is not None and getattr(self.bridge.cfg, "default_prepend_bos", True)
-        return TokenizerText(tokenizer, prepend_bos=bos)
+        return text_of(self.bridge, self.id)
 
     @property
     def device(self) -> torch.device:
@@ -182,7 +177,7 @@ class BridgeModel:
         """Chosen heads' q, k or v, each from the stream that this head reads."""
         weight, bias = projection(self._blocks[layer], slot, self.spec)
         normed = self._attn_norms[layer](stream)
-        return _stacked(
+        return stacked(
             product(read, weight[head], None if bias is None else bias[head])
             for head, read in zip(heads, normed, strict=True)
         )
@@ -285,7 +280,7 @@ class BridgeModel:
         block = self._blocks[layer]
         weight = output_weight(block, self.spec)
         chosen = range(self.spec.n_heads) if heads is None else heads
-        out = _stacked(product(z[:, :, head], weight[head]) for head in chosen)
+        out = stacked(product(z[:, :, head], weight[head]) for head in chosen)
         if self.has_post_norm(layer):
             out = out * norm_gain(block.ln1_post, first_tensor(block.attn.o(z.flatten(2))))
         return out
@@ -400,9 +395,3 @@ class BridgeModel:
             for module, fused in (item for found in chosen for item in found.items()):
                 stack.enter_context(forward_replaced(module, fused))
             yield
-
-
-def _stacked(parts: Iterable[Tensor]) -> Tensor:
-    """Parts behind each other; a single one is not copied, which for small products is a third of the time."""
-    found = list(parts)
-    return found[0][None] if len(found) == 1 else torch.stack(found)

@@ -56,3 +56,16 @@ class TokenizerText:
     def joined(self, ids: tuple[int, ...]) -> str:
         """Tokens as one text, characters that several tokens share included."""
         return self._tokenizer.decode(list(ids), clean_up_tokenization_spaces=False)
+
+
+def text_of(bridge: Any, name: str) -> TokenizerText:
+    """The tokenizer of a booted model.
+
+    Raises:
+        ModelError: It has none.
+    """
+    tokenizer = getattr(bridge, "tokenizer", None)
+    if tokenizer is None:
+        raise ModelError(f"model {name!r} has no tokenizer. Give tokens instead: PairBatch.from_tokens(...).")
+    bos = tokenizer.bos_token_id is not None and getattr(bridge.cfg, "default_prepend_bos", True)
+    return TokenizerText(tokenizer, prepend_bos=bos)
