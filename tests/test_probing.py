@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from architectures import D_VOCAB, fresh, load
+from architectures import D_VOCAB, as_users_run_it, fresh, load
 from jaxtyping import TypeCheckError
 
 from circuitlab import ConfigError, ModelError, TokenError, UnknownNameError
@@ -333,9 +333,10 @@ def test_nothing_is_left_behind():
 
     model, tokens = fresh("gpt2"), prompt()
     before = {**snapshot(model), **process()}
-    noise_sensitivity(model, tokens, 1, 5, n_samples=2)
-    simplify(model, tokens, 1, 5)
-    ablation_effect(model, [tokens], {0: [3]}, value="mean")
-    outliers(model, [tokens], 0)
-    optimise_prompts(model, 1, 5, **SEARCH)
+    with as_users_run_it():  # the type checks of the tests draw from Python's own generator
+        noise_sensitivity(model, tokens, 1, 5, n_samples=2)
+        simplify(model, tokens, 1, 5)
+        ablation_effect(model, [tokens], {0: [3]}, value="mean")
+        outliers(model, [tokens], 0)
+        optimise_prompts(model, 1, 5, **SEARCH)
     assert differences(before, {**snapshot(model), **process()}) == []
