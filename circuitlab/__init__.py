@@ -54,6 +54,7 @@ _HOMES = {
     "compare": "circuitlab.graphs.compare",
     "compile_model": "circuitlab.compiled.build",
     "compiled_models": "circuitlab.compiled.build",
+    "continue_text": "circuitlab.predictions.continuation",
     "direct_attribution": "circuitlab.attribution.direct",
     "discover": "circuitlab.discovery.pipeline",
     "estimate_sweep": "circuitlab.patching.estimate",
@@ -67,6 +68,7 @@ _HOMES = {
     "logit_lens": "circuitlab.attribution.lens",
     "patch_edges": "circuitlab.patching.edges",
     "path_patch": "circuitlab.patching.paths",
+    "predict": "circuitlab.predictions.next_token",
     "recovery": "circuitlab.evaluation.truth",
     "reproduce": "circuitlab.discovery.reproduce",
     "score_edges": "circuitlab.discovery.scoring",
@@ -75,6 +77,7 @@ _HOMES = {
     "stability": "circuitlab.discovery.stability",
     "sweep": "circuitlab.patching.sweep",
     "test_circuit": "circuitlab.evaluation.hypotheses.battery",
+    "text_log_probs": "circuitlab.predictions.log_probs",
     "top_heads": "circuitlab.attribution.record",
     "write_report": "circuitlab.report.page",
 }
@@ -133,6 +136,9 @@ if TYPE_CHECKING:
     from circuitlab.patching.paths import path_patch
     from circuitlab.patching.replacement import Replacement
     from circuitlab.patching.sweep import sweep
+    from circuitlab.predictions.continuation import continue_text
+    from circuitlab.predictions.log_probs import text_log_probs
+    from circuitlab.predictions.next_token import predict
     from circuitlab.references import Reference
     from circuitlab.report.page import write_report
 

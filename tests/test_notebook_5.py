@@ -1,4 +1,4 @@
-"""Name-throw through a sparse autoencoder: load, attach, read, sweep, rank and look up, on the bundled model."""
+"""Name-throw, whole: what is predicted, then an autoencoder loaded, attached, read, swept, ranked and looked up."""
 
 import json
 from dataclasses import replace
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from circuitlab import load_autoencoder, load_task
+from circuitlab import load_autoencoder, load_task, predict, text_log_probs
 from circuitlab.features import (
     attached,
     features,
@@ -41,6 +41,28 @@ def ranking(bundled, own, pairs):
 @pytest.fixture(scope="module")
 def swept(bundled, own, pairs, ranking):
     return sweep_features(bundled, own, pairs, axis="all", features=ranking.features[:40])
+
+
+def test_the_name_that_began_is_predicted(bundled):
+    asked = predict(bundled, STORY, answers=[" Jill", " Jack"], k=5)
+    jill, jack = asked.answers
+    assert (jill.rank, asked.top[0].token) == (0, " Jill")
+    assert jill.logit > jack.logit + 2
+    swapped = STORY.replace("Jill threw", "Anna threw")
+    other = predict(bundled, swapped, answers=[" Jill", " Anna"], k=5).answers
+    assert other[1].rank == 0, "the twin: another name began"
+    assert other[0].probability < jill.probability / 10
+
+
+def test_the_log_probabilities_of_the_story_are_those_of_the_whole_model(bundled):
+    told = text_log_probs(bundled, STORY + " Jill")
+    ids = torch.tensor([told.ids])
+    with torch.no_grad():
+        whole = bundled.bridge(ids, return_type="logits").log_softmax(-1)[0]
+    by_hand = [float(whole[at, told.ids[at + 1]]) for at in range(len(told.ids) - 1)]
+    assert np.allclose(told.log_probs[1:], by_hand, atol=1e-4)
+    assert told.ranks[-1] == 0
+    assert "Jill" in told.to_html()
 
 
 def test_the_autoencoder_stands_for_the_stream(bundled, own):
