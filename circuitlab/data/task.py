@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 # generator that `draw` gets, the task itself.
 RESERVED = frozenset(
     (
-        "ablation", "device", "dtype", "force", "json", "method", "method_option", "method_options",
+        "ablation", "center_weights", "device", "dtype", "fold_ln", "force", "json", "method", "method_option", "method_options",
         "greedy", "metric", "min_accuracy", "model", "n", "n_edges", "option", "out", "progress", "quiet",
         "rng", "seed", "selection", "self", "signed", "stability", "stability_seeds", "steps", "target", "task",
         "threshold",
