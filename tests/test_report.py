@@ -571,6 +571,7 @@ class TestTrust:
 
     def test_a_damaged_drawing_is_told(self, tmp_path):
         folder = write_run(tmp_path / "run")
+        (folder / "stability.json").write_text("{}")
         (folder / "stability.png").write_bytes(b"no picture")
         with pytest.raises(RunError, match="stability.png .* is damaged: it is no PNG"):
             read_run(folder)

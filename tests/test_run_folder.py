@@ -44,6 +44,7 @@ from circuitlab.discovery import pipeline, run_folder
 from circuitlab.discovery.config import DiscoverConfig
 from circuitlab.evaluation.areas import MIB_SHARES, mib_sizes
 from circuitlab.graphs.prune import prune
+from circuitlab.graphs.selection import SelectionRule
 from circuitlab.report.findings import caveats, headline
 from circuitlab.report.folder import read_run
 from circuitlab.viz.curves import FaithfulnessCurve
@@ -117,7 +118,7 @@ def test_the_manifest_says_what_ran(folder, run, bundled):
     )
     assert set(manifest["seconds"]) == {"load", "prompts", "behaviour", "sweep", "score", "select", "evaluate"}
     assert all(seconds >= 0 for seconds in manifest["seconds"].values())
-    assert DiscoverConfig(**manifest["config"]) == run.config
+    assert DiscoverConfig.of_record(manifest["config"]) == run.config
     assert manifest["dataset"] == {"n_discovery": N, "n_held_out": N, "dropped": {}}
 
 
@@ -127,7 +128,7 @@ def test_the_command_asks_for_the_same(folder, run):
     assert shlex.split(command) == ["circuitlab", "discover", TASK, "-n", "10", "--option", "contrast=capital"]
     other = replace(
         run.config, model="my models/a b", method="exact", steps=7, metric="prob_diff", seed=3, target=0.8, n=7,
-        min_accuracy=0.5, device="cuda", dtype="float64",
+        min_accuracy=0.5, device="cuda", dtype="float64", selection=SelectionRule(),
     )  # fmt: skip
     words = shlex.split(other.command)
     flags = dict(zip(words[3::2], words[4::2], strict=True))
@@ -141,7 +142,9 @@ def test_the_command_asks_for_the_same(folder, run):
 def test_the_page_opens_from_disk_and_names_the_folder(folder):
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert "circuitlab reproduce 'a run'" in page.replace("&#x27;", "'").replace("&#39;", "'")
-    for foreign in ("<script", "<link", 'src="http', 'href="http', "@import", ".part"):
+    assert page.count("<script") == 2, "the view of attention and its data, and nothing else"
+    assert "script-src &#x27;sha256-" in page
+    for foreign in ("<script src", "<link", 'src="http', 'href="http', "@import", ".part"):
         assert foreign not in page
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,20 @@ class DiscoverConfig:
     center_weights: bool = False
     stability: int = 0
     stability_seeds: int = 0
+
+    @classmethod
+    def of_record(cls, record: Mapping[str, Any]) -> DiscoverConfig:
+        """The settings that a manifest holds (`as_record`).
+
+        Raises:
+            TypeError: A setting is missing, unknown, or of another kind.
+            CircuitLabError: A value is out of range.
+        """
+        asked = dict(record)
+        rule = asked.pop("selection", {})
+        if not isinstance(rule, Mapping):
+            raise TypeError(f"selection is {rule!r}; it must be a mapping")
+        return cls(**asked, selection=SelectionRule.of(rule))
 
     def __post_init__(self) -> None:
         find_method(self.method).read(self.method_options)

@@ -128,7 +128,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         schema, files, weights = manifest["schema"], manifest["files"], manifest["model"]["weights_sha256"]
         if schema == SCHEMA:
-            DiscoverConfig(**manifest["config"])
+            DiscoverConfig.of_record(manifest["config"])
             if not (
                 isinstance(files, dict) and isinstance(weights, str) and isinstance(manifest["config"]["options"], dict)
             ):
@@ -166,7 +166,7 @@ def _said(manifest: Mapping[str, Any], others: set[str]) -> dict[str, Any]:
         # A setting that is newer than the folder had its default.
         "config": {
             name: value
-            for name, value in DiscoverConfig(**manifest["config"]).as_record().items()
+            for name, value in DiscoverConfig.of_record(manifest["config"]).as_record().items()
             if name not in others
         },
         "task": {name: task.get(name) for name in SAID_OF_TASK} if isinstance(task, dict) else task,
