@@ -68,13 +68,15 @@ class DiscoverConfig:
     stability_seeds: int = 0
 
     @classmethod
-    def of_record(cls, record: Mapping[str, Any]) -> DiscoverConfig:
+    def of_record(cls, record: Any) -> DiscoverConfig:
         """The settings that a manifest holds (`as_record`).
 
         Raises:
             TypeError: A setting is missing, unknown, or of another kind.
             CircuitLabError: A value is out of range.
         """
+        if not isinstance(record, Mapping):
+            raise TypeError(f"settings are {record!r}; they must be a mapping")
         asked = dict(record)
         rule = asked.pop("selection", {})
         if not isinstance(rule, Mapping):
