@@ -83,7 +83,7 @@ class TestFamilies:
         assert np.isfinite(scores.values).all()
         assert float(np.abs(scores.values).max()) > 0
         circuit = select(model, scores, pairs(), 0.5)
-        assert len(circuit.edges) > 0
+        assert circuit.n_edges > 0
 
     @family_by_family
     def test_folding_changes_no_prediction(self, family, cache):

@@ -196,7 +196,7 @@ def _untie(bridge: Any) -> None:
         return
     head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)
     config = getattr(bridge.original_model, "config", None)
-    if getattr(config, "tie_word_embeddings", False):
+    if config is not None and getattr(config, "tie_word_embeddings", False):
         config.tie_word_embeddings = False  # this model's own; nobody ties them again
 
 
