@@ -138,7 +138,7 @@ class TestSelection:
         manifest = record(folder, "manifest.json")
         assert manifest["config"]["selection"] == {"n_edges": 30, "threshold": None, "signed": True, "greedy": None}
         assert manifest["config"]["target"] is None
-        assert DiscoverConfig(**manifest["config"]) == run.config
+        assert DiscoverConfig.of_record(manifest["config"]) == run.config
         for words in ("--ablation mean", "--n-edges 30 --signed", "--stability-seeds 2"):
             assert words in manifest["command"]
         assert "--target" not in manifest["command"]
@@ -159,7 +159,7 @@ class TestSelection:
     def test_the_command_line_of_a_rule(self, rule, words):
         config = DiscoverConfig(task="t", model="bundled", selection=rule)
         assert config.command == f"circuitlab discover t {words}".strip()
-        assert DiscoverConfig(**config.as_record()) == config
+        assert DiscoverConfig.of_record(config.as_record()) == config
 
     def test_two_things_to_reach_are_refused(self, capsys):
         assert main(["discover", TASK, "--target", "0.8", "--n-edges", "10", "--quiet"]) == 2
