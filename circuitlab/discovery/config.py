@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -88,8 +88,9 @@ class DiscoverConfig:
         if self.ablation not in REPLACEMENTS:
             raise UnknownNameError.of("ablation", self.ablation, REPLACEMENTS)
         check_serves(find_method(self.method), self.ablation)
-        object.__setattr__(self, "selection", SelectionRule.of(self.selection, self.target))
-        object.__setattr__(self, "target", self.selection.aim)
+        rule = SelectionRule.of(self.selection, self.target)
+        object.__setattr__(self, "selection", replace(rule, target=rule.aim))
+        object.__setattr__(self, "target", rule.aim)
         for name in ("fold_ln", "center_weights"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; it must be True or False.")
