@@ -12,6 +12,7 @@ import pytest
 import torch
 import transformers as hf
 from architectures import N_LAYERS, load, logit_diff, pairs, tokenizer
+from features_by_hand import autoencoder, swept
 from gpt2_by_hand import N_READERS, N_WRITERS, Gpt2ByHand
 from test_acdc import one_by_one
 from test_mask_learning import OPTIONS
@@ -23,6 +24,7 @@ from torch.nn.functional import gelu
 from circuitlab import load_model, score_edges, score_nodes, sweep
 from circuitlab.data.batch import PairBatch
 from circuitlab.errors import UnsupportedModelError
+from circuitlab.features import sweep_features
 from circuitlab.graphs.prune import real_edges
 from circuitlab.graphs.ranking import edge_places
 from circuitlab.metrics import resolve
@@ -36,7 +38,9 @@ from circuitlab.patching.edges import patch_edges
 from circuitlab.patching.estimate import estimate_sweep
 from circuitlab.patching.path_plan import FROZEN
 from circuitlab.patching.paths import path_patch
+from circuitlab.patching.rebased_cuts import RebasedCuts
 from circuitlab.patching.soft_circuit import SoftCircuit
+from circuitlab.predictions.streams import last_streams
 
 NAME = "bidirectional"
 METRIC = resolve("logit_diff")
@@ -347,3 +351,42 @@ class TestScores:
         nodes = score_nodes(load(NAME), anywhere(), method)
         assert apart(nodes.values, scores.values.sum(1)) < CLOSE
         assert np.abs(nodes.values).max() > 0.01
+
+
+@pytest.mark.parametrize("batch", [pairs, anywhere])
+@pytest.mark.parametrize("ablation", ["corrupt", "zero"])
+def test_circuits_of_a_search(batch, ablation):
+    """Each from one that was run before; a cut in front of the first difference is seen, too."""
+    model, at = load(NAME), batch()
+    rng, real = np.random.default_rng(0), real_edges(layout())
+    masks = np.stack([real & (rng.random(real.shape) < share) for share in (0, 0.2, 0.5, 0.8, 0.97, 1)])
+
+    def run(one: BridgeModel) -> Tensor:
+        prepared = prepare(one, at, replacement=ablation)
+        return RebasedCuts(one, prepared.baselines[0], prepared.floors[0]).run(masks)
+
+    prepared = prepare(model, at, replacement=ablation)
+    expected = run_circuits(model, prepared.baselines[0], torch.tensor(masks), prepared.floors[0])
+    torch.testing.assert_close(run(model), expected, rtol=0, atol=CLOSE)
+    if ablation == "corrupt" and batch is pairs:
+        assert (run(taken_as_causal()) - expected).abs().max() > 1e-3
+
+
+def test_texts_of_several_lengths_are_not_filled_up():
+    """What fills up a shorter text would be seen by it."""
+    model, ids = load(NAME), [[5, 9, 2], [7, 1, 4, 4, 8], [3, 3, 6]]
+    found = last_streams(model, ids)
+    alone = torch.stack([model.record(torch.tensor([row])).resid_final[0, -1] for row in ids])
+    torch.testing.assert_close(found, alone, rtol=0, atol=CLOSE)
+    assert (last_streams(taken_as_causal(), ids) - alone).abs().max() > 1e-3
+
+
+def test_features_matter_wherever_they_differ():
+    """A whole pass for every feature and token: behind the answer, and in front of the first difference, too."""
+    own, batch = autoencoder(NAME, "resid_post"), anywhere()
+    settings: dict[str, Any] = {"axis": "position", "features": range(own.n_features), "normalise": False}
+    expected = swept(NAME, own, batch, "denoise")
+    grid = sweep_features(load(NAME), own, batch, **settings)
+    np.testing.assert_allclose(grid.per_example[0], expected, rtol=0, atol=CLOSE)
+    causal = sweep_features(taken_as_causal(), own, batch, **settings)
+    assert np.nanmax(np.abs(causal.per_example[0] - expected)) > 1e-3

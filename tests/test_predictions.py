@@ -77,7 +77,7 @@ def test_texts_of_several_lengths_give_what_each_gives_alone(name):
 
 @pytest.mark.parametrize("text", TEXTS)
 def test_log_probabilities_are_those_of_the_softmax(bundled, text, monkeypatch):
-    monkeypatch.setattr(streams, "LOGIT_BYTES", 4 * 1408 * 3)  # three positions at a time
+    monkeypatch.setattr(streams, "LOGITS_AT_ONCE", 1408 * 3)  # three positions at a time
     found = text_log_probs(bundled, text)
     ids = torch.tensor(bundled.text.encode(text).ids)
     log_probs = by_hand(bundled, text).log_softmax(-1)

@@ -8,7 +8,7 @@ import torch
 from architectures import D_VOCAB, as_users_run_it, fresh, load
 from jaxtyping import TypeCheckError
 
-from circuitlab import ConfigError, ModelError, TokenError, UnknownNameError
+from circuitlab import ConfigError, ModelError, TokenError, UnknownNameError, UnsupportedModelError
 from circuitlab.models.anatomy import norm_inside
 from circuitlab.neurons import ablation_effect, noise_sensitivity, norm_ratios, optimise_prompts, outliers, simplify
 from circuitlab.neurons.asked import front_of
@@ -284,9 +284,14 @@ def test_patience_ends_a_search(bundled):
     assert found.hard[-3:].max() <= found.best.value
 
 
+NO_NEURON = r"MLP 0 of model 'bundled' has neurons 0 to 511; got {}\."
 MISTAKES = [
-    (lambda m: noise_sensitivity(m, "Mark", 9, 0), ConfigError, "layer 9 is not there.*0 to 3"),
-    (lambda m: noise_sensitivity(m, "Mark", 0, 512), ConfigError, "neuron 512 is not there.*0 to 511"),
+    (lambda m: noise_sensitivity(m, "Mark", 9, 0), ConfigError, r"model 'bundled' has layers 0 to 3; got \[9\]\."),
+    (
+        lambda m: noise_sensitivity(m, "Mark", 0, 512),
+        ConfigError,
+        NO_NEURON.format(r"\[512\]"),
+    ),
     (lambda m: noise_sensitivity(m, "", 0, 0), ConfigError, "empty"),
     (lambda m: noise_sensitivity(m, "word " * 300, 0, 0), ConfigError, "reads at most 256"),
     (lambda m: noise_sensitivity(m, "Mark", 0, 0, scale=0.0), ConfigError, "above 0"),
@@ -297,7 +302,11 @@ MISTAKES = [
     (lambda m: ablation_effect(m, [], {0: [1]}), ConfigError, "list of texts is empty"),
     (lambda m: ablation_effect(m, ["Mark", ""], {0: [1]}), ConfigError, "text 1 is empty"),
     (lambda m: ablation_effect(m, ["Mark"], {}), ConfigError, "no neurons are given"),
-    (lambda m: ablation_effect(m, ["Mark"], {0: []}), ConfigError, "no neuron of layer 0"),
+    (
+        lambda m: ablation_effect(m, ["Mark"], {0: []}),
+        ConfigError,
+        NO_NEURON.format("none"),
+    ),
     (lambda m: ablation_effect(m, ["Mark"], [1]), ConfigError, "of which layer"),
     (lambda m: ablation_effect(m, ["Mark"], {0: [1]}, layer=0), ConfigError, "by layer already"),
     (lambda m: ablation_effect(m, ["Mark"], {0: [1]}, value="median"), ConfigError, "'zero', at their 'mean'"),
@@ -320,7 +329,7 @@ def test_mistakes_are_told(bundled, ask, error, message):
 
 
 def test_models_that_cannot_be_asked():
-    with pytest.raises(ConfigError, match="attention alone"):
+    with pytest.raises(UnsupportedModelError, match="has no MLPs, so that it has no neurons"):
         outliers(load("attn-only"), [prompt()])
     with pytest.raises(ModelError, match="no tokenizer"):
         noise_sensitivity(load("native"), "hello", 0, 0)

@@ -11,9 +11,10 @@ from jaxtyping import Float, Int
 
 from circuitlab import late
 from circuitlab.attribution.lens import Point, points_of, streams_of
-from circuitlab.attribution.prompts import Prompt, tokens_of, words_of
+from circuitlab.attribution.prompts import Prompt, tokens_of
 from circuitlab.errors import ConfigError
 from circuitlab.models.protocol import Model
+from circuitlab.models.text import words_of
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from circuitlab.attribution.runs import check_run
 from circuitlab.data.pairs import Pair
-from circuitlab.errors import ConfigError, ModelError
+from circuitlab.errors import ConfigError
 from circuitlab.models.protocol import Model
+from circuitlab.models.text import words_of
 
 Prompt = str | Pair | Tensor
 
@@ -46,14 +47,6 @@ def tokens_of(model: Model, prompt: Prompt, run: str) -> tuple[Int[Tensor, "1 se
     if min(ids) < 0:
         raise ConfigError(f"the prompt holds the token {min(ids)}; ids are not negative.")
     return torch.tensor([ids], dtype=torch.long, device=model.device), tuple(words)
-
-
-def words_of(model: Model, ids: tuple[int, ...]) -> tuple[str, ...]:
-    """Tokens as text, or as numbers where the model has no tokenizer."""
-    try:
-        return tuple(model.text.decode(ids))
-    except ModelError:
-        return tuple(map(str, ids))
 
 
 def text_of(prompt: Prompt, tokens: tuple[str, ...], run: str) -> str:

@@ -3,15 +3,15 @@
 A command that needs a page of its own lives in a module beside this one and is registered at the end.
 """
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from circuitlab.cli import options as opt
 from circuitlab.cli import probing
-from circuitlab.cli.predict import Page, TextArgument, TextFile, check_page, text_of
+from circuitlab.cli.outputs import TABLE_OR_PICTURE, Page, check_file, write_result
 from circuitlab.cli.sweep import numbers
-from circuitlab.errors import ConfigError
+from circuitlab.cli.texts import TextArgument, TextFile, text_of
 
 if TYPE_CHECKING:
     from circuitlab.neurons.weights import WeightTable
@@ -58,9 +58,7 @@ def importance(
     json: opt.Json = False,
 ) -> None:
     """Say which neurons add most to what is predicted after each prompt, as a share of what all neurons add."""
-    if out is not None and not out.endswith((".csv", ".png", ".svg")):
-        raise ConfigError(f"--out {out!r} is no table (.csv) and no picture (.png, .svg).")
-    check_page(out, force=force, option="--out")
+    check_file(out, force=force, kinds=TABLE_OR_PICTURE)
     from circuitlab.cli import display
     from circuitlab.models.load import load_model
     from circuitlab.neurons.direct_effects import importance as run_importance
@@ -68,8 +66,7 @@ def importance(
     found = run_importance(
         load_model(model, device=device, dtype=dtype), prompts, numbers(layer, "--layer"), answer or None
     )
-    if out is not None:
-        _write(found, out, k)
+    write_result(found.to_frame, out, lambda: found.plot(k))
     if json:
         display.print_json({**found.to_record(k), "out": out})
         return
@@ -88,21 +85,6 @@ def importance(
     ]  # fmt: skip
     columns = ("layer", "neuron", "average share", *heads)
     display.print_rows(columns, rows, right=columns)
-
-
-def _write(found: Any, out: str, k: int) -> None:
-    from pathlib import Path
-
-    path = Path(out).expanduser()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".csv":
-        temporary = path.with_name(f".{path.name}.partial")
-        found.to_frame().to_csv(temporary, index=False)
-        temporary.replace(path)
-        return
-    from circuitlab.viz import save_figure
-
-    save_figure(found.plot(k), path)
 
 
 @neurons_app.command("top-tokens")
@@ -174,7 +156,7 @@ def activations(
 ) -> None:
     """Read neurons at every token of a text; --html writes the text coloured by the neuron chosen from a list."""
     given, chosen = text_of(text, file), numbers(neurons, "--neurons") or []
-    check_page(html, force=force)
+    check_file(html, force=force, option="--html")
     from circuitlab.cli import display
     from circuitlab.models.load import load_model
     from circuitlab.neurons.over_text import activations as run_activations
@@ -224,7 +206,7 @@ def examples(
 ) -> None:
     """Find the texts of a corpus at which neurons are most active; --html shows them coloured."""
     chosen = numbers(neurons, "--neurons") or []
-    check_page(html, force=force)
+    check_file(html, force=force, option="--html")
     from circuitlab.cli import display
     from circuitlab.cli.progress import progress
     from circuitlab.models.load import load_model

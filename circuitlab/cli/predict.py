@@ -1,54 +1,15 @@
 """`circuitlab predict`: what a model expects after a text, how it goes on, and how likely the text itself is."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from circuitlab.cli import options as opt
-from circuitlab.errors import ConfigError, OutputExistsError
+from circuitlab.cli.outputs import Page, check_file
+from circuitlab.cli.texts import TextArgument, TextFile, text_of
 
 if TYPE_CHECKING:
     from circuitlab.predictions.next_token import NextToken
-
-TextArgument = Annotated[
-    str | None, typer.Argument(metavar="TEXT", help="The text, its spaces as they are; or give --file.")
-]
-TextFile = Annotated[str | None, typer.Option("--file", metavar="PATH", help="Read the text from a file.")]
-Page = Annotated[
-    str | None, typer.Option("--html", metavar="PATH", help="Write the text as a page, coloured token by token.")
-]
-
-
-def text_of(text: str | None, file: str | None) -> str:
-    """The text that was typed, or that stands in a file.
-
-    Raises:
-        ConfigError: Neither or both are given, or the file cannot be read as UTF-8.
-    """
-    if (text is None) == (file is None):
-        raise ConfigError(f"give a text or --file, {'one of both' if text is None else 'not both'}.")
-    if file is None:
-        assert text is not None
-        return text
-    path = Path(file).expanduser()
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"file {file!r} is not UTF-8 text: {error}. Save it as UTF-8.") from error
-
-
-def check_page(page: str | None, *, force: bool, option: str = "--html") -> None:
-    """Refuse a page that is there already, before any work.
-
-    Raises:
-        OutputExistsError: It exists and `force` is not given.
-    """
-    if page is None:
-        return
-    path = Path(page).expanduser()
-    if path.is_dir() or (path.exists() and not force):
-        raise OutputExistsError(f"file {page!r} exists. Name another with {option}, or replace it with --force.")
 
 
 def predict(
@@ -71,7 +32,7 @@ def predict(
     With --continue also how it goes on; with --html how likely each token of the text itself was.
     """
     given = text_of(text, file)
-    check_page(html, force=force)
+    check_file(html, force=force, option="--html")
     from circuitlab.cli import display
     from circuitlab.models.load import load_model
     from circuitlab.predictions.continuation import continue_text

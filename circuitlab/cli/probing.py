@@ -1,23 +1,18 @@
 """Commands of `circuitlab neurons` that change something, and see what a neuron or the prediction does."""
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from circuitlab.cli import options as opt
-from circuitlab.cli.predict import Page, TextArgument, TextFile, check_page, text_of
+from circuitlab.cli.outputs import TABLE, TABLE_OR_PICTURE, Page, check_file, places, tell, write_result
 from circuitlab.cli.sweep import numbers
-from circuitlab.errors import ConfigError, OutputExistsError
-
-if TYPE_CHECKING:
-    import pandas as pd
+from circuitlab.cli.texts import Lines, TextArgument, TextFile, Texts, text_of, texts_of
+from circuitlab.errors import ConfigError
 
 Layer = Annotated[int, typer.Option("--layer", help="The layer, counted from 0.")]
 Neuron = Annotated[int, typer.Option("--neuron", help="The neuron, counted from 0.")]
 Table = Annotated[str | None, typer.Option("--out", metavar="PATH", help="Write the whole table as .csv.")]
-Texts = Annotated[list[str] | None, typer.Argument(metavar="TEXT...", help="Texts, each in quotes; or give --file.")]
-Lines = Annotated[str | None, typer.Option("--file", metavar="PATH", help="Read texts from a file, one a line.")]
 
 
 def sensitivity(
@@ -40,8 +35,8 @@ def sensitivity(
 ) -> None:
     """Add noise to one token at a time, and see how a neuron's activation at the last token moves."""
     given = text_of(text, file)
-    check_page(html, force=force)
-    _check_table(out, force=force)
+    check_file(html, force=force, option="--html")
+    check_file(out, force=force, kinds=TABLE)
     from circuitlab.cli import display
     from circuitlab.models.load import load_model
     from circuitlab.neurons import noise_sensitivity
@@ -50,9 +45,9 @@ def sensitivity(
     found = noise_sensitivity(loaded, given, layer, neuron, scale=scale, n_samples=samples, seed=seed)
     if html is not None:
         found.coloured().save_html(html, force=force)
-    _write(found.to_frame(), out)
+    write_result(found.to_frame, out)
     if json:
-        display.print_json({"model": model, **found.to_record(), **_places(out, html)})
+        display.print_json({"model": model, **found.to_record(), **places(out, html)})
         return
     display.print_line(
         f"neuron {neuron} of layer {layer}: {found.activation:.3f} at the last token; {samples} samples of noise"
@@ -63,7 +58,7 @@ def sensitivity(
     ]
     columns = ("position", "token", "mean change", "standard error", "rms change")
     display.print_rows(columns, rows, right=("position", *columns[2:]))
-    _tell(out, html)
+    tell(out, html)
 
 
 def simplify(
@@ -84,16 +79,16 @@ def simplify(
 ) -> None:
     """Delete the tokens of a text that a neuron needs least, one after the other; the last token stays."""
     given = text_of(text, file)
-    _check_table(out, force=force)
+    check_file(out, force=force, kinds=TABLE)
     from circuitlab.cli import display
     from circuitlab.models.load import load_model
     from circuitlab.neurons import simplify as run_simplify
 
     loaded = load_model(model, device=device, dtype=dtype)
     found = run_simplify(loaded, given, layer, neuron, keep=keep, until=until)
-    _write(found.to_frame(), out)
+    write_result(found.to_frame, out)
     if json:
-        display.print_json({"model": model, **found.to_record(), **_places(out, None)})
+        display.print_json({"model": model, **found.to_record(), **places(out)})
         return
     rows = [
         (
@@ -107,7 +102,7 @@ def simplify(
     display.print_rows(("tokens", "activation", "deleted", "text"), rows, right=("tokens", "activation"))
     if any(step.retokenises is False for step in found.steps):
         display.print_line("* typed as it stands, this text is other tokens than those that were run")
-    _tell(out, None)
+    tell(out)
 
 
 def ablate(
@@ -130,11 +125,11 @@ def ablate(
     json: opt.Json = False,
 ) -> None:
     """Hold a set of neurons at a value, and see how the log-probability of every token changes."""
-    given = _texts(texts, file)
+    given = texts_of(texts, file)
     chosen = _sets(layer, neurons, at)
     held = value if value in ("zero", "mean") else _number(value)
-    check_page(html, force=force)
-    _check_table(out, force=force)
+    check_file(html, force=force, option="--html")
+    check_file(out, force=force, kinds=TABLE)
     from circuitlab.cli import display
     from circuitlab.models.load import load_model
     from circuitlab.neurons import ablation_effect
@@ -143,9 +138,9 @@ def ablate(
     found = ablation_effect(loaded, given, chosen, value=held)
     if html is not None:
         found.save_html(html, force=force)
-    _write(found.to_frame(), out)
+    write_result(found.to_frame, out)
     if json:
-        display.print_json({"model": model, **found.to_record(), **_places(out, html)})
+        display.print_json({"model": model, **found.to_record(), **places(out, html)})
         return
     display.print_line(f"mean change of the true token's log-probability: {found.mean_change:.4f} nats")
     rows = [
@@ -157,7 +152,7 @@ def ablate(
     ]  # fmt: skip
     columns = ("text", "token", "log-prob", "change", "changed most", "by")
     display.print_rows(columns, rows, right=("log-prob", "change", "by"))
-    _tell(out, html)
+    tell(out, html)
 
 
 def optimise(
@@ -186,7 +181,7 @@ def optimise(
 ) -> None:
     """Search by gradients for prompts that maximise a neuron at their last token, beside as many random ones."""
     words = _fixed(fixed)
-    _check_table(out, force=force, kinds=(".csv", ".png", ".svg"))
+    check_file(out, force=force, kinds=TABLE_OR_PICTURE)
     from circuitlab.cli import display
     from circuitlab.cli.progress import progress
     from circuitlab.models.load import load_model
@@ -198,16 +193,16 @@ def optimise(
             loaded, layer, neuron, n_prompts=prompts, n_tokens=tokens, fixed=words, steps=steps, patience=patience,
             diversity=diversity, direction=direction, seed=seed, progress=report,
         )  # fmt: skip
-    _write(found.trace, out, found.plot)
+    write_result(lambda: found.trace, out, found.plot)
     if json:
-        display.print_json({"model": model, **found.to_record(), **_places(out, None)})
+        display.print_json({"model": model, **found.to_record(), **places(out)})
         return
     rows = [(f"{one.value:.3f}", str(one.step), one.tokens.text + _star(one.retokenises)) for one in found.prompts]
     display.print_rows(("value", "step", "prompt"), rows, right=("value", "step"))
     if any(one.retokenises is False for one in found.prompts):
         display.print_line("* typed as it stands, this prompt is other tokens than those that were run")
     display.print_line(f"best of {found.baseline.n:,} random prompts: {found.baseline.best[0]:.3f}")
-    _tell(out, None)
+    tell(out)
 
 
 def outliers(
@@ -228,20 +223,20 @@ def outliers(
     json: opt.Json = False,
 ) -> None:
     """Find positions where an MLP matters though no neuron stands out, in texts or in sentences of our own."""
-    _check_table(out, force=force, kinds=(".csv", ".png", ".svg"))
+    check_file(out, force=force, kinds=TABLE_OR_PICTURE)
     from circuitlab.cli import display
     from circuitlab.models.load import load_model
     from circuitlab.neurons import SENTENCES, norm_ratios
     from circuitlab.neurons import outliers as run_outliers
 
-    given = list(SENTENCES) if texts is None and file is None else _texts(texts, file)
+    given = list(SENTENCES) if texts is None and file is None else texts_of(texts, file)
     loaded = load_model(model, device=device, dtype=dtype)
     found = run_outliers(loaded, given, layer)
     ratios = norm_ratios(found, n=top, seed=seed) if found.has_norm else None
-    _write(found.to_frame(), out, lambda: found.plot(top))
+    write_result(found.to_frame, out, lambda: found.plot(top))
     if json:
         more = {"norm_ratios": None if ratios is None else ratios.to_record()}
-        display.print_json({**found.to_record(top), **more, **_places(out, None)})
+        display.print_json({**found.to_record(top), **more, **places(out)})
         return
     rows = [
         (repr(row["token"]), str(row["position"]), *(f"{row[key]:.3f}" for key in _OUTLIER_KEYS), row["text"])
@@ -257,7 +252,7 @@ def outliers(
             f"score behind the inner norm over before: {one.first_mean:.3f} at these, {one.second_mean:.3f} at random "
             f"positions (p = {one.permutation_p:.3f})"
         )
-    _tell(out, None)
+    tell(out)
 
 
 _OUTLIER_KEYS = ("ablation_loss", "outlier_score", "combination")
@@ -265,19 +260,6 @@ _OUTLIER_KEYS = ("ablation_loss", "outlier_score", "combination")
 
 def _star(retokenises: bool | None) -> str:
     return " *" if retokenises is False else ""
-
-
-def _texts(texts: list[str] | None, file: str | None) -> list[str]:
-    """The texts that were typed, or the lines of a file that are not blank."""
-    if texts:
-        if file is not None:
-            raise ConfigError("give texts or --file, not both.")
-        return texts
-    lines = text_of(None, file).splitlines()
-    found = [line for line in lines if line.strip()]
-    if not found:
-        raise ConfigError(f"file {file!r} holds no text. Write one a line.")
-    return found
 
 
 def _sets(layer: int | None, neurons: str | None, at: list[str] | None) -> dict[int, list[int]]:
@@ -307,45 +289,3 @@ def _number(text: str) -> float:
         return float(text)
     except ValueError as error:
         raise ConfigError(f"--value {text!r} is neither zero nor mean nor a number.") from error
-
-
-def _check_table(out: str | None, *, force: bool, kinds: tuple[str, ...] = (".csv",)) -> None:
-    """Refuse a file of another kind, or one that is there already, before any work."""
-    if out is None:
-        return
-    path = Path(out).expanduser()
-    if path.suffix not in kinds:
-        raise ConfigError(f"--out {out!r} is written as {' or '.join(kinds)}. Use that suffix.")
-    if path.is_dir() or (path.exists() and not force):
-        raise OutputExistsError(f"output file {out!r} exists. Name another, or replace it with --force.")
-
-
-def _write(frame: "pd.DataFrame", out: str | None, plot: Any = None) -> None:
-    """A table or a drawing under a temporary name first."""
-    if out is None:
-        return
-    path = Path(out).expanduser()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix != ".csv":
-        from circuitlab.viz import save_figure
-
-        save_figure(plot(), path)
-        return
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        frame.to_csv(temporary, index=False)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _places(out: str | None, html: str | None) -> dict[str, str]:
-    return {name: path for name, path in (("out", out), ("html", html)) if path is not None}
-
-
-def _tell(out: str | None, html: str | None) -> None:
-    from circuitlab.cli import display
-
-    for name, path in (("written", out), ("page", html)):
-        if path is not None:
-            display.print_line(f"{name}: {path}")

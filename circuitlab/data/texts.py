@@ -106,7 +106,7 @@ def filled(ids: Sequence[Sequence[int]]) -> tuple[Int[Tensor, "batch seq"], Int[
     """Token lists as one tensor, each filled up behind its end, and their lengths.
 
     A model that looks back only gives the same values at a text's own tokens whatever stands behind them; the texts'
-    last tokens are repeated there.
+    last tokens are repeated there. For models that look ahead the lengths have to be one (`packs_by_length`).
     """
     longest = max(len(row) for row in ids)
     rows = [[*row, *[row[-1]] * (longest - len(row))] for row in ids]

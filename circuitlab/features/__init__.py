@@ -3,8 +3,9 @@
 What is public is loaded when it is first asked for, so that importing this package loads no torch.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from circuitlab import late
 
 _HOMES = {
     "ActiveFeature": "circuitlab.features.activations",
@@ -38,15 +39,4 @@ if TYPE_CHECKING:
     from circuitlab.features.splicing import Quality, Splice, attached, quality, splice
     from circuitlab.features.sweep import sweep_features
 
-
-def __getattr__(name: str) -> Any:
-    """Load a public name from its home when it is first asked for (PEP 562)."""
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(_HOMES[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})
+__getattr__, __dir__ = late.names(__name__, _HOMES)

@@ -108,8 +108,8 @@ class FeatureActivations:
         inside = self.position >= first
         here = np.flatnonzero(inside if prompt is None else inside & (self.prompt == self._prompt(prompt)))
         order = here[np.argsort(-self.value[here], kind="stable")]
-        _, first = np.unique(self.feature[order], return_index=True)
-        chosen = order[np.sort(first)][:k]
+        _, strongest = np.unique(self.feature[order], return_index=True)
+        chosen = order[np.sort(strongest)][:k]
         return tuple(ActiveFeature(feature=int(self.feature[i]), value=float(self.value[i])) for i in chosen)
 
     def to_frame(self, descriptions: Descriptions | None = None) -> pd.DataFrame:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuitlab.errors import ConfigError
@@ -14,6 +14,7 @@ from circuitlab.features.autoencoder import Autoencoder
 from circuitlab.features.place import activation
 from circuitlab.models.protocol import Model
 from circuitlab.patching.baseline import Baseline
+from circuitlab.patching.reach import tokens_that_matter
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -36,17 +37,11 @@ class Differences:
         return len(self.example)
 
 
-def reached(baseline: Baseline) -> Bool[Tensor, "batch seq"]:
-    """Tokens where the runs can differ and the metric can notice: from the first difference to the answer."""
-    batch = baseline.batch
-    position = torch.arange(batch.n_tokens, device=batch.clean.device)
-    return ((batch.clean != batch.corrupt).cumsum(1) > 0) & (position <= batch.answer_at[:, None])
-
-
 @torch.no_grad()
 def differences(model: Model, autoencoder: Autoencoder, baseline: Baseline) -> Differences:
     """All features that differ, where it can matter."""
-    example, position = reached(baseline).nonzero(as_tuple=True)
+    matter = tokens_that_matter(model.spec, baseline.batch, from_difference=True)
+    example, position = matter.nonzero(as_tuple=True)
     site, layer, n = autoencoder.site, autoencoder.layer, autoencoder.n_features
     keys, values = list[Tensor](), list[Tensor]()
     for run, sign in ((baseline.clean, 1), (baseline.corrupt, -1)):

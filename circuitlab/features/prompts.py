@@ -12,6 +12,7 @@ from torch import Tensor
 
 from circuitlab.errors import ConfigError, ModelError
 from circuitlab.models.protocol import Model
+from circuitlab.models.text import words_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -51,7 +52,7 @@ def prompts_of(model: Model, texts: str | Sequence[str] | Int[Tensor, "batch seq
         if texts.ndim != 2 or texts.numel() == 0 or texts.is_floating_point():
             raise ConfigError(f"tokens must be whole numbers [batch, seq]; got {tuple(texts.shape)} {texts.dtype}.")
         ids = [tuple(row) for row in texts.tolist()]
-        words = tuple(_words(model, row) for row in ids)
+        words = tuple(words_of(model, row) for row in ids)
     else:
         given = [texts] if isinstance(texts, str) else list(texts)
         if not given:
@@ -79,12 +80,3 @@ def begins_marked(model: Model) -> bool:
         return model.text.encode("a").offsets[0] == (0, 0)
     except ModelError:
         return False
-
-
-def _words(model: Model, ids: tuple[int, ...]) -> tuple[str, ...]:
-    """Tokens as text, where there is a tokenizer that can tell."""
-    try:
-        decode = getattr(model.text, "decode", None)
-    except ModelError:
-        decode = None
-    return tuple(map(str, ids)) if decode is None else tuple(decode(ids))

@@ -29,7 +29,7 @@ from circuitlab.data.pairs import PairSet
 from circuitlab.errors import ConfigError, MetricError, UnknownNameError
 from circuitlab.features.autoencoder import Autoencoder
 from circuitlab.features.descriptions import Descriptions
-from circuitlab.features.differences import differences, reached
+from circuitlab.features.differences import differences
 from circuitlab.features.place import activation, check_fits, run_on
 from circuitlab.metrics import Metric
 from circuitlab.models.protocol import Model
@@ -37,6 +37,7 @@ from circuitlab.patching.baseline import Baseline, at_answer, check_gap, record_
 from circuitlab.patching.gradients import judged
 from circuitlab.patching.grid import Grid
 from circuitlab.patching.packing import fitting
+from circuitlab.patching.reach import tokens_that_matter
 from circuitlab.patching.sweep_plan import MetricLike, plan_sweep
 from circuitlab.progress import Progress, silent
 
@@ -228,7 +229,7 @@ def _scores(
     scale = own.scaled(activation(model, base, own.site, own.layer)).scale[found.example, found.position, 0]
     score = found.change * scale * _along_rows(slope, own, found.example, found.position, found.feature)
     clean, corrupt = (activation(model, run, own.site, own.layer) for run in (baseline.clean, baseline.corrupt))
-    slope = slope * reached(baseline)[:, :, None]
+    slope = slope * tokens_that_matter(model.spec, baseline.batch, from_difference=True)[:, :, None]
     total = ((clean - corrupt) * slope).sum((1, 2))
     left = [x - own.reconstruct(x).to(x) for x in (clean, corrupt)]
     error = ((left[0] - left[1]) * slope).sum((1, 2))

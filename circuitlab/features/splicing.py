@@ -25,9 +25,10 @@ from circuitlab.features.autoencoder import Autoencoder
 from circuitlab.features.place import activation, check_fits, run_on
 from circuitlab.features.prompts import begins_marked, prompts_of
 from circuitlab.models.protocol import Frame, Model, Recording
-from circuitlab.patching.baseline import LOGITS_AT_ONCE, at_answer, record_baseline
+from circuitlab.patching.baseline import at_answer, record_baseline
 from circuitlab.patching.packing import packs, rows_per_pack
 from circuitlab.patching.sweep_plan import MetricLike, plan_sweep
+from circuitlab.predictions.streams import logits_by_part
 
 Edit = Callable[[Tensor], Tensor]
 
@@ -288,8 +289,7 @@ def _measure(model: Model, own: Autoencoder, tokens: Int[Tensor, "batch seq"], s
 def _loss(model: Model, final: Float[Tensor, "batch _ d_model"], following: Int[Tensor, "batch _"]) -> float:
     """Summed loss of the next tokens, a few tokens at a time."""
     streams, words = final.flatten(0, 1), following.flatten()
-    size = max(1, LOGITS_AT_ONCE // model.spec.d_vocab)
     return sum(
-        float(cross_entropy(model.logits(streams[p]).double(), words[p], reduction="sum"))
-        for p in packs(len(streams), size)
+        float(cross_entropy(logits.double(), words[rows], reduction="sum"))
+        for rows, logits in logits_by_part(model, streams)
     )

@@ -14,12 +14,8 @@ from torch import Tensor
 
 from circuitlab.errors import UnsupportedModelError
 from circuitlab.models.anatomy import mlp_down, mlp_gate, mlp_up, norm_inside
-from circuitlab.models.surgery import first_tensor, forward_replaced, hooks
+from circuitlab.models.surgery import EnoughError, first_tensor, forward_replaced, hooks
 from circuitlab.parts import ModelSpec, Stage
-
-
-class _EnoughError(Exception):
-    """Ends an MLP's pass whose rest nobody needs; never seen outside."""
 
 
 def check_stage(bridge: Any, spec: ModelSpec, stage: Stage, *, whole: bool = False) -> None:
@@ -57,10 +53,10 @@ def neurons_at(block: Any, normed: Float[Tensor, "1 row d_model"], stage: Stage)
 
     def keep(values: Tensor) -> None:
         kept.append(values)
-        raise _EnoughError
+        raise EnoughError
 
     inside = norm_inside(block)
-    with hooks() as add, suppress(_EnoughError):
+    with hooks() as add, suppress(EnoughError):
         if stage is Stage.PRE:
             add.output(_shown(mlp_up(block)), keep)
         elif stage is Stage.MID and inside is not None:

@@ -13,6 +13,10 @@ from torch import Tensor, nn
 ONLY_LOOKING = ("transformer_lens.model_bridge", "transformers.utils.output_capturing")
 
 
+class EnoughError(Exception):
+    """Raised by a hook to end a pass whose rest nobody needs; whoever puts the hook there suppresses it."""
+
+
 def first_tensor(output: Any) -> Tensor:
     """The hidden states of a module's output, which is a tensor or a tuple that begins with one."""
     return output[0] if isinstance(output, tuple) else output

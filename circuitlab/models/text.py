@@ -1,9 +1,13 @@
 """A HuggingFace tokenizer as the model uses it, beginning-of-sequence token included."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
 from typing import Any
 
 from circuitlab.data.encoding import Encoded
 from circuitlab.errors import ModelError
+from circuitlab.models.protocol import Model
 
 
 class TokenizerText:
@@ -69,3 +73,11 @@ def text_of(bridge: Any, name: str) -> TokenizerText:
         raise ModelError(f"model {name!r} has no tokenizer. Give tokens instead: PairBatch.from_tokens(...).")
     bos = tokenizer.bos_token_id is not None and getattr(bridge.cfg, "default_prepend_bos", True)
     return TokenizerText(tokenizer, prepend_bos=bos)
+
+
+def words_of(model: Model, ids: Sequence[int]) -> tuple[str, ...]:
+    """Tokens as text, each by itself, or as numbers where the model has no tokenizer."""
+    try:
+        return model.text.decode(tuple(ids))
+    except ModelError:
+        return tuple(map(str, ids))

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from circuitlab.errors import UnsupportedModelError
 from circuitlab.models.anatomy import attn_adds, mlp_adds
 from circuitlab.models.protocol import Frame, Recording
-from circuitlab.models.surgery import broadcast_rows, evaluating, first_tensor, forward_replaced, hooks
+from circuitlab.models.surgery import EnoughError, broadcast_rows, evaluating, first_tensor, forward_replaced, hooks
 from circuitlab.parts import ModelSpec
 
 # Where each part of a recording is seen, for the message where it is not.
@@ -61,15 +61,11 @@ class Insides:
         """The same up to this module, which is not run: unembedding every position is a third of GPT-2's work."""
 
         def stop(_args: tuple, _kwargs: dict) -> None:
-            raise _EnoughError
+            raise EnoughError
 
-        with hooks() as add, suppress(_EnoughError):
+        with hooks() as add, suppress(EnoughError):
             add.call(module, stop)
             self.forward(tokens)
-
-
-class _EnoughError(Exception):
-    """Ends a forward pass whose rest nobody needs; never seen outside."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

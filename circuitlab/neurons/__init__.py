@@ -8,8 +8,9 @@ Example:
     True
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from circuitlab import late
 
 # Public name -> the module it lives in; no module may be called like a name. The imports below tell type checkers the
 # same; a test compares the two.
@@ -42,15 +43,4 @@ if TYPE_CHECKING:
     from circuitlab.neurons.simplification import simplify
     from circuitlab.neurons.weights import top_neurons, top_tokens
 
-
-def __getattr__(name: str) -> Any:
-    """Load a public name from its home when it is first asked for (PEP 562)."""
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(_HOMES[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})
+__getattr__, __dir__ = late.names(__name__, _HOMES)

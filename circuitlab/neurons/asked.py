@@ -11,6 +11,7 @@ from torch import Tensor
 
 from circuitlab.errors import ConfigError, ModelError
 from circuitlab.models.protocol import Model
+from circuitlab.neurons.chosen import neurons_of
 
 Prompt = str | Int[Tensor, " _"]  # of any length: those of a list may differ
 
@@ -124,38 +125,6 @@ def by_length(prompts: Sequence[Tokens]) -> dict[int, list[int]]:
     return found
 
 
-def check_layer(model: Model, layer: int) -> int:
-    """A layer that the model has, with an MLP in it.
-
-    Raises:
-        ConfigError: It has none.
-    """
-    spec = model.spec
-    if not spec.has_mlp:
-        raise ConfigError(f"model {model.id!r} has attention alone: without MLPs there are no neurons to ask about.")
-    if not 0 <= layer < spec.n_layers:
-        raise ConfigError(f"layer {layer} is not there: model {model.id!r} has layers 0 to {spec.n_layers - 1}.")
-    return layer
-
-
-def check_neurons(model: Model, layer: int, neurons: Sequence[int]) -> tuple[int, ...]:
-    """Neurons that a layer has, each once.
-
-    Raises:
-        ConfigError: A neuron or the layer is not there, or no neuron is given.
-    """
-    n_neurons = len(model.neuron_weight(check_layer(model, layer)))
-    chosen = tuple(dict.fromkeys(int(neuron) for neuron in neurons))
-    if not chosen:
-        raise ConfigError(f"no neuron of layer {layer} is given. Name at least one of 0 to {n_neurons - 1}.")
-    for neuron in chosen:
-        if not 0 <= neuron < n_neurons:
-            raise ConfigError(
-                f"neuron {neuron} is not there: layer {layer} of model {model.id!r} has neurons 0 to {n_neurons - 1}."
-            )
-    return chosen
-
-
 def check_sets(model: Model, neurons: Mapping[int, Sequence[int]]) -> dict[int, tuple[int, ...]]:
     """Sets of neurons by layer, lowest layer first.
 
@@ -164,7 +133,7 @@ def check_sets(model: Model, neurons: Mapping[int, Sequence[int]]) -> dict[int, 
     """
     if not neurons:
         raise ConfigError("no neurons are given. Name a layer and at least one neuron, such as {0: [3, 17]}.")
-    return {layer: check_neurons(model, layer, neurons[layer]) for layer in sorted(neurons)}
+    return {layer: neurons_of(model, layer, neurons[layer]) for layer in sorted(neurons)}
 
 
 def check_count(name: str, value: int, least: int = 1) -> int:

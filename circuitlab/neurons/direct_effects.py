@@ -28,7 +28,7 @@ from circuitlab.data.texts import answer_ids, as_texts, encode_text, filled
 from circuitlab.errors import ConfigError
 from circuitlab.models.protocol import Model
 from circuitlab.neurons.chosen import layers_of
-from circuitlab.patching.packing import packs, rows_per_pack
+from circuitlab.predictions.streams import packs_by_length
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -160,13 +160,14 @@ def importance(
     if answers is not None:
         asked = [answer_ids(t, (w,), e, model.text)[0] for t, w, e in zip(texts, answers, encoded, strict=True)]
     ids = [one.ids for one in encoded]
-    found, words = list[Tensor](), list[int]()
-    size = rows_per_pack(model, max(map(len, ids)), None, extra_streams=10 * model.spec.n_layers)
-    for part in packs(len(ids), size):
-        effects, chosen = _effects(model, ids[part], layers, None if asked is None else asked[part])
-        found.append(effects)
-        words += chosen
     widths = [model.neuron_weight(one).shape[0] for one in layers]
+    found, words = np.zeros((sum(widths), len(ids))), [0] * len(ids)
+    for members in packs_by_length(model, list(map(len, ids)), extra_streams=10 * model.spec.n_layers):
+        meant = None if asked is None else [asked[i] for i in members]
+        effects, chosen = _effects(model, [ids[i] for i in members], layers, meant)
+        found[:, members] = effects.T.cpu().double().numpy()
+        for i, word in zip(members, chosen, strict=True):
+            words[i] = word
     return Importance(
         model=model.id,
         prompts=texts,
@@ -174,7 +175,7 @@ def importance(
         answer_ids=tuple(words),
         layers=np.repeat(layers, widths),
         neurons=np.concatenate([np.arange(width) for width in widths]),
-        effects=torch.cat(found).T.cpu().double().numpy(),
+        effects=found,
     )
 
 

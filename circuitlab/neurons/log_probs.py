@@ -9,8 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuitlab.models.protocol import Model
-from circuitlab.patching.baseline import LOGITS_AT_ONCE
-from circuitlab.patching.packing import packs
+from circuitlab.predictions.streams import logits_by_part
 
 
 @torch.no_grad()
@@ -57,7 +56,5 @@ def _streamed(
     model: Model, *streams: Float[Tensor, "token d_model"]
 ) -> Iterator[tuple[slice, list[Float[Tensor, "_ d_vocab"]]]]:
     """Log-probabilities over the vocabulary, a few tokens at a time, in float32 at least."""
-    size = max(1, LOGITS_AT_ONCE // (len(streams) * model.spec.d_vocab))
-    for part in packs(len(streams[0]), size):
-        found = [model.logits(stream[part]) for stream in streams]
-        yield part, [torch.log_softmax(x if x.dtype == torch.float64 else x.float(), -1) for x in found]
+    for together in zip(*(logits_by_part(model, stream) for stream in streams), strict=True):
+        yield together[0][0], [torch.log_softmax(logits, -1) for _, logits in together]

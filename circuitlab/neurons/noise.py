@@ -21,7 +21,8 @@ from torch import Tensor
 from circuitlab.data.text_values import TextValues
 from circuitlab.errors import ConfigError
 from circuitlab.models.protocol import Model
-from circuitlab.neurons.asked import Prompt, Tokens, check_count, check_neurons, read_prompt
+from circuitlab.neurons.asked import Prompt, Tokens, check_count, read_prompt
+from circuitlab.neurons.chosen import neurons_of
 from circuitlab.neurons.last_token import last_values
 
 if TYPE_CHECKING:
@@ -134,7 +135,7 @@ def noise_sensitivity(
     Raises:
         ConfigError: The layer or neuron is not there, the text is empty or too long, or a number is out of range.
     """
-    (neuron,) = check_neurons(model, layer, [neuron])
+    (neuron,) = neurons_of(model, layer, neuron)
     check_count("n_samples", n_samples)
     if not 0 < scale < float("inf"):
         raise ConfigError(f"scale is {scale}; noise needs a standard deviation above 0, such as 0.5.")

@@ -27,7 +27,8 @@ from torch import Tensor
 from circuitlab import late
 from circuitlab.errors import ConfigError
 from circuitlab.models.protocol import Frame, Model
-from circuitlab.neurons.asked import Prompt, Tokens, by_length, check_layer, read_prompts
+from circuitlab.neurons.asked import Prompt, Tokens, by_length, read_prompts
+from circuitlab.neurons.chosen import layers_of
 from circuitlab.neurons.halves import behind_attention, read_by_mlp
 from circuitlab.neurons.log_probs import log_probs_of
 from circuitlab.parts import Stage
@@ -137,7 +138,7 @@ def outliers(model: Model, prompts: Sequence[Prompt], layer: int = 0, *, budget:
     Raises:
         ConfigError: The layer is not there, the list is empty, or a prompt is empty, too long, or a single token.
     """
-    check_layer(model, layer)
+    layers_of(model, layer)
     read = read_prompts(model, prompts)
     for number, prompt in enumerate(read):
         if len(prompt) < 2:

@@ -31,7 +31,8 @@ from torch.nn import functional
 
 from circuitlab.errors import ConfigError, UnknownNameError
 from circuitlab.models.protocol import Frame, Model
-from circuitlab.neurons.asked import Tokens, check_count, check_neurons, same_when_typed, words_of
+from circuitlab.neurons.asked import Tokens, check_count, same_when_typed, words_of
+from circuitlab.neurons.chosen import neurons_of
 from circuitlab.neurons.last_token import at_last_token, last_values
 from circuitlab.neurons.prompt_results import FoundPrompt, OptimisedPrompts, RandomPrompts
 from circuitlab.neurons.template import Template, template_of
@@ -93,7 +94,7 @@ def optimise_prompts(
         UnknownNameError: The direction is neither "max" nor "min".
         UnsupportedModelError: The model's embedding is not a vector per token plus one per position.
     """
-    (neuron,) = check_neurons(model, layer, [neuron])
+    (neuron,) = neurons_of(model, layer, neuron)
     counts = {"n_prompts": n_prompts, "n_tokens": n_tokens, "steps": steps, "patience": patience}
     for name, value in counts.items():
         check_count(name, value)

@@ -18,7 +18,8 @@ import torch
 from circuitlab import late
 from circuitlab.errors import ConfigError
 from circuitlab.models.protocol import Model
-from circuitlab.neurons.asked import Prompt, Tokens, check_count, check_neurons, read_prompt, same_when_typed
+from circuitlab.neurons.asked import Prompt, Tokens, check_count, read_prompt, same_when_typed
+from circuitlab.neurons.chosen import neurons_of
 from circuitlab.neurons.last_token import last_values
 
 if TYPE_CHECKING:
@@ -127,7 +128,7 @@ def simplify(
         ConfigError: The layer or neuron is not there, the text is empty or too long, a number is out of range, or a
             share is asked for of an activation that is not positive.
     """
-    (neuron,) = check_neurons(model, layer, [neuron])
+    (neuron,) = neurons_of(model, layer, neuron)
     check_count("keep", keep)
     tokens = read_prompt(model, text)
     activation = float(last_values(model, tokens.tensor(model.device), layer, neuron, budget=budget))

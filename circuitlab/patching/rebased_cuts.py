@@ -23,6 +23,7 @@ from circuitlab.patching.cut_setting import Setting
 from circuitlab.patching.cut_state import CutState, clean_state
 from circuitlab.patching.cuts import replaced_apart
 from circuitlab.patching.floor import Floor
+from circuitlab.patching.reach import tokens_that_differ
 from circuitlab.patching.variants import SAME
 
 
@@ -39,9 +40,8 @@ class RebasedCuts:
         batch, replaced = baseline.batch, replaced_apart(model, baseline, floor)
         apart = (replaced != 0).any(3)
         if floor is None or floor.run is baseline.corrupt:
-            # Both prompts are the same before their first difference, whatever the last bits of their kernels say.
-            apart &= (batch.clean != batch.corrupt).cumsum(1) > 0
-        there = torch.nonzero(apart.any(0).any(0))
+            apart &= tokens_that_differ(model.spec, batch)
+        there = torch.nonzero(apart.any(0).any(0)) if model.spec.causal else torch.zeros(1, 1)
         since = min(int(there[0]) if len(there) else batch.n_tokens, int(batch.answer_at.min()))
         self._real, self._readers_per_layer = real_edges(Layout.of(model.spec)), model.spec.readers_per_layer
         self._setting = Setting(

@@ -10,24 +10,25 @@ from torch import Tensor
 
 from circuitlab.data.texts import filled
 from circuitlab.models.protocol import Model
-from circuitlab.patching.packing import bytes_per_row, rows_at_once
-
-# Bytes of logits at once: a vocabulary of 256,000 words takes a megabyte for every position.
-LOGIT_BYTES = 128 * 2**20
-
+from circuitlab.patching.baseline import LOGITS_AT_ONCE
+from circuitlab.patching.packing import bytes_per_row, packs, rows_per_pack
 
 # Bytes of a pack of texts on a CPU: with 192 MB the filling behind shorter texts cost as much again as the texts, with
 # 8 MB the calls did (2,000 texts on the bundled model: 9.6 s, 5.6 s at 64, 8.8 s at 8).
 PACK_BYTES = 48 * 2**20
 
 
-def packs_by_length(model: Model, lengths: Sequence[int], budget: int | None = None) -> Iterator[list[int]]:
+def packs_by_length(
+    model: Model, lengths: Sequence[int], budget: int | None = None, extra_streams: int = 0
+) -> Iterator[list[int]]:
     """Which texts to run together: of similar length, the longest first, as many as memory holds.
 
     Args:
-        model: Its widths say what a token costs.
+        model: Its widths say what a token costs. Where tokens see later ones, only texts of one length run together:
+            what fills up a shorter one would be seen.
         lengths: Tokens of each text.
         budget: Bytes; a share of what is free by default.
+        extra_streams: How many more tensors of the stream's size stay alive for every text.
 
     Yields:
         Numbers of texts.
@@ -36,11 +37,14 @@ def packs_by_length(model: Model, lengths: Sequence[int], budget: int | None = N
     start = 0
     while start < len(order):
         longest = lengths[order[start]]
-        size = rows_at_once(model, longest, budget)
+        size = rows_per_pack(model, longest, budget, extra_streams)
         if model.device.type == "cpu":
-            size = max(1, min(size, PACK_BYTES // bytes_per_row(model, longest)))
-        yield order[start : start + size]
-        start += size
+            size = max(1, min(size, PACK_BYTES // bytes_per_row(model, longest, extra_streams)))
+        stop = min(start + size, len(order))
+        if not model.spec.causal:
+            stop = next((at for at in range(start, stop) if lengths[order[at]] < longest), stop)
+        yield order[start:stop]
+        start = stop
 
 
 def final_stream(model: Model, tokens: Int[Tensor, "batch seq"]) -> Float[Tensor, "batch seq d_model"]:
@@ -56,7 +60,7 @@ def last_streams(
     """The final stream at the last token of each text.
 
     Args:
-        model: The model; it looks back only, so that what fills up the shorter texts changes nothing.
+        model: The model.
         ids: Tokens of each text.
         budget: Bytes of one run; a share of what is free by default.
     """
@@ -76,8 +80,6 @@ def logits_by_part(
     Yields:
         The part's rows, and their logits in at least single precision.
     """
-    size = max(1, LOGIT_BYTES // (4 * model.spec.d_vocab))
-    for start in range(0, len(stream), size):
-        rows = slice(start, min(start + size, len(stream)))
+    for rows in packs(len(stream), max(1, LOGITS_AT_ONCE // model.spec.d_vocab)):
         logits = model.logits(stream[rows])
         yield rows, logits if logits.dtype == torch.float64 else logits.float()

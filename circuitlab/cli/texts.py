@@ -1,0 +1,50 @@
+"""Texts that commands take, typed or from a file."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from circuitlab.errors import ConfigError
+
+TextArgument = Annotated[
+    str | None, typer.Argument(metavar="TEXT", help="The text, its spaces as they are; or give --file.")
+]
+TextFile = Annotated[str | None, typer.Option("--file", metavar="PATH", help="Read the text from a file.")]
+Texts = Annotated[list[str] | None, typer.Argument(metavar="TEXT...", help="Texts, each in quotes; or give --file.")]
+Lines = Annotated[str | None, typer.Option("--file", metavar="PATH", help="Read texts from a file, one a line.")]
+
+
+def text_of(text: str | None, file: str | None) -> str:
+    """The text that was typed, or that stands in a file.
+
+    Raises:
+        ConfigError: Neither or both are given, or the file cannot be read as UTF-8.
+    """
+    if (text is None) == (file is None):
+        raise ConfigError(f"give a text or --file, {'one of both' if text is None else 'not both'}.")
+    if file is None:
+        assert text is not None
+        return text
+    path = Path(file).expanduser()
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"file {file!r} is not UTF-8 text: {error}. Save it as UTF-8.") from error
+
+
+def texts_of(texts: list[str] | None, file: str | None) -> list[str]:
+    """The texts that were typed, or the lines of a file that are not blank.
+
+    Raises:
+        ConfigError: Neither or both are given, or the file holds no text that can be read as UTF-8.
+    """
+    if texts:
+        if file is not None:
+            raise ConfigError("give texts or --file, not both.")
+        return texts
+    lines = text_of(None, file).splitlines()
+    found = [line for line in lines if line.strip()]
+    if not found:
+        raise ConfigError(f"file {file!r} holds no text. Write one a line.")
+    return found
