@@ -33,6 +33,7 @@ def feature_map(
             col_title="token",
             title="Active features",
             quantity="activation",
+            one_sided=bool((values >= 0).all()),
             col_numbers=tuple(map(str, range(first, first + len(tokens)))),
         )
     )

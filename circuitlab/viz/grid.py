@@ -58,6 +58,7 @@ class LabelledGrid:
         col_numbers: Positions of the columns, where their labels are not numbers themselves.
         n_examples: Over how many prompts the values are taken, the least and the most of all cells.
         least_reach: The colour scale reaches at least this far from the centre, so that noise around it stays pale.
+        one_sided: No value can be below the centre, so that the colour bar shows what is above it alone.
 
     Raises:
         ConfigError: Sizes do not go together, or there is no cell.
@@ -76,6 +77,7 @@ class LabelledGrid:
     col_numbers: tuple[str, ...] | None = None
     n_examples: tuple[int, int] | None = None
     least_reach: float = 0.0
+    one_sided: bool = False
 
     def __post_init__(self) -> None:
         wanted = (len(self.row_labels), len(self.col_labels))

@@ -74,7 +74,7 @@ def heatmap(grid: LabelledGrid) -> Figure:
         bar_height = float(np.clip(height, *_BAR_HEIGHT))
         bar = figure.add_axes((0.8, 0.1, 0.1, 0.5), label="colour bar")
         place(figure, bar, 2.0 + width + _BAR_GAP, 2.0 + height - bar_height, _BAR_WIDTH, bar_height)
-        _draw_bar(figure, mesh, bar, grid.quantity)
+        _draw_bar(figure, mesh, bar, grid)
         _draw_note(axes, grid, bold)
         fit(figure)
     return figure
@@ -188,10 +188,12 @@ def _draw_numbers(axes: Axes, grid: LabelledGrid, plan: _Plan, mesh: QuadMesh) -
     return any_bold
 
 
-def _draw_bar(figure: Figure, mesh: QuadMesh, bar: Axes, quantity: str) -> None:
+def _draw_bar(figure: Figure, mesh: QuadMesh, bar: Axes, grid: LabelledGrid) -> None:
     colours = figure.colorbar(mesh, cax=bar)
     colours.outline.set_visible(False)
-    lines = [piece for line in quantity.split("\n") for piece in textwrap.wrap(line, 32)]
+    if grid.one_sided:
+        bar.set_ylim(bottom=grid.centre)
+    lines = [piece for line in grid.quantity.split("\n") for piece in textwrap.wrap(line, 32)]
     bar.set_ylabel(drawable("\n".join(lines)), fontsize=7.5, color=INK, linespacing=1.3)
     bar.tick_params(length=2, width=0.6, pad=2, labelsize=7)
 
