@@ -6,12 +6,8 @@ not the guessed one; that answer counts too, and the search goes on behind it. S
 those of the search one question at a time. The first guess is "cut". Questions behind a wrong guess were asked about a
 circuit that differs by one edge: their answers are thrown away, but are the guesses of the next batch.
 
-A guess comes with a doubt, its chance to be wrong. A batch ends where it is more likely than not that one of its
-guesses is: what follows would be thrown away. Without estimates k grows while batches come true and shrinks where they
-do not.
-
-One run with several circuits may round differently from one with a single circuit: an effect within the last bits of
-the threshold is the one thing that could fall otherwise.
+k grows while batches come true and shrinks where they do not. One run with several circuits may round differently from
+one with a single circuit: an effect within the last bits of the threshold is the one thing that could fall otherwise.
 """
 
 from __future__ import annotations
@@ -28,13 +24,6 @@ from circuitlab.patching.cut_values import CutValues
 from circuitlab.progress import Progress, silent
 
 FIRST_BATCH = 4
-# Chance that all guesses of a batch are right, below which it is not made longer.
-LIKELY = 0.5
-# Doubt about a guess whose estimate is as far from the threshold as from zero. By estimates of EAP in the whole model
-# one guess in eleven was wrong where they were larger than a fifth of the threshold, none of the others (479 edges).
-DOUBT_OF_ESTIMATES = 0.12
-# The same of an answer that was given for a circuit of other edges.
-DOUBT_OF_ANSWERS = 0.01
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,27 +124,13 @@ def search(
     """
     run = _Run(costs, Walk.from_all(layout), threshold, progress)
     if estimates is not None:
-        run.expect({place: _Guess.by(float(estimates[place]), threshold) for place in asking_order(layout)})
-    size = speculate or (FIRST_BATCH if estimates is None else costs.values.at_once)
+        run.expect({place: bool(estimates[place] < threshold) for place in asking_order(layout)})
+    size = FIRST_BATCH if speculate is None else speculate
     while (asked := run.look_ahead(size)) is not None:
         right = run.answer(asked)
-        if speculate is None and estimates is None:
+        if speculate is None:
             size = min(2 * size, costs.values.at_once) if right == len(asked) else max(2, right + 1)
     return run.result()
-
-
-@dataclass(frozen=True, slots=True)
-class _Guess:
-    """Whether an edge is expected to be cut, and the chance that it is not so."""
-
-    cut: bool = True
-    doubt: float = 0.0
-
-    @classmethod
-    def by(cls, effect: float, threshold: float, doubt: float = DOUBT_OF_ESTIMATES) -> _Guess:
-        """From what an edge may be worth, which may be wrong by about as much as it is itself."""
-        margin = abs(effect - threshold)
-        return cls(effect < threshold, min(0.5, doubt * abs(effect) / margin) if margin else 0.5)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -180,27 +155,26 @@ class _Run:
         self._costs, self._walk, self._threshold, self._progress = costs, walk, threshold, progress
         self._current = costs.whole
         self._answers = list[Answer]()
-        self._expected = dict[Place, _Guess]()
+        self._expected = dict[Place, bool]()
         self._batches = self._circuits = 0
 
-    def expect(self, guesses: Mapping[Place, _Guess]) -> None:
+    def expect(self, cut: Mapping[Place, bool]) -> None:
         """Guess answers."""
-        self._expected.update(guesses)
+        self._expected.update(cut)
 
     def look_ahead(self, size: int) -> list[_Asked] | None:
         """The next questions, each as if the ones before it were answered as guessed; None at the end."""
-        ahead, found, likely = self._walk.copy(), list[_Asked](), 1.0
-        while len(found) < size and likely >= LIKELY:
+        ahead, found = self._walk.copy(), list[_Asked]()
+        while len(found) < size:
             edge = ahead.question()
             if ahead.cut_unasked and self._costs.silent_cuts:
                 found.append(_Asked(None, ahead.mask.copy(), guess=True))
             ahead.cut_unasked = False
             if edge is None:
                 break
-            guess = self._expected.get(edge, _Guess())
-            found.append(_Asked(edge, ahead.without(edge), guess.cut))
-            ahead.answer(edge, guess.cut)
-            likely *= 1 - guess.doubt
+            guess = self._expected.get(edge, True)
+            found.append(_Asked(edge, ahead.without(edge), guess))
+            ahead.answer(edge, guess)
         return found or None
 
     def answer(self, asked: Sequence[_Asked]) -> int:
@@ -210,13 +184,12 @@ class _Run:
         current, right = self._current, True
         taken = 0
         for one, cost in zip(asked, costs, strict=True):
-            effect = float((cost - current).mean())
-            cut = one.edge is None or effect < self._threshold
+            cut = one.edge is None or bool((cost - current).mean() < self._threshold)
             if right:
                 self._take(one, cost, cut)
                 taken += 1
             elif one.edge is not None:
-                self._expected[one.edge] = _Guess.by(effect, self._threshold, DOUBT_OF_ANSWERS)
+                self._expected[one.edge] = cut
             # The circuit behind is the one that was guessed, right or wrong.
             right = right and cut == one.guess
             current = cost if one.guess else current

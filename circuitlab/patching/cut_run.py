@@ -23,8 +23,8 @@ from circuitlab.patching.cut_setting import ANSWER, EVERYWHERE, NOWHERE, Places,
 from circuitlab.patching.cut_state import CutState
 from circuitlab.patching.variants import SAME, Variants, add_up, distinct, runs
 
-# Tokens that go from a sum through norm and projection together. On the 4-layer model of the benchmark and a busy Xeon
-# a search takes 4.7 CPU seconds so, 4.6 with twice as many and 5.6 with half.
+# Tokens that go from a sum through norm and projection together. Calls cost more than what the cache misses: half as
+# many were slower on the 4-layer model of the benchmark, twice as many about the same.
 TOKENS_AT_ONCE = 8192
 SLOTS = tuple(Slot)
 Streams = Float[Tensor, "variant batch token d_model"]

@@ -1,10 +1,10 @@
 """Run many variants of recorded prompts from the middle of the model, and no token that cannot differ.
 
-A row is one variant of one example, with a stream of its own at the tokens that can differ: where attention is causal,
-from the first changed token to the answer, with the recorded run in front; else the whole prompt. Everything that works
-token by token (norms, projections, MLPs) sees the rows' own tokens one after the other in one matrix; only attention
-sees whole rows, with the recorded queries, keys and values in front. In the last block keys and values are read at all
-of a row's tokens, everything else at the answer: nobody looks at another token behind it.
+A row is one variant of one example, with a stream of its own at the tokens that can differ. Under causal attention that
+is the first changed token and all up to the answer, with the recorded run in front; else the whole prompt. Everything
+that works token by token (norms, projections, MLPs) sees the rows' own tokens one after the other in one matrix; only
+attention sees whole rows, with the recorded queries, keys and values in front. In the last block keys and values are
+read at all of a row's tokens, everything else at the answer: nobody looks at another token behind it.
 
 The same runs through a cache of keys and values need the model's code to take one and its masks and positions to be
 cut; this needs neither, so it is exact on every architecture whose steps add up.
