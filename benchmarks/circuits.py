@@ -13,8 +13,8 @@ from circuitlab.graphs.prune import kept_nodes, prune
 from circuitlab.graphs.random import random_circuit
 from circuitlab.metrics import resolve
 from circuitlab.parts import Layout
-from circuitlab.patching.baseline import Baseline, record_baseline
-from circuitlab.patching.circuits import run_circuits
+from circuitlab.patching.circuits.circuits import run_circuits
+from circuitlab.patching.runs.baseline import Baseline, record_baseline
 
 METRIC = resolve("logit_diff")
 

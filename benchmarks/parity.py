@@ -28,8 +28,8 @@ from circuitlab.graphs.prune import prune, real_edges
 from circuitlab.metrics import resolve
 from circuitlab.models.bridge import BridgeModel
 from circuitlab.parts import Layout
-from circuitlab.patching.circuit_metric import circuit_values, prepare
-from circuitlab.patching.gradients import Gradients, metric_gradients
+from circuitlab.patching.circuits.metric import circuit_values, prepare
+from circuitlab.patching.gradients.slopes import Gradients, metric_gradients
 from circuitlab.patching.grid import Grid
 
 ROOT = Path(__file__).parent.parent

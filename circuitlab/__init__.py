@@ -36,7 +36,7 @@ _HOMES = {
     "PairSplits": "circuitlab.data.pairs",
     "Reader": "circuitlab.parts",
     "Reference": "circuitlab.references",
-    "Replacement": "circuitlab.patching.replacement",
+    "Replacement": "circuitlab.patching.runs.replacement",
     "Run": "circuitlab.discovery.pipeline",
     "RunError": "circuitlab.errors",
     "SelectionRule": "circuitlab.graphs.selection",
@@ -57,7 +57,7 @@ _HOMES = {
     "continue_text": "circuitlab.predictions.continuation",
     "direct_attribution": "circuitlab.attribution.direct",
     "discover": "circuitlab.discovery.pipeline",
-    "estimate_sweep": "circuitlab.patching.estimate",
+    "estimate_sweep": "circuitlab.patching.sweeps.estimate",
     "evaluate": "circuitlab.evaluation.evaluate",
     "from_tracr": "circuitlab.compiled.tracr",
     "lens_tokens": "circuitlab.attribution.lens_tokens",
@@ -66,8 +66,8 @@ _HOMES = {
     "load_model": "circuitlab.models.load",
     "load_task": "circuitlab.data.registry",
     "logit_lens": "circuitlab.attribution.lens",
-    "patch_edges": "circuitlab.patching.edges",
-    "path_patch": "circuitlab.patching.paths",
+    "patch_edges": "circuitlab.patching.edges.edges",
+    "path_patch": "circuitlab.patching.paths.paths",
     "predict": "circuitlab.predictions.next_token",
     "recovery": "circuitlab.evaluation.truth",
     "reproduce": "circuitlab.discovery.reproduce",
@@ -75,7 +75,7 @@ _HOMES = {
     "score_nodes": "circuitlab.discovery.scoring",
     "select": "circuitlab.discovery.selection",
     "stability": "circuitlab.discovery.stability",
-    "sweep": "circuitlab.patching.sweep",
+    "sweep": "circuitlab.patching.sweeps.sweep",
     "test_circuit": "circuitlab.evaluation.hypotheses.battery",
     "text_log_probs": "circuitlab.predictions.log_probs",
     "top_heads": "circuitlab.attribution.record",
@@ -131,11 +131,11 @@ if TYPE_CHECKING:
     from circuitlab.metrics.base import Metric
     from circuitlab.models.load import load_model
     from circuitlab.parts import Edge, ModelSpec, Node, Reader
-    from circuitlab.patching.edges import patch_edges
-    from circuitlab.patching.estimate import estimate_sweep
-    from circuitlab.patching.paths import path_patch
-    from circuitlab.patching.replacement import Replacement
-    from circuitlab.patching.sweep import sweep
+    from circuitlab.patching.edges.edges import patch_edges
+    from circuitlab.patching.paths.paths import path_patch
+    from circuitlab.patching.runs.replacement import Replacement
+    from circuitlab.patching.sweeps.estimate import estimate_sweep
+    from circuitlab.patching.sweeps.sweep import sweep
     from circuitlab.predictions.continuation import continue_text
     from circuitlab.predictions.log_probs import text_log_probs
     from circuitlab.predictions.next_token import predict

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from circuitlab.models.protocol import Frame, Model, Recording
 from circuitlab.parts import Layout, Slot
-from circuitlab.patching.floor import Floor
+from circuitlab.patching.runs.floor import Floor
 
 
 @dataclass

@@ -20,11 +20,11 @@ from circuitlab.errors import ConfigError, MetricError, UnknownNameError
 from circuitlab.graphs.prune import prune, real_edges
 from circuitlab.metrics import resolve
 from circuitlab.parts import Kind, Layout
-from circuitlab.patching.circuit_metric import circuit_values, prepare
-from circuitlab.patching.circuits import run_circuits
-from circuitlab.patching.cut_values import CutValues
-from circuitlab.patching.cuts import Cuts
-from circuitlab.patching.rebased_cuts import RebasedCuts
+from circuitlab.patching.circuits.circuits import run_circuits
+from circuitlab.patching.circuits.metric import circuit_values, prepare
+from circuitlab.patching.cuts.cuts import Cuts
+from circuitlab.patching.cuts.rebased import RebasedCuts
+from circuitlab.patching.cuts.values import CutValues
 
 NAMES = ("gpt2", "llama", "neox", "gemma2", "attn-only")
 

@@ -20,7 +20,7 @@ from benchmarks.per_cell import WAYS, weights_ask_for_gradients
 from benchmarks.rate import block_products
 from benchmarks.work import needed_operations
 from circuitlab.parts import Layout
-from circuitlab.patching.sites import SITES
+from circuitlab.patching.sweeps.sites import SITES
 
 ROOT = Path(__file__).parent.parent
 TINY = models.Size(name="tiny", n_layers=2, n_heads=2, d_model=32, d_vocab=50, n_prompts=3, n_tokens=8)

@@ -30,16 +30,16 @@ from circuitlab.graphs.ranking import edge_places
 from circuitlab.metrics import resolve
 from circuitlab.models.bridge import BridgeModel
 from circuitlab.parts import Kind, Layout
-from circuitlab.patching.baseline import Baseline, record_baseline
-from circuitlab.patching.circuit_metric import circuit_values, prepare
-from circuitlab.patching.circuits import run_circuits
-from circuitlab.patching.cuts import Cuts
-from circuitlab.patching.edges import patch_edges
-from circuitlab.patching.estimate import estimate_sweep
-from circuitlab.patching.path_plan import FROZEN
-from circuitlab.patching.paths import path_patch
-from circuitlab.patching.rebased_cuts import RebasedCuts
-from circuitlab.patching.soft_circuit import SoftCircuit
+from circuitlab.patching.circuits.circuits import run_circuits
+from circuitlab.patching.circuits.metric import circuit_values, prepare
+from circuitlab.patching.circuits.soft_circuit import SoftCircuit
+from circuitlab.patching.cuts.cuts import Cuts
+from circuitlab.patching.cuts.rebased import RebasedCuts
+from circuitlab.patching.edges.edges import patch_edges
+from circuitlab.patching.paths.paths import path_patch
+from circuitlab.patching.paths.plan import FROZEN
+from circuitlab.patching.runs.baseline import Baseline, record_baseline
+from circuitlab.patching.sweeps.estimate import estimate_sweep
 from circuitlab.predictions.streams import last_streams
 
 NAME = "bidirectional"

@@ -11,7 +11,7 @@ from layouts import SHAPES, names, spec_of, specs
 from circuitlab.graphs.prune import real_edges
 from circuitlab.graphs.random import random_circuit
 from circuitlab.parts import Edge, Kind, Layout, ModelSpec, Slot
-from circuitlab.patching.circuit_plan import (
+from circuitlab.patching.circuits.plan import (
     Attended,
     Mixed,
     Plan,
@@ -22,7 +22,7 @@ from circuitlab.patching.circuit_plan import (
     Version,
     plan_circuits,
 )
-from circuitlab.patching.token_sets import TokenSets
+from circuitlab.patching.circuits.token_sets import TokenSets
 
 BATCH, SEQ = 2, 5
 SETS = TokenSets(BATCH, SEQ)

@@ -29,12 +29,12 @@ from circuitlab.data.pairs import PairSet
 from circuitlab.graphs.prune import prune, real_edges
 from circuitlab.metrics import resolve
 from circuitlab.parts import Edge, Kind, Layout, Node, Slot
-from circuitlab.patching.baseline import at_answer
-from circuitlab.patching.circuit_metric import Prepared, circuit_values, prepare
-from circuitlab.patching.circuits import run_circuits
-from circuitlab.patching.edges import edge_effects
-from circuitlab.patching.floor import Floor
+from circuitlab.patching.circuits.circuits import run_circuits
+from circuitlab.patching.circuits.metric import Prepared, circuit_values, prepare
+from circuitlab.patching.edges.edges import edge_effects
 from circuitlab.patching.grid import Grid
+from circuitlab.patching.runs.baseline import at_answer
+from circuitlab.patching.runs.floor import Floor
 
 METRIC = resolve("logit_diff")
 

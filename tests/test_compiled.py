@@ -23,7 +23,7 @@ from circuitlab.metrics import resolve
 from circuitlab.models.native import NativeShape, native_model
 from circuitlab.models.verify import measure
 from circuitlab.parts import Edge, Layout
-from circuitlab.patching.circuit_metric import circuit_values, prepare
+from circuitlab.patching.circuits.metric import circuit_values, prepare
 
 METRIC = resolve("logit_diff")
 NAMES = compiled_models()

@@ -15,7 +15,7 @@ from circuitlab.errors import TaskNotDoneError
 from circuitlab.evaluation.evaluate import evaluate
 from circuitlab.metrics import resolve
 from circuitlab.models.bridge import BridgeModel
-from circuitlab.patching.circuit_metric import prepare
+from circuitlab.patching.circuits.metric import prepare
 
 TASKS = ("gendered-pronouns", "gendered-pronouns:gender", "name-throw", "html-tag-closing")
 N = 30

@@ -156,7 +156,7 @@ def test_readme_lists_what_there_is():
     from circuitlab.data.registry import BUNDLED
     from circuitlab.discovery.scoring import METHODS
     from circuitlab.metrics import names
-    from circuitlab.patching.sites import SITES
+    from circuitlab.patching.sweeps.sites import SITES
 
     readme = ROOT / "README.md"
     assert first_column(readme, "Task") == sorted(BUNDLED)

@@ -12,9 +12,9 @@ from circuitlab import patch_edges
 from circuitlab.errors import ConfigError
 from circuitlab.metrics import resolve
 from circuitlab.parts import Edge, Layout
-from circuitlab.patching.baseline import record_baseline
-from circuitlab.patching.edges import edge_effects
-from circuitlab.patching.replacement import resolve_replacement
+from circuitlab.patching.edges.edges import edge_effects
+from circuitlab.patching.runs.baseline import record_baseline
+from circuitlab.patching.runs.replacement import resolve_replacement
 
 NAMES = ("native", "attn-only", "solu")
 METRIC = resolve("logit_diff")

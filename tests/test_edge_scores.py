@@ -31,8 +31,8 @@ from circuitlab.errors import ConfigError, MetricError, UnknownNameError
 from circuitlab.graphs.prune import real_edges
 from circuitlab.metrics import resolve
 from circuitlab.parts import Kind, Layout, Node, Reader, Slot
-from circuitlab.patching.baseline import record_baseline
-from circuitlab.patching.writers import writer_differences
+from circuitlab.patching.runs.baseline import record_baseline
+from circuitlab.patching.runs.writers import writer_differences
 
 METRIC = resolve("logit_diff")
 # Holds two prompts of a sweep and one of everything else.

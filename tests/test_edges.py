@@ -29,10 +29,10 @@ from circuitlab.errors import ConfigError, MetricError, UnknownNameError
 from circuitlab.graphs.prune import real_edges
 from circuitlab.graphs.ranking import edge_places
 from circuitlab.parts import Edge, Kind, Layout, Slot
-from circuitlab.patching.baseline import record_baseline
-from circuitlab.patching.edge_grid import EdgeEffects
-from circuitlab.patching.edges import patch_edges
-from circuitlab.patching.writers import writer_differences
+from circuitlab.patching.edges.edges import patch_edges
+from circuitlab.patching.edges.grid import EdgeEffects
+from circuitlab.patching.runs.baseline import record_baseline
+from circuitlab.patching.runs.writers import writer_differences
 
 EVERYTHING = (*ARCHITECTURES, *NATIVE, *BIDIRECTIONAL)
 # Holds two prompts of a packed run and no more.

@@ -33,9 +33,9 @@ from circuitlab.graphs.prune import prune, real_edges
 from circuitlab.graphs.random import random_circuit
 from circuitlab.metrics import resolve
 from circuitlab.parts import Edge, Layout
-from circuitlab.patching.baseline import record_baseline
-from circuitlab.patching.circuit_metric import circuit_values, prepare
-from circuitlab.patching.circuits import run_circuits
+from circuitlab.patching.circuits.circuits import run_circuits
+from circuitlab.patching.circuits.metric import circuit_values, prepare
+from circuitlab.patching.runs.baseline import record_baseline
 
 METRIC = resolve("logit_diff")
 # Without what most of these tests do not ask about.

@@ -17,8 +17,8 @@ from toy_by_hand import publish, repository
 from circuitlab import load_model, score_edges, select, sweep
 from circuitlab.errors import UnsupportedModelError
 from circuitlab.parts import Stage
-from circuitlab.patching.edges import patch_edges
-from circuitlab.patching.neuron_values import neuron_values
+from circuitlab.patching.edges.edges import patch_edges
+from circuitlab.patching.runs.neuron_values import neuron_values
 
 
 @pytest.fixture

@@ -43,7 +43,7 @@ from circuitlab.models.digest import weights_digest
 from circuitlab.models.norm_kinds import NormKind, kind_of
 from circuitlab.models.protocol import AS_SAVED, Folding
 from circuitlab.models.verify import adapted, measure
-from circuitlab.patching.edges import patch_edges
+from circuitlab.patching.edges.edges import patch_edges
 
 CENTRE_ALONE = Folding(center_weights=True)
 CASES = [(name, how) for name, how in FOLDED.values()]

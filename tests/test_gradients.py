@@ -28,9 +28,9 @@ from circuitlab.metrics import resolve
 from circuitlab.models import norms
 from circuitlab.models.traced import Traced, Window, run_plain, slopes, trace
 from circuitlab.parts import Kind, Layout, Node, Reader, Slot
-from circuitlab.patching.baseline import record_baseline
-from circuitlab.patching.gradients import Gradients, metric_gradients, metric_slopes
-from circuitlab.patching.writers import writer_differences
+from circuitlab.patching.gradients.slopes import Gradients, metric_gradients, metric_slopes
+from circuitlab.patching.runs.baseline import record_baseline
+from circuitlab.patching.runs.writers import writer_differences
 
 CAUSAL = (*ARCHITECTURES, *NATIVE)
 ALL = (*CAUSAL, *BIDIRECTIONAL)

@@ -16,7 +16,7 @@ from circuitlab.errors import ConfigError, RunError
 from circuitlab.graphs.prune import prune, real_edges
 from circuitlab.metrics import resolve
 from circuitlab.parts import Layout
-from circuitlab.patching.circuit_metric import circuit_values, prepare
+from circuitlab.patching.circuits.metric import circuit_values, prepare
 
 METHODS = ("edge-pruning", "ugs")
 # A KL in which an edge counts: the random models are sharper than trained ones.

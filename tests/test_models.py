@@ -40,7 +40,7 @@ from circuitlab.models.text import TokenizerText
 from circuitlab.models.verify import TOLERANCE as ALLOWED
 from circuitlab.models.verify import measure, verify
 from circuitlab.parts import Layout
-from circuitlab.patching.baseline import at_answer
+from circuitlab.patching.runs.baseline import at_answer
 
 # What a refusal says of a part that was measured.
 DIFFERS = r"differs by [0-9.e-]+ of its size from the model's own forward pass \(at most \de-\d\d in torch.float\d\d\)"

@@ -34,7 +34,7 @@ from circuitlab.metrics import resolve
 from circuitlab.models.bridge import BridgeModel
 from circuitlab.models.verify import measure
 from circuitlab.parts import Edge, Layout
-from circuitlab.patching.edges import edge_effects
+from circuitlab.patching.edges.edges import edge_effects
 
 # Everything that the native models offer and that a circuit depends on.
 VARIANTS: dict[str, dict[str, Any]] = {

@@ -16,9 +16,9 @@ from circuitlab.graphs.node_parts import NodeParts
 from circuitlab.graphs.prune import real_edges
 from circuitlab.metrics.formulas import logit_diff
 from circuitlab.parts import Layout
-from circuitlab.patching.baseline import at_answer
-from circuitlab.patching.circuit_metric import prepare
-from circuitlab.patching.circuits import run_circuits
+from circuitlab.patching.circuits.circuits import run_circuits
+from circuitlab.patching.circuits.metric import prepare
+from circuitlab.patching.runs.baseline import at_answer
 
 
 def some(name: str, share: float = 0.6) -> tuple[np.ndarray, np.ndarray]:

@@ -14,7 +14,7 @@ from torch.nn import functional
 from circuitlab.errors import ConfigError, UnsupportedModelError
 from circuitlab.models.surgery import hook_tables
 from circuitlab.parts import Stage
-from circuitlab.patching.neuron_values import mlp_reads, neuron_values
+from circuitlab.patching.runs.neuron_values import mlp_reads, neuron_values
 
 # Where plain torch hooks see each stage: a module's path in the block as a checkpoint has it, and which side of it.
 SIDES: dict[str, dict[Stage, tuple[str, str]]] = {

@@ -163,7 +163,7 @@ def test_values_over_a_text_are_those_of_plain_hooks(stage):
         handle = where[stage].register_forward_hook(lambda _m, _a, out: seen.append(out))
     model.whole_logits(tokens)
     handle.remove()
-    from circuitlab.patching.neuron_values import neuron_values
+    from circuitlab.patching.runs.neuron_values import neuron_values
 
     found = neuron_values(model, tokens, 1, Stage(stage), [4, 2])
     assert torch.allclose(found[0], seen[0][0][:, [4, 2]], atol=1e-9)

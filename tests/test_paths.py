@@ -30,13 +30,13 @@ from circuitlab.errors import ConfigError, UnknownNameError
 from circuitlab.graphs.prune import real_edges
 from circuitlab.metrics import resolve
 from circuitlab.parts import Kind, Layout, Node, Reader, Slot
-from circuitlab.patching.baseline import record_baseline
-from circuitlab.patching.circuit_metric import circuit_values, prepare
-from circuitlab.patching.edges import patch_edges
-from circuitlab.patching.path_effects import PathEffects
-from circuitlab.patching.path_plan import FROZEN
-from circuitlab.patching.paths import path_patch
-from circuitlab.patching.writers import writer_differences
+from circuitlab.patching.circuits.metric import circuit_values, prepare
+from circuitlab.patching.edges.edges import patch_edges
+from circuitlab.patching.paths.effects import PathEffects
+from circuitlab.patching.paths.paths import path_patch
+from circuitlab.patching.paths.plan import FROZEN
+from circuitlab.patching.runs.baseline import record_baseline
+from circuitlab.patching.runs.writers import writer_differences
 
 EVERYTHING = (*ARCHITECTURES, *NATIVE, *BIDIRECTIONAL)
 

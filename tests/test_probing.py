@@ -13,7 +13,7 @@ from circuitlab.models.anatomy import norm_inside
 from circuitlab.neurons import ablation_effect, noise_sensitivity, norm_ratios, optimise_prompts, outliers, simplify
 from circuitlab.neurons.asked import front_of
 from circuitlab.neurons.vocabulary import Vocabulary
-from circuitlab.patching.neuron_values import neuron_values
+from circuitlab.patching.runs.neuron_values import neuron_values
 from circuitlab.stats import group_difference
 
 # Largest difference to an independent way, in float64; some models norm, rotate or take softmaxes in float32.

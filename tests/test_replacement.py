@@ -20,10 +20,10 @@ from circuitlab.metrics import resolve
 from circuitlab.models.bridge import BridgeModel
 from circuitlab.models.protocol import Recording
 from circuitlab.parts import Kind, Layout
-from circuitlab.patching.ablation import floor_of
-from circuitlab.patching.baseline import Baseline, at_answer, record_baseline
-from circuitlab.patching.circuit_metric import circuit_values, prepare
-from circuitlab.patching.replacement import (
+from circuitlab.patching.circuits.ablation import floor_of
+from circuitlab.patching.circuits.metric import circuit_values, prepare
+from circuitlab.patching.runs.baseline import Baseline, at_answer, record_baseline
+from circuitlab.patching.runs.replacement import (
     MEANS,
     REPLACEMENTS,
     Replacement,

@@ -14,7 +14,7 @@ from circuitlab.discovery.scores import EdgeScores
 from circuitlab.errors import ConfigError, GraphError, MetricError, TaskNotDoneError
 from circuitlab.graphs.prune import prune
 from circuitlab.metrics import resolve
-from circuitlab.patching.circuit_metric import circuit_values, prepare
+from circuitlab.patching.circuits.metric import circuit_values, prepare
 
 METRIC = resolve("logit_diff")
 

@@ -10,9 +10,9 @@ from circuitlab.graphs.prune import real_edges
 from circuitlab.metrics import resolve
 from circuitlab.models.protocol import Model
 from circuitlab.parts import Layout
-from circuitlab.patching.circuit_metric import prepare
-from circuitlab.patching.circuits import run_circuits
-from circuitlab.patching.soft_circuit import SoftCircuit
+from circuitlab.patching.circuits.circuits import run_circuits
+from circuitlab.patching.circuits.metric import prepare
+from circuitlab.patching.circuits.soft_circuit import SoftCircuit
 
 ALL = (*ARCHITECTURES, *NATIVE, *BIDIRECTIONAL)
 METRIC = resolve("logit_diff")

@@ -10,15 +10,15 @@ from circuitlab import sweep
 from circuitlab.data.batch import PairBatch
 from circuitlab.errors import CircuitLabError, ConfigError, MetricError, RunError, UnknownNameError
 from circuitlab.metrics import resolve
-from circuitlab.patching import cells as cells_module
-from circuitlab.patching.baseline import record_baseline
-from circuitlab.patching.estimate import estimate_sweep
 from circuitlab.patching.grid import Grid
-from circuitlab.patching.packing import Packer
-from circuitlab.patching.reach import rows_from
-from circuitlab.patching.suffix import run_from_middle, run_suffix
-from circuitlab.patching.sweep_plan import plan_sweep
-from circuitlab.patching.sweep_run import start
+from circuitlab.patching.runs.baseline import record_baseline
+from circuitlab.patching.runs.packing import Packer
+from circuitlab.patching.runs.reach import rows_from
+from circuitlab.patching.runs.suffix import run_from_middle, run_suffix
+from circuitlab.patching.sweeps import cells as cells_module
+from circuitlab.patching.sweeps.estimate import estimate_sweep
+from circuitlab.patching.sweeps.plan import plan_sweep
+from circuitlab.patching.sweeps.run import start
 
 NEURONS = "blocks.{}.mlp.out.hook_in"
 SITES = ["resid_pre", "attn_out", "mlp_out", "head_z"]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from circuitlab.patching.variants import SAME, add_up, distinct, runs
+from circuitlab.patching.cuts.variants import SAME, add_up, distinct, runs
 
 INDICES = [np.random.default_rng(seed).integers(SAME, 4, 12) for seed in range(8)]
 INDICES += [np.array(index) for index in ([0, 1, 2, 2, 2], [-1, -1, 0, 1], [-1, 0, 0, 1], [3], [-1], [2, 1, 0])]

@@ -31,7 +31,7 @@ from circuitlab.data.batch import PairBatch
 from circuitlab.data.pairs import PairSet
 from circuitlab.errors import ConfigError, UnknownNameError
 from circuitlab.models.protocol import Model, Recording
-from circuitlab.patching.baseline import at_answer
+from circuitlab.patching.runs.baseline import at_answer
 
 SPLITS = ("layer", "head", "neuron")
 

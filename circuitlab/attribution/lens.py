@@ -34,7 +34,7 @@ from circuitlab.metrics import Metric, resolve
 from circuitlab.metrics.base import MetricFunction
 from circuitlab.models.protocol import Model, Recording
 from circuitlab.parts import ModelSpec
-from circuitlab.patching.baseline import at_answer
+from circuitlab.patching.runs.baseline import at_answer
 
 if TYPE_CHECKING:
     import pandas as pd

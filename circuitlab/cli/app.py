@@ -173,7 +173,7 @@ def evaluate(
     from circuitlab.evaluation.hypotheses.battery import test_circuit
     from circuitlab.graphs.circuit import load_circuit
     from circuitlab.models.load import load_model
-    from circuitlab.patching.replacement import needs_reference
+    from circuitlab.patching.runs.replacement import needs_reference
 
     apart = needs_reference(ablation)
     loaded = load_model(model, device=device, dtype=dtype, fold_ln=fold_ln, center_weights=center_weights)

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from circuitlab.evaluation.hypotheses.result import TestResult
     from circuitlab.graphs.compare import Comparison
     from circuitlab.parts import Edge
-    from circuitlab.patching.estimate import Estimate
     from circuitlab.patching.grid import Grid
+    from circuitlab.patching.sweeps.estimate import Estimate
 
 SMALLEST_P = 0.001
 LEVEL = 0.05

@@ -88,11 +88,11 @@ def sweep(
     from circuitlab.cli import results, tables
     from circuitlab.cli.progress import progress
     from circuitlab.models.load import load_model
-    from circuitlab.patching.estimate import estimate_sweep
     from circuitlab.patching.grid import check_correction
-    from circuitlab.patching.replacement import MEANS
-    from circuitlab.patching.sweep import by_site
-    from circuitlab.patching.sweep import sweep as run_sweep
+    from circuitlab.patching.runs.replacement import MEANS
+    from circuitlab.patching.sweeps.estimate import estimate_sweep
+    from circuitlab.patching.sweeps.sweep import by_site
+    from circuitlab.patching.sweeps.sweep import sweep as run_sweep
 
     chosen = {
         "layers": numbers(layers, "--layers"), "heads": numbers(heads, "--heads"),

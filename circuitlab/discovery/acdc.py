@@ -37,8 +37,8 @@ from circuitlab.errors import ConfigError, MetricError, UnknownNameError
 from circuitlab.metrics import Metric, resolve
 from circuitlab.models.protocol import Model
 from circuitlab.parts import Layout
-from circuitlab.patching.cut_values import CutValues
-from circuitlab.patching.replacement import Replacement
+from circuitlab.patching.cuts.values import CutValues
+from circuitlab.patching.runs.replacement import Replacement
 from circuitlab.progress import Progress, silent
 
 OBJECTIVES = ("kl", "metric")

@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float
 
 from circuitlab.discovery.acdc_walk import Place, Walk, asking_order
 from circuitlab.parts import Layout
-from circuitlab.patching.cut_values import CutValues
+from circuitlab.patching.cuts.values import CutValues
 from circuitlab.progress import Progress, silent
 
 FIRST_BATCH = 4

@@ -11,7 +11,7 @@ from circuitlab.data.pairs import PairSet
 from circuitlab.errors import TaskNotDoneError
 from circuitlab.metrics import Metric, resolve
 from circuitlab.metrics.formulas import prefers_answer
-from circuitlab.patching.circuit_metric import Prepared
+from circuitlab.patching.circuits.metric import Prepared
 
 WORST = 5
 

@@ -12,7 +12,7 @@ from circuitlab.discovery.scoring import check_serves, find_method
 from circuitlab.errors import ConfigError, UnknownNameError
 from circuitlab.graphs.selection import SelectionRule
 from circuitlab.metrics import resolve
-from circuitlab.patching.replacement import REPLACEMENTS
+from circuitlab.patching.runs.replacement import REPLACEMENTS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,7 +20,7 @@ from circuitlab.discovery.node_scores import NodeScores
 from circuitlab.discovery.scores import EdgeScores
 from circuitlab.metrics import Metric
 from circuitlab.models.protocol import Model
-from circuitlab.patching.replacement import Replacement
+from circuitlab.patching.runs.replacement import Replacement
 from circuitlab.progress import Progress
 
 

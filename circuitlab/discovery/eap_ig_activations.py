@@ -35,11 +35,11 @@ from circuitlab.metrics import Metric
 from circuitlab.models.protocol import Model
 from circuitlab.models.traced import Slopes, Window, run_plain, trace
 from circuitlab.parts import Kind, Layout
-from circuitlab.patching.edge_products import EdgeProducts, Said, stand_ins
-from circuitlab.patching.gradients import metric_slopes
-from circuitlab.patching.packing import fitting
-from circuitlab.patching.replacement import Replacement, resolve_replacement
-from circuitlab.patching.sublayer_path import Sublayer, SublayerPaths, sublayers
+from circuitlab.patching.gradients.edge_products import EdgeProducts, Said, stand_ins
+from circuitlab.patching.gradients.slopes import metric_slopes
+from circuitlab.patching.gradients.sublayer_path import Sublayer, SublayerPaths, sublayers
+from circuitlab.patching.runs.packing import fitting
+from circuitlab.patching.runs.replacement import Replacement, resolve_replacement
 from circuitlab.progress import Progress
 
 

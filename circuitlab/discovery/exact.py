@@ -21,10 +21,10 @@ from circuitlab.graphs.ranking import edge_places
 from circuitlab.metrics import Metric
 from circuitlab.models.protocol import Model
 from circuitlab.parts import Layout
-from circuitlab.patching.baseline import record_baseline
-from circuitlab.patching.edge_plan import parts_that_fit
-from circuitlab.patching.edges import edge_effects, patch_edges
-from circuitlab.patching.replacement import Replacement, resolve_replacement
+from circuitlab.patching.edges.edges import edge_effects, patch_edges
+from circuitlab.patching.edges.plan import parts_that_fit
+from circuitlab.patching.runs.baseline import record_baseline
+from circuitlab.patching.runs.replacement import Replacement, resolve_replacement
 from circuitlab.progress import Progress
 
 

@@ -19,12 +19,12 @@ from circuitlab.discovery.scores import RunningMean
 from circuitlab.metrics import Metric
 from circuitlab.models.protocol import Model
 from circuitlab.parts import Layout
-from circuitlab.patching.baseline import record_baseline
-from circuitlab.patching.components import component_effects
-from circuitlab.patching.edge_plan import parts_that_fit
+from circuitlab.patching.edges.components import component_effects
+from circuitlab.patching.edges.plan import parts_that_fit
 from circuitlab.patching.grid import Grid
-from circuitlab.patching.replacement import Replacement
-from circuitlab.patching.sweep import sweep
+from circuitlab.patching.runs.baseline import record_baseline
+from circuitlab.patching.runs.replacement import Replacement
+from circuitlab.patching.sweeps.sweep import sweep
 from circuitlab.progress import Progress
 
 

@@ -29,8 +29,8 @@ from circuitlab.discovery.scores import EdgeScores, RunningMean
 from circuitlab.metrics import Metric
 from circuitlab.models.protocol import Model
 from circuitlab.parts import Kind, Layout
-from circuitlab.patching.packing import fitting
-from circuitlab.patching.writers import mlp_input, writer_outputs
+from circuitlab.patching.runs.packing import fitting
+from circuitlab.patching.runs.writers import mlp_input, writer_outputs
 from circuitlab.progress import Progress
 
 LEAST = 1e-5

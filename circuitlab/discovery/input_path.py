@@ -27,12 +27,12 @@ from circuitlab.metrics import Metric
 from circuitlab.models.protocol import Model
 from circuitlab.models.traced import Traced, Window, run_plain, trace
 from circuitlab.parts import Layout
-from circuitlab.patching.columns import columns_of
-from circuitlab.patching.edge_products import EdgeProducts, Said, stand_ins
-from circuitlab.patching.gradients import judged, metric_slopes
-from circuitlab.patching.neuron_products import NeuronProducts
-from circuitlab.patching.packing import fitting
-from circuitlab.patching.replacement import Replacement, resolve_replacement
+from circuitlab.patching.gradients.edge_products import EdgeProducts, Said, stand_ins
+from circuitlab.patching.gradients.neuron_products import NeuronProducts
+from circuitlab.patching.gradients.slopes import judged, metric_slopes
+from circuitlab.patching.runs.columns import columns_of
+from circuitlab.patching.runs.packing import fitting
+from circuitlab.patching.runs.replacement import Replacement, resolve_replacement
 from circuitlab.progress import Progress
 
 

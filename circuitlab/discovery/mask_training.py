@@ -29,10 +29,10 @@ from circuitlab.graphs.prune import real_edges
 from circuitlab.metrics import resolve
 from circuitlab.models.protocol import Model
 from circuitlab.parts import Layout
-from circuitlab.patching.baseline import record_baseline
-from circuitlab.patching.checkpoint import digest
-from circuitlab.patching.packing import packs, rows_per_pack
-from circuitlab.patching.soft_circuit import SoftCircuit
+from circuitlab.patching.circuits.soft_circuit import SoftCircuit
+from circuitlab.patching.runs.baseline import record_baseline
+from circuitlab.patching.runs.packing import packs, rows_per_pack
+from circuitlab.patching.sweeps.checkpoint import digest
 
 # Steps between two versions of the file.
 KEEP_EVERY = 25

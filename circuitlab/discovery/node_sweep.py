@@ -19,7 +19,7 @@ from circuitlab.graphs.prune import real_edges
 from circuitlab.metrics import Metric
 from circuitlab.models.protocol import Model
 from circuitlab.parts import Layout
-from circuitlab.patching.nodes import sweep_nodes
+from circuitlab.patching.sweeps.nodes import sweep_nodes
 from circuitlab.progress import Progress
 
 

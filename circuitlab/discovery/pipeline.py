@@ -34,11 +34,11 @@ from circuitlab.metrics.base import MetricFunction
 from circuitlab.models.load import load_model
 from circuitlab.models.protocol import Model
 from circuitlab.parts import Kind, Layout, ModelSpec
-from circuitlab.patching.circuit_metric import prepare
+from circuitlab.patching.circuits.metric import prepare
 from circuitlab.patching.grid import Grid
-from circuitlab.patching.nodes import sweep_nodes
-from circuitlab.patching.replacement import Replacement, needs_reference, resolve_replacement
-from circuitlab.patching.sweep import by_site, sweep
+from circuitlab.patching.runs.replacement import Replacement, needs_reference, resolve_replacement
+from circuitlab.patching.sweeps.nodes import sweep_nodes
+from circuitlab.patching.sweeps.sweep import by_site, sweep
 from circuitlab.progress import Progress, silent
 
 SWEPT_SITES = ("resid_pre", "attn_out", "mlp_out", "head_z")

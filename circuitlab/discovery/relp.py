@@ -24,7 +24,7 @@ from circuitlab.discovery.scores import EdgeScores
 from circuitlab.metrics import Metric
 from circuitlab.models.protocol import Model
 from circuitlab.models.relp import RelevanceModel
-from circuitlab.patching.replacement import Replacement
+from circuitlab.patching.runs.replacement import Replacement
 from circuitlab.progress import Progress
 
 

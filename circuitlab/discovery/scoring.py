@@ -25,7 +25,7 @@ from circuitlab.errors import ConfigError, UnknownNameError
 from circuitlab.metrics import Metric, resolve
 from circuitlab.metrics.base import MetricFunction
 from circuitlab.models.protocol import Model
-from circuitlab.patching.replacement import Replacement
+from circuitlab.patching.runs.replacement import Replacement
 from circuitlab.progress import Progress, silent
 from circuitlab.references import (
     BHASKAR_2024,

@@ -28,9 +28,9 @@ from circuitlab.graphs.selection import Selection, SelectionRule
 from circuitlab.metrics import Metric, resolve
 from circuitlab.metrics.base import MetricFunction
 from circuitlab.models.protocol import Model
-from circuitlab.patching.baseline import check_gap
-from circuitlab.patching.circuit_metric import Prepared, circuit_values, prepare
-from circuitlab.patching.replacement import Replacement
+from circuitlab.patching.circuits.metric import Prepared, circuit_values, prepare
+from circuitlab.patching.runs.baseline import check_gap
+from circuitlab.patching.runs.replacement import Replacement
 from circuitlab.progress import Progress, silent
 
 GROWTH = 1.2

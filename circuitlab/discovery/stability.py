@@ -41,7 +41,7 @@ from circuitlab.metrics import Metric
 from circuitlab.metrics.base import MetricFunction
 from circuitlab.models.protocol import Model
 from circuitlab.parts import Edge
-from circuitlab.patching.replacement import Replacement, needs_reference, resolve_replacement
+from circuitlab.patching.runs.replacement import Replacement, needs_reference, resolve_replacement
 from circuitlab.progress import Progress, silent
 
 if TYPE_CHECKING:

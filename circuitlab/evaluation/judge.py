@@ -14,10 +14,10 @@ from circuitlab.metrics import Metric, resolve
 from circuitlab.metrics.base import MetricFunction
 from circuitlab.models.protocol import Model
 from circuitlab.parts import Layout
-from circuitlab.patching.baseline import check_gap
-from circuitlab.patching.circuit_metric import Prepared, circuit_values, prepare
-from circuitlab.patching.neuron_parts import values_without
-from circuitlab.patching.replacement import Replacement
+from circuitlab.patching.circuits.metric import Prepared, circuit_values, prepare
+from circuitlab.patching.circuits.neuron_parts import values_without
+from circuitlab.patching.runs.baseline import check_gap
+from circuitlab.patching.runs.replacement import Replacement
 from circuitlab.progress import Progress, silent
 
 

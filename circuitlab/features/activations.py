@@ -18,7 +18,7 @@ from circuitlab.features.descriptions import Descriptions
 from circuitlab.features.place import activation, check_fits
 from circuitlab.features.prompts import prompts_of
 from circuitlab.models.protocol import Model
-from circuitlab.patching.packing import packs, rows_per_pack
+from circuitlab.patching.runs.packing import packs, rows_per_pack
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -13,8 +13,8 @@ from circuitlab.errors import ConfigError
 from circuitlab.features.autoencoder import Autoencoder
 from circuitlab.features.place import activation
 from circuitlab.models.protocol import Model
-from circuitlab.patching.baseline import Baseline
-from circuitlab.patching.reach import tokens_that_matter
+from circuitlab.patching.runs.baseline import Baseline
+from circuitlab.patching.runs.reach import tokens_that_matter
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

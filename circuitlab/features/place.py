@@ -9,8 +9,8 @@ from torch import Tensor
 from circuitlab.errors import ConfigError
 from circuitlab.features.autoencoder import Autoencoder
 from circuitlab.models.protocol import Frame, Model, Recording
-from circuitlab.patching.sites import SITES, Entry, enters_at, find_site
-from circuitlab.patching.writers import mlp_input
+from circuitlab.patching.runs.writers import mlp_input
+from circuitlab.patching.sweeps.sites import SITES, Entry, enters_at, find_site
 
 STREAMS = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
 

@@ -33,12 +33,12 @@ from circuitlab.features.differences import differences
 from circuitlab.features.place import activation, check_fits, run_on
 from circuitlab.metrics import Metric
 from circuitlab.models.protocol import Model
-from circuitlab.patching.baseline import Baseline, at_answer, check_gap, record_baseline
-from circuitlab.patching.gradients import judged
+from circuitlab.patching.gradients.slopes import judged
 from circuitlab.patching.grid import Grid
-from circuitlab.patching.packing import fitting
-from circuitlab.patching.reach import tokens_that_matter
-from circuitlab.patching.sweep_plan import MetricLike, plan_sweep
+from circuitlab.patching.runs.baseline import Baseline, at_answer, check_gap, record_baseline
+from circuitlab.patching.runs.packing import fitting
+from circuitlab.patching.runs.reach import tokens_that_matter
+from circuitlab.patching.sweeps.plan import MetricLike, plan_sweep
 from circuitlab.progress import Progress, silent
 
 if TYPE_CHECKING:

@@ -25,9 +25,9 @@ from circuitlab.features.autoencoder import Autoencoder
 from circuitlab.features.place import activation, check_fits, run_on
 from circuitlab.features.prompts import begins_marked, prompts_of
 from circuitlab.models.protocol import Frame, Model, Recording
-from circuitlab.patching.baseline import at_answer, record_baseline
-from circuitlab.patching.packing import packs, rows_per_pack
-from circuitlab.patching.sweep_plan import MetricLike, plan_sweep
+from circuitlab.patching.runs.baseline import at_answer, record_baseline
+from circuitlab.patching.runs.packing import packs, rows_per_pack
+from circuitlab.patching.sweeps.plan import MetricLike, plan_sweep
 from circuitlab.predictions.streams import logits_by_part
 
 Edit = Callable[[Tensor], Tensor]

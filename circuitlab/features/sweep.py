@@ -20,13 +20,13 @@ from circuitlab.features.autoencoder import Autoencoder
 from circuitlab.features.differences import Differences, chosen_features, differences
 from circuitlab.features.place import activation, added, check_fits, recorded
 from circuitlab.models.protocol import Model, Recording
-from circuitlab.patching.baseline import Baseline, check_gap, judge_all, record_baseline
-from circuitlab.patching.cells import cells_of, run_cells, window
 from circuitlab.patching.grid import Grid
-from circuitlab.patching.packing import Packer, rows_at_once
-from circuitlab.patching.patches import Delta, Patches, Runs
-from circuitlab.patching.sites import SITES, Member, Site, enters_at
-from circuitlab.patching.sweep_plan import MetricLike, SweepPlan, plan_sweep
+from circuitlab.patching.runs.baseline import Baseline, check_gap, judge_all, record_baseline
+from circuitlab.patching.runs.packing import Packer, rows_at_once
+from circuitlab.patching.sweeps.cells import cells_of, run_cells, window
+from circuitlab.patching.sweeps.patches import Delta, Patches, Runs
+from circuitlab.patching.sweeps.plan import MetricLike, SweepPlan, plan_sweep
+from circuitlab.patching.sweeps.sites import SITES, Member, Site, enters_at
 from circuitlab.progress import Progress, silent
 
 SITE = "feature"

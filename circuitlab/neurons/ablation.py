@@ -24,7 +24,7 @@ from circuitlab.neurons.asked import Prompt, Tokens, by_length, check_sets, read
 from circuitlab.neurons.halves import behind_attention, read_by_mlp
 from circuitlab.neurons.log_probs import largest_changes, log_probs_of
 from circuitlab.parts import Stage
-from circuitlab.patching.packing import Packer, rows_at_once
+from circuitlab.patching.runs.packing import Packer, rows_at_once
 
 if TYPE_CHECKING:
     import pandas as pd

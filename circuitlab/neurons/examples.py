@@ -27,7 +27,7 @@ from circuitlab.neurons.chosen import neurons_of, stage_of
 from circuitlab.neurons.corpus import CorpusText, clipped, read_corpus
 from circuitlab.neurons.over_text import SAID
 from circuitlab.parts import Stage
-from circuitlab.patching.neuron_values import neuron_values
+from circuitlab.patching.runs.neuron_values import neuron_values
 from circuitlab.predictions.streams import packs_by_length
 from circuitlab.progress import Progress, silent
 

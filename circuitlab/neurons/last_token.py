@@ -10,8 +10,8 @@ from torch import Tensor
 
 from circuitlab.models.protocol import Frame, Model
 from circuitlab.parts import Stage
-from circuitlab.patching.neuron_values import mlp_reads
-from circuitlab.patching.packing import Packer, rows_at_once
+from circuitlab.patching.runs.neuron_values import mlp_reads
+from circuitlab.patching.runs.packing import Packer, rows_at_once
 
 Change = Callable[[Float[Tensor, "row seq d_model"], slice], Tensor]
 

@@ -32,7 +32,7 @@ from circuitlab.neurons.chosen import layers_of
 from circuitlab.neurons.halves import behind_attention, read_by_mlp
 from circuitlab.neurons.log_probs import log_probs_of
 from circuitlab.parts import Stage
-from circuitlab.patching.packing import Packer, rows_at_once
+from circuitlab.patching.runs.packing import Packer, rows_at_once
 
 if TYPE_CHECKING:
     import pandas as pd

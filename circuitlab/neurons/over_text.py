@@ -11,7 +11,7 @@ from circuitlab.data.texts import encode_text, shown_tokens
 from circuitlab.models.protocol import Model
 from circuitlab.neurons.chosen import neurons_of, stage_of
 from circuitlab.parts import Stage
-from circuitlab.patching.neuron_values import neuron_values
+from circuitlab.patching.runs.neuron_values import neuron_values
 
 SAID = {
     Stage.PRE: "before the activation function",

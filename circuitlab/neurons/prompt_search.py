@@ -37,7 +37,7 @@ from circuitlab.neurons.last_token import at_last_token, last_values
 from circuitlab.neurons.prompt_results import FoundPrompt, OptimisedPrompts, RandomPrompts
 from circuitlab.neurons.template import Template, template_of
 from circuitlab.neurons.vocabulary import Vocabulary
-from circuitlab.patching.packing import packs, rows_at_once
+from circuitlab.patching.runs.packing import packs, rows_at_once
 from circuitlab.progress import Progress, silent
 
 # Of AdamW, in units of the root mean square of the embeddings' components: a step turns a vector by about 45 degrees.

@@ -11,8 +11,8 @@ from torch.nn import functional
 
 from circuitlab.errors import ModelError, UnsupportedModelError
 from circuitlab.models.protocol import Model
-from circuitlab.patching.baseline import LOGITS_AT_ONCE
-from circuitlab.patching.packing import packs
+from circuitlab.patching.runs.baseline import LOGITS_AT_ONCE
+from circuitlab.patching.runs.packing import packs
 
 PROBED = 16
 TOLERATED = 0.02  # of the differences between tokens: half precision rounds an embedding by up to 0.4 %

@@ -50,7 +50,7 @@ class Grid:
         corrupt: Metric of the corrupted run.
         normalised: Whether `values` are on the scale 0 = corrupted, 1 = clean; else in the metric's unit.
         seed: Seed of intervals and p-values.
-        replacement: What was put in: "corrupt" is the other prompt's value; see `circuitlab.patching.replacement`.
+        replacement: What was put in: "corrupt" is the other prompt's value; see `circuitlab.patching.runs.replacement`.
         layers: The layers of the rows; all, from 0 on, by default.
         member_kind: "head" or "neuron" where cells are also by position or span, else None.
         members: Labels of that axis.

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from circuitlab.data.texts import filled
 from circuitlab.models.protocol import Model
-from circuitlab.patching.baseline import LOGITS_AT_ONCE
-from circuitlab.patching.packing import bytes_per_row, packs, rows_per_pack
+from circuitlab.patching.runs.baseline import LOGITS_AT_ONCE
+from circuitlab.patching.runs.packing import bytes_per_row, packs, rows_per_pack
 
 # Bytes of a pack of texts on a CPU: with 192 MB the filling behind shorter texts cost as much again as the texts, with
 # 8 MB the calls did (2,000 texts on the bundled model: 9.6 s, 5.6 s at 64, 8.8 s at 8).

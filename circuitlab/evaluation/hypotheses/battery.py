@@ -41,7 +41,7 @@ from circuitlab.graphs.random import random_circuit
 from circuitlab.metrics import Metric
 from circuitlab.metrics.base import MetricFunction
 from circuitlab.models.protocol import Model
-from circuitlab.patching.replacement import Replacement
+from circuitlab.patching.runs.replacement import Replacement
 from circuitlab.progress import Progress, silent
 
 if TYPE_CHECKING:

@@ -1,0 +1,1 @@
+"""Circuits: kept edges carry what their writer says now, all others a replacement."""

@@ -1,0 +1,130 @@
+"""The floor of a circuit under any replacement: what every node reads, and computes, where no edge is kept.
+
+1. What stands in for each writer, r_u, is fixed: the embedding, each head's z taken through the output projection, each
+   MLP's output, as `replaced` has them for the clean run.
+2. Every reader's stream is the sum of r_u over the writers before it and the biases of the attention layers before it,
+   which belong to no writer and stay.
+3. From its stream each node computes an output of its own. A kept edge out of it carries that, not r_u: the difference
+   is the node's offset.
+
+A norm behind the heads (Gemma 2 and 3) is linear once its scale is given. A head's r_u is taken with the scale of the
+layer with all its heads replaced, so that they add up to what that layer adds; its own output with the scale of what
+all heads of the layer compute on the floor, as in any circuit.
+
+References:
+    Conmy et al. 2023, arXiv:2304.14997 (zero ablation of edges); Mueller et al. 2025 (MIB), arXiv:2504.13151.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from circuitlab.models.protocol import Model, Recording
+from circuitlab.parts import Kind, Layout, Slot
+from circuitlab.patching.runs.baseline import Baseline
+from circuitlab.patching.runs.floor import Floor
+from circuitlab.patching.runs.replacement import Replacement, putter
+
+
+@torch.no_grad()
+def floor_of(model: Model, baseline: Baseline, replacement: Replacement) -> Floor:
+    """The run in which every edge carries its replacement.
+
+    Args:
+        model: The model.
+        baseline: One batch, run clean and corrupted.
+        replacement: Resolved for the data set that the batch is of.
+
+    Returns:
+        For "corrupt" the corrupted run itself, without offsets. Else the streams and what nodes make of them;
+        attention patterns are left as zeros, since nothing is computed from them.
+    """
+    if replacement.kind == "corrupt":
+        return Floor.corrupted(baseline)
+    clean, n_layers = baseline.clean, range(model.spec.n_layers)
+    put = putter(model, replacement, baseline.batch)
+    stand_in = _StandIns(
+        embedding=put(("resid_pre", 0), clean.resid_pre[0]),
+        z=tuple(put(("z", layer), clean.z[layer]) for layer in n_layers),
+        mlp_out=tuple(put(("mlp_out", layer), clean.mlp_out[layer]) for layer in n_layers),
+    )
+    run = _on_the_floor(model, baseline, stand_in)
+    return Floor(run=run, offsets=_Offsets(model, run, stand_in))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _StandIns:
+    """What is put in the place of every writer's output; heads by their z."""
+
+    embedding: Float[Tensor, "batch seq d_model"]
+    z: tuple[Float[Tensor, "batch seq head d_head"], ...]
+    mlp_out: tuple[Float[Tensor, "batch seq d_model"], ...]
+
+
+def _on_the_floor(model: Model, baseline: Baseline, stand_in: _StandIns) -> Recording:
+    spec, stream = model.spec, stand_in.embedding
+    kept: dict[str, list[Tensor]] = {name: [] for name in ("resid_pre", "attn_out", "mlp_out", "q", "k", "v", "z")}
+    for layer in range(spec.n_layers):
+        q, k, v = _read(model, layer, stream)
+        step = model.attn_output(layer, stand_in.z[layer])
+        at_mlp = stream if spec.parallel else stream + step
+        values = {
+            "resid_pre": stream,
+            "attn_out": step,
+            "mlp_out": model.mlp_output(layer, at_mlp) if spec.has_mlp else torch.zeros_like(stream),
+            "q": q,
+            "k": k,
+            "v": v,
+            "z": model.attend(layer, q, k, v, baseline.frame),
+        }
+        for name, value in values.items():
+            kept[name].append(value)
+        stream = stream + step + stand_in.mlp_out[layer]
+    nothing = tuple(pattern.new_zeros(()).expand(pattern.shape) for pattern in baseline.clean.pattern)
+    return Recording(**{name: tuple(values) for name, values in kept.items()}, pattern=nothing, resid_final=stream)
+
+
+def _read(model: Model, layer: int, stream: Float[Tensor, "batch seq d_model"]) -> tuple[Tensor, Tensor, Tensor]:
+    """All heads' queries, keys and values, keys and values once per query head as in a recording."""
+    flat = model.read_attention(layer, tuple(Slot), stream.flatten(0, 1))
+    split = (value.unflatten(0, stream.shape[:2]) for value in flat)
+    q, k, v = (value.repeat_interleave(model.spec.n_heads // value.shape[2], 2) for value in split)
+    return q, k, v
+
+
+class _Offsets(Mapping[int, Tensor]):
+    """How far each writer's own output on the floor is from its stand-in, computed when it is asked for.
+
+    All at once they take a stream for every writer: 157 times the size of the residual stream in GPT-2.
+    """
+
+    def __init__(self, model: Model, run: Recording, stand_in: _StandIns) -> None:
+        self._model, self._run, self._stand_in = model, run, stand_in
+        self._layout = Layout.of(model.spec)
+
+    def __len__(self) -> int:
+        return len(self._layout.writers) - 1  # not the input: it reads nothing
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(1, len(self._layout.writers)))
+
+    def __contains__(self, writer: object) -> bool:
+        return isinstance(writer, int) and 1 <= writer < len(self._layout.writers)
+
+    @torch.no_grad()
+    def __getitem__(self, writer: int) -> Float[Tensor, "batch seq d_model"]:
+        if writer not in self:
+            raise KeyError(writer)
+        node = self._layout.writers[writer]
+        layer = node.layer or 0
+        if node.kind is Kind.MLP:
+            return self._run.mlp_out[layer] - self._stand_in.mlp_out[layer]
+        head, own, other = [node.head or 0], self._run.z[layer], self._stand_in.z[layer]
+        if not self._model.has_post_norm(layer):
+            return self._model.head_outputs(layer, own - other, head)[0]
+        return (self._model.head_outputs(layer, own, head) - self._model.head_outputs(layer, other, head))[0]

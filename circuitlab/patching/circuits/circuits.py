@@ -1,0 +1,186 @@
+"""Run circuits: kept edges carry what their writer says now, all others a fixed replacement.
+
+A reader's input is the stream of the floor, where every edge carries its replacement r_u, plus, for every kept edge,
+how far its writer is now from that:
+
+    x_v = (bias part + sum over all u of r_u) + sum over kept u -> v of (a_u - r_u)
+
+so that a writer which changed itself passes its changed value on. A node without a kept edge into it is what it was at
+the floor and is not computed: the cost follows the nodes of the circuit, and the tokens at which each can differ and is
+needed (`circuit_plan`). Several circuits are run as one batch and share what they have in common.
+(EAP-IG's `evaluate`, auto-circuit's patch masks and TransformerLens's ablation of edges compute the same.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from circuitlab.models.protocol import Model
+from circuitlab.parts import Layout
+from circuitlab.patching.circuits.heads import Heads
+from circuitlab.patching.circuits.plan import Made, Plan, Resting, Version, plan_circuits
+from circuitlab.patching.circuits.rows import Table
+from circuitlab.patching.circuits.token_sets import TokenSets
+from circuitlab.patching.runs.baseline import Baseline, at_answer
+from circuitlab.patching.runs.floor import Floor
+from circuitlab.patching.runs.writers import mlp_input
+
+# Rows that go through an MLP together: their hidden layer stays nearer to the caches.
+MLP_ROWS = 2048
+
+
+@torch.no_grad()
+def run_circuits(
+    model: Model,
+    baseline: Baseline,
+    masks: Bool[Tensor, "circuit writer reader"],
+    floor: Floor | None = None,
+    neurons: Bool[Tensor, "writer d_model"] | None = None,
+) -> Float[Tensor, "circuit batch d_model"]:
+    """Final stream at the answer position with only the masked edges kept.
+
+    Args:
+        model: The model.
+        baseline: One batch, run clean and corrupted.
+        masks: Kept edges, by the numbers of `Layout`; entries that are no edge of the model are ignored.
+        floor: The run with every edge replaced; the corrupted run by default.
+        neurons: Which components of a writer's output its kept edges carry; the others stay at their replacement, and
+            all are carried by default.
+
+    Returns:
+        One final stream per circuit and example. All edges kept: the clean run; none: the floor.
+    """
+    floor = Floor.corrupted(baseline) if floor is None else floor
+    run = CircuitRun(model, baseline, floor, plan_of(model, baseline, masks, floor), neurons=neurons)
+    run.at_rest()
+    return run.finished()
+
+
+def plan_of(model: Model, baseline: Baseline, masks: Bool[Tensor, "circuit writer reader"], floor: Floor) -> Plan:
+    """What `run_circuits` does, in which order and at which tokens."""
+    layout, batch = Layout.of(model.spec), baseline.batch
+    sets = TokenSets(*batch.clean.shape, causal=model.spec.causal)
+    kept = masks.cpu().numpy() & (np.arange(masks.shape[1])[:, None] < np.array(layout.visible))
+    entering = (baseline.clean.resid_pre[0] != floor.run.resid_pre[0]).any(2)
+    answers = torch.arange(sets.seq, device=batch.answer_at.device) == batch.answer_at[:, None]
+    return plan_circuits(
+        layout,
+        kept,
+        sets,
+        entering=sets.of(entering.cpu().numpy()),
+        answers=sets.of(answers.cpu().numpy()),
+        # What an offset is costs a stream to ask, so that it counts as different everywhere.
+        offsets={w: sets.all for w in np.flatnonzero(kept.any((0, 2))).tolist() if w > 0 and w in floor.offsets},
+        coupled=[model.has_post_norm(layer) for layer in range(model.spec.n_layers)],
+    )
+
+
+class CircuitRun:
+    """A plan on its way; `neurons` as of `run_circuits`, `room` memory for its table, as of a run that is over."""
+
+    def __init__(
+        self,
+        model: Model,
+        baseline: Baseline,
+        floor: Floor,
+        plan: Plan,
+        room: Float[Tensor, "_ d_model"] | None = None,
+        neurons: Bool[Tensor, "writer d_model"] | None = None,
+    ) -> None:
+        self.neurons = neurons
+        self.model, self.baseline, self.floor, self.plan = model, baseline, floor, plan
+        self.table = Table(plan, baseline.clean.resid_pre[0], room)
+        self.heads = Heads(model, baseline.frame, floor.run, plan, self.table)
+
+    def at_rest(self) -> None:
+        """What the input says, and writers that nothing changed reaches and that are not their replacement."""
+        plan = self.plan
+        rests = {number: step.writer for number, step in plan.of(Resting).items()}
+        for number, step in plan.of(Version).items():
+            # It is looked at only where what it reads is as at the floor: nothing makes it, but its offset is there.
+            if not plan.tokens[number] & plan.tokens[step.made_of]:
+                rests[number] = step.writer
+        for number, writer in rests.items():
+            tokens = self._put(plan.sets.indices(plan.tokens[number]))
+            self.table.of([number])[:] = self._carried(writer, self._at_floor(writer).flatten(0, 1)[tokens])
+
+    def finished(self) -> Float[Tensor, "circuit batch d_model"]:
+        """Take all steps; what the logits read, at the answer position."""
+        for layer in range(self.model.spec.n_layers):
+            self.layer(layer)
+        return self.final()
+
+    def layer(self, layer: int) -> None:
+        """What heads and MLP of a layer say."""
+        for versions, change in self.heads.said(layer):
+            self._add(versions, change)
+        versions = list(self._together(self.plan.made(self.plan.mlps[layer])))
+        if versions:
+            wanted = [[(one.made_of, one.tokens) for one in some] for some in versions]
+            reads = self.table.sums(wanted, mlp_input(self.model, self.floor.run, layer))
+            own = self.floor.run.mlp_out[layer].flatten(0, 1)
+            for some, read in zip(versions, reads, strict=True):
+                was = own.index_select(0, self._members(one.tokens for one in some))
+                self._add(some, self.model.mlp_output(layer, read).sub_(was))
+
+    def _together(self, versions: Sequence[Made]) -> Iterator[list[Made]]:
+        """Versions of one writer in groups of so many rows as stay in the caches between two steps."""
+        group, rows = list[Made](), 0
+        for one in versions:
+            size = self.plan.sets.count(one.tokens)
+            if group and rows + size > MLP_ROWS:
+                yield group
+                group, rows = [], 0
+            group.append(one)
+            rows += size
+        if group:
+            yield group
+
+    def final(self) -> Float[Tensor, "circuit batch d_model"]:
+        """The stream that the logits read, at the answer position."""
+        plan, run = self.plan, self.floor.run
+        out = at_answer(run.resid_final, self.baseline.batch.answer_at).repeat(len(plan.final), 1, 1)
+        heard = [number for number in dict.fromkeys(plan.final) if plan.tokens[number]]
+        if heard:
+            (read,) = self.table.sums([[(number, plan.tokens[number]) for number in heard]], run.resid_final)
+            sizes = [plan.sets.count(plan.tokens[number]) for number in heard]
+            streams = dict(zip(heard, read.split(sizes), strict=True))
+            for circuit, number in enumerate(plan.final):
+                if number in streams:
+                    out[circuit, self._members([plan.tokens[number]]) // plan.sets.seq] = streams[number]
+        return out
+
+    def _add(self, versions: Sequence[Made], change: Float[Tensor, "token d_model"]) -> None:
+        """Keep what versions of one writer add to the floor: this change, on top of the writer's offset."""
+        numbers, writer = [one.number for one in versions], versions[0].writer
+        change = self._carried(writer, change)
+        if writer not in self.floor.offsets:
+            self.table.of(numbers)[:] = change
+            return
+        # Between their rows there may be those of versions that nothing makes.
+        rows = np.concatenate([self.table.at(number) for number in numbers])
+        tokens = self._members(self.plan.tokens[number] for number in numbers)
+        self.table.rows[self._put(rows)] = self._carried(writer, self._at_floor(writer).flatten(0, 1)[tokens])
+        changed = np.concatenate([self.table.at(one.number, one.tokens) for one in versions])
+        self.table.rows.index_add_(0, self._put(changed), change)
+
+    def _carried(self, writer: int, apart: Float[Tensor, "token d_model"]) -> Float[Tensor, "token d_model"]:
+        """What kept edges carry of how far a writer is from its replacement: the neurons that are kept."""
+        return apart if self.neurons is None else apart * self.neurons[writer]
+
+    def _at_floor(self, writer: int) -> Float[Tensor, "batch seq d_model"]:
+        """How far a writer is from its replacement where it reads nothing changed."""
+        if writer == 0:
+            return self.baseline.clean.resid_pre[0] - self.floor.run.resid_pre[0]
+        return self.floor.offsets[writer]
+
+    def _members(self, sets: Iterable[int]) -> Int[Tensor, " token"]:
+        return self._put(np.concatenate([self.plan.sets.indices(tokens) for tokens in sets]))
+
+    def _put(self, index: Int[np.ndarray, " token"]) -> Int[Tensor, " token"]:
+        return torch.from_numpy(index).to(self.floor.run.resid_final.device)

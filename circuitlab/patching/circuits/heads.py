@@ -1,0 +1,158 @@
+"""The heads of a layer in a circuit run: their z, and how far each is from what it says at the floor.
+
+Heads of a layer do not see each other. Its attention is called once, on rows in which the versions of a head stand
+below each other in the column of that head; a column that is shorter than others is filled up with the floor's values.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from circuitlab.models.protocol import Frame, Model, Recording
+from circuitlab.parts import Layout
+from circuitlab.patching.circuits.plan import Attended, Made, Mixed, Plan
+from circuitlab.patching.circuits.reads import Vectors, read_heads
+from circuitlab.patching.circuits.rows import Table, at_once
+
+# Versions of one writer, and one row for every token at which each is made.
+Said = tuple[list[Made], Float[Tensor, "token d_model"]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Heads:
+    """What a run needs to compute heads.
+
+    Attributes:
+        model: The model.
+        frame: What its blocks are called with at this length.
+        floor: The run with every edge replaced.
+        plan: What is computed.
+        table: What versions add to the floor.
+    """
+
+    model: Model
+    frame: Frame
+    floor: Recording
+    plan: Plan
+    table: Table
+
+    def said(self, layer: int) -> Iterator[Said]:
+        """How far each version of a head of this layer is from the head at the floor."""
+        attended = self.plan.of(Attended, self.plan.heads[layer])
+        if not attended:
+            return
+        places = self._places(attended)
+        vectors = read_heads(self.model, layer, self.plan, self.table, self.floor)
+        since = min(int((self.plan.sets.indices(self.plan.tokens[n]) % self.plan.sets.seq).min()) for n in attended)
+        q = self._arranged(0, vectors, attended, places, since)
+        k, v = (self._arranged(slot, vectors, attended, places) for slot in (1, 2))
+        z = self.model.attend(layer, q, k, v, self.frame).flatten(0, 2)
+        if self.model.has_post_norm(layer):
+            yield from self._coupled(layer, z, places, since)
+        else:
+            yield from self._each(layer, z, places, since)
+
+    def _places(self, attended: Mapping[int, Attended]) -> dict[int, int]:
+        """Where each z stands in its head's column at the first token, counted in vectors."""
+        depth, places = Counter[int](), dict[int, int]()
+        for number, step in attended.items():
+            places[number] = depth[step.head] * self._size + step.head
+            depth[step.head] += 1
+        return places
+
+    def _arranged(
+        self, slot: int, vectors: Vectors, attended: Mapping[int, Attended], places: Mapping[int, int], since: int = 0
+    ) -> Float[Tensor, "row _ head d_head"]:
+        """What attention is called with in one slot, from a token on."""
+        n_rows = 1 + max(places.values()) // self._size
+        source = np.tile(slot * self._size + np.arange(self._size), n_rows)
+        for number, step in attended.items():
+            read = step.reads[slot]
+            if read is not None and read in vectors.of:
+                source[places[number] + self._tokens(self.plan.tokens[read])] = vectors.of[read]
+        source = source.reshape(n_rows * self.plan.sets.batch, self.plan.sets.seq, -1)[:, since:]
+        return vectors.values.index_select(0, self._put(source.reshape(-1))).unflatten(0, source.shape)
+
+    def _each(self, layer: int, z: Float[Tensor, "_ d_head"], places: Mapping[int, int], since: int) -> Iterator[Said]:
+        """Each head from the change of its own z."""
+        made = self.plan.made(self.plan.heads[layer])
+        now = np.concatenate([places[one.made_of] + self._tokens(one.tokens) for one in made])
+        change = z[self._put(self._asked(now, since))].sub_(
+            self.floor.z[layer].flatten(0, 2)[self._put(now % self._size)]
+        )
+        alike, start = defaultdict[int, list[tuple[int, list[Made]]]](list), 0
+        for _, group in groupby(made, key=lambda one: one.writer):
+            versions = list(group)
+            n_rows = sum(self.plan.sets.count(one.tokens) for one in versions)
+            alike[n_rows].append((start, versions))
+            start += n_rows
+        for n_rows, of_heads in alike.items():
+            for some in at_once(of_heads, n_rows):
+                heads = [self._head(versions[0].writer) for _, versions in some]
+                rows = [change[first : first + n_rows] for first, _ in some]
+                said = self.model.head_outputs(layer, self._columns(heads, rows), heads)[:, :, 0]
+                yield from zip((versions for _, versions in some), said, strict=True)
+
+    def _columns(
+        self, heads: Sequence[int], vectors: Sequence[Float[Tensor, "token d_head"]]
+    ) -> Float[Tensor, "token 1 head d_head"]:
+        """A z with these heads' vectors in their columns; nobody looks at the others."""
+        if len(heads) == 1:
+            return vectors[0][:, None, None].expand(-1, 1, self.model.spec.n_heads, -1)
+        columns = vectors[0].new_zeros(len(vectors[0]), 1, self.model.spec.n_heads, vectors[0].shape[1])
+        columns[:, 0, list(heads)] = torch.stack(list(vectors), 1)
+        return columns
+
+    def _coupled(
+        self, layer: int, z: Float[Tensor, "_ d_head"], places: Mapping[int, int], since: int
+    ) -> Iterator[Said]:
+        """Heads through the norm behind them, whose scale all of them make: what they say, less that at the floor."""
+        own, n_heads = self.floor.z[layer].flatten(0, 2), self.model.spec.n_heads
+        rows, first, end = [], dict[int, int](), 0
+        for number, step in self.plan.of(Mixed, self.plan.heads[layer]).items():
+            source = np.arange(self._size)
+            for attended in step.heads:
+                if attended is not None and attended in places:
+                    here = places[attended] + self._tokens(self.plan.tokens[attended])
+                    source[here % self._size] = self._size + self._asked(here, since)
+            rows.append(source.reshape(-1, n_heads)[self.plan.sets.indices(self.plan.tokens[number])])
+            first[number], end = end, end + len(rows[-1])
+        mixed = torch.cat([own, z])[self._put(np.concatenate(rows))]
+        now = self.model.head_outputs(layer, mixed[:, None])[:, :, 0]
+        was = self.model.head_outputs(layer, own.unflatten(0, (-1, 1, n_heads)))[:, :, 0]
+        for one in self.plan.made(self.plan.heads[layer]):
+            head, tokens = self._head(one.writer), self.plan.sets.indices(one.tokens)
+            row = first[one.made_of] + self.plan.sets.among(one.tokens, self.plan.tokens[one.made_of])
+            yield [one], now[head, self._put(row)] - was[head, self._put(tokens)]
+
+    @property
+    def _size(self) -> int:
+        """How many vectors z of one run has: tokens times heads."""
+        return self.plan.sets.size * self.model.spec.n_heads
+
+    def _asked(self, vectors: Int[np.ndarray, " token"], since: int) -> Int[np.ndarray, " token"]:
+        """Where vectors of whole prompts stand among those of the tokens that ask, the ones from `since` on."""
+        whole = self.plan.sets.seq * self.model.spec.n_heads
+        row, inside = np.divmod(vectors, whole)
+        skipped = since * self.model.spec.n_heads
+        return row * (whole - skipped) + inside - skipped
+
+    def _tokens(self, tokens: int) -> Int[np.ndarray, " token"]:
+        """Where tokens stand in one head's column."""
+        return self.plan.sets.indices(tokens) * self.model.spec.n_heads
+
+    def _head(self, writer: int) -> int:
+        head = Layout.of(self.model.spec).writers[writer].head
+        assert head is not None
+        return head
+
+    def _put(self, index: Int[np.ndarray, "*token"]) -> Int[Tensor, "*token"]:
+        return torch.from_numpy(index).to(self.floor.resid_final.device)

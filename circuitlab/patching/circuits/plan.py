@@ -1,0 +1,344 @@
+"""Plan circuit runs: what has to be computed, from what, and at which tokens.
+
+The steps of a plan are streams, reads of a head's slot, heads, and **versions** of writers: what a writer says when it
+reads certain versions of the writers before it. Circuits that agree on everything upstream of a node share its version,
+and it is computed once for all of them. A node that reads nothing changed says what it says at the floor: it has no
+version, or the one that its offset makes. The plan is made in two passes over the masks, without a model:
+
+1. Forward: the steps, and the tokens at which each can differ from the floor. MLPs work token by token; a head differs
+   where its query does, and where it sees a token whose key or value does: from the first one on, in a bidirectional
+   model everywhere.
+2. Backward from the answer position: the tokens at which each step is needed.
+
+A step is computed at the tokens where it can differ *and* is needed, and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from jaxtyping import Bool
+
+from circuitlab.parts import Kind, Layout, Node, Reader, Slot
+from circuitlab.patching.circuits.token_sets import TokenSets
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """What readers read: the floor's stream at their place, and what these versions add to it."""
+
+    place: int
+    sources: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """A head's q, k or v from a stream."""
+
+    slot: Slot
+    head: int
+    stream: int
+
+
+@dataclass(frozen=True, slots=True)
+class Attended:
+    """A head's z from its q, k and v; None where it reads nothing changed."""
+
+    head: int
+    reads: tuple[int | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Mixed:
+    """All heads of a layer, which the norm behind them couples; None for a head that is as at the floor."""
+
+    heads: tuple[int | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """What a writer says, made of a stream (an MLP), of its z (a head) or of all heads of its layer (coupled)."""
+
+    writer: int
+    made_of: int
+
+
+@dataclass(frozen=True, slots=True)
+class Resting:
+    """What a writer says that reads nothing changed, and yet not its replacement: the input, or by its offset."""
+
+    writer: int
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """What the cut edges into a reader add to the clean run: their writers' replacements, less what these say there."""
+
+    reader: int
+    writers: tuple[int, ...]
+
+
+Step = Stream | Read | Attended | Mixed | Version | Resting | Cut
+AnyStep = TypeVar("AnyStep", bound=Step)
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A version, and the tokens at which it is made of something; at others only its offset differs."""
+
+    number: int
+    writer: int
+    made_of: int
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The steps of a run, in an order in which they can be taken.
+
+    Attributes:
+        sets: What the token sets are sets of.
+        steps: All of them; they refer to each other by their number here.
+        tokens: Where each is computed.
+        heads: By layer, the steps that make its heads' versions.
+        mlps: By layer, those that make its MLP's.
+        final: Each circuit's stream at the logits.
+    """
+
+    sets: TokenSets
+    steps: tuple[Step, ...]
+    tokens: tuple[int, ...]
+    heads: tuple[range, ...]
+    mlps: tuple[range, ...]
+    final: tuple[int, ...]
+
+    def of(self, kind: type[AnyStep], part: range | None = None) -> dict[int, AnyStep]:
+        """The steps of one kind that are computed anywhere, in one part of the plan or in all of it."""
+        numbers = range(len(self.steps)) if part is None else part
+        found = ((n, self.steps[n]) for n in numbers if self.tokens[n])
+        return {n: step for n, step in found if isinstance(step, kind)}
+
+    def made(self, part: range) -> list[Made]:
+        """The versions of a part that are made of anything, writer by writer."""
+        found = [
+            Made(number, step.writer, step.made_of, self.tokens[number] & self.tokens[step.made_of])
+            for number, step in self.of(Version, part).items()
+        ]
+        return sorted((made for made in found if made.tokens), key=lambda made: made.writer)
+
+
+def plan_circuits(
+    layout: Layout,
+    masks: Bool[np.ndarray, "circuit writer reader"],
+    sets: TokenSets,
+    *,
+    entering: int,
+    answers: int,
+    offsets: Mapping[int, int],
+    coupled: Sequence[bool],
+) -> Plan:
+    """The plan of a run of several circuits on one batch.
+
+    Args:
+        layout: Numbers of writers and readers.
+        masks: Kept edges, all of them edges of the model.
+        sets: The batch's tokens.
+        entering: Where the input differs from its replacement.
+        answers: The answer position of each example.
+        offsets: By writer, where its own output at the floor is not its replacement.
+        coupled: By layer, whether a norm stands between the heads' sum and the stream.
+    """
+    forward = _Forward(layout, masks, sets)
+    forward.at_rest({0: entering} | {w: where for w, where in sorted(offsets.items()) if w > 0})
+    return forward.plan(answers, coupled)
+
+
+def plan_cuts(
+    layout: Layout,
+    masks: Bool[np.ndarray, "circuit writer reader"],
+    sets: TokenSets,
+    *,
+    replaced: Mapping[int, int],
+    answers: int,
+    coupled: Sequence[bool],
+) -> Plan:
+    """The plan of the same run from the other side: from the clean run, where every edge is kept.
+
+    What the cut edges change is added up, reader by reader, and only the nodes that it reaches are computed. A node
+    upstream of every cut edge costs nothing.
+
+    Args:
+        layout: Numbers of writers and readers.
+        masks: Kept edges, all of them edges of the model.
+        sets: The batch's tokens.
+        replaced: By writer, where its replacement is not what it says in the clean run.
+        answers: The answer position of each example.
+        coupled: By layer, whether a norm stands between the heads' sum and the stream.
+    """
+    forward = _Forward(layout, masks, sets)
+    forward.cut_out(replaced)
+    return forward.plan(answers, coupled)
+
+
+class _Forward:
+    """The first pass: the steps, and where each can differ from the floor."""
+
+    def __init__(self, layout: Layout, masks: Bool[np.ndarray, "circuit writer reader"], sets: TokenSets) -> None:
+        self.layout, self.sets, n_circuits = layout, sets, len(masks)
+        # By circuit and reader, the writers on kept edges. Most circuits agree on most readers.
+        known: dict[tuple[int, bytes], tuple[int, ...]] = {}
+        self.heard: list[list[tuple[int, ...]]] = []
+        for packed, mask in zip(np.packbits(masks, axis=1).transpose(0, 2, 1), masks, strict=True):
+            keys = [(reader, column.tobytes()) for reader, column in enumerate(packed)]
+            for key in keys:
+                if key not in known:
+                    known[key] = tuple(np.flatnonzero(mask[:, key[0]]).tolist())
+            self.heard.append([known[key] for key in keys])
+        self.listened_to = np.asarray(masks.any(2))
+        # Equal steps are one step: this is where circuits share their work.
+        self.numbers: dict[Step, int] = {}
+        self.changed: list[int] = []
+        # By circuit, the versions of the writers so far; none where a writer is its replacement.
+        self.said: list[dict[int, int]] = [{} for _ in range(n_circuits)]
+        self.offset_at: Mapping[int, int] = {}
+        # By circuit and reader, what cut edges add to it; none where the run begins at the floor.
+        self.cuts: list[dict[int, int]] = [{} for _ in range(n_circuits)]
+
+    def plan(self, answers: int, coupled: Sequence[bool]) -> Plan:
+        """All steps, and where each is computed."""
+        heads, mlps = [], []
+        for layer in range(self.layout.spec.n_layers):
+            heads.append(self.heads(layer, coupled[layer]))
+            mlps.append(self.mlp(layer))
+        final = self.logits()
+        steps = tuple(self.numbers)
+        tokens = _computed(steps, self.changed, dict.fromkeys(final, answers), self.sets)
+        return Plan(self.sets, steps, tokens, tuple(heads), tuple(mlps), final)
+
+    def cut_out(self, replaced: Mapping[int, int]) -> None:
+        """What the cut edges of every circuit add to their readers, given where each writer's replacement differs."""
+        known: dict[tuple[int, tuple[int, ...]], int | None] = {}
+        for cuts, heard in zip(self.cuts, self.heard, strict=True):
+            for reader, (kept, n_visible) in enumerate(zip(heard, self.layout.visible, strict=True)):
+                if len(kept) == n_visible:
+                    continue
+                if (reader, kept) not in known:
+                    known[reader, kept] = self._cut(reader, set(range(n_visible)).difference(kept), replaced)
+                number = known[reader, kept]
+                if number is not None:
+                    cuts[reader] = number
+
+    def _cut(self, reader: int, writers: set[int], replaced: Mapping[int, int]) -> int | None:
+        """What these writers' cut edges into a reader add; None where their replacements are what they say."""
+        where, apart = 0, tuple(sorted(writers & replaced.keys()))
+        for writer in apart:
+            where |= replaced[writer]
+        return self.step(Cut(reader, apart), where) if apart else None
+
+    def at_rest(self, differs: Mapping[int, int]) -> None:
+        """Versions that nothing makes, by writer with the tokens at which it is not its replacement."""
+        versions = {writer: self.step(Resting(writer), where) for writer, where in differs.items() if where}
+        self.said = [dict(versions) for _ in self.said]
+        self.offset_at = {writer: where for writer, where in differs.items() if writer > 0}
+
+    def heads(self, layer: int, coupled: bool) -> range:
+        """The versions of a layer's heads."""
+        start, n_heads = len(self.changed), self.layout.spec.n_heads
+        columns = [self.layout.reader_index(Reader(Node(Kind.HEAD, layer, 0), slot)) for slot in Slot]
+        writer = self.layout.writer_index(Node(Kind.HEAD, layer, 0))
+        for circuit, said in enumerate(self.said):
+            audible = [self.listened_to[circuit][writer + head] for head in range(n_heads)]
+            if not any(audible):
+                continue
+            attended = [
+                self._attended(circuit, 2 * layer, head, [column + head for column in columns])
+                # A norm behind the heads has one scale for all: there a head that nobody listens to counts too.
+                if audible[head] or coupled
+                else None
+                for head in range(n_heads)
+            ]
+            if coupled and any(a is not None for a in attended):
+                everywhere = self._either(a for a in attended if a is not None)
+                mixed = self.step(Mixed(tuple(attended)), everywhere)
+                # ... and where one head changes, every head's share does.
+                attended = [mixed] * n_heads
+            found = {w: a for w, a in enumerate(attended, writer) if a is not None and audible[w - writer]}
+            said.update({w: self._version(w, a) for w, a in found.items()})
+        return range(start, len(self.changed))
+
+    def mlp(self, layer: int) -> range:
+        """The versions of a layer's MLP."""
+        start = len(self.changed)
+        if self.layout.spec.has_mlp:
+            node = Node(Kind.MLP, layer)
+            writer, column = self.layout.writer_index(node), self.layout.reader_index(Reader(node))
+            for circuit, said in enumerate(self.said):
+                stream = self._stream(circuit, 2 * layer + 1, column) if self.listened_to[circuit][writer] else None
+                if stream is not None:
+                    said[writer] = self._version(writer, stream)
+        return range(start, len(self.changed))
+
+    def logits(self) -> tuple[int, ...]:
+        """Each circuit's stream at the end; one without sources where it hears nothing."""
+        place, column = 2 * self.layout.spec.n_layers, len(self.layout.readers) - 1
+        streams = (self._stream(circuit, place, column) for circuit in range(len(self.said)))
+        return tuple(self.step(Stream(place, ()), 0) if stream is None else stream for stream in streams)
+
+    def step(self, step: Step, changed: int) -> int:
+        """The number of a step, an old one if it is there already."""
+        number = self.numbers.setdefault(step, len(self.changed))
+        if number == len(self.changed):
+            self.changed.append(changed)
+        return number
+
+    def _stream(self, circuit: int, place: int, column: int) -> int | None:
+        said = self.said[circuit]
+        sources = tuple(said[w] for w in self.heard[circuit][column] if w in said) if said else ()
+        if column in self.cuts[circuit]:
+            sources = (self.cuts[circuit][column], *sources)
+        return self.step(Stream(place, sources), self._either(sources)) if sources else None
+
+    def _attended(self, circuit: int, place: int, head: int, columns: Sequence[int]) -> int | None:
+        reads: list[int | None] = []
+        for slot, column in zip(Slot, columns, strict=True):
+            stream = self._stream(circuit, place, column)
+            reads.append(None if stream is None else self.step(Read(slot, head, stream), self.changed[stream]))
+        if not any(read is not None for read in reads):
+            return None
+        q, k, v = (0 if read is None else self.changed[read] for read in reads)
+        return self.step(Attended(head, tuple(reads)), q | self.sets.behind(k | v))
+
+    def _version(self, writer: int, made_of: int) -> int:
+        return self.step(Version(writer, made_of), self.changed[made_of] | self.offset_at.get(writer, 0))
+
+    def _either(self, steps: Iterable[int]) -> int:
+        tokens = 0
+        for number in steps:
+            tokens |= self.changed[number]
+        return tokens
+
+
+def _computed(
+    steps: Sequence[Step], changed: Sequence[int], needed: Mapping[int, int], sets: TokenSets
+) -> tuple[int, ...]:
+    """The second pass: where each step is computed, given where the last ones are needed."""
+    tokens = [needed.get(number, 0) for number in range(len(steps))]
+    for number in range(len(steps) - 1, -1, -1):
+        tokens[number] &= changed[number]
+        here = tokens[number]
+        match steps[number]:
+            case Stream(sources=before) | Mixed(heads=before):
+                wanted = here
+            case Read(stream=before) | Version(made_of=before):
+                wanted, before = here, (before,)
+            case Attended(reads=(q, *before)):
+                if q is not None:
+                    tokens[q] |= here
+                wanted = sets.before(here)
+        for earlier in before:
+            if earlier is not None:
+                tokens[earlier] |= wanted
+    return tuple(tokens)

@@ -1,0 +1,160 @@
+"""Circuits with soft edges: every edge carries a mixture of what its writer says and its replacement.
+
+    x_v = sum over u of z_uv a_u(current run) + (1 - z_uv) r_u
+
+z = 1 keeps an edge, z = 0 cuts it, and at such masks this is the circuit run of `circuits`. Gradients follow z, so that
+masks can be learned. At z = 1 everywhere the gradient of a metric with respect to z_uv is the EAP score of the edge.
+
+References:
+    Bhaskar et al. 2024, arXiv:2406.16778 (Edge Pruning), whose excluded edges carry the corrupted run's activations;
+    auto-circuit's patch masks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from circuitlab.models.protocol import Model
+from circuitlab.models.soft import SoftHeads
+from circuitlab.parts import Kind, Layout, Node, Reader, Slot
+from circuitlab.patching.runs.baseline import Baseline
+from circuitlab.patching.runs.floor import Floor, replaced_apart
+from circuitlab.patching.runs.writers import mlp_input, writer_outputs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Part:
+    """Some neurons of what writers say, on some of their edges; numbers 0 or 1.
+
+    Attributes:
+        edges: On which edges.
+        neurons: Which components of each writer's output.
+    """
+
+    edges: Float[Tensor, "writer reader"]
+    neurons: Float[Tensor, "writer d_model"]
+
+
+class SoftCircuit:
+    """One batch, ready to run with soft masks.
+
+    Args:
+        model: The model.
+        baseline: The batch, run clean and corrupted.
+        floor: The run with every edge replaced; the corrupted run by default.
+
+    Raises:
+        UnsupportedModelError: The model is not one that `load_model` made.
+    """
+
+    def __init__(self, model: Model, baseline: Baseline, floor: Floor | None = None) -> None:
+        self.model, self.baseline = model, baseline
+        self._heads, self._layout = SoftHeads(model), Layout.of(model.spec)
+        run = baseline.corrupt if floor is None else floor.run
+        # Nobody looks behind the last answer, if no token sees a later one.
+        last = int(baseline.batch.answer_at.max()) + 1 if model.spec.causal else baseline.batch.n_tokens
+        self._n_tokens = last
+        self._replaced = (replaced_apart(model, baseline, floor) + writer_outputs(model, baseline.clean))[:, :, :last]
+        self._input = baseline.clean.resid_pre[0][:, :last]
+        self._at_heads = [stream[:, :last] for stream in run.resid_pre]
+        self._at_mlps = [mlp_input(model, run, layer)[:, :last] for layer in range(model.spec.n_layers)]
+        self._at_end = run.resid_final[:, :last]
+
+    def __len__(self) -> int:
+        return len(self.baseline.batch)
+
+    def final(
+        self,
+        z: Float[Tensor, "chosen writer reader"],
+        rows: Int[Tensor, " chosen"] | None = None,
+        less: Part | None = None,
+    ) -> Float[Tensor, "chosen d_model"]:
+        """Final stream at the answer position.
+
+        Args:
+            z: Each example's mask, by the numbers of `Layout`; entries that are no edge of the model do not count.
+            rows: Which examples of the batch; all by default.
+            less: What is taken out of edges that z keeps: some neurons, on some edges.
+        """
+        rows = torch.arange(len(self), device=z.device) if rows is None else rows
+        run = _SoftRun(self._replaced[:, rows], z, less)
+        run.says(self._input[rows][None])
+        for layer in range(self.model.spec.n_layers):
+            heads = list(self._outputs_of_heads(run, layer, rows))
+            if self.model.spec.has_mlp and self.model.spec.parallel:
+                mlp = self._mlp(run, layer, rows)
+                run.says(*heads, mlp[None])
+                continue
+            run.says(*heads)
+            if self.model.spec.has_mlp:
+                run.says(self._mlp(run, layer, rows)[None])
+        at = self.baseline.batch.answer_at[rows]
+        return run.at_answer(self._at_end[rows, at], at)
+
+    def _outputs_of_heads(
+        self, run: _SoftRun, layer: int, rows: Int[Tensor, " chosen"]
+    ) -> Iterator[Float[Tensor, "head chosen seq d_model"]]:
+        spec, own = self.model.spec, self._at_heads[layer][rows]
+
+        def values(slot: Slot) -> Tensor:
+            first = self._layout.reader_index(Reader(Node(Kind.HEAD, layer, 0), slot))
+            return self._whole(self._heads.read(layer, slot, run.read(first, spec.n_heads, own)))
+
+        z = self.model.attend(layer, values(Slot.Q), values(Slot.K), values(Slot.V), self.baseline.frame)
+        z = z[:, : self._n_tokens]
+        yield self._heads.outputs(layer, z)
+
+    def _mlp(self, run: _SoftRun, layer: int, rows: Int[Tensor, " chosen"]) -> Float[Tensor, "chosen seq d_model"]:
+        column = self._layout.reader_index(Reader(Node(Kind.MLP, layer)))
+        return self.model.mlp_output(layer, run.read(column, 1, self._at_mlps[layer][rows])[0])
+
+    def _whole(self, values: Float[Tensor, "batch seq head d_head"]) -> Float[Tensor, "batch _ head d_head"]:
+        """Padded to the length that blocks are called with; nobody who counts looks at what is filled in."""
+        missing = self.baseline.batch.n_tokens - self._n_tokens
+        return torch.nn.functional.pad(values, (0, 0, 0, 0, 0, missing)) if missing else values
+
+
+class _SoftRun:
+    """How far each writer so far is from its replacement."""
+
+    def __init__(
+        self,
+        replaced: Float[Tensor, "writer batch seq d_model"],
+        z: Float[Tensor, "batch writer reader"],
+        less: Part | None,
+    ) -> None:
+        self._replaced, self._z, self._less = replaced, z, less
+        self._apart = replaced[:0]
+
+    def says(self, *outputs: Float[Tensor, "_ batch seq d_model"]) -> None:
+        """Take note of what the next writers say."""
+        said = torch.cat(outputs)
+        start = len(self._apart)
+        self._apart = torch.cat([self._apart, said - self._replaced[start : start + len(said)]])
+
+    def read(
+        self, column: int, n: int, floor: Float[Tensor, "batch seq d_model"]
+    ) -> Float[Tensor, "reader batch seq d_model"]:
+        """What `n` readers from this one on read, all of which see just the writers so far."""
+        said = len(self._apart)
+        heard = torch.einsum("bwr,wbsm->rbsm", self._z[:, :said, column : column + n], self._apart)
+        if self._less is not None:
+            edges, neurons = self._less.edges[:said, column : column + n], self._less.neurons[:said]
+            heard = heard - torch.einsum("wr,wm,wbsm->rbsm", edges, neurons, self._apart)
+        return floor + heard
+
+    def at_answer(
+        self, floor: Float[Tensor, "batch d_model"], at: Int[Tensor, " batch"]
+    ) -> Float[Tensor, "batch d_model"]:
+        """What the logits read."""
+        there = self._apart[:, torch.arange(len(at), device=at.device), at]
+        heard = torch.einsum("bw,wbm->bm", self._z[:, : len(there), -1], there)
+        if self._less is not None:
+            edges, neurons = self._less.edges[: len(there), -1], self._less.neurons[: len(there)]
+            heard = heard - torch.einsum("w,wm,wbm->bm", edges, neurons, there)
+        return floor + heard

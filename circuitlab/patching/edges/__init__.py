@@ -1,0 +1,1 @@
+"""Single edges, and single components of what a writer says, patched alone."""

@@ -1,0 +1,128 @@
+"""What edges carry: every writer's message, and where swapping it can reach the answer.
+
+A message is how far a writer's output in the other run, or its replacement, is from its output in the run that is
+patched. Behind a norm that the heads of a layer share, each run has its own scale, so that messages add up to the
+difference of the streams.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from circuitlab.models.protocol import Model, Recording
+from circuitlab.parts import Edge, Kind, Layout, Node
+from circuitlab.patching.runs.baseline import Baseline
+from circuitlab.patching.runs.reach import tokens_that_matter
+from circuitlab.patching.runs.replacement import Replacement, replaced
+
+CORRUPT = Replacement(kind="corrupt")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class EdgeRun:
+    """One batch and the messages that are swapped in it.
+
+    Attributes:
+        model: The model.
+        baseline: The batch, run clean and corrupted.
+        base: The run that is patched.
+        edges: The edges.
+        writers: Their sources, in the order of `messages`.
+        messages: How far what each edge of a writer carries instead is from the writer's output in `base`.
+        tokens: The tokens of each column.
+        live: Where a message differs and what it changes can reach the answer.
+        first: The first such token of each column; `seq` where there is none.
+    """
+
+    model: Model
+    baseline: Baseline
+    base: Recording
+    edges: tuple[Edge, ...]
+    writers: tuple[Node, ...]
+    messages: Float[Tensor, "writer batch seq d_model"]
+    tokens: Bool[Tensor, "column batch seq"]
+    live: Bool[Tensor, "writer batch seq"]
+    first: Int[Tensor, "writer column batch"]
+
+    @property
+    def answer_at(self) -> Int[Tensor, " batch"]:
+        """Where each example is judged."""
+        return self.baseline.batch.answer_at
+
+
+@torch.no_grad()
+def edge_run(
+    model: Model,
+    baseline: Baseline,
+    edges: Sequence[Edge],
+    tokens: Bool[Tensor, "column batch seq"],
+    direction: str = "noise",
+    replacement: Replacement = CORRUPT,
+) -> EdgeRun:
+    """Take the messages of both runs, or of one run and a replacement.
+
+    Args:
+        model: The model.
+        baseline: The batch, run clean and corrupted.
+        edges: Edges of the model.
+        tokens: The tokens of each column.
+        direction: "noise" patches the clean run, "denoise" the corrupted one.
+        replacement: What a patched edge carries, resolved for the data set that the batch is of.
+    """
+    base = baseline.clean if direction == "noise" else baseline.corrupt
+    other = replaced(model, replacement, baseline, base)
+    layout, batch = Layout.of(model.spec), baseline.batch
+    writers = tuple(sorted({edge.source for edge in edges}, key=layout.writer_index))
+    messages = messages_of(model, base, other, writers)
+    matters = tokens_that_matter(model.spec, batch, from_difference=replacement.kind == "corrupt")
+    live = (messages != 0).any(3) & matters
+    return EdgeRun(
+        model=model,
+        baseline=baseline,
+        base=base,
+        edges=tuple(edges),
+        writers=writers,
+        messages=messages,
+        tokens=tokens,
+        live=live,
+        first=_first_tokens(live, tokens),
+    )
+
+
+@torch.no_grad()
+def messages_of(
+    model: Model, base: Recording, other: Recording, writers: Sequence[Node]
+) -> Float[Tensor, "writer batch seq d_model"]:
+    """How far each writer's output in the other run is from its output in this one."""
+    found = base.resid_final.new_empty((len(writers), *base.resid_final.shape))
+    for number, writer in enumerate(writers):
+        layer = writer.layer or 0
+        if writer.kind is Kind.INPUT:
+            found[number] = other.resid_pre[0] - base.resid_pre[0]
+        elif writer.kind is Kind.MLP:
+            found[number] = other.mlp_out[layer] - base.mlp_out[layer]
+    for layer in {writer.layer or 0 for writer in writers if writer.kind is Kind.HEAD}:
+        here = [n for n, writer in enumerate(writers) if writer.kind is Kind.HEAD and writer.layer == layer]
+        heads = [writers[n].head or 0 for n in here]
+        if model.has_post_norm(layer):  # each run has its own scale
+            apart = model.head_outputs(layer, other.z[layer], heads) - model.head_outputs(layer, base.z[layer], heads)
+        else:
+            apart = model.head_outputs(layer, other.z[layer] - base.z[layer], heads)
+        found[here] = apart
+    return found
+
+
+def _first_tokens(
+    live: Bool[Tensor, "writer batch seq"], tokens: Bool[Tensor, "column batch seq"]
+) -> Int[Tensor, "writer column batch"]:
+    """Writer by writer, to keep the memory small."""
+    first = torch.empty((len(live), *tokens.shape[:2]), dtype=torch.long, device=live.device)
+    for writer, here in enumerate(live):
+        both = tokens & here
+        first[writer] = torch.where(both.any(2), both.int().argmax(2), tokens.shape[2])
+    return first

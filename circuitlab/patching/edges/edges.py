@@ -1,0 +1,198 @@
+"""Exact edge patching: one edge carries its writer's other value, alone, and everything after it follows.
+
+1. Check the request (`edge_plan`).
+2. Record the clean and the corrupted run of every batch, once, and take what every writer says in both.
+3. Layer by layer, turn the edges into rows (`edge_rows`), and run only what comes after their readers, from the first
+   token that differs to the answer, in packs that fit the memory.
+4. Take the metric at the answer.
+
+References:
+    Edge patching as in Syed et al. 2023, arXiv:2310.10348; the direct path of Goldowsky-Dill et al. 2023,
+    arXiv:2304.05969.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from circuitlab.data.batch import PairBatch
+from circuitlab.data.pairs import PairSet
+from circuitlab.errors import ConfigError
+from circuitlab.metrics import Metric
+from circuitlab.models.protocol import Model
+from circuitlab.parts import Layout
+from circuitlab.patching.edges.carried import CORRUPT, EdgeRun, edge_run
+from circuitlab.patching.edges.grid import EdgeEffects
+from circuitlab.patching.edges.plan import Edges, MetricLike, plan_edges
+from circuitlab.patching.edges.rows import EdgeRows, edge_rows, edges_into, run_rows
+from circuitlab.patching.runs.baseline import Baseline, check_gap, judge, record_baseline
+from circuitlab.patching.runs.packing import Packer, rows_at_once
+from circuitlab.patching.runs.replacement import Replacement, resolve_replacement
+from circuitlab.progress import Progress, silent
+
+
+def patch_edges(
+    model: Model,
+    pairs: PairSet | PairBatch,
+    edges: Edges = None,
+    *,
+    metric: MetricLike = "logit_diff",
+    axis: str = "all",
+    positions: Iterable[int] | None = None,
+    direction: str = "noise",
+    ablation: str | Replacement = "corrupt",
+    reference: PairSet | PairBatch | None = None,
+    seed: int = 0,
+    budget: int | None = None,
+    progress: Progress = silent,
+) -> EdgeEffects:
+    """Patch any set of edges, each alone: the direct path only, everything behind its reader recomputed.
+
+    Args:
+        model: A loaded model.
+        pairs: A split of a task, or a `PairBatch`.
+        edges: Names or edges, or a boolean mask [writer, reader] (entries that are no edge do not count); every edge
+            of the graph by default.
+        metric: What is measured at the answer position.
+        axis: "all" swaps an edge's whole message; "position" and "span" only its tokens at one position or span, one
+            column each; "auto" is by position where prompts line up.
+        positions: With axis "position": only these.
+        direction: "noise": the clean run with the edge corrupted. "denoise": the corrupted run with the edge clean.
+        ablation: What a corrupted edge carries: "corrupt", "zero", "mean", "mean-position", "mean-span" or "noise", or
+            a `Replacement`. Only the corrupted prompt's value goes with "denoise".
+        reference: Prompts that means are taken of (their clean ones); none of them may be among `pairs`.
+        seed: Of intervals, p-values and noise.
+        budget: Bytes that a packed run may take; a share of what is free by default.
+        progress: Called with (step, done, total); steps are of about equal work.
+
+    Returns:
+        `EdgeEffects`, per edge, column and example in the metric's unit. "noise": m(clean) - m(clean with the edge
+        corrupted); "denoise": m(corrupted with the edge clean) - m(corrupted). Positive: the edge helps; where less is
+        better (`kl`, `rank`) the sign is turned, so that positive helps there too.
+
+    Raises:
+        UnknownNameError: No such edge, direction, metric, axis or ablation.
+        ConfigError: No edges, one of them twice, a mask of the wrong shape, a position out of range, prompts of
+            different length by position, no spans by span, a budget that holds no prompt; another ablation than
+            "corrupt" with "denoise"; means without reference prompts, or with prompts that do not go with them.
+        MetricError: The metric gives the wrong shape or NaN, or does not tell the two runs apart.
+    """
+    plan = plan_edges(
+        model,
+        pairs,
+        edges,
+        metric=metric,
+        axis=axis,
+        positions=positions,
+        direction=direction,
+        budget=budget,
+    )
+    put_in = resolve_replacement(model, ablation, pairs=pairs, reference=reference, seed=seed, budget=budget)
+    if direction == "denoise" and put_in.kind != "corrupt":
+        raise ConfigError(
+            f"direction 'denoise' puts clean messages into the corrupted run, so ablation {put_in.kind!r} has no place "
+            "in it. Take direction='noise', or leave ablation out."
+        )
+    judged_by, n = plan.metric, plan.n_examples
+    effects = np.zeros((len(plan.edges), len(plan.columns.labels), n))
+    clean, corrupt = np.zeros(n), np.zeros(n)
+    packer = Packer()
+    for number, (batch, tokens) in enumerate(zip(plan.batches, plan.columns.masks, strict=True)):
+        baseline, where = record_baseline(model, batch), batch.index.cpu().numpy()
+        clean[where], corrupt[where] = (values.double().cpu().numpy() for values in baseline.gap(judged_by))
+        run = edge_run(model, baseline, plan.edges, tokens, plan.direction, put_in)
+        part = _Part(progress, number, len(plan.batches))
+        effects[:, :, where] = _effects(run, judged_by, direction, budget, packer, part)
+    check_gap(judged_by, clean, corrupt)
+    return EdgeEffects(
+        edges=plan.edges,
+        direction=direction,
+        metric=judged_by.name,
+        unit=judged_by.unit,
+        column_kind=plan.columns.kind,
+        columns=plan.columns.labels,
+        per_example=effects if judged_by.higher_is_better else -effects,
+        clean=clean,
+        corrupt=corrupt,
+        seed=seed,
+        numbers=plan.columns.numbers,
+    )
+
+
+@torch.no_grad()
+def edge_effects(
+    model: Model,
+    baseline: Baseline,
+    metric: Metric,
+    *,
+    replacement: Replacement = CORRUPT,
+    budget: int | None = None,
+    progress: Progress = silent,
+) -> Float[np.ndarray, "batch writer reader"]:
+    """m(clean) - m(clean with this one edge corrupted), for every edge and example; 0 where there is no edge.
+
+    What a corrupted edge carries is the replacement's, resolved for the data set that the batch is of. With the other
+    prompt's values, the default, it equals TransformerLens's `get_act_patch_direct_path` for a head's edges, with the
+    prompts swapped.
+    """
+    layout, batch = Layout.of(model.spec), baseline.batch
+    edges = tuple(layout.edges())
+    tokens = torch.ones_like(batch.clean, dtype=torch.bool)[None]
+    run = edge_run(model, baseline, edges, tokens, replacement=replacement)
+    found = _effects(run, metric, "noise", budget, Packer(), _Part(progress, 0, 1))
+    effects = np.zeros((len(batch), len(layout.writers), len(layout.readers)))
+    rows, columns = np.array([layout.edge_index(edge) for edge in edges]).T
+    effects[:, rows, columns] = found[:, 0].T
+    return effects
+
+
+class _Part:
+    """Progress of one batch among several."""
+
+    def __init__(self, progress: Progress, number: int, n_parts: int) -> None:
+        self.progress, self.number, self.n_parts = progress, number, n_parts
+
+    def __call__(self, done: int, total: int) -> None:
+        self.progress("edges", self.number * total + done, self.n_parts * total)
+
+
+def _effects(
+    run: EdgeRun, metric: Metric, direction: str, budget: int | None, packer: Packer, progress: _Part
+) -> Float[np.ndarray, "edge column batch"]:
+    """How much each edge helps, in the metric's unit; 0 without a run where its message is the same in both."""
+    model, n_layers = run.model, run.model.spec.n_layers
+    clean, corrupt = (values.double() for values in run.baseline.gap(metric))
+    untouched = clean if direction == "noise" else corrupt
+    effects = clean.new_zeros((len(run.edges), *run.tokens.shape[:2]))
+    effects[:, ~run.tokens.any(2)] = torch.nan
+    size = rows_at_once(model, run.baseline.batch.n_tokens, budget)
+    done, total = 0, sum(n_layers - layer + 1 for layer in range(n_layers + 1))
+    for layer in range(n_layers + 1):
+        for numbers in edges_into(run, layer):
+            rows = edge_rows(run, layer, numbers)
+
+            def pack(part: slice, layer: int = layer, rows: EdgeRows = rows) -> None:
+                some = rows.take(part)
+                final = run_rows(run, layer, some)
+                values = judge(model, metric, run.baseline, final, some.example).double()
+                change = untouched[some.example] - values
+                effects[some.edge, some.column, some.example] = change if direction == "noise" else -change
+
+            packer.run(len(rows), size * _lightness(run, layer), pack)
+        done += n_layers - layer + 1
+        progress(done, total)
+    return effects.cpu().numpy()
+
+
+def _lightness(run: EdgeRun, layer: int) -> int:
+    """How many rows into this layer take no more than one row through whole blocks.
+
+    Into the logits a row is one token. Into the last layer it is one token too, beside the queries, keys and values of
+    its prompt: about 4 tensors of the stream's size, where a block holds 18.
+    """
+    n_layers = run.model.spec.n_layers
+    return {n_layers: run.baseline.batch.n_tokens, n_layers - 1: 4}.get(layer, 1)

@@ -1,0 +1,177 @@
+"""First-order effects of all edges: each writer's difference times each reader's gradient.
+
+Both are as long as the prompt is times the width of the stream, and there are 157 writers and 445 readers in GPT-2. The
+differences stand in memory; the gradients come some readers at a time and are gone after their product.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from circuitlab.data.batch import PairBatch
+from circuitlab.models.protocol import Model
+from circuitlab.models.traced import Slopes, Traced, Window
+from circuitlab.parts import Kind, Layout, Node
+from circuitlab.patching.gradients.slopes import reader_slopes
+from circuitlab.patching.runs.replacement import Replacement, putter
+from circuitlab.patching.runs.writers import heads_apart
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Said:
+    """What stands in the place of every writer's output, on whole prompts; in the last block at the answer alone.
+
+    Attributes:
+        start: For the embedding.
+        z: For the heads, by layer: their weighted sums of values.
+        mlp: For the MLPs, by layer; None where there is none.
+    """
+
+    start: Float[Tensor, "batch seq d_model"]
+    z: tuple[Float[Tensor, "batch _ head d_head"], ...]
+    mlp: tuple[Float[Tensor, "batch _ d_model"] | None, ...]
+
+    @classmethod
+    def by(cls, run: Traced) -> Said:
+        """What the writers of another run said."""
+        return cls(start=run.start, z=tuple(b.z for b in run.blocks), mlp=tuple(b.mlp for b in run.blocks))
+
+
+@torch.no_grad()
+def stand_ins(model: Model, replacement: Replacement, batch: PairBatch) -> Said:
+    """What a replacement other than "corrupt" has for every writer, from the clean run.
+
+    Args:
+        model: The model.
+        replacement: Resolved for the data set that the batch is of.
+        batch: The prompts.
+    """
+    clean, put, last = model.record(batch.clean), putter(model, replacement, batch), model.spec.n_layers - 1
+    answers = Window.whole(batch)
+
+    def kept(value: Tensor, layer: int) -> Tensor:
+        return answers.at_answer(value.flatten(2)).unflatten(2, value.shape[2:]) if layer == last else value
+
+    layers = range(model.spec.n_layers)
+    return Said(
+        start=put(("resid_pre", 0), clean.resid_pre[0]),
+        z=tuple(kept(put(("z", layer), clean.z[layer]), layer) for layer in layers),
+        mlp=tuple(
+            kept(put(("mlp_out", layer), clean.mlp_out[layer]), layer) if model.spec.has_mlp else None
+            for layer in layers
+        ),
+    )
+
+
+class EdgeProducts:
+    """How far every writer is from what would stand in its place, ready to be multiplied with gradients.
+
+    Args:
+        model: The model.
+        clean: The clean run, on the window.
+        other: What would stand in its place, on whole prompts.
+    """
+
+    def __init__(self, model: Model, clean: Traced, other: Said) -> None:
+        self._model, self._layout = model, Layout.of(model.spec)
+        self._visible = self._layout.visible
+        self._during, self._at_answer = _differences(model, clean, other)
+
+    @property
+    def start(self) -> Float[Tensor, "batch seq d_model"]:
+        """Clean embedding minus its replacement."""
+        return self._during[0]
+
+    def of(self, writers: slice, at_answer: bool) -> Float[Tensor, "_ batch _ d_model"]:
+        """Clean outputs minus their replacements, at the answer or on the window (not the last block's writers)."""
+        return (self._at_answer if at_answer else self._during)[writers]
+
+    @torch.no_grad()
+    def scores(self, traced: Traced, found: Slopes) -> Float[Tensor, "batch writer reader"]:
+        """The products of all edges; 0 where there is no edge.
+
+        Args:
+            traced: A pass on the window.
+            found: Its gradients.
+        """
+        layout = self._layout
+        out = self._during.new_zeros(self._during.shape[1], len(layout.writers), len(layout.readers))
+        for part in reader_slopes(self._model, traced, found):
+            writers = self._at_answer if part.at_answer else self._during
+            n_seen = max(self._visible[column] for column in part.columns)
+            # [batch, writer or reader, everything else]; views, no copies.
+            seen, read = (side.transpose(0, 1).flatten(2) for side in (writers[:n_seen], part.values.to(out.dtype)))
+            out[:, :n_seen, part.columns] = torch.bmm(seen, read.transpose(1, 2))
+        return out.mul_(self._real(out))
+
+    @torch.no_grad()
+    def by_column(
+        self, traced: Traced, found: Slopes, tokens: Bool[Tensor, "column batch _"]
+    ) -> Float[Tensor, "column batch writer reader"]:
+        """The same, of the tokens of each column alone; columns that share out all tokens sum to `scores`.
+
+        Args:
+            traced: A pass on the window.
+            found: Its gradients.
+            tokens: The tokens of each column, of whole prompts.
+        """
+        layout, window = self._layout, traced.window
+        rows = torch.arange(tokens.shape[1], device=tokens.device)
+        during = tokens[:, :, window.first : window.stop].to(self._during.dtype)
+        answers = during[:, rows, window.answer_at][..., None]
+        out = self._during.new_zeros(*tokens.shape[:2], len(layout.writers), len(layout.readers))
+        for part in reader_slopes(self._model, traced, found):
+            writers = self._at_answer if part.at_answer else self._during
+            n_seen = max(self._visible[column] for column in part.columns)
+            each = torch.einsum("wbsd,rbsd->bswr", writers[:n_seen], part.values.to(out.dtype))
+            mine = answers if part.at_answer else during
+            out[:, :, :n_seen, part.columns] = torch.einsum("bswr,cbs->cbwr", each, mine)
+        return out.mul_(self._real(out))
+
+    @torch.no_grad()
+    def at_writers(self, found: Slopes) -> Float[Tensor, "batch writer d_model"]:
+        """Each writer's difference times the gradient at its output, component by component, summed over tokens.
+
+        Their sum over components is that of the writer's edges: whoever reads the stream reads all of it.
+        """
+        layout, spec, during = self._layout, self._model.spec, self._during
+        out = during.new_zeros(during.shape[1], len(layout.writers), spec.d_model)
+        out[:, 0] = (during[0] * found.start).sum(1)
+        for layer, block in enumerate(found.blocks):
+            first = layout.writer_index(Node(Kind.HEAD, layer, 0))
+            apart = self._at_answer if layer == spec.n_layers - 1 else during
+            behind = first + spec.n_heads
+            out[:, first:behind] = torch.einsum("hbsm,bsm->bhm", apart[first:behind], block.attn.to(out.dtype))
+            if block.mlp is not None:
+                out[:, behind] = (apart[behind] * block.mlp).sum(1)
+        return out
+
+    def _real(self, like: Tensor) -> Bool[Tensor, "writer reader"]:
+        rows = torch.arange(len(self._layout.writers), device=like.device)
+        return rows[:, None] < torch.tensor(self._visible, device=like.device)
+
+
+@torch.no_grad()
+def _differences(
+    model: Model, clean: Traced, other: Said
+) -> tuple[Float[Tensor, "_ batch seq d_model"], Float[Tensor, "writer batch 1 d_model"]]:
+    """Of the writers that are read during the window (not the last block's), and of all at the answer."""
+    spec, layout, window = model.spec, Layout.of(model.spec), clean.window
+    first = [layout.writer_index(Node(Kind.HEAD, layer, 0)) for layer in range(spec.n_layers)]
+    # Products of half precision are summed in single.
+    kind = torch.promote_types(clean.start.dtype, torch.float32)
+    during = clean.start.new_empty(first[-1], *clean.start.shape, dtype=kind)
+    at_answer = during.new_empty(len(layout.writers), len(clean.start), 1, spec.d_model)
+    during[0] = clean.start.detach() - window.of(other.start)
+    for layer, (ours, z, mlp) in enumerate(zip(clean.blocks, other.z, other.mlp, strict=True)):
+        last = layer == spec.n_layers - 1
+        into, behind = at_answer if last else during, first[layer] + spec.n_heads
+        into[first[layer] : behind] = heads_apart(model, layer, ours.z.detach(), z if last else window.of(z))
+        if ours.mlp is not None and mlp is not None:
+            into[behind] = ours.mlp.detach() - (mlp if last else window.of(mlp))
+    at_answer[: first[-1]] = window.at_answer(during)
+    return during, at_answer

@@ -1,0 +1,145 @@
+"""Runs along the path of one sublayer's output: what it adds to the stream goes from its clean value to another one.
+
+A sublayer is the embedding, an attention layer with all its heads, or an MLP. Everything before it stays clean and
+everything behind it follows, so only that is run, and gradients are taken there alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from circuitlab.data.batch import PairBatch
+from circuitlab.metrics import Metric
+from circuitlab.models.later import LaterBlocks
+from circuitlab.models.protocol import Frame, Model
+from circuitlab.models.traced import Traced, trace
+from circuitlab.parts import Kind, Layout, Node, Reader
+from circuitlab.patching.gradients.slopes import ReaderSlopes, judged, metric_slopes, reader_slopes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Sublayer:
+    """One sublayer.
+
+    Attributes:
+        kind: `Kind.INPUT`, `Kind.HEAD` for an attention layer, or `Kind.MLP`.
+        layer: Its layer; -1 for the embedding.
+        writers: The numbers of its writers.
+    """
+
+    kind: Kind
+    layer: int
+    writers: slice
+
+
+def sublayers(model: Model) -> tuple[Sublayer, ...]:
+    """All of them, in the order of the writers."""
+    layout, spec = Layout.of(model.spec), model.spec
+    found = [Sublayer(kind=Kind.INPUT, layer=-1, writers=slice(0, 1))]
+    for layer in range(spec.n_layers):
+        first = layout.writer_index(Node(Kind.HEAD, layer, 0))
+        found.append(Sublayer(kind=Kind.HEAD, layer=layer, writers=slice(first, first + spec.n_heads)))
+        if spec.has_mlp:
+            mlp = first + spec.n_heads
+            found.append(Sublayer(kind=Kind.MLP, layer=layer, writers=slice(mlp, mlp + 1)))
+    return tuple(found)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Behind:
+    """What lies behind a sublayer in one run.
+
+    Attributes:
+        source: Gradient at what the sublayer adds to the stream.
+        readers: Gradients at the inputs of all readers behind it, by their numbers in the whole model's layout.
+    """
+
+    source: Float[Tensor, "batch _ d_model"]
+    readers: list[ReaderSlopes]
+
+
+class SublayerPaths:
+    """Runs of one batch that differ from the clean one behind one sublayer.
+
+    Args:
+        model: The model.
+        frame: What blocks are called with.
+        clean: The clean run on a window; its graph may be gone.
+        around: A run of the whole prompts that agrees in all tokens before the window.
+        metric: What is differentiated.
+        batch: The prompts, with the clean run's logits as reference where the metric needs them.
+    """
+
+    def __init__(
+        self, model: Model, frame: Frame, clean: Traced, around: Traced, metric: Metric, batch: PairBatch
+    ) -> None:
+        self._model, self._frame, self._clean, self._around = model, frame, clean, around
+        self._metric, self._batch = metric, batch
+
+    @torch.no_grad()
+    def value(self, at: Sublayer, shift: Float[Tensor, "batch _ d_model"]) -> Float[Tensor, " batch"]:
+        """The metric with the sublayer's output shifted; no gradients."""
+        stream, _ = self._shifted(at, shift)
+        if at.layer == self._model.spec.n_layers - 1:
+            final = stream[:, 0]
+        else:
+            _, traced = self._later(at, stream)
+            final = traced.final.detach()
+        return judged(self._model, self._metric, self._batch, final)
+
+    def gradients(self, at: Sublayer, shift: Float[Tensor, "batch _ d_model"]) -> Behind:
+        """Gradients behind the sublayer with its output shifted."""
+        stream, mlp = self._shifted(at, shift)
+        if at.layer == self._model.spec.n_layers - 1:
+            at_stream, readers = self._at_logits(stream.detach())
+        else:
+            later, traced = self._later(at, stream.detach())
+            found, _ = metric_slopes(later, traced, self._metric, self._batch)
+            at_stream, readers = found.start, []
+            before = (at.layer + 1) * self._model.spec.readers_per_layer
+            # The values of a layer are overwritten by those of the next.
+            for part in reader_slopes(later, traced, found):
+                readers.append(
+                    ReaderSlopes([column + before for column in part.columns], part.values.clone(), part.at_answer)
+                )
+        if mlp is None:
+            return Behind(at_stream, readers)
+        read, out = mlp
+        (at_read,) = torch.autograd.grad(out, read, at_stream)
+        column = Layout.of(self._model.spec).reader_index(Reader(Node(Kind.MLP, at.layer)))
+        last = at.layer == self._model.spec.n_layers - 1
+        return Behind(at_stream + at_read, [ReaderSlopes([column], at_read[None], last), *readers])
+
+    def _shifted(self, at: Sublayer, shift: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+        """The stream behind the sublayer's block; the block's own MLP with its graph, where it reads the sublayer."""
+        clean, spec = self._clean, self._model.spec
+        if at.kind is Kind.HEAD and spec.has_mlp and not spec.parallel:
+            read = clean.blocks[at.layer].mlp_read
+            assert read is not None
+            middle = read.detach() + shift
+            with torch.enable_grad():
+                leaf = middle.requires_grad_()
+                out = self._model.mlp_output(at.layer, leaf)
+            return middle.detach() + out.detach(), (leaf, out)
+        if at.layer == spec.n_layers - 1:
+            return clean.final.detach()[:, None] + shift, None
+        return (clean.start.detach() if at.layer < 0 else clean.streams[at.layer + 1]) + shift, None
+
+    def _later(self, at: Sublayer, stream: Tensor) -> tuple[Model, Traced]:
+        later = LaterBlocks(self._model, at.layer + 1)
+        model = cast("Any", later)
+        return model, trace(model, self._frame, self._clean.window, stream, around=later.of(self._around))
+
+    def _at_logits(self, stream: Float[Tensor, "batch 1 d_model"]) -> tuple[Tensor, list[ReaderSlopes]]:
+        """Behind the last block only the logits read."""
+        with torch.enable_grad():
+            leaf = stream.requires_grad_()
+            total = judged(self._model, self._metric, self._batch, leaf[:, 0]).sum()
+        (found,) = torch.autograd.grad(total, leaf)
+        column = len(Layout.of(self._model.spec).readers) - 1
+        return found, [ReaderSlopes([column], found[None], at_answer=True)]

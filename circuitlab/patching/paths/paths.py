@@ -1,0 +1,180 @@
+"""Path patching: a sender's other value, heard by a set of receivers and by nobody else.
+
+For each sender by itself:
+
+1. First run. The sender says what it says in the other run. Between it and the receivers heads are held: their output
+   ("heads", as in the paper), only their attention patterns, so that values flow on ("patterns"), or nothing ("none").
+   MLPs are recomputed, or held too. What the receivers read is kept: the q, k or v of a head, the input of an MLP, the
+   stream before the logits. A receiver that stands before another one is in this run a head like any other.
+2. Second run. Only the receivers take what they heard, whatever else has changed in front of them, and everything else
+   is recomputed; the metric is taken at the answer.
+
+With heads and MLPs held, and no receiver behind another, this patches the direct edges from the sender to the
+receivers. With nothing held and the logits as the receiver, it patches the sender's output.
+
+A norm behind the heads (Gemma 2 and 3): a head's output is its share under the scale of its own run, as for edges, so
+that what the heads of a layer say adds up.
+
+References:
+    Wang et al. 2023, arXiv:2211.00593, appendix on path patching; Goldowsky-Dill et al. 2023, arXiv:2304.05969.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from circuitlab.data.batch import PairBatch
+from circuitlab.data.pairs import PairSet
+from circuitlab.models.protocol import Model
+from circuitlab.parts import Kind, Node, Reader
+from circuitlab.patching.edges.carried import messages_of
+from circuitlab.patching.edges.plan import MetricLike
+from circuitlab.patching.paths.effects import PathEffects
+from circuitlab.patching.paths.plan import PathPlan, plan_paths
+from circuitlab.patching.paths.run import Paths, run_paths
+from circuitlab.patching.runs.baseline import Baseline, check_gap, judge, record_baseline
+from circuitlab.patching.runs.packing import Packer, rows_at_once, rows_per_pack
+from circuitlab.patching.runs.reach import rows_from, tokens_that_matter
+from circuitlab.progress import Progress, silent
+
+
+def path_patch(
+    model: Model,
+    pairs: PairSet | PairBatch,
+    senders: Iterable[str | Node] | None,
+    receivers: Iterable[str | Node | Reader],
+    *,
+    frozen: str = "heads",
+    freeze_mlps: bool = False,
+    metric: MetricLike = "logit_diff",
+    direction: str = "noise",
+    seed: int = 0,
+    budget: int | None = None,
+    progress: Progress = silent,
+) -> PathEffects:
+    """Patch the paths from each of several senders to a set of receivers; see the module for the two runs.
+
+    Args:
+        model: A loaded model.
+        pairs: A split of a task, or a `PairBatch`.
+        senders: Nodes that write ("a5.h5", "m3", "input"), each patched alone; None: every one that writes before all
+            the receivers read.
+        receivers: Nodes that read, patched together: a slot of a head ("a9.h9<q>"), a head (all its slots), an MLP
+            ("m10"), or "logits" by itself.
+        frozen: What of the heads between is held to the run that is patched: "heads", "patterns" or "none".
+        freeze_mlps: Hold the MLPs between too.
+        metric: What is measured at the answer position.
+        direction: "noise": the clean run with the paths corrupted. "denoise": the corrupted run with the paths clean.
+        seed: Of intervals and p-values.
+        budget: Bytes that a packed run may take; a share of what is free by default.
+        progress: Called with (step, done, total).
+
+    Returns:
+        `PathEffects`, per sender and example in the metric's unit. "noise": m(clean) - m(clean with the paths
+        corrupted); "denoise": m(corrupted with the paths clean) - m(corrupted). Positive: the paths help; where less is
+        better (`kl`, `rank`) the sign is turned, so that positive helps there too.
+
+    Raises:
+        UnknownNameError: No such sender, receiver, direction, metric, or thing to freeze.
+        ConfigError: No senders or receivers, one of them twice, a receiver that reads before a sender writes, "logits"
+            beside other receivers, a budget that holds no prompt.
+        MetricError: The metric gives the wrong shape or NaN, or does not tell the two runs apart.
+    """
+    plan = plan_paths(
+        model,
+        pairs,
+        senders,
+        receivers,
+        frozen=frozen,
+        freeze_mlps=freeze_mlps,
+        metric=metric,
+        direction=direction,
+        budget=budget,
+    )
+    effects, judged_by = np.zeros((len(plan.senders), plan.n_examples)), plan.metric
+    clean, corrupt = np.zeros(plan.n_examples), np.zeros(plan.n_examples)
+    done, total, packer = 0, len(plan.batches) * len(plan.senders), Packer()
+    for batch in plan.batches:
+        baseline, where = record_baseline(model, batch), batch.index.cpu().numpy()
+        clean[where], corrupt[where] = (values.double().cpu().numpy() for values in baseline.gap(judged_by))
+        for numbers, found in _effects(plan, baseline, packer):
+            effects[np.array(numbers)[:, None], where] = found
+            done += len(numbers)
+            progress("paths", done, total)
+    check_gap(judged_by, clean, corrupt)
+    return PathEffects(
+        senders=plan.senders,
+        receivers=plan.receivers,
+        frozen=frozen,
+        freeze_mlps=freeze_mlps,
+        direction=direction,
+        metric=judged_by.name,
+        unit=judged_by.unit,
+        per_example=effects if judged_by.higher_is_better else -effects,
+        clean=clean,
+        corrupt=corrupt,
+        seed=seed,
+    )
+
+
+@torch.no_grad()
+def _effects(
+    plan: PathPlan, baseline: Baseline, packer: Packer
+) -> Iterator[tuple[list[int], Float[np.ndarray, "sender batch"]]]:
+    """How much the paths help, for the senders that enter the stream at one point, point after point."""
+    runs, noise = (baseline.clean, baseline.corrupt), plan.direction == "noise"
+    base, other = runs if noise else runs[::-1]
+    paths = Paths(
+        model=plan.model,
+        baseline=baseline,
+        base=base,
+        receivers=plan.receivers,
+        frozen=plan.frozen,
+        freeze_mlps=plan.freeze_mlps,
+    )
+    clean, corrupt = (values.double() for values in baseline.gap(plan.metric))
+    untouched = clean if noise else corrupt
+    for sender, numbers in _entering_together(plan.senders).items():
+        messages = messages_of(plan.model, base, other, [plan.senders[number] for number in numbers])
+        found = untouched.expand(len(numbers), -1).clone()
+        _run_senders(plan, paths, sender, messages, packer, found)
+        yield numbers, ((untouched - found) if noise else (found - untouched)).cpu().numpy()
+
+
+def _run_senders(
+    plan: PathPlan,
+    paths: Paths,
+    sender: Node,
+    messages: Float[Tensor, "writer batch seq d_model"],
+    packer: Packer,
+    values: Float[Tensor, "writer batch"],
+) -> None:
+    """Fill in the metric of senders that enter the stream where this one does."""
+    model, baseline = plan.model, paths.baseline
+    batch = baseline.batch
+    live = (messages != 0).any(3) & tokens_that_matter(model.spec, batch, from_difference=True)
+    number, example = live.any(2).nonzero().T
+    first = live.int().argmax(2)
+    fits = rows_per_pack(model, batch.n_tokens, plan.budget, plan.kept_streams)
+
+    def pack(part: slice) -> None:
+        who, which = number[part], example[part]
+        rows = rows_from(model.spec, batch, which, first[who, which])
+        message = messages[who[rows.row], which[rows.row], rows.position]
+        final = run_paths(paths, sender, rows, message)
+        values[who, which] = judge(model, plan.metric, baseline, final, which).double()
+
+    packer.run(len(number), min(fits, rows_at_once(model, batch.n_tokens, plan.budget)), pack)
+
+
+def _entering_together(senders: tuple[Node, ...]) -> dict[Node, list[int]]:
+    """Numbers of the senders that enter the stream at the same point, by the first of them."""
+    found: dict[tuple[Kind, int | None], list[int]] = {}
+    for number, sender in enumerate(senders):
+        found.setdefault((sender.kind, sender.layer), []).append(number)
+    return {senders[numbers[0]]: numbers for numbers in found.values()}

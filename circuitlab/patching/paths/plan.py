@@ -1,0 +1,164 @@
+"""Which paths are patched: senders, receivers and what is held between them, checked before anything runs."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from circuitlab.data.batch import PairBatch
+from circuitlab.data.pairs import PairSet
+from circuitlab.errors import ConfigError, GraphError, UnknownNameError
+from circuitlab.metrics import Metric, resolve
+from circuitlab.models.protocol import Model
+from circuitlab.parts import Kind, Layout, Node, Reader, Slot
+from circuitlab.patching.edges.plan import MetricLike, parts_that_fit
+from circuitlab.patching.runs.baseline import check_direction
+from circuitlab.patching.runs.packing import rows_per_pack
+
+FROZEN = ("heads", "patterns", "none")
+# Readers that an error lists.
+LISTED = 6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PathPlan:
+    """A checked request.
+
+    Attributes:
+        model: The model.
+        senders: Whose output is swapped, each alone.
+        receivers: Who hears of it, all together; in the order of the layout.
+        frozen: What of the heads between them is held: "heads", "patterns" or "none".
+        freeze_mlps: Whether the MLPs between them are held.
+        batches: The prompts, by length, in parts that fit into memory.
+        metric: What is measured.
+        direction: "noise" patches the clean run, "denoise" the corrupted one.
+        budget: Bytes that a packed run may take; None for a share of what is free.
+    """
+
+    model: Model
+    senders: tuple[Node, ...]
+    receivers: tuple[Reader, ...]
+    frozen: str
+    freeze_mlps: bool
+    batches: tuple[PairBatch, ...]
+    metric: Metric
+    direction: str
+    budget: int | None
+
+    @property
+    def n_examples(self) -> int:
+        """In all batches."""
+        return sum(map(len, self.batches))
+
+    @property
+    def kept_streams(self) -> int:
+        """How many streams of a row are kept for its receivers, beside those of a block."""
+        return 2 + len({(reader.node.layer, reader.slot is None) for reader in self.receivers})
+
+
+def plan_paths(
+    model: Model,
+    pairs: PairSet | PairBatch,
+    senders: Iterable[str | Node] | None,
+    receivers: Iterable[str | Node | Reader],
+    *,
+    frozen: str,
+    freeze_mlps: bool,
+    metric: MetricLike,
+    direction: str,
+    budget: int | None,
+) -> PathPlan:
+    """Check every argument of `path_patch`; see there."""
+    check_direction(direction)
+    if frozen not in FROZEN:
+        raise UnknownNameError.of("frozen", frozen, FROZEN)
+    layout, judged_by = Layout.of(model.spec), resolve(metric)
+    hears = _receivers(layout, receivers)
+    says = _before_all(layout, hears) if senders is None else _senders(layout, senders)
+    _check_order(layout, says, hears)
+    plan = PathPlan(
+        model=model,
+        senders=says,
+        receivers=hears,
+        frozen=frozen,
+        freeze_mlps=freeze_mlps,
+        batches=parts_that_fit(model, pairs, budget, n_writers=len(says)),
+        metric=judged_by,
+        direction=direction,
+        budget=budget,
+    )
+    for n_tokens in {batch.n_tokens for batch in plan.batches}:
+        rows_per_pack(model, n_tokens, budget, plan.kept_streams)  # refuses a budget that does not hold one row
+    return plan
+
+
+def _senders(layout: Layout, given: Iterable[str | Node]) -> tuple[Node, ...]:
+    names = [given] if isinstance(given, str | Node) else list(given)
+    allowed = {node.name: node for node in layout.writers}
+    found = []
+    for name in (each.name if isinstance(each, Node) else str(each) for each in names):
+        if name not in allowed:
+            raise UnknownNameError.of("sender", name, allowed, owner=f"model {layout.spec.name!r}")
+        found.append(allowed[name])
+    _refuse_none_or_twice("sender", [node.name for node in found])
+    return tuple(found)
+
+
+def _receivers(layout: Layout, given: Iterable[str | Node | Reader]) -> tuple[Reader, ...]:
+    names = [given] if isinstance(given, str | Node | Reader) else list(given)
+    found = [reader for name in names for reader in _readers(layout, name)]
+    _refuse_none_or_twice("receiver", [reader.name for reader in found])
+    if len(found) > 1 and any(reader.node.kind is Kind.LOGITS for reader in found):
+        others = [reader.name for reader in found if reader.node.kind is not Kind.LOGITS]
+        raise ConfigError(
+            f"receivers {others} do nothing beside 'logits', which reads the whole stream behind them. Patch the paths "
+            "to 'logits' and to the others in two calls."
+        )
+    return tuple(sorted(found, key=layout.reader_index))
+
+
+def _readers(layout: Layout, given: str | Node | Reader) -> list[Reader]:
+    """The readers that a name means; a head without a slot is read through all three."""
+    name = given if isinstance(given, str) else given.name
+    match = re.fullmatch(r"(.*?)(?:<([qkv])>)?", str(name))
+    assert match
+    try:
+        node, slot = Node.parse(match[1]), Slot(match[2]) if match[2] else None
+        slots = tuple(Slot) if node.kind is Kind.HEAD and slot is None else (slot,)
+        found = [Reader(node, slot) for slot in slots]
+    except (UnknownNameError, GraphError):
+        found = []
+    if not found or any(reader not in layout.readers for reader in found):
+        allowed = [reader.name for reader in layout.readers]
+        hint = "A head without its slot means all three."
+        raise UnknownNameError.of("receiver", name, allowed, hint=hint, owner=f"model {layout.spec.name!r}")
+    return found
+
+
+def _before_all(layout: Layout, receivers: tuple[Reader, ...]) -> tuple[Node, ...]:
+    return layout.writers[: min(layout.visible[layout.reader_index(reader)] for reader in receivers)]
+
+
+def _check_order(layout: Layout, senders: tuple[Node, ...], receivers: tuple[Reader, ...]) -> None:
+    for sender in senders:
+        written = layout.writer_index(sender)
+        for reader in receivers:
+            if written < layout.visible[layout.reader_index(reader)]:
+                continue
+            behind = [r.name for r, visible in zip(layout.readers, layout.visible, strict=True) if written < visible]
+            listed = ", ".join(behind[:LISTED]) + (f" and {len(behind) - LISTED} more" if len(behind) > LISTED else "")
+            raise ConfigError(
+                f"receiver {reader.name!r} reads before sender {sender.name!r} writes. Behind {sender.name!r} are "
+                f"{listed}."
+            )
+
+
+def _refuse_none_or_twice(kind: str, names: list[str]) -> None:
+    if not names:
+        raise ConfigError(f"{kind}s is empty; name at least one, such as {'m0' if kind == 'sender' else 'logits'!r}.")
+    for name, times in Counter(names).items():
+        if times > 1:
+            raise ConfigError(f"{kind} {name!r} is named twice; name each once.")

@@ -1,0 +1,154 @@
+"""How many rows fit into one run: a memory budget in bytes, never a number of rows that a user has to guess."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+
+from circuitlab.data.batch import PairBatch
+from circuitlab.errors import ConfigError
+from circuitlab.models.protocol import Model
+
+# Share of the free memory that one packed run may fill, and a ceiling: larger packs are not faster on a CPU.
+FREE_SHARE = 0.25
+CEILING = 512 * 2**20
+# Bytes of a pack from which a CPU gets slower: every pass over an MLP's hidden layer goes to memory then.
+CACHED = 192 * 2**20
+
+
+def default_budget(device: torch.device) -> int:
+    """Bytes that a packed run may take when the user names no budget."""
+    if device.type == "cuda":
+        return int(FREE_SHARE * torch.cuda.mem_get_info(device)[0])
+    import psutil
+
+    return int(min(CEILING, FREE_SHARE * psutil.virtual_memory().available))
+
+
+def bytes_per_row(model: Model, n_tokens: int, extra_streams: int = 0) -> int:
+    """About how many bytes one prompt takes in a packed run.
+
+    Args:
+        model: Its widths say what a token costs.
+        n_tokens: Prompt length.
+        extra_streams: How many more tensors of the stream's size stay alive for every row.
+    """
+    spec = model.spec
+    # Alive at once in a block: the stream and its norm, q, k, v and z, an MLP's hidden layer (4 d_model, twice for
+    # gated ones), the attention scores twice; at the end the logits of one position.
+    block = 14 * spec.d_model + 4 * spec.n_heads * spec.d_head + 2 * spec.n_heads * n_tokens
+    values = (block + extra_streams * spec.d_model) * n_tokens + spec.d_vocab
+    return values * torch.finfo(model.dtype).bits // 8
+
+
+def rows_per_pack(model: Model, n_tokens: int, budget: int | None, extra_streams: int = 0) -> int:
+    """How many prompts of this length one run may hold.
+
+    Args:
+        model: Its widths say what a token costs.
+        n_tokens: Prompt length.
+        budget: Bytes, or None for a share of what is free.
+        extra_streams: How many more tensors of the stream's size stay alive for every row.
+
+    Raises:
+        ConfigError: The budget does not hold a single prompt.
+    """
+    needed = bytes_per_row(model, n_tokens, extra_streams)
+    budget = default_budget(model.device) if budget is None else budget
+    if budget < needed:
+        raise ConfigError(
+            f"a memory budget of {budget} bytes does not hold one prompt of {n_tokens} tokens, which takes about "
+            f"{needed}. Raise budget=, or shorten the prompts."
+        )
+    return budget // needed
+
+
+def packs(n_rows: int, size: int) -> Iterator[slice]:
+    """Consecutive slices of at most `size` rows."""
+    for start in range(0, n_rows, size):
+        yield slice(start, min(start + size, n_rows))
+
+
+def rows_at_once(model: Model, n_tokens: int, budget: int | None) -> int:
+    """How many prompts of this length to run at once: no more than fit, on a CPU no more than stay in its caches.
+
+    Raises:
+        ConfigError: The budget does not hold a single prompt.
+    """
+    fit = rows_per_pack(model, n_tokens, budget)
+    if model.device.type != "cpu":
+        return fit
+    return max(1, min(fit, CACHED // bytes_per_row(model, n_tokens)))
+
+
+@dataclass(slots=True)
+class Packer:
+    """Runs rows pack by pack; where memory runs out, goes on with packs of half the size, and says so once.
+
+    Attributes:
+        halved: How often the packs were halved so far; one packer serves a whole sweep.
+    """
+
+    halved: int = 0
+
+    def run(self, n_rows: int, size: int, run: Callable[[slice], None]) -> None:
+        """Run all rows.
+
+        Args:
+            n_rows: How many rows there are.
+            size: How many to run at once, if memory allows.
+            run: Runs the rows of a slice and puts the results where they belong; called again with a smaller slice
+                where memory ran out.
+
+        Raises:
+            ConfigError: A single row does not fit.
+        """
+        start = 0
+        while start < n_rows:
+            part = slice(start, min(start + max(1, size >> self.halved), n_rows))
+            try:
+                run(part)
+            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+                if not _out_of_memory(error):
+                    raise
+                if part.stop - part.start == 1:
+                    raise ConfigError(
+                        "one patched prompt does not fit into memory. Free some, shorten the prompts, or change the "
+                        "device."
+                    ) from error
+            else:
+                start = part.stop
+                continue
+            # Outside of the handler, whose traceback holds the tensors that did not fit.
+            self._halve(size, part.stop - part.start)
+
+    def _halve(self, size: int, tried: int) -> None:
+        first = self.halved == 0
+        while max(1, size >> self.halved) >= tried and tried > 1:
+            self.halved += 1
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        if first:
+            said = f"out of memory with {tried} rows in a pack; going on with half as many, or fewer."
+            warnings.warn(said, ResourceWarning, stacklevel=3)
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    text = str(error)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in text
+
+
+def fitting(model: Model, batch: PairBatch, budget: int | None, extra_streams: int) -> list[PairBatch]:
+    """A batch in parts that fit the budget, each with so many more streams alive."""
+    size = rows_per_pack(model, batch.n_tokens, budget, extra_streams)
+    if size >= len(batch):
+        return [batch]
+    return [batch.take(torch.arange(p.start, p.stop, device=batch.clean.device)) for p in packs(len(batch), size)]
+
+
+def recorded_streams(model: Model) -> int:
+    """About how many tensors of the stream's size both recorded runs and the deltas of a layer's cells take."""
+    return 2 * 7 * model.spec.n_layers + 3 * model.spec.n_heads

@@ -1,0 +1,349 @@
+"""What takes the place of a value that is patched away: the other prompt's, zero, a mean, or the value with noise.
+
+    corrupt        the other run's value (interchange, or resample, ablation)
+    zero           0
+    mean           the mean over all tokens of a reference set
+    mean-position  the mean over the reference prompts of the same length, at the same position
+    mean-span      the mean over the tokens of the same span, however long it is in a prompt
+    noise          the run's own value + scale * sigma * N(0, 1), sigma the standard deviation of that component over
+                   all tokens of the reference set, or of the scored clean prompts
+
+Means are of the clean prompts of the reference set, beginning-of-sequence token included, and none of them may be
+scored. A replacement is decided once for a data set; what it puts into a prompt then depends on this prompt alone,
+never on its neighbours in a batch.
+
+References:
+    Wang et al. 2023, arXiv:2211.00593 (mean ablation over a reference distribution); Meng et al. 2022, arXiv:2202.05262
+    (Gaussian noise of three standard deviations, there on embeddings and with one sigma for all components).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from circuitlab.data.batch import PairBatch, batches_of
+from circuitlab.data.pairs import PairSet
+from circuitlab.errors import ConfigError, UnknownNameError
+from circuitlab.models.protocol import Model, Recording
+from circuitlab.patching.runs.baseline import Baseline
+from circuitlab.patching.runs.reference import (
+    BY_TOKEN,
+    FINAL,
+    HIDDEN,
+    Place,
+    Statistics,
+    measure_deviations,
+    measure_means,
+    prompts_of,
+    token_groups,
+)
+from circuitlab.patching.runs.writers import mlp_input
+
+REPLACEMENTS: dict[str, str] = {
+    "corrupt": "the other prompt's value",
+    "zero": "zero",
+    "mean": "the mean over all tokens of a reference set",
+    "mean-position": "the mean over the reference prompts of the same length, position by position",
+    "mean-span": "the mean over the reference prompts, span by span",
+    "noise": "the value itself with Gaussian noise of three standard deviations",
+}
+MEANS = ("mean", "mean-position", "mean-span")
+# As in Meng et al. 2022.
+NOISE_SCALE = 3.0
+Putter = Callable[[Place, Tensor], Tensor]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Replacement:
+    """One way to take a value away; `resolve_replacement` fills in what was left out.
+
+    Attributes:
+        kind: A name of `REPLACEMENTS`.
+        statistics: The means, or for noise the standard deviations; measured when the replacement is resolved.
+        seed: Of the noise; the caller's by default.
+        scale: Standard deviations of the noise.
+
+    Raises:
+        UnknownNameError: No replacement has this name.
+        ConfigError: The statistics are of another kind, or the scale is not a positive number.
+    """
+
+    kind: str
+    statistics: Statistics | None = None
+    seed: int | None = None
+    scale: float = NOISE_SCALE
+
+    def __post_init__(self) -> None:
+        if self.kind not in REPLACEMENTS:
+            raise UnknownNameError.of("replacement", self.kind, REPLACEMENTS)
+        if self.statistics is not None and self.statistics.kind != self.kind:
+            raise ConfigError(
+                f"replacement {self.kind!r} cannot use statistics of {self.statistics.kind!r}. Leave them out and give "
+                "reference=."
+            )
+        if not (math.isfinite(self.scale) and self.scale > 0):
+            raise ConfigError(
+                f"scale is {self.scale}; noise takes a positive number of standard deviations, 3 by default."
+            )
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over everything that decides what it puts in."""
+        measured = "" if self.statistics is None else self.statistics.digest()
+        return hashlib.sha256(repr((self.kind, self.seed, self.scale, measured)).encode()).hexdigest()
+
+
+def needs_reference(replacement: str | Replacement) -> bool:
+    """Whether means or deviations are still to be measured, on prompts that are not scored."""
+    wanted = Replacement(kind=replacement) if isinstance(replacement, str) else replacement
+    return wanted.statistics is None and wanted.kind in (*MEANS, "noise")
+
+
+def resolve_replacement(
+    model: Model,
+    replacement: str | Replacement,
+    *,
+    pairs: PairSet | PairBatch,
+    reference: PairSet | PairBatch | None,
+    seed: int,
+    budget: int | None = None,
+) -> Replacement:
+    """Check a replacement against the prompts that will be scored, and measure what it needs.
+
+    Args:
+        model: A loaded model.
+        replacement: A name, or a `Replacement`; one that was resolved before is not measured again.
+        pairs: What will be scored.
+        reference: Prompts to take means of (their clean ones); required by means, optional for noise.
+        seed: Of the noise, unless the replacement has one.
+        budget: Bytes that a run may take.
+
+    Raises:
+        UnknownNameError: No replacement has this name.
+        ConfigError: A mean without a reference set; a reference set that is not used, or shares prompts with the scored
+            ones, or lacks a length or a span of theirs; statistics of another model.
+    """
+    wanted = Replacement(kind=replacement) if isinstance(replacement, str) else replacement
+    _check_use(model, wanted, reference)
+    if wanted.kind in MEANS:
+        _check_prompts(model, wanted, pairs, reference)
+        if wanted.statistics is None and reference is not None:
+            return replace(wanted, statistics=measure_means(model, reference, wanted.kind, budget))
+    if wanted.kind == "noise":
+        given = wanted.statistics
+        measured = given or measure_deviations(model, pairs if reference is None else reference, budget)
+        return replace(wanted, statistics=measured, seed=seed if wanted.seed is None else wanted.seed)
+    return wanted
+
+
+@torch.no_grad()
+def replaced(model: Model, replacement: Replacement, baseline: Baseline, run: Recording) -> Recording:
+    """Every activation of a run as the replacement has it, each independently of all others.
+
+    Args:
+        model: The model.
+        replacement: Resolved for the data set that the batch is of.
+        baseline: The batch.
+        run: The run that is patched: the baseline's clean or corrupted one.
+
+    Returns:
+        Values only, no run: its parts do not follow from each other. Tensors may share memory between examples, so
+        never write into them. Means of attention patterns are over the reference prompts of the same length, and NaN
+        where there are none (`check_patterns` refuses that beforehand); noise leaves keys alone that the query does
+        not see, and patterns with noise do not sum to 1. A stream in the middle of a block, `resid_pre + attn_out`, has
+        the noise of both.
+    """
+    if replacement.kind == "corrupt":
+        return _other(baseline, run)
+    put = putter(model, replacement, baseline.batch)
+    layered = {
+        name: tuple(put((name, layer), own) for layer, own in enumerate(getattr(run, name)))
+        for name in (*BY_TOKEN, "pattern")
+    }
+    return Recording(**layered, resid_final=put(FINAL, run.resid_final))
+
+
+@torch.no_grad()
+def replaced_hidden(
+    model: Model, replacement: Replacement, baseline: Baseline, run: Recording, layer: int
+) -> Float[Tensor, "batch seq neuron"]:
+    """The neurons of an MLP as the replacement has them; arguments as of `replaced`."""
+    shown = _other(baseline, run) if replacement.kind == "corrupt" else run
+    own = model.mlp_hidden(layer, mlp_input(model, shown, layer))
+    return own if replacement.kind == "corrupt" else putter(model, replacement, baseline.batch)((HIDDEN, layer), own)
+
+
+def check_patterns(replacement: Replacement, lengths: Iterable[int]) -> None:
+    """Refuse means of attention patterns for prompts of a length that the reference set does not have.
+
+    Raises:
+        ConfigError: There is none of this length.
+    """
+    if replacement.kind in MEANS and replacement.statistics is not None:
+        there = replacement.statistics.patterns
+        if missing := sorted(set(lengths) - set(there)):
+            raise ConfigError(
+                f"replacement {replacement.kind!r}: scored prompts of {missing} tokens, reference prompts of "
+                f"{sorted(there)}. A mean attention pattern is position by position, so it needs reference prompts of "
+                "the same length; give such prompts, or sweep another site."
+            )
+
+
+def _other(baseline: Baseline, run: Recording) -> Recording:
+    assert run is baseline.clean or run is baseline.corrupt, "the other run of a run that is not the baseline's"
+    return baseline.corrupt if run is baseline.clean else baseline.clean
+
+
+def putter(model: Model, replacement: Replacement, batch: PairBatch) -> Putter:
+    """From an activation and the run's own value `[batch, ...]` to what is put there; not for "corrupt"."""
+    if replacement.kind == "zero":
+        return lambda _place, own: own.new_zeros(()).expand(own.shape)
+    assert replacement.statistics is not None, "resolve_replacement comes first"
+    if replacement.kind == "noise":
+        return _noise(model, replacement, replacement.statistics, batch)
+    return _means(replacement.statistics, batch)
+
+
+def _means(statistics: Statistics, batch: PairBatch) -> Putter:
+    rows = statistics.rows(batch)
+    patterns = statistics.patterns.get(batch.n_tokens)
+
+    def put(place: Place, own: Tensor) -> Tensor:
+        name, layer = place
+        if name != "pattern":
+            return statistics.tables[place][rows]
+        mean = own.new_full((), math.nan) if patterns is None else patterns[layer]
+        return mean.expand(own.shape)
+
+    return put
+
+
+def _noise(model: Model, replacement: Replacement, statistics: Statistics, batch: PairBatch) -> Putter:
+    assert replacement.seed is not None, "resolve_replacement comes first"
+    seed, repeats = replacement.seed, model.spec.n_heads // model.spec.n_kv_heads
+
+    def put(place: Place, own: Tensor) -> Tensor:
+        sigma = replacement.scale * statistics.tables[place][0]
+        if place[0] == "pattern":
+            return own + sigma[:, None, None] * normal(own, seed, place, batch.index) * (own != 0)
+        if place[0] not in ("k", "v"):
+            return own + sigma * normal(own, seed, place, batch.index)
+        # One draw for each key/value head that the model has, however many query heads read it.
+        once = normal(own[:, :, ::repeats], seed, place, batch.index)
+        return own + sigma * once.repeat_interleave(repeats, 2)
+
+    return put
+
+
+def normal(
+    like: Float[Tensor, "batch ..."], seed: int, place: Place, index: Int[Tensor, " batch"]
+) -> Float[Tensor, "batch ..."]:
+    """Standard normal noise for one activation, decided by the seed, the activation and the example's place alone.
+
+    Args:
+        like: Shape, device and dtype; the draws are float32 and made on the CPU, whatever these are.
+        seed: The seed.
+        place: Which activation.
+        index: Place of each example in its data set.
+    """
+    rows = []
+    for example in index.tolist():
+        digest = hashlib.sha256(f"{seed}/{place[0]}/{place[1]}/{example}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+        rows.append(torch.randn(like.shape[1:], generator=generator, dtype=torch.float32))
+    return torch.stack(rows).to(like)
+
+
+def _check_use(model: Model, wanted: Replacement, reference: PairSet | PairBatch | None) -> None:
+    """Refuse a reference set that is missing, or that would be ignored; and statistics of another model."""
+    if wanted.kind in ("corrupt", "zero") and reference is not None:
+        raise ConfigError(
+            f"replacement {wanted.kind!r} uses no reference set, but reference= is given. Leave it out, or take one of "
+            f"{', '.join(MEANS)}."
+        )
+    if wanted.statistics is not None:
+        if reference is not None:
+            raise ConfigError(
+                f"this replacement {wanted.kind!r} has its statistics already, but reference= is given too. Leave one "
+                "of them out."
+            )
+        if wanted.statistics.spec != model.spec:
+            raise ConfigError(
+                f"the statistics of replacement {wanted.kind!r} are of model {wanted.statistics.spec.name!r}, not of "
+                f"{model.spec.name!r}. Leave them out and give reference=."
+            )
+    elif wanted.kind in MEANS and reference is None:
+        raise ConfigError(
+            f"replacement {wanted.kind!r} needs a reference set to take means of. Give reference=, pairs that are not "
+            "scored, such as the other split of the task."
+        )
+
+
+def _check_prompts(
+    model: Model, wanted: Replacement, pairs: PairSet | PairBatch, reference: PairSet | PairBatch | None
+) -> None:
+    """Refuse means of scored prompts, and means that the scored prompts' tokens have no part in."""
+    scored = batches_of(pairs, model.device)
+    if reference is None:
+        assert wanted.statistics is not None
+        labels, prompts = set(wanted.statistics.labels), wanted.statistics.prompts
+    else:
+        averaged = batches_of(reference, model.device)
+        if wanted.kind == "mean-span":
+            _check_spans(averaged, "the reference pairs")
+        labels = {label for batch in averaged for label in token_groups(wanted.kind, batch)[0]}
+        prompts = prompts_of(averaged)
+    if wanted.kind == "mean-span":
+        _check_spans(scored, "the scored pairs")
+    _check_apart(pairs, scored, prompts)
+    missing = {label for batch in scored for label in token_groups(wanted.kind, batch)[0]} - labels
+    if missing and wanted.kind == "mean-position":
+        ours, theirs = ({label[0] for label in found if isinstance(label, tuple)} for found in (missing, labels))
+        raise ConfigError(
+            f"replacement 'mean-position': scored prompts of {sorted(ours)} tokens, reference prompts of "
+            f"{sorted(theirs)}. Positions line up among prompts of one length only; give a reference set of the same "
+            "lengths, or take 'mean-span'."
+        )
+    if missing:
+        raise ConfigError(
+            f"replacement 'mean-span': the scored prompts have tokens in {sorted(map(str, missing))}, the reference "
+            f"prompts in {sorted(map(str, labels))} only. Give a reference set of the same task, or take 'mean'."
+        )
+
+
+def _check_spans(batches: Sequence[PairBatch], whose: str) -> None:
+    for batch in batches:
+        if not batch.spans:
+            raise ConfigError(
+                f"replacement 'mean-span' needs named spans, but {whose} carry none. Name spans in the task, or take "
+                "'mean' or 'mean-position'."
+            )
+
+
+def _check_apart(
+    pairs: PairSet | PairBatch, scored: Sequence[PairBatch], reference: Collection[tuple[int, ...]]
+) -> None:
+    """Means of prompts that are scored carry the very values that are to be taken away."""
+    shared = dict[int, str]()
+    for batch in scored:
+        for which, rows in (("corrupted", batch.corrupt), ("clean", batch.clean)):
+            for place, row in zip(batch.index.tolist(), rows.tolist(), strict=True):
+                if tuple(row) in reference:
+                    shared[place] = which
+    if not shared:
+        return
+    place = min(shared)
+    pair = pairs[place] if isinstance(pairs, PairSet) else None
+    text = f" ({pair.clean if shared[place] == 'clean' else pair.corrupt!r})" if pair else ""
+    raise ConfigError(
+        f"{len(shared)} of {sum(map(len, scored))} scored pairs have a prompt that is in the reference set too, the "
+        f"first is the {shared[place]} prompt of pair {place}{text}. Means come from prompts that are not scored: give "
+        "other pairs as reference=."
+    )

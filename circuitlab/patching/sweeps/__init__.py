@@ -1,0 +1,1 @@
+"""Sites patched cell by cell: by layer, head, position, span or neuron."""

@@ -1,0 +1,227 @@
+"""Carry out a sweep: batch by batch and block by block, all sites together.
+
+Everything a part of the work needs is in the plan and the recorded runs, so parts can be counted, skipped when an
+earlier run finished them, and run in packs of any size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+
+from circuitlab.patching.runs.baseline import Baseline, check_gap, judge_all, record_baseline
+from circuitlab.patching.runs.packing import Packer, bytes_per_row, default_budget, recorded_streams, rows_at_once
+from circuitlab.patching.runs.replacement import replaced, replaced_hidden
+from circuitlab.patching.sweeps.cells import Cells, cells_of, run_cells, window
+from circuitlab.patching.sweeps.checkpoint import Checkpoint, digest
+from circuitlab.patching.sweeps.patches import Runs, patches_of
+from circuitlab.patching.sweeps.plan import SweepPlan
+from circuitlab.patching.sweeps.sites import Site, enters_at
+from circuitlab.progress import Progress
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Part:
+    """All cells of one batch whose next whole block is the same.
+
+    Attributes:
+        number: Its place among all parts.
+        batch: Which batch.
+        block: The first whole block behind the patches; `n_layers`: none.
+        work: About how much there is to do, in blocks times prompts.
+    """
+
+    number: int
+    batch: int
+    block: int
+    work: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SweepRun:
+    """A plan with its recorded runs and the tables being filled.
+
+    Attributes:
+        plan: What to do.
+        baseline: Both runs of a batch, recorded when they are asked for and kept while they fit.
+        tables: Metric and site -> raw values.
+        clean: Metric -> values of the clean run, in the order of the data set.
+        corrupt: The same of the corrupted run.
+    """
+
+    plan: SweepPlan
+    baseline: Callable[[int], Baseline]
+    tables: dict[tuple[str, str], Float[np.ndarray, "layer member column example"]]
+    clean: dict[str, Float[np.ndarray, " example"]] = field(default_factory=dict)
+    corrupt: dict[str, Float[np.ndarray, " example"]] = field(default_factory=dict)
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The work, in order."""
+        n_layers = self.plan.model.spec.n_layers
+        blocks = sorted({enters_at(s, layer) for s in self.plan.sites for layer in self.plan.layers})
+        where = [(batch, block) for batch in range(len(self.plan.batches)) for block in blocks]
+        return tuple(
+            Part(number=i, batch=b, block=at, work=(n_layers - at + 1) * len(self.plan.batches[b]))
+            for i, (b, at) in enumerate(where)
+        )
+
+    def key(self) -> str:
+        """Digest of everything that the numbers depend on."""
+        plan, tensors = self.plan, dict[str, object]()
+        for number, batch in enumerate(plan.batches):
+            for name in ("clean", "corrupt", "answers", "distractors", "answer_at", "index"):
+                tensors[f"{name} {number}"] = getattr(batch, name)
+            for s in plan.sites:
+                tensors[f"tokens of {s.name} {number}"] = plan.columns[s.name].masks[number]
+        settings = {
+            "weights": plan.model.weights_sha256(),
+            "sites": [(s.name, plan.members[s.name], plan.columns[s.name].labels) for s in plan.sites],
+            "layers": plan.layers,
+            "metrics": [m.name for m in plan.metrics],
+            "direction": plan.direction,
+            "replacement": plan.replacement.fingerprint,
+            "dtype": plan.model.dtype,
+            "clean": [values.tolist() for values in self.clean.values()],
+        }
+        return digest({**tensors, **settings})
+
+    def cells(self, part: Part) -> tuple[Runs, Cells, Bool[torch.Tensor, "batch seq"]]:
+        """The rows of a part."""
+        plan = self.plan
+        runs = self._runs(self.baseline(part.batch))
+        inside = window(runs, part.block, from_difference=plan.replacement.kind == "corrupt")
+        patches = [
+            patch
+            for site, layer in self._entering(part.block)
+            for patch in patches_of(
+                runs, site, layer, plan.members[site.name], plan.columns[site.name].masks[part.batch]
+            )
+        ]
+        return runs, cells_of(patches, inside), inside
+
+    def run(self, part: Part, budget: int, packer: Packer) -> None:
+        """Fill the cells of a part."""
+        runs, cells, inside = self.cells(part)
+        batch, plan = runs.baseline.batch, self.plan
+        where = batch.index.cpu().numpy()
+
+        def pack(rows: slice) -> None:
+            some = cells.take(rows)
+            final = run_cells(runs, some, part.block, inside)
+            for metric, values in zip(
+                plan.metrics, judge_all(plan.model, plan.metrics, runs.baseline, final, some.example), strict=True
+            ):
+                self._write(metric.name, some, values.double().cpu().numpy(), where)
+
+        packer.run(len(cells), rows_at_once(plan.model, batch.n_tokens, budget), pack)
+
+    def copy_shared(self) -> None:
+        """The stream behind a block is the stream before the next one: their cells were run once."""
+        plan = self.plan
+        for layer, at in self._shared():
+            for metric in plan.metrics:
+                source = self.tables[metric.name, "resid_pre"]
+                self.tables[metric.name, "resid_post"][plan.layers.index(layer)] = source[plan.layers.index(at)]
+
+    def _shared(self) -> list[tuple[int, int]]:
+        names = {s.name for s in self.plan.sites}
+        if not {"resid_pre", "resid_post"} <= names:
+            return []
+        return [(layer, layer + 1) for layer in self.plan.layers if layer + 1 in self.plan.layers]
+
+    def _entering(self, block: int) -> Iterator[tuple[Site, int]]:
+        """Sites and layers whose next whole block is this one."""
+        shared = {layer for layer, _ in self._shared()}
+        for site in self.plan.sites:
+            for layer in self.plan.layers:
+                if enters_at(site, layer) == block and not (site.name == "resid_post" and layer in shared):
+                    yield site, layer
+
+    def _runs(self, baseline: Baseline) -> Runs:
+        plan = self.plan
+        base = baseline.corrupt if plan.direction == "denoise" else baseline.clean
+        hidden: Callable[[int], torch.Tensor] = partial(replaced_hidden, plan.model, plan.replacement, baseline, base)
+        return Runs(
+            model=plan.model,
+            baseline=baseline,
+            base=base,
+            source=replaced(plan.model, plan.replacement, baseline, base),
+            hidden=lru_cache(maxsize=1)(hidden),
+        )
+
+    def _write(self, metric: str, cells: Cells, values: np.ndarray, where: np.ndarray) -> None:
+        patch, member, column, example = (
+            t.cpu().numpy() for t in (cells.patch, cells.member, cells.column, cells.example)
+        )
+        for number in np.unique(patch):
+            made, here = cells.patches[number], patch == number
+            table = self.tables[metric, made.site.name][self.plan.layers.index(made.layer)]
+            columns = np.array(made.columns)[column[here]]
+            table[member[here], columns, where[example[here]]] = values[here]
+
+
+def start(plan: SweepPlan) -> SweepRun:
+    """Record both runs of every batch; every cell begins as "the patch does nothing".
+
+    Raises:
+        MetricError: A metric cannot be used, or does not tell the two runs apart.
+    """
+    each = bytes_per_row(plan.model, max(batch.n_tokens for batch in plan.batches), recorded_streams(plan.model))
+    fits = each * plan.n_examples <= (default_budget(plan.model.device) if plan.budget is None else plan.budget)
+    record = lru_cache(None if fits else 1)(lambda number: record_baseline(plan.model, plan.batches[number]))
+    run = SweepRun(plan, record, {})
+    gaps = {metric.name: np.zeros((2, plan.n_examples)) for metric in plan.metrics}
+    for number, batch in enumerate(plan.batches):
+        for metric in plan.metrics:
+            both = torch.stack(record(number).gap(metric))
+            gaps[metric.name][:, batch.index.cpu().numpy()] = both.double().cpu().numpy()
+    for metric in plan.metrics:
+        clean, corrupt = gaps[metric.name]
+        check_gap(metric, clean, corrupt)
+        run.clean[metric.name], run.corrupt[metric.name] = clean, corrupt
+        untouched = corrupt if plan.direction == "denoise" else clean
+        for site in plan.sites:
+            run.tables[metric.name, site.name] = _untouched(plan, site, untouched)
+    return run
+
+
+def _untouched(plan: SweepPlan, site: Site, untouched: np.ndarray) -> np.ndarray:
+    """A table of cells that do nothing; NaN where an example lacks the column."""
+    table = np.broadcast_to(untouched, plan.shape(site)).copy()
+    columns = plan.columns[site.name]
+    for batch, mask in zip(plan.batches, columns.masks, strict=True):
+        absent = ~mask.any(2).cpu().numpy()  # [column, example of the batch]
+        column, example = absent.nonzero()
+        table[:, :, column, batch.index.cpu().numpy()[example]] = np.nan
+    return table
+
+
+def carry_out(run: SweepRun, progress: Progress, resume: Path | None) -> None:
+    """Run every part that is not done yet.
+
+    Raises:
+        RunError: `resume` is the file of another sweep.
+        ConfigError: The budget does not hold one prompt, or the memory does not.
+    """
+    plan = run.plan
+    budget = default_budget(plan.model.device) if plan.budget is None else plan.budget
+    tables = {f"{metric}/{site}": table for (metric, site), table in run.tables.items()}
+    kept = Checkpoint(path=resume, key=run.key() if resume is not None else "", tables=tables, budget=budget)
+    kept.load()
+    total = sum(part.work for part in run.parts)
+    done, packer = 0, Packer()
+    for part in run.parts:
+        if part.number not in kept.done:
+            run.run(part, kept.budget, packer)
+            kept.finish(part.number)
+        done += part.work
+        progress("sweep", done, total)
+    run.copy_shared()
+    kept.remove()

@@ -1,0 +1,149 @@
+"""Sweep a site: put another value in, cell by cell, and run only what comes after.
+
+1. Check the request and decide what every cell is (`sweep_plan`).
+2. Record the clean and the corrupted run of every batch, once.
+3. For each block, gather the cells of all sites that enter the stream before it; a cell is the delta that it adds to
+   the stream at its own tokens (`patches`, `cells`).
+4. Run the rest of the model on the rows that differ, from their first changed token to the answer (`suffix`), in packs
+   that fit the memory (`packing`).
+5. Take every metric at the answer position.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from circuitlab.data.batch import PairBatch
+from circuitlab.data.pairs import PairSet
+from circuitlab.metrics import Metric
+from circuitlab.models.protocol import Model
+from circuitlab.patching.grid import Grid
+from circuitlab.patching.runs.replacement import Replacement
+from circuitlab.patching.sweeps.plan import MetricLike, is_one, plan_sweep
+from circuitlab.patching.sweeps.run import SweepRun, carry_out, start
+from circuitlab.patching.sweeps.sites import Site
+from circuitlab.progress import Progress, silent
+
+Grids = Grid | dict[str, Grid]
+
+
+def sweep(
+    model: Model,
+    pairs: PairSet | PairBatch,
+    site: str | Sequence[str] = "head_z",
+    *,
+    direction: str | None = None,
+    replacement: str | Replacement = "corrupt",
+    reference: PairSet | PairBatch | None = None,
+    metric: MetricLike | Sequence[MetricLike] = "logit_diff",
+    axis: str = "auto",
+    head_axis: str = "all",
+    layers: Iterable[int] | None = None,
+    heads: Iterable[int] | None = None,
+    neurons: Iterable[int] | None = None,
+    positions: Iterable[int] | None = None,
+    normalise: bool = True,
+    seed: int = 0,
+    budget: int | None = None,
+    progress: Progress = silent,
+    resume: str | Path | None = None,
+) -> Grids | dict[str, Grids]:
+    """Patch every cell of one or several sites, each alone. All sites and metrics share their runs.
+
+    Args:
+        model: A loaded model.
+        pairs: A split of a task, or a `PairBatch`.
+        site: A site, or several.
+        direction: "denoise" patches the corrupted run, "noise" the clean run. By default "denoise" where the other
+            prompt's values are put in, "noise" (a knock-out) for every other replacement.
+        replacement: What is put in: "corrupt" (the other prompt's value), "zero", "mean", "mean-position",
+            "mean-span", "noise", or a `Replacement`.
+        reference: Prompts that means are taken over; none of them may be among `pairs`.
+        metric: What is measured at the answer position; several at once cost no more runs.
+        axis: Columns of the sites that a layer has once: "position", "span", "all" (the whole prompt at once), or
+            "auto" (position where prompts line up).
+        head_axis: The same for heads and neurons: "all" gives a cell a head, "position" or "span" one a head and
+            position.
+        layers: Only these layers.
+        heads: Only these heads (for keys and values the model's own key/value heads).
+        neurons: Only these neurons, of each layer.
+        positions: Only these positions.
+        normalise: Give `values` on the scale 0 = corrupted, 1 = clean.
+        seed: Of intervals, p-values and noise.
+        budget: Bytes that a packed run may take; a share of what is free by default.
+        progress: Called with (step, done, total); steps are of about equal work.
+        resume: A file to keep finished parts in. A sweep that was interrupted goes on from it and gives the same
+            numbers; it is removed when the sweep is done.
+
+    Returns:
+        A `Grid`; a dict of grids by site name if several sites were asked for; a dict by metric name of either if
+        several metrics were.
+
+    Raises:
+        UnknownNameError: No such site (in this model), direction, metric, axis or replacement.
+        ConfigError: A layer, head, neuron or position out of range, prompts of different length by position, no spans
+            by span, a mean without its reference set, a budget that holds no prompt.
+        MetricError: The metric gives the wrong shape or NaN, or does not tell the two runs apart.
+        RunError: `resume` is the file of another sweep.
+    """
+    plan = plan_sweep(
+        model,
+        pairs,
+        site,
+        direction=direction,
+        replacement=replacement,
+        reference=reference,
+        metric=metric,
+        axis=axis,
+        head_axis=head_axis,
+        layers=layers,
+        heads=heads,
+        neurons=neurons,
+        positions=positions,
+        seed=seed,
+        budget=budget,
+    )
+    run = start(plan)
+    carry_out(run, progress, None if resume is None else Path(resume).expanduser())
+
+    def grids(of: Metric) -> Grids:
+        found = {s.name: _grid(run, of, s, normalise=normalise, seed=seed) for s in plan.sites}
+        return found[site] if isinstance(site, str) else found
+
+    return grids(plan.metrics[0]) if is_one(metric) else {of.name: grids(of) for of in plan.metrics}
+
+
+def _grid(run: SweepRun, metric: Metric, site: Site, *, normalise: bool, seed: int) -> Grid:
+    plan, columns = run.plan, run.plan.columns[site.name]
+    table = run.tables[metric.name, site.name]
+    members = tuple(map(str, plan.members[site.name]))
+    whole = site.by_member and columns.labels == ("all",)
+    if whole or not site.by_member:
+        table = table[:, :, 0] if whole else table[:, 0]
+    return Grid(
+        site=site.name,
+        direction=plan.direction,
+        metric=metric.name,
+        unit=metric.unit,
+        column_kind=site.kind if whole else columns.kind,
+        columns=members if whole else columns.labels,
+        per_example=table,
+        clean=run.clean[metric.name],
+        corrupt=run.corrupt[metric.name],
+        normalised=normalise,
+        seed=seed,
+        replacement=plan.replacement.kind,
+        layers=plan.layers,
+        member_kind=site.kind if site.by_member and not whole else None,
+        members=members if site.by_member and not whole else (),
+        numbers=None if whole else columns.numbers,
+    )
+
+
+def by_site(found: Grids | dict[str, Grids]) -> dict[str, Grid]:
+    """What `sweep` gave for one metric, as one grid a site."""
+    grids = found if isinstance(found, dict) else {found.site: found}
+    single = {site: grid for site, grid in grids.items() if isinstance(grid, Grid)}
+    assert len(single) == len(grids), "several metrics give several grids a site"
+    return single
