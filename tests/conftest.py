@@ -1,6 +1,6 @@
 """Fixtures that every test may use: the bundled model, two tiny checkpoints, the command line.
 
-The jaxtyping import hook checks every annotated shape and type in circuitlab while the tests run.
+The jaxtyping import hook checks every annotated shape and type in circuitlab while the tests run (`shapes.py`).
 """
 
 import os
@@ -15,12 +15,18 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import shapes
 from commands import Finished, run_circuitlab
-from jaxtyping import install_import_hook
 
-install_import_hook("circuitlab", "shapes.check")
+shapes.install()
 
 ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _shapes_are_checked():
+    """In every file of tests anew."""
+    shapes.begin_anew()
 
 
 @pytest.fixture(scope="session")
