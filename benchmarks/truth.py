@@ -45,6 +45,8 @@ NORMS = {False: "without layer norm", True: "with layer norm"}
 MUST_BE_PERFECT = ("exact", "acdc")
 # A score of at most this share of the largest is no finding: rounding, what soft attention leaves, a norm that moves.
 FLOOR = 1e-3
+# Scores closer than this share of the largest tie: what tells them apart is rounding, another on every processor.
+ROUNDING = 1e-12
 Refused = str
 
 
@@ -82,10 +84,17 @@ def judged(case: Case, **options: Any) -> Scored:
             values = _exact(circuit, model, more)
         else:
             values = score_edges(model.model, pairs, method.name, **more).values
+        values = rounded(values)
         plain, floored = (recovery(circuit.spec, values, circuit.mask, floor=floor) for floor in (0.0, FLOOR))
         return Found(plain, floored)
     except CircuitLabError as error:
         return str(error)
+
+
+def rounded(values: np.ndarray) -> np.ndarray:
+    """Scores as shares of the largest, without what rounding alone left: 1e-16 is 0, 0.5 and 0.5 + 1e-16 tie."""
+    largest = np.abs(values).max()
+    return np.round(values / largest / ROUNDING) * ROUNDING if largest else values
 
 
 def falls_short(case: Case, found: Scored) -> bool:

@@ -10,7 +10,7 @@ import pytest
 import circuitlab
 from circuitlab import errors
 
-HEAVY = ("torch", "transformer_lens", "transformers", "matplotlib", "networkx", "pandas", "scipy", "numpy")
+HEAVY = ("torch", "transformer_lens", "transformers", "matplotlib", "networkx", "pandas", "scipy", "numpy", "jax")
 
 
 def test_all_is_sorted_and_complete():

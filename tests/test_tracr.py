@@ -1,6 +1,7 @@
 """Models that tracr compiled: the same predictions, and the edges of the expression's graph.
 
-What needs tracr itself is skipped where it is not installed; a model of ours, dressed up as one of tracr's, is not.
+What needs tracr itself, which the development requirements hold, is skipped where it is not installed; a model of ours,
+dressed up as one of tracr's, is not.
 """
 
 from functools import cache
@@ -37,24 +38,23 @@ def expression(name: str) -> tuple[Any, set[str]]:
 
 
 @cache
-def assembled(name: str, causal: bool = True) -> Any:
+def assembled(name: str, **options: bool) -> Any:
+    """As tracr compiles; told nothing but the words and the length, it makes a bidirectional model."""
+    import jax
     from tracr.compiler import compiling
 
+    jax.config.update("jax_platforms", "cpu")
+    # Nearly all of the time goes into compiling sixty small operations, random initial weights before all, each of
+    # which then runs a few times.
+    jax.config.update("jax_disable_most_optimizations", True)
+    jax.config.update("jax_default_prng_impl", "rbg")
     program, vocab = expression(name)
-    return compiling.compile_rasp_to_model(program, vocab=vocab, max_seq_len=5, causal=causal)
-
-
-def as_by_default(name: str) -> Any:
-    """As tracr compiles if it is told nothing but the words and the length."""
-    from tracr.compiler import compiling
-
-    program, vocab = expression(name)
-    return compiling.compile_rasp_to_model(program, vocab=vocab, max_seq_len=5)
+    return compiling.compile_rasp_to_model(program, vocab=vocab, max_seq_len=5, **options)
 
 
 @cache
 def loaded(name: str, causal: bool = True) -> CompiledModel:
-    return from_tracr(assembled(name, causal), name=name)
+    return from_tracr(assembled(name, causal=causal), name=name)
 
 
 @needs_tracr
@@ -64,7 +64,7 @@ class TestOfTracr:
     def test_it_says_what_tracr_says(self, name, causal):
         model, pairs = loaded(name, causal), loaded(name, causal).pairs(3)
         assert model.model.spec.causal is causal
-        theirs = assembled(name, causal)
+        theirs = assembled(name, causal=causal)
         words = {number: word for word, number in theirs.input_encoder.encoding_map.items()}
         for prompt in torch.cat([pairs.clean, pairs.corrupt]).tolist():
             logits = model.model.whole_logits(torch.tensor([prompt]))[0, 1:].numpy()
@@ -113,7 +113,7 @@ class TestOfTracr:
 
     def test_tracrs_default(self):
         """Every token sees every other, so that the same expression says something else, and reads on."""
-        default = as_by_default("hist")
+        default = assembled("hist")
         model = from_tracr(default, name="hist")
         assert not model.model.spec.causal
         words = default.input_encoder.encoding_map

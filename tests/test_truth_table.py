@@ -2,10 +2,11 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from benchmarks import truth
-from benchmarks.truth import Case, Found, cases, falls_short, judged, tables
+from benchmarks.truth import Case, Found, cases, falls_short, judged, rounded, tables
 from circuitlab import compiled_models
 from circuitlab.discovery.scoring import METHODS
 
@@ -39,6 +40,26 @@ def test_a_refusal_is_a_line_of_its_own():
     text = tables({EXACT: found})
     assert "| `exact` | refused |" in text
     assert "- `exact`: unknown metric 'no-such-metric'." in text
+
+
+def test_what_rounding_left_tells_no_edges_apart():
+    """On another processor the order of such scores is another, and the table would be."""
+    third = 1 / 3
+    values = np.array([-2.0, 2 * third, 2 * third * (1 + 1e-15), 1e-15, 0.0, 1e-9, 2e-9])
+    assert len(set(values)) == len(values)
+    found = rounded(values)
+    assert found[1] == found[2]
+    assert found[3] == found[4] == 0
+    assert 0 < found[5] < found[6]  # small, and a score
+    assert found == pytest.approx(values / 2, abs=1e-12)
+    assert not rounded(np.zeros(3)).any()
+
+
+def test_a_score_of_rounding_finds_no_edge():
+    """Of the five edges of `either` relp sees one; what it gives the others is 1e-16 of it."""
+    found = judged(Case("relp", "either", True, "corrupt"))
+    assert isinstance(found, Found)
+    assert found.plain.auroc == pytest.approx((1 + 4 / 2) / 5)
 
 
 def test_every_method_meets_every_model():
