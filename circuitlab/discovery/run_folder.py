@@ -120,7 +120,12 @@ def manifest_of(run: Run, folder: Path) -> dict[str, Any]:
             "d_model": spec.d_model,
             "d_vocab": spec.d_vocab,
         },
-        "behaviour": {"prefers_answer": run.behaviour.prefers, "corruption_turns_over": run.behaviour.turns},
+        "behaviour": {
+            "prefers_answer": run.behaviour.prefers,
+            "corruption_turns_over": run.behaviour.turns,
+            "metric_gap": run.behaviour.gap.mean,
+            "metric_gap_se": run.behaviour.gap.standard_error,
+        },
         "method": {"name": run.scores.method, "checks": dict(run.scores.checks)},
         "selection": None if run.circuit.selection is None else run.circuit.selection.to_record(),
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in VERSIONED}},
