@@ -62,7 +62,8 @@ def test_it_asks_for_what_the_manifest_says(folder, asked):
         "task": TASK, "contrast": "capital", "model": "bundled", "method": "eap-ig", "steps": 5, "method_options": {},
         "metric": "logit_diff", "ablation": "corrupt", "n": N, "seed": 0, "target": 0.9, "min_accuracy": 0.6,
         "device": "cpu", "dtype": "float32", "fold_ln": False, "center_weights": False, "stability": 0,
-        "stability_seeds": 0, "allow_weak_gap": False, "selection": {"n_edges": None, "threshold": None, "signed": False, "greedy": None},
+        "allow_weak_gap": False, "stability_seeds": 0,
+        "selection": {"n_edges": None, "threshold": None, "signed": False, "greedy": None},
     }  # fmt: skip
     reproduce(folder, device="cuda:3")
     assert asked["device"] == "cuda:3"
@@ -82,7 +83,7 @@ def test_a_setting_that_is_newer_than_the_folder_had_its_default(copy, asked):
 
 
 def test_a_folder_older_than_the_judgement_of_gaps_took_any(copy, asked):
-    for key in ("config/allow_weak_gap", "behaviour/metric_gap", "behaviour/metric_gap_se"):
+    for key in ("config/allow_weak_gap", "behaviour/metric_gap", "behaviour/metric_gap_se", "model/causal"):
         without(key)(copy / "manifest.json")
     for key in ("metric_gap", "metric_gap_se"):
         without(key)(copy / "evaluation.json")

@@ -28,7 +28,7 @@ SCORE = "score"
 SAID = ("seed", "dtype", "dataset_fingerprint", "dataset", "model", "behaviour", "method")
 SAID_OF_TASK = ("name", "label", "version", "settings", "fingerprint")
 # Values that folders of earlier versions lack; they are compared where the folder has them.
-NEWER = ("metric_gap", "metric_gap_se")
+NEWER = ("metric_gap", "metric_gap_se", "causal")
 DRAWN = (".png", ".svg", ".html")
 OTHER_ROWS = "other rows or keys"
 SAME_BYTES, SAME_NUMBERS, REDRAWN, DIFFERS, MISSING = "same bytes", "same numbers", "redrawn", "differs", "missing"

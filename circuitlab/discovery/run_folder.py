@@ -119,6 +119,7 @@ def manifest_of(run: Run, folder: Path) -> dict[str, Any]:
             "n_kv_heads": spec.n_kv_heads,
             "d_model": spec.d_model,
             "d_vocab": spec.d_vocab,
+            "causal": spec.causal,
         },
         "behaviour": {
             "prefers_answer": run.behaviour.prefers,
