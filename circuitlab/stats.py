@@ -17,7 +17,7 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Interval:
-    """Lower and upper end of a bootstrap percentile interval, elementwise."""
+    """Lower and upper end of an interval, elementwise."""
 
     low: Float[np.ndarray, "*cell"]
     high: Float[np.ndarray, "*cell"]
@@ -119,6 +119,22 @@ def mean_interval(values: Float[np.ndarray, "*cell example"], seed: int, n_resam
     """Bootstrap percentile interval of the mean over examples."""
     counts = _resample_counts(values.shape[-1], seed, n_resamples)
     return _percentiles(values @ counts / values.shape[-1])
+
+
+def standard_error(values: Float[np.ndarray, " example"]) -> float:
+    """Standard error of the mean over examples; NaN for one example."""
+    return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
+
+
+def student_interval(values: Float[np.ndarray, " example"], confidence: float = CONFIDENCE) -> Interval:
+    """Student's interval of the mean over examples; all numbers for one example, which says nothing of its spread."""
+    from scipy.special import stdtrit
+
+    n, mean = len(values), values.mean()
+    if n < 2:
+        return Interval(np.array(-np.inf), np.array(np.inf))
+    half = stdtrit(n - 1, (1 + confidence) / 2) * standard_error(values)
+    return Interval(np.asarray(mean - half), np.asarray(mean + half))
 
 
 def sign_flip_p(

@@ -75,3 +75,13 @@ def test_mistakes_get_one_line(capsys, args, says):
     assert len(told.strip().splitlines()) == 1
     for words in says:
         assert words in told
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [(("-k", "0"), "k is 0"), (("--heads", "a0.h1,head 3"), "'head 3' is no node. Nodes are spelt input, a3.h2")],
+)
+def test_what_needs_no_model_is_told_before_it_is_loaded(capsys, monkeypatch, args, says):
+    monkeypatch.setattr("circuitlab.models.load.load_model", lambda *_, **__: pytest.fail("the model was loaded"))
+    assert main([*ARGS, *args]) == 2
+    assert says in capsys.readouterr().err

@@ -196,7 +196,7 @@ def decided(n: int) -> PairBatch:
 
 class TestBattery:
     def test_each_statistic_from_runs_of_its_own(self, found, circuit):
-        judge = Judge.of(load("gpt2"), circuit, pairs(n=24))
+        judge = Judge.of(load("gpt2"), circuit, pairs(n=24), allow_weak_gap=True)
         real = real_edges(circuit.layout)
         own, rest = judge.values(np.stack([circuit.mask, real & ~circuit.mask]))
         rng = np.random.default_rng([0, 10])
@@ -226,7 +226,8 @@ class TestBattery:
         mask = real_edges(circuit.layout)
         mask[np.unravel_index(weakest.argmin(), mask.shape)] = False
         nearly = test_circuit(load("gpt2"), circuit.with_mask(mask), pairs(n=24), n_random=1, n_permutations=20)
-        assert nearly["sufficiency"].details["loss"] < 0.05 * np.abs(Judge.of(load("gpt2"), circuit, pairs(n=24)).gap)
+        judge = Judge.of(load("gpt2"), circuit, pairs(n=24), allow_weak_gap=True)
+        assert nearly["sufficiency"].details["loss"] < 0.05 * abs(judge.gap.mean)
 
     def test_the_same_seed_gives_the_same(self, found, circuit):
         again, other = (

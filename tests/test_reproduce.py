@@ -62,7 +62,8 @@ def test_it_asks_for_what_the_manifest_says(folder, asked):
         "task": TASK, "contrast": "capital", "model": "bundled", "method": "eap-ig", "steps": 5, "method_options": {},
         "metric": "logit_diff", "ablation": "corrupt", "n": N, "seed": 0, "target": 0.9, "min_accuracy": 0.6,
         "device": "cpu", "dtype": "float32", "fold_ln": False, "center_weights": False, "stability": 0,
-        "stability_seeds": 0, "selection": {"n_edges": None, "threshold": None, "signed": False, "greedy": None},
+        "allow_weak_gap": False, "stability_seeds": 0,
+        "selection": {"n_edges": None, "threshold": None, "signed": False, "greedy": None},
     }  # fmt: skip
     reproduce(folder, device="cuda:3")
     assert asked["device"] == "cuda:3"
@@ -79,6 +80,35 @@ def test_a_setting_that_is_newer_than_the_folder_had_its_default(copy, asked):
     older(copy / "manifest.json")
     (check,) = (check for check in reproduce(copy).files if check.name == "manifest.json")
     assert (check.status, check.detail) == ("same numbers", "but for seconds and versions")
+
+
+def test_a_folder_older_than_the_judgement_of_gaps_took_any(copy, asked):
+    for key in ("config/allow_weak_gap", "behaviour/metric_gap", "behaviour/metric_gap_se", "model/causal"):
+        without(key)(copy / "manifest.json")
+    for key in ("metric_gap", "metric_gap_se"):
+        without(key)(copy / "evaluation.json")
+    checks = {check.name: check for check in reproduce(copy).files}
+    assert asked["allow_weak_gap"] is True
+    assert checks["evaluation.json"].status == "same numbers"
+    # What is run again here is the folder as it was written, whose setting is the other one.
+    assert checks["manifest.json"].detail == "config.allow_weak_gap: True against False"
+    without("metric_circuit")(copy / "evaluation.json")
+    checks = {check.name: check for check in reproduce(copy).files}
+    assert checks["evaluation.json"].detail == "other rows or keys", "the twin: a value that every folder has"
+
+
+def without(path: str) -> Callable[[Path], None]:
+    """Take one key, its place given with slashes, out of a JSON file."""
+
+    def edit(file: Path) -> None:
+        content = inner = json.loads(file.read_text(encoding="utf-8"))
+        *parents, last = path.split("/")
+        for key in parents:
+            inner = inner[key]
+        del inner[last]
+        file.write_text(json.dumps(content) + "\n", encoding="utf-8")
+
+    return edit
 
 
 def in_json(path: str, change: Callable[[Any], Any]) -> Callable[[Path], None]:

@@ -112,6 +112,7 @@ def test_the_manifest_says_what_ran(folder, run, bundled):
     assert manifest["task"]["version"] == run.task.version
     assert manifest["task"]["fingerprint"] == task_fingerprint(load_task(TASK))
     assert manifest["model"]["id"] == "bundled"
+    assert manifest["model"]["causal"] is True
     assert manifest["model"]["weights_sha256"] == bundled.weights_sha256()
     assert (manifest["device"], manifest["dtype"], manifest["seed"]) == ("cpu", "float32", 0)
     assert manifest["versions"]["torch"] == torch.__version__

@@ -184,8 +184,7 @@ def top_heads(attribution: Attribution, k: int = 5) -> pd.DataFrame:
     Raises:
         ConfigError: It is no split by head, or k is no positive number.
     """
-    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
-        raise ConfigError(f"k is {k!r}; it counts heads of either sign and must be a whole number of at least 1.")
+    check_number(k)
     import pandas as pd
 
     attribution.heads  # noqa: B018  # refuses other splits
@@ -195,3 +194,13 @@ def top_heads(attribution: Attribution, k: int = 5) -> pd.DataFrame:
     parts = [positive.assign(sign="positive"), negative.assign(sign="negative")]
     both = pd.concat(parts, ignore_index=True).rename(columns={"component": "head"})
     return both.loc[:, ["head", "sign", "value", "ci_low", "ci_high"]]
+
+
+def check_number(k: int) -> None:
+    """Refuse a number of heads that is none, before any work.
+
+    Raises:
+        ConfigError: It is no positive whole number.
+    """
+    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+        raise ConfigError(f"k is {k!r}; it counts heads of either sign and must be a whole number of at least 1.")

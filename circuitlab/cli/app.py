@@ -92,6 +92,7 @@ def discover(
     signed: opt.Signed = False,
     greedy: opt.Greedy = None,
     min_accuracy: opt.MinAccuracy = 0.6,
+    allow_weak_gap: opt.AllowWeakGap = False,
     stability: opt.Stability = 0,
     stability_seeds: opt.StabilitySeeds = 0,
     contrast: opt.Contrast = None,
@@ -127,7 +128,7 @@ def discover(
             wanted, model=model, method=method, steps=steps, metric=metric, ablation=ablation, n=n, seed=seed,
             selection=rule, min_accuracy=min_accuracy, device=device, dtype=dtype, force=force, progress=report,
             method_options=told, stability=stability, stability_seeds=stability_seeds, fold_ln=fold_ln,
-            center_weights=center_weights,
+            center_weights=center_weights, allow_weak_gap=allow_weak_gap,
             out=default_folder(main, wanted.label) if out is None else out,
         )  # fmt: skip
     results.show_run(run, json=json)
@@ -148,6 +149,7 @@ def evaluate(
     ablation: opt.Ablation = "corrupt",
     n: opt.Pairs = 100,
     seed: opt.Seed = 0,
+    allow_weak_gap: opt.AllowWeakGap = False,
     contrast: opt.Contrast = None,
     option: opt.TaskOptions = None,
     n_random: Annotated[int, typer.Option("--random", help="How many random circuits to compare with.")] = 20,
@@ -186,7 +188,7 @@ def evaluate(
     with progress(quiet=quiet) as report:
         found = run_evaluate(
             loaded, kept, pairs.held_out, n_random=n_random, n_knockouts=knockouts, minimality=minimality,
-            progress=report, **judged,
+            allow_weak_gap=allow_weak_gap, progress=report, **judged,
         )  # fmt: skip
         tested = test_circuit(loaded, kept, pairs.held_out, progress=report, **judged) if tests else None
     results.show_evaluation(f"{circuit} on {wanted.label}, model {model}", found, tested, json=json)

@@ -54,12 +54,17 @@ def attribute(
     from circuitlab.attribution.attention import attention
     from circuitlab.attribution.direct import check_request, direct_attribution
     from circuitlab.attribution.lens import logit_lens
-    from circuitlab.attribution.record import top_heads
+    from circuitlab.attribution.record import check_number, top_heads
     from circuitlab.cli import tables
     from circuitlab.cli.progress import progress
     from circuitlab.models.load import load_model
+    from circuitlab.parts import Node
 
     check_request(by, metric or wanted.metric, run)
+    check_number(k)
+    named = [name.strip() for name in heads.split(",")] if heads else []
+    for name in named:
+        Node.parse(name)  # how it is spelt; whether the model has it is asked once it is there
     if out is not None:
         out = os.path.expanduser(out)  # as in --out=~/x, which no shell does
         tables.check_free(Path(out), force=force)
@@ -74,7 +79,7 @@ def attribute(
         lens = logit_lens(loaded, pairs, **asked)
         report("attribution", 2, 3)
         strongest = top_heads(by_head, k)
-        chosen = [name.strip() for name in heads.split(",")] if heads else list(strongest["head"])
+        chosen = named or list(strongest["head"])
         notes = {name: number(by_head.value(name), 2) for name in chosen if name in by_head.names}
         looks = attention(loaded, pairs[0], chosen, run=run, notes=notes) if chosen else None
         report("attribution", 3, 3)

@@ -46,6 +46,9 @@ Greedy = Annotated[
 MinAccuracy = Annotated[
     float, typer.Option("--min-accuracy", help="Share of pairs on which the model must prefer the answer.")
 ]
+AllowWeakGap = Annotated[
+    bool, typer.Option("--allow-weak-gap", help="Also pairs whose clean and corrupted runs cannot be told apart.")
+]
 Stability = Annotated[
     int, typer.Option("--stability", help="Do the discovery again on so many bootstrap resamples of its pairs.")
 ]

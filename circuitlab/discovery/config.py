@@ -38,6 +38,7 @@ class DiscoverConfig:
         dtype: Of its weights.
         fold_ln: Its norms were folded into the weights that read them.
         center_weights: What it writes to the stream was centred.
+        allow_weak_gap: Pairs are taken that do not tell the clean run from the corrupted one or the empty circuit.
         stability: On how many bootstrap resamples of the discovery pairs the discovery is done again; 0 for none.
         stability_seeds: On the prompts of how many more seeds the discovery is done again; 0 for none.
 
@@ -64,12 +65,15 @@ class DiscoverConfig:
     dtype: str = "float32"
     fold_ln: bool = False
     center_weights: bool = False
+    allow_weak_gap: bool = False
     stability: int = 0
     stability_seeds: int = 0
 
     @classmethod
     def of_record(cls, record: Any) -> DiscoverConfig:
-        """The settings that a manifest holds (`as_record`).
+        """The settings that a manifest holds (`as_record`). A setting that is newer than it had its default.
+
+        But for `allow_weak_gap`: older versions took any gap.
 
         Raises:
             TypeError: A setting is missing, unknown, or of another kind.
@@ -77,7 +81,7 @@ class DiscoverConfig:
         """
         if not isinstance(record, Mapping):
             raise TypeError(f"settings are {record!r}; they must be a mapping")
-        asked = dict(record)
+        asked = {"allow_weak_gap": True, **record}
         rule = asked.pop("selection", {})
         if not isinstance(rule, Mapping):
             raise TypeError(f"selection is {rule!r}; it must be a mapping")
@@ -91,7 +95,7 @@ class DiscoverConfig:
         rule = SelectionRule.of(self.selection, self.target)
         object.__setattr__(self, "selection", replace(rule, target=rule.aim))
         object.__setattr__(self, "target", rule.aim)
-        for name in ("fold_ln", "center_weights"):
+        for name in ("fold_ln", "center_weights", "allow_weak_gap"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; it must be True or False.")
         for name in ("n", "steps"):
@@ -144,6 +148,7 @@ _FLAGS = {
     "dtype": "--dtype",
     "fold_ln": "--fold-ln",
     "center_weights": "--center-weights",
+    "allow_weak_gap": "--allow-weak-gap",
     "stability": "--stability",
     "stability_seeds": "--stability-seeds",
 }

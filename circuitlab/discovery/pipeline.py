@@ -122,6 +122,7 @@ def discover(
     dtype: str | None = None,
     fold_ln: bool = False,
     center_weights: bool = False,
+    allow_weak_gap: bool = False,
     progress: Progress = silent,
     **options: str,
 ) -> Run:
@@ -152,6 +153,8 @@ def discover(
         dtype: Its dtype.
         fold_ln: Fold its norms into the weights that read them (see `load_model`).
         center_weights: Centre what it writes to the stream, and its unembedding (see `load_model`).
+        allow_weak_gap: Go on where these pairs do not tell the clean run from the corrupted one, or from the empty
+            circuit: shares of a gap that may be nothing (`circuitlab.evaluation.gap`).
         progress: Called with (step, done, total).
         options: The task's options, such as `contrast="gender"`.
 
@@ -166,7 +169,7 @@ def discover(
         seed=seed, target=target, selection=SelectionRule.of(selection, target), min_accuracy=min_accuracy,
         stability=stability, stability_seeds=stability_seeds,
         device=str(device or "cpu"), dtype=str(dtype or "float32").removeprefix("torch."),
-        fold_ln=fold_ln, center_weights=center_weights,
+        fold_ln=fold_ln, center_weights=center_weights, allow_weak_gap=allow_weak_gap,
     )  # fmt: skip
     if out is not None:
         check_free(Path(out), force)
@@ -179,7 +182,9 @@ def discover(
         pairs = asked.pairs(loaded, n=n, seed=seed, reference=needs_reference(ablation))
         found, put_in = pairs.discovery, _put_in(loaded, ablation, pairs, seed)
     with clock("behaviour"):
-        behaviour = check_behaviour(prepare(loaded, found), found, judged_by, min_accuracy)
+        prepared = prepare(loaded, found, replacement=put_in)
+        behaviour = check_behaviour(prepared, found, judged_by, min_accuracy, allow_weak_gap=allow_weak_gap)
+        del prepared  # runs of every pair: memory that the sweeps want
     with clock("sweep"):
         sites = [s for s in SWEPT_SITES if loaded.spec.has_mlp or s != "mlp_out"]
         grids = by_site(sweep(loaded, found, site=sites, metric=judged_by, seed=seed, progress=progress))
@@ -189,7 +194,7 @@ def discover(
             loaded, found, method, steps=steps, metric=judged_by, seed=seed, progress=progress,
             ablation=scored_under(find_method(method), put_in), **config.method_options,
         )  # fmt: skip
-    told = {"metric": judged_by, "seed": seed, "progress": progress}
+    told = {"metric": judged_by, "seed": seed, "allow_weak_gap": allow_weak_gap, "progress": progress}
     with clock("select"):
         circuit = select(loaded, scores, found, **config.selection.arguments, ablation=put_in, **told)
     with clock("evaluate"):

@@ -27,6 +27,8 @@ SCORE = "score"
 # What a manifest says besides the data that have files of their own: not seconds, versions and hashes.
 SAID = ("seed", "dtype", "dataset_fingerprint", "dataset", "model", "behaviour", "method")
 SAID_OF_TASK = ("name", "label", "version", "settings", "fingerprint")
+# Values that folders of earlier versions lack; they are compared where the folder has them.
+NEWER = ("metric_gap", "metric_gap_se", "causal")
 DRAWN = (".png", ".svg", ".html")
 OTHER_ROWS = "other rows or keys"
 SAME_BYTES, SAME_NUMBERS, REDRAWN, DIFFERS, MISSING = "same bytes", "same numbers", "redrawn", "differs", "missing"
@@ -95,7 +97,7 @@ def reproduce(folder: str | Path, *, progress: Progress = silent, device: str | 
     """
     folder = at_home(folder)
     manifest = _manifest(folder)
-    config = dict(manifest["config"])
+    config = DiscoverConfig.of_record(manifest["config"]).as_record()
     options, task = config.pop("options"), config.pop("task")
     others = set[str]()  # settings that are not those of the run, and rightly so
     if (folder / "task.py").is_file():
@@ -163,7 +165,6 @@ def _compare_manifests(old: Mapping[str, Any], new: Mapping[str, Any], others: s
 def _said(manifest: Mapping[str, Any], others: set[str]) -> dict[str, Any]:
     task = manifest.get("task")
     return {
-        # A setting that is newer than the folder had its default.
         "config": {
             name: value
             for name, value in DiscoverConfig.of_record(manifest["config"]).as_record().items()
@@ -184,6 +185,8 @@ def _first_difference(old: Path, new: Path) -> str:
 
 def _difference(old: list[Value], new: list[Value]) -> str:
     """Where two lists of values part; empty if nowhere."""
+    there = {value.where for value in old}
+    new = [value for value in new if value.where in there or value.where.rpartition(".")[2] not in NEWER]
     if len(old) != len(new):
         return OTHER_ROWS
     # By what was made now: a number that was edited in the folder cannot widen what is allowed to others.

@@ -21,6 +21,7 @@ from circuitlab.data.batch import PairBatch
 from circuitlab.data.pairs import PairSet
 from circuitlab.discovery.scores import EdgeScores
 from circuitlab.errors import GraphError
+from circuitlab.evaluation.gap import check_data
 from circuitlab.graphs.circuit import Circuit
 from circuitlab.graphs.prune import prune
 from circuitlab.graphs.ranking import greedy_edges, mask_of
@@ -29,7 +30,6 @@ from circuitlab.metrics import Metric, resolve
 from circuitlab.metrics.base import MetricFunction
 from circuitlab.models.protocol import Model
 from circuitlab.patching.circuits.metric import Prepared, circuit_values, prepare
-from circuitlab.patching.runs.baseline import check_gap
 from circuitlab.patching.runs.replacement import Replacement
 from circuitlab.progress import Progress, silent
 
@@ -52,6 +52,7 @@ def select(
     ablation: str | Replacement = "corrupt",
     reference: PairSet | PairBatch | None = None,
     seed: int = 0,
+    allow_weak_gap: bool = False,
     budget: int | None = None,
     progress: Progress = silent,
 ) -> Circuit:
@@ -74,6 +75,7 @@ def select(
         ablation: What excluded edges carry, as in `evaluate`.
         reference: Prompts that means are taken of; none of them may be among `pairs`.
         seed: Of noise.
+        allow_weak_gap: Look for a target's circuit also where the pairs do not tell clean run and empty circuit apart.
         budget: Bytes that a packed run may take.
         progress: Called with (step, done, total).
 
@@ -86,7 +88,8 @@ def select(
         ConfigError: The target is not above 0 and at most 1, `n_edges` is out of range, the threshold is no number or
             both are given; what `evaluate` refuses of ablation and reference.
         GraphError: The scores are of another model.
-        MetricError: The metric does not tell the clean run and the empty circuit apart.
+        MetricError: A target is asked for, and the metric does not tell the clean run and the empty circuit apart
+            (`circuitlab.evaluation.gap`).
     """
     if scores.spec != model.spec:
         raise GraphError(f"the scores are of model {scores.spec.name!r}, not of {model.spec.name!r}.")
@@ -107,7 +110,9 @@ def select(
     if scores.chosen is not None:
         return _circuit(scores, order[scores.chosen[tuple(order.T)]], rule, "chosen")
     prepared = prepare(model, pairs, budget, replacement=ablation, reference=reference, seed=seed)
-    search = _Search(model, scores, prepared, resolve(metric or scores.metric), order, budget, progress)
+    judged_by = resolve(metric or scores.metric)
+    gap = check_data(judged_by, *prepared.gaps(judged_by), prepared.empty_is, allow_weak_gap=allow_weak_gap)
+    search = _Search(model, scores, prepared, judged_by, gap.mean, order, budget, progress)
     size, reached = search.smallest(target)
     return _circuit(scores, order[:size], rule, faithfulness=reached)
 
@@ -153,6 +158,7 @@ class _Search:
         scores: EdgeScores,
         prepared: Prepared,
         metric: Metric,
+        gap: float,
         order: Int[np.ndarray, "edge 2"],
         budget: int | None,
         progress: Progress,
@@ -160,9 +166,7 @@ class _Search:
         self._model, self._scores, self._prepared, self._metric = model, scores, prepared, metric
         self._budget, self._progress = budget, progress
         self._order = order
-        clean, empty = prepared.gaps(metric)
-        check_gap(metric, clean, empty, prepared.empty_is)
-        self._empty, self._gap = float(empty.mean()), float(clean.mean() - empty.mean())
+        self._empty, self._gap = float(prepared.gaps(metric)[1].mean()), gap
 
     def smallest(self, target: float) -> tuple[int, float]:
         """How many edges the smallest circuit found takes, and its faithfulness."""

@@ -190,6 +190,7 @@ class _Discovery:
     metric: str | Metric | MetricFunction
     ablation: Replacement
     seed: int
+    allow_weak_gap: bool
     budget: int | None
     options: Mapping[str, Any]
 
@@ -202,7 +203,7 @@ class _Discovery:
     def selected(self, scores: EdgeScores, given: PairSet | PairBatch) -> Circuit:
         return select(
             self.model, scores, given, **self.rule.arguments, metric=self.metric, ablation=self.ablation,
-            seed=self.seed, budget=self.budget,
+            seed=self.seed, allow_weak_gap=self.allow_weak_gap, budget=self.budget,
         )  # fmt: skip
 
 
@@ -223,6 +224,7 @@ def stability(
     seed: int = 0,
     scores: EdgeScores | None = None,
     method_options: Mapping[str, Any] | None = None,
+    allow_weak_gap: bool = False,
     budget: int | None = None,
     progress: Progress = silent,
     **options: Any,
@@ -246,6 +248,7 @@ def stability(
         seed: Of the resamples, of noise and of what the method draws; with a task also of its pairs.
         scores: Scores of all the pairs, where they are known already.
         method_options: What the method alone is told, by name.
+        allow_weak_gap: As in `select`. Resamples are of pairs that were judged already, and are not judged again.
         budget: Bytes that a packed run may take.
         progress: Called with (step, done, total).
         options: What the method is told beside, such as `steps=5`.
@@ -282,7 +285,7 @@ def stability(
         given, under = drawn_by(seed)
     whole = _Discovery(
         model=model, method=method, rule=rule, metric=metric or (task.metric if task else "logit_diff"), budget=budget,
-        ablation=under, seed=seed, options=options | dict(method_options or {}),
+        ablation=under, seed=seed, allow_weak_gap=allow_weak_gap, options=options | dict(method_options or {}),
     )  # fmt: skip
     known = whole.scored(given) if scores is None else scores
     circuit = whole.selected(known, given)
@@ -291,7 +294,8 @@ def stability(
     else:
         each = by_example(given, whole.scored, progress)
         drawn = resampled(given, known, each, whole.scored, n_resamples, seed)
-        circuits, rescored = (whole.selected(found, again) for again, found in drawn), each is None
+        one = replace(whole, allow_weak_gap=True)
+        circuits, rescored = (one.selected(found, again) for again, found in drawn), each is None
     places = edge_places(circuit.layout)
     chosen = np.zeros((n_resamples, len(places)), dtype=bool)
     for number, found in enumerate(circuits):

@@ -15,6 +15,7 @@ from circuitlab.errors import ConfigError
 from circuitlab.evaluation.areas import Areas, CurvePoint
 from circuitlab.evaluation.completeness import Knockout, complement_faithfulness, knockouts
 from circuitlab.evaluation.curve import SUFFICES, curves, highest, overshoots, smallest_sufficient
+from circuitlab.evaluation.gap import Gap
 from circuitlab.evaluation.judge import Judge
 from circuitlab.evaluation.minimality import Minimality, minimality_of
 from circuitlab.graphs.circuit import Circuit
@@ -120,6 +121,11 @@ class Evaluation:
         return float(np.mean([one.difference for one in self.knockouts])) if self.knockouts else float("nan")
 
     @property
+    def gap(self) -> Gap:
+        """What the faithfulness is a share of, m(clean) - m(empty), with its standard error."""
+        return Gap.of(self.clean, self.empty)
+
+    @property
     def metric_clean(self) -> float:
         """Mean metric of the whole model on the clean prompts."""
         return float(self.clean.mean())
@@ -141,7 +147,7 @@ class Evaluation:
 
     def to_record(self) -> dict[str, Any]:
         """The content of `evaluation.json`, described in docs/evaluation.md; what is not a number is null."""
-        low, high = self.interval
+        (low, high), gap = self.interval, self.gap
         return {
             "metric": self.metric,
             "ablation": self.ablation,
@@ -150,6 +156,8 @@ class Evaluation:
             "metric_corrupt": self.metric_corrupt,
             "metric_empty": self.metric_empty,
             "metric_circuit": self.metric_circuit,
+            "metric_gap": gap.mean,
+            "metric_gap_se": gap.standard_error,
             "faithfulness": self.faithfulness,
             "faithfulness_ci": [low, high],
             "n_edges": self.n_edges,
@@ -200,6 +208,7 @@ def evaluate(
     n_knockouts: int = 10,
     minimality: bool = True,
     seed: int = 0,
+    allow_weak_gap: bool = False,
     budget: int | None = None,
     progress: Progress = silent,
 ) -> Evaluation:
@@ -220,6 +229,7 @@ def evaluate(
             costs a run of nearly the whole graph.
         minimality: Whether the circuit is run without each of its edges, for minimality; a run an edge.
         seed: Of the interval, the random circuits, the knockouts and the noise.
+        allow_weak_gap: Go on where the pairs do not tell the whole model and the empty circuit apart.
         budget: Bytes that a packed run may take.
         progress: Called with (step, done, total).
 
@@ -228,14 +238,15 @@ def evaluate(
         UnknownNameError: No such metric or ablation.
         ConfigError: `n_random` or `n_knockouts` is negative; means without reference prompts, or with prompts that are
             scored or do not go with them; reference prompts that nothing needs.
-        MetricError: The metric is the same for the whole model and the empty circuit, or gives the wrong shape or NaN.
+        MetricError: The metric does not tell the whole model and the empty circuit apart
+            (`circuitlab.evaluation.gap`), or gives the wrong shape or NaN.
     """
     for name, n, what in (("n_random", n_random, "circuits"), ("n_knockouts", n_knockouts, "parts")):
         if n < 0:
             raise ConfigError(f"{name} is {n}; it counts random {what} and cannot be negative.")
     judge = Judge.of(
-        model, circuit, pairs, metric=metric, ablation=ablation, reference=reference, seed=seed, budget=budget,
-        progress=progress,
+        model, circuit, pairs, metric=metric, ablation=ablation, reference=reference, seed=seed,
+        allow_weak_gap=allow_weak_gap, budget=budget, progress=progress,
     )  # fmt: skip
     layout, prepared = circuit.layout, judge.prepared
     own = judge.all_metrics(circuit.mask)

@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float
 from circuitlab.data.batch import PairBatch
 from circuitlab.data.pairs import PairSet
 from circuitlab.errors import GraphError
+from circuitlab.evaluation.gap import check_data
 from circuitlab.graphs.circuit import Circuit
 from circuitlab.graphs.prune import real_edges
 from circuitlab.metrics import Metric, resolve
@@ -16,7 +17,6 @@ from circuitlab.models.protocol import Model
 from circuitlab.parts import Layout
 from circuitlab.patching.circuits.metric import Prepared, circuit_values, prepare
 from circuitlab.patching.circuits.neuron_parts import values_without
-from circuitlab.patching.runs.baseline import check_gap
 from circuitlab.patching.runs.replacement import Replacement
 from circuitlab.progress import Progress, silent
 
@@ -30,11 +30,11 @@ class Judge:
         metric: What is measured at the answer position.
         clean: The metric of the whole model, per example.
         empty: The metric of the empty circuit, per example.
-        gap: Mean difference of the two: what faithfulness is measured in.
+        gap: Difference of the two: faithfulness is measured in its mean.
         neurons: Which neurons of its nodes the judged circuit carries, where it does not carry all.
 
     Raises:
-        MetricError: The metric is the same for the whole model and the empty circuit.
+        MetricError: The metric does not tell the whole model and the empty circuit apart (`check_data`).
     """
 
     def __init__(
@@ -44,6 +44,7 @@ class Judge:
         metric: Metric,
         *,
         neurons: Bool[np.ndarray, "writer d_model"] | None = None,
+        allow_weak_gap: bool = False,
         budget: int | None = None,
         progress: Progress = silent,
     ) -> None:
@@ -51,8 +52,9 @@ class Judge:
         self.neurons = neurons
         self._budget, self._progress = budget, progress
         self.clean, self.empty = prepared.gaps(metric)
-        self.gap = float((self.clean - self.empty).mean())
-        check_gap(metric, self.clean, self.empty, prepared.empty_is)
+        self.gap = check_data(
+            metric, self.clean, self.empty, prepared.empty_is, allow_weak_gap=allow_weak_gap
+        )  # fmt: skip
 
     @classmethod
     def of(
@@ -65,6 +67,7 @@ class Judge:
         ablation: str | Replacement = "corrupt",
         reference: PairSet | PairBatch | None = None,
         seed: int = 0,
+        allow_weak_gap: bool = False,
         budget: int | None = None,
         progress: Progress = silent,
     ) -> Judge:
@@ -79,7 +82,9 @@ class Judge:
         prepared = prepare(model, pairs, budget, replacement=ablation, reference=reference, seed=seed)
         parts = circuit.node_parts
         neurons = parts.neurons if parts.split(circuit.mask).any() else None
-        return cls(model, prepared, judged_by, neurons=neurons, budget=budget, progress=progress)
+        return cls(
+            model, prepared, judged_by, neurons=neurons, allow_weak_gap=allow_weak_gap, budget=budget, progress=progress
+        )
 
     def all_metrics(self, mask: Bool[np.ndarray, "writer reader"]) -> dict[str, Float[np.ndarray, " example"]]:
         """The metric, accuracy and KL divergence of one circuit of the judged circuit's neurons, by name."""
@@ -121,7 +126,7 @@ class Judge:
         )  # fmt: skip
 
     def _share(self, values: Float[np.ndarray, "circuit example"]) -> Float[np.ndarray, " circuit"]:
-        return (values.mean(1) - self.empty.mean()) / self.gap
+        return (values.mean(1) - self.empty.mean()) / self.gap.mean
 
 
 def check_circuit(circuit: Circuit, model: Model) -> None:
