@@ -55,17 +55,19 @@ def importance(
     force: opt.Force = False,
     device: opt.Device = None,
     dtype: opt.Dtype = None,
+    fold_ln: opt.FoldLn = False,
+    center_weights: opt.CenterWeights = False,
     json: opt.Json = False,
 ) -> None:
     """Say which neurons add most to what is predicted after each prompt, as a share of what all neurons add."""
+    layers = numbers(layer, "--layer")
     check_file(out, force=force, kinds=TABLE_OR_PICTURE)
     from circuitlab.cli import display
     from circuitlab.models.load import load_model
     from circuitlab.neurons.direct_effects import importance as run_importance
 
-    found = run_importance(
-        load_model(model, device=device, dtype=dtype), prompts, numbers(layer, "--layer"), answer or None
-    )
+    loaded = load_model(model, device=device, dtype=dtype, fold_ln=fold_ln, center_weights=center_weights)
+    found = run_importance(loaded, prompts, layers, answer or None)
     write_result(found.to_frame, out, lambda: found.plot(k))
     if json:
         display.print_json({**found.to_record(k), "out": out})
@@ -97,6 +99,8 @@ def tokens(
     model: opt.Model = "bundled",
     device: opt.Device = None,
     dtype: opt.Dtype = None,
+    fold_ln: opt.FoldLn = False,
+    center_weights: opt.CenterWeights = False,
     json: opt.Json = False,
 ) -> None:
     """List the tokens that neurons promote most, from the weights alone (W_out W_U)."""
@@ -104,7 +108,7 @@ def tokens(
     from circuitlab.neurons.weights import WeightTable, top_tokens
 
     chosen = numbers(neurons, "--neurons") or []
-    loaded = load_model(model, device=device, dtype=dtype)
+    loaded = load_model(model, device=device, dtype=dtype, fold_ln=fold_ln, center_weights=center_weights)
     tables = [top_tokens(loaded, layer, one, k, lowest=lowest, final_norm=not bare) for one in chosen]
     _show(WeightTable(entries=tuple(entry for table in tables for entry in table.entries)), model, json=json)
 
@@ -119,14 +123,17 @@ def of_token(
     model: opt.Model = "bundled",
     device: opt.Device = None,
     dtype: opt.Dtype = None,
+    fold_ln: opt.FoldLn = False,
+    center_weights: opt.CenterWeights = False,
     json: opt.Json = False,
 ) -> None:
     """List the neurons that promote a token most, from the weights alone (W_out W_U)."""
+    layers = numbers(layer, "--layer")
     from circuitlab.models.load import load_model
     from circuitlab.neurons.weights import top_neurons
 
-    loaded = load_model(model, device=device, dtype=dtype)
-    found = top_neurons(loaded, token, numbers(layer, "--layer"), k, lowest=lowest, final_norm=not bare)
+    loaded = load_model(model, device=device, dtype=dtype, fold_ln=fold_ln, center_weights=center_weights)
+    found = top_neurons(loaded, token, layers, k, lowest=lowest, final_norm=not bare)
     _show(found, model, json=json)
 
 
@@ -152,6 +159,8 @@ def activations(
     force: opt.Force = False,
     device: opt.Device = None,
     dtype: opt.Dtype = None,
+    fold_ln: opt.FoldLn = False,
+    center_weights: opt.CenterWeights = False,
     json: opt.Json = False,
 ) -> None:
     """Read neurons at every token of a text; --html writes the text coloured by the neuron chosen from a list."""
@@ -161,7 +170,8 @@ def activations(
     from circuitlab.models.load import load_model
     from circuitlab.neurons.over_text import activations as run_activations
 
-    found = run_activations(load_model(model, device=device, dtype=dtype), given, layer, chosen, stage)
+    loaded = load_model(model, device=device, dtype=dtype, fold_ln=fold_ln, center_weights=center_weights)
+    found = run_activations(loaded, given, layer, chosen, stage)
     if html is not None:
         found.save_html(html, force=force)
     if json:
@@ -201,6 +211,8 @@ def examples(
     force: opt.Force = False,
     device: opt.Device = None,
     dtype: opt.Dtype = None,
+    fold_ln: opt.FoldLn = False,
+    center_weights: opt.CenterWeights = False,
     quiet: opt.Quiet = False,
     json: opt.Json = False,
 ) -> None:
@@ -212,7 +224,7 @@ def examples(
     from circuitlab.models.load import load_model
     from circuitlab.neurons.examples import top_examples
 
-    loaded = load_model(model, device=device, dtype=dtype)
+    loaded = load_model(model, device=device, dtype=dtype, fold_ln=fold_ln, center_weights=center_weights)
     with progress(quiet=quiet) as report:
         found = top_examples(
             loaded, corpus, layer, chosen, k, stage=stage, max_tokens=max_tokens, field=field, progress=report,

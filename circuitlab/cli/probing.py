@@ -31,6 +31,8 @@ def sensitivity(
     force: opt.Force = False,
     device: opt.Device = None,
     dtype: opt.Dtype = None,
+    fold_ln: opt.FoldLn = False,
+    center_weights: opt.CenterWeights = False,
     json: opt.Json = False,
 ) -> None:
     """Add noise to one token at a time, and see how a neuron's activation at the last token moves."""
@@ -41,7 +43,7 @@ def sensitivity(
     from circuitlab.models.load import load_model
     from circuitlab.neurons import noise_sensitivity
 
-    loaded = load_model(model, device=device, dtype=dtype)
+    loaded = load_model(model, device=device, dtype=dtype, fold_ln=fold_ln, center_weights=center_weights)
     found = noise_sensitivity(loaded, given, layer, neuron, scale=scale, n_samples=samples, seed=seed)
     if html is not None:
         found.coloured().save_html(html, force=force)
@@ -75,6 +77,8 @@ def simplify(
     force: opt.Force = False,
     device: opt.Device = None,
     dtype: opt.Dtype = None,
+    fold_ln: opt.FoldLn = False,
+    center_weights: opt.CenterWeights = False,
     json: opt.Json = False,
 ) -> None:
     """Delete the tokens of a text that a neuron needs least, one after the other; the last token stays."""
@@ -84,7 +88,7 @@ def simplify(
     from circuitlab.models.load import load_model
     from circuitlab.neurons import simplify as run_simplify
 
-    loaded = load_model(model, device=device, dtype=dtype)
+    loaded = load_model(model, device=device, dtype=dtype, fold_ln=fold_ln, center_weights=center_weights)
     found = run_simplify(loaded, given, layer, neuron, keep=keep, until=until)
     write_result(found.to_frame, out)
     if json:
@@ -122,6 +126,8 @@ def ablate(
     force: opt.Force = False,
     device: opt.Device = None,
     dtype: opt.Dtype = None,
+    fold_ln: opt.FoldLn = False,
+    center_weights: opt.CenterWeights = False,
     json: opt.Json = False,
 ) -> None:
     """Hold a set of neurons at a value, and see how the log-probability of every token changes."""
@@ -134,7 +140,7 @@ def ablate(
     from circuitlab.models.load import load_model
     from circuitlab.neurons import ablation_effect
 
-    loaded = load_model(model, device=device, dtype=dtype)
+    loaded = load_model(model, device=device, dtype=dtype, fold_ln=fold_ln, center_weights=center_weights)
     found = ablation_effect(loaded, given, chosen, value=held)
     if html is not None:
         found.save_html(html, force=force)
@@ -176,6 +182,8 @@ def optimise(
     force: opt.Force = False,
     device: opt.Device = None,
     dtype: opt.Dtype = None,
+    fold_ln: opt.FoldLn = False,
+    center_weights: opt.CenterWeights = False,
     quiet: opt.Quiet = False,
     json: opt.Json = False,
 ) -> None:
@@ -187,7 +195,7 @@ def optimise(
     from circuitlab.models.load import load_model
     from circuitlab.neurons import optimise_prompts
 
-    loaded = load_model(model, device=device, dtype=dtype)
+    loaded = load_model(model, device=device, dtype=dtype, fold_ln=fold_ln, center_weights=center_weights)
     with progress(quiet=quiet) as report:
         found = optimise_prompts(
             loaded, layer, neuron, n_prompts=prompts, n_tokens=tokens, fixed=words, steps=steps, patience=patience,
@@ -220,6 +228,8 @@ def outliers(
     force: opt.Force = False,
     device: opt.Device = None,
     dtype: opt.Dtype = None,
+    fold_ln: opt.FoldLn = False,
+    center_weights: opt.CenterWeights = False,
     json: opt.Json = False,
 ) -> None:
     """Find positions where an MLP matters though no neuron stands out, in texts or in sentences of our own."""
@@ -230,7 +240,7 @@ def outliers(
     from circuitlab.neurons import outliers as run_outliers
 
     given = list(SENTENCES) if texts is None and file is None else texts_of(texts, file)
-    loaded = load_model(model, device=device, dtype=dtype)
+    loaded = load_model(model, device=device, dtype=dtype, fold_ln=fold_ln, center_weights=center_weights)
     found = run_outliers(loaded, given, layer)
     ratios = norm_ratios(found, n=top, seed=seed) if found.has_norm else None
     write_result(found.to_frame, out, lambda: found.plot(top))
