@@ -1,9 +1,11 @@
 """`transformer_lens.tools.analysis` and `head_detector` beside ours: the same where both speak of the same thing.
 
-Where they differ, what the parts must add up to decides. `attribution_patch`, `faithfulness` and the direct paths, which
+Where they differ, what parts must add up to decides. `attribution_patch`, `faithfulness` and the direct paths, which
 are about nodes, edges and circuits, stand in test_gradients.py, test_edge_scores.py, test_circuit_runs.py and
 test_edges.py; `ActivationCache` in test_attribution.py.
 """
+
+from typing import Any
 
 import numpy as np
 import pytest
@@ -146,7 +148,9 @@ def test_an_interchange_of_one_neuron_is_a_cell_of_the_sweep(position):
     logits = analysis.intervened_logits(
         bridge, hook, swap, batch.corrupt, values[torch.arange(4), at], bridge, positions=at
     )
-    grid = sweep(load("gpt2"), batch, "neuron", neurons=[neuron], layers=[layer], head_axis="position", normalise=False)
+    grid: Any = sweep(
+        load("gpt2"), batch, "neuron", neurons=[neuron], layers=[layer], head_axis="position", normalise=False
+    )
     frame = grid.to_frame()
     ours = grid.per_example.reshape(-1, 4)[frame["position"].tolist().index(position)]
     assert np.abs(logit_diff(logits, batch).numpy() - ours).max() < 1e-10
