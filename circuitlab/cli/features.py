@@ -122,6 +122,7 @@ def active(
     """List the features that are active at a token of a text, the strongest first."""
     from circuitlab.features import features
 
+    _check_top(top)
     words = _descriptions(descriptions, source)
     loaded, own = _loaded(
         model, autoencoder, site, layer, scaling_factor, device=device, dtype=dtype, fold_ln=fold_ln,
@@ -318,11 +319,13 @@ def _loaded(
     **loading: Any,
 ) -> "tuple[BridgeModel, Autoencoder]":
     from circuitlab.features import load_autoencoder
+    from circuitlab.features.place import check_fits
     from circuitlab.models.load import load_model
 
+    found = load_autoencoder(autoencoder, site=site, layer=layer, scaling_factor=scaling_factor)  # files first
     loaded = load_model(model, **loading)
-    given: dict[str, Any] = {"site": site, "layer": layer, "scaling_factor": scaling_factor}
-    return loaded, load_autoencoder(autoencoder, model=loaded, **given)
+    check_fits(loaded, found)
+    return loaded, found.to(loaded.device, loaded.dtype)
 
 
 def _descriptions(path: str | None, source: str | None) -> "Descriptions | None":

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 neurons_app = typer.Typer(
     help="What single neurons do: what they add to a prediction, what makes them fire.", no_args_is_help=True
 )
-Layer = Annotated[int, typer.Option("--layer", help="Layer of the neurons, from 0.")]
+Layer = Annotated[int, typer.Option("--layer", min=0, help="Layer of the neurons, from 0.")]
 Layers = Annotated[
     str | None, typer.Option("--layer", metavar="LIST", help="Layers, such as 0,3 or 4-7; all by default.")
 ]
@@ -29,7 +29,7 @@ Stage = Annotated[
     typer.Option("--stage", metavar="NAME", help="pre: before the activation function; mid: behind it; post: behind "
                  "a norm there as well."),
 ]  # fmt: skip
-Count = Annotated[int, typer.Option("-k", help="How many to list.")]
+Count = Annotated[int, typer.Option("-k", min=1, help="How many to list.")]
 Lowest = Annotated[bool, typer.Option("--lowest", help="The most negative ones instead.")]
 Bare = Annotated[bool, typer.Option("--bare", help="W_out W_U alone, without the final norm's gain and centring.")]
 
@@ -168,8 +168,10 @@ def activations(
     check_file(html, force=force, option="--html")
     from circuitlab.cli import display
     from circuitlab.models.load import load_model
+    from circuitlab.neurons.chosen import stage_of
     from circuitlab.neurons.over_text import activations as run_activations
 
+    stage_of(stage)
     loaded = load_model(model, device=device, dtype=dtype, fold_ln=fold_ln, center_weights=center_weights)
     found = run_activations(loaded, given, layer, chosen, stage)
     if html is not None:
@@ -197,10 +199,10 @@ def examples(
     ],
     neurons: Neurons,
     layer: Layer,
-    k: Annotated[int, typer.Option("-k", help="How many texts a neuron.")] = 10,
+    k: Annotated[int, typer.Option("-k", min=1, help="How many texts a neuron.")] = 10,
     stage: Stage = "post",
     max_tokens: Annotated[
-        int | None, typer.Option("--max-tokens", help="How much of each text is read; the context by default.")
+        int | None, typer.Option("--max-tokens", min=1, help="How much of each text is read; the context by default.")
     ] = None,
     separator: Annotated[
         str, typer.Option("--separator", metavar="TEXT", help="What ends a text in a text file; \\n is a line break.")
@@ -222,13 +224,18 @@ def examples(
     from circuitlab.cli import display
     from circuitlab.cli.progress import progress
     from circuitlab.models.load import load_model
+    from circuitlab.neurons.chosen import stage_of
+    from circuitlab.neurons.corpus import check_corpus
     from circuitlab.neurons.examples import top_examples
 
+    stage_of(stage)
+    between = separator.replace("\\n", "\n").replace("\\t", "\t")
+    check_corpus(corpus, separator=between, field=field)
     loaded = load_model(model, device=device, dtype=dtype, fold_ln=fold_ln, center_weights=center_weights)
     with progress(quiet=quiet) as report:
         found = top_examples(
             loaded, corpus, layer, chosen, k, stage=stage, max_tokens=max_tokens, field=field, progress=report,
-            separator=separator.replace("\\n", "\n").replace("\\t", "\t"),
+            separator=between,
         )  # fmt: skip
     if html is not None:
         found.save_html(html, force=force)

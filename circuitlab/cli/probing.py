@@ -10,8 +10,8 @@ from circuitlab.cli.sweep import numbers
 from circuitlab.cli.texts import Lines, TextArgument, TextFile, Texts, text_of, texts_of
 from circuitlab.errors import ConfigError
 
-Layer = Annotated[int, typer.Option("--layer", help="The layer, counted from 0.")]
-Neuron = Annotated[int, typer.Option("--neuron", help="The neuron, counted from 0.")]
+Layer = Annotated[int, typer.Option("--layer", min=0, help="The layer, counted from 0.")]
+Neuron = Annotated[int, typer.Option("--neuron", min=0, help="The neuron, counted from 0.")]
 Table = Annotated[str | None, typer.Option("--out", metavar="PATH", help="Write the whole table as .csv.")]
 
 
@@ -22,7 +22,7 @@ def sensitivity(
     scale: Annotated[
         float, typer.Option("--scale", help="Standard deviation of the noise, as a share of the embeddings' size.")
     ] = 0.5,
-    samples: Annotated[int, typer.Option("--samples", help="Samples of noise, the same for every token.")] = 32,
+    samples: Annotated[int, typer.Option("--samples", min=1, help="Samples of noise, the same for every token.")] = 32,
     seed: opt.Seed = 0,
     file: TextFile = None,
     html: Page = None,
@@ -67,7 +67,7 @@ def simplify(
     layer: Layer,
     neuron: Neuron,
     text: TextArgument = None,
-    keep: Annotated[int, typer.Option("--keep", help="Stop at so many tokens.")] = 1,
+    keep: Annotated[int, typer.Option("--keep", min=1, help="Stop at so many tokens.")] = 1,
     until: Annotated[
         float | None, typer.Option("--until", help="Stop before the activation falls below this share of the first.")
     ] = None,
@@ -164,14 +164,16 @@ def ablate(
 def optimise(
     layer: Layer,
     neuron: Neuron,
-    prompts: Annotated[int, typer.Option("--prompts", help="How many prompts to find.")] = 8,
-    tokens: Annotated[int, typer.Option("--tokens", help="Tokens of a prompt.")] = 8,
+    prompts: Annotated[int, typer.Option("--prompts", min=1, help="How many prompts to find.")] = 8,
+    tokens: Annotated[int, typer.Option("--tokens", min=1, help="Tokens of a prompt.")] = 8,
     fixed: Annotated[
         list[str] | None,
         typer.Option("--fixed", metavar="POSITION=WORD", help="A word that stays, 0 the first, -1 the last token."),
     ] = None,
-    steps: Annotated[int, typer.Option("--steps", help="At most so many.")] = 200,
-    patience: Annotated[int, typer.Option("--patience", help="Stop after so many steps without a better one.")] = 30,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="At most so many.")] = 200,
+    patience: Annotated[
+        int, typer.Option("--patience", min=1, help="Stop after so many steps without a better one.")
+    ] = 30,
     diversity: Annotated[float, typer.Option("--diversity", help="Weight of the penalty for prompts alike.")] = 0.1,
     direction: Annotated[str, typer.Option("--direction", metavar="NAME", help="max or min.")] = "max",
     seed: opt.Seed = 0,
@@ -217,7 +219,7 @@ def outliers(
     texts: Texts = None,
     layer: Layer = 0,
     top: Annotated[
-        int, typer.Option("--top", help="How many positions to list, and to compare with random ones.")
+        int, typer.Option("--top", min=1, help="How many positions to list, and to compare with random ones.")
     ] = 10,
     seed: opt.Seed = 0,
     file: Lines = None,
@@ -280,6 +282,8 @@ def _sets(layer: int | None, neurons: str | None, at: list[str] | None) -> dict[
     found = {_whole(key, "--set"): numbers(value, "--set") or [] for key, value in chosen.items()}
     if layer is not None:
         found.setdefault(layer, []).extend(numbers(neurons, "--neurons") or [])
+    if not found:
+        raise ConfigError("no neurons are given. Name some, such as --layer 2 --neurons 3,17 or --set 2=3,17.")
     return found
 
 
