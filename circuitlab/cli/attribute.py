@@ -35,7 +35,7 @@ def attribute(
         str | None,
         typer.Option("--heads", metavar="LIST", help="Whose patterns: a1.h3,a3.h5; the strongest by default."),
     ] = None,
-    k: Annotated[int, typer.Option("-k", help="How many heads of either sign.")] = 3,
+    k: Annotated[int, typer.Option("-k", min=1, help="How many heads of either sign.")] = 3,
     n: opt.Pairs = 100,
     seed: opt.Seed = 0,
     contrast: opt.Contrast = None,
@@ -46,6 +46,8 @@ def attribute(
     force: opt.Force = False,
     device: opt.Device = None,
     dtype: opt.Dtype = None,
+    fold_ln: opt.FoldLn = False,
+    center_weights: opt.CenterWeights = False,
     quiet: opt.Quiet = False,
     json: opt.Json = False,
 ) -> None:
@@ -68,7 +70,7 @@ def attribute(
     if out is not None:
         out = os.path.expanduser(out)  # as in --out=~/x, which no shell does
         tables.check_free(Path(out), force=force)
-    loaded = load_model(model, device=device, dtype=dtype)
+    loaded = load_model(model, device=device, dtype=dtype, fold_ln=fold_ln, center_weights=center_weights)
     pairs = wanted.pairs(loaded, n=n, seed=seed).discovery
     asked: dict[str, Any] = {"metric": metric or wanted.metric, "run": run, "seed": seed}
     with progress(quiet=quiet) as report:
@@ -83,7 +85,8 @@ def attribute(
         notes = {name: number(by_head.value(name), 2) for name in chosen if name in by_head.names}
         looks = attention(loaded, pairs[0], chosen, run=run, notes=notes) if chosen else None
         report("attribution", 3, 3)
-    found = Found(f"{wanted.label} on model {model}", lens, split, by_head, strongest, looks)
+    rewritten = f" ({loaded.folding.told})" if loaded.folding.any else ""
+    found = Found(f"{wanted.label} on model {model}{rewritten}", lens, split, by_head, strongest, looks)
     if out is not None:
         found.write(Path(out))
     found.show(folder=out, json=json)

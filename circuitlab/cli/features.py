@@ -9,6 +9,7 @@ from circuitlab.cli import display
 from circuitlab.cli import options as opt
 from circuitlab.cli.display import number
 from circuitlab.cli.sweep import numbers
+from circuitlab.errors import ConfigError
 
 if TYPE_CHECKING:
     from circuitlab.features import Autoencoder, Descriptions
@@ -52,6 +53,8 @@ def show(
     site: Site = None,
     layer: Layer = None,
     scaling_factor: Factor = None,
+    fold_ln: opt.FoldLn = False,
+    center_weights: opt.CenterWeights = False,
     json: opt.Json = False,
 ) -> None:
     """Show an autoencoder: architecture, place, size; with --text also how well it stands for what it reads."""
@@ -60,9 +63,11 @@ def show(
 
     given: dict[str, Any] = {"site": site, "layer": layer, "scaling_factor": scaling_factor}
     if not text and model is None:
+        if fold_ln or center_weights:
+            raise ConfigError("--fold-ln and --center-weights rewrite a model; name it with --model, and a --text.")
         found, measured = load_autoencoder(autoencoder, **given), None
     else:
-        loaded = load_model(model or "bundled")
+        loaded = load_model(model or "bundled", fold_ln=fold_ln, center_weights=center_weights)
         found = load_autoencoder(autoencoder, model=loaded, **given)
         measured = quality(loaded, found, text) if text else None
     facts = {
@@ -110,13 +115,19 @@ def active(
     scaling_factor: Factor = None,
     device: opt.Device = None,
     dtype: opt.Dtype = None,
+    fold_ln: opt.FoldLn = False,
+    center_weights: opt.CenterWeights = False,
     json: opt.Json = False,
 ) -> None:
     """List the features that are active at a token of a text, the strongest first."""
     from circuitlab.features import features
 
+    _check_top(top)
     words = _descriptions(descriptions, source)
-    loaded, own = _loaded(model, autoencoder, site, layer, scaling_factor, device, dtype)
+    loaded, own = _loaded(
+        model, autoencoder, site, layer, scaling_factor, device=device, dtype=dtype, fold_ln=fold_ln,
+        center_weights=center_weights,
+    )  # fmt: skip
     found = features(loaded, own, text)
     here = found.active(position, top)
     tokens = found.tokens[0]
@@ -162,6 +173,8 @@ def sweep(
     scaling_factor: Factor = None,
     device: opt.Device = None,
     dtype: opt.Dtype = None,
+    fold_ln: opt.FoldLn = False,
+    center_weights: opt.CenterWeights = False,
     quiet: opt.Quiet = False,
     json: opt.Json = False,
 ) -> None:
@@ -171,7 +184,6 @@ def sweep(
     """
     wanted = opt.load(task, option, contrast)
     from circuitlab.cli.progress import progress
-    from circuitlab.errors import ConfigError
     from circuitlab.features import rank_features, sweep_features
 
     chosen = numbers(features, "--features")
@@ -179,7 +191,10 @@ def sweep(
         raise ConfigError("--features and --top both say which features; give one.")
     _check_top(top)
     words = _descriptions(descriptions, source)
-    loaded, own = _loaded(model, autoencoder, site, layer, scaling_factor, device, dtype)
+    loaded, own = _loaded(
+        model, autoencoder, site, layer, scaling_factor, device=device, dtype=dtype, fold_ln=fold_ln,
+        center_weights=center_weights,
+    )  # fmt: skip
     pairs = wanted.pairs(loaded, n=n, seed=seed).discovery
     asked: dict[str, Any] = {"metric": metric or wanted.metric, "seed": seed}
     with progress(quiet=quiet) as report:
@@ -226,6 +241,8 @@ def rank(
     scaling_factor: Factor = None,
     device: opt.Device = None,
     dtype: opt.Dtype = None,
+    fold_ln: opt.FoldLn = False,
+    center_weights: opt.CenterWeights = False,
     quiet: opt.Quiet = False,
     json: opt.Json = False,
 ) -> None:
@@ -236,7 +253,10 @@ def rank(
 
     _check_top(top)
     words = _descriptions(descriptions, source)
-    loaded, own = _loaded(model, autoencoder, site, layer, scaling_factor, device, dtype)
+    loaded, own = _loaded(
+        model, autoencoder, site, layer, scaling_factor, device=device, dtype=dtype, fold_ln=fold_ln,
+        center_weights=center_weights,
+    )  # fmt: skip
     pairs = wanted.pairs(loaded, n=n, seed=seed).discovery
     asked: dict[str, Any] = {"metric": metric or wanted.metric, "seed": seed}
     with progress(quiet=quiet) as report:
@@ -296,19 +316,19 @@ def _loaded(
     site: str | None,
     layer: int | None,
     scaling_factor: float | None,
-    device: str | None,
-    dtype: str | None,
+    **loading: Any,
 ) -> "tuple[BridgeModel, Autoencoder]":
     from circuitlab.features import load_autoencoder
+    from circuitlab.features.place import check_fits
     from circuitlab.models.load import load_model
 
-    loaded = load_model(model, device=device, dtype=dtype)
-    given: dict[str, Any] = {"site": site, "layer": layer, "scaling_factor": scaling_factor}
-    return loaded, load_autoencoder(autoencoder, model=loaded, **given)
+    found = load_autoencoder(autoencoder, site=site, layer=layer, scaling_factor=scaling_factor)  # files first
+    loaded = load_model(model, **loading)
+    check_fits(loaded, found)
+    return loaded, found.to(loaded.device, loaded.dtype)
 
 
 def _descriptions(path: str | None, source: str | None) -> "Descriptions | None":
-    from circuitlab.errors import ConfigError
     from circuitlab.features import load_descriptions
 
     if path is None and source is not None:
@@ -317,7 +337,6 @@ def _descriptions(path: str | None, source: str | None) -> "Descriptions | None"
 
 
 def _check_top(top: int | None) -> None:
-    from circuitlab.errors import ConfigError
 
     if top is not None and top < 1:
         raise ConfigError(f"--top {top} leaves no feature; give 1 or more.")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 neurons_app = typer.Typer(
     help="What single neurons do: what they add to a prediction, what makes them fire.", no_args_is_help=True
 )
-Layer = Annotated[int, typer.Option("--layer", help="Layer of the neurons, from 0.")]
+Layer = Annotated[int, typer.Option("--layer", min=0, help="Layer of the neurons, from 0.")]
 Layers = Annotated[
     str | None, typer.Option("--layer", metavar="LIST", help="Layers, such as 0,3 or 4-7; all by default.")
 ]
@@ -29,7 +29,7 @@ Stage = Annotated[
     typer.Option("--stage", metavar="NAME", help="pre: before the activation function; mid: behind it; post: behind "
                  "a norm there as well."),
 ]  # fmt: skip
-Count = Annotated[int, typer.Option("-k", help="How many to list.")]
+Count = Annotated[int, typer.Option("-k", min=1, help="How many to list.")]
 Lowest = Annotated[bool, typer.Option("--lowest", help="The most negative ones instead.")]
 Bare = Annotated[bool, typer.Option("--bare", help="W_out W_U alone, without the final norm's gain and centring.")]
 
@@ -55,17 +55,19 @@ def importance(
     force: opt.Force = False,
     device: opt.Device = None,
     dtype: opt.Dtype = None,
+    fold_ln: opt.FoldLn = False,
+    center_weights: opt.CenterWeights = False,
     json: opt.Json = False,
 ) -> None:
     """Say which neurons add most to what is predicted after each prompt, as a share of what all neurons add."""
+    layers = numbers(layer, "--layer")
     check_file(out, force=force, kinds=TABLE_OR_PICTURE)
     from circuitlab.cli import display
     from circuitlab.models.load import load_model
     from circuitlab.neurons.direct_effects import importance as run_importance
 
-    found = run_importance(
-        load_model(model, device=device, dtype=dtype), prompts, numbers(layer, "--layer"), answer or None
-    )
+    loaded = load_model(model, device=device, dtype=dtype, fold_ln=fold_ln, center_weights=center_weights)
+    found = run_importance(loaded, prompts, layers, answer or None)
     write_result(found.to_frame, out, lambda: found.plot(k))
     if json:
         display.print_json({**found.to_record(k), "out": out})
@@ -97,6 +99,8 @@ def tokens(
     model: opt.Model = "bundled",
     device: opt.Device = None,
     dtype: opt.Dtype = None,
+    fold_ln: opt.FoldLn = False,
+    center_weights: opt.CenterWeights = False,
     json: opt.Json = False,
 ) -> None:
     """List the tokens that neurons promote most, from the weights alone (W_out W_U)."""
@@ -104,7 +108,7 @@ def tokens(
     from circuitlab.neurons.weights import WeightTable, top_tokens
 
     chosen = numbers(neurons, "--neurons") or []
-    loaded = load_model(model, device=device, dtype=dtype)
+    loaded = load_model(model, device=device, dtype=dtype, fold_ln=fold_ln, center_weights=center_weights)
     tables = [top_tokens(loaded, layer, one, k, lowest=lowest, final_norm=not bare) for one in chosen]
     _show(WeightTable(entries=tuple(entry for table in tables for entry in table.entries)), model, json=json)
 
@@ -119,14 +123,17 @@ def of_token(
     model: opt.Model = "bundled",
     device: opt.Device = None,
     dtype: opt.Dtype = None,
+    fold_ln: opt.FoldLn = False,
+    center_weights: opt.CenterWeights = False,
     json: opt.Json = False,
 ) -> None:
     """List the neurons that promote a token most, from the weights alone (W_out W_U)."""
+    layers = numbers(layer, "--layer")
     from circuitlab.models.load import load_model
     from circuitlab.neurons.weights import top_neurons
 
-    loaded = load_model(model, device=device, dtype=dtype)
-    found = top_neurons(loaded, token, numbers(layer, "--layer"), k, lowest=lowest, final_norm=not bare)
+    loaded = load_model(model, device=device, dtype=dtype, fold_ln=fold_ln, center_weights=center_weights)
+    found = top_neurons(loaded, token, layers, k, lowest=lowest, final_norm=not bare)
     _show(found, model, json=json)
 
 
@@ -152,6 +159,8 @@ def activations(
     force: opt.Force = False,
     device: opt.Device = None,
     dtype: opt.Dtype = None,
+    fold_ln: opt.FoldLn = False,
+    center_weights: opt.CenterWeights = False,
     json: opt.Json = False,
 ) -> None:
     """Read neurons at every token of a text; --html writes the text coloured by the neuron chosen from a list."""
@@ -159,9 +168,12 @@ def activations(
     check_file(html, force=force, option="--html")
     from circuitlab.cli import display
     from circuitlab.models.load import load_model
+    from circuitlab.neurons.chosen import stage_of
     from circuitlab.neurons.over_text import activations as run_activations
 
-    found = run_activations(load_model(model, device=device, dtype=dtype), given, layer, chosen, stage)
+    stage_of(stage)
+    loaded = load_model(model, device=device, dtype=dtype, fold_ln=fold_ln, center_weights=center_weights)
+    found = run_activations(loaded, given, layer, chosen, stage)
     if html is not None:
         found.save_html(html, force=force)
     if json:
@@ -187,10 +199,10 @@ def examples(
     ],
     neurons: Neurons,
     layer: Layer,
-    k: Annotated[int, typer.Option("-k", help="How many texts a neuron.")] = 10,
+    k: Annotated[int, typer.Option("-k", min=1, help="How many texts a neuron.")] = 10,
     stage: Stage = "post",
     max_tokens: Annotated[
-        int | None, typer.Option("--max-tokens", help="How much of each text is read; the context by default.")
+        int | None, typer.Option("--max-tokens", min=1, help="How much of each text is read; the context by default.")
     ] = None,
     separator: Annotated[
         str, typer.Option("--separator", metavar="TEXT", help="What ends a text in a text file; \\n is a line break.")
@@ -201,6 +213,8 @@ def examples(
     force: opt.Force = False,
     device: opt.Device = None,
     dtype: opt.Dtype = None,
+    fold_ln: opt.FoldLn = False,
+    center_weights: opt.CenterWeights = False,
     quiet: opt.Quiet = False,
     json: opt.Json = False,
 ) -> None:
@@ -210,13 +224,18 @@ def examples(
     from circuitlab.cli import display
     from circuitlab.cli.progress import progress
     from circuitlab.models.load import load_model
+    from circuitlab.neurons.chosen import stage_of
+    from circuitlab.neurons.corpus import check_corpus
     from circuitlab.neurons.examples import top_examples
 
-    loaded = load_model(model, device=device, dtype=dtype)
+    stage_of(stage)
+    between = separator.replace("\\n", "\n").replace("\\t", "\t")
+    check_corpus(corpus, separator=between, field=field)
+    loaded = load_model(model, device=device, dtype=dtype, fold_ln=fold_ln, center_weights=center_weights)
     with progress(quiet=quiet) as report:
         found = top_examples(
             loaded, corpus, layer, chosen, k, stage=stage, max_tokens=max_tokens, field=field, progress=report,
-            separator=separator.replace("\\n", "\n").replace("\\t", "\t"),
+            separator=between,
         )  # fmt: skip
     if html is not None:
         found.save_html(html, force=force)

@@ -17,14 +17,16 @@ def predict(
     answer: Annotated[
         list[str] | None, typer.Option("--answer", metavar="WORD", help="Ask for this token; may be repeated.")
     ] = None,
-    k: Annotated[int, typer.Option("-k", help="How many of the most likely tokens to list.")] = 10,
-    go_on: Annotated[int, typer.Option("--continue", metavar="N", help="Go on greedily by so many tokens.")] = 0,
+    k: Annotated[int, typer.Option("-k", min=0, help="How many of the most likely tokens to list.")] = 10,
+    go_on: Annotated[int, typer.Option("--continue", metavar="N", min=0, help="Go on greedily by so many tokens.")] = 0,
     file: TextFile = None,
     html: Page = None,
     model: opt.Model = "bundled",
     force: opt.Force = False,
     device: opt.Device = None,
     dtype: opt.Dtype = None,
+    fold_ln: opt.FoldLn = False,
+    center_weights: opt.CenterWeights = False,
     json: opt.Json = False,
 ) -> None:
     """Say what the model expects after a text: rank, logit and probability of answers and of the likeliest tokens.
@@ -39,7 +41,7 @@ def predict(
     from circuitlab.predictions.log_probs import text_log_probs
     from circuitlab.predictions.next_token import predict as run_predict
 
-    loaded = load_model(model, device=device, dtype=dtype)
+    loaded = load_model(model, device=device, dtype=dtype, fold_ln=fold_ln, center_weights=center_weights)
     found = run_predict(loaded, given, answer or (), k)
     written = continue_text(loaded, given, go_on) if go_on else None
     likely = text_log_probs(loaded, given) if html is not None else None

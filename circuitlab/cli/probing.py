@@ -10,8 +10,8 @@ from circuitlab.cli.sweep import numbers
 from circuitlab.cli.texts import Lines, TextArgument, TextFile, Texts, text_of, texts_of
 from circuitlab.errors import ConfigError
 
-Layer = Annotated[int, typer.Option("--layer", help="The layer, counted from 0.")]
-Neuron = Annotated[int, typer.Option("--neuron", help="The neuron, counted from 0.")]
+Layer = Annotated[int, typer.Option("--layer", min=0, help="The layer, counted from 0.")]
+Neuron = Annotated[int, typer.Option("--neuron", min=0, help="The neuron, counted from 0.")]
 Table = Annotated[str | None, typer.Option("--out", metavar="PATH", help="Write the whole table as .csv.")]
 
 
@@ -22,7 +22,7 @@ def sensitivity(
     scale: Annotated[
         float, typer.Option("--scale", help="Standard deviation of the noise, as a share of the embeddings' size.")
     ] = 0.5,
-    samples: Annotated[int, typer.Option("--samples", help="Samples of noise, the same for every token.")] = 32,
+    samples: Annotated[int, typer.Option("--samples", min=1, help="Samples of noise, the same for every token.")] = 32,
     seed: opt.Seed = 0,
     file: TextFile = None,
     html: Page = None,
@@ -31,6 +31,8 @@ def sensitivity(
     force: opt.Force = False,
     device: opt.Device = None,
     dtype: opt.Dtype = None,
+    fold_ln: opt.FoldLn = False,
+    center_weights: opt.CenterWeights = False,
     json: opt.Json = False,
 ) -> None:
     """Add noise to one token at a time, and see how a neuron's activation at the last token moves."""
@@ -41,7 +43,7 @@ def sensitivity(
     from circuitlab.models.load import load_model
     from circuitlab.neurons import noise_sensitivity
 
-    loaded = load_model(model, device=device, dtype=dtype)
+    loaded = load_model(model, device=device, dtype=dtype, fold_ln=fold_ln, center_weights=center_weights)
     found = noise_sensitivity(loaded, given, layer, neuron, scale=scale, n_samples=samples, seed=seed)
     if html is not None:
         found.coloured().save_html(html, force=force)
@@ -65,7 +67,7 @@ def simplify(
     layer: Layer,
     neuron: Neuron,
     text: TextArgument = None,
-    keep: Annotated[int, typer.Option("--keep", help="Stop at so many tokens.")] = 1,
+    keep: Annotated[int, typer.Option("--keep", min=1, help="Stop at so many tokens.")] = 1,
     until: Annotated[
         float | None, typer.Option("--until", help="Stop before the activation falls below this share of the first.")
     ] = None,
@@ -75,6 +77,8 @@ def simplify(
     force: opt.Force = False,
     device: opt.Device = None,
     dtype: opt.Dtype = None,
+    fold_ln: opt.FoldLn = False,
+    center_weights: opt.CenterWeights = False,
     json: opt.Json = False,
 ) -> None:
     """Delete the tokens of a text that a neuron needs least, one after the other; the last token stays."""
@@ -84,7 +88,7 @@ def simplify(
     from circuitlab.models.load import load_model
     from circuitlab.neurons import simplify as run_simplify
 
-    loaded = load_model(model, device=device, dtype=dtype)
+    loaded = load_model(model, device=device, dtype=dtype, fold_ln=fold_ln, center_weights=center_weights)
     found = run_simplify(loaded, given, layer, neuron, keep=keep, until=until)
     write_result(found.to_frame, out)
     if json:
@@ -122,6 +126,8 @@ def ablate(
     force: opt.Force = False,
     device: opt.Device = None,
     dtype: opt.Dtype = None,
+    fold_ln: opt.FoldLn = False,
+    center_weights: opt.CenterWeights = False,
     json: opt.Json = False,
 ) -> None:
     """Hold a set of neurons at a value, and see how the log-probability of every token changes."""
@@ -134,7 +140,7 @@ def ablate(
     from circuitlab.models.load import load_model
     from circuitlab.neurons import ablation_effect
 
-    loaded = load_model(model, device=device, dtype=dtype)
+    loaded = load_model(model, device=device, dtype=dtype, fold_ln=fold_ln, center_weights=center_weights)
     found = ablation_effect(loaded, given, chosen, value=held)
     if html is not None:
         found.save_html(html, force=force)
@@ -158,14 +164,16 @@ def ablate(
 def optimise(
     layer: Layer,
     neuron: Neuron,
-    prompts: Annotated[int, typer.Option("--prompts", help="How many prompts to find.")] = 8,
-    tokens: Annotated[int, typer.Option("--tokens", help="Tokens of a prompt.")] = 8,
+    prompts: Annotated[int, typer.Option("--prompts", min=1, help="How many prompts to find.")] = 8,
+    tokens: Annotated[int, typer.Option("--tokens", min=1, help="Tokens of a prompt.")] = 8,
     fixed: Annotated[
         list[str] | None,
         typer.Option("--fixed", metavar="POSITION=WORD", help="A word that stays, 0 the first, -1 the last token."),
     ] = None,
-    steps: Annotated[int, typer.Option("--steps", help="At most so many.")] = 200,
-    patience: Annotated[int, typer.Option("--patience", help="Stop after so many steps without a better one.")] = 30,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="At most so many.")] = 200,
+    patience: Annotated[
+        int, typer.Option("--patience", min=1, help="Stop after so many steps without a better one.")
+    ] = 30,
     diversity: Annotated[float, typer.Option("--diversity", help="Weight of the penalty for prompts alike.")] = 0.1,
     direction: Annotated[str, typer.Option("--direction", metavar="NAME", help="max or min.")] = "max",
     seed: opt.Seed = 0,
@@ -176,6 +184,8 @@ def optimise(
     force: opt.Force = False,
     device: opt.Device = None,
     dtype: opt.Dtype = None,
+    fold_ln: opt.FoldLn = False,
+    center_weights: opt.CenterWeights = False,
     quiet: opt.Quiet = False,
     json: opt.Json = False,
 ) -> None:
@@ -187,7 +197,7 @@ def optimise(
     from circuitlab.models.load import load_model
     from circuitlab.neurons import optimise_prompts
 
-    loaded = load_model(model, device=device, dtype=dtype)
+    loaded = load_model(model, device=device, dtype=dtype, fold_ln=fold_ln, center_weights=center_weights)
     with progress(quiet=quiet) as report:
         found = optimise_prompts(
             loaded, layer, neuron, n_prompts=prompts, n_tokens=tokens, fixed=words, steps=steps, patience=patience,
@@ -209,7 +219,7 @@ def outliers(
     texts: Texts = None,
     layer: Layer = 0,
     top: Annotated[
-        int, typer.Option("--top", help="How many positions to list, and to compare with random ones.")
+        int, typer.Option("--top", min=1, help="How many positions to list, and to compare with random ones.")
     ] = 10,
     seed: opt.Seed = 0,
     file: Lines = None,
@@ -220,6 +230,8 @@ def outliers(
     force: opt.Force = False,
     device: opt.Device = None,
     dtype: opt.Dtype = None,
+    fold_ln: opt.FoldLn = False,
+    center_weights: opt.CenterWeights = False,
     json: opt.Json = False,
 ) -> None:
     """Find positions where an MLP matters though no neuron stands out, in texts or in sentences of our own."""
@@ -230,7 +242,7 @@ def outliers(
     from circuitlab.neurons import outliers as run_outliers
 
     given = list(SENTENCES) if texts is None and file is None else texts_of(texts, file)
-    loaded = load_model(model, device=device, dtype=dtype)
+    loaded = load_model(model, device=device, dtype=dtype, fold_ln=fold_ln, center_weights=center_weights)
     found = run_outliers(loaded, given, layer)
     ratios = norm_ratios(found, n=top, seed=seed) if found.has_norm else None
     write_result(found.to_frame, out, lambda: found.plot(top))
@@ -270,6 +282,8 @@ def _sets(layer: int | None, neurons: str | None, at: list[str] | None) -> dict[
     found = {_whole(key, "--set"): numbers(value, "--set") or [] for key, value in chosen.items()}
     if layer is not None:
         found.setdefault(layer, []).extend(numbers(neurons, "--neurons") or [])
+    if not found:
+        raise ConfigError("no neurons are given. Name some, such as --layer 2 --neurons 3,17 or --set 2=3,17.")
     return found
 
 

@@ -19,12 +19,14 @@ def text_of(text: str | None, file: str | None) -> str:
     """The text that was typed, or that stands in a file.
 
     Raises:
-        ConfigError: Neither or both are given, or the file cannot be read as UTF-8.
+        ConfigError: Neither or both are given, the text is empty, or the file cannot be read as UTF-8.
     """
     if (text is None) == (file is None):
         raise ConfigError(f"give a text or --file, {'one of both' if text is None else 'not both'}.")
     if file is None:
         assert text is not None
+        if not text:
+            raise ConfigError("the text is empty. Give at least one word.")
         return text
     path = Path(file).expanduser()
     try:

@@ -20,7 +20,8 @@ def check_fits(model: Model, autoencoder: Autoencoder) -> None:
 
     Raises:
         UnknownNameError: The model has no such site.
-        ConfigError: The model has no such layer, or what stands there has another width.
+        ConfigError: The model has no such layer, what stands there has another width, or the model is centred and the
+            autoencoder was trained on streams with their mean.
     """
     spec, name = model.spec, autoencoder.name
     find_site(autoencoder.site, spec)
@@ -34,6 +35,11 @@ def check_fits(model: Model, autoencoder: Autoencoder) -> None:
         raise ConfigError(
             f"autoencoder {name!r} reads {autoencoder.d_in} numbers a token; {autoencoder.site} of model "
             f"{spec.name!r} has {width}. It was trained on {autoencoder.model_id or 'another model'}."
+        )
+    if model.folding.center_weights and autoencoder.site in STREAMS and not autoencoder.centred:
+        raise ConfigError(
+            f"autoencoder {name!r} reads {autoencoder.site} with its mean, which center_weights takes out: load the "
+            "model without it. If the autoencoder was trained without the mean, load it with centred=True."
         )
 
 

@@ -76,6 +76,12 @@ class Folding:
         """Whether anything was rewritten."""
         return self.fold_ln or self.center_weights
 
+    @property
+    def told(self) -> str:
+        """What was done, in words; nothing where nothing was."""
+        words = (("norms folded", self.fold_ln), ("weights centred", self.center_weights))
+        return ", ".join(text for text, done in words if done)
+
 
 AS_SAVED = Folding()
 

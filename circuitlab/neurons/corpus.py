@@ -57,6 +57,23 @@ def read_corpus(
     return (one for file in files for one in _in_file(file, file.relative_to(base).as_posix(), separator, field, most))
 
 
+def check_corpus(source: str | Path, *, separator: str = "\n", field: str = "text") -> None:
+    """Refuse a file or folder that is not there, holds no text, or whose first text cannot be read, before any work.
+
+    Raises:
+        ConfigError: There is no such file or folder, or no text that is not blank.
+        FormatError: The first file is not UTF-8, or its first line is no JSON object with the field.
+    """
+    if next(iter(read_corpus(source, separator=separator, field=field)), None) is None:
+        raise ConfigError(empty(source))
+
+
+def empty(source: object) -> str:
+    """What is said of a corpus without a text."""
+    named = f" {clipped(source)}" if isinstance(source, str | Path) else ""
+    return f"the corpus{named} is empty: it has no text that is not blank."
+
+
 def clipped(source: str | Path) -> str:
     """A path, quoted, or the beginning of a text that was taken for one."""
     text = str(source)

@@ -24,7 +24,7 @@ from circuitlab.data.texts import filled, shown_tokens
 from circuitlab.errors import ConfigError
 from circuitlab.models.protocol import Model
 from circuitlab.neurons.chosen import neurons_of, stage_of
-from circuitlab.neurons.corpus import CorpusText, clipped, read_corpus
+from circuitlab.neurons.corpus import CorpusText, empty, read_corpus
 from circuitlab.neurons.over_text import SAID
 from circuitlab.parts import Stage
 from circuitlab.patching.runs.neuron_values import neuron_values
@@ -198,8 +198,7 @@ def top_examples(
         n_truncated += sum(one.cut for one in buffer)
         progress("texts", n_texts, n_texts)
     if not n_texts:
-        named = f" {clipped(corpus)}" if isinstance(corpus, str | Path) else ""
-        raise ConfigError(f"the corpus{named} is empty: it has no text that is not blank.")
+        raise ConfigError(empty(corpus))
     return TopExamples(
         model=model.id,
         layer=layer,
