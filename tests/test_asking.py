@@ -3,6 +3,7 @@
 import json
 from importlib import import_module
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -202,3 +203,35 @@ class TestSeeds:
     def test_one_seed_is_too_few(self, capsys):
         assert main(["discover", TASK, "--stability-seeds", "1", "--quiet"]) == 2
         assert "stability_seeds is 1; it counts seeds" in capsys.readouterr().err
+
+
+class TestACircuitOfItsOwn:
+    """ACDC brings a circuit; it is taken where a selection is asked for nothing, and not against what is asked."""
+
+    OPTIONS: ClassVar = {"task": TASK, "model": "bundled", "method": "acdc", "method_options": {"threshold": 0.5}}
+
+    def test_a_target_is_not_ignored(self, bundled):
+        pairs = load_task(TASK).pairs(bundled, n=20).discovery
+        scores = score_edges(bundled, pairs, "acdc", threshold=0.5)
+        own, asked = select(bundled, scores, pairs), select(bundled, scores, pairs, target=0.6)
+        assert own.selection.rule == "chosen"
+        assert own.selection.achieved == scores.chosen.sum()
+        assert asked.selection.rule == "target"
+        assert 0.6 <= asked.selection.faithfulness <= 1.4
+
+    def test_a_target_is_written_down_where_it_was_asked_for(self):
+        nothing, something = DiscoverConfig(**self.OPTIONS), DiscoverConfig(**self.OPTIONS, target=0.9)
+        assert nothing.target is None
+        assert "--target" not in nothing.command
+        assert something.target == 0.9
+        assert "--target 0.9" in something.command
+        assert DiscoverConfig(task=TASK, model="bundled", method="ugs").target == 0.9
+        for config in (nothing, something):
+            assert DiscoverConfig.of_record(config.as_record()) == config
+
+    def test_a_folder_of_an_earlier_version_ignored_it(self):
+        """It says 0.9 for every run, and its circuit is ACDC's."""
+        older = DiscoverConfig(**self.OPTIONS, target=0.9).as_record()
+        del older["allow_weak_gap"]
+        assert DiscoverConfig.of_record(older).target is None
+        assert DiscoverConfig.of_record(older | {"method": "eap", "method_options": {}}).target == 0.9

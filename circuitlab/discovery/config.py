@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from circuitlab.discovery.scoring import check_serves, find_method
+from circuitlab.discovery.scoring import METHODS, check_serves, find_method
 from circuitlab.errors import ConfigError, UnknownNameError
 from circuitlab.graphs.selection import SelectionRule
 from circuitlab.metrics import resolve
@@ -73,7 +73,7 @@ class DiscoverConfig:
     def of_record(cls, record: Any) -> DiscoverConfig:
         """The settings that a manifest holds (`as_record`). A setting that is newer than it had its default.
 
-        But for `allow_weak_gap`: older versions took any gap.
+        But for `allow_weak_gap`: older versions took any gap, and a method's own circuit whatever the target was.
 
         Raises:
             TypeError: A setting is missing, unknown, or of another kind.
@@ -82,6 +82,8 @@ class DiscoverConfig:
         if not isinstance(record, Mapping):
             raise TypeError(f"settings are {record!r}; they must be a mapping")
         asked = {"allow_weak_gap": True, **record}
+        if "allow_weak_gap" not in record and asked.get("method") in METHODS and METHODS[asked["method"]].own_circuit:
+            asked["target"] = None
         rule = asked.pop("selection", {})
         if not isinstance(rule, Mapping):
             raise TypeError(f"selection is {rule!r}; it must be a mapping")
@@ -93,8 +95,10 @@ class DiscoverConfig:
             raise UnknownNameError.of("ablation", self.ablation, REPLACEMENTS)
         check_serves(find_method(self.method), self.ablation)
         rule = SelectionRule.of(self.selection, self.target)
-        object.__setattr__(self, "selection", replace(rule, target=rule.aim))
-        object.__setattr__(self, "target", rule.aim)
+        # What is usual is written down, but not where it would stand against a method's own circuit.
+        target = rule.target if find_method(self.method).own_circuit else rule.aim
+        object.__setattr__(self, "selection", replace(rule, target=target))
+        object.__setattr__(self, "target", target)
         for name in ("fold_ln", "center_weights", "allow_weak_gap"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; it must be True or False.")
@@ -121,10 +125,11 @@ class DiscoverConfig:
     def command(self) -> str:
         """The command line that asks for the same."""
         words = ["circuitlab", "discover", self.task]
-        defaults = DiscoverConfig(task=self.task, model="bundled")
+        usual = asdict(DiscoverConfig(task=self.task, model="bundled"))
+        usual["target"] = DiscoverConfig(task=self.task, model="bundled", method=self.method).target
         for name, flag in _FLAGS.items():
             value = getattr(self, name)
-            if value is not None and value != getattr(defaults, name):
+            if value is not None and value != usual[name]:
                 words += [flag] if value is True else [flag, str(value)]
         words += _selection_flags(self.selection)
         for key, value in self.method_options.items():

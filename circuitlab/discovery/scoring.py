@@ -146,6 +146,7 @@ METHODS: dict[str, Method] = {
             ),
             check=check_acdc,
             in_metric=False,
+            own_circuit=True,
         ),
         Method(
             name="edge-pruning",
@@ -159,6 +160,7 @@ METHODS: dict[str, Method] = {
             ),
             check=check_edge_pruning,
             in_metric=False,
+            own_circuit=True,
         ),
         Method(
             name="ugs",

@@ -25,7 +25,7 @@ from circuitlab.evaluation.gap import check_data
 from circuitlab.graphs.circuit import Circuit
 from circuitlab.graphs.prune import prune
 from circuitlab.graphs.ranking import greedy_edges, mask_of
-from circuitlab.graphs.selection import Selection, SelectionRule
+from circuitlab.graphs.selection import USUAL_TARGET, Selection, SelectionRule
 from circuitlab.metrics import Metric, resolve
 from circuitlab.metrics.base import MetricFunction
 from circuitlab.models.protocol import Model
@@ -42,7 +42,7 @@ def select(
     model: Model,
     scores: EdgeScores,
     pairs: PairSet | PairBatch,
-    target: float = 0.9,
+    target: float | None = None,
     *,
     n_edges: int | None = None,
     threshold: float | None = None,
@@ -58,14 +58,15 @@ def select(
 ) -> Circuit:
     """The smallest circuit of top edges that reaches the target on these pairs, pruned to what connects.
 
-    A method that chose a circuit of its own (`scores.chosen`) is taken at its word, unless `n_edges`
+    A method that chose a circuit of its own (`scores.chosen`) is taken at its word, unless `target`, `n_edges`
     or `threshold` ask for another.
 
     Args:
         model: The model that was scored.
         scores: Scores of its edges.
         pairs: The discovery pairs; held-out pairs are for `evaluate`.
-        target: Faithfulness to reach, between 0 and 1.
+        target: Faithfulness to reach, above 0 and at most 1. Where neither this nor `n_edges` nor `threshold` is given,
+            the method's own circuit is taken, if it brought one, and else 0.9 is to be reached.
         n_edges: Take this many top edges instead (before pruning), whatever their faithfulness.
         threshold: Take the edges that score at least this much instead, whatever their faithfulness.
         signed: Rank by score; else by its absolute value, which keeps edges that hurt along with those that help.
@@ -93,10 +94,7 @@ def select(
     """
     if scores.spec != model.spec:
         raise GraphError(f"the scores are of model {scores.spec.name!r}, not of {model.spec.name!r}.")
-    rule = SelectionRule(
-        target=target if n_edges is None and threshold is None else None,
-        n_edges=n_edges, threshold=threshold, signed=signed, greedy=greedy,
-    )  # fmt: skip
+    rule = SelectionRule(target=target, n_edges=n_edges, threshold=threshold, signed=signed, greedy=greedy)
     rule.check_size(scores.layout.n_edges)
     greedy = scores.per_reader if greedy is None else greedy
     rule = replace(rule, greedy=greedy)
@@ -107,13 +105,13 @@ def select(
         keys = scores.values if signed else np.abs(scores.values)
         # Edges above it that nothing above it leads on from fall to the pruning, greedily or not.
         return _circuit(scores, order[keys[tuple(order.T)] >= threshold], rule)
-    if scores.chosen is not None:
+    if target is None and scores.chosen is not None:
         return _circuit(scores, order[scores.chosen[tuple(order.T)]], rule, "chosen")
     prepared = prepare(model, pairs, budget, replacement=ablation, reference=reference, seed=seed)
     judged_by = resolve(metric or scores.metric)
     gap = check_data(judged_by, *prepared.gaps(judged_by), prepared.empty_is, allow_weak_gap=allow_weak_gap)
     search = _Search(model, scores, prepared, judged_by, gap.mean, order, budget, progress)
-    size, reached = search.smallest(target)
+    size, reached = search.smallest(target or USUAL_TARGET)
     return _circuit(scores, order[:size], rule, faithfulness=reached)
 
 

@@ -19,7 +19,7 @@ class SelectionRule:
 
     Attributes:
         target: The smallest circuit with this faithfulness is looked for, above 0 and at most 1. Where nothing is asked
-            for, a method's own circuit is taken, or one that reaches 0.9.
+            for, a method's own circuit is taken (`acdc`, `edge-pruning`), or one that reaches 0.9.
         n_edges: So many top edges are taken (before pruning), whatever their faithfulness.
         threshold: The edges that score at least so much are taken, whatever their faithfulness.
         signed: Edges rank by score; else by its absolute value, which keeps edges that hurt along with those that help.
@@ -68,7 +68,7 @@ class SelectionRule:
     @property
     def arguments(self) -> dict[str, Any]:
         """The rule as keyword arguments of `select`."""
-        return asdict(self) | {"target": self.aim or USUAL_TARGET}
+        return asdict(self)
 
     @classmethod
     def of(cls, rule: SelectionRule | Mapping[str, Any] | None, target: float | None = None) -> SelectionRule:
