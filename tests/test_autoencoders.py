@@ -11,7 +11,7 @@ import torch
 from architectures import D_MODEL, as_users_run_it, load
 from safetensors.torch import load_file, save_file
 
-from circuitlab import ConfigError, FormatError, OutputExistsError, UnknownNameError, load_autoencoder
+from circuitlab import ConfigError, FormatError, OutputExistsError, UnknownNameError, load_autoencoder, load_model
 from circuitlab.features import Autoencoder, save_autoencoder
 from circuitlab.features.encoders import Gated, JumpRelu, Standard, TopK
 from circuitlab.models.hook_points import hook_of_site, site_of_hook
@@ -367,6 +367,15 @@ class TestFitting:
             load_autoencoder(folder, model=load("gpt2"), layer=40)
         with pytest.raises(UnknownNameError, match="no site 'resid_mid'"):
             load_autoencoder(folder, model=load("neox"), site="resid_mid")
+
+    def test_heads_whose_values_lost_their_bias_are_refused(self, tmp_path, bundled):
+        width = bundled.spec.d_model
+        wide = {"W_enc": torch.zeros(width, 5), "W_dec": torch.zeros(5, width), "b_dec": torch.zeros(width)}
+        told = new_config("standard", d_in=width, d_sae=5, metadata={"hook_name": "blocks.1.attn.hook_z"})
+        folder = write(tmp_path, told, wide | {"b_enc": torch.zeros(5)})
+        assert load_autoencoder(folder, model=bundled).site == "head_z"
+        with pytest.raises(ConfigError, match="the values' bias, which fold_ln moves"):
+            load_autoencoder(folder, model=load_model(fold_ln=True))
 
 
 @pytest.mark.parametrize("architecture", list(NEEDS))

@@ -20,8 +20,8 @@ def check_fits(model: Model, autoencoder: Autoencoder) -> None:
 
     Raises:
         UnknownNameError: The model has no such site.
-        ConfigError: The model has no such layer, what stands there has another width, or the model is centred and the
-            autoencoder was trained on streams with their mean.
+        ConfigError: The model has no such layer, what stands there has another width, the model is centred and the
+            autoencoder was trained on streams with their mean, or it reads heads whose values' bias was folded away.
     """
     spec, name = model.spec, autoencoder.name
     find_site(autoencoder.site, spec)
@@ -40,6 +40,11 @@ def check_fits(model: Model, autoencoder: Autoencoder) -> None:
         raise ConfigError(
             f"autoencoder {name!r} reads {autoencoder.site} with its mean, which center_weights takes out: load the "
             "model without it. If the autoencoder was trained without the mean, load it with centred=True."
+        )
+    if model.folding.fold_ln and autoencoder.site == "head_z":
+        raise ConfigError(
+            f"autoencoder {name!r} reads head_z with the values' bias, which fold_ln moves behind the heads: load the "
+            "model without it."
         )
 
 
