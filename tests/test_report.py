@@ -118,6 +118,8 @@ def _evaluation(n_edges: int) -> dict[str, object]:
         "metric_clean": 6.214,
         "metric_corrupt": -5.871,
         "metric_circuit": 5.402,
+        "metric_gap": 12.085,
+        "metric_gap_se": 0.1734,
         "faithfulness": 0.9328,
         "faithfulness_ci": [0.8812, 0.9713],
         "n_edges": n_edges,
@@ -240,7 +242,8 @@ class TestPage:
         parts = (
             "html-tag-closing in bundled", "almost as the whole model does", "0.93 [0.88, 0.97]",
             "All 20 random circuits", "What was asked", "Close the innermost HTML tag that is still open, such as <b>.",
-            "The model and the method", "efefefefefefefef", "Does the circuit do it?", "6.21", "5.40", "98.0",
+            "The model and the method", "efefefefefefefef", "Does the circuit do it?",
+            "a share of their gap, 12.1 with a standard error of 0.173.", "6.21", "5.40", "98.0",
             "\N{MINUS SIGN}5.87",
             "Where the information is", "Strongest: layer", "The circuit", "Strongest edges", "How small can it be?",
             "How sure is this?", "How to cite", "@software{circuitlab,", "How to run it again",
@@ -284,6 +287,10 @@ class TestPage:
     def test_a_faithfulness_that_could_not_be_measured(self, bare):
         _edit("evaluation.json", '"faithfulness": 0.9328', '"faithfulness": null')(bare)
         assert "could not be measured" in write_report(bare).read_text(encoding="utf-8")
+
+    def test_a_folder_of_an_earlier_version_does_not_tell_its_gap(self, bare):
+        _edit("evaluation.json", '"metric_gap_se": 0.1734', '"metric_gap_se": null')(bare)
+        assert "share of their gap" not in write_report(bare).read_text(encoding="utf-8")
 
     def test_no_model_is_loaded(self, whole):
         code = (

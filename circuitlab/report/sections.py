@@ -213,9 +213,17 @@ def behaviour(run: RunFolder) -> Html:
         rows.append((f"every edge replaced ({ablation})", significant(e.get("metric_empty")), "", "0"))
     return section(
         "Does the circuit do it?",
-        element("p", f"Means over {held_out_count(run):,} held-out pairs.", class_="note"),
+        element("p", f"Means over {held_out_count(run):,} held-out pairs.{_gap(e)}", class_="note"),
         table(("", metric_name(run), "accuracy", "faithfulness"), rows, numbers=(1, 2, 3), name="behaviour"),
     )
+
+
+def _gap(evaluation: Mapping[str, object]) -> str:
+    """What faithfulness is a share of; folders of earlier versions do not say how sure it is."""
+    gap, error = (significant(evaluation.get(key)) for key in ("metric_gap", "metric_gap_se"))
+    if NONE in (gap, error):
+        return ""
+    return f" Faithfulness is a share of their gap, {gap} with a standard error of {error}."
 
 
 def heatmaps(run: RunFolder) -> Html | None:
