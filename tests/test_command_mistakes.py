@@ -10,11 +10,11 @@ ONE = ("--layer", "1", "--neuron", "1")
 LONG = "word " * 600
 BEFORE = [
     (("neurons", "importance", "</", "--layer", "x"), "--layer 'x' is not a list of numbers"),
-    (("neurons", "importance", "</", "-k", "0"), "'-k': Input should be greater than or equal to 1"),
+    (("neurons", "importance", "</", "-k", "0"), "'-k': Input should be greater than or equal to 1; '0' was given"),
     (("neurons", "top-tokens", *AT, "-k", "0"), "'-k'"),
     (("neurons", "top-neurons", " She", "-k", "0"), "'-k'"),
     (("neurons", "top-neurons", " She", "--layer", "one"), "not a list of numbers"),
-    (("neurons", "activations", "a", "--layer", "-1", "--neurons", "1"), "'--layer'"),
+    (("neurons", "activations", "a", "--layer=-1", "--neurons", "1"), "greater than or equal to 0; '-1' was given"),
     (
         ("neurons", "activations", "a", *AT, "--stage", "last"),
         "unknown stage 'last'. Did you mean 'post'? Allowed: pre, mid, post",
@@ -39,8 +39,8 @@ BEFORE = [
     (("predict",), "give a text or --file"),
     (("predict", ""), "the text is empty"),
     (("predict", "a", "-k", "-1"), "'-k'"),
-    (("predict", "a", "--continue", "-2"), "'--continue'"),
-    (("attribute", "gendered-pronouns", "-k", "0"), "'-k'"),
+    (("predict", "a", "--continue", "-2"), "'-2' was given"),
+    (("attribute", "gendered-pronouns", "-k", "0"), "k is 0"),
     (("attribute", "gendered-pronouns", "--by", "parts"), "unknown split 'parts'. Allowed: layer, head, neuron"),
     (("features", "active", "--text", "a", "--top", "0"), "--top 0 leaves no feature"),
     (("features", "active", "--text", "a", "--autoencoder", "nowhere"), "no autoencoder at 'nowhere'"),

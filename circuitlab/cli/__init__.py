@@ -30,9 +30,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
+    words = list(sys.argv[1:] if argv is None else argv)
     try:
         _prepare_process()
-        code = _run(list(sys.argv[1:] if argv is None else argv))
+        code = _run(words)
         sys.stdout.flush()
     except KeyboardInterrupt:
         return _say(STOPPED, USER_ERROR)
@@ -44,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         return _say(f"error: {_os_error(error)}", USER_ERROR)
     except Exception as error:
-        return _from_other(error)
+        return _from_other(error, words)
     return code
 
 
@@ -60,18 +61,29 @@ def _run(argv: list[str]) -> int:
     return result if isinstance(result, int) else OK
 
 
-def _from_other(error: Exception) -> int:
+def _from_other(error: Exception, argv: Sequence[str]) -> int:
     """Tell typer's usage errors, which the user can mend, from faults of ours."""
     usage = getattr(error, "format_message", None)
     if usage is not None:
         asked = getattr(getattr(error, "ctx", None), "command_path", None) or "circuitlab"
-        return _say(f"error: {usage().rstrip('.')}. See: {asked} --help", USER_ERROR)
+        return _say(f"error: {usage().rstrip('.')}{_given(error, argv)}. See: {asked} --help", USER_ERROR)
     if type(error).__name__ == "Abort":
         return _say(STOPPED, USER_ERROR)
     if type(error).__name__ == "OutOfMemoryError":
         return _say(f"error: out of memory ({error}). Use a smaller -n, a smaller model, or --device cpu.", USER_ERROR)
     fault = f"{type(error).__name__}: {error}"
     return _say(f"internal error: {fault}. Please report this line; CIRCUITLAB_DEBUG=1 shows where it is from.", FAULT)
+
+
+def _given(error: Exception, argv: Sequence[str]) -> str:
+    """What was given to the option that a usage error is about; typer's own words leave it out."""
+    message, options = str(error), getattr(getattr(error, "param", None), "opts", ())
+    for place, word in enumerate(argv):
+        name, _, value = word.partition("=")
+        if name in options and (value or place + 1 < len(argv)):
+            value = value or argv[place + 1]
+            return "" if repr(value) in message else f"; {value!r} was given"
+    return ""
 
 
 def _say(message: str, code: int) -> int:

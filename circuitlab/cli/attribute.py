@@ -35,7 +35,7 @@ def attribute(
         str | None,
         typer.Option("--heads", metavar="LIST", help="Whose patterns: a1.h3,a3.h5; the strongest by default."),
     ] = None,
-    k: Annotated[int, typer.Option("-k", min=1, help="How many heads of either sign.")] = 3,
+    k: Annotated[int, typer.Option("-k", help="How many heads of either sign.")] = 3,
     n: opt.Pairs = 100,
     seed: opt.Seed = 0,
     contrast: opt.Contrast = None,
