@@ -71,6 +71,40 @@ class TestProduct:
         assert close(with_graph, wanted)
 
 
+class TestLargeWeights:
+    """Which library multiplies by them, and in which layout, follows from processor and shapes."""
+
+    INNER, OUT = 256, products.WIDE // 256
+
+    @pytest.mark.parametrize("intel", [True, False])
+    @pytest.mark.parametrize("turned", [True, False])
+    @pytest.mark.parametrize("rows", [7, products.MANY_ROWS])
+    def test_are_the_matrix_product(self, rows, turned, intel, monkeypatch):
+        monkeypatch.setattr(products, "_is_intel", lambda: intel)
+        weight = draw(self.OUT, self.INNER).T if turned else draw(self.INNER, self.OUT)
+        left, bias = draw(rows, self.INNER), draw(self.OUT)
+        wanted = left.double() @ weight.double() + bias.double()
+        assert torch.allclose(product(left, weight, bias).double(), wanted, rtol=1e-4, atol=1e-4)
+        wanted = functional.gelu(wanted, approximate="tanh")
+        assert torch.allclose(gelu_product(left, weight, bias).double(), wanted, rtol=1e-4, atol=1e-4)
+
+    @pytest.mark.skipif(products._linear_pointwise() is None, reason="torch was built without oneDNN")
+    @pytest.mark.parametrize(("intel", "asked"), [(True, ["gelu"]), (False, ["none", "gelu"])])
+    def test_are_left_to_the_quicker_library(self, intel, asked, monkeypatch):
+        seen, real = [], products._linear_pointwise()
+        monkeypatch.setattr(products, "_is_intel", lambda: intel)
+        monkeypatch.setattr(
+            products, "_linear_pointwise", lambda: lambda *args: seen.append((args[3], args[1])) or real(*args)
+        )
+        left, weight, bias = draw(products.MANY_ROWS, self.INNER), draw(self.INNER, self.OUT), draw(self.OUT)
+        product(left, weight, bias)
+        gelu_product(left, weight, bias)
+        assert [name for name, _ in seen] == asked
+        assert all(out_in.is_contiguous() for _, out_in in seen), "many rows: the weight is turned"
+        gelu_product(left[:7], weight, bias)
+        assert not seen[-1][1].is_contiguous(), "few rows: it is not worth it"
+
+
 FORMS = {
     "linear": lambda x, w, b: functional.linear(x, w.T.contiguous(), b),
     "linear without bias": lambda x, w, b: functional.linear(x, w.T) + b,
