@@ -337,7 +337,6 @@ def _descriptions(path: str | None, source: str | None) -> "Descriptions | None"
 
 
 def _check_top(top: int | None) -> None:
-
     if top is not None and top < 1:
         raise ConfigError(f"--top {top} leaves no feature; give 1 or more.")
 

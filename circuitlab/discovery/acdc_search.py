@@ -22,6 +22,7 @@ from circuitlab.discovery.acdc_walk import Place, Walk, asking_order
 from circuitlab.parts import Layout
 from circuitlab.patching.cuts.values import CutValues
 from circuitlab.progress import Progress, silent
+from circuitlab.stats import standard_error
 
 FIRST_BATCH = 4
 
@@ -203,7 +204,7 @@ class _Run:
             assert edge is not None
             assert edge == one.edge
             change = cost - self._current
-            error = float(change.std(ddof=1) / np.sqrt(len(change))) if len(change) > 1 else 0.0
+            error = standard_error(change) if len(change) > 1 else 0.0
             before, after = float(self._current.mean()), float(cost.mean())
             self._answers.append(Answer(edge=edge, before=before, after=after, standard_error=error, cut=cut))
             self._walk.answer(edge, cut)

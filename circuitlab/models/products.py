@@ -129,9 +129,9 @@ def _product(left: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def _multiplied(left: Tensor, weight: Tensor, bias: Tensor | None, *activation: str) -> Tensor:
     """The operator on memory that it is quick with: a weight that is a slice of another is a hundred times slower."""
     name, kind = activation or ("none", "")
-    out_in = weight.T
-    turned = weight.is_contiguous() and (weight.numel() < WIDE or left.numel() < MANY_ROWS * weight.shape[0])
-    if not turned:
+    out_in, n_rows = weight.T, left.shape[:-1].numel()
+    worth_turning = weight.numel() >= WIDE and n_rows >= MANY_ROWS
+    if worth_turning or not weight.is_contiguous():
         out_in = out_in.contiguous()
     return _linear_pointwise()(left.contiguous(), out_in, bias, name, [], kind)
 
