@@ -24,7 +24,6 @@ from circuitlab.models.anatomy import (
     linear,
     mlp_down,
     mlp_norm,
-    one_key_per_query_head,
     output_weight,
     projection,
     spec_of,
@@ -32,6 +31,7 @@ from circuitlab.models.anatomy import (
 from circuitlab.models.digest import weights_digest
 from circuitlab.models.direct import DirectWrites
 from circuitlab.models.norms import norm_slope
+from circuitlab.models.own_attention import attend_by_itself
 from circuitlab.models.products import fast_products, product
 from circuitlab.models.protocol import AS_SAVED, Folding, Frame, Recording
 from circuitlab.models.rewriting import rewriting
@@ -215,13 +215,34 @@ class BridgeModel:
             return self._attend_by_itself(layer, whole, k, v, frame)[:, -q.shape[1] :]
         return self._attend_by_itself(layer, q, k, v, frame)
 
+    def _attend_by_itself(self, layer: int, q: Tensor, k: Tensor, v: Tensor, frame: Frame) -> Tensor:
+        with evaluating(self._modules):
+            return attend_by_itself(self._blocks[layer].attn, q, k, v, watch.ours(frame).attn_calls[layer], self.spec)
+
     def attends_plainly(self, layer: int) -> bool:
         """Whether attention is a softmax of scaled scores and nothing else."""
         return self._plain(layer, self.dtype) is not None
 
+    @torch.no_grad()
+    def attention_pattern(
+        self, layer: int, scores: Float[Tensor, "*row asking seq"], sees: Bool[Tensor, "*_ asking seq"]
+    ) -> Float[Tensor, "*row asking seq"]:
+        """Where heads look; for layers that attend plainly."""
+        return self._plainly(layer, scores.dtype).pattern(scores, sees)
+
+    @torch.no_grad()
+    def head_values(self, layer: int, head: int, read: Float[Tensor, "*row d_model"]) -> Float[Tensor, "*row d_head"]:
+        """A head's values without their bias, from what it reads behind the norm."""
+        return product(read, projection(self._blocks[layer], Slot.V, self.spec)[0][head])
+
     def _plain(self, layer: int, dtype: torch.dtype) -> PlainAttention | None:
         plain = self._plain_attn[layer]
         return plain if plain is not None and dtype in ROUNDING and plain.usable else None
+
+    def _plainly(self, layer: int, dtype: torch.dtype) -> PlainAttention:
+        plain = self._plain(layer, dtype)
+        assert plain is not None, "asked only where attention is plain"
+        return plain
 
     def attn_input(self, layer: int, stream: Float[Tensor, "*row d_model"]) -> Float[Tensor, "*row d_model"]:
         """What heads read of a stream: its norm."""
@@ -236,32 +257,10 @@ class BridgeModel:
         sees: Bool[Tensor, "row seq"],
     ) -> Float[Tensor, "row head d_head"]:
         """Every head's z at one token of each row, without keys or values of the others."""
-        block, plain = self._blocks[layer], self._plain(layer, asking.dtype)
-        assert plain is not None, "asked only where attention is plain"
+        block, plain = self._blocks[layer], self._plainly(layer, asking.dtype)
         q = product(asking, *linear(block.attn.q)).unflatten(1, (-1, self.spec.d_head))
         keys, (values, bias) = projection(block, Slot.K, self.spec)[0], projection(block, Slot.V, self.spec)
         return attend_once(q, seen, sees, keys, values, bias, plain.scale)
-
-    def _attend_by_itself(self, layer: int, q: Tensor, k: Tensor, v: Tensor, frame: Frame) -> Tensor:
-        attn = self._blocks[layer].attn
-        call = watch.ours(frame).attn_calls[layer]
-        dummy = q.new_zeros(()).expand(q.shape[0], q.shape[1], self.spec.d_model)
-        kept: list[Tensor] = []
-
-        def take_z(z: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
-            kept.append(z)
-            return dummy
-
-        with ExitStack() as stack:
-            stack.enter_context(evaluating(self._modules))
-            if k.shape[2] == self.spec.n_heads:
-                stack.enter_context(one_key_per_query_head(attn, self.spec))
-            for module, value in ((attn.q, q), (attn.k, k), (attn.v, v)):
-                flat = value.flatten(2)
-                stack.enter_context(forward_replaced(module, lambda *_a, flat=flat, **_k: flat))
-            stack.enter_context(forward_replaced(attn.o, take_z))
-            watch.call_again(attn, dummy, call)
-        return kept[0].reshape(q.shape)
 
     def attn_output(self, layer: int, z: Float[Tensor, "*row head d_head"]) -> Float[Tensor, "*row d_model"]:
         """What an attention layer adds to the stream, bias and post-norm included."""

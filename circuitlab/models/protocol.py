@@ -223,7 +223,23 @@ class Model(Protocol):
         ...
 
     def attends_plainly(self, layer: int) -> bool:
-        """Whether `attend_once` may be called: attention is a softmax of scaled scores and nothing else."""
+        """Whether attention is a softmax of scaled scores and nothing else, as `attend_once` and others need it."""
+        ...
+
+    def attention_pattern(
+        self, layer: int, scores: Float[Tensor, "*row asking seq"], sees: Bool[Tensor, "*_ asking seq"]
+    ) -> Float[Tensor, "*row asking seq"]:
+        """Where heads look; for layers that attend plainly.
+
+        Args:
+            layer: The layer.
+            scores: Products of queries with keys.
+            sees: Which tokens a query may look at.
+        """
+        ...
+
+    def head_values(self, layer: int, head: int, read: Float[Tensor, "*row d_model"]) -> Float[Tensor, "*row d_head"]:
+        """A head's values without their bias, from what it reads behind the norm (`attn_input`)."""
         ...
 
     def attn_input(self, layer: int, stream: Float[Tensor, "*row d_model"]) -> Float[Tensor, "*row d_model"]:

@@ -13,7 +13,7 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -120,6 +120,12 @@ class PlainAttention:
     def usable(self) -> bool:
         """Whether the layer is as it was booted; hooks of a user's own need the modules to be called."""
         return not hooked(self.tables)
+
+    def pattern(
+        self, scores: Float[Tensor, "*row asking seq"], sees: Bool[Tensor, "*_ asking seq"]
+    ) -> Float[Tensor, "*row asking seq"]:
+        """Where heads look, from products of queries with keys and what each query may look at."""
+        return (scores * self.scale).masked_fill_(~sees, -torch.inf).softmax(-1)
 
 
 def plain_attention_of(attn: Any, spec: ModelSpec) -> PlainAttention | None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from circuitlab.errors import UnsupportedModelError
-from circuitlab.models.anatomy import linear, mlp_down, mlp_gate, mlp_up, norm_inside, spec_of
+from circuitlab.models.anatomy import linear, mlp_down, mlp_gate, mlp_up, norm_inside, projection, spec_of
 from circuitlab.models.bridge import BridgeModel
 from circuitlab.models.digest import weights_digest
 from circuitlab.models.folding import fold_weights
@@ -156,14 +156,25 @@ def _of_attention(model: BridgeModel, run: Recording, frame: Frame, layer: int) 
         yield f"the {slot.value} projection", projected, value
     for slot, read in zip(Slot, _all_read(model, layer, before), strict=True):
         yield f"the {slot.value} of all heads", read, own[slot]
+    yield "a head's values", _values_of_heads(model, layer, before), own[Slot.V]
     yield from _of_other_heads(model, run, frame, layer)
     yield "attention", model.attend(layer, own[Slot.Q], own[Slot.K], own[Slot.V], frame), run.z[layer]
     if model.attends_plainly(layer):
         read = model.attn_input(layer, before)
         sees = torch.ones(before.shape[:2], dtype=torch.bool, device=before.device)
         yield "attention at the last token", model.attend_once(layer, read[:, -1], read, sees), run.z[layer][:, -1]
+        q, k, v = (value.transpose(1, 2) for value in own.values())
+        earlier = torch.ones(before.shape[1], before.shape[1], dtype=torch.bool, device=before.device).tril()
+        pattern = model.attention_pattern(layer, q @ k.transpose(2, 3), earlier)
+        yield "where heads look", (pattern @ v).transpose(1, 2), run.z[layer]
     yield "the attention output", model.attn_output(layer, run.z[layer]), attn
     yield "the sum of the heads", _sum_of_heads(model, layer, run.z[layer]), attn
+
+
+def _values_of_heads(model: BridgeModel, layer: int, stream: Tensor) -> Tensor:
+    read, bias = model.attn_input(layer, stream), projection(model.bridge.blocks[layer], Slot.V, model.spec)[1]
+    values = torch.stack([model.head_values(layer, head, read) for head in range(model.spec.n_heads)], 2)
+    return values if bias is None else values + bias
 
 
 def _of_other_heads(model: BridgeModel, run: Recording, frame: Frame, layer: int) -> Iterator[Difference]:
