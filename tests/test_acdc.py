@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from architectures import load, mixed_pairs, pairs
 
 from circuitlab import score_edges, select
@@ -20,10 +19,7 @@ from circuitlab.errors import ConfigError, MetricError, UnknownNameError
 from circuitlab.graphs.prune import prune, real_edges
 from circuitlab.metrics import resolve
 from circuitlab.parts import Kind, Layout
-from circuitlab.patching.circuits.circuits import run_circuits
 from circuitlab.patching.circuits.metric import circuit_values, prepare
-from circuitlab.patching.cuts.cuts import Cuts
-from circuitlab.patching.cuts.rebased import RebasedCuts
 from circuitlab.patching.cuts.values import CutValues
 
 NAMES = ("gpt2", "llama", "neox", "gemma2", "attn-only")
@@ -172,7 +168,7 @@ class TestLimits:
 
     def test_a_budget_changes_batches_and_no_answer(self):
         model = load("gpt2")
-        small, large = (score_edges(model, pairs(), "acdc", threshold=0.05, budget=b) for b in (200_000, None))
+        small, large = (score_edges(model, pairs(), "acdc", threshold=0.05, budget=b) for b in (250_000, None))
         assert (small.chosen == large.chosen).all()
 
     def test_n_edges(self):
@@ -268,27 +264,6 @@ class TestResult:
             score_edges(load("gpt2"), same, "acdc")
         with pytest.raises(ConfigError, match="all of them positive"):
             sweep_acdc(load("gpt2"), batch, [0.0, 0.1])
-
-
-class TestCuts:
-    @pytest.mark.parametrize("name", NAMES)
-    @pytest.mark.parametrize("ablation", ["corrupt", "zero"])
-    @pytest.mark.parametrize("ready", [Cuts, RebasedCuts])
-    def test_circuits_from_the_clean_run_are_those_from_the_floor(self, name, ablation, ready):
-        if ready is RebasedCuts and name == "gemma2":
-            pytest.skip("norms behind its heads couple them")
-        model = load(name)
-        layout, prepared = Layout.of(model.spec), prepare(model, pairs(), replacement=ablation)
-        rng, real = np.random.default_rng(0), real_edges(layout)
-        masks = np.stack([real & (rng.random(real.shape) < share) for share in (0, 0.2, 0.5, 0.8, 0.97, 1)])
-        baseline, floor = prepared.baselines[0], prepared.floors[0]
-        expected = run_circuits(model, baseline, torch.tensor(masks), floor)
-        cuts = ready(model, baseline, floor)
-        close = {"rtol": 0, "atol": 1e-10 if name == "gpt2" else 5e-5}
-        torch.testing.assert_close(cuts.run(masks), expected, **close)
-        # Sums are kept from call to call; asked for again they are the same.
-        torch.testing.assert_close(cuts.run(masks[::-1].copy()), expected.flip(0), **close)
-        assert (expected[1] - expected[4]).abs().max() > 1e-2
 
 
 def _costs(name: str, metric: str) -> Costs:

@@ -101,8 +101,7 @@ def score_acdc(
     values = CutValues(model, pairs, judged_by, ablation=ablation, reference=reference, seed=seed, budget=budget)
     coupled = any(model.has_post_norm(layer) for layer in range(model.spec.n_layers))
     costs = Costs(values, silent_cuts=coupled or values.prepared.replacement.kind != "corrupt")
-    estimates = None if speculate == 1 else _estimates(model, pairs, judged_by, budget)
-    asking = _Asking(costs, layout, speculate, estimates, progress)
+    asking = _Asking.on(costs, model, pairs, speculate=speculate, budget=budget, progress=progress)
     if sweep is not None:
         return asking.swept(model, judged_by, _spread(asking.gap, sweep))
     if n_edges is not None:
@@ -144,11 +143,11 @@ def sweep_acdc(
     """
     if not len(thresholds) or min(thresholds) <= 0:
         raise ConfigError(f"thresholds are {list(thresholds)}; a sweep takes at least one, all of them positive.")
-    layout, judged_by = Layout.of(model.spec), resolve(metric)
+    judged_by = resolve(metric)
     values = CutValues(model, pairs, judged_by, ablation=ablation, reference=reference, seed=seed, budget=budget)
     coupled = any(model.has_post_norm(layer) for layer in range(model.spec.n_layers))
     costs = Costs(values, silent_cuts=coupled or values.prepared.replacement.kind != "corrupt")
-    asking = _Asking(costs, layout, None, _estimates(model, pairs, judged_by, budget), progress)
+    asking = _Asking.on(costs, model, pairs, speculate=None, budget=budget, progress=progress)
     return asking.swept(model, judged_by, thresholds)
 
 
@@ -160,10 +159,27 @@ class _Asking:
     layout: Layout
     speculate: int | None
     estimates: Float[np.ndarray, "writer reader"] | None
+    refined: bool
     progress: Progress
     questions: int = 0
     batches: int = 0
     circuits: int = 0
+
+    @classmethod
+    def on(
+        cls,
+        costs: Costs,
+        model: Model,
+        pairs: PairSet | PairBatch,
+        *,
+        speculate: int | None,
+        budget: int | None,
+        progress: Progress,
+    ) -> _Asking:
+        """With what answers are guessed from: gradients on the way, or one in the clean run, or none."""
+        refined = speculate != 1 and costs.values.has_worth
+        estimates = None if refined or speculate == 1 else _estimates(model, pairs, costs.values.metric, budget)
+        return cls(costs, Layout.of(model.spec), speculate, estimates, refined, progress)
 
     @property
     def gap(self) -> float:
@@ -184,6 +200,7 @@ class _Asking:
             threshold,
             speculate=self.speculate,
             estimates=self.estimates,
+            refined=self.refined,
             progress=self.progress,
         )
         self.questions += len(found.answers)

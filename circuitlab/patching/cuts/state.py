@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -29,6 +29,9 @@ class CutState:
         z: By layer, all heads' z from the first token that can differ.
         mlps: By layer, what the MLP says from there on.
         apart: By writer that says something else than in the clean run, the difference.
+        patterns: By layer, where heads look from these tokens among them; filled in as it is asked for.
+        kept: What heads read and say when some edges into them are cut from this circuit, by these; filled in by the
+            runs that begin with it.
     """
 
     mask: Bool[np.ndarray, "writer reader"]
@@ -37,6 +40,8 @@ class CutState:
     z: tuple[Float[Tensor, "batch token head d_head"], ...]
     mlps: tuple[Float[Tensor, "batch token d_model"], ...]
     apart: dict[int, Float[Tensor, "batch token d_model"]]
+    patterns: dict[int, Float[Tensor, "batch head token token"]] = field(default_factory=dict)
+    kept: dict[object, Float[Tensor, "1 batch _ _"]] = field(default_factory=dict)
 
 
 def clean_state(model: Model, baseline: Baseline, mask: Bool[np.ndarray, "writer reader"], since: int) -> CutState:

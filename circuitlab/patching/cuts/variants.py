@@ -91,3 +91,24 @@ def add_up(
     for values, index in rest:
         for places, which in runs(index):
             out[places].add_(values[which])
+
+
+def taken(
+    variants: Variants,
+    circuits: Int[np.ndarray, " chosen"],
+    same: Float[Tensor, "1 batch here _"] | None = None,
+) -> Float[Tensor, "_ batch here _"]:
+    """Values in chosen circuits: one for each, or a single one where they all have that.
+
+    Args:
+        variants: The values.
+        circuits: Which circuits.
+        same: The value of circuits in which it is as in the run that they began from.
+    """
+    index = variants.of[circuits]
+    if (index == index[0]).all():
+        return variants.values[index[0]][None] if index[0] != SAME or same is None else same
+    if len(index) == len(variants.values) and (index == np.arange(len(index))).all():
+        return variants.values
+    whole = variants.values if same is None else torch.cat([variants.values, same.to(variants.values)])
+    return whole[torch.from_numpy(index).to(whole.device)]
