@@ -23,6 +23,7 @@ from circuitlab.patching.cuts.run import CutRun
 from circuitlab.patching.cuts.setting import Places, Setting, sees
 from circuitlab.patching.cuts.slopes import CutSlopes
 from circuitlab.patching.cuts.state import CutState, clean_state
+from circuitlab.patching.cuts.sums import Sums
 from circuitlab.patching.cuts.variants import SAME
 from circuitlab.patching.runs.baseline import Baseline
 from circuitlab.patching.runs.floor import Floor, replaced_apart
@@ -93,12 +94,12 @@ class RebasedCuts:
         another_search = (common & ~self._state.mask).any()
         if another_search or (common != self._state.mask).any(0).sum() > self._readers_per_layer:
             self.begin(common)
-        return CutRun(self._setting, self._state, kept).finished()
+        return CutRun(Sums(self._setting, self._state, kept)).finished()
 
 
 def state_of(setting: Setting, before: CutState, mask: Bool[np.ndarray, "writer reader"]) -> CutState:
     """Run one circuit from another that keeps all of its edges, to run others from it."""
-    run = CutRun(setting, before, mask[None], everywhere=True)
+    run = CutRun(Sums(setting, before, mask[None], everywhere=True))
     final = run.finished()
     assert run.streams is not None
     streams = list(before.streams)

@@ -6,14 +6,12 @@ circuit that they are run from.
 
 from __future__ import annotations
 
-import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from circuitlab.patching.cuts.heads import Heads
-from circuitlab.patching.cuts.setting import ANSWER, Setting
-from circuitlab.patching.cuts.state import CutState
+from circuitlab.patching.cuts.setting import ANSWER
 from circuitlab.patching.cuts.sums import Sums, joined
 from circuitlab.patching.cuts.variants import Variants, runs
 
@@ -22,25 +20,14 @@ class CutRun:
     """Circuits on their way.
 
     Args:
-        setting: The batch.
-        state: The circuit they are run from.
-        masks: Kept edges, all of them kept in that circuit.
-        everywhere: Compute what is needed at all tokens, also where the answer alone needs it, and keep what readers
-            read and heads make of it, for a state.
+        sums: The circuits. Where these are computed everywhere, what readers read and heads make of it is kept, for a
+            state.
     """
 
-    def __init__(
-        self,
-        setting: Setting,
-        state: CutState,
-        masks: Bool[np.ndarray, "circuit writer reader"],
-        *,
-        everywhere: bool = False,
-    ) -> None:
-        self.setting, self.state, self.model = setting, state, setting.model
-        self.sums = Sums(setting, state, masks, everywhere=everywhere)
+    def __init__(self, sums: Sums) -> None:
+        self.sums, self.setting, self.state, self.model = sums, sums.setting, sums.state, sums.setting.model
         # What readers read, where it differs; kept for a state alone.
-        self.streams = dict[int, Variants]() if everywhere else None
+        self.streams = dict[int, Variants]() if sums.everywhere else None
         self.heads = Heads(self.sums, self.streams)
 
     def finished(self) -> Float[Tensor, "circuit batch d_model"]:

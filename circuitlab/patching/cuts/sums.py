@@ -71,7 +71,7 @@ class Sums:
         *,
         everywhere: bool = False,
     ) -> None:
-        self.setting, self.state, self.n_circuits = setting, state, len(masks)
+        self.setting, self.state, self.n_circuits, self.everywhere = setting, state, len(masks), everywhere
         self.places, self._logits = setting.places, len(setting.layout.readers) - 1
         differs = setting.differs.copy()
         differs[list(state.apart)] = True
