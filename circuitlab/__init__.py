@@ -22,10 +22,12 @@ _HOMES = {
     "ConfigError": "circuitlab.errors",
     "Edge": "circuitlab.parts",
     "Example": "circuitlab.data.example",
+    "FileError": "circuitlab.errors",
     "FormatError": "circuitlab.errors",
     "GraphError": "circuitlab.errors",
     "Metric": "circuitlab.metrics.base",
     "MetricError": "circuitlab.errors",
+    "MissingFileError": "circuitlab.errors",
     "ModelError": "circuitlab.errors",
     "ModelSpec": "circuitlab.parts",
     "Node": "circuitlab.parts",
@@ -49,6 +51,7 @@ _HOMES = {
     "TooFewPromptsError": "circuitlab.errors",
     "UnknownNameError": "circuitlab.errors",
     "UnsupportedModelError": "circuitlab.errors",
+    "WrongTypeError": "circuitlab.errors",
     "attention": "circuitlab.attribution.attention",
     "cite": "circuitlab.data.citation",
     "compare": "circuitlab.graphs.compare",
@@ -105,9 +108,11 @@ if TYPE_CHECKING:
     from circuitlab.errors import (
         CircuitLabError,
         ConfigError,
+        FileError,
         FormatError,
         GraphError,
         MetricError,
+        MissingFileError,
         ModelError,
         OutputExistsError,
         PairLengthError,
@@ -120,6 +125,7 @@ if TYPE_CHECKING:
         TooFewPromptsError,
         UnknownNameError,
         UnsupportedModelError,
+        WrongTypeError,
     )
     from circuitlab.evaluation.evaluate import evaluate
     from circuitlab.evaluation.hypotheses.battery import test_circuit

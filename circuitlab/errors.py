@@ -1,8 +1,11 @@
-"""Every error that circuitlab raises on purpose, in one tree.
+"""Every error that circuitlab raises on purpose, in one tree, and the built-in exception that each of them is too.
 
     CircuitLabError
     ├── UnknownNameError        a task, model, method, site, metric, node, edge or option that does not exist
     ├── ConfigError             a value outside what is allowed (n, target, device, dtype, paths)
+    │   ├── WrongTypeError      an argument of another Python type than the function takes
+    │   ├── FileError           a file or folder that cannot be read or written
+    │   │   └── MissingFileError    a file or folder that does not exist
     │   └── OutputExistsError   an output folder that is already there
     ├── TaskError               a task file that cannot serve
     │   ├── TaskFileError       does not import, or defines no task
@@ -19,6 +22,9 @@
     └── RunError                a run folder that is incomplete or damaged
 
 Each message names the value, the rule and the fix. The command line prints the message as one line and exits with 2.
+
+Code that catches built-in exceptions catches these as well: values are `ValueError`, types `TypeError`, names
+`KeyError`, files, folders and models that cannot be loaded `OSError`.
 """
 
 from collections.abc import Iterable
@@ -28,8 +34,11 @@ from difflib import get_close_matches
 class CircuitLabError(Exception):
     """Base of all errors that a user can cause and mend."""
 
+    def __str__(self) -> str:
+        return Exception.__str__(self)  # the plain message; KeyError would quote it
 
-class UnknownNameError(CircuitLabError):
+
+class UnknownNameError(CircuitLabError, KeyError, ValueError):
     """A name that is not among the allowed ones."""
 
     @classmethod
@@ -53,19 +62,31 @@ class UnknownNameError(CircuitLabError):
         return cls(f"unknown {kind} {given!r}{whose}.{guess} Allowed: {listed}.{' ' + hint if hint else ''}")
 
 
-class ConfigError(CircuitLabError):
+class ConfigError(CircuitLabError, ValueError):
     """A setting outside what is allowed."""
 
 
-class OutputExistsError(ConfigError):
+class WrongTypeError(ConfigError, TypeError):
+    """An argument of another Python type than the function takes."""
+
+
+class FileError(ConfigError, OSError):
+    """A file or folder that cannot be read or written."""
+
+
+class MissingFileError(FileError, FileNotFoundError):
+    """A file or folder that does not exist."""
+
+
+class OutputExistsError(ConfigError, FileExistsError):
     """The output path is taken and would be overwritten."""
 
 
-class TaskError(CircuitLabError):
+class TaskError(CircuitLabError, ValueError):
     """A task that cannot serve."""
 
 
-class TaskFileError(TaskError):
+class TaskFileError(TaskError, OSError):
     """A task file that does not import or defines no task."""
 
 
@@ -89,19 +110,19 @@ class TaskNotDoneError(TaskError):
     """The model does not do the task, so there is no behaviour to explain."""
 
 
-class ModelError(CircuitLabError):
+class ModelError(CircuitLabError, OSError):
     """A model that cannot be loaded."""
 
 
-class UnsupportedModelError(ModelError):
+class UnsupportedModelError(ModelError, ValueError):
     """A model whose parts do not add up to its whole; the measured number is in the message."""
 
 
-class MetricError(CircuitLabError):
+class MetricError(CircuitLabError, ValueError):
     """A metric that cannot be used: wrong shape, NaN, or clean and corrupted value coincide."""
 
 
-class GraphError(CircuitLabError):
+class GraphError(CircuitLabError, ValueError):
     """A circuit or score table that does not fit its graph."""
 
 
@@ -109,5 +130,5 @@ class FormatError(GraphError):
     """A file that does not hold what its format promises."""
 
 
-class RunError(CircuitLabError):
+class RunError(CircuitLabError, OSError):
     """A run folder that is incomplete or damaged."""

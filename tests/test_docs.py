@@ -143,8 +143,14 @@ def test_conventions_list_the_axes():
 
 def test_the_error_page_mirrors_the_error_tree():
     tree = [v for v in vars(errors).values() if inspect.isclass(v) and issubclass(v, errors.CircuitLabError)]
-    expected = [[f"`{e.__name__}`", f"`{e.__bases__[0].__name__}`", inspect.getdoc(e).splitlines()[0]] for e in tree]
-    assert [row[:3] for row in table(ROOT / "docs" / "errors.md", "Error")] == expected
+    expected = [
+        [
+            *(f"`{e.__name__}`", f"`{e.__bases__[0].__name__}`", inspect.getdoc(e).splitlines()[0]),
+            ", ".join(f"`{base.__name__}`" for base in e.__bases__[1:]),
+        ]
+        for e in tree
+    ]
+    assert [row[:4] for row in table(ROOT / "docs" / "errors.md", "Error")] == expected
 
 
 def test_readme_opens_with_the_two_commands():

@@ -1,6 +1,7 @@
 """What a newcomer reads after the likeliest mistakes: whole sentences, tested like results."""
 
 import inspect
+import pickle
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -309,9 +310,34 @@ def test_the_tree_of_errors_is_the_one_that_is_drawn():
             parents[match[2]] = path[-1]
             path.append(match[2])
     real = {
-        name: value.__base__.__name__
+        name: value.__bases__[0].__name__
         for name, value in vars(errors).items()
         if isinstance(value, type) and issubclass(value, CircuitLabError) and value is not CircuitLabError
     }
     assert parents == real
     assert len(real) > 10
+
+
+BUILTINS = {
+    "UnknownNameError": (KeyError, ValueError),
+    "ConfigError": (ValueError,),
+    "WrongTypeError": (TypeError, ValueError),
+    "FileError": (OSError, ValueError),
+    "MissingFileError": (FileNotFoundError, ValueError),
+    "OutputExistsError": (FileExistsError, ValueError),
+    "TaskFileError": (OSError, ValueError),
+    "ModelError": (OSError,),
+    "UnsupportedModelError": (OSError, ValueError),
+    "RunError": (OSError,),
+}
+
+
+@pytest.mark.parametrize(
+    "kind", [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, CircuitLabError)]
+)
+def test_an_error_is_also_the_builtin_one_that_fits_and_its_message_stays_plain(kind):
+    error = kind("unknown task 'x'. Allowed: y.")
+    assert str(error) == "unknown task 'x'. Allowed: y."
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)
+    if kind is not CircuitLabError:
+        assert all(isinstance(error, builtin) for builtin in BUILTINS.get(kind.__name__, (ValueError,)))
