@@ -1,5 +1,6 @@
 """`reproduce`: the same files again; what was edited is found, with the place; what cannot be read is told."""
 
+import hashlib
 import json
 import math
 import re
@@ -58,8 +59,10 @@ def test_what_another_process_made_is_the_same_to_the_byte(folder, monkeypatch, 
 def test_it_asks_for_what_the_manifest_says(folder, asked):
     reproduce(folder)
     asked.pop("progress")
+    task = asked.pop("task")
+    assert (task.name, task.settings, task.origin) == (TASK, {"contrast": "capital"}, "")
     assert asked == {
-        "task": TASK, "contrast": "capital", "model": "bundled", "method": "eap-ig", "steps": 5, "method_options": {},
+        "model": "bundled", "method": "eap-ig", "steps": 5, "method_options": {},
         "metric": "logit_diff", "ablation": "corrupt", "n": N, "seed": 0, "target": 0.9, "min_accuracy": 0.6,
         "device": "cpu", "dtype": "float32", "fold_ln": False, "center_weights": False, "stability": 0,
         "allow_weak_gap": False, "stability_seeds": 0,
@@ -401,7 +404,6 @@ def test_a_schema_that_begins_the_same_is_another(copy):
 @pytest.mark.parametrize(
     ("place", "value", "says"),
     [
-        ("config/task", "./gone.py", "task file 'gone.py' does not exist"),
         ("config/task", "name-thrown", "unknown task 'name-thrown'"),
         ("config/model", "./nowhere", "model folder './nowhere' does not exist"),
         ("config/metric", "my_metric", "unknown metric 'my_metric'"),
@@ -465,7 +467,7 @@ def test_a_run_of_an_own_task_holds_nothing_that_was_not_written_for_it(own):
 
 
 def test_a_run_of_an_own_task_can_be_repeated_from_the_folder_alone(own):
-    result = reproduce(own / "run")
+    result = reproduce(own / "run", run_code=True)
     assert result.ok, [check for check in result.files if check.status not in ("same bytes", "redrawn")]
 
 
@@ -483,6 +485,9 @@ def test_a_run_of_a_task_with_its_own_metric_can_be_repeated(folder, tmp_path, m
     shutil.copyfile(tmp_path / "own.py", tmp_path / "run" / "task.py")
     in_json("config/options", lambda was: {})(tmp_path / "run" / "manifest.json")
     in_json("config/metric", lambda was: "margin")(tmp_path / "run" / "manifest.json")
+    in_json("config/task", lambda was: "own.py")(tmp_path / "run" / "manifest.json")
+    digest = hashlib.sha256((tmp_path / "own.py").read_bytes()).hexdigest()
+    in_json("files", lambda was: {**was, "task.py": digest})(tmp_path / "run" / "manifest.json")
     with pytest.raises(RunError, match="far enough"):
-        reproduce(tmp_path / "run")
+        reproduce(tmp_path / "run", run_code=True)
     assert reached == ["model"]

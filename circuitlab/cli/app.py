@@ -202,17 +202,24 @@ app.command()(predict)
 @app.command()
 def reproduce(
     run: Annotated[str, typer.Argument(metavar="RUN", help="A run folder of discover.")],
+    run_code: opt.RunCode = False,
     device: opt.Device = None,
     quiet: opt.Quiet = False,
     json: opt.Json = False,
 ) -> None:
-    """Run a run folder's manifest again and say, file by file, whether it came out the same (exit 1 if not)."""
+    """Run a run folder's manifest again and compare the files one by one (exit 1 if one differs).
+
+    A folder with a task file of its own needs --run-code; built-in tasks do not.
+    """
     from circuitlab.cli import results
     from circuitlab.cli.progress import progress
     from circuitlab.discovery.reproduce import reproduce as run_again
+    from circuitlab.discovery.reproduce import task_file
 
+    if run_code and (code := task_file(run)) is not None:
+        typer.echo(f"circuitlab: running the task file {code.path} (SHA-256 {code.sha256})", err=True)
     with progress(quiet=quiet) as report:
-        again = run_again(run, progress=report, device=device)
+        again = run_again(run, run_code=run_code, progress=report, device=device)
     results.show_reproduction(again, json=json)
     if not again.ok:
         raise typer.Exit(1)

@@ -57,6 +57,9 @@ StabilitySeeds = Annotated[
 ]
 Out = Annotated[str | None, typer.Option("--out", metavar="PATH", help="Where the result goes.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there already.")]
+RunCode = Annotated[
+    bool, typer.Option("--run-code", help="Run the task file in the run folder as code. Read it first.")
+]
 Device = Annotated[str | None, typer.Option("--device", metavar="NAME", help="cpu, cuda, mps.")]
 Dtype = Annotated[str | None, typer.Option("--dtype", metavar="NAME", help="float32, bfloat16, ...")]
 FoldLn = Annotated[bool, typer.Option("--fold-ln", help="Fold the model's layer norms into the next weights.")]

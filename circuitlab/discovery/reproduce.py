@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from circuitlab.data.run_files import TaskFile, file_inside, task_file_of, task_of_run
 from circuitlab.discovery.config import DiscoverConfig
 from circuitlab.discovery.pipeline import discover
 from circuitlab.discovery.run_folder import MANIFEST, REPORT, SCHEMA, at_home
@@ -29,6 +30,8 @@ SAID = ("seed", "dtype", "dataset_fingerprint", "dataset", "model", "behaviour",
 SAID_OF_TASK = ("name", "label", "version", "settings", "fingerprint")
 # Values that folders of earlier versions lack; they are compared where the folder has them.
 NEWER = ("metric_gap", "metric_gap_se", "causal")
+# Settings that are texts: a number or a list would reach code that does not expect it.
+TEXTS = ("task", "model", "method", "metric", "ablation", "device", "dtype")
 DRAWN = (".png", ".svg", ".html")
 OTHER_ROWS = "other rows or keys"
 SAME_BYTES, SAME_NUMBERS, REDRAWN, DIFFERS, MISSING = "same bytes", "same numbers", "redrawn", "differs", "missing"
@@ -80,11 +83,17 @@ class Reproduction:
         return all(check.status in (SAME_BYTES, SAME_NUMBERS, REDRAWN) for check in self.files)
 
 
-def reproduce(folder: str | Path, *, progress: Progress = silent, device: str | None = None) -> Reproduction:
+def reproduce(
+    folder: str | Path, *, run_code: bool = False, progress: Progress = silent, device: str | None = None
+) -> Reproduction:
     """Run again what a run folder says it ran.
+
+    Built-in tasks need no permission. The code of a task file runs only with `run_code`, and only the copy inside the
+    folder, after its SHA-256 was compared with the manifest's; a path in the manifest is never used.
 
     Args:
         folder: A run folder; it is read, never changed.
+        run_code: Allow the folder's own task file to run. Read it first.
         progress: Called with (step, done, total).
         device: Another device than the manifest's.
 
@@ -93,36 +102,52 @@ def reproduce(folder: str | Path, *, progress: Progress = silent, device: str | 
         shows as different.
 
     Raises:
-        RunError: No manifest, a manifest of another schema, or the run cannot be repeated (its task file is gone).
+        RunError: No manifest, a manifest of another schema, the run needs code that is not allowed (the message names
+            the file and its SHA-256), or it cannot be repeated.
     """
     folder = at_home(folder)
     manifest = _manifest(folder)
     config = DiscoverConfig.of_record(manifest["config"]).as_record()
-    options, task = config.pop("options"), config.pop("task")
     others = set[str]()  # settings that are not those of the run, and rightly so
-    if (folder / "task.py").is_file():
-        task = str(folder / "task.py")
-        others.add("task")
     if device is not None:
         config["device"] = device
         others.add("device")
+    del config["task"], config["options"]
     with tempfile.TemporaryDirectory() as scratch:
         again = Path(scratch) / folder.resolve().name
         try:
-            discover(task, **config, **options, out=again, progress=progress)
+            if task_file_of(folder, manifest) is not None:
+                others.add("task")
+            discover(task_of_run(folder, manifest, run_code=run_code), **config, out=again, progress=progress)
+        except RunError:
+            raise
         except CircuitLabError as error:
             raise RunError(f"run {str(folder)!r} cannot be repeated: {error}") from error
+        except SystemExit as error:
+            raise RunError(
+                f"run {str(folder)!r} cannot be repeated: its task file ends the program (exit {error.code!r})."
+            ) from error
         new_manifest = _manifest(again)
         names = sorted(set(manifest["files"]) | set(new_manifest["files"]))
-        checks = tuple(_compare(name, folder / name, again / name) for name in names)
+        checks = tuple(_compare(name, file_inside(folder, name), file_inside(again, name)) for name in names)
         checks += (_compare_manifests(manifest, new_manifest, others),)
         same_weights = manifest["model"]["weights_sha256"] == new_manifest["model"]["weights_sha256"]
     return Reproduction(checks, same_weights)
 
 
+def task_file(folder: str | Path) -> TaskFile | None:
+    """The task file that `reproduce(folder, run_code=True)` would run; None for a built-in task. Nothing is run.
+
+    Raises:
+        RunError: As for `reproduce`.
+    """
+    folder = at_home(folder)
+    return task_file_of(folder, _manifest(folder))
+
+
 def _manifest(folder: Path) -> dict[str, Any]:
-    path = folder / MANIFEST
-    if not path.is_file():
+    path = file_inside(folder, MANIFEST) if folder.is_dir() else None
+    if path is None:
         raise RunError(
             f"{str(folder)!r} is not a run folder: it has no {MANIFEST}. Give the folder that discover wrote."
         )
@@ -135,6 +160,11 @@ def _manifest(folder: Path) -> dict[str, Any]:
                 isinstance(files, dict) and isinstance(weights, str) and isinstance(manifest["config"]["options"], dict)
             ):
                 raise TypeError("files, weights or options are not what they should be")
+            for name in TEXTS:
+                if not isinstance(text := manifest["config"].get(name, ""), str):
+                    raise TypeError(f"{name} is {text!r}; it must be a text")
+            for name in files:  # before the work: a name that leads out of the folder ends it
+                file_inside(folder, name)
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
         raise RunError(f"{str(path)!r} is damaged: {type(error).__name__}: {error}. Run discover again.") from error
     if schema != SCHEMA:
@@ -142,9 +172,9 @@ def _manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def _compare(name: str, old: Path, new: Path) -> FileCheck:
-    if not old.is_file() or not new.is_file():
-        return FileCheck(name, MISSING, "not in the run folder" if not old.is_file() else "not made again")
+def _compare(name: str, old: Path | None, new: Path | None) -> FileCheck:
+    if old is None or new is None:
+        return FileCheck(name, MISSING, "not in the run folder" if old is None else "not made again")
     if old.read_bytes() == new.read_bytes():
         return FileCheck(name, SAME_BYTES)
     if old.suffix in DRAWN or name == REPORT:
