@@ -39,7 +39,7 @@ from circuitlab.patching.grid import Grid
 from circuitlab.patching.runs.replacement import Replacement, needs_reference, resolve_replacement
 from circuitlab.patching.sweeps.nodes import sweep_nodes
 from circuitlab.patching.sweeps.sweep import by_site, sweep
-from circuitlab.progress import Progress, silent
+from circuitlab.progress import Progress, callback, reports_progress
 
 SWEPT_SITES = ("resid_pre", "attn_out", "mlp_out", "head_z")
 # Heads of the circuit whose patterns are kept: as many as one looks through.
@@ -100,6 +100,7 @@ class Run:
         return replace(self, folder=write_run(self, Path(folder), force=force))
 
 
+@reports_progress
 def discover(
     task: str | Path | Task,
     *,
@@ -123,7 +124,7 @@ def discover(
     fold_ln: bool = False,
     center_weights: bool = False,
     allow_weak_gap: bool = False,
-    progress: Progress = silent,
+    progress: Progress | bool | None = None,
     **options: str,
 ) -> Run:
     """Find the circuit behind a task, test it on held-out prompts, and write it down if told where.
@@ -155,7 +156,8 @@ def discover(
         center_weights: Centre what it writes to the stream, and its unembedding (see `load_model`).
         allow_weak_gap: Go on where these pairs do not tell the clean run from the corrupted one, or from the empty
             circuit: shares of a gap that may be nothing (`circuitlab.evaluation.gap`).
-        progress: Called with (step, done, total).
+        progress: None draws a bar in a terminal or a notebook, True always, False never; or a function that is called
+            with (step, done, total).
         options: The task's options, such as `contrast="gender"`.
 
     Raises:
@@ -173,7 +175,7 @@ def discover(
     )  # fmt: skip
     if out is not None:
         check_free(Path(out), force)
-    clock = _Clock(progress)
+    clock = _Clock(callback(progress))
     with clock("load"):
         loaded: Model = load_model(model, device=device, dtype=dtype, fold_ln=fold_ln, center_weights=center_weights)
         config = replace(config, **_as_it_is(loaded))

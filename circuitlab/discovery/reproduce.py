@@ -16,7 +16,7 @@ from circuitlab.discovery.config import DiscoverConfig
 from circuitlab.discovery.pipeline import discover
 from circuitlab.discovery.run_folder import MANIFEST, REPORT, SCHEMA, at_home
 from circuitlab.errors import CircuitLabError, RunError
-from circuitlab.progress import Progress, silent
+from circuitlab.progress import Progress, reports_progress
 
 # Numbers of another machine or version may differ in the last bits of float32, and a bit more after many layers: by so
 # much of the largest number of their column, for the scores of a large model are all small.
@@ -83,8 +83,13 @@ class Reproduction:
         return all(check.status in (SAME_BYTES, SAME_NUMBERS, REDRAWN) for check in self.files)
 
 
+@reports_progress
 def reproduce(
-    folder: str | Path, *, run_code: bool = False, progress: Progress = silent, device: str | None = None
+    folder: str | Path,
+    *,
+    run_code: bool = False,
+    progress: Progress | bool | None = None,
+    device: str | None = None,
 ) -> Reproduction:
     """Run again what a run folder says it ran.
 
@@ -94,7 +99,8 @@ def reproduce(
     Args:
         folder: A run folder; it is read, never changed.
         run_code: Allow the folder's own task file to run. Read it first.
-        progress: Called with (step, done, total).
+        progress: None draws a bar in a terminal or a notebook, True always, False never; or a function that is called
+            with (step, done, total).
         device: Another device than the manifest's.
 
     Returns:

@@ -26,7 +26,7 @@ from circuitlab.metrics import Metric, resolve
 from circuitlab.metrics.base import MetricFunction
 from circuitlab.models.protocol import Model
 from circuitlab.patching.runs.replacement import Replacement
-from circuitlab.progress import Progress, silent
+from circuitlab.progress import Progress, reports_progress
 from circuitlab.references import (
     BHASKAR_2024,
     CONMY_2023,
@@ -210,6 +210,7 @@ def scored_under(method: Method, ablation: str | Replacement) -> str | Replaceme
     return ablation if "ablation" in method.takes else "corrupt"
 
 
+@reports_progress
 def score_edges(
     model: Model,
     pairs: PairSet | PairBatch,
@@ -222,7 +223,7 @@ def score_edges(
     seed: int = 0,
     axis: str = "all",
     budget: int | None = None,
-    progress: Progress = silent,
+    progress: Progress | bool | None = None,
     **options: Any,
 ) -> EdgeScores:
     """Score every edge of the model's graph.
@@ -239,7 +240,8 @@ def score_edges(
         seed: Of what the method draws, and of noise.
         axis: "all"; "position" or "span" for scores of an edge's tokens at each position or span, for methods that can.
         budget: Bytes that a packed run may take; a share of what is free by default.
-        progress: Called with (step, done, total).
+        progress: None draws a bar in a terminal or a notebook, True always, False never; or a function that is called
+            with (step, done, total).
         options: What the method alone can be told; see its row in `METHODS`.
 
     Returns:
@@ -264,6 +266,7 @@ def score_edges(
     return scores if judged_by.higher_is_better or not found.in_metric else scores.turned()
 
 
+@reports_progress
 def score_nodes(
     model: Model,
     pairs: PairSet | PairBatch,
@@ -276,7 +279,7 @@ def score_nodes(
     reference: PairSet | PairBatch | None = None,
     seed: int = 0,
     budget: int | None = None,
-    progress: Progress = silent,
+    progress: Progress | bool | None = None,
     **options: Any,
 ) -> NodeScores:
     """Score every node of the model's graph, or every component of what nodes write; see `score_edges`.
@@ -295,7 +298,8 @@ def score_nodes(
         reference: Prompts that means are taken of; none of them may be among `pairs`.
         seed: Of noise.
         budget: Bytes that a packed run may take; a share of what is free by default.
-        progress: Called with (step, done, total).
+        progress: None draws a bar in a terminal or a notebook, True always, False never; or a function that is called
+            with (step, done, total).
         options: What the method alone can be told.
 
     Returns:

@@ -31,13 +31,14 @@ from circuitlab.metrics.base import MetricFunction
 from circuitlab.models.protocol import Model
 from circuitlab.patching.circuits.metric import Prepared, circuit_values, prepare
 from circuitlab.patching.runs.replacement import Replacement
-from circuitlab.progress import Progress, silent
+from circuitlab.progress import Progress, callback, reports_progress
 
 GROWTH = 1.2
 AT_ONCE = 6
 REFINEMENTS = 12
 
 
+@reports_progress
 def select(
     model: Model,
     scores: EdgeScores,
@@ -54,7 +55,7 @@ def select(
     seed: int = 0,
     allow_weak_gap: bool = False,
     budget: int | None = None,
-    progress: Progress = silent,
+    progress: Progress | bool | None = None,
 ) -> Circuit:
     """The smallest circuit of top edges that reaches the target on these pairs, pruned to what connects.
 
@@ -78,7 +79,8 @@ def select(
         seed: Of noise.
         allow_weak_gap: Look for a target's circuit also where the pairs do not tell clean run and empty circuit apart.
         budget: Bytes that a packed run may take.
-        progress: Called with (step, done, total).
+        progress: None draws a bar in a terminal or a notebook, True always, False never; or a function that is called
+            with (step, done, total).
 
     Returns:
         The circuit; its edges all lie on paths from the input to the logits. `circuit.selection` has the number of
@@ -110,7 +112,7 @@ def select(
     prepared = prepare(model, pairs, budget, replacement=ablation, reference=reference, seed=seed)
     judged_by = resolve(metric or scores.metric)
     gap = check_data(judged_by, *prepared.gaps(judged_by), prepared.empty_is, allow_weak_gap=allow_weak_gap)
-    search = _Search(model, scores, prepared, judged_by, gap.mean, order, budget, progress)
+    search = _Search(model, scores, prepared, judged_by, gap.mean, order, budget, callback(progress))
     size, reached = search.smallest(target or USUAL_TARGET)
     return _circuit(scores, order[:size], rule, faithfulness=reached)
 

@@ -42,7 +42,7 @@ from circuitlab.metrics.base import MetricFunction
 from circuitlab.models.protocol import Model
 from circuitlab.parts import Edge
 from circuitlab.patching.runs.replacement import Replacement, needs_reference, resolve_replacement
-from circuitlab.progress import Progress, silent
+from circuitlab.progress import Progress, callback, reports_progress
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -207,6 +207,7 @@ class _Discovery:
         )  # fmt: skip
 
 
+@reports_progress
 def stability(
     model: Model,
     pairs: PairSet | PairBatch | Task | str | Path,
@@ -226,7 +227,7 @@ def stability(
     method_options: Mapping[str, Any] | None = None,
     allow_weak_gap: bool = False,
     budget: int | None = None,
-    progress: Progress = silent,
+    progress: Progress | bool | None = None,
     **options: Any,
 ) -> Stability:
     """Do the discovery again on other prompts, many times; see the module.
@@ -250,7 +251,8 @@ def stability(
         method_options: What the method alone is told, by name.
         allow_weak_gap: As in `select`. Resamples are of pairs that were judged already, and are not judged again.
         budget: Bytes that a packed run may take.
-        progress: Called with (step, done, total).
+        progress: None draws a bar in a terminal or a notebook, True always, False never; or a function that is called
+            with (step, done, total).
         options: What the method is told beside, such as `steps=5`.
 
     Returns:
@@ -292,7 +294,7 @@ def stability(
     if over == "seeds":
         circuits, rescored = _over_seeds(whole, drawn_by, range(seed + 1, seed + 1 + n_resamples)), True
     else:
-        each = by_example(given, whole.scored, progress)
+        each = by_example(given, whole.scored, callback(progress))
         drawn = resampled(given, known, each, whole.scored, n_resamples, seed)
         one = replace(whole, allow_weak_gap=True)
         circuits, rescored = (one.selected(found, again) for again, found in drawn), each is None
@@ -300,7 +302,7 @@ def stability(
     chosen = np.zeros((n_resamples, len(places)), dtype=bool)
     for number, found in enumerate(circuits):
         chosen[number] = found.mask[places[:, 0], places[:, 1]]
-        progress(f"stability over {over}", number + 1, n_resamples)
+        callback(progress)(f"stability over {over}", number + 1, n_resamples)
     return Stability(circuit=circuit, chosen=chosen, over=over, method=method, seed=seed, rescored=rescored)
 
 

@@ -24,7 +24,7 @@ from circuitlab.metrics import Metric, resolve
 from circuitlab.metrics.base import MetricFunction
 from circuitlab.models.protocol import Model
 from circuitlab.patching.runs.replacement import Replacement
-from circuitlab.progress import Progress, silent
+from circuitlab.progress import Progress, callback, reports_progress
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -196,6 +196,7 @@ def _point(point: CurvePoint) -> dict[str, float]:
     }
 
 
+@reports_progress
 def evaluate(
     model: Model,
     circuit: Circuit,
@@ -210,7 +211,7 @@ def evaluate(
     seed: int = 0,
     allow_weak_gap: bool = False,
     budget: int | None = None,
-    progress: Progress = silent,
+    progress: Progress | bool | None = None,
 ) -> Evaluation:
     """Run a circuit on pairs and set it against the whole model, the empty circuit, its own parts and random circuits.
 
@@ -231,7 +232,8 @@ def evaluate(
         seed: Of the interval, the random circuits, the knockouts and the noise.
         allow_weak_gap: Go on where the pairs do not tell the whole model and the empty circuit apart.
         budget: Bytes that a packed run may take.
-        progress: Called with (step, done, total).
+        progress: None draws a bar in a terminal or a notebook, True always, False never; or a function that is called
+            with (step, done, total).
 
     Raises:
         GraphError: The circuit is of a model of another shape.
@@ -246,7 +248,7 @@ def evaluate(
             raise ConfigError(f"{name} is {n}; it counts random {what} and cannot be negative.")
     judge = Judge.of(
         model, circuit, pairs, metric=metric, ablation=ablation, reference=reference, seed=seed,
-        allow_weak_gap=allow_weak_gap, budget=budget, progress=progress,
+        allow_weak_gap=allow_weak_gap, budget=budget, progress=callback(progress),
     )  # fmt: skip
     layout, prepared = circuit.layout, judge.prepared
     own = judge.all_metrics(circuit.mask)

@@ -39,7 +39,7 @@ from circuitlab.patching.runs.baseline import Baseline, at_answer, check_gap, re
 from circuitlab.patching.runs.packing import fitting
 from circuitlab.patching.runs.reach import tokens_that_matter
 from circuitlab.patching.sweeps.plan import MetricLike, plan_sweep
-from circuitlab.progress import Progress, silent
+from circuitlab.progress import Progress, callback, reports_progress
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -140,6 +140,7 @@ class FeatureRanking:
         return frame if descriptions is None else descriptions.join(frame)
 
 
+@reports_progress
 def rank_features(
     model: Model,
     autoencoder: Autoencoder,
@@ -150,7 +151,7 @@ def rank_features(
     steps: int = 1,
     seed: int = 0,
     budget: int | None = None,
-    progress: Progress = silent,
+    progress: Progress | bool | None = None,
 ) -> FeatureRanking:
     """Score every feature that differs between clean and corrupted run.
 
@@ -164,7 +165,8 @@ def rank_features(
             the rest of the run following from them.
         seed: Of intervals and p-values.
         budget: Bytes that a run may take; a share of what is free by default.
-        progress: Called with (step, done, total) after each batch of prompts.
+        progress: None draws a bar in a terminal or a notebook, True always, False never; or a function that is called
+            with (step, done, total) after each batch of prompts.
 
     Raises:
         ConfigError: The autoencoder does not fit the model, `steps` is below 1, or no feature differs.
@@ -194,7 +196,7 @@ def rank_features(
         ends[:, where] = both.double().cpu().numpy()
         for feature, example, score, change in scored:
             sums.setdefault(feature, []).append((int(where[example]), score, change))
-        progress("attribution", number + 1, len(parts))
+        callback(progress)("attribution", number + 1, len(parts))
     check_gap(judge, ends[0], ends[1])
     if not sums:
         raise ConfigError(f"no feature of autoencoder {own.name!r} differs between the clean and the corrupted runs.")

@@ -27,12 +27,13 @@ from circuitlab.patching.sweeps.cells import cells_of, run_cells, window
 from circuitlab.patching.sweeps.patches import Delta, Patches, Runs
 from circuitlab.patching.sweeps.plan import MetricLike, SweepPlan, plan_sweep
 from circuitlab.patching.sweeps.sites import SITES, Member, Site, enters_at
-from circuitlab.progress import Progress, silent
+from circuitlab.progress import Progress, callback, reports_progress
 
 SITE = "feature"
 Table = Float[np.ndarray, "feature column example"]
 
 
+@reports_progress
 def sweep_features(
     model: Model,
     autoencoder: Autoencoder,
@@ -46,7 +47,7 @@ def sweep_features(
     normalise: bool = True,
     seed: int = 0,
     budget: int | None = None,
-    progress: Progress = silent,
+    progress: Progress | bool | None = None,
 ) -> Grid:
     """Give every feature, each alone, its value from the other run, with the error term kept.
 
@@ -62,7 +63,8 @@ def sweep_features(
         normalise: Give `values` on the scale 0 = corrupted, 1 = clean.
         seed: Of intervals and p-values.
         budget: Bytes that a packed run may take; a share of what is free by default.
-        progress: Called with (step, done, total) after each batch of prompts.
+        progress: None draws a bar in a terminal or a notebook, True always, False never; or a function that is called
+            with (step, done, total) after each batch of prompts.
 
     Returns:
         A grid of site "feature", features by positions or spans; features alone for axis "all". Where an autoencoder
@@ -89,7 +91,7 @@ def sweep_features(
         column, example = absent.nonzero()
         table[:, column, batch.index.cpu().numpy()[example]] = np.nan
         _sweep_batch(plan, own, number, members, packer, table)
-        progress("features", number + 1, len(plan.batches))
+        callback(progress)("features", number + 1, len(plan.batches))
     whole = columns.labels == ("all",)
     names = tuple(map(str, members))
     return Grid(

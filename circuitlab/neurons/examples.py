@@ -29,7 +29,7 @@ from circuitlab.neurons.over_text import SAID
 from circuitlab.parts import Stage
 from circuitlab.patching.runs.neuron_values import neuron_values
 from circuitlab.predictions.streams import packs_by_length
-from circuitlab.progress import Progress, silent
+from circuitlab.progress import Progress, callback, reports_progress
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -144,6 +144,7 @@ class TopExamples:
         return [replace(one.to_values(), note=note) for one in self.examples]
 
 
+@reports_progress
 @torch.no_grad()
 def top_examples(
     model: Model,
@@ -156,7 +157,7 @@ def top_examples(
     max_tokens: int | None = None,
     separator: str = "\n",
     field: str = "text",
-    progress: Progress = silent,
+    progress: Progress | bool | None = None,
 ) -> TopExamples:
     """The k texts of a corpus at which each neuron is most active, by its largest value at any token.
 
@@ -171,7 +172,8 @@ def top_examples(
             default. Longer texts are cut there, and counted in `n_truncated`.
         separator: What stands between the texts of a text file; each line is a text by default.
         field: Which entry of a JSON object is the text, in `.jsonl` files.
-        progress: Called after every batch; the total is not known before the corpus ends.
+        progress: None draws a bar in a terminal or a notebook, True always, False never; or a function that is called
+            with (step, done, total) after every batch; the total is not known before the corpus ends.
 
     Returns:
         The examples. Of texts equally active the earlier stands first; the same corpus gives the same list.
@@ -196,7 +198,7 @@ def top_examples(
         n_texts += len(buffer)
         n_tokens += sum(len(one.encoded.ids) for one in buffer)
         n_truncated += sum(one.cut for one in buffer)
-        progress("texts", n_texts, n_texts)
+        callback(progress)("texts", n_texts, n_texts)
     if not n_texts:
         raise ConfigError(empty(corpus))
     return TopExamples(

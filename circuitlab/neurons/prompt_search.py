@@ -38,7 +38,7 @@ from circuitlab.neurons.prompt_results import FoundPrompt, OptimisedPrompts, Ran
 from circuitlab.neurons.template import Template, template_of
 from circuitlab.neurons.vocabulary import Vocabulary
 from circuitlab.patching.runs.packing import packs, rows_at_once
-from circuitlab.progress import Progress, silent
+from circuitlab.progress import Progress, callback, reports_progress
 
 # Of AdamW, in units of the root mean square of the embeddings' components: a step turns a vector by about 45 degrees.
 LEARNING_RATE = 1.0
@@ -49,6 +49,7 @@ SILENT = 1e-6
 GRADIENT_ROWS = 4
 
 
+@reports_progress
 def optimise_prompts(
     model: Model,
     layer: int,
@@ -64,7 +65,7 @@ def optimise_prompts(
     direction: str = "max",
     seed: int = 0,
     budget: int | None = None,
-    progress: Progress = silent,
+    progress: Progress | bool | None = None,
 ) -> OptimisedPrompts:
     """Search for prompts at whose last token a neuron is as large as possible; see the module for the steps.
 
@@ -82,7 +83,8 @@ def optimise_prompts(
         direction: "max", or "min" for prompts that make the neuron as small as possible.
         seed: Same seed, same prompts: of the words to start from and of the baseline.
         budget: Bytes that a run may take; by default a share of what is free.
-        progress: Called after every step.
+        progress: None draws a bar in a terminal or a notebook, True always, False never; or a function that is called
+            with (step, done, total) after every step.
 
     Returns:
         The prompts, best first, with the trace and the baseline.
@@ -110,7 +112,7 @@ def optimise_prompts(
     generator = torch.Generator().manual_seed(seed)
     start = search.vocabulary.draw((n_prompts, template.n_free), generator)
     met = _Met.nothing(n_prompts)
-    _ascend(search, start, generator, met, steps, patience, diversity, learning_rate, progress)
+    _ascend(search, start, generator, met, steps, patience, diversity, learning_rate, callback(progress))
     n_evaluated = 2 * n_prompts * len(met.hard)
     return OptimisedPrompts(
         layer=layer, neuron=neuron, direction=direction, prompts=_best_first(search, met), soft=np.array(met.soft),

@@ -42,7 +42,7 @@ from circuitlab.metrics import Metric
 from circuitlab.metrics.base import MetricFunction
 from circuitlab.models.protocol import Model
 from circuitlab.patching.runs.replacement import Replacement
-from circuitlab.progress import Progress, silent
+from circuitlab.progress import Progress, callback, reports_progress
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -99,6 +99,7 @@ class CircuitTests:
         }
 
 
+@reports_progress
 def test_circuit(
     model: Model,
     circuit: Circuit,
@@ -114,7 +115,7 @@ def test_circuit(
     correction: str = "holm",
     seed: int = 0,
     budget: int | None = None,
-    progress: Progress = silent,
+    progress: Progress | bool | None = None,
 ) -> CircuitTests:
     """Put a circuit to the five tests of Shi et al.; see the modules for what each asks.
 
@@ -133,7 +134,8 @@ def test_circuit(
         correction: "holm" or "bonferroni", over the circuit's edges.
         seed: Of random circuits and permutations; the same seed gives the same numbers.
         budget: Bytes that a packed run may take.
-        progress: Called with (step, done, total).
+        progress: None draws a bar in a terminal or a notebook, True always, False never; or a function that is called
+            with (step, done, total).
 
     Raises:
         ConfigError: The circuit has no edge or all of them; a number is out of range.
@@ -146,7 +148,7 @@ def test_circuit(
     # The tests compare scores of single examples and divide by no gap, so a weak one does them no harm.
     judge = Judge.of(
         model, circuit, pairs, metric=metric, ablation=ablation, reference=reference, seed=seed, allow_weak_gap=True,
-        budget=budget, progress=progress,
+        budget=budget, progress=callback(progress),
     )  # fmt: skip
     layout, real = circuit.layout, real_edges(circuit.layout)
     whole, own, rest = judge.clean, *judge.values(np.stack([circuit.mask, real & ~circuit.mask]), "circuit")

@@ -32,9 +32,10 @@ from circuitlab.patching.edges.rows import EdgeRows, edge_rows, edges_into, run_
 from circuitlab.patching.runs.baseline import Baseline, check_gap, judge, record_baseline
 from circuitlab.patching.runs.packing import Packer, rows_at_once
 from circuitlab.patching.runs.replacement import Replacement, resolve_replacement
-from circuitlab.progress import Progress, silent
+from circuitlab.progress import Progress, callback, reports_progress, silent
 
 
+@reports_progress
 def patch_edges(
     model: Model,
     pairs: PairSet | PairBatch,
@@ -48,7 +49,7 @@ def patch_edges(
     reference: PairSet | PairBatch | None = None,
     seed: int = 0,
     budget: int | None = None,
-    progress: Progress = silent,
+    progress: Progress | bool | None = None,
 ) -> EdgeEffects:
     """Patch any set of edges, each alone: the direct path only, everything behind its reader recomputed.
 
@@ -67,7 +68,8 @@ def patch_edges(
         reference: Prompts that means are taken of (their clean ones); none of them may be among `pairs`.
         seed: Of intervals, p-values and noise.
         budget: Bytes that a packed run may take; a share of what is free by default.
-        progress: Called with (step, done, total); steps are of about equal work.
+        progress: None draws a bar in a terminal or a notebook, True always, False never; or a function that is called
+            with (step, done, total); steps are of about equal work.
 
     Returns:
         `EdgeEffects`, per edge, column and example in the metric's unit. "noise": m(clean) - m(clean with the edge
@@ -105,7 +107,7 @@ def patch_edges(
         baseline, where = record_baseline(model, batch), batch.index.cpu().numpy()
         clean[where], corrupt[where] = (values.double().cpu().numpy() for values in baseline.gap(judged_by))
         run = edge_run(model, baseline, plan.edges, tokens, plan.direction, put_in)
-        part = _Part(progress, number, len(plan.batches))
+        part = _Part(callback(progress), number, len(plan.batches))
         effects[:, :, where] = _effects(run, judged_by, direction, budget, packer, part)
     check_gap(judged_by, clean, corrupt)
     return EdgeEffects(

@@ -40,9 +40,10 @@ from circuitlab.patching.paths.run import Paths, run_paths
 from circuitlab.patching.runs.baseline import Baseline, check_gap, judge, record_baseline
 from circuitlab.patching.runs.packing import Packer, rows_at_once, rows_per_pack
 from circuitlab.patching.runs.reach import rows_from, tokens_that_matter
-from circuitlab.progress import Progress, silent
+from circuitlab.progress import Progress, callback, reports_progress
 
 
+@reports_progress
 def path_patch(
     model: Model,
     pairs: PairSet | PairBatch,
@@ -55,7 +56,7 @@ def path_patch(
     direction: str = "noise",
     seed: int = 0,
     budget: int | None = None,
-    progress: Progress = silent,
+    progress: Progress | bool | None = None,
 ) -> PathEffects:
     """Patch the paths from each of several senders to a set of receivers; see the module for the two runs.
 
@@ -72,7 +73,8 @@ def path_patch(
         direction: "noise": the clean run with the paths corrupted. "denoise": the corrupted run with the paths clean.
         seed: Of intervals and p-values.
         budget: Bytes that a packed run may take; a share of what is free by default.
-        progress: Called with (step, done, total).
+        progress: None draws a bar in a terminal or a notebook, True always, False never; or a function that is called
+            with (step, done, total).
 
     Returns:
         `PathEffects`, per sender and example in the metric's unit. "noise": m(clean) - m(clean with the paths
@@ -105,7 +107,7 @@ def path_patch(
         for numbers, found in _effects(plan, baseline, packer):
             effects[np.array(numbers)[:, None], where] = found
             done += len(numbers)
-            progress("paths", done, total)
+            callback(progress)("paths", done, total)
     check_gap(judged_by, clean, corrupt)
     return PathEffects(
         senders=plan.senders,

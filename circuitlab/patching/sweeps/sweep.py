@@ -23,11 +23,12 @@ from circuitlab.patching.runs.replacement import Replacement
 from circuitlab.patching.sweeps.plan import MetricLike, is_one, plan_sweep
 from circuitlab.patching.sweeps.run import SweepRun, carry_out, start
 from circuitlab.patching.sweeps.sites import Site
-from circuitlab.progress import Progress, silent
+from circuitlab.progress import Progress, callback, reports_progress
 
 Grids = Grid | dict[str, Grid]
 
 
+@reports_progress
 def sweep(
     model: Model,
     pairs: PairSet | PairBatch,
@@ -46,7 +47,7 @@ def sweep(
     normalise: bool = True,
     seed: int = 0,
     budget: int | None = None,
-    progress: Progress = silent,
+    progress: Progress | bool | None = None,
     resume: str | Path | None = None,
 ) -> Grids | dict[str, Grids]:
     """Patch every cell of one or several sites, each alone. All sites and metrics share their runs.
@@ -72,7 +73,8 @@ def sweep(
         normalise: Give `values` on the scale 0 = corrupted, 1 = clean.
         seed: Of intervals, p-values and noise.
         budget: Bytes that a packed run may take; a share of what is free by default.
-        progress: Called with (step, done, total); steps are of about equal work.
+        progress: None draws a bar in a terminal or a notebook, True always, False never; or a function that is called
+            with (step, done, total); steps are of about equal work.
         resume: A file to keep finished parts in. A sweep that was interrupted goes on from it and gives the same
             numbers; it is removed when the sweep is done.
 
@@ -105,7 +107,7 @@ def sweep(
         budget=budget,
     )
     run = start(plan)
-    carry_out(run, progress, None if resume is None else Path(resume).expanduser())
+    carry_out(run, callback(progress), None if resume is None else Path(resume).expanduser())
 
     def grids(of: Metric) -> Grids:
         found = {s.name: _grid(run, of, s, normalise=normalise, seed=seed) for s in plan.sites}
