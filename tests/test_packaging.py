@@ -162,7 +162,8 @@ def elsewhere(wheel, tmp_path_factory) -> Path:
     python = home / "venv" / "bin" / "python"
     site = Path(command(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=home).strip())
     command(python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", wheel, cwd=home)
-    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    here = [sysconfig.get_path("purelib"), *(path for path in sys.path if path.endswith("site-packages"))]
+    (site / "dependencies.pth").write_text("".join(f"{path}\n" for path in here))
     return home
 
 
