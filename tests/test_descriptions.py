@@ -84,13 +84,13 @@ def test_several_autoencoders_in_one_file(tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "said"),
     [
-        ("a.json", "{", "cannot be read"),
+        ("a.json", "{", "is no JSON"),
         ("a.json", '{"a": 1}', "no list of records"),
         ("a.json", "[]", "holds no descriptions"),
         ("a.json", '[{"index": 1}]', "record 1: a record has an index and a description"),
         ("a.json", '[{"index": "x", "description": "a"}]', "index 'x' is not the number"),
         ("a.json", '[{"index": 1, "description": null}]', "description None is not a text"),
-        ("a.jsonl", '{"index": 1, "description": "a"}\n{', "cannot be read"),
+        ("a.jsonl", '{"index": 1, "description": "a"}\n{', "line 2 is no JSON"),
     ],
 )
 def test_files_that_are_none(name, text, said, tmp_path):
@@ -100,7 +100,7 @@ def test_files_that_are_none(name, text, said, tmp_path):
 
 def test_damaged_and_absent_files(tmp_path):
     (tmp_path / "a.json.gz").write_bytes(b"plain")
-    with pytest.raises(FormatError, match="cannot be read"):
+    with pytest.raises(FormatError, match="is no gzip file"):
         load_descriptions(tmp_path / "a.json.gz")
     with pytest.raises(ConfigError, match="no descriptions at"):
         load_descriptions(tmp_path / "none.json")

@@ -18,7 +18,7 @@ from laws import law_of
 from layouts import GPT2, SHAPES, names, spec_of, specs
 from test_exchange import SMALL, TheirGraph, circuit_of
 
-from circuitlab import Circuit, FormatError, GraphError, UnknownNameError, load_circuit
+from circuitlab import Circuit, FormatError, GraphError, MissingFileError, UnknownNameError, load_circuit
 from circuitlab.graphs.foreign_names import edges_of
 from circuitlab.graphs.node_parts import NodeParts
 from circuitlab.graphs.prune import real_edges
@@ -183,10 +183,10 @@ def test_a_faulty_tensor_file_is_refused_in_one_line(fault, tmp_path):
 def test_tensors_of_another_model_or_of_none(tmp_path):
     with pytest.raises(FormatError, match="is of another model: layers, heads, d_model"):
         load_circuit(saved(SMALL, tmp_path), spec_of(2, 3))
-    with pytest.raises(FormatError, match="does not exist"):
+    with pytest.raises(MissingFileError, match="does not exist"):
         load_circuit(tmp_path / "nowhere.pt")
     (tmp_path / "empty.pt").write_bytes(b"")
-    with pytest.raises(FormatError, match=r"is no \.pt file|is no tensor file"):
+    with pytest.raises(FormatError, match="is damaged or of another format|is no tensor file"):
         load_circuit(tmp_path / "empty.pt")
 
 
@@ -328,8 +328,8 @@ class TestLists:
     def test_a_line_that_is_none(self, tmp_path):
         with pytest.raises(FormatError, match="line 2: .* is no edge"):
             load_circuit(listed("m0->m1\n(__import__('os'), 1)\n", tmp_path, "e.txt"), SPEC)
-        (tmp_path / "e.txt").write_bytes(b"\xff\xfe")
-        with pytest.raises(FormatError, match="is no text"):
+        (tmp_path / "e.txt").write_bytes(b"\xff\xfe<\x00")
+        with pytest.raises(FormatError, match="is no edge"):
             load_circuit(tmp_path / "e.txt", SPEC)
 
     def test_a_list_does_not_say_of_which_model(self, tmp_path):
@@ -394,7 +394,7 @@ class TestGraphs:
             (tmp_path / name).write_text('{"nodes": []}' if name == "c.json" else "<not xml")
             with pytest.raises(FormatError, match=says):
                 load_circuit(tmp_path / name, SPEC)
-        with pytest.raises(FormatError, match="does not exist"):
+        with pytest.raises(MissingFileError, match="does not exist"):
             load_circuit(tmp_path / "d.graphml", SPEC)
 
     def test_dot_holds_every_edge_and_any_name(self, tmp_path):

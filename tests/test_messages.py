@@ -182,7 +182,7 @@ MISTAKES: dict[str, tuple[Callable[[], object], type[CircuitLabError], str]] = {
     ),
     "a circuit that was saved elsewhere": (
         lambda: load_circuit("runs/mine"),
-        errors.FormatError,
+        errors.MissingFileError,
         "circuit file 'runs/mine' does not exist. Give a circuit.json or a run folder.",
     ),
     "a circuit as pickle": (

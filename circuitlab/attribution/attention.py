@@ -14,6 +14,7 @@ from jaxtyping import Float
 from circuitlab import late
 from circuitlab.attribution.prompts import Prompt, text_of, tokens_of
 from circuitlab.errors import ConfigError, UnknownNameError
+from circuitlab.files import write_bytes
 from circuitlab.models.protocol import Model
 from circuitlab.parts import Kind, Layout, Node
 
@@ -104,12 +105,7 @@ class AttentionPatterns:
         path = Path(path).expanduser()
         if path.suffix != ".html":
             raise ConfigError(f"{path.name!r} is no page; save attention patterns as .html, pictures by save_figure.")
-        temporary = path.with_name(f".{path.name}.partial")
-        try:
-            temporary.write_text(self.to_html(), encoding="utf-8")
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_bytes(path, self.to_html().encode("utf-8"), "page")
         return path
 
     def _repr_html_(self) -> str:

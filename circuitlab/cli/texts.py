@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from circuitlab.errors import ConfigError
+from circuitlab.files import read_text
 
 TextArgument = Annotated[
     str | None, typer.Argument(metavar="TEXT", help="The text, its spaces as they are; or give --file.")
@@ -25,14 +26,13 @@ def text_of(text: str | None, file: str | None) -> str:
         raise ConfigError(f"give a text or --file, {'one of both' if text is None else 'not both'}.")
     if file is None:
         assert text is not None
-        if not text:
-            raise ConfigError("the text is empty. Give at least one word.")
+        if not text.strip():
+            raise ConfigError(f"the text is empty ({text!r}). Give at least one word.")
         return text
-    path = Path(file).expanduser()
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"file {file!r} is not UTF-8 text: {error}. Save it as UTF-8.") from error
+    found = read_text(Path(file).expanduser(), "file")
+    if not found.strip():
+        raise ConfigError(f"file {file!r} holds no text. Write one into it.")
+    return found
 
 
 def texts_of(texts: list[str] | None, file: str | None) -> list[str]:
@@ -44,6 +44,8 @@ def texts_of(texts: list[str] | None, file: str | None) -> list[str]:
     if texts:
         if file is not None:
             raise ConfigError("give texts or --file, not both.")
+        if blank := [number for number, text in enumerate(texts, start=1) if not text.strip()]:
+            raise ConfigError(f"text {blank[0]} of {len(texts)} is empty. Give at least one word.")
         return texts
     lines = text_of(None, file).splitlines()
     found = [line for line in lines if line.strip()]

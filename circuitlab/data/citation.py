@@ -1,6 +1,5 @@
 """BibTeX for the library, a task or a run folder, with versions and fingerprints: a paper can say exactly what ran."""
 
-import json
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -11,7 +10,8 @@ from typing import Any
 from circuitlab.data.registry import BUNDLED, load_task
 from circuitlab.data.sampling import task_fingerprint
 from circuitlab.data.task import Task
-from circuitlab.errors import RunError
+from circuitlab.errors import FileError, FormatError, MissingFileError, RunError
+from circuitlab.files import read_json
 from circuitlab.references import (
     BHASKAR_2024,
     CONMY_2023,
@@ -115,7 +115,7 @@ def cite_run(manifest: Mapping[str, Any], where: str) -> str:
             ),
         ]
         sources = [*_task_sources(task), *METHOD_SOURCES.get(method, ()), *FAITHFULNESS_SOURCES]
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise RunError(f"manifest.json of run {where!r} lacks {error}. Run discover again.") from error
     return _joined(entries + [source.bibtex() for source in sources])
 
@@ -123,12 +123,12 @@ def cite_run(manifest: Mapping[str, Any], where: str) -> str:
 def _manifest(folder: Path) -> dict[str, Any]:
     path = folder / "manifest.json"
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        manifest = read_json(path, "manifest")
+    except MissingFileError:
         raise RunError(
             f"{str(folder)!r} has no manifest.json, so it is no run folder of `circuitlab discover`."
         ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (FileError, FormatError) as error:
         raise RunError(f"{str(path)!r} is damaged: {error}. Run discover again.") from error
     if not isinstance(manifest, dict):
         raise RunError(f"{str(path)!r} is damaged: it holds no JSON object. Run discover again.")

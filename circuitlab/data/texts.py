@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import groupby
 
 import torch
@@ -10,7 +10,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from circuitlab.data.encoding import Encoded, Rejection, TextEncoder, continuations
-from circuitlab.errors import ConfigError, TokenError
+from circuitlab.errors import ConfigError, TokenError, WrongTypeError
 
 PART = "\N{REPLACEMENT CHARACTER}"  # what bytes decode to that are no whole character
 _SHOWN = 60  # characters of a text in a message
@@ -22,12 +22,16 @@ def as_texts(texts: str | Sequence[str]) -> tuple[str, ...]:
     Raises:
         ConfigError: There is none, or one is no text.
     """
+    if not isinstance(texts, str | Iterable):
+        raise WrongTypeError(f"texts are a str or a list of them; got {type(texts).__name__}.")
     found = (texts,) if isinstance(texts, str) else tuple(texts)
     if not found:
         raise ConfigError("no text is given. Give one text, or a list of texts.")
     wrong = next((text for text in found if not isinstance(text, str)), None)
     if wrong is not None:
-        raise ConfigError(f"a text is a str; got {type(wrong).__name__}.")
+        raise WrongTypeError(f"a text is a str; got {type(wrong).__name__}.")
+    if "" in found:
+        raise ConfigError(f"text {found.index('') + 1} of {len(found)} is empty. Give at least one character.")
     return found
 
 

@@ -18,13 +18,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import save
 from torch import Tensor
 
 from circuitlab.data.batch import PairBatch, batches_of
 from circuitlab.data.pairs import PairSet
 from circuitlab.errors import ConfigError, RunError
+from circuitlab.files import check_file, writing
 from circuitlab.graphs.prune import real_edges
 from circuitlab.metrics import resolve
 from circuitlab.models.protocol import Model
@@ -149,9 +150,10 @@ class Training:
         tensors |= {f"curve {name}": torch.tensor(column, dtype=torch.float64) for name, column in self.curve.items()}
         about = {"key": self.key, "state": json.dumps({"step": self.step, "columns": list(self.curve)})}
         partial = self.path.with_name(self.path.name + ".part")
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, metadata=about)
-        os.replace(partial, self.path)
+        with writing(self.path, "file to resume from"):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            partial.write_bytes(save({name: tensor.contiguous() for name, tensor in tensors.items()}, about))
+            os.replace(partial, self.path)
 
     def resume(self) -> None:
         """Take over what the file holds, if there is one.
@@ -159,8 +161,9 @@ class Training:
         Raises:
             RunError: It is of another training, or damaged.
         """
-        if self.path is None or not self.path.exists():
+        if self.path is None or not os.path.lexists(self.path):
             return
+        check_file(self.path, "file to resume from")
         try:
             with safe_open(self.path, "pt") as file:
                 about = file.metadata() or {}
@@ -177,7 +180,9 @@ class Training:
                         value.copy_(file.get_tensor(f"parameter {name}"))
                 for number, optimizer in enumerate(self.optimizers):
                     self._restore(optimizer, f"optimizer {number} ", file)
-        except (SafetensorError, OSError, KeyError, ValueError) as error:
+        except RunError:
+            raise
+        except Exception as error:  # whatever safetensors, JSON or torch say of a damaged file
             raise RunError(f"{self.path} cannot be read as the state of a training: {error}. Remove it.") from error
 
     @staticmethod

@@ -15,7 +15,8 @@ from circuitlab.data.run_files import TaskFile, file_inside, task_file_of, task_
 from circuitlab.discovery.config import DiscoverConfig
 from circuitlab.discovery.pipeline import discover
 from circuitlab.discovery.run_folder import MANIFEST, REPORT, SCHEMA, at_home
-from circuitlab.errors import CircuitLabError, RunError
+from circuitlab.errors import CircuitLabError, FileError, FormatError, RunError
+from circuitlab.files import read_json
 from circuitlab.progress import Progress, reports_progress
 
 # Numbers of another machine or version may differ in the last bits of float32, and a bit more after many layers: by so
@@ -158,7 +159,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
             f"{str(folder)!r} is not a run folder: it has no {MANIFEST}. Give the folder that discover wrote."
         )
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = read_json(path, "manifest")
         schema, files, weights = manifest["schema"], manifest["files"], manifest["model"]["weights_sha256"]
         if schema == SCHEMA:
             DiscoverConfig.of_record(manifest["config"])
@@ -171,7 +172,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
                     raise TypeError(f"{name} is {text!r}; it must be a text")
             for name in files:  # before the work: a name that leads out of the folder ends it
                 file_inside(folder, name)
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+    except (FileError, FormatError, KeyError, TypeError, AttributeError) as error:
         raise RunError(f"{str(path)!r} is damaged: {type(error).__name__}: {error}. Run discover again.") from error
     if schema != SCHEMA:
         raise RunError(f"{str(path)!r} has the schema {schema!r}; this version reads {SCHEMA}.")

@@ -7,17 +7,15 @@ of them gzipped; or a folder of such files.
 
 from __future__ import annotations
 
-import gzip
-import json
 import re
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from circuitlab.errors import ConfigError, FormatError
+from circuitlab.errors import ConfigError, FormatError, MissingFileError
+from circuitlab.files import parse_json, read_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -101,7 +99,9 @@ def load_descriptions(path: str | Path, source: str | None = None) -> Descriptio
     """
     root = Path(path).expanduser()
     if not root.exists():
-        raise ConfigError(f"there are no descriptions at {str(path)!r}: give a local export, a JSON file or a folder.")
+        raise MissingFileError(
+            f"there are no descriptions at {str(path)!r}: give a local export, a JSON file or a folder."
+        )
     files = sorted(file for file in root.iterdir() if file.name.endswith(SUFFIXES)) if root.is_dir() else [root]
     entries = tuple(_entry(file, number, record) for file in files for number, record in _records(file))
     if not entries:
@@ -136,15 +136,12 @@ def search_descriptions(
 
 def _records(path: Path) -> Iterator[tuple[int, Any]]:
     """The records of a file, with their numbers from 1 on."""
-    try:
-        raw = path.read_bytes()
-        text = (gzip.decompress(raw) if path.name.endswith(".gz") else raw).decode("utf-8")
-        if ".jsonl" in path.name:
-            records = [json.loads(line) for line in text.splitlines() if line.strip()]
-        else:
-            records = json.loads(text)
-    except (OSError, EOFError, UnicodeDecodeError, json.JSONDecodeError, zlib.error) as error:
-        raise FormatError(f"descriptions {str(path)!r} cannot be read: {error}.") from error
+    text, where = read_text(path, "descriptions"), f"descriptions {str(path)!r}"
+    if ".jsonl" in path.name:
+        lines = enumerate(text.split("\n"), 1)
+        records = [parse_json(line, f"{where}, line {number}") for number, line in lines if line.strip()]
+    else:
+        records = parse_json(text, where)
     if isinstance(records, dict):
         records = records.get("explanations")
     if not isinstance(records, list):
@@ -160,10 +157,10 @@ def _entry(path: Path, number: int, record: Any) -> Description:
     if not isinstance(record, dict) or "index" not in record or "description" not in record:
         raise FormatError(f"{where}: a record has an index and a description; got {str(record)[:80]!r}.")
     index, text = record["index"], record["description"]
-    if isinstance(index, bool) or not re.fullmatch(r"\d+", str(index)):
-        raise FormatError(f"{where}: index {index!r} is not the number of a feature.")
+    if isinstance(index, bool) or not re.fullmatch(r"[0-9]{1,18}", str(index)[:40]):
+        raise FormatError(f"{where}: index {str(index)[:40]!r} is not the number of a feature.")
     if not isinstance(text, str):
-        raise FormatError(f"{where}: description {text!r} is not a text.")
+        raise FormatError(f"{where}: description {str(text)[:40]} is not a text.")
     told = {key: str(record[name]) for key, name in _OPTIONAL.items() if record.get(name) is not None}
     return Description(feature=int(index), text=text.strip(), **told)
 

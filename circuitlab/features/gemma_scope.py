@@ -8,6 +8,7 @@ References:
 
 from __future__ import annotations
 
+import math
 import re
 import zipfile
 from pathlib import Path
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from circuitlab.errors import FormatError
 from circuitlab.features.weights import Settings
+from circuitlab.files import check_archive, parsing
 
 PARAMS = "params.npz"
 _SITES = {"res": "resid_post", "mlp": "mlp_out", "att": "head_z"}
@@ -67,18 +69,36 @@ def told_by(path: Path) -> tuple[str | None, int | None, str | None]:
 
 
 def _arrays(path: Path) -> dict[str, Tensor]:
+    check_archive(path, "autoencoder file")
     try:
-        with np.load(path, allow_pickle=False) as file:
-            if not isinstance(file, np.lib.npyio.NpzFile):
-                raise FormatError(f"{path} holds a single array, not the named arrays of an autoencoder.")
-            arrays = {name: np.asarray(file[name]) for name in file.files}
-    except ValueError as error:
+        with parsing(f"autoencoder file {str(path)!r}"), zipfile.ZipFile(path) as archive:
+            arrays = {
+                member.filename.removesuffix(".npy"): _array(archive, member, path) for member in archive.infolist()
+            }
+    except FormatError as error:
+        if not isinstance(error.__cause__, zipfile.BadZipFile):
+            raise
         raise FormatError(
-            f"{path} holds pickled objects, which could run code, or is no npz file; it is not read ({error})."
+            f"{path} is no npz file, or is damaged: {error.__cause__}. Give the params.npz of an autoencoder."
         ) from error
-    except (zipfile.BadZipFile, EOFError, OSError) as error:
-        raise FormatError(f"{path} is damaged: {error}.") from error
     named = {f"W_{name[2:]}" if name.startswith("w_") else name: array for name, array in arrays.items()}
-    if other := [name for name, array in named.items() if not np.issubdtype(array.dtype, np.floating)]:
-        raise FormatError(f"{path}: {other[0]} holds {named[other[0]].dtype}, not numbers with a point.")
     return {name: torch.from_numpy(array) for name, array in named.items()}
+
+
+def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path) -> np.ndarray:
+    """One array, whose header is checked before memory is taken for it."""
+    with archive.open(member) as file:
+        version = np.lib.format.read_magic(file)
+        header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = header(file)
+    name = member.filename.removesuffix(".npy")
+    if dtype.hasobject:
+        raise FormatError(f"{path} holds pickled objects, which could run code; it is not read.")
+    if not np.issubdtype(dtype, np.floating):
+        raise FormatError(f"{path}: {name} holds {dtype}, not numbers with a point.")
+    if math.prod(shape) * dtype.itemsize > member.file_size:
+        raise FormatError(
+            f"{path} is damaged: {name} has the shape {shape}, but only {member.file_size} bytes. Write it again."
+        )
+    with archive.open(member) as file:
+        return np.lib.format.read_array(file, allow_pickle=False)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from circuitlab.errors import ConfigError, FormatError, UnknownNameError
+from circuitlab.errors import ConfigError, FormatError, MissingFileError, UnknownNameError
 from circuitlab.features.autoencoder import Autoencoder
 from circuitlab.features.gemma_scope import PARAMS, read_params
 from circuitlab.features.place import check_fits
@@ -50,7 +50,9 @@ def load_autoencoder(
         The autoencoder.
 
     Raises:
-        ConfigError: There is nothing at the path, an argument does not go with it, or it does not fit the model.
+        MissingFileError: There is nothing at the path.
+        FileError: A file is no regular file, or unpacks to far more than its size.
+        ConfigError: An argument does not go with the files, or they do not fit the model.
         FormatError: A file is missing or damaged, arrays do not go together, or settings cannot be honoured.
         UnknownNameError: The architecture, the hook point or the site is not known, or the model has no such site.
     """
@@ -60,7 +62,7 @@ def load_autoencoder(
     if layer is not None and layer < 0:
         raise ConfigError(f"layer {layer} is negative; layers are numbered from 0.")
     if not source.exists():
-        raise ConfigError(
+        raise MissingFileError(
             f"there is no autoencoder at {str(path)!r}: give a folder with {CONFIG}, a {PARAMS}, or 'bundled'."
         )
     params = source / PARAMS if source.is_dir() else source

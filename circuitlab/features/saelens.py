@@ -10,6 +10,7 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from circuitlab.errors import ConfigError, FormatError, OutputExistsError, Unkno
 from circuitlab.features.autoencoder import Autoencoder
 from circuitlab.features.encoders import Gated, JumpRelu, TopK
 from circuitlab.features.weights import BIASES, Settings
+from circuitlab.files import check_file, parsing, read_json, writing
 from circuitlab.models.hook_points import site_of_hook
 
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
@@ -61,6 +63,8 @@ def read_folder(
     _check_head(config, site, name)
     kind, input_scale = _normalisation(config.get("normalize_activations"), scaling_factor, name)
     processing = config.get("model_from_pretrained_kwargs") or {}
+    if not isinstance(processing, dict):
+        raise FormatError(f"{name}/{CONFIG}: model_from_pretrained_kwargs is a {type(processing).__name__}, no object.")
     if processing.get("fold_value_biases") and site == "head_z":
         raise FormatError(f"{name} was trained on z with folded value biases, which this model's z does not have.")
     arrays = _weights(folder, architecture)
@@ -70,14 +74,14 @@ def read_folder(
         site=site,
         layer=layer,
         k=k,
-        subtract_bias=bool(config.get("apply_b_dec_to_input", True)),
+        subtract_bias=_flag(config, "apply_b_dec_to_input", True, name),
         normalisation=kind,
         input_scale=input_scale,
-        by_decoder_norm=architecture == "topk" and bool(config.get("rescale_acts_by_decoder_norm", False)),
+        by_decoder_norm=_flag(config, "rescale_acts_by_decoder_norm", False, name) and architecture == "topk",
         centred=_centred(processing, site) if centred is None else centred,
         sizes=(_size(config, "d_in", name), _size(config, "d_sae", name)),
-        model_id=config.get("model_name"),
-        neuronpedia_id=config.get("neuronpedia_id"),
+        model_id=_name(config, "model_name", name),
+        neuronpedia_id=_name(config, "neuronpedia_id", name),
     ), _scaled_features(arrays, config, name)
 
 
@@ -100,8 +104,9 @@ def save_autoencoder(autoencoder: Autoencoder, folder: str | Path, *, force: boo
     folder = Path(folder).expanduser()
     if folder.exists() and not force:
         raise OutputExistsError(f"autoencoder folder {str(folder)!r} exists. Name another, or give force=True.")
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch:
+    with writing(folder, "autoencoder folder"), ExitStack() as stack:
+        folder.mkdir(parents=True, exist_ok=True)
+        scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent))
         made = Path(scratch)
         arrays = {name: tensor.detach().cpu().contiguous() for name, tensor in _arrays(autoencoder).items()}
         save_file(arrays, made / WEIGHTS)
@@ -114,12 +119,7 @@ def save_autoencoder(autoencoder: Autoencoder, folder: str | Path, *, force: boo
 
 def _config(path: Path) -> dict[str, Any]:
     """The settings, those of the model beside the others."""
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise FormatError(f"autoencoder folder {str(path.parent)!r} has no {CONFIG}.") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise FormatError(f"{path} is not JSON: {error}.") from error
+    config = read_json(path, "autoencoder settings", hint="Give a folder as SAELens writes it.")
     if not isinstance(config, dict):
         raise FormatError(f"{path} holds a {type(config).__name__}, not an object of settings.")
     nested = config.get("metadata") or config.get("meta") or {}
@@ -129,6 +129,8 @@ def _config(path: Path) -> dict[str, Any]:
 def _architecture(config: Mapping[str, Any], name: str) -> tuple[str, int | None]:
     activation = config.get("activation_fn") or config.get("activation_fn_str") or "relu"
     given = config.get("architecture") or "standard"
+    if not isinstance(given, str) or not isinstance(activation, str):
+        raise FormatError(f"autoencoder {name!r}: architecture and activation_fn are names; got {str(given)[:40]!r}.")
     if given in _OTHERS:
         raise UnknownNameError(f"autoencoder {name!r}: a {given} {_OTHERS[given]}. Read are {', '.join(BIASES)}.")
     if given == "standard" and activation == "topk":
@@ -188,8 +190,21 @@ def _size(config: Mapping[str, Any], key: str, name: str) -> int | None:
     return value
 
 
+def _flag(config: Mapping[str, Any], key: str, default: bool, name: str) -> bool:
+    value = config.get(key)
+    if value is not None and not isinstance(value, bool):
+        raise FormatError(f"{name}/{CONFIG}: {key} is {str(value)[:40]!r}, not true or false.")
+    return default if value is None else value
+
+
+def _name(config: Mapping[str, Any], key: str, name: str) -> str | None:
+    value = config.get(key)
+    if value is not None and not isinstance(value, str):
+        raise FormatError(f"{name}/{CONFIG}: {key} is a {type(value).__name__}, not a text.")
+    return value
+
+
 def _weights(folder: Path, architecture: str) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     files = [file for file in sorted(folder.glob("*.safetensors")) if file.name != "sparsity.safetensors"]
@@ -198,10 +213,11 @@ def _weights(folder: Path, architecture: str) -> dict[str, Tensor]:
         raise FormatError(
             f"autoencoder folder {str(folder)!r} has no {WEIGHTS} (it has {len(files)} other files of it)."
         )
-    try:
+    check_file(path, "autoencoder weights")
+    with parsing(f"safetensors file {str(path)!r}"):
         arrays = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise FormatError(f"{path} is not a safetensors file: {error}.") from error
+    if other := [name for name, tensor in arrays.items() if not tensor.is_floating_point()]:
+        raise FormatError(f"{path}: {other[0]} holds {arrays[other[0]].dtype}, not numbers with a point.")
     if architecture == "jumprelu" and "threshold" not in arrays and "log_threshold" in arrays:
         arrays["threshold"] = arrays.pop("log_threshold").exp()
     return arrays
@@ -215,7 +231,7 @@ def _scaled_features(arrays: dict[str, Tensor], config: Mapping[str, Any], name:
             continue
         if not config.get("finetuning_scaling_factor"):
             raise FormatError(f"autoencoder {name!r} holds a {key}, but its settings say that there is none.")
-        if factor.shape != arrays["W_enc"].shape[1:]:
+        if "W_enc" in arrays and factor.shape != arrays["W_enc"].shape[1:]:
             raise FormatError(f"autoencoder {name!r}: {key} has the shape {tuple(factor.shape)}, not one a feature.")
         arrays["feature_scale"] = factor
     return arrays

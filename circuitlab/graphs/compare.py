@@ -13,6 +13,7 @@ from circuitlab import late
 from circuitlab.errors import GraphError
 from circuitlab.graphs.circuit import Circuit
 from circuitlab.graphs.exchange import drawn_nodes
+from circuitlab.graphs.mib_json import UNKNOWN
 from circuitlab.graphs.prune import real_edges
 from circuitlab.graphs.ranking import edge_places
 from circuitlab.parts import Edge
@@ -113,6 +114,8 @@ def compare(first: Circuit, second: Circuit, names: tuple[str, str] = ("first", 
     """
     same = ("n_layers", "n_heads", "d_model", "parallel", "has_mlp")
     ours, theirs = ({name: getattr(c.spec, name) for name in same} for c in (first, second))
+    if UNKNOWN in (ours["d_model"], theirs["d_model"]):
+        ours["d_model"] = theirs["d_model"]
     if ours != theirs:
         what = next(name for name in same if ours[name] != theirs[name])
         raise GraphError(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from circuitlab.errors import ConfigError, FormatError, UnknownNameError
+from circuitlab.files import parsing, read_json, read_text, writing
 from circuitlab.graphs import mib_json, mib_tensors, networks
 from circuitlab.graphs.foreign_names import edges_of, hooks_of
 from circuitlab.graphs.mib_json import Read
@@ -34,14 +35,10 @@ def save_circuit(circuit: Circuit, path: Path) -> None:
         raise ConfigError(f"circuit file {str(path)!r} cannot be written: a folder has this name. Name a file.")
     temporary = path.with_name(path.name + ".part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(temporary)
-        os.replace(temporary, path)
-    except (FileExistsError, NotADirectoryError, PermissionError) as error:
-        raise ConfigError(
-            f"circuit file {str(path)!r} cannot be written: {error.strerror or error} ({error.filename!r}). "
-            "Name another place."
-        ) from error
+        with writing(path, "circuit file"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write(temporary)
+            os.replace(temporary, path)
     finally:
         with suppress(OSError):
             temporary.unlink()
@@ -72,7 +69,11 @@ def _writer_of(circuit: Circuit, path: Path) -> Callable[[Path], object]:
 
 def read_circuit(path: Path, spec: ModelSpec | None) -> Read:
     """See `load_circuit`."""
-    path = path / "circuit.json" if path.is_dir() else path
+    with parsing(f"circuit file {str(path)!r}"):
+        return _read_circuit(path / "circuit.json" if path.is_dir() else path, spec)
+
+
+def _read_circuit(path: Path, spec: ModelSpec | None) -> Read:
     if path.suffix in _PICKLES:
         raise FormatError(
             f"circuit file {str(path)!r} is a pickle by its name; pickles run code when they are loaded, so none is "
@@ -84,7 +85,12 @@ def read_circuit(path: Path, spec: ModelSpec | None) -> Read:
         return _from_graph(networks.read_graphml(path), path, spec)
     if path.suffix == ".txt":
         return _from_list(_lines(path), path, spec)
-    content = mib_json.load_object(path)
+    content = read_json(
+        path,
+        "circuit file",
+        hint="Give a circuit.json or a run folder.",
+        expected="Expected the MIB / EAP-IG format.",
+    )
     if isinstance(content, list):
         return _from_list(content, path, spec)
     if not isinstance(content, dict):
@@ -99,12 +105,7 @@ def read_circuit(path: Path, spec: ModelSpec | None) -> Read:
 
 def _lines(path: Path) -> list[Any]:
     """One edge a line, a name or a tuple; empty lines and those that begin with # count as none."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        raise FormatError(f"circuit file {str(path)!r} does not exist.") from None
-    except UnicodeDecodeError as error:
-        raise FormatError(f"circuit file {str(path)!r} is no text: {error}.") from error
+    lines = read_text(path, "circuit file").splitlines()
     found: list[Any] = []
     for number, line in enumerate(map(str.strip, lines), start=1):
         if not line or line.startswith("#"):
@@ -149,10 +150,12 @@ def _from_graph(graph: Any, path: Path, spec: ModelSpec | None) -> Read:
     layout = _layout(path, spec, "a graph of the kept edges alone")
     try:
         read = _read(layout, ((Edge.parse(name), score) for name, score in networks.graph_edges(graph)))
-    except UnknownNameError as error:
+        effects = networks.graph_effects(graph)
+    except (UnknownNameError, FormatError) as error:
         raise FormatError(f"circuit file {str(path)!r}: {error}") from error
     mib_json.check_finite(read.scores, "an edge", path)
-    return Read(layout.spec, read.mask, read.scores, networks.graph_effects(graph))
+    mib_json.check_finite(list(effects.values()), "a node", path)
+    return Read(layout.spec, read.mask, read.scores, effects)
 
 
 def _layout(path: Path, spec: ModelSpec | None, what: str) -> Layout:
@@ -168,6 +171,8 @@ def _read(layout: Layout, edges: Iterable[tuple[Edge, float]]) -> Read:
     scores = np.zeros(mask.shape)
     for edge, score in edges:
         place = layout.edge_index(edge)
+        if mask[place] and score == score and scores[place] != score:
+            raise FormatError(f"edge {edge.name!r} stands there twice, with the scores {scores[place]} and {score}.")
         mask[place], scores[place] = True, score
     return Read(layout.spec, mask, scores)
 

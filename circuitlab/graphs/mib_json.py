@@ -2,11 +2,14 @@
 
 What is read and written is what EAP-IG's `Graph.from_json` and `to_json` read and write: `cfg`, `nodes` (`in_graph`,
 and where there are any `score`, `neurons`, `neurons_scores`) and `edges` (`score` and `in_graph`, always both).
+
+Files of older versions of EAP-IG are read too: nodes that are plain booleans, neurons in an object of their own, a
+`cfg` without `d_model`, and edges without scores or that are plain booleans. A score that is NaN or null means the
+same in `.json` and `.pt`: the part was not scored, and is always kept.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -32,6 +35,7 @@ MOST_ENTRIES = 100_000_000
 # Ours, beside the format's own keys, which a reader of the format leaves alone: the name that GraphML has it under.
 EFFECT = "sweep_effect"
 SHOWN = 40  # characters of a faulty value
+UNKNOWN = 0  # the width of a model that an older file leaves out
 
 
 class _Strict(BaseModel):
@@ -42,7 +46,7 @@ class _Strict(BaseModel):
 class _Cfg(_Strict):
     n_layers: int = Field(ge=1, le=1_000_000)
     n_heads: int = Field(ge=1, le=1_000_000)
-    d_model: int = Field(ge=1, le=1_000_000_000)
+    d_model: int = Field(default=UNKNOWN, ge=1, le=1_000_000_000)
     parallel_attn_mlp: bool = False
 
 
@@ -109,7 +113,7 @@ def cfg_of(spec: ModelSpec) -> dict[str, Any]:
         "n_layers": spec.n_layers,
         "n_heads": spec.n_heads,
         "parallel_attn_mlp": spec.parallel,
-        "d_model": spec.d_model,
+        **({} if spec.d_model == UNKNOWN else {"d_model": spec.d_model}),
     }
 
 
@@ -140,7 +144,7 @@ def _as_constructed(layout: Layout) -> Iterator[tuple[int, int]]:
 
 def read_object(content: Mapping[str, Any], path: Path, spec: ModelSpec | None) -> Read:
     """A circuit from the JSON object of a file; see `load_circuit`."""
-    parsed = _parsed(content, path)
+    parsed = _parsed(_as_today(content, path), path)
     try:
         nodes = {name: Node.parse(name) for name in parsed.nodes}
         shape = fitting_spec(parsed.cfg.model_dump(), any(n.kind is Kind.MLP for n in nodes.values()), spec, path)
@@ -168,6 +172,7 @@ def _node_parts(parsed: _File, layout: Layout, mask: Bool[np.ndarray, "writer re
     n_writers, d_model = len(layout.writers), layout.spec.d_model
     derived = kept_nodes(mask, layout)[:-1]
     kept = derived.copy()
+    _check_widths(parsed, n_writers, d_model, path)
     found: dict[str, np.ndarray | None] = {
         "scores": np.full(n_writers, np.nan) if _any(entries, "score") else None,
         "neurons": np.zeros((n_writers, d_model), dtype=bool) if _any(entries, "neurons") else None,
@@ -183,15 +188,27 @@ def _node_parts(parsed: _File, layout: Layout, mask: Bool[np.ndarray, "writer re
             matrix, node = found[name], layout.writers[row].name
             if matrix is None or given is None:
                 continue
-            if isinstance(given, Sequence) and len(given) != d_model:
-                raise FormatError(
-                    f"circuit file {str(path)!r}: node {node!r} has {len(given)} {name.replace('_', ' ')}; d_model is "
-                    f"{d_model}, and every entry of its output has one."
-                )
             matrix[row] = [math.nan if v is None else v for v in given] if isinstance(given, Sequence) else given
             if matrix.dtype != bool:
                 check_finite(matrix[row], f"node {node!r}", path)
     return NodeParts(kept=None if (kept == derived).all() else kept, **found)
+
+
+def _check_widths(parsed: _File, n_writers: int, d_model: int, path: Path) -> None:
+    """Refuse lists of neurons of another length than d_model, and more of them than are held in memory."""
+    for node, entry in parsed.nodes.items():
+        for name, given in (("neurons", entry.neurons), ("neuron scores", entry.neurons_scores)):
+            if given is not None and len(given) != d_model:
+                width = f"d_model is {d_model}" if d_model else "cfg has no d_model"
+                raise FormatError(
+                    f"circuit file {str(path)!r}: node {node!r} has {len(given)} {name}; {width}, and every entry of "
+                    "its output has one."
+                )
+            if given is not None and n_writers * d_model > MOST_ENTRIES:
+                raise FormatError(
+                    f"circuit file {str(path)!r}: neurons of {n_writers:,} nodes of width {d_model:,} are more than "
+                    f"the {MOST_ENTRIES:,} entries that are read. Correct cfg."
+                )
 
 
 def _any(entries: Mapping[int, _NodeEntry], name: str) -> bool:
@@ -222,21 +239,33 @@ def _parsed(content: Mapping[str, Any], path: Path) -> _File:
         ) from error
 
 
-def load_object(path: Path) -> Any:
-    """The JSON value of a file.
-
-    Raises:
-        FormatError: There is no such file, or it is no JSON.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise FormatError(f"circuit file {str(path)!r} does not exist. Give a circuit.json or a run folder.") from None
-    # A ValueError that is no JSONDecodeError is a number of more digits than Python reads.
-    except (ValueError, RecursionError) as error:
+def _as_today(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """The object with the entries that today's files have; anything else stays as it is, to be refused by name."""
+    if content.get("n_pos") is not None:
         raise FormatError(
-            f"circuit file {str(path)!r} is no JSON: {error}. Expected the MIB / EAP-IG format."
-        ) from error
+            f"circuit file {str(path)!r} is a graph by position (n_pos is {str(content['n_pos'])[:SHOWN]}); "
+            "only graphs whose nodes stand for all positions are read."
+        )
+    found = dict(content)
+    nodes, neurons, edges = (content.get(name) for name in ("nodes", "neurons", "edges"))
+    if isinstance(nodes, dict):
+        nodes = {name: {"in_graph": node} if isinstance(node, bool) else node for name, node in nodes.items()}
+        if isinstance(neurons, dict):
+            if strange := [name for name in neurons if not isinstance(nodes.get(name), dict)]:
+                raise FormatError(f"circuit file {str(path)!r}: neurons names {strange[0]!r:.80}, which is no node.")
+            nodes |= {name: {**nodes[name], "neurons": given} for name, given in neurons.items()}
+        found["nodes"] = nodes
+    if isinstance(edges, dict):
+        found["edges"] = {name: _edge_as_today(edge) for name, edge in edges.items()}
+    return found
+
+
+def _edge_as_today(edge: Any) -> Any:
+    """An edge that says only whether it is kept: kept ones are not scored, the others have the score 0."""
+    edge = {"in_graph": edge} if isinstance(edge, bool) else edge
+    if isinstance(edge, dict) and "score" not in edge and isinstance(edge.get("in_graph"), bool):
+        return {**edge, "score": None if edge["in_graph"] else 0.0}
+    return edge
 
 
 def fitting_spec(cfg: Mapping[str, Any], has_mlp: bool, spec: ModelSpec | None, path: Path) -> ModelSpec:
@@ -261,7 +290,7 @@ def fitting_spec(cfg: Mapping[str, Any], has_mlp: bool, spec: ModelSpec | None, 
             parallel=parallel,
             has_mlp=has_mlp,
         )
-    theirs = (n_layers, n_heads, d_model, parallel, has_mlp)
+    theirs = (n_layers, n_heads, d_model or spec.d_model, parallel, has_mlp)
     ours = (spec.n_layers, spec.n_heads, spec.d_model, spec.parallel, spec.has_mlp)
     if theirs != ours:
         raise FormatError(

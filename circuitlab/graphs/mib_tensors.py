@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from circuitlab.errors import FormatError
+from circuitlab.files import check_archive, parsing
 from circuitlab.graphs.mib_json import Read, cfg_of, check_finite, fitting_spec
 from circuitlab.graphs.node_parts import NodeParts
 from circuitlab.graphs.prune import kept_nodes, real_edges
@@ -54,7 +55,7 @@ def to_bytes(circuit: Circuit) -> bytes:
 def read_tensors(path: Path, spec: ModelSpec | None) -> Read:
     """A circuit from a `.pt` file; see `load_circuit`."""
     content = _loaded(path)
-    cfg = content["cfg"]
+    cfg = dict(content["cfg"])
     for name, kind in _IN_CFG.items():
         # A cfg as old files have it may lack the last; others mean what they say.
         if name not in cfg and name != "parallel_attn_mlp":
@@ -84,18 +85,17 @@ def _loaded(path: Path) -> dict[str, Any]:
     """The file's dictionary with its needed keys."""
     import torch
 
+    check_archive(path, "circuit file")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise FormatError(f"circuit file {str(path)!r} does not exist.") from None
-    except pickle.UnpicklingError as error:
+        with parsing(f"circuit file {str(path)!r}"):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except FormatError as error:
+        if not isinstance(error.__cause__, pickle.UnpicklingError):
+            raise
         raise FormatError(
             f"circuit file {str(path)!r} is no tensor file, or holds more than tensors, numbers and names: "
-            f"{str(error).splitlines()[0][:160]} It is not loaded, for it could run code."
+            f"{str(error.__cause__).splitlines()[0][:160]} It is not loaded, for it could run code."
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, OSError) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise FormatError(f"circuit file {str(path)!r} is no .pt file: {first[:160]}") from error
     if not isinstance(content, dict):
         raise FormatError(
             f"circuit file {str(path)!r} holds a {type(content).__name__}; expected a dictionary with "
@@ -126,6 +126,9 @@ def _matrix(content: Mapping[str, Any], name: str, shape: tuple[int, ...], path:
     import torch
 
     given, wants_bool = content[name], name.endswith("in_graph")
+    if torch.is_tensor(given) and (given.layout != torch.strided or given.is_quantized or given.device.type != "cpu"):
+        kind = f"{given.layout}, {given.dtype} tensor on {given.device}"
+        raise FormatError(f"circuit file {str(path)!r}: {name} is a {kind}; expected a plain one. Save it dense.")
     if not torch.is_tensor(given) or tuple(given.shape) != shape:
         got = f"a tensor {tuple(given.shape)}" if torch.is_tensor(given) else f"a {type(given).__name__}"
         raise FormatError(f"circuit file {str(path)!r}: {name} is {got}; expected a tensor {shape}.")
@@ -134,6 +137,6 @@ def _matrix(content: Mapping[str, Any], name: str, shape: tuple[int, ...], path:
         raise FormatError(f"circuit file {str(path)!r}: {name} holds {given.dtype}; expected {wanted}.")
     if wants_bool:
         return given.numpy()
-    scores = given.double().numpy()
+    scores = given.detach().double().resolve_neg().numpy()
     check_finite(scores, name, path)
     return scores

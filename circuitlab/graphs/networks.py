@@ -7,13 +7,13 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from xml.etree.ElementTree import ParseError
 
 import networkx as nx
 
 from circuitlab.errors import FormatError
+from circuitlab.files import parsing, read_text
 from circuitlab.graphs.mib_json import EFFECT, effect_of
-from circuitlab.parts import Kind, Node
+from circuitlab.parts import Edge, Kind, Node
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -92,13 +92,33 @@ def graph_edges(graph: nx.MultiDiGraph) -> Iterator[tuple[str, float]]:
     """Full name and score of every edge of a graph made by `to_networkx`; NaN where it has no score."""
     for source, target, key, data in graph.edges(keys=True, data=True):
         slot = data.get("slot")
-        name = key if isinstance(key, str) and "->" in key else f"{source}->{target}" + (f"<{slot}>" if slot else "")
-        yield name, data.get("score", float("nan"))
+        name = f"{source}->{target}" + (f"<{slot}>" if slot else "")
+        if isinstance(key, str) and "->" in key:
+            edge = Edge.parse(key)
+            named = edge.source.name, edge.reader.node.name, edge.reader.slot.value if edge.reader.slot else ""
+            if named != (source, target, named[2] if slot is None else slot):
+                raise FormatError(
+                    f"edge {key!r} stands between {source!r} and {target!r}, slot {slot!r}, which is another edge. "
+                    "Correct its key or its ends."
+                )
+            name = key
+        yield name, _number(data.get("score", float("nan")), f"edge {name!r}", "score")
 
 
 def graph_effects(graph: nx.MultiDiGraph) -> dict[str, float]:
     """Swept effects of the nodes of such a graph."""
-    return {name: data[EFFECT] for name, data in graph.nodes(data=True) if EFFECT in data}
+    return {
+        name: _number(data[EFFECT], f"node {name!r}", EFFECT) for name, data in graph.nodes(data=True) if EFFECT in data
+    }
+
+
+def _number(value: Any, what: str, name: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise FormatError(f"{what}: its {name} is {str(value)[:40]!r}, a {type(value).__name__}; it must be a number.")
+    try:
+        return float(value)
+    except OverflowError:
+        raise FormatError(f"{what}: its {name} has {len(str(value))} digits, more than a float holds.") from None
 
 
 def read_graphml(path: Path) -> nx.MultiDiGraph:
@@ -107,12 +127,18 @@ def read_graphml(path: Path) -> nx.MultiDiGraph:
     Raises:
         FormatError: There is no such file, or it is no GraphML.
     """
+    text = read_text(path, "circuit file")
+    if "<!DOCTYPE" in text or "<!ENTITY" in text:
+        raise FormatError(
+            f"circuit file {str(path)!r} declares a document type, which GraphML has no need of and which can expand "
+            "to gigabytes. Remove the declaration."
+        )
     try:
-        return nx.read_graphml(path, force_multigraph=True)
-    except FileNotFoundError:
-        raise FormatError(f"circuit file {str(path)!r} does not exist.") from None
-    except (ParseError, nx.NetworkXError, ValueError, KeyError) as error:
-        raise FormatError(f"circuit file {str(path)!r} is no GraphML: {error}.") from error
+        with parsing(f"circuit file {str(path)!r}"):
+            # Bytes, not text: the parser would take the text's own declaration of its encoding at its word.
+            return nx.parse_graphml(re.sub(r"^\s*<\?xml.*?\?>", "", text, count=1), force_multigraph=True)
+    except FormatError as error:
+        raise FormatError(f"circuit file {str(path)!r} is no GraphML: {error.__cause__}. Write it again.") from error
 
 
 def read_node_link(content: Mapping[str, Any], path: Path) -> nx.MultiDiGraph:
@@ -122,11 +148,11 @@ def read_node_link(content: Mapping[str, Any], path: Path) -> nx.MultiDiGraph:
         FormatError: It is no node-link object.
     """
     try:
-        graph = nx.node_link_graph(
-            dict(content), directed=True, multigraph=True, edges="edges" if "edges" in content else "links"
-        )
-    except (KeyError, TypeError, ValueError, AttributeError, nx.NetworkXError) as error:
-        raise FormatError(
-            f"circuit file {str(path)!r} is no node-link JSON: {type(error).__name__} {error}."
-        ) from error
-    return nx.MultiDiGraph(graph)
+        with parsing(f"circuit file {str(path)!r}"):
+            graph = nx.node_link_graph(
+                dict(content), directed=True, multigraph=True, edges="edges" if "edges" in content else "links"
+            )
+            return nx.MultiDiGraph(graph)
+    except FormatError as error:
+        cause = f"{type(error.__cause__).__name__} {str(error.__cause__)[:160]}"
+        raise FormatError(f"circuit file {str(path)!r} is no node-link JSON: {cause}. Write it again.") from error

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from io import TextIOWrapper
 from pathlib import Path
-from typing import TextIO
 
-from circuitlab.errors import ConfigError, FormatError
+from circuitlab.errors import ConfigError, FormatError, MissingFileError, WrongTypeError
+from circuitlab.files import check_file, encoding_of, open_file, parse_json
 
 SUFFIXES = (".txt", ".jsonl")  # what is read in a folder
 _CHUNK = 2**16  # characters that are read at once
+MOST_LINE = 2**26  # characters of a line of a .jsonl file
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +48,14 @@ def read_corpus(
         files = sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES and file.is_file())
         if not files:
             raise ConfigError(f"corpus folder {str(source)!r} has no file ending in {' or '.join(SUFFIXES)}.")
-    elif path.is_file():
-        files = [path]
     else:
-        raise ConfigError(
-            f"corpus {clipped(source)} does not exist. Give a file, a folder, or the texts themselves as a list."
-        )
+        files = [path]
+        try:
+            check_file(path, "corpus file")
+        except MissingFileError as error:
+            raise MissingFileError(
+                f"corpus {clipped(source)} does not exist. Give a file, a folder, or the texts themselves as a list."
+            ) from error
     base = path if path.is_dir() else path.parent
     return (one for file in files for one in _in_file(file, file.relative_to(base).as_posix(), separator, field, most))
 
@@ -83,37 +86,47 @@ def clipped(source: str | Path) -> str:
 def _given(texts: Iterable[str], most: int) -> Iterator[CorpusText]:
     for number, text in enumerate(texts):
         if not isinstance(text, str):
-            raise ConfigError(f"text {number} of the corpus is a {type(text).__name__}, not a str.")
+            raise WrongTypeError(f"text {number} of the corpus is a {type(text).__name__}, not a str.")
         if text.strip():
             yield CorpusText(text[:most], str(number))
 
 
 def _in_file(file: Path, name: str, separator: str, field: str, most: int) -> Iterator[CorpusText]:
     try:
-        with file.open(encoding="utf-8") as stream:
+        with open_file(file, "corpus file") as raw:
+            encoding = encoding_of(raw.read(4))
+            raw.seek(0)
+            stream = TextIOWrapper(raw, encoding=encoding)
             texts = _objects(stream, name, field) if file.suffix == ".jsonl" else _pieces(stream, separator, most)
             for number, text in enumerate(texts, start=1):
                 if text.strip():
                     yield CorpusText(text[:most], f"{name}:{number}")
     except UnicodeDecodeError as error:
         raise FormatError(f"corpus file {str(file)!r} is not UTF-8 text: {error.reason}. Save it as UTF-8.") from error
-    except OSError as error:
-        raise ConfigError(f"corpus file {str(file)!r} cannot be read: {error.strerror or error}.") from error
 
 
-def _objects(stream: TextIO, name: str, field: str) -> Iterator[str]:
-    for number, line in enumerate(stream, start=1):
-        try:
-            found = json.loads(line) if line.strip() else {field: ""}
-        except ValueError as error:
-            raise FormatError(f"line {number} of corpus file {name!r} is no JSON: {error}.") from error
+def _objects(stream: TextIOWrapper, name: str, field: str) -> Iterator[str]:
+    for number, line in enumerate(_lines(stream, name), start=1):
+        found = parse_json(line, f"line {number} of corpus file {name!r}") if line.strip() else {field: ""}
         text = found.get(field) if isinstance(found, dict) else None
         if not isinstance(text, str):
             raise FormatError(f"line {number} of corpus file {name!r} is no JSON object with a text {field!r}.")
         yield text
 
 
-def _pieces(stream: TextIO, separator: str, most: int) -> Iterator[str]:
+def _lines(stream: TextIOWrapper, name: str) -> Iterator[str]:
+    """The lines, none of which may be too long to hold."""
+    number = 0
+    while line := stream.readline(MOST_LINE + 1):
+        number += 1
+        if len(line) > MOST_LINE:
+            raise FormatError(
+                f"line {number} of corpus file {name!r} has more than {MOST_LINE:,} characters. Split it."
+            )
+        yield line
+
+
+def _pieces(stream: TextIOWrapper, separator: str, most: int) -> Iterator[str]:
     """What stands between separators; of a piece longer than `most` only the beginning is kept in memory."""
     kept = ""
     while chunk := stream.read(_CHUNK):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,8 @@ from xml.etree import ElementTree
 
 import pandas as pd
 
-from circuitlab.errors import FormatError, GraphError, RunError, UnknownNameError
+from circuitlab.errors import FileError, FormatError, GraphError, MissingFileError, RunError, UnknownNameError
+from circuitlab.files import parse_json, read_text
 from circuitlab.parts import Edge
 from circuitlab.report.attention_data import AttentionData
 from circuitlab.viz import SITES, DrawnEdge, DrawnNode, LabelledGrid, grid_from_frame, read_sweep
@@ -170,21 +170,21 @@ def damaged(folder: Path, name: str, what: str) -> RunError:
 
 def _text(folder: Path, name: str) -> str:
     try:
-        return (folder / name).read_text(encoding="utf-8")
-    except FileNotFoundError:
+        return read_text(folder / name, "file")
+    except MissingFileError:
         raise RunError(
             f"{name} is missing in the run folder {str(folder)!r}. Restore the file, or make the run again with "
             f"`circuitlab discover ... --out {folder} --force`."
         ) from None
-    except (UnicodeDecodeError, OSError) as error:
-        raise damaged(folder, name, str(error)) from error
+    except (FileError, FormatError) as error:
+        raise damaged(folder, name, str(error).rstrip(".")) from error
 
 
 def _json(folder: Path, name: str) -> dict[str, Any]:
     try:
-        value = json.loads(_text(folder, name))
-    except json.JSONDecodeError as error:
-        raise damaged(folder, name, f"it is no JSON ({error})") from error
+        value = parse_json(_text(folder, name), "it", expected="")
+    except FormatError as error:
+        raise damaged(folder, name, str(error).rstrip(". ")) from error
     if not isinstance(value, dict):
         raise damaged(folder, name, "it holds no JSON object")
     return value
@@ -222,9 +222,9 @@ def _pairs(folder: Path) -> tuple[Mapping[str, Any], ...]:
     pairs = []
     for i, line in enumerate(_text(folder, "dataset.jsonl").splitlines(), start=1):
         try:
-            pair = json.loads(line)
+            pair = parse_json(line, "it")
             clean, corrupt = pair["clean"], pair["corrupt"]
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+        except (FormatError, KeyError, TypeError) as error:
             raise damaged(folder, "dataset.jsonl", f"line {i} is no pair ({type(error).__name__}: {error})") from error
         if not isinstance(clean, str) or not isinstance(corrupt, str):
             raise damaged(folder, "dataset.jsonl", f"line {i} holds prompts that are no text")
@@ -269,7 +269,10 @@ def _sweep_effects(folder: Path) -> dict[str, float]:
         return {}
     space = "{http://graphml.graphdrawing.org/xmlns}"
     try:
-        root = ElementTree.parse(path).getroot()
+        text = _text(folder, path.name)
+        if "<!DOCTYPE" in text or "<!ENTITY" in text:
+            raise ValueError("it declares a document type, which GraphML has no need of")
+        root = ElementTree.fromstring(text)
         keys = {key.get("id") for key in root.iter(f"{space}key") if key.get("attr.name") == "sweep_effect"}
         return {
             str(node.get("id")): float(data.text or "nan")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from circuitlab.files import write_bytes
 from circuitlab.report import sections, trust
 from circuitlab.report.attention_script import ATTENTION_SCRIPT, ATTENTION_STYLE
 from circuitlab.report.attention_view import attention_section
@@ -32,12 +33,7 @@ def write_report(folder: str | Path, *, name: str | None = None) -> Path:
     """
     run = read_run(folder, name)
     path = run.path / REPORT
-    temporary = path.with_name(f".{REPORT}.partial")
-    try:
-        temporary.write_bytes(page(run).encode("utf-8"))
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_bytes(path, page(run).encode("utf-8"), "report")
     return path
 
 

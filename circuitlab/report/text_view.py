@@ -17,6 +17,7 @@ import numpy as np
 
 from circuitlab.data.text_values import TextValues
 from circuitlab.errors import ConfigError, OutputExistsError
+from circuitlab.files import write_bytes
 from circuitlab.report.document import data_block, document
 from circuitlab.report.markup import MINUS, Html, counted, element, joined
 from circuitlab.report.text_assets import LEVELS, RULES, SCRIPT, ramp_rules
@@ -90,13 +91,7 @@ def save(texts: Sequence[TextValues], path: str | Path, *, title: str = "", forc
             f"page {str(path)!r} exists. Name another file, or replace it with force=True (--force)."
         )
     written = page(texts, title=title).encode("utf-8")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.partial")
-    try:
-        temporary.write_bytes(written)
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_bytes(target, written, "page")
     return target
 
 

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
 from circuitlab.errors import ConfigError
+from circuitlab.files import write_bytes
 from circuitlab.viz.style import style
 
 DPI = 160
@@ -87,10 +88,5 @@ def save_figure(figure: Figure, path: str | Path) -> Path:
     kind = path.suffix[1:]
     if kind not in ("png", "svg"):
         raise ConfigError(f"cannot draw {path.name!r}: figures are written as .png or .svg. Use one of these suffixes.")
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        temporary.write_bytes(figure_bytes(figure, kind))
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_bytes(path, figure_bytes(figure, kind), "figure")
     return path

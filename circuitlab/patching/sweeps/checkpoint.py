@@ -15,10 +15,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import save
 
 from circuitlab.errors import RunError
+from circuitlab.files import check_file, writing
 
 DONE = "done"
 
@@ -47,8 +48,9 @@ class Checkpoint:
         Raises:
             RunError: The file is of another sweep, or damaged.
         """
-        if self.path is None or not self.path.exists():
+        if self.path is None or not os.path.lexists(self.path):
             return
+        check_file(self.path, "file to resume from")
         try:
             with safe_open(self.path, "pt") as file:
                 about = file.metadata() or {}
@@ -57,12 +59,21 @@ class Checkpoint:
                         f"{self.path} keeps another sweep (other model, prompts, sites or settings). "
                         "Give another path, or remove the file."
                     )
+                read = {name: file.get_tensor(name).numpy() for name in self.tables}
                 for name, table in self.tables.items():
-                    table[...] = file.get_tensor(name).numpy()
-                self.done = set(file.get_tensor(DONE).tolist())
-                self.budget = int(json.loads(about["budget"]))
-        except (SafetensorError, OSError, KeyError, ValueError) as error:
+                    if read[name].shape != table.shape or read[name].dtype != table.dtype:
+                        raise ValueError(f"table {name} is {read[name].dtype} {read[name].shape}")
+                done = set(file.get_tensor(DONE).flatten().tolist())
+                budget = json.loads(about["budget"])
+                if type(budget) is not int or budget < 1 or not all(type(part) is int for part in done):
+                    raise ValueError(f"budget {budget!r:.40} or the list of finished parts is no whole number")
+        except RunError:
+            raise
+        except Exception as error:  # whatever safetensors, JSON or numpy say of a damaged file
             raise RunError(f"{self.path} cannot be read as the rest of a sweep: {error}. Remove it.") from error
+        for name, table in self.tables.items():
+            table[...] = read[name]
+        self.done, self.budget = done, budget
 
     def finish(self, part: int) -> None:
         """Take note of a finished part, on disk."""
@@ -72,9 +83,10 @@ class Checkpoint:
         tensors = {name: torch.from_numpy(table) for name, table in self.tables.items()}
         tensors[DONE] = torch.tensor(sorted(self.done))
         partial = self.path.with_name(self.path.name + ".part")
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, partial, metadata={"key": self.key, "budget": json.dumps(self.budget)})
-        os.replace(partial, self.path)
+        with writing(self.path, "file to resume from"):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            partial.write_bytes(save(tensors, {"key": self.key, "budget": json.dumps(self.budget)}))
+            os.replace(partial, self.path)
 
     def remove(self) -> None:
         """The sweep is done; nothing is left to resume."""
