@@ -22,7 +22,7 @@ from circuitlab.data.example import Example
 from circuitlab.data.pairs import Pair, PairSet
 from circuitlab.models.bridge import BridgeModel
 from circuitlab.models.load import load_model
-from circuitlab.models.protocol import Folding
+from circuitlab.models.protocol import Bos, Folding
 from circuitlab.models.text import TokenizerText
 from circuitlab.models.verify import adapted
 
@@ -165,8 +165,8 @@ def _per_query_head(key: str, weight: torch.Tensor) -> torch.Tensor:
 
 @cache
 def tokenizer() -> Any:
-    """A byte-level tokenizer of at most 300 tokens, trained on a few words."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    """A byte-level tokenizer of at most 300 tokens, trained on a few words, that puts its BOS token in front."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
     made = Tokenizer(models.BPE())
@@ -177,6 +177,7 @@ def tokenizer() -> Any:
         vocab_size=D_VOCAB, special_tokens=[BOS], initial_alphabet=alphabet, show_progress=False
     )
     made.train_from_iterator(WORDS, trainer)
+    made.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, 0)])
     return PreTrainedTokenizerFast(tokenizer_object=made, bos_token=BOS, eos_token=BOS, pad_token=BOS)
 
 
@@ -207,7 +208,7 @@ def mixed_pairs() -> PairSet:
         example = Example.from_template(
             "{opening} {name} left{end}", fields, corrupt={"name": "He"}, answer=" and", distractor=" then"
         )
-        made = encode_example(example, TokenizerText(tokenizer(), prepend_bos=True))
+        made = encode_example(example, TokenizerText(tokenizer(), Bos(choice="auto", ids=(0,), tokens=(BOS,))))
         assert isinstance(made, Pair), made
         found.append(replace(made, id=str(number)))
     assert len({len(pair) for pair in found}) == 3

@@ -36,6 +36,7 @@ from circuitlab import evaluate, load_model, score_edges, select, sweep
 from circuitlab.errors import ConfigError, ModelError, UnsupportedModelError
 from circuitlab.models.anatomy import mlp_gate
 from circuitlab.models.bridge import BridgeModel
+from circuitlab.models.protocol import Bos
 from circuitlab.models.text import TokenizerText
 from circuitlab.models.verify import TOLERANCE as ALLOWED
 from circuitlab.models.verify import measure, verify
@@ -214,14 +215,14 @@ class TestText:
         assert [text[start:end] for start, end in encoded.offsets[1:]] == list(encoded.tokens[1:])
 
     def test_no_beginning_of_sequence_where_the_model_wants_none(self):
-        encoded = TokenizerText(tokenizer(), prepend_bos=False).encode("hello John")
+        encoded = TokenizerText(tokenizer(), Bos(choice="never")).encode("hello John")
         assert encoded.tokens == ("hello", " John")
         assert encoded.offsets == ((0, 5), (5, 10))
 
     def test_a_bridge_that_prepends_none(self):
         bridge = booted("gpt2")
         bridge.cfg.default_prepend_bos = False
-        model = load_model(bridge)
+        model = load_model(bridge, bos="transformer-lens")
         assert list(model.text.encode("hello John").ids) == bridge.to_tokens("hello John")[0].tolist()
         assert len(model.text.encode("hello John").ids) == 2
 
@@ -235,7 +236,7 @@ class TestText:
 
     def test_a_tokenizer_that_cannot_tell_where_its_tokens_are(self):
         with pytest.raises(ModelError, match=r"tokenizer SimpleNamespace is not a fast one.*tokenizer\.json"):
-            TokenizerText(SimpleNamespace(is_fast=False), prepend_bos=False)
+            TokenizerText(SimpleNamespace(is_fast=False), Bos(choice="never"))
 
 
 class TestBridges:

@@ -14,7 +14,7 @@ from circuitlab.tasks import html_tag_closing
 from training import lexicon
 from training.corpus import Document, document
 from training.measure import next_logits
-from training.tokenizer import BOS, EOS, token_id
+from training.tokenizer import EOS, token_id
 
 
 def unseen_documents(seed: int, trained_on: int, count: int) -> list[Document]:
@@ -38,7 +38,7 @@ def loss_by_kind(
     """
     sums: dict[str, tuple[float, int]] = {}
     for each in texts:
-        ids = torch.tensor([[token_id(tokenizer, BOS), *tokenizer.encode(each.text), token_id(tokenizer, EOS)]])
+        ids = torch.tensor([[*tokenizer.encode(each.text), token_id(tokenizer, EOS)]])
         if ids.shape[1] > model.config.n_positions:
             continue
         loss = cross_entropy(model(ids[:, :-1]).logits[0], ids[0, 1:], reduction="sum").item()
@@ -93,7 +93,7 @@ def sample(
         The text, up to where the model ends the document or the tokens are used up.
     """
     generator = torch.Generator().manual_seed(seed)
-    ids = [token_id(tokenizer, BOS), *tokenizer.encode(start)]
+    ids = list(tokenizer.encode(start))
     for _ in range(tokens):
         logits = model(torch.tensor([ids])).logits[0, -1]
         drawn = int(torch.multinomial(logits.softmax(dim=-1), 1, generator=generator))

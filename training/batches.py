@@ -1,7 +1,7 @@
 """Documents as batches of token ids: one document a row, rows of like length together.
 
-Every row begins with the beginning-of-sequence token, as the prompts of the tasks do, and holds one document,
-so that nothing has to be learnt about where documents meet.
+Every row begins with the beginning-of-sequence token, which the tokenizer adds, as the prompts of the tasks do, and
+holds one document, so that nothing has to be learnt about where documents meet.
 """
 
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from training.tokenizer import BOS, EOS, PAD, token_id
+from training.tokenizer import EOS, PAD, token_id
 
 IGNORED = -100
 LENGTHS = (16, 24, 32, 40, 48, 56, 64, 72, 80, 96, 112, 128, 160, 192, 256)
@@ -38,7 +38,7 @@ class Rows:
         self.tokens = 0
         self.dropped = 0
         for ids in _encoded(texts, tokenizer):
-            row = np.array([token_id(tokenizer, BOS), *ids, token_id(tokenizer, EOS)], dtype=np.int16)
+            row = np.array([*ids, token_id(tokenizer, EOS)], dtype=np.int16)
             fitting = next((length for length in LENGTHS if len(row) <= length), None)
             if fitting is None:
                 self.dropped += 1

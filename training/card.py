@@ -122,7 +122,7 @@ command works with no network and every behaviour can be studied on weights whos
 
 The tokenizer cuts text into words, marks and spaces before any merge: `</`, `/>` and every tag name are one token
 each wherever they stand, and so is every name, with a space before it and without. Every training document begins
-with `<|bos|>`, and prompts should too; the tokenizer does not add it by itself, the library does."""
+with `<|bos|>`, and prompts should too: the tokenizer puts it in front of every text that it is called on."""
 
 
 def _data(training: Training, some: list[Document]) -> str:

@@ -12,7 +12,7 @@ from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 from circuitlab.data.example import Example
 from circuitlab.data.task import Task
 from circuitlab.tasks import gendered_pronouns, html_tag_closing, name_throw
-from training.tokenizer import BOS, PAD, token_id
+from training.tokenizer import PAD, token_id
 
 TASKS = (gendered_pronouns.TASK, name_throw.TASK, html_tag_closing.TASK)
 
@@ -127,14 +127,14 @@ def next_logits(
 
     Args:
         model: The language model.
-        tokenizer: Its tokenizer; the beginning-of-sequence token is put before each prompt here.
+        tokenizer: Its tokenizer, which adds the beginning-of-sequence token.
         prompts: Texts of any lengths.
         size: Prompts a forward pass.
 
     Returns:
         Float tensor, prompts by vocabulary.
     """
-    rows = [[token_id(tokenizer, BOS), *ids] for ids in tokenizer(prompts)["input_ids"]]
+    rows = tokenizer(prompts)["input_ids"]
     logits = []
     for start in range(0, len(rows), size):
         part = rows[start : start + size]

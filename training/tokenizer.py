@@ -7,7 +7,7 @@ and from a list of the words that must come out as one token.
 
 from collections.abc import Iterable, Iterator
 
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from training import lexicon
@@ -37,7 +37,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenize
         vocabulary: Number of tokens, the special ones among them.
 
     Returns:
-        A tokenizer that adds no special tokens by itself.
+        A tokenizer that puts the beginning-of-sequence token in front of a text, and nothing after it.
 
     Raises:
         ValueError: A required token did not come out as one.
@@ -57,6 +57,9 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenize
         show_progress=False,
     )
     tokenizer.train_from_iterator(_with_required(texts), trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A", pair=f"{BOS} $A {BOS}:1 $B:1", special_tokens=[(BOS, tokenizer.token_to_id(BOS))]
+    )
     wrapped = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token=BOS,
@@ -64,7 +67,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenize
         pad_token=PAD,
         clean_up_tokenization_spaces=False,
     )
-    split = [text for text in required_tokens() if len(wrapped.encode(text)) != 1]
+    split = [text for text in required_tokens() if len(wrapped.tokenize(text)) != 1]
     if split:
         raise ValueError(
             f"{len(split)} required tokens are split, {split[:8]} among them; raise the vocabulary above {vocabulary}."

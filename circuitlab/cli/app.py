@@ -103,6 +103,7 @@ def discover(
     force: opt.Force = False,
     device: opt.Device = None,
     dtype: opt.Dtype = None,
+    bos: opt.Bos = None,
     fold_ln: opt.FoldLn = False,
     center_weights: opt.CenterWeights = False,
     quiet: opt.Quiet = False,
@@ -126,8 +127,8 @@ def discover(
     with progress(quiet=quiet) as report:
         run = run_discover(
             wanted, model=model, method=method, steps=steps, metric=metric, ablation=ablation, n=n, seed=seed,
-            selection=rule, min_accuracy=min_accuracy, device=device, dtype=dtype, force=force, progress=report,
-            method_options=told, stability=stability, stability_seeds=stability_seeds, fold_ln=fold_ln,
+            selection=rule, min_accuracy=min_accuracy, device=device, dtype=dtype, bos=bos, force=force,
+            progress=report, method_options=told, stability=stability, stability_seeds=stability_seeds, fold_ln=fold_ln,
             center_weights=center_weights, allow_weak_gap=allow_weak_gap,
             out=default_folder(main, wanted.label) if out is None else out,
         )  # fmt: skip
@@ -158,6 +159,7 @@ def evaluate(
     tests: Annotated[bool, typer.Option("--tests", help="The five hypothesis tests of Shi et al. beside.")] = False,
     device: opt.Device = None,
     dtype: opt.Dtype = None,
+    bos: opt.Bos = None,
     fold_ln: opt.FoldLn = False,
     center_weights: opt.CenterWeights = False,
     quiet: opt.Quiet = False,
@@ -178,7 +180,7 @@ def evaluate(
     from circuitlab.patching.runs.replacement import needs_reference
 
     apart = needs_reference(ablation)
-    loaded = load_model(model, device=device, dtype=dtype, fold_ln=fold_ln, center_weights=center_weights)
+    loaded = load_model(model, device=device, dtype=dtype, bos=bos, fold_ln=fold_ln, center_weights=center_weights)
     kept = load_circuit(circuit, spec=loaded.spec)
     pairs = wanted.pairs(loaded, n=n, seed=seed, reference=apart)
     judged = {

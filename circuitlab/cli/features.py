@@ -53,6 +53,7 @@ def show(
     site: Site = None,
     layer: Layer = None,
     scaling_factor: Factor = None,
+    bos: opt.Bos = None,
     fold_ln: opt.FoldLn = False,
     center_weights: opt.CenterWeights = False,
     json: opt.Json = False,
@@ -63,11 +64,13 @@ def show(
 
     given: dict[str, Any] = {"site": site, "layer": layer, "scaling_factor": scaling_factor}
     if not text and model is None:
-        if fold_ln or center_weights:
-            raise ConfigError("--fold-ln and --center-weights rewrite a model; name it with --model, and a --text.")
+        if fold_ln or center_weights or bos is not None:
+            raise ConfigError(
+                "--bos, --fold-ln and --center-weights are of a model; name it with --model, and a --text."
+            )
         found, measured = load_autoencoder(autoencoder, **given), None
     else:
-        loaded = load_model(model or "bundled", fold_ln=fold_ln, center_weights=center_weights)
+        loaded = load_model(model or "bundled", bos=bos, fold_ln=fold_ln, center_weights=center_weights)
         found = load_autoencoder(autoencoder, model=loaded, **given)
         measured = quality(loaded, found, text) if text else None
     facts = {
@@ -115,6 +118,7 @@ def active(
     scaling_factor: Factor = None,
     device: opt.Device = None,
     dtype: opt.Dtype = None,
+    bos: opt.Bos = None,
     fold_ln: opt.FoldLn = False,
     center_weights: opt.CenterWeights = False,
     json: opt.Json = False,
@@ -125,8 +129,8 @@ def active(
     _check_top(top)
     words = _descriptions(descriptions, source)
     loaded, own = _loaded(
-        model, autoencoder, site, layer, scaling_factor, device=device, dtype=dtype, fold_ln=fold_ln,
-        center_weights=center_weights,
+        model, autoencoder, site, layer, scaling_factor, device=device, dtype=dtype, bos=bos,
+        fold_ln=fold_ln, center_weights=center_weights,
     )  # fmt: skip
     found = features(loaded, own, text)
     here = found.active(position, top)
@@ -173,6 +177,7 @@ def sweep(
     scaling_factor: Factor = None,
     device: opt.Device = None,
     dtype: opt.Dtype = None,
+    bos: opt.Bos = None,
     fold_ln: opt.FoldLn = False,
     center_weights: opt.CenterWeights = False,
     quiet: opt.Quiet = False,
@@ -192,8 +197,8 @@ def sweep(
     _check_top(top)
     words = _descriptions(descriptions, source)
     loaded, own = _loaded(
-        model, autoencoder, site, layer, scaling_factor, device=device, dtype=dtype, fold_ln=fold_ln,
-        center_weights=center_weights,
+        model, autoencoder, site, layer, scaling_factor, device=device, dtype=dtype, bos=bos,
+        fold_ln=fold_ln, center_weights=center_weights,
     )  # fmt: skip
     pairs = wanted.pairs(loaded, n=n, seed=seed).discovery
     asked: dict[str, Any] = {"metric": metric or wanted.metric, "seed": seed}
@@ -241,6 +246,7 @@ def rank(
     scaling_factor: Factor = None,
     device: opt.Device = None,
     dtype: opt.Dtype = None,
+    bos: opt.Bos = None,
     fold_ln: opt.FoldLn = False,
     center_weights: opt.CenterWeights = False,
     quiet: opt.Quiet = False,
@@ -254,8 +260,8 @@ def rank(
     _check_top(top)
     words = _descriptions(descriptions, source)
     loaded, own = _loaded(
-        model, autoencoder, site, layer, scaling_factor, device=device, dtype=dtype, fold_ln=fold_ln,
-        center_weights=center_weights,
+        model, autoencoder, site, layer, scaling_factor, device=device, dtype=dtype, bos=bos,
+        fold_ln=fold_ln, center_weights=center_weights,
     )  # fmt: skip
     pairs = wanted.pairs(loaded, n=n, seed=seed).discovery
     asked: dict[str, Any] = {"metric": metric or wanted.metric, "seed": seed}

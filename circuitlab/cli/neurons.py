@@ -55,6 +55,7 @@ def importance(
     force: opt.Force = False,
     device: opt.Device = None,
     dtype: opt.Dtype = None,
+    bos: opt.Bos = None,
     fold_ln: opt.FoldLn = False,
     center_weights: opt.CenterWeights = False,
     json: opt.Json = False,
@@ -66,7 +67,7 @@ def importance(
     from circuitlab.models.load import load_model
     from circuitlab.neurons.direct_effects import importance as run_importance
 
-    loaded = load_model(model, device=device, dtype=dtype, fold_ln=fold_ln, center_weights=center_weights)
+    loaded = load_model(model, device=device, dtype=dtype, bos=bos, fold_ln=fold_ln, center_weights=center_weights)
     found = run_importance(loaded, prompts, layers, answer or None)
     write_result(found.to_frame, out, lambda: found.plot(k))
     if json:
@@ -99,6 +100,7 @@ def tokens(
     model: opt.Model = "bundled",
     device: opt.Device = None,
     dtype: opt.Dtype = None,
+    bos: opt.Bos = None,
     fold_ln: opt.FoldLn = False,
     center_weights: opt.CenterWeights = False,
     json: opt.Json = False,
@@ -108,7 +110,7 @@ def tokens(
     from circuitlab.neurons.weights import WeightTable, top_tokens
 
     chosen = numbers(neurons, "--neurons") or []
-    loaded = load_model(model, device=device, dtype=dtype, fold_ln=fold_ln, center_weights=center_weights)
+    loaded = load_model(model, device=device, dtype=dtype, bos=bos, fold_ln=fold_ln, center_weights=center_weights)
     tables = [top_tokens(loaded, layer, one, k, lowest=lowest, final_norm=not bare) for one in chosen]
     _show(WeightTable(entries=tuple(entry for table in tables for entry in table.entries)), model, json=json)
 
@@ -123,6 +125,7 @@ def of_token(
     model: opt.Model = "bundled",
     device: opt.Device = None,
     dtype: opt.Dtype = None,
+    bos: opt.Bos = None,
     fold_ln: opt.FoldLn = False,
     center_weights: opt.CenterWeights = False,
     json: opt.Json = False,
@@ -132,7 +135,7 @@ def of_token(
     from circuitlab.models.load import load_model
     from circuitlab.neurons.weights import top_neurons
 
-    loaded = load_model(model, device=device, dtype=dtype, fold_ln=fold_ln, center_weights=center_weights)
+    loaded = load_model(model, device=device, dtype=dtype, bos=bos, fold_ln=fold_ln, center_weights=center_weights)
     found = top_neurons(loaded, token, layers, k, lowest=lowest, final_norm=not bare)
     _show(found, model, json=json)
 
@@ -159,6 +162,7 @@ def activations(
     force: opt.Force = False,
     device: opt.Device = None,
     dtype: opt.Dtype = None,
+    bos: opt.Bos = None,
     fold_ln: opt.FoldLn = False,
     center_weights: opt.CenterWeights = False,
     json: opt.Json = False,
@@ -172,7 +176,7 @@ def activations(
     from circuitlab.neurons.over_text import activations as run_activations
 
     stage_of(stage)
-    loaded = load_model(model, device=device, dtype=dtype, fold_ln=fold_ln, center_weights=center_weights)
+    loaded = load_model(model, device=device, dtype=dtype, bos=bos, fold_ln=fold_ln, center_weights=center_weights)
     found = run_activations(loaded, given, layer, chosen, stage)
     if html is not None:
         found.save_html(html, force=force)
@@ -213,6 +217,7 @@ def examples(
     force: opt.Force = False,
     device: opt.Device = None,
     dtype: opt.Dtype = None,
+    bos: opt.Bos = None,
     fold_ln: opt.FoldLn = False,
     center_weights: opt.CenterWeights = False,
     quiet: opt.Quiet = False,
@@ -231,7 +236,7 @@ def examples(
     stage_of(stage)
     between = separator.replace("\\n", "\n").replace("\\t", "\t")
     check_corpus(corpus, separator=between, field=field)
-    loaded = load_model(model, device=device, dtype=dtype, fold_ln=fold_ln, center_weights=center_weights)
+    loaded = load_model(model, device=device, dtype=dtype, bos=bos, fold_ln=fold_ln, center_weights=center_weights)
     with progress(quiet=quiet) as report:
         found = top_examples(
             loaded, corpus, layer, chosen, k, stage=stage, max_tokens=max_tokens, field=field, progress=report,

@@ -62,6 +62,15 @@ RunCode = Annotated[
 ]
 Device = Annotated[str | None, typer.Option("--device", metavar="NAME", help="cpu, cuda, mps.")]
 Dtype = Annotated[str | None, typer.Option("--dtype", metavar="NAME", help="float32, bfloat16, ...")]
+Bos = Annotated[
+    str | None,
+    typer.Option(
+        "--bos",
+        metavar="NAME",
+        help="Put a beginning-of-sequence token in front of texts: auto (if the tokenizer does), always or never. "
+        "[default: auto]",
+    ),
+]
 FoldLn = Annotated[bool, typer.Option("--fold-ln", help="Fold the model's layer norms into the next weights.")]
 CenterWeights = Annotated[
     bool, typer.Option("--center-weights", help="Centre what it writes to the stream, and its unembedding.")

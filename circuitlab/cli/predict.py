@@ -25,6 +25,7 @@ def predict(
     force: opt.Force = False,
     device: opt.Device = None,
     dtype: opt.Dtype = None,
+    bos: opt.Bos = None,
     fold_ln: opt.FoldLn = False,
     center_weights: opt.CenterWeights = False,
     json: opt.Json = False,
@@ -41,7 +42,7 @@ def predict(
     from circuitlab.predictions.log_probs import text_log_probs
     from circuitlab.predictions.next_token import predict as run_predict
 
-    loaded = load_model(model, device=device, dtype=dtype, fold_ln=fold_ln, center_weights=center_weights)
+    loaded = load_model(model, device=device, dtype=dtype, bos=bos, fold_ln=fold_ln, center_weights=center_weights)
     found = run_predict(loaded, given, answer or (), k)
     written = continue_text(loaded, given, go_on) if go_on else None
     likely = text_log_probs(loaded, given) if html is not None else None

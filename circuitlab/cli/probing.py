@@ -31,6 +31,7 @@ def sensitivity(
     force: opt.Force = False,
     device: opt.Device = None,
     dtype: opt.Dtype = None,
+    bos: opt.Bos = None,
     fold_ln: opt.FoldLn = False,
     center_weights: opt.CenterWeights = False,
     json: opt.Json = False,
@@ -43,7 +44,7 @@ def sensitivity(
     from circuitlab.models.load import load_model
     from circuitlab.neurons import noise_sensitivity
 
-    loaded = load_model(model, device=device, dtype=dtype, fold_ln=fold_ln, center_weights=center_weights)
+    loaded = load_model(model, device=device, dtype=dtype, bos=bos, fold_ln=fold_ln, center_weights=center_weights)
     found = noise_sensitivity(loaded, given, layer, neuron, scale=scale, n_samples=samples, seed=seed)
     if html is not None:
         found.coloured().save_html(html, force=force)
@@ -77,6 +78,7 @@ def simplify(
     force: opt.Force = False,
     device: opt.Device = None,
     dtype: opt.Dtype = None,
+    bos: opt.Bos = None,
     fold_ln: opt.FoldLn = False,
     center_weights: opt.CenterWeights = False,
     json: opt.Json = False,
@@ -88,7 +90,7 @@ def simplify(
     from circuitlab.models.load import load_model
     from circuitlab.neurons import simplify as run_simplify
 
-    loaded = load_model(model, device=device, dtype=dtype, fold_ln=fold_ln, center_weights=center_weights)
+    loaded = load_model(model, device=device, dtype=dtype, bos=bos, fold_ln=fold_ln, center_weights=center_weights)
     found = run_simplify(loaded, given, layer, neuron, keep=keep, until=until)
     write_result(found.to_frame, out)
     if json:
@@ -126,6 +128,7 @@ def ablate(
     force: opt.Force = False,
     device: opt.Device = None,
     dtype: opt.Dtype = None,
+    bos: opt.Bos = None,
     fold_ln: opt.FoldLn = False,
     center_weights: opt.CenterWeights = False,
     json: opt.Json = False,
@@ -140,7 +143,7 @@ def ablate(
     from circuitlab.models.load import load_model
     from circuitlab.neurons import ablation_effect
 
-    loaded = load_model(model, device=device, dtype=dtype, fold_ln=fold_ln, center_weights=center_weights)
+    loaded = load_model(model, device=device, dtype=dtype, bos=bos, fold_ln=fold_ln, center_weights=center_weights)
     found = ablation_effect(loaded, given, chosen, value=held)
     if html is not None:
         found.save_html(html, force=force)
@@ -184,6 +187,7 @@ def optimise(
     force: opt.Force = False,
     device: opt.Device = None,
     dtype: opt.Dtype = None,
+    bos: opt.Bos = None,
     fold_ln: opt.FoldLn = False,
     center_weights: opt.CenterWeights = False,
     quiet: opt.Quiet = False,
@@ -197,7 +201,7 @@ def optimise(
     from circuitlab.models.load import load_model
     from circuitlab.neurons import optimise_prompts
 
-    loaded = load_model(model, device=device, dtype=dtype, fold_ln=fold_ln, center_weights=center_weights)
+    loaded = load_model(model, device=device, dtype=dtype, bos=bos, fold_ln=fold_ln, center_weights=center_weights)
     with progress(quiet=quiet) as report:
         found = optimise_prompts(
             loaded, layer, neuron, n_prompts=prompts, n_tokens=tokens, fixed=words, steps=steps, patience=patience,
@@ -230,6 +234,7 @@ def outliers(
     force: opt.Force = False,
     device: opt.Device = None,
     dtype: opt.Dtype = None,
+    bos: opt.Bos = None,
     fold_ln: opt.FoldLn = False,
     center_weights: opt.CenterWeights = False,
     json: opt.Json = False,
@@ -242,7 +247,7 @@ def outliers(
     from circuitlab.neurons import outliers as run_outliers
 
     given = list(SENTENCES) if texts is None and file is None else texts_of(texts, file)
-    loaded = load_model(model, device=device, dtype=dtype, fold_ln=fold_ln, center_weights=center_weights)
+    loaded = load_model(model, device=device, dtype=dtype, bos=bos, fold_ln=fold_ln, center_weights=center_weights)
     found = run_outliers(loaded, given, layer)
     ratios = norm_ratios(found, n=top, seed=seed) if found.has_norm else None
     write_result(found.to_frame, out, lambda: found.plot(top))

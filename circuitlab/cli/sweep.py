@@ -75,6 +75,7 @@ def sweep(
     force: opt.Force = False,
     device: opt.Device = None,
     dtype: opt.Dtype = None,
+    bos: opt.Bos = None,
     fold_ln: opt.FoldLn = False,
     center_weights: opt.CenterWeights = False,
     quiet: opt.Quiet = False,
@@ -102,7 +103,7 @@ def sweep(
     if out is not None:
         out = os.path.expanduser(out)  # as in --out=~/x, which no shell does
         tables.check_free(Path(out), force=force)
-    loaded = load_model(model, device=device, dtype=dtype, fold_ln=fold_ln, center_weights=center_weights)
+    loaded = load_model(model, device=device, dtype=dtype, bos=bos, fold_ln=fold_ln, center_weights=center_weights)
     pairs = wanted.pairs(loaded, n=n, seed=seed)
     settings = {
         "site": site, "direction": direction, "replacement": ablation, "metric": metric or wanted.metric, "axis": axis,

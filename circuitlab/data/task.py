@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 # generator that `draw` gets, the task itself.
 RESERVED = frozenset(
     (
-        "ablation", "allow_weak_gap", "center_weights", "device", "dtype", "fold_ln", "force", "greedy", "json",
+        "ablation", "allow_weak_gap", "bos", "center_weights", "device", "dtype", "fold_ln", "force", "greedy", "json",
         "method", "method_option", "method_options", "metric", "min_accuracy", "model", "n", "n_edges", "option", "out",
         "progress", "quiet", "rng", "seed", "selection", "self", "signed", "stability", "stability_seeds", "steps",
         "target", "task", "threshold",

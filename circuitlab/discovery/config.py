@@ -12,6 +12,7 @@ from circuitlab.discovery.scoring import METHODS, check_serves, find_method
 from circuitlab.errors import ConfigError, UnknownNameError
 from circuitlab.graphs.selection import SelectionRule
 from circuitlab.metrics import resolve
+from circuitlab.models.bos import AUTO, TRANSFORMER_LENS, check_choice
 from circuitlab.patching.runs.replacement import REPLACEMENTS
 
 
@@ -36,6 +37,7 @@ class DiscoverConfig:
         min_accuracy: Share of pairs on which the model must prefer the answer, or there is nothing to explain.
         device: Where the model is.
         dtype: Of its weights.
+        bos: Whether a beginning-of-sequence token is put in front of every text (see `load_model`).
         fold_ln: Its norms were folded into the weights that read them.
         center_weights: What it writes to the stream was centred.
         allow_weak_gap: Pairs are taken that do not tell the clean run from the corrupted one or the empty circuit.
@@ -43,7 +45,7 @@ class DiscoverConfig:
         stability_seeds: On the prompts of how many more seeds the discovery is done again; 0 for none.
 
     Raises:
-        UnknownNameError: No such method, metric or ablation.
+        UnknownNameError: No such method, metric, ablation or choice of `bos`.
         ConfigError: A number is out of range, the method has no such option or cannot take the ablation, or the
             selection contradicts itself or the target.
     """
@@ -63,6 +65,7 @@ class DiscoverConfig:
     min_accuracy: float = 0.6
     device: str = "cpu"
     dtype: str = "float32"
+    bos: str = AUTO
     fold_ln: bool = False
     center_weights: bool = False
     allow_weak_gap: bool = False
@@ -73,7 +76,8 @@ class DiscoverConfig:
     def of_record(cls, record: Any) -> DiscoverConfig:
         """The settings that a manifest holds (`as_record`). A setting that is newer than it had its default.
 
-        But for `allow_weak_gap`: older versions took any gap, and a method's own circuit whatever the target was.
+        But for `allow_weak_gap`: older versions took any gap, and a method's own circuit whatever the target was. And
+        for `bos`: older versions did as TransformerLens does.
 
         Raises:
             TypeError: A setting is missing, unknown, or of another kind.
@@ -81,7 +85,7 @@ class DiscoverConfig:
         """
         if not isinstance(record, Mapping):
             raise TypeError(f"settings are {record!r}; they must be a mapping")
-        asked = {"allow_weak_gap": True, **record}
+        asked = {"allow_weak_gap": True, "bos": TRANSFORMER_LENS, **record}
         if "allow_weak_gap" not in record and asked.get("method") in METHODS and METHODS[asked["method"]].own_circuit:
             asked["target"] = None
         rule = asked.pop("selection", {})
@@ -94,6 +98,7 @@ class DiscoverConfig:
         if self.ablation not in REPLACEMENTS:
             raise UnknownNameError.of("ablation", self.ablation, REPLACEMENTS)
         check_serves(find_method(self.method), self.ablation)
+        check_choice(self.bos)
         rule = SelectionRule.of(self.selection, self.target)
         # What is usual is written down, but not where it would stand against a method's own circuit.
         target = rule.target if find_method(self.method).own_circuit else rule.aim
@@ -151,6 +156,7 @@ _FLAGS = {
     "min_accuracy": "--min-accuracy",
     "device": "--device",
     "dtype": "--dtype",
+    "bos": "--bos",
     "fold_ln": "--fold-ln",
     "center_weights": "--center-weights",
     "allow_weak_gap": "--allow-weak-gap",

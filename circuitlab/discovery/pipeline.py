@@ -31,8 +31,9 @@ from circuitlab.graphs.circuit import Circuit
 from circuitlab.graphs.selection import SelectionRule
 from circuitlab.metrics import Metric, resolve
 from circuitlab.metrics.base import MetricFunction
+from circuitlab.models.bos import AUTO
 from circuitlab.models.load import load_model
-from circuitlab.models.protocol import Model
+from circuitlab.models.protocol import Bos, Model
 from circuitlab.parts import Kind, Layout, ModelSpec
 from circuitlab.patching.circuits.metric import prepare
 from circuitlab.patching.grid import Grid
@@ -57,6 +58,7 @@ class Run:
         task: The task, options included.
         spec: Shape of the model.
         weights_sha256: Which weights.
+        bos: The tokens in front of every text.
         pairs: The prompts of both splits.
         behaviour: What the whole model does on the discovery pairs.
         grids: Sweeps on the discovery pairs, by site.
@@ -74,6 +76,7 @@ class Run:
     task: Task
     spec: ModelSpec
     weights_sha256: str
+    bos: Bos
     pairs: PairSplits
     behaviour: Behaviour
     grids: Mapping[str, Grid]
@@ -121,6 +124,7 @@ def discover(
     force: bool = False,
     device: str | None = None,
     dtype: str | None = None,
+    bos: str | None = None,
     fold_ln: bool = False,
     center_weights: bool = False,
     allow_weak_gap: bool = False,
@@ -152,6 +156,7 @@ def discover(
         force: Replace that folder if it is there.
         device: Where the model goes.
         dtype: Its dtype.
+        bos: Whether a beginning-of-sequence token is put in front of every text (see `load_model`).
         fold_ln: Fold its norms into the weights that read them (see `load_model`).
         center_weights: Centre what it writes to the stream, and its unembedding (see `load_model`).
         allow_weak_gap: Go on where these pairs do not tell the clean run from the corrupted one, or from the empty
@@ -171,13 +176,16 @@ def discover(
         seed=seed, target=target, selection=SelectionRule.of(selection, target), min_accuracy=min_accuracy,
         stability=stability, stability_seeds=stability_seeds,
         device=str(device or "cpu"), dtype=str(dtype or "float32").removeprefix("torch."),
-        fold_ln=fold_ln, center_weights=center_weights, allow_weak_gap=allow_weak_gap,
+        bos=AUTO if bos is None else bos, fold_ln=fold_ln, center_weights=center_weights,
+        allow_weak_gap=allow_weak_gap,
     )  # fmt: skip
     if out is not None:
         check_free(Path(out), force)
     clock = _Clock(callback(progress))
     with clock("load"):
-        loaded: Model = load_model(model, device=device, dtype=dtype, fold_ln=fold_ln, center_weights=center_weights)
+        loaded: Model = load_model(
+            model, device=device, dtype=dtype, bos=bos, fold_ln=fold_ln, center_weights=center_weights
+        )
         config = replace(config, **_as_it_is(loaded))
         config.selection.check_size(Layout.of(loaded.spec).n_edges)
     with clock("prompts"):
@@ -214,7 +222,8 @@ def discover(
                 **again,
             )  # fmt: skip
     run = Run(
-        config=config, task=asked, spec=loaded.spec, weights_sha256=loaded.weights_sha256(), pairs=pairs,
+        config=config, task=asked, spec=loaded.spec, weights_sha256=loaded.weights_sha256(), bos=loaded.bos,
+        pairs=pairs,
         behaviour=behaviour, grids=grids, scores=scores, circuit=circuit.with_node_effects(effects),
         evaluation=evaluation, seconds=clock.seconds, stability=resamples, stability_seeds=seeds, attention=looks,
     )  # fmt: skip
@@ -270,7 +279,7 @@ def _as_it_is(model: Model) -> dict[str, Any]:
     """Settings that a model which was given brings along."""
     return {
         "device": str(model.device), "dtype": str(model.dtype).removeprefix("torch."),
-        "fold_ln": model.folding.fold_ln, "center_weights": model.folding.center_weights,
+        "bos": model.bos.choice, "fold_ln": model.folding.fold_ln, "center_weights": model.folding.center_weights,
     }  # fmt: skip
 
 

@@ -30,9 +30,9 @@ SCORE = "score"
 SAID = ("seed", "dtype", "dataset_fingerprint", "dataset", "model", "behaviour", "method")
 SAID_OF_TASK = ("name", "label", "version", "settings", "fingerprint")
 # Values that folders of earlier versions lack; they are compared where the folder has them.
-NEWER = ("metric_gap", "metric_gap_se", "causal")
+NEWER = ("metric_gap", "metric_gap_se", "causal", "bos_tokens", "bos_ids")
 # Settings that are texts: a number or a list would reach code that does not expect it.
-TEXTS = ("task", "model", "method", "metric", "ablation", "device", "dtype")
+TEXTS = ("task", "model", "method", "metric", "ablation", "device", "dtype", "bos")
 DRAWN = (".png", ".svg", ".html")
 OTHER_ROWS = "other rows or keys"
 SAME_BYTES, SAME_NUMBERS, REDRAWN, DIFFERS, MISSING = "same bytes", "same numbers", "redrawn", "differs", "missing"
@@ -223,7 +223,9 @@ def _first_difference(old: Path, new: Path) -> str:
 def _difference(old: list[Value], new: list[Value]) -> str:
     """Where two lists of values part; empty if nowhere."""
     there = {value.where for value in old}
-    new = [value for value in new if value.where in there or value.where.rpartition(".")[2] not in NEWER]
+    new = [
+        value for value in new if value.where in there or value.where.rpartition(".")[2].partition("[")[0] not in NEWER
+    ]
     if len(old) != len(new):
         return OTHER_ROWS
     # By what was made now: a number that was edited in the folder cannot widen what is allowed to others.

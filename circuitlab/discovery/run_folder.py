@@ -120,6 +120,8 @@ def manifest_of(run: Run, folder: Path) -> dict[str, Any]:
             "d_model": spec.d_model,
             "d_vocab": spec.d_vocab,
             "causal": spec.causal,
+            "bos_tokens": list(run.bos.tokens),
+            "bos_ids": list(run.bos.ids),
         },
         "behaviour": {
             "prefers_answer": run.behaviour.prefers,

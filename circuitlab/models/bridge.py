@@ -33,7 +33,7 @@ from circuitlab.models.direct import DirectWrites
 from circuitlab.models.norms import norm_slope
 from circuitlab.models.own_attention import attend_by_itself
 from circuitlab.models.products import fast_products, product
-from circuitlab.models.protocol import AS_SAVED, Folding, Frame, Recording
+from circuitlab.models.protocol import AS_SAVED, Bos, Folding, Frame, Recording
 from circuitlab.models.rewriting import rewriting
 from circuitlab.models.shortcuts import (
     ROUNDING,
@@ -61,6 +61,7 @@ class BridgeModel:
         folding: How its weights were rewritten since it was booted.
         digest: `weights_digest` from before they were; that of the weights as they are by default.
         causal: Whether no token sees a later one; what its configuration says by default.
+        text: Its tokenizer; by default that of the bridge, with `bos="auto"`, when it is first asked for.
 
     Raises:
         UnsupportedModelError: It has no attention on one residual stream in every block.
@@ -74,7 +75,9 @@ class BridgeModel:
         digest: str | None = None,
         *,
         causal: bool | None = None,
+        text: TokenizerText | None = None,
     ) -> None:
+        self._given_text = text
         self.bridge, self.folding, self._digest_as_saved = bridge, folding, digest
         spec = spec_of(bridge, name)
         self.spec = spec if causal is None else replace(spec, causal=causal)
@@ -106,7 +109,12 @@ class BridgeModel:
 
     @cached_property
     def _text(self) -> TokenizerText:
-        return text_of(self.bridge, self.id)
+        return self._given_text or text_of(self.bridge, self.id)
+
+    @property
+    def bos(self) -> Bos:
+        """The tokens in front of every text; raises `ModelError` where there is no tokenizer."""
+        return self.text.bos
 
     @property
     def device(self) -> torch.device:

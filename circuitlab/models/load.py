@@ -15,9 +15,11 @@ from urllib.parse import urlsplit
 import torch
 
 from circuitlab.errors import ConfigError, ModelError
+from circuitlab.models.bos import AUTO, check_choice, own_tokenizer
 from circuitlab.models.bridge import BridgeModel
 from circuitlab.models.legacy import boot_from_hub
 from circuitlab.models.protocol import Folding
+from circuitlab.models.text import TokenizerText, text_of
 from circuitlab.models.verify import adapted
 
 BUNDLED = "bundled"
@@ -32,6 +34,7 @@ def load_model(
     dtype: str | torch.dtype | None = None,
     fold_ln: bool = False,
     center_weights: bool = False,
+    bos: str | None = None,
 ) -> BridgeModel:
     """Load a model and check that its parts add up.
 
@@ -45,20 +48,28 @@ def load_model(
         center_weights: Take the mean out of everything that is written to the stream, and out of the logits; models
             with layer norms only. Log-probabilities and differences of logits stay the same. With both a model is in
             the coordinates in which TransformerLens's HookedTransformer loaded it unless told otherwise.
+        bos: Whether a beginning-of-sequence (BOS) token is put in front of every text. `"auto"`: whatever the
+            checkpoint's own tokenizer puts in front of a text when it is called; the default for all that is loaded
+            here. `"always"`: the tokenizer's BOS token. `"never"`: nothing. `"transformer-lens"`: what TransformerLens
+            does by default for the architecture. A model that this function returned keeps what it has.
 
     Returns:
         The model, in evaluation mode, without gradients on its weights.
 
     Raises:
-        ConfigError: A device or dtype that this machine or library does not have; folding asked of a model that was
-            booted before.
-        ModelError: The folder lacks a file, the name is unknown, or there is no network to fetch it.
+        ConfigError: A device or dtype that this machine or library does not have; folding, or another `bos`, asked of a
+            model that was booted before.
+        UnknownNameError: `bos` is none of these.
+        ModelError: The folder lacks a file, the name is unknown, or there is no network to fetch it; `"always"` without
+            a BOS token; a tokenizer with tokens that the model has no embedding for.
         UnsupportedModelError: Its parts do not add up, or it cannot be folded; the message has the measured number.
     """
     place, kind = _device(device), _dtype(dtype)
     folding = Folding(fold_ln=fold_ln, center_weights=center_weights)
+    bos = None if bos is None else check_choice(bos)
     if not isinstance(model, str | Path):
-        loaded = model if isinstance(model, BridgeModel) else _from_bridge(model)
+        loaded = model if isinstance(model, BridgeModel) else _from_bridge(model, bos)
+        _check_bos(loaded, bos)
         _check_as_it_is(loaded, None if device is None else place, None if dtype is None else kind)
         _check_folding(loaded, folding)
         return loaded
@@ -67,16 +78,36 @@ def load_model(
     looks_local = name == BUNDLED or Path(source).exists() or source.startswith((".", "/", "~"))
     if looks_local:
         source = str(_checked_folder(Path(source).expanduser(), name))
-    return adapted(_boot(source, name, place, kind, local=looks_local), name, folding)
+    bridge, text = _boot(source, name, place, kind, bos, local=looks_local)
+    return adapted(bridge, name, folding, text)
 
 
-def _from_bridge(bridge: Any) -> BridgeModel:
+def _from_bridge(bridge: Any, bos: str | None) -> BridgeModel:
     if not hasattr(bridge, "cfg") or not hasattr(bridge, "original_model"):
         raise ModelError(
             f"a model is a name, a folder or a TransformerBridge; got {type(bridge).__name__}. "
             "Boot a HuggingFace model with TransformerBridge.boot_transformers(name, hf_model=...) first."
         )
-    return adapted(bridge, str(getattr(bridge.cfg, "model_name", "bridge")))
+    name = str(getattr(bridge.cfg, "model_name", "bridge"))
+    with _quiet(), _offline_without_network():
+        text = _text(bridge, name, bos)
+    return adapted(bridge, name, text=text)
+
+
+def _text(bridge: Any, name: str, bos: str | None) -> TokenizerText | None:
+    """The tokenizer, checked; None where there is none that serves, an error only when it is asked for."""
+    serves = getattr(getattr(bridge, "tokenizer", None), "is_fast", False)
+    own = own_tokenizer(bridge, name) if serves else None
+    return None if own is None and bos is None else text_of(bridge, name, bos or AUTO, own)
+
+
+def _check_bos(model: BridgeModel, bos: str | None) -> None:
+    """Refuse to change the tokens of a model that the user holds."""
+    if bos is not None and bos != model.bos.choice:
+        raise ConfigError(
+            f"bos={bos!r} is asked for, but the given model was loaded with bos={model.bos.choice!r}. "
+            f"Load it again: load_model({model.id!r}, bos={bos!r})."
+        )
 
 
 def _check_as_it_is(model: BridgeModel, device: torch.device | None, dtype: torch.dtype | None) -> None:
@@ -145,7 +176,9 @@ def _checked_folder(folder: Path, name: str) -> Path:
     return folder
 
 
-def _boot(source: str, name: str, device: torch.device, dtype: torch.dtype, *, local: bool) -> Any:
+def _boot(
+    source: str, name: str, device: torch.device, dtype: torch.dtype, bos: str | None, *, local: bool
+) -> tuple[Any, TokenizerText | None]:
     # HuggingFace fills weights with random numbers before it loads them.
     with _quiet(), torch.random.fork_rng(), nullcontext() if local else _offline_without_network():
         from transformer_lens.model_bridge import TransformerBridge
@@ -157,10 +190,11 @@ def _boot(source: str, name: str, device: torch.device, dtype: torch.dtype, *, l
                 bridge = boot_from_hub(source, device, dtype)
         except Exception as error:  # the loaders below raise whatever they like: it is told, with its cause kept
             raise _not_loaded(name, error, local=local) from error
+        text = _text(bridge, name, bos)
     bridge.eval()
     for weight in bridge.original_model.parameters():
         weight.requires_grad_(False)
-    return bridge
+    return bridge, text
 
 
 def _not_loaded(name: str, error: Exception, *, local: bool) -> ModelError:

@@ -86,6 +86,21 @@ class Folding:
 AS_SAVED = Folding()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bos:
+    """What stands in front of every text: the beginning-of-sequence (BOS) token, if any.
+
+    Attributes:
+        choice: What was asked: `"auto"`, `"always"`, `"never"` or `"transformer-lens"`.
+        ids: The tokens put in front; usually one or none, more where the tokenizer's template has more.
+        tokens: The same as text.
+    """
+
+    choice: str
+    ids: tuple[int, ...] = ()
+    tokens: tuple[str, ...] = ()
+
+
 class Frame(Protocol):
     """What blocks are called with beside the stream (masks, positions), for one prompt length."""
 
@@ -111,6 +126,11 @@ class Model(Protocol):
     @property
     def text(self) -> TextEncoder:
         """The tokenizer; raises `ModelError` where the model has none."""
+        ...
+
+    @property
+    def bos(self) -> Bos:
+        """The tokens in front of every text; raises `ModelError` where the model has no tokenizer."""
         ...
 
     @property

@@ -7,7 +7,8 @@ from typing import Any
 
 from circuitlab.data.encoding import Encoded
 from circuitlab.errors import ModelError
-from circuitlab.models.protocol import Model
+from circuitlab.models.bos import AUTO, own_tokenizer, resolve
+from circuitlab.models.protocol import Bos, Model
 
 
 class TokenizerText:
@@ -15,13 +16,13 @@ class TokenizerText:
 
     Args:
         tokenizer: A fast HuggingFace tokenizer.
-        prepend_bos: Whether the model expects its beginning-of-sequence token first.
+        bos: The tokens in front of every text.
 
     Raises:
         ModelError: The tokenizer cannot tell where in the text its tokens are.
     """
 
-    def __init__(self, tokenizer: Any, prepend_bos: bool) -> None:
+    def __init__(self, tokenizer: Any, bos: Bos) -> None:
         if not getattr(tokenizer, "is_fast", False):
             raise ModelError(
                 f"tokenizer {type(tokenizer).__name__} is not a fast one and cannot tell where its tokens are "
@@ -29,16 +30,20 @@ class TokenizerText:
                 "Save the checkpoint with a tokenizer.json."
             )
         self._tokenizer = tokenizer
-        self._bos = tokenizer.bos_token_id if prepend_bos else None
+        self.bos = bos
         self._decoded = dict[int, str]()
 
     def encode(self, text: str) -> Encoded:
-        """Token ids, character ranges and token texts of a prompt."""
+        """Token ids, character ranges and token texts of a prompt.
+
+        A text that begins with one of the tokens in front, spelt out, gets none. No token is put after a text.
+        """
         coded = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         ids = tuple(coded["input_ids"])
         offsets = tuple((int(start), int(end)) for start, end in coded["offset_mapping"])
-        if self._bos is not None and (not ids or ids[0] != self._bos):
-            ids, offsets = (self._bos, *ids), ((0, 0), *offsets)
+        front = self.bos.ids
+        if not ids or ids[0] not in front:
+            ids, offsets = front + ids, ((0, 0),) * len(front) + offsets
         return Encoded(ids, offsets, self.decode(ids))
 
     @property
@@ -62,17 +67,24 @@ class TokenizerText:
         return self._tokenizer.decode(list(ids), clean_up_tokenization_spaces=False)
 
 
-def text_of(bridge: Any, name: str) -> TokenizerText:
-    """The tokenizer of a booted model.
+def text_of(bridge: Any, name: str, choice: str = AUTO, own: Any = None) -> TokenizerText:
+    """The tokenizer of a booted model, as its checkpoint has it.
+
+    Args:
+        bridge: The booted model.
+        name: What the user calls it.
+        choice: Whether texts get a beginning-of-sequence token; one of `CHOICES`.
+        own: The checkpoint's own tokenizer, if it is loaded already.
 
     Raises:
-        ModelError: It has none.
+        ModelError: There is none, it cannot serve, it has tokens that the model does not, or the choice needs a token
+            that it lacks.
+        UnknownNameError: No such choice.
     """
-    tokenizer = getattr(bridge, "tokenizer", None)
-    if tokenizer is None:
+    if getattr(bridge, "tokenizer", None) is None:
         raise ModelError(f"model {name!r} has no tokenizer. Give tokens instead: PairBatch.from_tokens(...).")
-    bos = tokenizer.bos_token_id is not None and getattr(bridge.cfg, "default_prepend_bos", True)
-    return TokenizerText(tokenizer, prepend_bos=bos)
+    own = own_tokenizer(bridge, name) if own is None else own
+    return TokenizerText(bridge.tokenizer if own is None else own, resolve(own, bridge, choice, name))
 
 
 def words_of(model: Model, ids: Sequence[int]) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from circuitlab.models.bridge import BridgeModel
 from circuitlab.models.digest import weights_digest
 from circuitlab.models.folding import fold_weights
 from circuitlab.models.protocol import AS_SAVED, Folding, Frame, Recording
+from circuitlab.models.text import TokenizerText
 from circuitlab.models.traced import Window, slopes, trace
 from circuitlab.parts import Slot, Stage
 
@@ -35,7 +36,7 @@ CANNOT_RUN = (UnsupportedModelError, RuntimeError, AttributeError, TypeError, Ke
 Difference = tuple[str, Tensor, Tensor]
 
 
-def adapted(bridge: Any, name: str, folding: Folding = AS_SAVED) -> BridgeModel:
+def adapted(bridge: Any, name: str, folding: Folding = AS_SAVED, text: TokenizerText | None = None) -> BridgeModel:
     """The model behind a booted bridge, if every part of it can be run by itself.
 
     It is bidirectional where its configuration says so, or where a token is seen to change what stands before it.
@@ -44,6 +45,7 @@ def adapted(bridge: Any, name: str, folding: Folding = AS_SAVED) -> BridgeModel:
         bridge: The bridge; it is changed only where `folding` says so.
         name: What the user calls it.
         folding: How its weights are to be rewritten.
+        text: Its tokenizer (see `BridgeModel`).
 
     Raises:
         UnsupportedModelError: A part differs by more than the dtype's tolerance, or cannot be run by itself; or the
@@ -53,12 +55,12 @@ def adapted(bridge: Any, name: str, folding: Folding = AS_SAVED) -> BridgeModel:
         digest = weights_digest(bridge, folding) if folding.any else None
         if folding.any:
             fold_weights(bridge, spec_of(bridge, name), folding)
-        model = BridgeModel(bridge, name, folding, digest)
+        model = BridgeModel(bridge, name, folding, digest, text=text)
     except CANNOT_RUN as error:
         raise _not_taken_apart(name, error, _advice(bridge)) from error
     wrong = _first_wrong(model)
     if wrong and wrong[0] == LOOKS_BACK:
-        model = BridgeModel(bridge, name, folding, digest, causal=False)
+        model = BridgeModel(bridge, name, folding, digest, causal=False, text=text)
         wrong = _first_wrong(model)
     _refuse(model, wrong)
     return model

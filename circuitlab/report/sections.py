@@ -135,6 +135,7 @@ def model(run: RunFolder) -> Html:
                 ("model", str(about["id"])),
                 ("weights, SHA-256", _code(about.get("weights_sha256"))),
                 ("rewritten", _rewritten(config)),
+                ("BOS token", _bos(about, config)),
                 ("shape", ", ".join(filter(None, shape))),
                 ("graph", f"{run.n_nodes_total:,} nodes" + _edges_in_all(run.evaluation)),
                 ("edges scored by", f"{config['method']}{steps}" if config.get("method") else ""),
@@ -155,6 +156,14 @@ def _rewritten(config: Mapping[str, object]) -> str:
         "center_weights": "writing weights and unembedding centred",
     }
     return ", ".join(text for name, text in told.items() if config.get(name) is True)
+
+
+def _bos(about: Mapping[str, object], config: Mapping[str, object]) -> str:
+    """Which tokens stood in front of every text, and what was asked; empty for runs of earlier versions."""
+    tokens, choice = about.get("bos_tokens"), config.get("bos")
+    if not isinstance(tokens, list) or not choice:
+        return ""
+    return f"{' '.join(map(str, tokens)) or 'none'} ({choice})"
 
 
 def _selected(run: RunFolder) -> str:
