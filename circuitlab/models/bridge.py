@@ -19,15 +19,7 @@ from torch.nn import functional
 
 from circuitlab.models import watch
 from circuitlab.models.absorbed import attend_once
-from circuitlab.models.anatomy import (
-    attn_norm,
-    linear,
-    mlp_down,
-    mlp_norm,
-    output_weight,
-    projection,
-    spec_of,
-)
+from circuitlab.models.anatomy import attn_norm, linear, mlp_down, mlp_norm, output_weight, projection, spec_of
 from circuitlab.models.digest import weights_digest
 from circuitlab.models.direct import DirectWrites
 from circuitlab.models.norms import norm_slope
@@ -77,7 +69,7 @@ class BridgeModel:
         causal: bool | None = None,
         text: TokenizerText | None = None,
     ) -> None:
-        self._given_text = text
+        self._text = text
         self.bridge, self.folding, self._digest_as_saved = bridge, folding, digest
         spec = spec_of(bridge, name)
         self.spec = spec if causal is None else replace(spec, causal=causal)
@@ -105,11 +97,8 @@ class BridgeModel:
     @property
     def text(self) -> TokenizerText:
         """The tokenizer of the checkpoint; raises `ModelError` where there is none."""
+        self._text = self._text or text_of(self.bridge, self.id)
         return self._text
-
-    @cached_property
-    def _text(self) -> TokenizerText:
-        return self._given_text or text_of(self.bridge, self.id)
 
     @property
     def bos(self) -> Bos:
