@@ -15,7 +15,7 @@
     │   ├── TooFewPromptsError  fewer distinct prompts than asked for
     │   └── TaskNotDoneError    the model does not do the task
     ├── ModelError              a model that cannot be loaded
-    │   └── UnsupportedModelError   a model whose parts do not add up, with the measured number
+    │   └── UnsupportedModelError   a kind of model that is not supported, or parts that do not add up
     ├── MetricError             a metric that returns the wrong shape, NaN, or a gap of zero
     ├── GraphError              a circuit that does not fit its graph
     │   └── FormatError         a file that is not what its name says
@@ -115,7 +115,7 @@ class ModelError(CircuitLabError, OSError):
 
 
 class UnsupportedModelError(ModelError, ValueError):
-    """A model whose parts do not add up to its whole; the measured number is in the message."""
+    """A kind of model that is not supported, or one whose parts do not add up; the number is in the message."""
 
 
 class MetricError(CircuitLabError, ValueError):

@@ -13,25 +13,35 @@ from typing import Any
 
 import torch
 
+from circuitlab.models.huggingface import boot_huggingface
+from circuitlab.models.loaded_weights import check_finite
 from circuitlab.models.surgery import attributes
 
 
-def boot_from_hub(name: str, device: torch.device, dtype: torch.dtype) -> Any:
+def boot_from_hub(source: str, name: str, device: torch.device, dtype: torch.dtype) -> Any:
     """Boot a bridge for any name that TransformerLens knows, or any HuggingFace model it can wrap.
 
+    Args:
+        source: The name on the hub, or one that is short for it.
+        name: What the user calls the model.
+        device: Where the weights go.
+        dtype: What they are cast to.
+
     Raises:
+        ModelError: It is not supported, or its weights are not complete.
         Exception: Whatever TransformerLens, transformers and the hub's client raise.
     """
-    from transformer_lens.model_bridge import TransformerBridge
     from transformer_lens.model_bridge.sources.tl_legacy import TL_LEGACY_PREFIXES, boot
     from transformer_lens.tools.model_registry.registry_io import resolve_model_alias
 
     # TransformerLens resolves short names too, but warns through the root logger, which then gets a handler.
-    official = resolve_model_alias(name) or name
+    official = resolve_model_alias(source) or source
     if not official.startswith(TL_LEGACY_PREFIXES):
-        return TransformerBridge.boot_transformers(official, device=str(device), dtype=dtype)
+        return boot_huggingface(official, name, device, dtype)
     with _files_listed_from_cache():
-        return boot(official, device=str(device), dtype=dtype)
+        bridge = boot(official, device=str(device), dtype=dtype)
+    check_finite(bridge.original_model, name)
+    return bridge
 
 
 @contextmanager

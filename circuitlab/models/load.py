@@ -14,17 +14,20 @@ from urllib.parse import urlsplit
 
 import torch
 
-from circuitlab.errors import ConfigError, ModelError
+from circuitlab.errors import CircuitLabError, ConfigError, ModelError
 from circuitlab.models.bos import AUTO, check_choice, own_tokenizer
 from circuitlab.models.bridge import BridgeModel
+from circuitlab.models.checkpoint_files import checked_folder
+from circuitlab.models.huggingface import boot_huggingface, not_loaded
 from circuitlab.models.legacy import boot_from_hub
+from circuitlab.models.loaded_weights import check_finite
+from circuitlab.models.model_kinds import refuse_unsupported
 from circuitlab.models.protocol import Folding
 from circuitlab.models.text import TokenizerText, text_of
 from circuitlab.models.verify import adapted
 
 BUNDLED = "bundled"
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
 def load_model(
@@ -60,9 +63,11 @@ def load_model(
         ConfigError: A device or dtype that this machine or library does not have; folding, or another `bos`, asked of a
             model that was booted before.
         UnknownNameError: `bos` is none of these.
-        ModelError: The folder lacks a file, the name is unknown, or there is no network to fetch it; `"always"` without
-            a BOS token; a tokenizer with tokens that the model has no embedding for.
-        UnsupportedModelError: Its parts do not add up, or it cannot be folded; the message has the measured number.
+        ModelError: The folder lacks a file or has a damaged one, the weights lack tensors that the model needs or have
+            more than it takes, the name is unknown, or there is no network to fetch it; `"always"` without a BOS token;
+            a tokenizer with tokens that the model has no embedding for.
+        UnsupportedModelError: It is of a kind that is not supported (mixture of experts, encoder-decoder, ...), its
+            parts do not add up, or it cannot be folded; the message has the reason or the measured number.
     """
     place, kind = _device(device), _dtype(dtype)
     folding = Folding(fold_ln=fold_ln, center_weights=center_weights)
@@ -77,7 +82,7 @@ def load_model(
     source = str(files("circuitlab") / "bundled") if name == BUNDLED else name
     looks_local = name == BUNDLED or Path(source).exists() or source.startswith((".", "/", "~"))
     if looks_local:
-        source = str(_checked_folder(Path(source).expanduser(), name))
+        source = str(checked_folder(Path(source).expanduser(), name))
     bridge, text = _boot(source, name, place, kind, bos, local=looks_local)
     return adapted(bridge, name, folding, text)
 
@@ -88,7 +93,9 @@ def _from_bridge(bridge: Any, bos: str | None) -> BridgeModel:
             f"a model is a name, a folder or a TransformerBridge; got {type(bridge).__name__}. "
             "Boot a HuggingFace model with TransformerBridge.boot_transformers(name, hf_model=...) first."
         )
-    name = str(getattr(bridge.cfg, "model_name", "bridge"))
+    name, inner = str(getattr(bridge.cfg, "model_name", "bridge")), bridge.original_model
+    refuse_unsupported(getattr(inner, "config", None), name)
+    check_finite(inner, name)
     with _quiet(), _offline_without_network():
         text = _text(bridge, name, bos)
     return adapted(bridge, name, text=text)
@@ -154,79 +161,23 @@ def _dtype(dtype: str | torch.dtype | None) -> torch.dtype:
     return DTYPES[str(dtype)]
 
 
-def _checked_folder(folder: Path, name: str) -> Path:
-    if not folder.is_dir():
-        what = "is a file, not a folder" if folder.exists() else "does not exist"
-        raise ModelError(
-            f"model folder {name!r} {what}. Give a HuggingFace checkpoint folder, a hub name, or 'bundled'."
-        )
-    if not (folder / "config.json").is_file():
-        raise ModelError(
-            f"model folder {name!r} has no config.json; it is no HuggingFace checkpoint (save_pretrained)."
-        )
-    if not any((folder / file).is_file() for file in TOKENIZER_FILES):
-        raise ModelError(
-            f"model folder {name!r} has no tokenizer ({', '.join(TOKENIZER_FILES)}). "
-            "Save it there too: tokenizer.save_pretrained(folder)."
-        )
-    if not [*folder.glob("*.safetensors"), *folder.glob("*.bin")]:
-        raise ModelError(
-            f"model folder {name!r} has no weights (*.safetensors). Save them: model.save_pretrained(folder)."
-        )
-    return folder
-
-
 def _boot(
     source: str, name: str, device: torch.device, dtype: torch.dtype, bos: str | None, *, local: bool
 ) -> tuple[Any, TokenizerText | None]:
     # HuggingFace fills weights with random numbers before it loads them.
     with _quiet(), torch.random.fork_rng(), nullcontext() if local else _offline_without_network():
-        from transformer_lens.model_bridge import TransformerBridge
-
         try:
-            if local:
-                bridge = TransformerBridge.boot_transformers(source, device=str(device), dtype=dtype)
-            else:
-                bridge = boot_from_hub(source, device, dtype)
-        except Exception as error:  # the loaders below raise whatever they like: it is told, with its cause kept
-            raise _not_loaded(name, error, local=local) from error
+            boot = boot_huggingface if local else boot_from_hub
+            bridge = boot(source, name, device, dtype)
+        except CircuitLabError:
+            raise
+        except Exception as error:  # the loaders below raise whatever they like; the cause is kept
+            raise not_loaded(name, error, local=local) from error
         text = _text(bridge, name, bos)
     bridge.eval()
     for weight in bridge.original_model.parameters():
         weight.requires_grad_(False)
     return bridge, text
-
-
-def _not_loaded(name: str, error: Exception, *, local: bool) -> ModelError:
-    chain, seen = error, ""
-    while chain is not None:
-        seen += f"{type(chain).__name__}: {chain}\n"
-        chain = chain.__cause__ or chain.__context__
-    first = next((line for line in str(error).splitlines() if line.strip()), "").strip()
-    told = f"{type(error).__name__}: {first[:200]}"
-    if local:
-        return ModelError(f"model folder {name!r} cannot be loaded: {told}")
-    network = (
-        "connect",
-        "resolve",
-        "network",
-        "offline",
-        "timed out",
-        "proxy",
-        "SSL",
-        "unreachable",
-        "couldn't find them",
-    )
-    if any(word.lower() in seen.lower() for word in network):
-        return ModelError(
-            f"model {name!r} is not in the local cache and the hub cannot be reached. Check the name and the "
-            f"network, or "
-            "give a local checkpoint folder, or use 'bundled'."
-        )
-    return ModelError(
-        f"model {name!r} cannot be loaded: {told} Give a name that TransformerLens loads, a checkpoint folder, "
-        f"or 'bundled'."
-    )
 
 
 @contextmanager

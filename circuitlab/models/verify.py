@@ -17,6 +17,7 @@ from circuitlab.models.anatomy import linear, mlp_down, mlp_gate, mlp_up, norm_i
 from circuitlab.models.bridge import BridgeModel
 from circuitlab.models.digest import weights_digest
 from circuitlab.models.folding import fold_weights
+from circuitlab.models.model_kinds import SUPPORTED, described, known_reason
 from circuitlab.models.protocol import AS_SAVED, Folding, Frame, Recording
 from circuitlab.models.text import TokenizerText
 from circuitlab.models.traced import Window, slopes, trace
@@ -57,7 +58,7 @@ def adapted(bridge: Any, name: str, folding: Folding = AS_SAVED, text: Tokenizer
             fold_weights(bridge, spec_of(bridge, name), folding)
         model = BridgeModel(bridge, name, folding, digest, text=text)
     except CANNOT_RUN as error:
-        raise _not_taken_apart(name, error, _advice(bridge)) from error
+        raise _not_taken_apart(name, error, bridge) from error
     wrong = _first_wrong(model)
     if wrong and wrong[0] == LOOKS_BACK:
         model = BridgeModel(bridge, name, folding, digest, causal=False, text=text)
@@ -81,7 +82,7 @@ def _first_wrong(model: BridgeModel) -> tuple[str, float] | None:
     try:
         return next(((part, value) for part, value in measured if not value <= _allowed(model)), None)
     except CANNOT_RUN as error:
-        raise _not_taken_apart(model.id, error, _advice(model.bridge)) from error
+        raise _not_taken_apart(model.id, error, model.bridge) from error
 
 
 def _refuse(model: BridgeModel, wrong: tuple[str, float] | None) -> None:
@@ -277,20 +278,22 @@ def _relative(ours: Tensor, theirs: Tensor) -> float:
     return float((ours - theirs).abs().max() / scale)
 
 
-def _not_taken_apart(name: str, error: Exception, advice: str) -> UnsupportedModelError:
+def _not_taken_apart(name: str, error: Exception, bridge: Any) -> UnsupportedModelError:
+    advice = _advice(bridge)
     if isinstance(error, UnsupportedModelError):
         return UnsupportedModelError(f"{error}{advice}")
-    told = str(error).partition("\n")[0].rstrip(".")
+    config = getattr(bridge.original_model, "config", None)
     return UnsupportedModelError(
-        f"model {name!r} cannot be taken apart: {type(error).__name__}: {told}. "
-        f"Its architecture is not one that circuitlab can patch exactly.{advice}"
+        f"model {name!r} ({described(config)}) is not supported: its layers cannot be run part by part.{advice} "
+        f"{SUPPORTED}"
     )
 
 
 def _advice(bridge: Any) -> str:
-    """What a user who booted the bridge can do about it, with a space before it."""
+    """What a user who booted the bridge can do about it, or why it is so, with a space before it."""
     on = [flag for flag in FLAGS if getattr(bridge.cfg, flag, False)]
-    if not on:
-        return ""
-    calls = " and ".join(f"set_{flag}(False)" for flag in on)
-    return f" It has {' and '.join(on)} set; call {calls} on it."
+    if on:
+        calls = " and ".join(f"set_{flag}(False)" for flag in on)
+        return f" It has {' and '.join(on)} set; call {calls} on it."
+    reason = known_reason(getattr(bridge.original_model, "config", None))
+    return f" {reason}" if reason else ""

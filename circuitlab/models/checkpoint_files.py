@@ -1,0 +1,192 @@
+"""What a checkpoint folder must hold: a config, a tokenizer, and weight files that are whole."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from circuitlab.errors import CircuitLabError, ModelError
+from circuitlab.files import parse_json, read_text
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+# In the order in which transformers looks for them; an index names the files that the tensors are divided over.
+WEIGHT_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+ADAPTER_FILE = "adapter_config.json"
+MERGE = "model.merge_and_unload().save_pretrained(folder), of peft"
+# Formats of other programs, by how the file's name ends, and what to do about each.
+FOREIGN_FORMATS = {
+    ".distcp": "a distributed checkpoint (*.distcp): merge its parts and save them with model.save_pretrained(folder)",
+    ".gguf": "a GGUF file: use the checkpoint that it was converted from",
+    ".h5": "TensorFlow weights: load them there and save them for PyTorch",
+    ".msgpack": "Flax weights: load them there and save them for PyTorch",
+    ".onnx": "an ONNX graph: use the checkpoint that it was exported from",
+    ".pth": "weights in their author's own format: convert them to HuggingFace's",
+    ".pt": "weights in their author's own format: save them with model.save_pretrained(folder)",
+    ".ckpt": "a training checkpoint: load it and save its model with model.save_pretrained(folder)",
+}
+SMALLEST_HEADER = 8  # bytes that a safetensors file begins with: the length of the header that follows them
+SHOWN = 3  # names in a message, the rest is counted
+LONGEST = 52  # letters of a name in a message
+
+
+def checked_folder(folder: Path, name: str) -> Path:
+    """The folder, if it has every file that loading needs and none of them is damaged.
+
+    Args:
+        folder: A checkpoint as `save_pretrained` writes it.
+        name: What the user calls it.
+
+    Raises:
+        ModelError: It is no folder, lacks a file, holds an adapter without its model, or has a weight file that is
+            empty, cut short, or something else than weights.
+    """
+    if not folder.is_dir():
+        what = "is a file, not a folder" if folder.exists() else "does not exist"
+        raise ModelError(
+            f"model folder {name!r} {what}. Give a HuggingFace checkpoint folder, a hub name, or 'bundled'."
+        )
+    if (folder / ADAPTER_FILE).is_file():
+        raise ModelError(
+            f"model folder {name!r} holds an adapter ({ADAPTER_FILE}, LoRA or the like), which is not a model by "
+            f"itself. Merge it into its base model and load that: {MERGE}."
+        )
+    config = _config(folder, name)
+    if not any((folder / file).is_file() for file in TOKENIZER_FILES):
+        raise ModelError(
+            f"model folder {name!r} has no tokenizer ({', '.join(TOKENIZER_FILES)}). "
+            "Save it there too: tokenizer.save_pretrained(folder)."
+        )
+    for path in (folder / file for file in TOKENIZER_FILES):
+        if path.is_file() and (wrong := _not_a_file_of_its_kind(_beginning(path, name))):
+            raise ModelError(f"model folder {name!r} cannot be loaded: {path.name} {wrong}.")
+    for path in _weight_files(folder, name, config):
+        if wrong := _damage(path, name):
+            raise ModelError(f"model folder {name!r} cannot be loaded: {path.name} {wrong}.")
+    return folder
+
+
+def _config(folder: Path, name: str) -> dict[str, Any]:
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ModelError(
+            f"model folder {name!r} has no config.json; it is no HuggingFace checkpoint (save_pretrained)."
+        )
+    if wrong := _not_a_file_of_its_kind(_beginning(path, name)):
+        raise ModelError(f"model folder {name!r} cannot be loaded: config.json {wrong}.")
+    return _json_object(path, name)
+
+
+def _json_object(path: Path, name: str) -> dict[str, Any]:
+    try:
+        found = parse_json(read_text(path, "file"), path.name, "Copy it again.")
+    except CircuitLabError as error:
+        raise ModelError(f"model folder {name!r} cannot be loaded: {error}") from error
+    if not isinstance(found, dict):
+        raise ModelError(f"model folder {name!r} cannot be loaded: {path.name} holds no JSON object.")
+    return found
+
+
+def _weight_files(folder: Path, name: str, config: dict[str, Any]) -> list[Path]:
+    """The files that transformers will read.
+
+    Raises:
+        ModelError: There are none, or one that the index names is not there.
+    """
+    if any(folder.glob("*.distcp")):  # transformers prefers these to whatever else is there
+        raise ModelError(f"model folder {name!r} has no weights but {FOREIGN_FORMATS['.distcp']}.")
+    named = config.get("transformers_weights")
+    names = ([named] if isinstance(named, str) else []) + list(WEIGHT_FILES)
+    first = next((file for file in names if (folder / file).is_file()), None)
+    if first is None:
+        raise ModelError(f"model folder {name!r} has no weights {_instead(folder)}")
+    if not first.endswith(".json"):
+        return [folder / first]
+    weight_map = _json_object(folder / first, name).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(v, str) for v in weight_map.values()):
+        raise ModelError(f"model folder {name!r}: {first} has no weight_map, which says which file has which tensor.")
+    files = sorted(set(weight_map.values()))
+    if gone := [file for file in files if not (folder / file).is_file()]:
+        tensors = sum(file in gone for file in weight_map.values())
+        raise ModelError(
+            f"model folder {name!r}: {len(gone)} of the {len(files)} weight files that {first} names are not there "
+            f"({tensors} of {len(weight_map)} tensors): {shortened(gone)}. Copy or download them too."
+        )
+    return [folder / file for file in files]
+
+
+def _instead(folder: Path) -> str:
+    """What the folder has in the place of weights, and what to do about it."""
+    found = sorted(path.name for path in folder.iterdir() if path.suffix in (".safetensors", ".bin"))
+    if shards := [file for file in found if "-of-" in file]:
+        return f"index: it has {shortened(shards)}, but no model.safetensors.index.json. Copy that file too."
+    if found:
+        return f"under the names that transformers reads ({', '.join(WEIGHT_FILES[::2])}): it has {shortened(found)}."
+    for path in sorted(folder.iterdir()):
+        if path.suffix in FOREIGN_FORMATS:
+            return f"that transformers reads, but {path.name}, {FOREIGN_FORMATS[path.suffix]}."
+    return "(*.safetensors). Save them: model.save_pretrained(folder)."
+
+
+def _damage(path: Path, name: str) -> str | None:
+    """What is wrong with a weight file, as the end of a sentence."""
+    beginning, size = _beginning(path, name), path.stat().st_size
+    if wrong := _not_a_file_of_its_kind(beginning):
+        return wrong
+    if beginning.isascii() and (text := beginning.decode().strip()).isprintable():
+        return f"is text and no weights; it begins with {text[:30]!r}. Download it again"
+    if path.suffix == ".safetensors":
+        return _damage_of_safetensors(path, size)
+    if beginning.startswith(b"PK"):
+        return None if zipfile.is_zipfile(path) else f"is cut short or damaged ({size:,} bytes). Copy it again"
+    return None if beginning.startswith(b"\x80") else "is not a file that torch.save wrote. Copy it again"
+
+
+def _damage_of_safetensors(path: Path, size: int) -> str | None:
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(SMALLEST_HEADER), "little")
+        if size < SMALLEST_HEADER + length:
+            return f"is cut short or damaged: it has {size:,} bytes, fewer than its header. Copy it again"
+        try:
+            header = json.loads(file.read(length))
+            ends = [entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"]
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
+            return "is damaged: its header cannot be read. Copy it again"
+    due = SMALLEST_HEADER + length + max(ends, default=0)
+    if size != due:
+        what = "is cut short" if size < due else "is damaged"
+        return f"{what}: it has {size:,} bytes, and its header describes {due:,}. Copy it again"
+    return None if ends else "holds no tensors"
+
+
+def _beginning(path: Path, name: str) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(200)
+    except OSError as error:
+        raise ModelError(f"model folder {name!r}: {path.name} cannot be read: {error.strerror}.") from None
+
+
+def _not_a_file_of_its_kind(beginning: bytes) -> str | None:
+    """What stands in a file's place where a download or checkout went wrong, as the end of a sentence."""
+    if not beginning:
+        return "is empty. Copy it again"
+    if beginning.startswith(b"version https://git-lfs"):
+        return "is a git-lfs pointer and not the file itself. Run: git lfs pull"
+    if beginning.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
+        return "is a web page and not the file itself. Download it again"
+    return None
+
+
+def shortened(names: Iterable[str], shown: int = SHOWN) -> str:
+    """The first few names, each cut to a readable length, and how many more there are."""
+    every = list(names)
+    first = [each if len(each) <= LONGEST else f"{each[:24]}...{each[-24:]}" for each in every[:shown]]
+    return ", ".join(first) + (f" and {len(every) - shown} more" if len(every) > shown else "")

@@ -1,0 +1,154 @@
+"""Boot a checkpoint in HuggingFace's format from a folder or the hub, or say in one sentence why it does not load."""
+
+from __future__ import annotations
+
+import re
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+
+from circuitlab.errors import ModelError, UnsupportedModelError
+from circuitlab.models.loaded_weights import CheckedModelClass
+from circuitlab.models.model_kinds import SUPPORTED, described, refuse_unsupported
+from circuitlab.models.surgery import attributes
+
+NO_NETWORK = (
+    "connect",
+    "resolve",
+    "network",
+    "offline",
+    "timed out",
+    "proxy",
+    "SSL",
+    "unreachable",
+    "couldn't find them",
+)
+# What code raises that meets a config it was not written for; their texts are about that code, not about the model.
+MISFITS = (AttributeError, KeyError, IndexError, TypeError, AssertionError)
+
+
+def boot_huggingface(source: str, name: str, device: torch.device, dtype: torch.dtype) -> Any:
+    """The booted bridge, every weight of it read from the checkpoint.
+
+    Args:
+        source: A folder, or a repository on the hub.
+        name: What the user calls it.
+        device: Where the weights go.
+        dtype: What they are cast to.
+
+    Raises:
+        UnsupportedModelError: The model is of a kind that is not supported.
+        ModelError: Its config is not one that transformers knows, or its weights are not the model's.
+        Exception: Whatever TransformerLens, transformers and the hub's client raise.
+    """
+    from transformer_lens.model_bridge import TransformerBridge
+    from transformer_lens.model_bridge.sources import transformers as loading
+
+    options: dict[str, Any] = {"device": str(device), "dtype": dtype}
+    config = _config(source, name)
+    if config is not None:
+        refuse_unsupported(config, name)
+        options["model_class"] = CheckedModelClass(_loader(config, name), name)
+    # TransformerLens fetches a processor of images or sound for models that take them, and installs packages for it.
+    with attributes(loading.source, load_modality_processor=_no_processor):
+        return TransformerBridge.boot_transformers(source, **options)
+
+
+def not_loaded(name: str, error: Exception, *, local: bool) -> ModelError:
+    """The error of a loader, in a sentence.
+
+    Args:
+        name: What the user calls the model.
+        error: What the loader raised.
+        local: It is a folder.
+    """
+    chain, seen = error, ""
+    while chain is not None:
+        seen += f"{type(chain).__name__}: {chain}\n"
+        chain = chain.__cause__ or chain.__context__
+    what = "model folder" if local else "model"
+    if not local and any(word.lower() in seen.lower() for word in NO_NETWORK):
+        return ModelError(
+            f"model {name!r} is not in the local cache and the hub cannot be reached. Check the name and the "
+            f"network, or give a local checkpoint folder, or use 'bundled'."
+        )
+    if isinstance(error, MISFITS):
+        return UnsupportedModelError(
+            f"{what} {name!r} cannot be loaded: transformers and TransformerLens make no model of its config and "
+            f"weights. {SUPPORTED}"
+        )
+    if isinstance(error, UnpicklingError) or "Weights only load failed" in seen:
+        return ModelError(
+            f"{what} {name!r} cannot be loaded: its weights are damaged, or hold more than tensors, which could run "
+            "code. Save them as safetensors: model.save_pretrained(folder)."
+        )
+    if "can't allocate memory" in seen or "out of memory" in seen:
+        return ModelError(f"{what} {name!r} cannot be loaded: its weights need more memory than there is.")
+    first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__).strip()
+    fix = "" if local else " Give a name that TransformerLens loads, a checkpoint folder, or 'bundled'."
+    return ModelError(f"{what} {name!r} cannot be loaded: {first[:200].rstrip('.')}.{fix}")
+
+
+def _config(source: str, name: str) -> Any:
+    """The config; None where it cannot be fetched, which the loader explains.
+
+    Raises:
+        UnsupportedModelError: The model needs code of its own, or is of no kind that is supported.
+        ModelError: transformers does not know the type of model, or a value of the config does not fit it.
+    """
+    import transformers
+    from transformers import AutoConfig, PreTrainedConfig
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    try:
+        return AutoConfig.from_pretrained(source, trust_remote_code=False)
+    except Exception as error:  # one of many, some of them about a missing network
+        try:
+            raw, _ = PreTrainedConfig.get_config_dict(source)
+        except Exception:
+            return None
+        refuse_unsupported(raw, name)
+        model_type = raw.get("model_type")
+        if "auto_map" in raw:
+            raise UnsupportedModelError(
+                f"model {name!r} ({described(raw)}) cannot be loaded: it needs Python code from its own repository "
+                f"(auto_map in config.json), which is not run. {SUPPORTED}"
+            ) from error
+        if not isinstance(model_type, str):
+            why = "its config.json has no model_type, which says what kind of model it is"
+        elif model_type not in CONFIG_MAPPING:
+            known_to = f"transformers {transformers.__version__}"
+            why = f"its config.json has model_type {model_type!r}, which {known_to} does not know"
+        else:
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            told = (
+                ""
+                if isinstance(error, MISFITS) or not lines
+                else f" ({re.sub(r'^[a-zA-Z]+Error: ', '', lines[-1])[:200]})"
+            )
+            why = f"its config.json does not fit model type {model_type!r}{told}"
+        raise ModelError(f"model {name!r} cannot be loaded: {why}.") from error
+
+
+def _loader(config: Any, name: str) -> Any:
+    """The class of transformers that loads a model of this architecture.
+
+    Raises:
+        UnsupportedModelError: TransformerLens does not wrap it.
+    """
+    from transformer_lens.model_bridge.sources._hf_format import determine_architecture_from_hf_config
+    from transformer_lens.model_bridge.sources.transformers.helpers import get_hf_model_class_for_architecture
+
+    try:
+        architecture = determine_architecture_from_hf_config(config)
+    except ValueError as error:
+        raise UnsupportedModelError(
+            f"model {name!r} ({described(config)}) is not supported: TransformerLens does not wrap this architecture. "
+            f"{SUPPORTED}"
+        ) from error
+    return get_hf_model_class_for_architecture(architecture)
+
+
+def _no_processor(*_args: Any) -> None:
+    """Text is all that is read."""
