@@ -373,7 +373,7 @@ class TestFiles:
         folder = copy("gpt2")
         (folder / "model.safetensors").unlink()
         torch.save({"a": Runs()}, folder / "pytorch_model.bin")
-        assert "hold more than tensors, which could run code. Save them as safetensors" in refused(folder)
+        assert "holds more than tensors, which could run code. Save safetensors" in refused(folder)
 
     @pytest.mark.parametrize(
         ("content", "message"),
@@ -411,6 +411,51 @@ class TestFiles:
         folder = copy("gpt2")
         (folder / file).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12\n")
         assert f"{file} is a git-lfs pointer" in refused(folder)
+
+    @pytest.mark.parametrize("file", ["tokenizer.json", "tokenizer_config.json"])
+    def test_a_tokenizer_that_is_no_json(self, file, copy):
+        folder = copy("gpt2")
+        (folder / file).write_text("nonsense")
+        assert f"{file} is no JSON" in refused(folder)
+
+    @pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.bool, torch.complex64])
+    @pytest.mark.parametrize("zipped", [True, False, None])
+    def test_weights_that_are_cast_from_something_else(self, dtype, zipped, copy):
+        folder = copy("llama")
+        tensors = weights(folder)
+        tensors["model.layers.1.self_attn.q_proj.weight"] = torch.ones(D_MODEL, D_MODEL).to(dtype)
+        if zipped is None:
+            write(folder, tensors)
+        else:
+            (folder / "model.safetensors").unlink()
+            torch.save(tensors, folder / "pytorch_model.bin", _use_new_zipfile_serialization=zipped)
+        assert "are no floating-point numbers: model.layers.1.self_attn.q_proj.weight" in refused(folder)
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            (lambda model: [1, 2], "holds no tensors by name"),
+            (lambda model: {}, "holds no tensors by name"),
+            (lambda model: {"state_dict": model.state_dict(), "epoch": 3}, "holds state_dict, epoch and no tensors"),
+            (lambda model: model, "holds more than tensors, which could run code"),
+        ],
+    )
+    def test_a_bin_of_other_things(self, content, message, copy):
+        folder = copy("gpt2")
+        (folder / "model.safetensors").unlink()
+        torch.save(content(huggingface("gpt2")), folder / "pytorch_model.bin")
+        assert message in refused(folder)
+
+    def test_a_folder_of_checkpoints(self, saved, tmp_path):
+        shutil.copytree(saved("gpt2"), tmp_path / "run" / "checkpoint-500")
+        assert "has no config.json" in (said := refused(tmp_path / "run"))
+        assert "It has folders with one: checkpoint-500. Give one of them." in said
+
+    def test_a_link_to_nothing(self, copy):
+        path = copy("gpt2") / "model.safetensors"
+        path.unlink()
+        path.symlink_to("nowhere")
+        assert "model.safetensors is a broken link, or no file" in refused(path.parent)
 
     @pytest.mark.parametrize(
         ("file", "message"),
@@ -452,7 +497,7 @@ class TestFiles:
             ('{"model_type": "nope"}', "model_type 'nope', which transformers"),
             ('{"model_type": "gpt2", "n_embd": "wide"}', "does not fit model type 'gpt2'"),
             ('{"model_type": "gpt2", "n_embd": 32, "n_head": 5}', "must be divisible"),
-            ('{"model_type": "gpt2", "activation_function": "nope"}', "make no model of its config"),
+            ('{"model_type": "gpt2", "activation_function": "nope"}', "make no model of its files"),
             ('{"model_type": "mine", "auto_map": {"AutoConfig": "a.B"}}', "needs Python code from its own repository"),
         ],
     )
@@ -508,6 +553,11 @@ class TestHub:
         tensors["blocks.0.mlp.W_in"][0, 0] = float("nan")
         torch.save(tensors, path)
         assert "NaN or infinite values are in 1 of" in refused("solu-1l")
+
+    def test_an_old_toy_model_that_lacks_a_tensor(self, cache):
+        path = publish("solu-1l", cache) / "model_final.pth"
+        torch.save(without("blocks.0.mlp.W_in")(torch.load(path, weights_only=True)), path)
+        assert "cannot be loaded" in refused("solu-1l")
 
 
 class TestKinds:

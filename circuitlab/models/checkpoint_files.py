@@ -8,6 +8,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from circuitlab.errors import CircuitLabError, ModelError
 from circuitlab.files import parse_json, read_text
 
@@ -33,6 +36,9 @@ FOREIGN_FORMATS = {
     ".ckpt": "a training checkpoint: load it and save its model with model.save_pretrained(folder)",
 }
 SMALLEST_HEADER = 8  # bytes that a safetensors file begins with: the length of the header that follows them
+PICKLED = (
+    "is damaged, or holds more than tensors, which could run code. Save safetensors: model.save_pretrained(folder)"
+)
 SHOWN = 3  # names in a message, the rest is counted
 LONGEST = 52  # letters of a name in a message
 
@@ -76,8 +82,10 @@ def checked_folder(folder: Path, name: str) -> Path:
 def _config(folder: Path, name: str) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
+        inside = sorted(str(found.parent.relative_to(folder)) for found in folder.glob("*/config.json"))
+        hint = f" It has folders with one: {shortened(inside)}. Give one of them." if inside else ""
         raise ModelError(
-            f"model folder {name!r} has no config.json; it is no HuggingFace checkpoint (save_pretrained)."
+            f"model folder {name!r} has no config.json; it is no HuggingFace checkpoint (save_pretrained).{hint}"
         )
     if wrong := _not_a_file_of_its_kind(_beginning(path, name)):
         raise ModelError(f"model folder {name!r} cannot be loaded: config.json {wrong}.")
@@ -94,6 +102,16 @@ def _json_object(path: Path, name: str) -> dict[str, Any]:
     return found
 
 
+def broken_json(folder: Path) -> str | None:
+    """The name of the first JSON file that is none: loaders say what is wrong with it, not which one it is."""
+    for path in sorted(folder.glob("*.json")):
+        try:
+            json.loads(path.read_text("utf-8"))
+        except (OSError, ValueError, RecursionError):
+            return path.name
+    return None
+
+
 def _weight_files(folder: Path, name: str, config: dict[str, Any]) -> list[Path]:
     """The files that transformers will read.
 
@@ -106,6 +124,9 @@ def _weight_files(folder: Path, name: str, config: dict[str, Any]) -> list[Path]
     names = ([named] if isinstance(named, str) else []) + list(WEIGHT_FILES)
     first = next((file for file in names if (folder / file).is_file()), None)
     if first is None:
+        for file in names:
+            if (folder / file).is_symlink() or (folder / file).exists():
+                raise ModelError(f"model folder {name!r}: {file} is a broken link, or no file. Copy the weights again.")
         raise ModelError(f"model folder {name!r} has no weights {_instead(folder)}")
     if not first.endswith(".json"):
         return [folder / first]
@@ -145,8 +166,30 @@ def _damage(path: Path, name: str) -> str | None:
     if path.suffix == ".safetensors":
         return _damage_of_safetensors(path, size)
     if beginning.startswith(b"PK"):
-        return None if zipfile.is_zipfile(path) else f"is cut short or damaged ({size:,} bytes). Copy it again"
-    return None if beginning.startswith(b"\x80") else "is not a file that torch.save wrote. Copy it again"
+        whole = zipfile.is_zipfile(path)
+        return _damage_of_bin(path) if whole else f"is cut short or damaged ({size:,} bytes). Copy it again"
+    whole = beginning.startswith(b"\x80")
+    return _damage_of_bin(path) if whole else "is not a file that torch.save wrote. Copy it again"
+
+
+def _damage_of_bin(path: Path) -> str | None:
+    try:
+        found = torch.load(path, map_location="meta", weights_only=True)  # names and shapes only
+    except Exception:  # of many kinds
+        return PICKLED
+    tensors = isinstance(found, dict) and {key: value for key, value in found.items() if isinstance(value, Tensor)}
+    if not tensors:
+        holds = f"{shortened(map(str, found))} and no tensors" if isinstance(found, dict) and found else "no tensors"
+        return f"holds {holds} by name. Save it with model.save_pretrained(folder)"
+    return _no_numbers({key: value.is_floating_point() for key, value in tensors.items()})
+
+
+def _no_numbers(is_real: dict[str, bool]) -> str | None:
+    """Integers are cast like any other number, without the scales that make weights of them."""
+    wrong = [key for key, real in is_real.items() if key.endswith(".weight") and not real]
+    if not wrong:
+        return None
+    return f"holds weights that are no floating-point numbers: {shortened(wrong)}. Dequantize them and save them again"
 
 
 def _damage_of_safetensors(path: Path, size: int) -> str | None:
@@ -156,14 +199,16 @@ def _damage_of_safetensors(path: Path, size: int) -> str | None:
             return f"is cut short or damaged: it has {size:,} bytes, fewer than its header. Copy it again"
         try:
             header = json.loads(file.read(length))
-            ends = [entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"]
+            header.pop("__metadata__", None)
+            ends = [entry["data_offsets"][1] for entry in header.values()]
+            is_real = {key: entry["dtype"].startswith(("F", "BF")) for key, entry in header.items()}
         except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
             return "is damaged: its header cannot be read. Copy it again"
     due = SMALLEST_HEADER + length + max(ends, default=0)
     if size != due:
         what = "is cut short" if size < due else "is damaged"
         return f"{what}: it has {size:,} bytes, and its header describes {due:,}. Copy it again"
-    return None if ends else "holds no tensors"
+    return _no_numbers(is_real) if ends else "holds no tensors"
 
 
 def _beginning(path: Path, name: str) -> bytes:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
 import torch
 
 from circuitlab.errors import ModelError, UnsupportedModelError
+from circuitlab.models.checkpoint_files import PICKLED, broken_json
 from circuitlab.models.loaded_weights import CheckedModelClass
 from circuitlab.models.model_kinds import SUPPORTED, described, refuse_unsupported
 from circuitlab.models.surgery import attributes
@@ -55,39 +57,37 @@ def boot_huggingface(source: str, name: str, device: torch.device, dtype: torch.
         return TransformerBridge.boot_transformers(source, **options)
 
 
-def not_loaded(name: str, error: Exception, *, local: bool) -> ModelError:
+def not_loaded(name: str, error: Exception, folder: Path | None) -> ModelError:
     """The error of a loader, in a sentence.
 
     Args:
         name: What the user calls the model.
         error: What the loader raised.
-        local: It is a folder.
+        folder: Where its files are, unless it is on the hub.
     """
     chain, seen = error, ""
     while chain is not None:
         seen += f"{type(chain).__name__}: {chain}\n"
         chain = chain.__cause__ or chain.__context__
-    what = "model folder" if local else "model"
-    if not local and any(word.lower() in seen.lower() for word in NO_NETWORK):
+    what = f"model {name!r}" if folder is None else f"model folder {name!r}"
+    if folder is not None and (broken := broken_json(folder)):
+        return ModelError(f"{what} cannot be loaded: {broken} is no JSON. Copy it again.")
+    if folder is None and any(word.lower() in seen.lower() for word in NO_NETWORK):
         return ModelError(
             f"model {name!r} is not in the local cache and the hub cannot be reached. Check the name and the "
             f"network, or give a local checkpoint folder, or use 'bundled'."
         )
     if isinstance(error, MISFITS):
         return UnsupportedModelError(
-            f"{what} {name!r} cannot be loaded: transformers and TransformerLens make no model of its config and "
-            f"weights. {SUPPORTED}"
+            f"{what} cannot be loaded: transformers and TransformerLens make no model of its files. {SUPPORTED}"
         )
     if isinstance(error, UnpicklingError) or "Weights only load failed" in seen:
-        return ModelError(
-            f"{what} {name!r} cannot be loaded: its weights are damaged, or hold more than tensors, which could run "
-            "code. Save them as safetensors: model.save_pretrained(folder)."
-        )
+        return ModelError(f"{what} cannot be loaded: its weight file {PICKLED}.")
     if "can't allocate memory" in seen or "out of memory" in seen:
-        return ModelError(f"{what} {name!r} cannot be loaded: its weights need more memory than there is.")
+        return ModelError(f"{what} cannot be loaded: its weights need more memory than there is.")
     first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__).strip()
-    fix = "" if local else " Give a name that TransformerLens loads, a checkpoint folder, or 'bundled'."
-    return ModelError(f"{what} {name!r} cannot be loaded: {first[:200].rstrip('.')}.{fix}")
+    fix = "" if folder is not None else " Give a name that TransformerLens loads, a checkpoint folder, or 'bundled'."
+    return ModelError(f"{what} cannot be loaded: {first[:200].rstrip('.')}.{fix}")
 
 
 def _config(source: str, name: str) -> Any:

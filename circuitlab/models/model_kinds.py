@@ -91,18 +91,18 @@ def refuse_unsupported(config: Any, name: str) -> None:
 
 def known_reason(config: Any) -> str | None:
     """Why models of this type do not add up, as a sentence, if it is known."""
-    model_type = _of(config, "model_type")
+    model_type = _type(config)
     return f"In models of type {model_type} {REASONS[model_type]}." if model_type in REASONS else None
 
 
 def described(config: Any) -> str:
     """Model type and class, as far as the config says."""
-    model_type, classes = _of(config, "model_type"), _classes(config)
+    model_type, classes = _type(config), _classes(config)
     return ", ".join([*([f"type {model_type}"] if model_type else ["no model_type"]), *classes[:1]])
 
 
 def _kind(config: Any) -> Kind | None:
-    model_type, saved_as = _of(config, "model_type") or "", (_classes(config) or [""])[0]
+    model_type, saved_as = _type(config), (_classes(config) or [""])[0]
     if quantization := _of(config, "quantization_config"):
         method = _of(quantization, "quant_method") or _of(quantization, "quant_algo") or "of an unnamed method"
         return f"quantized ({method})", "load the checkpoint that it was made from"
@@ -172,6 +172,12 @@ def _parts(config: Any) -> Iterator[Any]:
     for key in ("text_config", "llm_config", "language_config", "ffn_config"):
         if part := _of(config, key):
             yield part
+
+
+def _type(config: Any) -> str:
+    """The model type, empty where the config has none or another thing than a word in its place."""
+    found = _of(config, "model_type")
+    return found if isinstance(found, str) else ""
 
 
 def _classes(config: Any) -> list[str]:
