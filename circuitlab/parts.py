@@ -47,7 +47,7 @@ class Stage(Enum):
     POST = "post"  # what goes into the output projection
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Node:
     """One component. `layer` and `head` are None where the kind has none.
 
@@ -58,6 +58,9 @@ class Node:
     kind: Kind
     layer: int | None = None
     head: int | None = None
+
+    def __repr__(self) -> str:
+        return f"Node.parse({self.name!r})"
 
     def __post_init__(self) -> None:
         needs = {
@@ -95,12 +98,15 @@ class Node:
         raise UnknownNameError(f"{name!r} is no node. Nodes are spelt input, a3.h2, m0, logits.")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Reader:
     """A place where the stream is read: a node, and for a head the slot."""
 
     node: Node
     slot: Slot | None = None
+
+    def __repr__(self) -> str:
+        return f"<Reader {self.name}>"
 
     def __post_init__(self) -> None:
         if (self.node.kind is Kind.HEAD) != (self.slot is not None) or self.node.kind is Kind.INPUT:
@@ -112,12 +118,15 @@ class Reader:
         return f"{self.node.name}<{self.slot.value}>" if self.slot else self.node.name
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Edge:
     """The direct path from a writer to a reader."""
 
     source: Node
     reader: Reader
+
+    def __repr__(self) -> str:
+        return f"Edge.parse({self.name!r})"
 
     @property
     def name(self) -> str:
@@ -253,6 +262,10 @@ class Layout:
         if reader not in self._reader_index:
             raise UnknownNameError.of("reader", reader.name, (r.name for r in self.readers))
         return self._reader_index[reader]
+
+    def edge_name(self, row: int, column: int) -> str:
+        """The name of the edge from this writer to this reader, by their numbers."""
+        return f"{self.writers[row].name}->{self.readers[column].name}"
 
     def edge_index(self, edge: Edge) -> tuple[int, int]:
         """Row and column of an edge.

@@ -11,20 +11,22 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from circuitlab.summary import Summary
+
 N_RESAMPLES = 2000
 CONFIDENCE = 0.95
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Interval:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Interval(Summary):
     """Lower and upper end of an interval, elementwise."""
 
     low: Float[np.ndarray, "*cell"]
     high: Float[np.ndarray, "*cell"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GroupDifference:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class GroupDifference(Summary):
     """Two independent groups of values, and two tests of whether they differ. Both are two-sided.
 
     Attributes:

@@ -17,6 +17,7 @@ from circuitlab.errors import ConfigError, UnknownNameError
 from circuitlab.files import write_bytes
 from circuitlab.models.protocol import Model
 from circuitlab.parts import Kind, Layout, Node
+from circuitlab.summary import Summary, plural
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,8 +27,8 @@ DIGITS = 4
 SCHEMA = "circuitlab.attention/1"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class AttentionPatterns:
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+class AttentionPatterns(Summary):
     """Attention weights of some heads on one prompt: each row of a pattern, a token that looks, sums to 1.
 
     Attributes:
@@ -121,6 +122,15 @@ class AttentionPatterns:
     def _sees(self) -> np.ndarray:
         n = len(self.tokens)
         return np.tri(n, dtype=bool) if self._causal else np.ones((n, n), dtype=bool)
+
+    def _summary(self) -> str:
+        return f"of {plural(len(self.heads), 'head')} on {plural(len(self.tokens), 'token')}"
+
+    def _facts(self) -> Iterable[tuple[str, object]]:
+        yield "tokens", self.tokens
+        for head, pattern in zip(self.heads, self.patterns, strict=True):
+            key = int(pattern[-1].argmax())
+            yield head, f"{pattern[-1, key]:.3f} from the last token to {self.tokens[key]!r}"
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +35,7 @@ from circuitlab.metrics.base import MetricFunction
 from circuitlab.models.protocol import Model, Recording
 from circuitlab.parts import ModelSpec
 from circuitlab.patching.runs.baseline import at_answer
+from circuitlab.summary import Summary, plural
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -56,8 +57,8 @@ class Point:
         return words[self.site]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class LogitLens:
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+class LogitLens(Summary):
     """A metric at every point of the stream.
 
     Attributes:
@@ -118,6 +119,15 @@ class LogitLens:
             "circuitlab.viz", "stream_figure", self.labels, self.per_example, self.interval.low, self.interval.high,
             title=f"{kind}, {self.run} prompts", quantity=self.metric.replace("_", " ") + unit,
         )  # fmt: skip
+
+    def _summary(self) -> str:
+        return f"of {self.metric}: {plural(len(self.points), 'point')}, {plural(self.per_example.shape[-1], 'prompt')}"
+
+    def _facts(self) -> Iterable[tuple[str, object]]:
+        yield "run", f"{self.run}, norm {self.norm}"
+        values = self.values
+        for at in np.unique(np.linspace(0, len(values) - 1, 10).astype(int)):
+            yield self.labels[at], f"{values[at]:.4g}"
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,13 +16,14 @@ from circuitlab.attribution.prompts import Prompt, tokens_of
 from circuitlab.errors import ConfigError
 from circuitlab.models.protocol import Model
 from circuitlab.models.text import words_of
+from circuitlab.summary import Summary, plural
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class LensTokens:
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+class LensTokens(Summary):
     """What the model would say next at every point and token of a prompt.
 
     Attributes:
@@ -66,6 +68,17 @@ class LensTokens:
         first = [[words[0] for words in row] for row in self.words]
         labels = [point.label for point in self.points]
         return late.call("circuitlab.viz", "lens_figure", self.tokens, labels, first, self.probabilities[:, :, 0])
+
+    def _summary(self) -> str:
+        return f"of {plural(len(self.points), 'point')} x {plural(len(self.tokens), 'token')}"
+
+    def _facts(self) -> Iterable[tuple[str, object]]:
+        yield "tokens", self.tokens
+        for at in np.unique(np.linspace(0, len(self.points) - 1, 10).astype(int)):
+            yield (
+                self.points[at].label,
+                f"{self.words[at][-1][0]!r} {self.probabilities[at, -1, 0]:.3f} at the last token",
+            )
 
 
 @torch.no_grad()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ from jaxtyping import Float
 
 from circuitlab import late, stats
 from circuitlab.errors import ConfigError
+from circuitlab.summary import Summary, largest, plural, short
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
 ROWS_AT_ONCE = 2048
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Component:
+@dataclass(frozen=True, slots=True, order=True, repr=False)
+class Component(Summary):
     """Something that adds to the final stream, or to the logits behind it.
 
     Attributes:
@@ -36,9 +37,12 @@ class Component:
     layer: int | None = None
     index: int | None = None
 
+    def _summary(self) -> str:
+        return short(self.name, 60)
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Attribution:
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+class Attribution(Summary):
     """A quantity at the answer position, split over everything that adds to it.
 
     Positive: without what this component writes, and with the final norm's scale as it was, the quantity would be
@@ -168,6 +172,15 @@ class Attribution:
                 f"a split by {self.by} has no {kind}s. Ask for them: direct_attribution(..., by={kind!r})."
             )
         return rows
+
+    def _summary(self) -> str:
+        size = plural(len(self.components), "component")
+        return f"of {self.metric} by {self.by}: {size}, {plural(self.per_example.shape[-1], 'prompt')}"
+
+    def _facts(self) -> Iterable[tuple[str, object]]:
+        yield "run", self.run
+        yield "total", f"{self.total.mean():.4g}"
+        yield from largest(self.values, lambda number: self.components[number].name)
 
 
 def top_heads(attribution: Attribution, k: int = 5) -> pd.DataFrame:

@@ -8,6 +8,7 @@ Example:
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,14 +26,15 @@ from circuitlab.graphs.circuit import Circuit
 from circuitlab.models.bridge import BridgeModel
 from circuitlab.models.load import DTYPES
 from circuitlab.models.native import native_model
+from circuitlab.summary import Summary
 
 N_PAIRS = 64
 # Prompts drawn for each reference prompt that is asked for: some stand among the scored ones.
 DRAWS = 4
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class CompiledModel:
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+class CompiledModel(Summary):
     """A model whose circuit is known.
 
     Attributes:
@@ -120,6 +122,13 @@ class CompiledModel:
     def _answers(self, tokens: torch.Tensor, answer_at: torch.Tensor) -> torch.Tensor:
         logits = logits_of(self.program, run_program(self.program, tokens.numpy()))
         return torch.from_numpy(logits[np.arange(len(tokens)), answer_at.numpy()].argmax(1)[:, None])
+
+    def _summary(self) -> str:
+        return f"{self.name}: {self.entry.what}"
+
+    def _facts(self) -> Iterable[tuple[str, object]]:
+        yield "norm", self.norm
+        yield "model", self.model
 
 
 def compiled_models() -> tuple[str, ...]:

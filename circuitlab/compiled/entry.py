@@ -8,12 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from circuitlab.compiled.program import Program
+from circuitlab.summary import Summary
 
 BOS = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Drawn:
+@dataclass(frozen=True, slots=True, repr=False)
+class Drawn(Summary):
     """One pair: tokens of both prompts, and the position whose next token is judged."""
 
     clean: list[int]
@@ -21,8 +22,8 @@ class Drawn:
     answer_at: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Entry:
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+class Entry(Summary):
     """A compiled model before it is compiled.
 
     Attributes:

@@ -13,13 +13,14 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from circuitlab.compiled.program import POSITION, TOKEN, Attend, Match, Program
+from circuitlab.summary import Summary
 
 # Scores closer than this are equal.
 SAME = 1e-9
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Meaning:
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+class Meaning(Summary):
     """A program's values on some prompts.
 
     Attributes:

@@ -23,14 +23,15 @@ from jaxtyping import Float
 
 from circuitlab.errors import ConfigError
 from circuitlab.parts import Kind, ModelSpec, Node, Reader, Slot
+from circuitlab.summary import Summary, plural
 
 TOKEN, POSITION = "token", "position"
 Matrix = Float[np.ndarray, "_ _"]
 Vector = Float[np.ndarray, " _"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Match:
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+class Match(Summary):
     """A term of a head's score: `weight[query value, key value]`, in nats."""
 
     query: str
@@ -38,16 +39,16 @@ class Match:
     weight: Matrix
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Prefer:
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+class Prefer(Summary):
     """A term of a head's score that any query gives: `weight[key value]`, in nats."""
 
     key: str
     weight: Vector
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Attend:
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+class Attend(Summary):
     """A head; without terms it attends to all visible tokens alike.
 
     Attributes:
@@ -63,8 +64,8 @@ class Attend:
     score: tuple[Match | Prefer, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Apply:
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+class Apply(Summary):
     """An MLP.
 
     Attributes:
@@ -85,8 +86,8 @@ class Apply:
 Operation = Attend | Apply
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Read:
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+class Read(Summary):
     """What one reader takes from one variable.
 
     Attributes:
@@ -104,8 +105,8 @@ class Read:
     through: Matrix
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Program:
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+class Program(Summary):
     """A whole model.
 
     Attributes:
@@ -190,6 +191,9 @@ class Program:
             n_ctx=self.n_ctx,
             has_mlp=any(node.kind is Kind.MLP for node in nodes),
         )
+
+    def _summary(self) -> str:
+        return f"{self.name}: {plural(len(self.operations), 'operation')}, {plural(len(self.words), 'word')}"
 
 
 def _reads(operation: Operation) -> Iterator[tuple[Slot | None, str, Matrix]]:

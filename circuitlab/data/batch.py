@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuitlab.errors import ConfigError, PairLengthError
+from circuitlab.summary import Summary, plural
 
 if TYPE_CHECKING:
     from circuitlab.data.pairs import Pair, PairSet
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
 NO_TOKEN = -1  # fills rows of `answers` where an example has fewer answers than another
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class PairBatch:
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+class PairBatch(Summary):
     """Clean and corrupted prompts of one length.
 
     Attributes:
@@ -149,6 +150,9 @@ class PairBatch:
             else:
                 values[item.name] = None if value is None else value[rows]
         return PairBatch(**values)
+
+    def _summary(self) -> str:
+        return f"of {plural(len(self), 'pair')}, {plural(self.n_tokens, 'token')}, on {self.clean.device}"
 
 
 def batch_by_length(pairs: Sequence[Pair], device: torch.device | str = "cpu") -> tuple[PairBatch, ...]:

@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 from string import Formatter
 
 from circuitlab.errors import TaskError
+from circuitlab.summary import Summary, short
 
 CharRange = tuple[int, int]
 
 
-@dataclass(frozen=True, slots=True)
-class Example:
+@dataclass(frozen=True, slots=True, repr=False)
+class Example(Summary):
     """A clean prompt, its corrupted twin, and what a right answer is.
 
     Attributes:
@@ -101,6 +102,9 @@ class Example:
             {name: spans[name] for name in named},
             {name: corrupt_spans[name] for name in named},
         )
+
+    def _summary(self) -> str:
+        return f"{short(self.clean, 50)} -> {short(self.answer, 30)}"
 
 
 def _fill(template: str, fields: Mapping[str, str]) -> tuple[str, dict[str, CharRange]]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from circuitlab.errors import ConfigError
+from circuitlab.summary import Summary, plural, short
 
 if TYPE_CHECKING:
     import torch
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
 TokenRange = tuple[int, int]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pair:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Pair(Summary):
     """One clean and one corrupted prompt, as the model is given them.
 
     Attributes:
@@ -65,9 +66,12 @@ class Pair:
         record["spans"] = {name: list(span) for name, span in self.spans.items()}
         return record
 
+    def _summary(self) -> str:
+        return f"{self.id}: {short(self.clean, 40)} -> {short(self.answers, 20)}"
 
-@dataclass(frozen=True, slots=True)
-class PairSet:
+
+@dataclass(frozen=True, slots=True, repr=False)
+class PairSet(Summary):
     """Pairs of one split, possibly of different lengths; anything that takes pairs takes this.
 
     Raises:
@@ -106,9 +110,20 @@ class PairSet:
 
         return batch_by_length(self.pairs, device)
 
+    def _summary(self) -> str:
+        lengths = sorted({len(pair) for pair in self.pairs})
+        tokens = f"{lengths[0]} tokens" if len(lengths) == 1 else f"{lengths[0]} to {lengths[-1]} tokens"
+        return f"of {plural(len(self), 'pair')}, {tokens}"
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PairSplits:
+    def _facts(self) -> Iterable[tuple[str, object]]:
+        yield "spans", " ".join(dict.fromkeys(name for pair in self.pairs for name in pair.spans)) or "none"
+        for pair in self.pairs[:3]:
+            yield f"[{pair.id}]", f"clean      {short(pair.clean, 60)} -> {short(pair.answers, 24)}"
+            yield "", f"corrupted  {short(pair.corrupt, 60)} -> {short(pair.distractors, 24)}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class PairSplits(Summary):
     """What a task drew for one model.
 
     Attributes:
@@ -129,3 +144,17 @@ class PairSplits:
         """SHA-256 over both splits, and the reference pairs where there are some."""
         parts = [self.discovery, self.held_out, *([self.reference] if self.reference else [])]
         return hashlib.sha256("".join(part.fingerprint for part in parts).encode()).hexdigest()
+
+    def _summary(self) -> str:
+        splits = {"discovery": self.discovery, "held-out": self.held_out, "reference": self.reference}
+        return "of " + ", ".join(f"{len(split):,} {name}" for name, split in splits.items() if split) + " pairs"
+
+    def _facts(self) -> Iterable[tuple[str, object]]:
+        yield "discovery", self.discovery
+        yield "held_out", self.held_out
+        if self.reference is not None:
+            yield "reference", self.reference
+        if self.dropped:
+            yield "dropped", self.dropped
+        yield "first clean", short(self.discovery[0].clean)
+        yield "first corrupt", short(self.discovery[0].corrupt)

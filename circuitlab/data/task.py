@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from random import Random
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ from circuitlab.data.example import Example
 from circuitlab.data.sampling import sample_pairs
 from circuitlab.errors import TaskError, UnknownNameError
 from circuitlab.references import Reference
+from circuitlab.summary import Summary, short
 
 if TYPE_CHECKING:
     from circuitlab.data.pairs import PairSplits
@@ -30,8 +31,8 @@ RESERVED = frozenset(
 )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Task:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Task(Summary):
     """What is asked of a model, as a citable module defines it.
 
     Attributes:
@@ -127,3 +128,16 @@ class Task:
             TooFewPromptsError: Fewer distinct pairs than asked for; the message counts what was dropped and why.
         """
         return sample_pairs(self, model.text, n=n, seed=seed, reference=reference)
+
+    def _summary(self) -> str:
+        return f"{self.label} {self.version}: {short(self.summary, 70)[1:-1]}"
+
+    def _facts(self) -> Iterable[tuple[str, object]]:
+        for name, value in self.settings.items():
+            others = [one for one in self.options[name] if one != value]
+            yield f"option {name}", f"{value} (others: {', '.join(others)})" if others else value
+        yield "metric", self.metric
+        if self.sources:
+            yield "sources", ", ".join(source.key for source in self.sources)
+        if self.origin:
+            yield "file", self.origin

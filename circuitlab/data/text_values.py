@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,13 +12,14 @@ from jaxtyping import Float
 
 from circuitlab import late
 from circuitlab.errors import ConfigError
+from circuitlab.summary import Summary, plural, short
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class TextValues:
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+class TextValues(Summary):
     """One or more series of values over the tokens of one text.
 
     Attributes:
@@ -82,6 +83,17 @@ class TextValues:
     def _repr_html_(self) -> str:
         """The same page in a frame of its own, for a notebook's cell."""
         return text_frame([self])
+
+    def _summary(self) -> str:
+        return f"{short(self.title, 40)}: {len(self.series)} series x {plural(len(self.tokens), 'token')}"
+
+    def _facts(self) -> Iterable[tuple[str, object]]:
+        yield "tokens", self.tokens
+        if self.unit:
+            yield "unit", self.unit
+        for name, row in zip(self.series[:8], self.values[:8], strict=True):
+            best = int(np.nanargmax(np.abs(row))) if len(row) and not np.isnan(row).all() else None
+            yield short(name), "no values" if best is None else f"{row[best]:.4g} at {self.tokens[best]!r}"
 
 
 def text_page(texts: Sequence[TextValues], *, title: str = "") -> str:

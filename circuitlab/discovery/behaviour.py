@@ -13,12 +13,13 @@ from circuitlab.evaluation.gap import Gap, check_data
 from circuitlab.metrics import Metric, resolve
 from circuitlab.metrics.formulas import prefers_answer
 from circuitlab.patching.circuits.metric import Prepared
+from circuitlab.summary import Summary, plural
 
 WORST = 5
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Behaviour:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Behaviour(Summary):
     """What the whole model does.
 
     Attributes:
@@ -34,6 +35,11 @@ class Behaviour:
     clean: Float[np.ndarray, " example"]
     corrupt: Float[np.ndarray, " example"]
     gap: Gap
+
+    def _summary(self) -> str:
+        return (
+            f"on {plural(len(self.clean), 'pair')}: clean {self.clean.mean():.4g}, corrupted {self.corrupt.mean():.4g}"
+        )
 
 
 def check_behaviour(

@@ -14,10 +14,11 @@ from circuitlab.graphs.selection import SelectionRule
 from circuitlab.metrics import resolve
 from circuitlab.models.bos import AUTO, TRANSFORMER_LENS, check_choice
 from circuitlab.patching.runs.replacement import REPLACEMENTS
+from circuitlab.summary import Summary, short
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DiscoverConfig:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class DiscoverConfig(Summary):
     """What `discover` was asked for; enough to do it again.
 
     Attributes:
@@ -142,6 +143,9 @@ class DiscoverConfig:
         for key, value in self.options.items():
             words += ["--option", f"{key}={value}"]
         return shlex.join(words)
+
+    def _summary(self) -> str:
+        return f"of {short(self.task, 30)} on {short(self.model, 30)}: {self.method}, n={self.n}, seed={self.seed}"
 
 
 _FLAGS = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from circuitlab.parts import Layout, ModelSpec
+from circuitlab.summary import Summary, short
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,8 +22,8 @@ LEVELS: dict[str, str] = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class NodeScores:
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+class NodeScores(Summary):
     """Scores of every node of one model, or of every component of what nodes write.
 
     Attributes:
@@ -65,3 +66,14 @@ class NodeScores:
             column = "component" if self.level == "neuron" else "neuron"
             data[column] = [number for _ in names for number in range(each)]
         return pd.DataFrame({**data, "score": self.values.ravel(), "standard_error": self.standard_error.ravel()})
+
+    def _summary(self) -> str:
+        shape = " x ".join(map(str, self.values.shape))
+        return f"by {self.method}: {shape} {self.level} scores of {short(self.spec.name, 30)}"
+
+    def _facts(self) -> Iterable[tuple[str, object]]:
+        yield "metric", self.metric
+        yield "pairs", self.n_examples
+        yield "scores", f"{self.values.min():.4g} to {self.values.max():.4g}; positive: it helps"
+        if self.checks:
+            yield "checks", self.checks

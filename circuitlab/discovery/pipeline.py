@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -41,6 +41,7 @@ from circuitlab.patching.runs.replacement import Replacement, needs_reference, r
 from circuitlab.patching.sweeps.nodes import sweep_nodes
 from circuitlab.patching.sweeps.sweep import by_site, sweep
 from circuitlab.progress import Progress, callback, reports_progress
+from circuitlab.summary import Summary, plural, short
 
 SWEPT_SITES = ("resid_pre", "attn_out", "mlp_out", "head_z")
 # Heads of the circuit whose patterns are kept: as many as one looks through.
@@ -49,8 +50,8 @@ HEADS_SHOWN = 6
 __all__ = ["Run", "default_folder", "discover"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Run:
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+class Run(Summary):
     """Everything one discovery found.
 
     Attributes:
@@ -101,6 +102,24 @@ class Run:
             OutputExistsError: The folder is there and `force` is not given.
         """
         return replace(self, folder=write_run(self, Path(folder), force=force))
+
+    def _summary(self) -> str:
+        result = f"{self.circuit.n_edges:,} of {plural(self.circuit.layout.n_edges, 'edge')}"
+        share = f"faithfulness {self.evaluation.faithfulness:.3f}"
+        return f"of {self.task.label} on {short(self.model_id, 30)}: {result}, {share}"
+
+    def _facts(self) -> Iterable[tuple[str, object]]:
+        yield "method", f"{self.config.method}, ablation {self.config.ablation}, seed {self.config.seed}"
+        yield "pairs", self.pairs
+        yield "grids", ", ".join(self.grids)
+        yield "scores", self.scores
+        yield "circuit", self.circuit
+        yield "evaluation", self.evaluation
+        for name in ("stability", "stability_seeds", "attention"):
+            if getattr(self, name) is not None:
+                yield name, getattr(self, name)
+        yield "seconds", f"{sum(self.seconds.values()):.1f}"
+        yield "folder", self.folder or "not written; write(folder) does"
 
 
 @reports_progress

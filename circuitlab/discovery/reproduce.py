@@ -6,7 +6,7 @@ import csv
 import json
 import math
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +18,7 @@ from circuitlab.discovery.run_folder import MANIFEST, REPORT, SCHEMA, at_home
 from circuitlab.errors import CircuitLabError, FileError, FormatError, RunError
 from circuitlab.files import read_json
 from circuitlab.progress import Progress, reports_progress
+from circuitlab.summary import Summary, plural
 
 # Numbers of another machine or version may differ in the last bits of float32, and a bit more after many layers: by so
 # much of the largest number of their column, for the scores of a large model are all small.
@@ -46,8 +47,8 @@ class Value(NamedTuple):
     value: object
 
 
-@dataclass(frozen=True, slots=True)
-class FileCheck:
+@dataclass(frozen=True, slots=True, repr=False)
+class FileCheck(Summary):
     """How one file came out.
 
     Attributes:
@@ -64,8 +65,8 @@ class FileCheck:
     detail: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Reproduction:
+@dataclass(frozen=True, slots=True, repr=False)
+class Reproduction(Summary):
     """What came of running a folder again.
 
     Attributes:
@@ -82,6 +83,15 @@ class Reproduction:
     def ok(self) -> bool:
         """Every file that holds data came out with the same bytes or numbers."""
         return all(check.status in (SAME_BYTES, SAME_NUMBERS, REDRAWN) for check in self.files)
+
+    def _summary(self) -> str:
+        return f"of {plural(len(self.files), 'file')}: {'reproduced' if self.ok else 'not reproduced'}"
+
+    def _facts(self) -> Iterable[tuple[str, object]]:
+        yield "weights", "the same" if self.same_weights else "others"
+        for status in dict.fromkeys(one.status for one in self.files):
+            names = [one.name for one in self.files if one.status == status]
+            yield status, f"{len(names)}: {', '.join(names)}"
 
 
 @reports_progress

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -14,13 +14,14 @@ from circuitlab.graphs.circuit import Circuit
 from circuitlab.graphs.prune import real_edges
 from circuitlab.graphs.ranking import edge_places, mask_of, ranked_edges
 from circuitlab.parts import Layout, ModelSpec
+from circuitlab.summary import Summary, largest, plural, short
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class ColumnScores:
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+class ColumnScores(Summary):
     """Scores of every edge's tokens at one position or span each.
 
     Attributes:
@@ -33,9 +34,12 @@ class ColumnScores:
     labels: tuple[str, ...]
     scores: Float[np.ndarray, "column writer reader"]
 
+    def _summary(self) -> str:
+        return f"by {self.kind}: {plural(len(self.labels), 'column')}, {short(self.labels, 50)}"
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class EdgeScores:
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+class EdgeScores(Summary):
     """Scores of every edge of one model.
 
     Attributes:
@@ -142,6 +146,23 @@ class EdgeScores:
                 "score": self.by_column.scores[:, rows, columns].T.ravel(),
             }
         )
+
+    def _summary(self) -> str:
+        size = plural(self.layout.n_edges, "edge")
+        return f"by {self.method}: {size} of {short(self.spec.name, 30)}, {plural(self.n_examples, 'pair')}"
+
+    def _facts(self) -> Iterable[tuple[str, object]]:
+        places = edge_places(self.layout)
+        values = self.values[places[:, 0], places[:, 1]]
+        yield "metric", self.metric
+        yield "scores", f"{values.min():.4g} to {values.max():.4g}; positive: the edge helps"
+        if self.chosen is not None:
+            yield "chosen", f"{plural(int(self.chosen.sum()), 'edge')} by the method itself"
+        if self.by_column is not None:
+            yield "by column", self.by_column
+        if self.checks:
+            yield "checks", self.checks
+        yield from largest(values.tolist(), lambda number: self.layout.edge_name(*places[number].tolist()))
 
 
 class RunningMean:

@@ -43,6 +43,7 @@ from circuitlab.models.protocol import Model
 from circuitlab.parts import Edge
 from circuitlab.patching.runs.replacement import Replacement, needs_reference, resolve_replacement
 from circuitlab.progress import Progress, callback, reports_progress
+from circuitlab.summary import Summary, largest, plural
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -52,8 +53,8 @@ OVER = ("bootstrap", "seeds")
 DRAWN_OUTSIDE = 0.5
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Stability:
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+class Stability(Summary):
     """The circuits of many repetitions.
 
     Attributes:
@@ -173,6 +174,22 @@ class Stability:
             frequency={name: float(frequency[place]) for name, place in at.items()},
             outside=[name for name, place in at.items() if not mask[place]], title=title, repeated=self.repeated,
         )  # fmt: skip
+
+    def _summary(self) -> str:
+        return f"over {plural(len(self.chosen), self.repeated[:-1])}: mean Jaccard index {self.jaccard:.3f}"
+
+    def _facts(self) -> Iterable[tuple[str, object]]:
+        share, sizes = self.chosen.mean(0), self.sizes
+        yield "method", f"{self.method}, seed {self.seed}"
+        yield "circuit", self.circuit
+        yield "sizes", f"{sizes.min()} to {sizes.max()} edges, median {np.median(sizes):g}"
+        yield "edges", f"{(share > 0).sum():,} kept at least once, {(share == 1).sum():,} always"
+        yield "Jaccard", f"{self.jaccard_to_circuit:.3f} with the circuit of all pairs"
+        layout = self.circuit.layout
+        places = edge_places(layout)
+        yield from largest(
+            share.tolist(), lambda number: layout.edge_name(*places[number].tolist()), label="most frequent"
+        )
 
 
 def _drawn(edge: Edge, score: float) -> dict[str, Any]:

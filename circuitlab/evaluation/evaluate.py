@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,10 +26,11 @@ from circuitlab.metrics.base import MetricFunction
 from circuitlab.models.protocol import Model
 from circuitlab.patching.runs.replacement import Replacement
 from circuitlab.progress import Progress, callback, reports_progress
+from circuitlab.summary import Summary, plural
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Evaluation:
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+class Evaluation(Summary):
     """How a circuit does. Per-example values are kept; the numbers of the report follow from them.
 
     Attributes:
@@ -186,6 +188,29 @@ class Evaluation:
             "minimality": self.minimality and self.minimality.as_record(),
             "random_baseline": {"faithfulness": list(self.random)},
         }
+
+    def _summary(self) -> str:
+        low, high = self.interval
+        share = f"faithfulness {self.faithfulness:.3f}, 95 % interval [{low:.3f}, {high:.3f}]"
+        return f"of {self.n_edges:,} of {plural(self.n_edges_total, 'edge')}: {share}"
+
+    def _facts(self) -> Iterable[tuple[str, object]]:
+        clean, corrupt, circuit = self.metric_clean, self.metric_corrupt, self.metric_circuit
+        yield "pairs", len(self.clean)
+        yield self.metric, f"clean {clean:.4g}, corrupted {corrupt:.4g}, circuit {circuit:.4g}"
+        yield "ablation", self.ablation
+        yield "accuracy", f"model {self.accuracy_model:.3f}, circuit {self.accuracy_circuit:.3f}"
+        yield "KL divergence", f"{self.kl:.4g} nats"
+        yield "complement", f"faithfulness without the circuit: {self.complement:.3f}"
+        if self.knockouts:
+            yield "incompleteness", f"{self.incompleteness:.3f} (mean over {len(self.knockouts)} knockouts)"
+        if self.random:
+            count = plural(len(self.random), "random circuit")
+            yield "random", f"{count} of this size: faithfulness {max(self.random):.3f} at best"
+        if self.curve:
+            yield "CPR, CMD", f"{self.cpr:.3f}, {self.cmd:.3f}"
+        if self.smallest is not None:
+            yield "smallest", f"{plural(self.smallest.n_edges, 'edge')} reach {SUFFICES}"
 
 
 def _point(point: CurvePoint) -> dict[str, float]:

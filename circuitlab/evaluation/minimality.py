@@ -10,6 +10,7 @@ References:
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ from circuitlab.evaluation.judge import Judge
 from circuitlab.graphs.circuit import Circuit
 from circuitlab.graphs.ranking import edge_places
 from circuitlab.parts import Edge
+from circuitlab.summary import Summary, largest, plural
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,8 +31,8 @@ if TYPE_CHECKING:
 MASKED_AT_ONCE = 2**26
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Minimality:
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+class Minimality(Summary):
     """What each edge is worth to its circuit.
 
     Attributes:
@@ -61,6 +63,12 @@ class Minimality:
         """The same as plain records."""
         rows = zip(self.edges, self.effect.tolist(), self.low.tolist(), self.high.tolist(), strict=True)
         return [{"edge": edge.name, "effect": effect, "ci": [low, high]} for edge, effect, low, high in rows]
+
+    def _summary(self) -> str:
+        return f"of {plural(len(self.edges), 'edge')}: {len(self.dispensable):,} dispensable"
+
+    def _facts(self) -> Iterable[tuple[str, object]]:
+        yield from largest(self.effect, lambda number: self.edges[number].name, label="largest effect")
 
 
 def minimality_of(judge: Judge, circuit: Circuit, whole: Float[np.ndarray, " example"], seed: int) -> Minimality:

@@ -30,13 +30,14 @@ from circuitlab.errors import ConfigError, GraphError
 from circuitlab.graphs.prune import real_edges
 from circuitlab.parts import Layout, ModelSpec
 from circuitlab.stats import CONFIDENCE, N_RESAMPLES
+from circuitlab.summary import Summary, plural
 
 # Resamples are made in parts, so that no more than so many numbers are in memory at once.
 NUMBERS_AT_ONCE = 2**22
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Recovery:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Recovery(Summary):
     """How well scores find the true edges.
 
     Attributes:
@@ -56,6 +57,9 @@ class Recovery:
     n_true: int
     n_edges: int
     folded: bool
+
+    def _summary(self) -> str:
+        return f"of {self.n_true:,} of {plural(self.n_edges, 'edge')}: AUROC {self.auroc:.3f}"
 
 
 def recovery(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from circuitlab.features.place import activation, check_fits
 from circuitlab.features.prompts import prompts_of
 from circuitlab.models.protocol import Model
 from circuitlab.patching.runs.packing import packs, rows_per_pack
+from circuitlab.summary import Summary, largest, plural
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,8 +40,8 @@ class ActiveFeature:
     value: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class FeatureActivations:
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+class FeatureActivations(Summary):
     """Active features on prompts, one entry each, by prompt, position, feature.
 
     Attributes:
@@ -165,6 +166,18 @@ class FeatureActivations:
         if not -n <= position < n:
             raise ConfigError(f"position {position} is out of range: prompt {prompt} has {n} tokens.")
         return position % n
+
+    def _summary(self) -> str:
+        found = plural(len(self.value), "value")
+        return f"of {plural(self.n_features, 'feature')}: {found} on {plural(len(self.tokens), 'prompt')}"
+
+    def _facts(self) -> Iterable[tuple[str, object]]:
+        yield "autoencoder", f"{self.autoencoder}, {self.hook}"
+        yield "first prompt", self.tokens[0] if self.tokens else "none"
+        yield from largest(
+            self.value,
+            lambda entry: f"feature {self.feature[entry]} at {self.tokens[self.prompt[entry]][self.position[entry]]!r}",
+        )
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ What it leaves out, `x - decode(encode(x))`, is the error term; with it added no
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 from circuitlab.errors import ConfigError
 from circuitlab.features.encoders import NAMES, Encoder, moved
 from circuitlab.models.hook_points import hook_of_site
+from circuitlab.summary import Summary, plural, short
 
 NORMALISATIONS = ("none", "constant_norm_rescale", "layer_norm")
 EPSILON = 1e-5  # of `layer_norm`, as SAELens has it: on the standard deviation, on the way in alone
@@ -24,8 +25,8 @@ EPSILON = 1e-5  # of `layer_norm`, as SAELens has it: on the standard deviation,
 DENSE_AT_ONCE = 2**24
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Scaled:
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+class Scaled(Summary):
     """An activation as an autoencoder reads it, and the way back.
 
     Attributes:
@@ -39,8 +40,8 @@ class Scaled:
     shift: Float[Tensor, "*row 1"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Active:
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+class Active(Summary):
     """The features that are active at some tokens, one entry each, by token and then by feature.
 
     Attributes:
@@ -57,8 +58,8 @@ class Active:
         return len(self.token)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Autoencoder:
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+class Autoencoder(Summary):
     """A sparse autoencoder and the place of the model that it reads.
 
     Attributes:
@@ -211,3 +212,15 @@ class Autoencoder:
 
     def _parts(self, x: Tensor) -> Iterator[Tensor]:
         return iter(x.split(max(1, DENSE_AT_ONCE // self.n_features)))
+
+    def _summary(self) -> str:
+        return f"{short(self.name, 40)[1:-1]}: {plural(self.n_features, 'feature')} of {self.site}, layer {self.layer}"
+
+    def _facts(self) -> Iterable[tuple[str, object]]:
+        yield "architecture", self.architecture
+        yield "input", f"{self.d_in} components, normalisation {self.normalisation}"
+        yield "dtype, device", f"{str(self.w_enc.dtype).removeprefix('torch.')}, {self.w_enc.device}"
+        if self.model_id is not None:
+            yield "model", self.model_id
+        if self.neuronpedia_id is not None:
+            yield "Neuronpedia", self.neuronpedia_id

@@ -8,7 +8,7 @@ of them gzipped; or a folder of such files.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from circuitlab.errors import ConfigError, FormatError, MissingFileError
 from circuitlab.files import parse_json, read_text
+from circuitlab.summary import Results, Summary, plural, short
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
 SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Description:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Description(Summary):
     """What somebody, or some model, says of a feature.
 
     Attributes:
@@ -41,9 +42,12 @@ class Description:
     source: str | None = None
     by: str | None = None
 
+    def _summary(self) -> str:
+        return f"of feature {self.feature}: {short(self.text, 60)}"
 
-@dataclass(frozen=True, kw_only=True)
-class Descriptions:
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Descriptions(Summary):
     """Descriptions of an autoencoder's features; a feature may have several.
 
     Attributes:
@@ -74,7 +78,7 @@ class Descriptions:
             raise ConfigError("the search is empty; give a word.")
         around = (r"(?<!\w)", r"(?!\w)") if whole else ("", "")
         patterns = [re.compile(around[0] + re.escape(part) + around[1], re.IGNORECASE) for part in parts]
-        return tuple(entry for entry in self.entries if all(pattern.search(entry.text) for pattern in patterns))
+        return Results(entry for entry in self.entries if all(pattern.search(entry.text) for pattern in patterns))
 
     def join(self, frame: pd.DataFrame) -> pd.DataFrame:
         """A table with a column `feature`, with a column `description` added; empty where there is none."""
@@ -83,6 +87,13 @@ class Descriptions:
     @cached_property
     def _first(self) -> dict[int, str]:
         return {entry.feature: entry.text for entry in reversed(self.entries)}
+
+    def _summary(self) -> str:
+        return f"of {plural(len(self), 'entry')[:-3] + 'ies' if len(self) != 1 else '1 entry'}"
+
+    def _facts(self) -> Iterable[tuple[str, object]]:
+        for entry in self.entries[:8]:
+            yield str(entry.feature), short(entry.text)
 
 
 def load_descriptions(path: str | Path, source: str | None = None) -> Descriptions:

@@ -11,9 +11,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from circuitlab.summary import Summary
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Standard:
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+class Standard(Summary):
     """ReLU.
 
     Attributes:
@@ -30,8 +32,8 @@ class Standard:
         return torch.relu(pre + self.bias)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class TopK:
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+class TopK(Summary):
     """The k largest pre-activations, and of these the positive ones.
 
     Attributes:
@@ -51,8 +53,8 @@ class TopK:
         return torch.zeros_like(pre).scatter(-1, largest.indices, torch.relu(largest.values))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class JumpRelu:
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+class JumpRelu(Summary):
     """A feature counts once it is above a threshold of its own, and then as a whole.
 
     Attributes:
@@ -72,8 +74,8 @@ class JumpRelu:
         return torch.relu(biased) * (biased > self.threshold)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Gated:
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+class Gated(Summary):
     """One bias decides whether a feature is active, a scale and another bias how much.
 
     Attributes:

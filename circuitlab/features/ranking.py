@@ -14,7 +14,7 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +40,7 @@ from circuitlab.patching.runs.packing import fitting
 from circuitlab.patching.runs.reach import tokens_that_matter
 from circuitlab.patching.sweeps.plan import MetricLike, plan_sweep
 from circuitlab.progress import Progress, callback, reports_progress
+from circuitlab.summary import Summary, largest, plural
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,8 +50,8 @@ ENTRIES_AT_ONCE = 2**24  # numbers of gathered decoder rows: 64 MB in float32
 ALIVE = 24  # tensors of the stream's size that a block keeps for its gradient, about
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class FeatureRanking:
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+class FeatureRanking(Summary):
     """What features add to the metric's way from the corrupted to the clean run, to first order, largest size first.
 
     Attributes:
@@ -138,6 +139,14 @@ class FeatureRanking:
             }
         )
         return frame if descriptions is None else descriptions.join(frame)
+
+    def _summary(self) -> str:
+        size = plural(len(self.features), "feature")
+        return f"of {self.autoencoder}: {size}, {plural(self.per_example.shape[-1], 'pair')}"
+
+    def _facts(self) -> Iterable[tuple[str, object]]:
+        yield "metric", f"{self.metric}: clean {self.clean.mean():.4g}, corrupted {self.corrupt.mean():.4g}"
+        yield from largest(self.scores, lambda number: f"feature {self.features[number]}")
 
 
 @reports_progress

@@ -29,12 +29,13 @@ from circuitlab.patching.runs.baseline import at_answer, record_baseline
 from circuitlab.patching.runs.packing import packs, rows_per_pack
 from circuitlab.patching.sweeps.plan import MetricLike, plan_sweep
 from circuitlab.predictions.streams import logits_by_part
+from circuitlab.summary import Summary, plural
 
 Edit = Callable[[Tensor], Tensor]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Quality:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Quality(Summary):
     """How well an autoencoder stands for what it reads. Tokens kept as they are do not count.
 
     Attributes:
@@ -68,9 +69,14 @@ class Quality:
         """All numbers by name."""
         return {**asdict(self), "loss_recovered": self.loss_recovered}
 
+    def _summary(self) -> str:
+        return (
+            f"on {plural(self.n_tokens, 'token')}: explained variance {self.explained_variance:.3f}, L0 {self.l0:.1f}"
+        )
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Splice:
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+class Splice(Summary):
     """What is left of a behaviour when the model runs on reconstructions.
 
     Attributes:
@@ -96,6 +102,9 @@ class Splice:
     def interval(self) -> stats.Interval:
         """95 % bootstrap interval of `recovered` over examples."""
         return stats.ratio_interval(self.spliced - self.corrupt, self.clean - self.corrupt, self.seed)
+
+    def _summary(self) -> str:
+        return f"of {plural(len(self.clean), 'pair')}: {self.recovered:.3f} of {self.metric} recovered"
 
 
 def attached(

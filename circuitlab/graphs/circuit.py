@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,14 +18,15 @@ from circuitlab.graphs.prune import kept_nodes, prune, real_edges
 from circuitlab.graphs.ranking import edge_places
 from circuitlab.graphs.selection import Selection
 from circuitlab.parts import Edge, Layout, ModelSpec, Node
+from circuitlab.summary import Summary, largest, plural, short
 
 if TYPE_CHECKING:
     import networkx as nx
     import pandas as pd
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Circuit:
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+class Circuit(Summary):
     """Kept edges of one model. Immutable: nothing that is done with a circuit changes it.
 
     Attributes:
@@ -161,6 +162,22 @@ class Circuit:
         from circuitlab.graphs.exchange import drawn_parts
 
         return late.call("circuitlab.viz", "draw_parts", *drawn_parts(self), title=title)
+
+    def _summary(self) -> str:
+        total, nodes = self.layout.n_edges, plural(len(self.nodes), "node")
+        return f"of {short(self.spec.name, 30)}: {self.n_edges:,} of {plural(total, 'edge')}, {nodes}"
+
+    def _facts(self) -> Iterable[tuple[str, object]]:
+        if self.selection is not None:
+            yield "selected by", f"{self.selection.rule} {short(self.selection.asked)}"
+            if self.selection.faithfulness is not None:
+                yield "faithfulness", f"{self.selection.faithfulness:.4g} on the discovery pairs"
+        if self.node_parts.neurons is not None:
+            yield "neurons", f"{self.n_edges_weighted:,.1f} edges by the share of neurons kept"
+        yield "nodes", " ".join(node.name for node in self.nodes)
+        places = np.argwhere(self.mask)
+        scores = self.scores[self.mask].tolist()
+        yield from largest(scores, lambda number: self.layout.edge_name(*places[number].tolist()))
 
 
 def load_circuit(path: str | Path, spec: ModelSpec | None = None) -> Circuit:

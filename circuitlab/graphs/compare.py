@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,13 +18,14 @@ from circuitlab.graphs.mib_json import UNKNOWN
 from circuitlab.graphs.prune import real_edges
 from circuitlab.graphs.ranking import edge_places
 from circuitlab.parts import Edge
+from circuitlab.summary import Summary, plural, short
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Comparison:
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+class Comparison(Summary):
     """Two circuits compared.
 
     Attributes:
@@ -96,6 +98,20 @@ class Comparison:
         return late.call(
             "circuitlab.viz", "draw_comparison", drawn_nodes(nodes, {}), edges, names=self.names, title=title
         )
+
+    def _summary(self) -> str:
+        first, second = (short(name, 20)[1:-1] for name in self.names)
+        shared = plural(len(self.shared), "edge")
+        return f"of {first} and {second}: {shared} shared, Jaccard index {self.jaccard_edges:.3f}"
+
+    def _facts(self) -> Iterable[tuple[str, object]]:
+        for name, circuit, own in zip(
+            self.names, (self.first, self.second), (self.only_first, self.only_second), strict=True
+        ):
+            yield short(name, 22)[1:-1], f"{plural(circuit.n_edges, 'edge')}, {len(own):,} of its own"
+        yield "nodes", f"Jaccard index {self.jaccard_nodes:.3f}"
+        yield "scores", f"Spearman {self.spearman:.3f}, Kendall {self.kendall:.3f} over {plural(self.n_ranked, 'edge')}"
+        yield "shared", " ".join(edge.name for edge in self.shared[:12]) or "none"
 
 
 def compare(first: Circuit, second: Circuit, names: tuple[str, str] = ("first", "second")) -> Comparison:

@@ -13,10 +13,11 @@ from jaxtyping import Bool, Float
 
 from circuitlab.errors import GraphError
 from circuitlab.parts import Layout
+from circuitlab.summary import Summary
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class NodeParts:
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+class NodeParts(Summary):
     """Matrices by the numbers of `Layout`; None where there is nothing to say.
 
     Attributes:

@@ -17,13 +17,14 @@ from torch import Tensor
 
 from circuitlab.data.encoding import TextEncoder
 from circuitlab.parts import ModelSpec, Slot, Stage
+from circuitlab.summary import Summary
 
 if TYPE_CHECKING:
     from circuitlab.models.direct import DirectWrites
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Recording:
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+class Recording(Summary):
     """Everything one forward pass did, per layer. Heads' k and v stand once per query head.
 
     Attributes:

@@ -7,7 +7,7 @@ is and the text with the neurons held run on side by side. Logits are made a few
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,7 @@ from circuitlab.neurons.halves import behind_attention, read_by_mlp
 from circuitlab.neurons.log_probs import largest_changes, log_probs_of
 from circuitlab.parts import Stage
 from circuitlab.patching.runs.packing import Packer, rows_at_once
+from circuitlab.summary import Summary, plural
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,8 +34,8 @@ Held = Mapping[int, Float[Tensor, " neuron"]]
 Sets = Mapping[int, Sequence[int]]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class TextEffect:
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+class TextEffect(Summary):
     """What the ablation does to one text. All changes are with the neurons held minus without, in nats.
 
     Attributes:
@@ -54,8 +55,8 @@ class TextEffect:
     most_change: Float[np.ndarray, " seq"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class AblationEffect:
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+class AblationEffect(Summary):
     """What holding a set of neurons at a value does to texts.
 
     Attributes:
@@ -133,6 +134,15 @@ class AblationEffect:
             "mean_change": self.mean_change,
             "tokens": self.to_frame().to_dict("records"),
         }
+
+    def _summary(self) -> str:
+        count, texts = plural(sum(map(len, self.neurons.values())), "neuron"), plural(len(self.texts), "text")
+        return f"of {count} on {texts}: mean change {self.mean_change:.4g} nats"
+
+    def _facts(self) -> Iterable[tuple[str, object]]:
+        yield "neurons", self.neurons
+        yield "value", f"{self.value} ({self.stage})"
+        yield "first text", self.texts[0].tokens if self.texts else "none"
 
 
 def ablation_effect(

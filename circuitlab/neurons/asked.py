@@ -12,12 +12,13 @@ from torch import Tensor
 from circuitlab.errors import ConfigError, ModelError
 from circuitlab.models.protocol import Model
 from circuitlab.neurons.chosen import neurons_of
+from circuitlab.summary import Summary, plural, short
 
 Prompt = str | Int[Tensor, " _"]  # of any length: those of a list may differ
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tokens:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Tokens(Summary):
     """A prompt as a model reads it.
 
     Attributes:
@@ -53,6 +54,9 @@ class Tokens:
         """The ids without one token; nothing is tokenised again."""
         assert position >= self.n_special, "the beginning-of-sequence token is no text"
         return self.ids[:position] + self.ids[position + 1 :]
+
+    def _summary(self) -> str:
+        return f"{short(self.text, 50)}: {plural(len(self.words), 'token')}"
 
 
 def read_prompt(model: Model, prompt: Prompt, what: str = "the text") -> Tokens:

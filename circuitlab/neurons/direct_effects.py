@@ -14,7 +14,7 @@ With a norm behind the MLP (Gemma 2) its scale is held too.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -29,6 +29,7 @@ from circuitlab.errors import ConfigError
 from circuitlab.models.protocol import Model
 from circuitlab.neurons.chosen import layers_of
 from circuitlab.predictions.streams import packs_by_length
+from circuitlab.summary import Summary, largest, plural, short
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,8 +37,8 @@ if TYPE_CHECKING:
 AVERAGE = "average"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Importance:
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+class Importance(Summary):
     """Direct effects of neurons on the next token of several prompts.
 
     Attributes:
@@ -125,6 +126,17 @@ class Importance:
             np.column_stack([self.shares[chosen], self.average[chosen]]),
             [f"{self.layers[i]}.{self.neurons[i]}" for i in chosen],
             [*self.answers, AVERAGE],
+        )
+
+    def _summary(self) -> str:
+        count, prompts = plural(len(self.neurons), "neuron"), plural(len(self.prompts), "prompt")
+        return f"of {count} of {short(self.model, 30)[1:-1]} for {prompts}"
+
+    def _facts(self) -> Iterable[tuple[str, object]]:
+        yield "first prompt", f"{short(self.prompts[0], 50)} -> {self.answers[0]!r}"
+        top = self.top(5)
+        yield from largest(
+            self.average[top], lambda row: f"L{self.layers[top[row]]}N{self.neurons[top[row]]}", label="largest share"
         )
 
 

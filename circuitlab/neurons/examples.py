@@ -30,6 +30,7 @@ from circuitlab.parts import Stage
 from circuitlab.patching.runs.neuron_values import neuron_values
 from circuitlab.predictions.streams import packs_by_length
 from circuitlab.progress import Progress, callback, reports_progress
+from circuitlab.summary import Summary, plural, short
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,8 +40,8 @@ BUFFER_TOKENS = 32_768  # read before they are run: enough for batches of simila
 _LONGEST_TOKEN = 64
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Example:
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+class Example(Summary):
     """One text at which a neuron is active.
 
     Attributes:
@@ -75,9 +76,12 @@ class Example:
             kind="neuron",
         )
 
+    def _summary(self) -> str:
+        return f"of neuron {self.neuron}: {self.value:.4g} at {self.token!r} in {short(self.text, 40)}"
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class TopExamples:
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+class TopExamples(Summary):
     """The most active texts of each neuron.
 
     Attributes:
@@ -142,6 +146,14 @@ class TopExamples:
             f"{self.max_tokens:,} tokens of each ({self.n_truncated:,} were longer)."
         )
         return [replace(one.to_values(), note=note) for one in self.examples]
+
+    def _summary(self) -> str:
+        count = plural(len(self.examples), "example")
+        return f"of layer {self.layer}: {count} from {plural(self.n_texts, 'text')}, {plural(self.n_tokens, 'token')}"
+
+    def _facts(self) -> Iterable[tuple[str, object]]:
+        for one in self.examples[:8]:
+            yield f"neuron {one.neuron}", f"{one.value:.4g} at {one.token!r} in {short(one.text, 50)}"
 
 
 @reports_progress

@@ -10,6 +10,7 @@ square how strongly it depends on the token.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,13 +25,14 @@ from circuitlab.models.protocol import Model
 from circuitlab.neurons.asked import Prompt, Tokens, check_count, read_prompt
 from circuitlab.neurons.chosen import neurons_of
 from circuitlab.neurons.last_token import last_values
+from circuitlab.summary import Summary, largest, plural
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class NoiseSensitivity:
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+class NoiseSensitivity(Summary):
     """What noise at each token does to a neuron at the last token.
 
     Attributes:
@@ -103,6 +105,16 @@ class NoiseSensitivity:
             "noise_std": self.noise_std, "n_samples": self.changes.shape[1], "seed": self.seed,
             "tokens": self.to_frame().to_dict("records"),
         }  # fmt: skip
+
+    def _summary(self) -> str:
+        return f"of neuron L{self.layer}N{self.neuron} to {plural(self.changes.shape[0], 'token')}"
+
+    def _facts(self) -> Iterable[tuple[str, object]]:
+        yield "text", self.tokens
+        yield "activation", self.activation
+        yield "noise", f"{self.noise_std:.4g}, {plural(self.changes.shape[1], 'sample')}"
+        words = self.tokens.words
+        yield from largest(self.mean, lambda number: repr(words[len(words) - len(self.mean) + number]))
 
 
 def noise_sensitivity(

@@ -16,13 +16,14 @@ from circuitlab.errors import ConfigError
 from circuitlab.neurons.asked import check_count
 from circuitlab.neurons.outlier_scores import Outliers
 from circuitlab.stats import GroupDifference, group_difference
+from circuitlab.summary import Summary, plural
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class NormRatios:
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+class NormRatios(Summary):
     """Outlier scores before and behind the norm, at the top positions and at random ones.
 
     Attributes:
@@ -45,6 +46,10 @@ class NormRatios:
             "difference": self.difference.to_record(),
             "seed": self.seed,
         }
+
+    def _summary(self) -> str:
+        difference = self.difference.difference
+        return f"of {plural(len(self.top), 'neuron')} and {len(self.control):,} controls: difference {difference:.4g}"
 
 
 def norm_ratios(found: Outliers, *, n: int = 10, seed: int = 0) -> NormRatios:

@@ -15,7 +15,7 @@ before p are those of the prompt as it is, and ablating the last token changes n
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -33,13 +33,14 @@ from circuitlab.neurons.halves import behind_attention, read_by_mlp
 from circuitlab.neurons.log_probs import log_probs_of
 from circuitlab.parts import Stage
 from circuitlab.patching.runs.packing import Packer, rows_at_once
+from circuitlab.summary import Summary, plural, short
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class PromptOutliers:
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+class PromptOutliers(Summary):
     """One prompt, position by position.
 
     Attributes:
@@ -67,9 +68,12 @@ class PromptOutliers:
         """Ablation loss times 1 / outlier score."""
         return self.ablation_loss / self.outlier_score
 
+    def _summary(self) -> str:
+        return f"of {short(self.tokens.text, 40)}: loss {self.loss:.4g}"
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Outliers:
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+class Outliers(Summary):
     """All positions of all prompts.
 
     Attributes:
@@ -121,6 +125,14 @@ class Outliers:
         losses = [{"text": one.tokens.text, "loss": one.loss} for one in self.prompts]
         top = self.top(n_top).to_dict("records")
         return {"model": self.model_id, "layer": self.layer, "has_norm": self.has_norm, "top": top, "prompts": losses}
+
+    def _summary(self) -> str:
+        return f"of layer {self.layer} of {short(self.model_id, 30)[1:-1]}: {plural(len(self.prompts), 'prompt')}"
+
+    def _facts(self) -> Iterable[tuple[str, object]]:
+        for prompt in self.prompts[:6]:
+            at = int(np.nanargmax(prompt.outlier_score)) if len(prompt.outlier_score) else 0
+            yield short(prompt.tokens.text, 32), f"loss {prompt.loss:.4g}, largest outlier score at token {at}"
 
 
 def outliers(model: Model, prompts: Sequence[Prompt], layer: int = 0, *, budget: int | None = None) -> Outliers:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,13 +11,14 @@ from jaxtyping import Float
 
 from circuitlab import late
 from circuitlab.neurons.asked import Tokens
+from circuitlab.summary import Summary, plural, short
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FoundPrompt:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class FoundPrompt(Summary):
     """The best prompt that one of the searches met.
 
     Attributes:
@@ -31,9 +33,12 @@ class FoundPrompt:
     step: int
     retokenises: bool | None
 
+    def _summary(self) -> str:
+        return f"{short(self.tokens.text, 50)}: {self.value:.4g}"
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class RandomPrompts:
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+class RandomPrompts(Summary):
     """Prompts of random tokens, fixed words in their places.
 
     Attributes:
@@ -48,9 +53,12 @@ class RandomPrompts:
     mean: float
     std: float
 
+    def _summary(self) -> str:
+        return f"{self.n:,} prompts: mean {self.mean:.4g}, standard deviation {self.std:.4g}"
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class OptimisedPrompts:
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+class OptimisedPrompts(Summary):
     """Prompts that maximise (or minimise) a neuron.
 
     Attributes:
@@ -129,3 +137,12 @@ class OptimisedPrompts:
             "prompts": self.to_frame().to_dict("records"), "n_steps": len(self.hard), "n_evaluated": self.n_evaluated,
             "random_prompts": {**random, "best": self.baseline.best.tolist()}, "margin": self.margin,
         }  # fmt: skip
+
+    def _summary(self) -> str:
+        found = f"{self.direction} {self.best.value:.4g} after {plural(len(self.hard), 'step')}"
+        return f"of neuron L{self.layer}N{self.neuron}: {found}"
+
+    def _facts(self) -> Iterable[tuple[str, object]]:
+        for one in self.prompts[:8]:
+            yield f"{one.value:.4g}", short(one.tokens.text)
+        yield "random", self.baseline

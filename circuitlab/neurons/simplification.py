@@ -10,6 +10,7 @@ one position. A text typed as a step shows it may therefore be other tokens; `St
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,13 +22,14 @@ from circuitlab.models.protocol import Model
 from circuitlab.neurons.asked import Prompt, Tokens, check_count, read_prompt, same_when_typed
 from circuitlab.neurons.chosen import neurons_of
 from circuitlab.neurons.last_token import last_values
+from circuitlab.summary import Summary, plural, short
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Step:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Step(Summary):
     """One text on the way.
 
     Attributes:
@@ -44,9 +46,12 @@ class Step:
     deleted_at: int | None
     retokenises: bool | None
 
+    def _summary(self) -> str:
+        return f"{short(self.tokens.text, 50)}: {self.activation:.4g}"
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Simplification:
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Simplification(Summary):
     """The way from a text to a short one.
 
     Attributes:
@@ -98,6 +103,13 @@ class Simplification:
         rows = self.to_frame().astype(object)
         steps = rows.where(rows.notna(), None).to_dict("records")
         return {"layer": self.layer, "neuron": self.neuron, "steps": steps}
+
+    def _summary(self) -> str:
+        return f"of neuron L{self.layer}N{self.neuron}: {plural(len(self.steps), 'step')}"
+
+    def _facts(self) -> Iterable[tuple[str, object]]:
+        for number in sorted({*range(min(6, len(self.steps))), *range(max(0, len(self.steps) - 6), len(self.steps))}):
+            yield f"{self.steps[number].activation:.4g}", short(self.steps[number].tokens.text)
 
 
 def simplify(

@@ -10,7 +10,7 @@ One row or one column is computed at a time; the table of all neurons by all tok
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,13 +22,14 @@ from circuitlab.errors import ConfigError, TokenError, UnsupportedModelError
 from circuitlab.models.direct import FrozenNorm
 from circuitlab.models.protocol import Model
 from circuitlab.neurons.chosen import layers_of, neurons_of
+from circuitlab.summary import Summary
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WeightEntry:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class WeightEntry(Summary):
     """One entry of W_out W_U.
 
     Attributes:
@@ -45,9 +46,12 @@ class WeightEntry:
     id: int
     value: float
 
+    def _summary(self) -> str:
+        return f"L{self.layer}N{self.neuron} {self.token!r}: {self.value:.4g}"
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WeightTable:
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class WeightTable(Summary):
     """Entries of W_out W_U, the largest first (or the lowest first, where that was asked for)."""
 
     entries: tuple[WeightEntry, ...]
@@ -61,6 +65,13 @@ class WeightTable:
     def to_record(self) -> list[dict[str, Any]]:
         """The entries as JSON can hold them."""
         return [asdict(one) for one in self.entries]
+
+    def _summary(self) -> str:
+        return f"of {len(self.entries):,} rows"
+
+    def _facts(self) -> Iterable[tuple[str, object]]:
+        for one in self.entries[:10]:
+            yield f"L{one.layer}N{one.neuron}", f"{one.value:.4g}  {one.token!r}"
 
 
 @torch.no_grad()

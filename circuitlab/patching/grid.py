@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 
 from circuitlab import late, stats
 from circuitlab.errors import UnknownNameError
+from circuitlab.summary import Summary, largest, plural
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,8 +35,8 @@ def check_correction(name: str | None) -> None:
         raise UnknownNameError.of("correction", name, CORRECTIONS)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Grid:
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+class Grid(Summary):
     """A swept site: layers by positions, spans, heads or neurons, or by heads (neurons) and positions or spans.
 
     Attributes:
@@ -156,3 +157,29 @@ class Grid:
     def _denominator(self) -> np.ndarray:
         one = (self.clean - self.corrupt) if self.normalised else np.ones_like(self.clean)
         return np.where(self._there, one, 0.0)
+
+    def _summary(self) -> str:
+        sides = [plural(self.per_example.shape[0], "layer")]
+        if self.member_kind is not None:
+            sides.append(plural(self.per_example.shape[1], self.member_kind))
+        sides.append(plural(self.per_example.shape[-2], self.column_kind))
+        return f"of {self.site}: {' x '.join(sides)}, {plural(self.per_example.shape[-1], 'pair')}"
+
+    def _facts(self) -> Iterable[tuple[str, object]]:
+        values = self.values
+        scale = "0 = corrupted run, 1 = clean run" if self.normalised else self.unit or "raw"
+        yield "direction", f"{self.direction}, replacement {self.replacement}"
+        yield "metric", f"{self.metric}: clean {self.clean.mean():.4g}, corrupted {self.corrupt.mean():.4g}"
+        if values.size and not np.isnan(values).all():
+            yield "values", f"{np.nanmin(values):.4g} to {np.nanmax(values):.4g} ({scale})"
+        yield from largest(values.ravel().tolist(), self._cell_name)
+
+    def _cell_name(self, number: int) -> str:
+        at = np.unravel_index(number, self.per_example.shape[:-1])
+        row = int(at[0])
+        words = [f"layer {row if self.layers is None else self.layers[row]}"]
+        if self.member_kind is not None:
+            words.append(f"{self.member_kind} {self.members[at[1]]}")
+        column = int(at[-1])
+        label = f" {self.columns[column]!r}" if self.column_kind == "position" else ""
+        return ", ".join([*words, f"{self.column_kind} {self._column(column)}{label}"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, overload
 
@@ -12,10 +12,11 @@ from circuitlab.data.texts import as_texts, encode_text
 from circuitlab.errors import ConfigError
 from circuitlab.models.protocol import Model
 from circuitlab.predictions.streams import last_streams, logits_by_part
+from circuitlab.summary import Results, Summary, plural, short
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Continuation:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Continuation(Summary):
     """A text and what the model wrote behind it.
 
     Attributes:
@@ -35,6 +36,13 @@ class Continuation:
     def to_record(self) -> dict[str, Any]:
         """Everything as JSON can hold it."""
         return asdict(self)
+
+    def _summary(self) -> str:
+        return f"of {short(self.text, 40)} by {plural(len(self.tokens), 'token')}"
+
+    def _facts(self) -> Iterable[tuple[str, object]]:
+        yield "continued", short(self.continued)
+        yield "log probability", f"{sum(self.log_probs):.4g} nats"
 
 
 @overload
@@ -80,7 +88,7 @@ def continue_text(model: Model, text: str | Sequence[str], n: int) -> Continuati
             for i, token, log_prob in zip(range(rows.start, rows.stop), best.tolist(), chosen.tolist(), strict=True):
                 written[i].append(token)
                 log_probs[i].append(log_prob)
-    found = tuple(
+    found = Results(
         Continuation(
             text=one,
             continued=model.text.joined(tuple(ids)),

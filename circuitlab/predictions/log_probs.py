@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -18,6 +18,7 @@ from circuitlab.data.text_values import TextValues
 from circuitlab.data.texts import as_texts, encode_text, filled, shown_tokens
 from circuitlab.models.protocol import Model
 from circuitlab.predictions.streams import final_stream, logits_by_part, packs_by_length
+from circuitlab.summary import Results, Summary, largest, plural, short
 
 MINUS = "\N{MINUS SIGN}"
 
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class TextLogProbs:
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+class TextLogProbs(Summary):
     """How likely each token of a text was.
 
     Attributes:
@@ -122,6 +123,14 @@ class TextLogProbs:
     def _repr_html_(self) -> str:
         return self.to_values()._repr_html_()
 
+    def _summary(self) -> str:
+        return f"of {short(self.text, 40)}: {plural(len(self.tokens), 'token')}, perplexity {self.perplexity:.4g}"
+
+    def _facts(self) -> Iterable[tuple[str, object]]:
+        yield "total", f"{self.total:.4g} nats"
+        yield "mean", f"{self.mean:.4g} nats a token"
+        yield from largest(self.log_probs, lambda number: repr(self.tokens[number]), label="least likely")
+
 
 @overload
 def text_log_probs(model: Model, text: str) -> TextLogProbs: ...
@@ -160,7 +169,7 @@ def text_log_probs(model: Model, text: str | Sequence[str]) -> TextLogProbs | tu
         tokens, _ = filled([encoded[i].ids for i in chosen])
         for i, stream in zip(chosen, final_stream(model, tokens), strict=True):
             found[i] = _judged(model, texts[i], encoded[i], stream[: len(encoded[i].ids) - 1])
-    return found[0] if isinstance(text, str) else tuple(found[i] for i in range(len(texts)))
+    return found[0] if isinstance(text, str) else Results(found[i] for i in range(len(texts)))
 
 
 def _judged(model: Model, text: str, encoded: Encoded, stream: Float[Tensor, "seq d_model"]) -> TextLogProbs:

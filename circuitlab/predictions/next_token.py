@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, overload
 
@@ -14,13 +14,14 @@ from circuitlab.data.texts import answer_ids, as_texts, encode_text
 from circuitlab.errors import ConfigError
 from circuitlab.models.protocol import Model
 from circuitlab.predictions.streams import last_streams, logits_by_part
+from circuitlab.summary import Results, Summary, short
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NextToken:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class NextToken(Summary):
     """One token of the vocabulary as the continuation of a text.
 
     Attributes:
@@ -39,9 +40,12 @@ class NextToken:
     log_prob: float
     probability: float
 
+    def _summary(self) -> str:
+        return f"{self.token!r}: rank {self.rank}, probability {self.probability:.4g}"
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prediction:
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Prediction(Summary):
     """What a model expects after a text.
 
     Attributes:
@@ -67,6 +71,14 @@ class Prediction:
     def to_record(self) -> dict[str, Any]:
         """Everything as JSON can hold it."""
         return asdict(self)
+
+    def _summary(self) -> str:
+        return f"after {short(self.text, 60)}: {self.top[0].token!r}" if self.top else f"after {short(self.text, 60)}"
+
+    def _facts(self) -> Iterable[tuple[str, object]]:
+        for label, group in (("answer", self.answers[:5]), ("top", self.top[:5])):
+            for number, one in enumerate(group):
+                yield "" if number else label, f"{one.token!r}  rank {one.rank}, probability {one.probability:.4g}"
 
 
 @overload
@@ -116,7 +128,7 @@ def predict(
         for i, own in zip(range(rows.start, rows.stop), logits, strict=True):
             chosen = next_tokens(model, own, asked[i], k)
             found.append(Prediction(text=texts[i], tokens=encoded[i].tokens, answers=chosen[0], top=chosen[1]))
-    return found[0] if isinstance(text, str) else tuple(found)
+    return found[0] if isinstance(text, str) else Results(found)
 
 
 def next_tokens(

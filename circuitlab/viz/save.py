@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from io import BytesIO
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -16,6 +16,8 @@ from circuitlab.files import write_bytes
 from circuitlab.viz.style import style
 
 DPI = 160
+# Pixels an inch where a notebook shows a figure; screens of twice that resolution use the other pixels.
+_SHOWN_DPI = 100
 # What each writer would otherwise put in by itself: the date, its own name and version.
 _METADATA = {
     "png": {"Software": None},
@@ -23,9 +25,24 @@ _METADATA = {
 }
 
 
+class InlineFigure(Figure):
+    """A figure that a notebook shows where it is the last value of a cell, with or without `%matplotlib inline`."""
+
+    def _repr_png_(self) -> bytes:
+        return figure_bytes(self, "png")
+
+    def _repr_mimebundle_(
+        self, include: object = None, exclude: object = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """For IPython: the PNG, to be shown at the size in which it was drawn, and the text."""
+        width, height = (round(side * _SHOWN_DPI) for side in self.get_size_inches())
+        data = {"image/png": self._repr_png_(), "text/plain": repr(self)}
+        return data, {"image/png": {"width": width, "height": height}}
+
+
 def new_figure(width: float = 4.0, height: float = 3.0) -> Figure:
     """An empty figure in inches that belongs to no window and no pyplot state."""
-    figure = Figure(figsize=(width, height), dpi=DPI)
+    figure = InlineFigure(figsize=(width, height), dpi=DPI)
     FigureCanvasAgg(figure)
     return figure
 

@@ -18,6 +18,7 @@ References:
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +44,7 @@ from circuitlab.metrics.base import MetricFunction
 from circuitlab.models.protocol import Model
 from circuitlab.patching.runs.replacement import Replacement
 from circuitlab.progress import Progress, callback, reports_progress
+from circuitlab.summary import Summary, plural
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -50,8 +52,8 @@ if TYPE_CHECKING:
 CORRECTIONS = ("holm", "bonferroni")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class CircuitTests:
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+class CircuitTests(Summary):
     """Five tests of one circuit.
 
     Attributes:
@@ -97,6 +99,15 @@ class CircuitTests:
             "tests": [result.to_record() for result in self.results],
             "edges": self.edges.to_frame().to_dict(orient="records"),
         }
+
+    def _summary(self) -> str:
+        good = sum(result.good for result in self.results)
+        return f"of {plural(len(self.edges.edges), 'edge')}: {good} of {len(self.results)} tests in favour"
+
+    def _facts(self) -> Iterable[tuple[str, object]]:
+        yield "metric", f"{self.metric}, ablation {self.ablation}"
+        for result in self.results:
+            yield result.name, f"p = {result.p_value:.3g}, {'for' if result.good else 'against'} the circuit"
 
 
 @reports_progress

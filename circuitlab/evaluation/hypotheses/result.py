@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float
 
 from circuitlab import stats
 from circuitlab.parts import Edge
+from circuitlab.summary import Summary, largest, plural
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
 LEVEL = 0.05
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TestResult:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class TestResult(Summary):
     """One test of one hypothesis about a circuit.
 
     Attributes:
@@ -52,9 +53,12 @@ class TestResult:
         names = ("name", "null", "statistic", "p_value", "rejected", "good", "n", "least_p")
         return {**{name: getattr(self, name) for name in names}, "details": dict(self.details)}
 
+    def _summary(self) -> str:
+        return f"{self.name}: p = {self.p_value:.3g}, {'rejected' if self.rejected else 'not rejected'}"
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class EdgeTests:
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+class EdgeTests(Summary):
     """One test an edge, corrected for their number.
 
     Attributes:
@@ -85,6 +89,13 @@ class EdgeTests:
         names = [edge.name for edge in self.edges]
         columns = {name: getattr(self, name) for name in ("effect", "beats", "p_value", "p_corrected", "rejected")}
         return pd.DataFrame({"edge": names, **columns})
+
+    def _summary(self) -> str:
+        return f"of {plural(len(self.edges), 'edge')}: {int(self.rejected.sum()):,} rejected"
+
+    def _facts(self) -> Iterable[tuple[str, object]]:
+        yield "correction", self.correction
+        yield from largest(self.effect, lambda number: self.edges[number].name, label="largest effect")
 
 
 def corrected(p_values: Float[np.ndarray, " test"], correction: str) -> Float[np.ndarray, " test"]:

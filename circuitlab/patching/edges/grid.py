@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,13 +13,14 @@ from circuitlab import stats
 from circuitlab.errors import UnknownNameError
 from circuitlab.parts import Edge
 from circuitlab.patching.grid import CORRECTIONS, FRAME_COLUMNS
+from circuitlab.summary import Summary, largest, plural
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class EdgeEffects:
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+class EdgeEffects(Summary):
     """Exact effects of edges, each patched alone.
 
     Attributes:
@@ -110,3 +112,16 @@ class EdgeEffects:
     @property
     def _filled(self) -> np.ndarray:
         return np.where(self._there, self.per_example, 0.0)
+
+    def _summary(self) -> str:
+        size = f"{plural(len(self.edges), 'edge')} x {plural(len(self.columns), self.column_kind or 'column')}"
+        return f"by {self.direction}: {size}, {plural(self.per_example.shape[-1], 'pair')}"
+
+    def _facts(self) -> Iterable[tuple[str, object]]:
+        values = self.per_example.mean(-1)
+        width = len(self.columns)
+        yield "metric", f"{self.metric}: clean {self.clean.mean():.4g}, corrupted {self.corrupt.mean():.4g}"
+        yield from largest(
+            values.ravel().tolist(),
+            lambda number: self.edges[number // width].name + (f" {self.columns[number % width]}" if width > 1 else ""),
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,13 +13,14 @@ from circuitlab import stats
 from circuitlab.errors import UnknownNameError
 from circuitlab.parts import Node, Reader
 from circuitlab.patching.grid import CORRECTIONS
+from circuitlab.summary import Summary, largest, plural
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class PathEffects:
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+class PathEffects(Summary):
     """Effects of senders through the paths to a set of receivers, each sender patched alone.
 
     Attributes:
@@ -94,3 +96,14 @@ class PathEffects:
                 "n": self.per_example.shape[1],
             }
         )
+
+    def _summary(self) -> str:
+        return (
+            f"by {self.direction}: {plural(len(self.senders), 'sender')}, {plural(self.per_example.shape[-1], 'pair')}"
+        )
+
+    def _facts(self) -> Iterable[tuple[str, object]]:
+        names = [getattr(one, "name", str(one)) for one in self.senders]
+        yield "receivers", " ".join(getattr(one, "name", str(one)) for one in self.receivers)
+        yield "metric", f"{self.metric}: clean {self.clean.mean():.4g}, corrupted {self.corrupt.mean():.4g}"
+        yield from largest(self.per_example.mean(-1), lambda number: names[number])

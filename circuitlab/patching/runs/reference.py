@@ -21,6 +21,7 @@ from circuitlab.parts import ModelSpec
 from circuitlab.patching.runs.columns import span_masks
 from circuitlab.patching.runs.packing import fitting
 from circuitlab.patching.runs.writers import mlp_input
+from circuitlab.summary import Summary
 
 # Which activation: its name in `Recording` (or HIDDEN, the neurons of an MLP), and its layer.
 Place = tuple[str, int]
@@ -33,8 +34,8 @@ HIDDEN = "hidden"
 EVERYWHERE = "all tokens"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Statistics:
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+class Statistics(Summary):
     """Means, or standard deviations, of every activation over the clean prompts of a reference set.
 
     Attributes:

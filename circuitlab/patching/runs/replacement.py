@@ -45,6 +45,7 @@ from circuitlab.patching.runs.reference import (
     token_groups,
 )
 from circuitlab.patching.runs.writers import mlp_input
+from circuitlab.summary import Summary
 
 REPLACEMENTS: dict[str, str] = {
     "corrupt": "the other prompt's value",
@@ -60,8 +61,8 @@ NOISE_SCALE = 3.0
 Putter = Callable[[Place, Tensor], Tensor]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Replacement:
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+class Replacement(Summary):
     """One way to take a value away; `resolve_replacement` fills in what was left out.
 
     Attributes:

@@ -16,10 +16,11 @@ from circuitlab.parts import Kind, Node
 from circuitlab.patching.grid import Grid
 from circuitlab.patching.sweeps.sweep import by_site, sweep
 from circuitlab.progress import Progress, silent
+from circuitlab.summary import Summary
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class NodeSweep:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class NodeSweep(Summary):
     """Effects of patching nodes one by one, clean into corrupted.
 
     Attributes:

@@ -24,6 +24,7 @@ from circuitlab.patching.sweeps.plan import MetricLike, is_one, plan_sweep
 from circuitlab.patching.sweeps.run import SweepRun, carry_out, start
 from circuitlab.patching.sweeps.sites import Site
 from circuitlab.progress import Progress, callback, reports_progress
+from circuitlab.summary import NamedResults
 
 Grids = Grid | dict[str, Grid]
 
@@ -110,10 +111,10 @@ def sweep(
     carry_out(run, callback(progress), None if resume is None else Path(resume).expanduser())
 
     def grids(of: Metric) -> Grids:
-        found = {s.name: _grid(run, of, s, normalise=normalise, seed=seed) for s in plan.sites}
+        found = NamedResults({s.name: _grid(run, of, s, normalise=normalise, seed=seed) for s in plan.sites})
         return found[site] if isinstance(site, str) else found
 
-    return grids(plan.metrics[0]) if is_one(metric) else {of.name: grids(of) for of in plan.metrics}
+    return grids(plan.metrics[0]) if is_one(metric) else NamedResults({of.name: grids(of) for of in plan.metrics})
 
 
 def _grid(run: SweepRun, metric: Metric, site: Site, *, normalise: bool, seed: int) -> Grid:
@@ -146,6 +147,6 @@ def _grid(run: SweepRun, metric: Metric, site: Site, *, normalise: bool, seed: i
 def by_site(found: Grids | dict[str, Grids]) -> dict[str, Grid]:
     """What `sweep` gave for one metric, as one grid a site."""
     grids = found if isinstance(found, dict) else {found.site: found}
-    single = {site: grid for site, grid in grids.items() if isinstance(grid, Grid)}
+    single = NamedResults({site: grid for site, grid in grids.items() if isinstance(grid, Grid)})
     assert len(single) == len(grids), "several metrics give several grids a site"
     return single
