@@ -6,7 +6,7 @@ everything after them (query/key norms, rotation, softcaps, masks) is the model'
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from functools import cached_property
@@ -22,6 +22,7 @@ from circuitlab.models.absorbed import attend_once
 from circuitlab.models.anatomy import attn_norm, linear, mlp_down, mlp_norm, output_weight, projection, spec_of
 from circuitlab.models.digest import weights_digest
 from circuitlab.models.direct import DirectWrites
+from circuitlab.models.model_summary import ModelSummary
 from circuitlab.models.norms import norm_slope
 from circuitlab.models.own_attention import attend_by_itself
 from circuitlab.models.products import fast_products, product
@@ -41,11 +42,10 @@ from circuitlab.models.stages import check_stage, from_neurons, neurons_at
 from circuitlab.models.surgery import as_asked, evaluating, first_tensor, forward_replaced, norm_gain, stacked
 from circuitlab.models.text import TokenizerText, text_of
 from circuitlab.models.watch import BridgeFrame, Insides
-from circuitlab.parts import Layout, Slot, Stage
-from circuitlab.summary import Summary, plural, short
+from circuitlab.parts import Slot, Stage
 
 
-class BridgeModel(Summary):
+class BridgeModel(ModelSummary):
     """Implements `circuitlab.models.protocol.Model` on a booted `TransformerBridge`.
 
     Args:
@@ -89,21 +89,6 @@ class BridgeModel(Summary):
         self._final_norm = fused_norm(bridge.ln_final, width)
         self.direct = DirectWrites(self._insides, self._final_norm)
         self._activations = tuple(fused_activations(block.mlp) if self.spec.has_mlp else {} for block in bridge.blocks)
-
-    def _summary(self) -> str:
-        spec = self.spec
-        shape = f"{plural(spec.n_layers, 'layer')}, {plural(spec.n_heads, 'head')} each, width {spec.d_model:,}"
-        return f"{short(spec.name, 40)}: {shape}"
-
-    def _facts(self) -> Iterable[tuple[str, object]]:
-        spec = self.spec
-        yield "architecture", type(self.bridge.original_model).__name__
-        yield "parts", "attention and MLP" if spec.has_mlp else "attention only"
-        yield "key/value heads", spec.n_kv_heads
-        yield "graph", plural(Layout.of(spec).n_edges, "edge")
-        yield "vocabulary", f"{spec.d_vocab:,} tokens, context {spec.n_ctx:,}"
-        yield "weights", f"{str(self.dtype).removeprefix('torch.')}, on {self.device}"
-        yield "folding", self.folding
 
     @property
     def id(self) -> str:
