@@ -9,7 +9,7 @@
     │   └── OutputExistsError   an output folder that is already there
     ├── TaskError               a task file that cannot serve
     │   ├── TaskFileError       does not import, or defines no task
-    │   ├── TokenError          an answer that is not one token, a prompt that cannot be encoded
+    │   ├── TokenError          an answer that is not one token, a prompt that the model cannot read
     │   ├── SpanError           a span that is not in the prompt
     │   ├── PairLengthError     clean and corrupted prompt differ in length
     │   ├── TooFewPromptsError  fewer distinct prompts than asked for
@@ -91,7 +91,7 @@ class TaskFileError(TaskError, OSError):
 
 
 class TokenError(TaskError):
-    """A word that the tokenizer does not serve as the task needs it."""
+    """A word or prompt that the tokenizer or the model cannot serve: not one token, or longer than the context."""
 
 
 class SpanError(TaskError):

@@ -164,11 +164,12 @@ class ModelSpec:
         n_kv_heads: Key/value heads a layer.
         d_model: Width of the residual stream.
         d_head: Width of a head.
-        d_vocab: Number of tokens.
-        n_ctx: Longest prompt.
+        d_vocab: Number of tokens that are predicted.
+        n_ctx: Tokens of the longest prompt; None where nothing limits it (ALiBi).
         parallel: Attention and MLP of a block read the same stream.
         has_mlp: False for attention-only models.
         causal: No token sees a later one; False for bidirectional models.
+        d_vocab_in: Number of tokens that are read, where it is not `d_vocab`.
     """
 
     name: str
@@ -178,10 +179,16 @@ class ModelSpec:
     d_model: int
     d_head: int
     d_vocab: int
-    n_ctx: int
+    n_ctx: int | None
     parallel: bool = False
     has_mlp: bool = True
     causal: bool = True
+    d_vocab_in: int | None = None
+
+    @property
+    def n_embeddings(self) -> int:
+        """Rows of the embedding: ids of tokens that can be read are below it."""
+        return self.d_vocab if self.d_vocab_in is None else self.d_vocab_in
 
     @property
     def writers_per_layer(self) -> int:

@@ -54,7 +54,7 @@ WITH = [
     (("neurons", "examples", "a.jsonl", *AT, "--max-tokens", "999"), "the context holds 1 to 256 tokens"),
     (("neurons", "sensitivity", LONG, *ONE), "has 604 tokens"),
     (("neurons", "ablate", LONG, *AT), "has 604 tokens"),
-    (("neurons", "optimise", *ONE, "--tokens", "999"), "reads at most 256"),
+    (("neurons", "optimise", *ONE, "--tokens", "999"), "the context holds 256"),
     (("neurons", "outliers", "a b", "--layer", "9"), "layers 0 to 3; got [9]"),
     (("predict", LONG), "has 604 tokens, but the context holds 256"),
     (("predict", "a", "--answer", "two words"), "is not one token after the prompt"),

@@ -11,7 +11,7 @@ from test_hygiene import differences as changed_since
 from test_hygiene import process, snapshot
 from torch.nn.functional import cross_entropy
 
-from circuitlab import ConfigError, MetricError, UnknownNameError, sweep
+from circuitlab import ConfigError, MetricError, TokenError, UnknownNameError, sweep
 from circuitlab.data.batch import PairBatch
 from circuitlab.features import attached, features, quality, rank_features, splice, sweep_features
 
@@ -259,10 +259,11 @@ class TestReading:
             (lambda: found.of(WIDTH), "feature 12 is out of range"),
             (lambda: features(model, own, ""), "text 0 is empty"),
             (lambda: features(model, own, []), "no text"),
-            (lambda: features(model, own, "hello " * 200), "tokens; model"),
         ]:
             with pytest.raises(ConfigError, match=said):
                 call()
+        with pytest.raises(TokenError, match=r"text 0, .*, has \d+ tokens, but the context holds 64"):
+            features(model, own, "hello " * 200)
         with as_users_run_it(), pytest.raises(ConfigError, match="whole numbers"):
             features(model, own, torch.zeros(2, 3))
 

@@ -7,6 +7,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from circuitlab.attribution.runs import check_run
+from circuitlab.data.limits import check_ids, check_length, clipped
 from circuitlab.data.pairs import Pair
 from circuitlab.errors import ConfigError
 from circuitlab.models.protocol import Model
@@ -24,8 +25,8 @@ def tokens_of(model: Model, prompt: Prompt, run: str) -> tuple[Int[Tensor, "1 se
         run: "clean" or "corrupt".
 
     Raises:
-        ConfigError: There is no token, there are more than the model can take, ids that it does not have, or something
-            that is no prompt.
+        ConfigError: There is no token, or it is no prompt.
+        TokenError: There are more tokens than the context holds, or ids that the model does not have.
         ModelError: Text, and the model has no tokenizer.
     """
     check_run(run)
@@ -42,10 +43,11 @@ def tokens_of(model: Model, prompt: Prompt, run: str) -> tuple[Int[Tensor, "1 se
     else:
         got = f"{prompt.dtype} {tuple(prompt.shape)}" if torch.is_tensor(prompt) else type(prompt).__name__
         raise ConfigError(f"a prompt is a text, a pair of a task, or one row of token ids; got {got}.")
-    if not 1 <= len(ids) <= model.spec.n_ctx:
-        raise ConfigError(f"the prompt has {len(ids)} tokens; model {model.id!r} takes 1 to {model.spec.n_ctx}.")
-    if min(ids) < 0:
-        raise ConfigError(f"the prompt holds the token {min(ids)}; ids are not negative.")
+    if not ids:
+        raise ConfigError("the prompt has no token. Give at least one word.")
+    what = f"the prompt {clipped(text_of(prompt, tuple(words), run))}"
+    check_length(len(ids), model.spec.n_ctx, what)
+    check_ids(ids, model.spec, what)
     return torch.tensor([ids], dtype=torch.long, device=model.device), tuple(words)
 
 

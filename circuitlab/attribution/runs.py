@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
-from circuitlab.data.batch import PairBatch, batches_of
+from circuitlab.data.batch import PairBatch, batches_for
 from circuitlab.data.pairs import PairSet
 from circuitlab.errors import UnknownNameError
 from circuitlab.models.protocol import Model
@@ -28,7 +28,7 @@ def check_run(run: str) -> None:
 
 def batches(model: Model, pairs: PairSet | PairBatch, run: str) -> Iterator[PairBatch]:
     """The pairs in batches small enough to be recorded; `clean` holds the prompts of the run that is asked for."""
-    for whole in batches_of(pairs, model.device):
+    for whole in batches_for(model, pairs):
         chosen = whole if run == "clean" else whole.swapped()
         size = max(1, TOKENS_AT_ONCE // whole.n_tokens)
         for start in range(0, len(whole), size):

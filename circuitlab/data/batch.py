@@ -11,11 +11,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from circuitlab.data.limits import check_batch, check_pairs
 from circuitlab.errors import ConfigError, PairLengthError
 from circuitlab.summary import Summary, plural
 
 if TYPE_CHECKING:
     from circuitlab.data.pairs import Pair, PairSet
+    from circuitlab.models.protocol import Model
 
 NO_TOKEN = -1  # fills rows of `answers` where an example has fewer answers than another
 
@@ -73,7 +75,7 @@ class PairBatch(Summary):
             "answers": answers,
             "distractors": distractors,
         }.items():
-            if not torch.is_tensor(tensor) or tensor.ndim != 2 or tensor.is_floating_point() or tensor.numel() == 0:
+            if not _is_whole(tensor) or tensor.ndim != 2 or tensor.numel() == 0:
                 got = f"{tuple(tensor.shape)} {tensor.dtype}" if torch.is_tensor(tensor) else type(tensor).__name__
                 raise ConfigError(f"{name} must be a non-empty integer tensor [batch, tokens]; got {got}.")
             if len(tensor) != len(clean):
@@ -99,6 +101,9 @@ class PairBatch(Summary):
                 )
         if answer_at is None:
             answer_at = torch.full((len(clean),), clean.shape[1] - 1, device=clean.device)
+        if not _is_whole(answer_at):
+            got = answer_at.dtype if torch.is_tensor(answer_at) else type(answer_at).__name__
+            raise ConfigError(f"answer_at must be an integer tensor of {len(clean)} positions; got {got}.")
         if answer_at.shape != (len(clean),) or not bool(((answer_at >= 0) & (answer_at < clean.shape[1])).all()):
             raise ConfigError(
                 f"answer_at must hold {len(clean)} positions between 0 and {clean.shape[1] - 1}; got "
@@ -155,6 +160,13 @@ class PairBatch(Summary):
         return f"of {plural(len(self), 'pair')}, {plural(self.n_tokens, 'token')}, on {self.clean.device}"
 
 
+def _is_whole(value: object) -> bool:
+    """Whether it is a tensor of whole numbers; truth values are none."""
+    if not torch.is_tensor(value):
+        return False
+    return not (value.is_floating_point() or value.is_complex() or value.dtype == torch.bool)
+
+
 def batch_by_length(pairs: Sequence[Pair], device: torch.device | str = "cpu") -> tuple[PairBatch, ...]:
     """Bucket pairs by length, shortest first; nothing is padded.
 
@@ -209,3 +221,18 @@ def batches_of(pairs: PairSet | PairBatch, device: torch.device | str) -> tuple[
     if hasattr(pairs, "batches"):
         return pairs.batches(device)
     raise ConfigError(f"pairs must be task.pairs(...).discovery, .held_out or a PairBatch; got {type(pairs).__name__}.")
+
+
+def batches_for(model: Model, pairs: PairSet | PairBatch) -> tuple[PairBatch, ...]:
+    """Whatever stands for pairs, as batches on the model's device that the model can read.
+
+    Raises:
+        ConfigError: It is neither a `PairSet` nor a `PairBatch`.
+        TokenError: A prompt is longer than the context, or holds a token that the model does not have.
+    """
+    found = batches_of(pairs, model.device)
+    if not isinstance(pairs, PairBatch):
+        check_pairs(pairs, model.spec)
+    for batch in found:
+        check_batch(batch, model.spec)
+    return found

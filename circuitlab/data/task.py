@@ -9,6 +9,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from circuitlab.data.example import Example
+from circuitlab.data.limits import check_pairs
 from circuitlab.data.sampling import sample_pairs
 from circuitlab.errors import TaskError, UnknownNameError
 from circuitlab.references import Reference
@@ -126,8 +127,12 @@ class Task(Summary):
         Raises:
             ConfigError: `n` is not a positive number.
             TooFewPromptsError: Fewer distinct pairs than asked for; the message counts what was dropped and why.
+            TokenError: A prompt is longer than the model's context; the message has the prompt and both lengths.
         """
-        return sample_pairs(self, model.text, n=n, seed=seed, reference=reference)
+        drawn = sample_pairs(self, model.text, n=n, seed=seed, reference=reference)
+        for part in (drawn.discovery, drawn.held_out, *([drawn.reference] if drawn.reference else [])):
+            check_pairs(part, model.spec)
+        return drawn
 
     def _summary(self) -> str:
         return f"{self.label} {self.version}: {short(self.summary, 70)[1:-1]}"

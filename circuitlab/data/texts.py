@@ -10,10 +10,10 @@ from jaxtyping import Int
 from torch import Tensor
 
 from circuitlab.data.encoding import Encoded, Rejection, TextEncoder, continuations
+from circuitlab.data.limits import check_length, clipped
 from circuitlab.errors import ConfigError, TokenError, WrongTypeError
 
 PART = "\N{REPLACEMENT CHARACTER}"  # what bytes decode to that are no whole character
-_SHOWN = 60  # characters of a text in a message
 
 
 def as_texts(texts: str | Sequence[str]) -> tuple[str, ...]:
@@ -35,13 +35,13 @@ def as_texts(texts: str | Sequence[str]) -> tuple[str, ...]:
     return found
 
 
-def encode_text(text: str, encoder: TextEncoder, n_ctx: int, room: int = 0) -> Encoded:
+def encode_text(text: str, encoder: TextEncoder, n_ctx: int | None, room: int = 0) -> Encoded:
     """A text as tokens, all of which the model can read.
 
     Args:
         text: The text.
         encoder: The tokenizer of the model.
-        n_ctx: The model's context.
+        n_ctx: The model's context; None for no limit.
         room: How many more tokens the context has to hold.
 
     Raises:
@@ -50,12 +50,7 @@ def encode_text(text: str, encoder: TextEncoder, n_ctx: int, room: int = 0) -> E
     encoded = encoder.encode(text)
     if not encoded.ids:
         raise TokenError(f"the text {text!r} has no token for this tokenizer. Give a text with words.")
-    if len(encoded.ids) + room > n_ctx:
-        more = f" and {room} more are asked for" if room else ""
-        raise TokenError(
-            f"the text {clipped(text)} has {len(encoded.ids):,} tokens{more}, but the context holds {n_ctx:,}. "
-            "Shorten the text, or take a model with a longer context."
-        )
+    check_length(len(encoded.ids), n_ctx, f"the text {clipped(text)}", more=room)
     return encoded
 
 
@@ -115,8 +110,3 @@ def filled(ids: Sequence[Sequence[int]]) -> tuple[Int[Tensor, "batch seq"], Int[
     longest = max(len(row) for row in ids)
     rows = [[*row, *[row[-1]] * (longest - len(row))] for row in ids]
     return torch.tensor(rows), torch.tensor([len(row) for row in ids])
-
-
-def clipped(text: str) -> str:
-    """The beginning of a text, quoted, for a message."""
-    return repr(text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "...")

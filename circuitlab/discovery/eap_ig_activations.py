@@ -25,7 +25,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitlab.data.batch import PairBatch, batches_of
+from circuitlab.data.batch import PairBatch, batches_for
 from circuitlab.data.pairs import PairSet
 from circuitlab.discovery.eap_ig import check_steps
 from circuitlab.discovery.input_path import check_slope, streams_alive
@@ -81,7 +81,7 @@ def score_eap_ig_activations(
     """
     check_steps(steps, "EAP-IG along activations")
     put_in = resolve_replacement(model, ablation, pairs=pairs, reference=reference, seed=seed, budget=budget)
-    whole, alive = batches_of(pairs, model.device), streams_alive(model, put_in) + 3 * model.spec.n_heads
+    whole, alive = batches_for(model, pairs), streams_alive(model, put_in) + 3 * model.spec.n_heads
     batches = [part for batch in whole for part in fitting(model, batch, budget, alive)]
     running = RunningMean(Layout.of(model.spec) if level == "edge" else None)
     integrals, effects = [], []

@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitlab.data.batch import PairBatch, batches_of
+from circuitlab.data.batch import PairBatch, batches_for
 from circuitlab.data.pairs import PairSet
 from circuitlab.discovery.scores import EdgeScores, RunningMean
 from circuitlab.metrics import Metric
@@ -48,7 +48,7 @@ def score_ifr(
     layout = Layout.of(model.spec)
     running, clipped, no_part = RunningMean(layout), [], []
     alive = 2 * len(layout.writers) + 8 * model.spec.n_layers
-    batches = [part for batch in batches_of(pairs, model.device) for part in fitting(model, batch, budget, alive)]
+    batches = [part for batch in batches_for(model, pairs) for part in fitting(model, batch, budget, alive)]
     for number, batch in enumerate(batches):
         shares, away, missing = _shares(model, batch)
         running.add(shares.double().cpu().numpy())

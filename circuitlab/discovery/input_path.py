@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from circuitlab.data.batch import PairBatch, batches_of
+from circuitlab.data.batch import PairBatch, batches_for
 from circuitlab.data.pairs import PairSet
 from circuitlab.discovery.node_scores import NodeScores
 from circuitlab.discovery.scores import ColumnScores, EdgeScores, RunningMean
@@ -87,7 +87,7 @@ def attribute(
             f"ablation is {put_in.kind!r}; slopes at single neurons of MLPs are multiplied with the corrupted prompt's "
             "neurons alone. Take ablation 'corrupt', or method 'exact'."
         )
-    whole = batches_of(pairs, model.device)
+    whole = batches_for(model, pairs)
     batches = [part for batch in whole for part in fitting(model, batch, budget, streams_alive(model, put_in))]
     columns = columns_of(pairs, batches, axis) if axis != "all" else None
     running = RunningMean(Layout.of(model.spec) if level == "edge" else None)

@@ -22,7 +22,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from circuitlab.data.batch import PairBatch, batches_of
+from circuitlab.data.batch import PairBatch, batches_for
 from circuitlab.data.pairs import PairSet
 from circuitlab.errors import ConfigError, RunError
 from circuitlab.files import check_file, writing
@@ -60,7 +60,7 @@ class MaskLoss:
         self.edges: Bool[np.ndarray, "writer reader"] = real_edges(self.layout)
         self._seed, self._batch_size = seed, batch_size
         # Lengths are not split to the budget, or what is drawn would depend on it; a step is, where it does not fit.
-        batches = batches_of(pairs, model.device)
+        batches = batches_for(model, pairs)
         # A graph keeps about three tensors for every writer and reader.
         streams = 3 * (len(self.layout.writers) + len(self.layout.readers))
         self._at_once = min(rows_per_pack(model, batch.n_tokens, budget, streams) for batch in batches)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from circuitlab.data.batch import PairBatch, batches_of
+from circuitlab.data.batch import PairBatch, batches_for
 from circuitlab.data.pairs import PairSet
 from circuitlab.discovery.scores import EdgeScores
 from circuitlab.graphs.prune import real_edges
@@ -41,5 +41,5 @@ def score_random(
         standard_error=np.zeros(real.shape),
         method="random",
         metric=metric.name,
-        n_examples=sum(map(len, batches_of(pairs, model.device))),
+        n_examples=sum(map(len, batches_for(model, pairs))),
     )

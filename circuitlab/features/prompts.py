@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from circuitlab.data.limits import check_ids, check_length, clipped
 from circuitlab.errors import ConfigError, ModelError
 from circuitlab.models.protocol import Model
 from circuitlab.models.text import words_of
@@ -45,7 +46,8 @@ def prompts_of(model: Model, texts: str | Sequence[str] | Int[Tensor, "batch seq
     """Encode texts, or take tokens as they are.
 
     Raises:
-        ConfigError: There is none, one is empty, or one is longer than the model reads.
+        ConfigError: There is none, or one is empty.
+        TokenError: One is longer than the context, or holds an id that the model does not have.
         ModelError: Texts are given, and the model has no tokenizer.
     """
     if isinstance(texts, Tensor):
@@ -61,9 +63,10 @@ def prompts_of(model: Model, texts: str | Sequence[str] | Int[Tensor, "batch seq
             raise ConfigError(f"text {empty[0]} is empty.")
         encoded = [model.text.encode(text) for text in given]
         ids, words = [each.ids for each in encoded], tuple(each.tokens for each in encoded)
-    longest = max(map(len, ids))
-    if longest > model.spec.n_ctx:
-        raise ConfigError(f"a text has {longest} tokens; model {model.spec.name!r} reads {model.spec.n_ctx}. Cut it.")
+    for number, (row, each) in enumerate(zip(ids, words, strict=True)):
+        what = f"text {number}, {clipped(''.join(each))},"
+        check_length(len(row), model.spec.n_ctx, what)
+        check_ids(row, model.spec, what)
     by_length = defaultdict[int, list[int]](list)
     for place, row in enumerate(ids):
         by_length[len(row)].append(place)

@@ -16,6 +16,11 @@ from circuitlab.errors import UnsupportedModelError
 from circuitlab.models.surgery import attributes
 from circuitlab.parts import ModelSpec, Slot
 
+CONTEXT_LENGTHS = (
+    "n_positions", "max_position_embeddings", "max_context_length", "max_length", "seq_length", "max_seq_len",
+    "max_sequence_length",
+)  # fmt: skip
+
 
 def spec_of(bridge: Any, name: str) -> ModelSpec:
     """The shape of a booted model.
@@ -43,11 +48,28 @@ def spec_of(bridge: Any, name: str) -> ModelSpec:
         d_model=cfg.d_model,
         d_head=cfg.d_head,
         d_vocab=words_out(cfg),
-        n_ctx=cfg.n_ctx,
+        n_ctx=context_of(bridge),
         parallel=bool(getattr(cfg, "parallel_attn_mlp", False)) and not is_native(cfg),
         has_mlp=all(with_mlp),
         causal=getattr(cfg, "attention_dir", "causal") == "causal",
+        d_vocab_in=cfg.d_vocab if words_out(cfg) != cfg.d_vocab else None,
     )
+
+
+def context_of(bridge: Any) -> int | None:
+    """How many tokens the model reads at most; None for ALiBi, and for configurations that name no length.
+
+    A sliding window is no limit: tokens beyond it still act through layers between.
+    """
+    cfg = bridge.cfg
+    if is_native(cfg):
+        return cfg.n_ctx
+    saved: Any = getattr(bridge.original_model, "config", None)
+    saved = saved.get_text_config() if hasattr(saved, "get_text_config") else saved
+    if getattr(cfg, "positional_embedding_type", None) == "alibi":
+        return None
+    # TransformerLens assumes 2,048 where none of these is set.
+    return cfg.n_ctx if any(getattr(saved, name, None) for name in CONTEXT_LENGTHS) else None
 
 
 def words_out(cfg: Any) -> int:

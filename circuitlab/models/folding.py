@@ -221,7 +221,7 @@ def _exact(weight: Tensor) -> Tensor:
 
 def _probe(bridge: Any, spec: ModelSpec) -> Tensor:
     generator = torch.Generator().manual_seed(0)
-    shape = (2, min(PROBE_TOKENS, spec.n_ctx))
+    shape = (2, min(PROBE_TOKENS, spec.n_ctx or PROBE_TOKENS))
     tokens = torch.randint(0, bridge.cfg.d_vocab, shape, generator=generator)
     return tokens.to(next(bridge.original_model.parameters()).device)
 

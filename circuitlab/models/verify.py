@@ -108,7 +108,7 @@ def measure(model: BridgeModel, tokens: Tensor) -> dict[str, float]:
 
 def _probe(model: BridgeModel) -> Tensor:
     generator = torch.Generator().manual_seed(0)
-    shape = (2, min(PROBE_TOKENS, model.spec.n_ctx))
+    shape = (2, min(PROBE_TOKENS, model.spec.n_ctx or PROBE_TOKENS))
     return torch.randint(0, model.bridge.cfg.d_vocab, shape, generator=generator).to(model.device)
 
 

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from circuitlab.data.limits import check_tokens
 from circuitlab.errors import UnsupportedModelError
 from circuitlab.models.anatomy import attn_adds, mlp_adds
 from circuitlab.models.protocol import Frame, Recording
@@ -52,7 +53,8 @@ class Insides:
     modules: tuple[nn.Module, ...]
 
     def forward(self, tokens: Int[Tensor, "batch seq"]) -> Float[Tensor, "batch seq d_vocab"]:
-        """The model's own forward pass."""
+        """The model's own forward pass; raises `TokenError` for tokens that the model cannot read."""
+        check_tokens(tokens, self.spec)
         with evaluating(self.modules):
             device = next(self.bridge.original_model.parameters()).device
             return self.bridge(tokens.to(device), return_type="logits", use_cache=False)

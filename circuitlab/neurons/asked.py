@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from circuitlab.data.limits import check_ids, check_length, clipped
 from circuitlab.errors import ConfigError, ModelError
 from circuitlab.models.protocol import Model
 from circuitlab.neurons.chosen import neurons_of
@@ -68,7 +69,8 @@ def read_prompt(model: Model, prompt: Prompt, what: str = "the text") -> Tokens:
         what: What the message calls it.
 
     Raises:
-        ConfigError: There is nothing in it, it is longer than the context, or an id is not in the vocabulary.
+        ConfigError: There is nothing in it.
+        TokenError: It is longer than the context, or an id is not in the vocabulary.
         ModelError: It is a text and the model has no tokenizer.
     """
     if isinstance(prompt, str):
@@ -77,10 +79,7 @@ def read_prompt(model: Model, prompt: Prompt, what: str = "the text") -> Tokens:
         found = _from_ids(model, tuple(int(i) for i in prompt), what)
     if len(found) == found.n_special:
         raise ConfigError(f"{what} is empty: {prompt!r}. Give at least one word.")
-    if len(found) > model.spec.n_ctx:
-        raise ConfigError(
-            f"{what} has {len(found)} tokens, and model {model.id!r} reads at most {model.spec.n_ctx}. Shorten it."
-        )
+    check_length(len(found), model.spec.n_ctx, f"{what}, {clipped(found.text)},")
     return found
 
 
@@ -88,7 +87,8 @@ def read_prompts(model: Model, prompts: Sequence[Prompt]) -> list[Tokens]:
     """Several of them.
 
     Raises:
-        ConfigError: The list is empty, or one of them cannot be read; the message says which.
+        ConfigError: The list is empty, or one of them is; the message says which.
+        TokenError: One of them cannot be read.
     """
     if isinstance(prompts, str):
         raise ConfigError(f"a list of texts is asked for, got the single text {prompts!r}. Put it in brackets.")
@@ -152,11 +152,7 @@ def check_count(name: str, value: int, least: int = 1) -> int:
 
 
 def _from_ids(model: Model, ids: tuple[int, ...], what: str) -> Tokens:
-    wrong = next((i for i in ids if not 0 <= i < model.spec.d_vocab), None)
-    if wrong is not None:
-        raise ConfigError(
-            f"{what} holds the token {wrong}; model {model.id!r} has the tokens 0 to {model.spec.d_vocab - 1}."
-        )
+    check_ids(ids, model.spec, what)
     front = front_of(model)
     special = len(front) if front and ids[: len(front)] == front else 0
     return Tokens.of(model, ids, special)

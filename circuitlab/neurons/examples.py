@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 BUFFER_TOKENS = 32_768  # read before they are run: enough for batches of similar length, a few megabytes
 # Characters that one token is taken to have at most when a text is cut before it is tokenised.
 _LONGEST_TOKEN = 64
+# Tokens read of a text where the model has no longest prompt.
+_WITHOUT_LIMIT = 2048
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
@@ -181,7 +183,7 @@ def top_examples(
         k: How many texts a neuron.
         stage: "pre", "mid" or "post", see `activations`.
         max_tokens: How many tokens of each text are read, the beginning-of-sequence token included; the context by
-            default. Longer texts are cut there, and counted in `n_truncated`.
+            default, or 2,048 where nothing limits it. Longer texts are cut there, and counted in `n_truncated`.
         separator: What stands between the texts of a text file; each line is a text by default.
         field: Which entry of a JSON object is the text, in `.jsonl` files.
         progress: None draws a bar in a terminal or a notebook, True always, False never; or a function that is called
@@ -197,11 +199,13 @@ def top_examples(
         UnsupportedModelError: The model has no MLPs, or does not show its pre-activations.
     """
     chosen, where = neurons_of(model, layer, neurons), stage_of(stage)
-    longest = model.spec.n_ctx if max_tokens is None else max_tokens
+    limit = model.spec.n_ctx
+    longest = (limit or _WITHOUT_LIMIT) if max_tokens is None else max_tokens
     if k < 1:
         raise ConfigError(f"k is {k}; ask for one example or more.")
-    if not 1 <= longest <= model.spec.n_ctx:
-        raise ConfigError(f"max_tokens is {longest}; the context holds 1 to {model.spec.n_ctx:,} tokens.")
+    if longest < 1 or (limit is not None and longest > limit):
+        rule = "it must be at least 1" if limit is None else f"the context holds 1 to {limit:,} tokens"
+        raise ConfigError(f"max_tokens is {longest}; {rule}.")
     texts = read_corpus(corpus, separator=separator, field=field, most=_LONGEST_TOKEN * (longest + 1))
     best = [_Best(k) for _ in chosen]
     n_texts = n_tokens = n_truncated = 0

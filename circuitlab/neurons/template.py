@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from circuitlab.data.limits import check_length
 from circuitlab.errors import ConfigError, TokenError
 from circuitlab.models.protocol import Model
 from circuitlab.neurons.asked import front_of
@@ -52,14 +53,11 @@ def template_of(model: Model, n_tokens: int, fixed: Mapping[int, str]) -> Templa
         fixed: Word by position; negative positions count from the end.
 
     Raises:
-        ConfigError: The prompt is longer than the context, a position is outside of it, or no place is free.
-        TokenError: A word is not one token.
+        ConfigError: A position is outside of the prompt, or no place is free.
+        TokenError: The prompt is longer than the context, or a word is not one token.
     """
     front = front_of(model)
-    if len(front) + n_tokens > model.spec.n_ctx:
-        raise ConfigError(
-            f"n_tokens is {n_tokens}; with {len(front)} in front model {model.id!r} reads at most {model.spec.n_ctx}."
-        )
+    check_length(n_tokens, model.spec.n_ctx, f"a prompt of n_tokens={n_tokens}", more=len(front))
     ids = [*front, *[0] * n_tokens]
     taken: dict[int, str] = {}
     for position, word in fixed.items():

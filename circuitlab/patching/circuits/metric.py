@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from circuitlab.data.batch import PairBatch, batches_of
+from circuitlab.data.batch import PairBatch, batches_for
 from circuitlab.data.pairs import PairSet
 from circuitlab.metrics import Metric
 from circuitlab.models.protocol import Model
@@ -98,7 +98,7 @@ def prepare(
         ConfigError: What `resolve_replacement` refuses; a budget that holds no prompt.
     """
     resolved = resolve_replacement(model, replacement, pairs=pairs, reference=reference, seed=seed, budget=budget)
-    whole = batches_of(pairs, model.device)
+    whole = batches_for(model, pairs)
     streams = 2 * len(Layout.of(model.spec).writers) + extra_streams
     parts = [part for batch in whole for part in fitting(model, batch, budget, streams)]
     baselines = tuple(record_baseline(model, batch) for batch in parts)

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool
 from torch import Tensor
 
-from circuitlab.data.batch import PairBatch, batches_of
+from circuitlab.data.batch import PairBatch, batches_for
 from circuitlab.data.pairs import PairSet
 from circuitlab.errors import ConfigError, UnknownNameError
 from circuitlab.graphs.prune import real_edges
@@ -120,7 +120,7 @@ def parts_that_fit(
         ConfigError: The budget does not hold one prompt.
     """
     parts, alive = list[PairBatch](), recorded_streams(model) + n_writers
-    for batch in batches_of(pairs, model.device):
+    for batch in batches_for(model, pairs):
         rows_per_pack(model, batch.n_tokens, budget)  # refuses a budget that does not hold one prompt
         floor = bytes_per_row(model, batch.n_tokens, alive)
         parts += fitting(model, batch, max(floor, default_budget(model.device) if budget is None else budget), alive)

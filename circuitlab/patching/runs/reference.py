@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from circuitlab.data.batch import PairBatch, batches_of
+from circuitlab.data.batch import PairBatch, batches_for
 from circuitlab.data.pairs import PairSet
 from circuitlab.models.protocol import Model, Recording
 from circuitlab.parts import ModelSpec
@@ -211,7 +211,7 @@ class _Spread:
 def _batches(model: Model, pairs: PairSet | PairBatch, budget: int | None) -> list[PairBatch]:
     """The prompts in parts whose whole recording fits the budget, with a copy of one layer in float64."""
     found = []
-    for batch in batches_of(pairs, model.device):
+    for batch in batches_for(model, pairs):
         spec = model.spec
         scores = spec.n_layers * spec.n_heads * batch.n_tokens // spec.d_model
         found += fitting(model, batch, budget, 8 * spec.n_layers + scores + 12)

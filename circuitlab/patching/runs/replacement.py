@@ -28,7 +28,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from circuitlab.data.batch import PairBatch, batches_of
+from circuitlab.data.batch import PairBatch, batches_for
 from circuitlab.data.pairs import PairSet
 from circuitlab.errors import ConfigError, UnknownNameError
 from circuitlab.models.protocol import Model, Recording
@@ -291,12 +291,12 @@ def _check_prompts(
     model: Model, wanted: Replacement, pairs: PairSet | PairBatch, reference: PairSet | PairBatch | None
 ) -> None:
     """Refuse means of scored prompts, and means that the scored prompts' tokens have no part in."""
-    scored = batches_of(pairs, model.device)
+    scored = batches_for(model, pairs)
     if reference is None:
         assert wanted.statistics is not None
         labels, prompts = set(wanted.statistics.labels), wanted.statistics.prompts
     else:
-        averaged = batches_of(reference, model.device)
+        averaged = batches_for(model, reference)
         if wanted.kind == "mean-span":
             _check_spans(averaged, "the reference pairs")
         labels = {label for batch in averaged for label in token_groups(wanted.kind, batch)[0]}

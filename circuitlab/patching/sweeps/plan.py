@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from circuitlab.data.batch import PairBatch, batches_of
+from circuitlab.data.batch import PairBatch, batches_for
 from circuitlab.data.pairs import PairSet
 from circuitlab.errors import ConfigError
 from circuitlab.metrics import Metric, resolve
@@ -130,7 +130,7 @@ def _is_other_prompt(replacement: str | Replacement) -> bool:
 def _parts(model: Model, pairs: PairSet | PairBatch, budget: int | None) -> tuple[PairBatch, ...]:
     """The batches, cut so that the recorded runs of a part take no more than a pack may, or are of one prompt."""
     parts, alive = list[PairBatch](), recorded_streams(model)
-    for batch in batches_of(pairs, model.device):
+    for batch in batches_for(model, pairs):
         rows_per_pack(model, batch.n_tokens, budget)  # refuses a budget that does not hold one prompt
         floor = bytes_per_row(model, batch.n_tokens, alive)
         parts += fitting(model, batch, max(floor, default_budget(model.device) if budget is None else budget), alive)

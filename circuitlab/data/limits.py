@@ -1,0 +1,103 @@
+"""What a model can read: no more tokens than its context holds, and only tokens that it has. Checked here alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from jaxtyping import Int
+from torch import Tensor
+
+from circuitlab.errors import TokenError
+from circuitlab.parts import ModelSpec
+
+if TYPE_CHECKING:
+    from circuitlab.data.batch import PairBatch
+    from circuitlab.data.pairs import PairSet
+
+_SHOWN = 60  # characters of a text in a message
+_SHOWN_IDS = 8  # tokens of a prompt without text
+
+
+def check_length(n_tokens: int, n_ctx: int | None, prompt: str, more: int = 0) -> None:
+    """Refuse a prompt that is longer than the context.
+
+    Args:
+        n_tokens: Tokens of the prompt.
+        n_ctx: Tokens that the context holds; None for no limit.
+        prompt: What the message calls the prompt.
+        more: How many more tokens the context has to hold.
+
+    Raises:
+        TokenError: It is longer.
+    """
+    if n_ctx is not None and n_tokens + more > n_ctx:
+        asked = f" and {more:,} more are asked for" if more else ""
+        raise TokenError(
+            f"{prompt} has {n_tokens:,} tokens{asked}, but the context holds {n_ctx:,}. "
+            "Shorten it, or take a model with a longer context."
+        )
+
+
+def check_ids(ids: Sequence[int], spec: ModelSpec, prompt: str) -> None:
+    """Refuse tokens that the model cannot read.
+
+    Raises:
+        TokenError: An id is negative, or the embedding has no row for it.
+    """
+    wrong = next((i for i in ids if not 0 <= i < spec.n_embeddings), None)
+    if wrong is not None:
+        raise TokenError(
+            f"{prompt} holds the token {wrong}; model {spec.name!r} has the tokens 0 to {spec.n_embeddings - 1:,}."
+        )
+
+
+def check_tokens(tokens: Int[Tensor, "batch seq"], spec: ModelSpec) -> None:
+    """Refuse token tensors that the model cannot read.
+
+    Raises:
+        TokenError: They are too long, or hold an id that the model does not have.
+    """
+    if not tokens.numel():
+        return
+    check_length(tokens.shape[1], spec.n_ctx, _tokens_shown(tokens, 0))
+    wrong = (tokens < 0) | (tokens >= spec.n_embeddings)
+    if bool(wrong.any()):
+        row = int(wrong.any(1).nonzero()[0])
+        check_ids(tokens[row].tolist(), spec, _tokens_shown(tokens, row))
+
+
+def check_pairs(pairs: PairSet, spec: ModelSpec) -> None:
+    """Refuse pairs of texts that the model cannot read.
+
+    Raises:
+        TokenError: A pair is too long; the message has its id and the beginning of its text.
+    """
+    for pair in pairs:
+        check_length(len(pair), spec.n_ctx, f"the clean prompt of pair {pair.id!r}, {clipped(pair.clean)},")
+
+
+def check_batch(batch: PairBatch, spec: ModelSpec) -> None:
+    """Refuse pairs of tokens that the model cannot read, or answers that it cannot predict.
+
+    Raises:
+        TokenError: Prompts are too long, or a token is none of the model's.
+    """
+    check_tokens(batch.clean, spec)
+    check_tokens(batch.corrupt, spec)
+    for name, words in (("answers", batch.answers), ("distractors", batch.distractors)):
+        if words.numel() and int(words.max()) >= spec.d_vocab:
+            raise TokenError(
+                f"{name} hold the token {int(words.max()):,}; model {spec.name!r} predicts the tokens 0 to "
+                f"{spec.d_vocab - 1:,}."
+            )
+
+
+def clipped(text: str) -> str:
+    """The beginning of a text, quoted, for a message."""
+    return repr(text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "...")
+
+
+def _tokens_shown(tokens: Int[Tensor, "batch seq"], row: int) -> str:
+    ids = [str(i) for i in tokens[row, :_SHOWN_IDS].tolist()]
+    return f"prompt {row} (tokens {', '.join(ids)}{', ...' if tokens.shape[1] > _SHOWN_IDS else ''})"
