@@ -16,16 +16,17 @@ from circuitlab import (
     PairBatch,
     Task,
     TokenError,
-    attribution,
+    attention,
+    direct_attribution,
     discover,
     evaluate,
     load_model,
     logit_lens,
+    path_patch,
     score_edges,
     select,
     sweep,
-)  # fmt: skip
-from circuitlab.attribution import attention
+)
 from circuitlab.errors import ConfigError
 from circuitlab.models.bridge import BridgeModel
 from circuitlab.neurons import (
@@ -38,7 +39,6 @@ from circuitlab.neurons import (
     simplify,
 )  # fmt: skip
 from circuitlab.parts import Layout
-from circuitlab.patching.paths.paths import path_patching
 from circuitlab.predictions.continuation import continue_text
 from circuitlab.predictions.log_probs import text_log_probs
 from circuitlab.predictions.next_token import predict
@@ -93,10 +93,10 @@ PAIRS: dict[str, Callable[[BridgeModel, PairBatch], object]] = {
         f"score_edges {name}": lambda m, p, name=name: score_edges(m, p, method=name)
         for name in ("eap", "eap-ig", "eap-ig-activations", "relp", "ifr", "exact", "acdc", "sweep", "random", "ugs")
     },
-    "select": lambda m, p: select(m, scored(m), p, n_edges=5),
+    "select": lambda m, p: select(m, scored(m), p, target=0.5),
     "evaluate": lambda m, p: evaluate(m, select(m, scored(m), tokens(8), n_edges=5, allow_weak_gap=True), p),
-    "path patching": lambda m, p: path_patching(m, p, receivers=["logits"]),
-    "attribution": lambda m, p: attribution(m, p),
+    "path patching": lambda m, p: path_patch(m, p, None, ["logits"]),
+    "attribution": lambda m, p: direct_attribution(m, p),
     "logit lens": lambda m, p: logit_lens(m, p),
 }
 TEXTS: dict[str, Callable[[BridgeModel, str], object]] = {
@@ -152,7 +152,7 @@ def test_what_just_fits_is_run():
 @pytest.mark.parametrize("name", MODELS)
 def test_a_task_whose_prompts_are_too_long(name, tmp_path):
     model = load(name)
-    rule = rf"the clean prompt of pair 'discovery-0000', '[^']+\.\.\.', has {N_CTX + 2} tokens, .* holds {N_CTX}"
+    rule = rf"the clean prompt of pair 'discovery-0000', '[^']+\.\.\.', has \d+ tokens, but the context holds {N_CTX}"
     with nothing_runs(model):
         with pytest.raises(TokenError, match=rule):
             TASK.pairs(model, n=2)
@@ -195,6 +195,16 @@ class TestTokens:
         for ask in (lambda t: attention(model, t, ["a0.h0"]), lambda t: noise_sensitivity(model, t, 0, 0)):
             with nothing_runs(model), pytest.raises(TokenError, match=f"holds the token {wrong}"):
                 ask(torch.tensor([3, wrong, 4]))
+
+    @pytest.mark.parametrize("wrong", [torch.tensor([1.5, 2.0]), torch.tensor([True, False]), [1, 2.5], 7])
+    def test_a_single_prompt_of_other_numbers(self, wrong):
+        from architectures import as_users_run_it
+
+        model = load("gpt2")
+        with as_users_run_it(), pytest.raises(ConfigError, match="text must be a str or a row of token ids; got"):
+            noise_sensitivity(model, wrong, 0, 0)
+        with as_users_run_it(), pytest.raises(ConfigError, match="a prompt is a text, a pair of a task, or one row"):
+            attention(model, wrong, ["a0.h0"])
 
     @pytest.mark.parametrize(
         ("name", "value"),

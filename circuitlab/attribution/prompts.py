@@ -7,7 +7,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from circuitlab.attribution.runs import check_run
-from circuitlab.data.limits import check_ids, check_length, clipped
+from circuitlab.data.limits import check_ids, check_length, clipped, is_whole
 from circuitlab.data.pairs import Pair
 from circuitlab.errors import ConfigError
 from circuitlab.models.protocol import Model
@@ -37,17 +37,16 @@ def tokens_of(model: Model, prompt: Prompt, run: str) -> tuple[Int[Tensor, "1 se
     elif isinstance(prompt, str):
         encoded = model.text.encode(prompt)
         ids, words = encoded.ids, encoded.tokens
-    elif torch.is_tensor(prompt) and not prompt.is_floating_point() and prompt.squeeze(0).ndim == 1:
+    elif is_whole(prompt) and prompt.squeeze(0).ndim == 1:
         ids = tuple(int(i) for i in prompt.flatten())
+        check_ids(ids, model.spec, "the prompt")
         words = words_of(model, ids)
     else:
         got = f"{prompt.dtype} {tuple(prompt.shape)}" if torch.is_tensor(prompt) else type(prompt).__name__
         raise ConfigError(f"a prompt is a text, a pair of a task, or one row of token ids; got {got}.")
     if not ids:
         raise ConfigError("the prompt has no token. Give at least one word.")
-    what = f"the prompt {clipped(text_of(prompt, tuple(words), run))}"
-    check_length(len(ids), model.spec.n_ctx, what)
-    check_ids(ids, model.spec, what)
+    check_length(len(ids), model.spec.n_ctx, f"the prompt {clipped(text_of(prompt, tuple(words), run))}")
     return torch.tensor([ids], dtype=torch.long, device=model.device), tuple(words)
 
 

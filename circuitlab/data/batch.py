@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from circuitlab.data.limits import check_batch, check_pairs
+from circuitlab.data.limits import check_batch, check_pairs, is_whole
 from circuitlab.errors import ConfigError, PairLengthError
 from circuitlab.summary import Summary, plural
 
@@ -75,7 +75,7 @@ class PairBatch(Summary):
             "answers": answers,
             "distractors": distractors,
         }.items():
-            if not _is_whole(tensor) or tensor.ndim != 2 or tensor.numel() == 0:
+            if not is_whole(tensor) or tensor.ndim != 2 or tensor.numel() == 0:
                 got = f"{tuple(tensor.shape)} {tensor.dtype}" if torch.is_tensor(tensor) else type(tensor).__name__
                 raise ConfigError(f"{name} must be a non-empty integer tensor [batch, tokens]; got {got}.")
             if len(tensor) != len(clean):
@@ -101,7 +101,7 @@ class PairBatch(Summary):
                 )
         if answer_at is None:
             answer_at = torch.full((len(clean),), clean.shape[1] - 1, device=clean.device)
-        if not _is_whole(answer_at):
+        if not is_whole(answer_at):
             got = answer_at.dtype if torch.is_tensor(answer_at) else type(answer_at).__name__
             raise ConfigError(f"answer_at must be an integer tensor of {len(clean)} positions; got {got}.")
         if answer_at.shape != (len(clean),) or not bool(((answer_at >= 0) & (answer_at < clean.shape[1])).all()):
@@ -158,13 +158,6 @@ class PairBatch(Summary):
 
     def _summary(self) -> str:
         return f"of {plural(len(self), 'pair')}, {plural(self.n_tokens, 'token')}, on {self.clean.device}"
-
-
-def _is_whole(value: object) -> bool:
-    """Whether it is a tensor of whole numbers; truth values are none."""
-    if not torch.is_tensor(value):
-        return False
-    return not (value.is_floating_point() or value.is_complex() or value.dtype == torch.bool)
 
 
 def batch_by_length(pairs: Sequence[Pair], device: torch.device | str = "cpu") -> tuple[PairBatch, ...]:

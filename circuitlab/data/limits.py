@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
+import torch
 from jaxtyping import Int
 from torch import Tensor
 
@@ -91,6 +92,13 @@ def check_batch(batch: PairBatch, spec: ModelSpec) -> None:
                 f"{name} hold the token {int(words.max()):,}; model {spec.name!r} predicts the tokens 0 to "
                 f"{spec.d_vocab - 1:,}."
             )
+
+
+def is_whole(value: object) -> TypeGuard[Tensor]:
+    """Whether it is a tensor of whole numbers; truth values are none."""
+    if not torch.is_tensor(value):
+        return False
+    return not (value.is_floating_point() or value.is_complex() or value.dtype == torch.bool)
 
 
 def clipped(text: str) -> str:

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from circuitlab.data.limits import check_ids, check_length, clipped
+from circuitlab.data.limits import check_length, check_tokens, clipped, is_whole
 from circuitlab.errors import ConfigError, ModelError
 from circuitlab.models.protocol import Model
 from circuitlab.models.text import words_of
@@ -51,8 +51,9 @@ def prompts_of(model: Model, texts: str | Sequence[str] | Int[Tensor, "batch seq
         ModelError: Texts are given, and the model has no tokenizer.
     """
     if isinstance(texts, Tensor):
-        if texts.ndim != 2 or texts.numel() == 0 or texts.is_floating_point():
+        if texts.ndim != 2 or texts.numel() == 0 or not is_whole(texts):
             raise ConfigError(f"tokens must be whole numbers [batch, seq]; got {tuple(texts.shape)} {texts.dtype}.")
+        check_tokens(texts, model.spec)
         ids = [tuple(row) for row in texts.tolist()]
         words = tuple(words_of(model, row) for row in ids)
     else:
@@ -63,10 +64,8 @@ def prompts_of(model: Model, texts: str | Sequence[str] | Int[Tensor, "batch seq
             raise ConfigError(f"text {empty[0]} is empty.")
         encoded = [model.text.encode(text) for text in given]
         ids, words = [each.ids for each in encoded], tuple(each.tokens for each in encoded)
-    for number, (row, each) in enumerate(zip(ids, words, strict=True)):
-        what = f"text {number}, {clipped(''.join(each))},"
-        check_length(len(row), model.spec.n_ctx, what)
-        check_ids(row, model.spec, what)
+    for number, each in enumerate(words):
+        check_length(len(each), model.spec.n_ctx, f"text {number}, {clipped(''.join(each))},")
     by_length = defaultdict[int, list[int]](list)
     for place, row in enumerate(ids):
         by_length[len(row)].append(place)

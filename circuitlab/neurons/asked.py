@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
+from typing import Any
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from circuitlab.data.limits import check_ids, check_length, clipped
-from circuitlab.errors import ConfigError, ModelError
+from circuitlab.errors import ConfigError, ModelError, WrongTypeError
 from circuitlab.models.protocol import Model
 from circuitlab.neurons.chosen import neurons_of
 from circuitlab.summary import Summary, plural, short
@@ -69,14 +71,14 @@ def read_prompt(model: Model, prompt: Prompt, what: str = "the text") -> Tokens:
         what: What the message calls it.
 
     Raises:
-        ConfigError: There is nothing in it.
+        ConfigError: There is nothing in it, or something else than whole numbers.
         TokenError: It is longer than the context, or an id is not in the vocabulary.
         ModelError: It is a text and the model has no tokenizer.
     """
     if isinstance(prompt, str):
         found = Tokens.of(model, model.text.encode(prompt).ids, len(front_of(model)))
     else:
-        found = _from_ids(model, tuple(int(i) for i in prompt), what)
+        found = _from_ids(model, _whole(prompt, what), what)
     if len(found) == found.n_special:
         raise ConfigError(f"{what} is empty: {prompt!r}. Give at least one word.")
     check_length(len(found), model.spec.n_ctx, f"{what}, {clipped(found.text)},")
@@ -149,6 +151,17 @@ def check_count(name: str, value: int, least: int = 1) -> int:
     if value < least:
         raise ConfigError(f"{name} is {value}; it must be at least {least}.")
     return value
+
+
+def _whole(ids: Any, what: str) -> tuple[int, ...]:
+    found = ids.tolist() if isinstance(ids, Tensor) else ids
+    if not isinstance(found, Iterable):
+        raise WrongTypeError(f"{what} must be a str or a row of token ids; got {type(ids).__name__}.")
+    row = tuple(found)
+    wrong = next((i for i in row if isinstance(i, bool) or not isinstance(i, Integral)), None)
+    if wrong is not None:
+        raise WrongTypeError(f"{what} must be a str or a row of token ids; got one with {type(wrong).__name__} in it.")
+    return tuple(int(i) for i in row)
 
 
 def _from_ids(model: Model, ids: tuple[int, ...], what: str) -> Tokens:
