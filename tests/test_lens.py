@@ -127,7 +127,7 @@ def test_mistakes_are_told(bundled):
         lens_tokens(bundled, "John", k=0)
     with pytest.raises(ConfigError, match="the prompt has no token"):
         lens_tokens(bundled, torch.zeros(0, dtype=torch.long))
-    with pytest.raises(TokenError, match="has 5,001 tokens, but the context holds 256"):
+    with pytest.raises(TokenError, match="has 5,002 tokens, but the context holds 256"):
         lens_tokens(bundled, "John " * 5000)
     with pytest.raises(ConfigError, match="one row of token ids; got"):
         lens_tokens(model, torch.zeros(2, 3, dtype=torch.long))
