@@ -547,6 +547,15 @@ class TestHub:
         (folder / "config.json").write_text('{"model_type": "mixtral", "architectures": ["MixtralForCausalLM"]}')
         assert "is a mixture of experts: not supported (8 experts" in refused("somebody/experts", UnsupportedModelError)
 
+    def test_an_adapter(self, cache):
+        (repository(cache, "somebody/lora") / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+        assert "is an adapter (LoRA or the like) without its model" in refused("somebody/lora")
+
+    def test_a_file_cut_short(self, cache):
+        path = save("gpt2", repository(cache, "somebody/gpt2")) / "model.safetensors"
+        path.write_bytes(path.read_bytes()[:-9])
+        assert "model.safetensors is cut short" in refused("somebody/gpt2")
+
     def test_an_old_toy_model_of_no_numbers(self, cache):
         path = publish("solu-1l", cache) / "model_final.pth"
         tensors = torch.load(path, weights_only=True)

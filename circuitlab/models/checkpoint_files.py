@@ -23,7 +23,7 @@ WEIGHT_FILES = (
     "pytorch_model.bin.index.json",
 )
 ADAPTER_FILE = "adapter_config.json"
-MERGE = "model.merge_and_unload().save_pretrained(folder), of peft"
+MERGE = "what peft's model.merge_and_unload().save_pretrained(folder) writes"
 # Formats of other programs, by how the file's name ends, and what to do about each.
 FOREIGN_FORMATS = {
     ".distcp": "a distributed checkpoint (*.distcp): merge its parts and save them with model.save_pretrained(folder)",
@@ -62,7 +62,7 @@ def checked_folder(folder: Path, name: str) -> Path:
     if (folder / ADAPTER_FILE).is_file():
         raise ModelError(
             f"model folder {name!r} holds an adapter ({ADAPTER_FILE}, LoRA or the like), which is not a model by "
-            f"itself. Merge it into its base model and load that: {MERGE}."
+            f"itself. Load {MERGE}."
         )
     config = _config(folder, name)
     if not any((folder / file).is_file() for file in TOKENIZER_FILES):

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from circuitlab.errors import ModelError, UnsupportedModelError
-from circuitlab.models.checkpoint_files import PICKLED, broken_json
+from circuitlab.models.checkpoint_files import ADAPTER_FILE, MERGE, PICKLED, broken_json, checked_folder
 from circuitlab.models.loaded_weights import CheckedModelClass
 from circuitlab.models.model_kinds import SUPPORTED, described, refuse_unsupported
 from circuitlab.models.surgery import attributes
@@ -57,26 +57,33 @@ def boot_huggingface(source: str, name: str, device: torch.device, dtype: torch.
         return TransformerBridge.boot_transformers(source, **options)
 
 
-def not_loaded(name: str, error: Exception, folder: Path | None) -> ModelError:
+def not_loaded(name: str, error: Exception, source: str, *, local: bool) -> ModelError:
     """The error of a loader, in a sentence.
 
     Args:
         name: What the user calls the model.
         error: What the loader raised.
-        folder: Where its files are, unless it is on the hub.
+        source: Its folder, or its repository on the hub.
+        local: It is a folder.
     """
     chain, seen = error, ""
     while chain is not None:
         seen += f"{type(chain).__name__}: {chain}\n"
         chain = chain.__cause__ or chain.__context__
-    what = f"model {name!r}" if folder is None else f"model folder {name!r}"
-    if folder is not None and (broken := broken_json(folder)):
-        return ModelError(f"{what} cannot be loaded: {broken} is no JSON. Copy it again.")
-    if folder is None and any(word.lower() in seen.lower() for word in NO_NETWORK):
+    what = f"model folder {name!r}" if local else f"model {name!r}"
+    if not local and any(word.lower() in seen.lower() for word in NO_NETWORK):
         return ModelError(
             f"model {name!r} is not in the local cache and the hub cannot be reached. Check the name and the "
             f"network, or give a local checkpoint folder, or use 'bundled'."
         )
+    folder = Path(source) if local else downloaded(source)
+    if folder is not None and not local:
+        try:
+            checked_folder(folder, name)
+        except ModelError as better:
+            return better
+    if folder is not None and (broken := broken_json(folder)):
+        return ModelError(f"{what} cannot be loaded: {broken} is no JSON. Copy it again.")
     if isinstance(error, MISFITS):
         return UnsupportedModelError(
             f"{what} cannot be loaded: transformers and TransformerLens make no model of its files. {SUPPORTED}"
@@ -86,7 +93,7 @@ def not_loaded(name: str, error: Exception, folder: Path | None) -> ModelError:
     if "can't allocate memory" in seen or "out of memory" in seen:
         return ModelError(f"{what} cannot be loaded: its weights need more memory than there is.")
     first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__).strip()
-    fix = "" if folder is not None else " Give a name that TransformerLens loads, a checkpoint folder, or 'bundled'."
+    fix = "" if local else " Give a name that TransformerLens loads, a checkpoint folder, or 'bundled'."
     return ModelError(f"{what} cannot be loaded: {first[:200].rstrip('.')}.{fix}")
 
 
@@ -107,6 +114,7 @@ def _config(source: str, name: str) -> Any:
         try:
             raw, _ = PreTrainedConfig.get_config_dict(source)
         except Exception:
+            _refuse_adapter(source, name)
             return None
         refuse_unsupported(raw, name)
         model_type = raw.get("model_type")
@@ -129,6 +137,30 @@ def _config(source: str, name: str) -> Any:
             )
             why = f"its config.json does not fit model type {model_type!r}{told}"
         raise ModelError(f"model {name!r} cannot be loaded: {why}.") from error
+
+
+def _refuse_adapter(source: str, name: str) -> None:
+    """Refuse a repository that has an adapter and no model; one that cannot be reached passes."""
+    from transformers.utils.hub import cached_file
+
+    quietly = ("gated_repo", "missing_entries", "connection_errors")
+    try:
+        found = cached_file(source, ADAPTER_FILE, **{f"_raise_exceptions_for_{what}": False for what in quietly})
+    except Exception:  # no such repository, or no such name for one: the loader says so
+        return
+    if found is not None:
+        raise ModelError(f"model {name!r} is an adapter (LoRA or the like) without its model. Load {MERGE}.")
+
+
+def downloaded(source: str) -> Path | None:
+    """The folder of the hub's cache that has the files of a repository, if its config is there."""
+    from huggingface_hub import try_to_load_from_cache
+
+    try:
+        found = try_to_load_from_cache(source, "config.json")
+    except Exception:  # no name of a repository
+        return None
+    return Path(found).parent if isinstance(found, str) else None
 
 
 def _loader(config: Any, name: str) -> Any:

@@ -172,7 +172,7 @@ def _boot(
         except CircuitLabError:
             raise
         except Exception as error:  # the loaders below raise whatever they like; the cause is kept
-            raise not_loaded(name, error, Path(source) if local else None) from error
+            raise not_loaded(name, error, source, local=local) from error
         text = _text(bridge, name, bos)
     bridge.eval()
     for weight in bridge.original_model.parameters():

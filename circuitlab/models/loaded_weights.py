@@ -51,7 +51,7 @@ class CheckedModelClass:
         asked = {"output_loading_info": True, "ignore_mismatched_sizes": True}
         model, report = self._loader.from_pretrained(source, **asked, **options)
         if getattr(model, "_hf_peft_config_loaded", False):
-            raise ModelError(f"model {self._name!r} is an adapter on a base model. Merge it and load that: {MERGE}.")
+            raise ModelError(f"model {self._name!r} is an adapter on a base model. Load {MERGE}.")
         check_loaded(model, report, self._name)
         check_finite(model, self._name)
         return model
@@ -114,7 +114,7 @@ def check_finite(model: nn.Module, name: str) -> None:
 def _in_their_place(model: nn.Module, missing: list[str], unused: list[str]) -> str:
     """What the file has that the model has no name for, and what to do."""
     if any("lora_" in key or ".base_layer." in key for key in unused):
-        return f"The file has an adapter that is not merged ({shortened(unused, 1)}). Merge it: {MERGE}."
+        return f"The file has an adapter that is not merged ({shortened(unused, 1)}). Load {MERGE}."
     if prefix := _wrapper(model, missing, unused):
         programs = [program for piece, program in WRAPPERS.items() if f".{piece}" in f".{prefix}"]
         by = f" ({', '.join(programs)})" if programs else ""

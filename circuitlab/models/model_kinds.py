@@ -1,4 +1,4 @@
-"""Which kinds of models are not supported, told from a checkpoint's config before its weights are read.
+"""Kinds of models that are not supported, recognised by their config before any weights are read.
 
 There is no list of supported models: whatever TransformerLens wraps is loaded and measured (`verify.py`). The kinds
 below are known not to pass, and the message about one of them gives the reason instead of the first part that differs.
