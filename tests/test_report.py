@@ -323,11 +323,24 @@ class TestEscaping:
         manifest = json.loads((bare / "manifest.json").read_text(encoding="utf-8"))
         manifest["task"] |= {"label": NASTY, "summary": NASTY, "settings": {NASTY: NASTY}, "version": NASTY}
         manifest["model"] |= {"id": NASTY, "weights_sha256": NASTY}
+        manifest["model"]["bos_tokens"], manifest["config"]["bos"] = [NASTY], NASTY
         manifest |= {"command": NASTY, "bibtex": NASTY, "device": NASTY}
         _write_json(bare / "manifest.json", manifest)
         page = write_report(bare).read_text(encoding="utf-8")
         assert "<script" not in page
         assert page.count("&lt;script&gt;") > 8
+
+    @pytest.mark.parametrize(
+        ("tokens", "says"), [(["<s>"], "&lt;s&gt; (always)"), ([], "none (always)"), (None, None), ("<s>", None)]
+    )
+    def test_the_token_in_front_of_every_text(self, bare, tokens, says):
+        """Folders of earlier versions do not say."""
+        manifest = json.loads((bare / "manifest.json").read_text(encoding="utf-8"))
+        manifest["model"]["bos_tokens"], manifest["config"]["bos"] = tokens, "always"
+        _write_json(bare / "manifest.json", manifest)
+        page = write_report(bare).read_text(encoding="utf-8")
+        assert ("BOS token" in page) == (says is not None)
+        assert says is None or says in page
 
     def test_the_check_above_can_fail(self):
         from circuitlab.report.markup import Html

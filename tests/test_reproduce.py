@@ -72,6 +72,18 @@ def test_it_asks_for_what_the_manifest_says(folder, asked):
     assert asked["device"] == "cuda:3"
 
 
+def test_a_folder_of_a_version_without_bos_is_asked_for_as_it_was_made(copy, asked):
+    """With TransformerLens's default, and what that came to need not stand in the folder."""
+    manifest = json.loads((copy / "manifest.json").read_text())
+    del manifest["config"]["bos"], manifest["model"]["bos_tokens"], manifest["model"]["bos_ids"]
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    result = reproduce(copy)
+    assert asked["bos"] == "transformer-lens"
+    (check,) = [check for check in result.files if check.name == "manifest.json"]
+    assert "bos" in check.detail  # the run made here was asked for another; nothing else differs
+    assert "bos_tokens" not in check.detail
+
+
 def test_options_of_the_method_are_asked_for_again(copy, asked):
     in_json("config/method_options", lambda was: {"points": "published-code"})(copy / "manifest.json")
     reproduce(copy)

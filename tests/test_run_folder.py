@@ -113,6 +113,8 @@ def test_the_manifest_says_what_ran(folder, run, bundled):
     assert manifest["task"]["fingerprint"] == task_fingerprint(load_task(TASK))
     assert manifest["model"]["id"] == "bundled"
     assert manifest["model"]["causal"] is True
+    assert manifest["config"]["bos"] == "auto"
+    assert (manifest["model"]["bos_tokens"], manifest["model"]["bos_ids"]) == (["<|bos|>"], [0])
     assert manifest["model"]["weights_sha256"] == bundled.weights_sha256()
     assert (manifest["device"], manifest["dtype"], manifest["seed"]) == ("cpu", "float32", 0)
     assert manifest["versions"]["torch"] == torch.__version__
