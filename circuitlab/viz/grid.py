@@ -27,15 +27,24 @@ _TITLES = {
     "head_k": "Attention heads: key",
     "head_v": "Attention heads: value",
     "pattern": "Attention heads: pattern",
+    "neuron": "MLP neurons",
     "feature": "Features of an autoencoder",
 }
 SITES = tuple(_TITLES)
 """The known sites, in the order in which a layer computes them."""
 
-_COLUMN_TITLES = {"head": "head", "position": "token", "span": "span"}
-_NUMBERS = ("value", "ci_low", "ci_high", "p_value", "n", "layer", "head", "position")
+_COLUMN_TITLES = {"position": "token"}
+# What a layer has several of; a table has at most one of these columns.
+_MEMBERS = ("head", "neuron", "feature")
+_NUMBERS = ("value", "ci_low", "ci_high", "p_value", "n", "layer", "position", *_MEMBERS)
+_TEXTS = ("site", "label", "span")
+# A heatmap of more columns of neurons, or more rows of heads or neurons, cannot be read; the strongest are drawn.
+_MOST_COLUMNS, _MOST_ROWS = 64, 192
+STRONGEST = 48
+"""How many heads, neurons or features are drawn where there are too many for one figure."""
 
 
+ALL_POSITIONS = "all positions"
 Key = int | str
 """A position, a head or the name of a span."""
 
@@ -108,7 +117,8 @@ def read_sweep(path: str | Path) -> pd.DataFrame:
     """
     path = Path(path)
     try:
-        frame = pd.read_csv(path, keep_default_na=False, na_values={name: ["", "nan", "NaN"] for name in _NUMBERS})
+        missing = {name: ["", "nan", "NaN"] for name in _NUMBERS}
+        frame = pd.read_csv(path, keep_default_na=False, na_values=missing, dtype=dict.fromkeys(_TEXTS, str))
     except (ValueError, UnicodeDecodeError, csv.Error) as error:
         raise FormatError(f"{path.name} is not a table with a header line: {error}") from error
     if "value" not in frame.columns:
@@ -119,13 +129,14 @@ def read_sweep(path: str | Path) -> pd.DataFrame:
 def grid_from_frame(frame: pd.DataFrame, *, title: str | None = None, quantity: str = RECOVERED) -> LabelledGrid:
     """The grid of one site out of a tidy sweep table.
 
-    Rows are layers, columns heads, positions or spans; where a table has heads and positions, each head is a row. Cells
-    that the table lacks are NaN.
+    Rows are layers, columns heads, neurons, positions or spans; where a table has heads (neurons) and positions, each
+    head is a row. Cells that the table lacks are NaN. Of more than 64 neurons a layer, or 192 rows of heads or neurons,
+    the `STRONGEST` are kept, one a row and the strongest first, and the title says so.
 
     Args:
-        frame: Columns `site`, `layer`, one of `position`, `span`, `head` (or a head and a position), `value`; where
-            present `label` (the token at a position), `ci_low`, `ci_high`, `n`, and `direction` ("noise" puts the
-            centre at 1: there an untouched run is the clean one).
+        frame: Columns `site`, `layer`, one of `position`, `span`, `head`, `neuron`, `feature` (or one of the last three
+            and a position or span), `value`; where present `label` (the token at a position), `ci_low`, `ci_high`,
+            `n`, and `direction` ("noise" puts the centre at 1: there an untouched run is the clean one).
         title: Over the figure; by default what the site is.
         quantity: What the values are.
 
@@ -133,33 +144,77 @@ def grid_from_frame(frame: pd.DataFrame, *, title: str | None = None, quantity: 
         FormatError: A column is missing, a cell stands twice, a number is not one, or there are several sites.
     """
     site = _only_site(frame)
-    axis, rows, cols = _keys(frame)
-    row_keys = sorted(set(rows))
-    col_keys = list(dict.fromkeys(cols)) if axis == "span" else sorted(set(cols))
-    at = ([row_keys.index(key) for key in rows], [col_keys.index(key) for key in cols])
-    if len(set(zip(*at, strict=True))) < len(frame):
+    noise = "direction" in frame.columns and set(frame["direction"]) == {"noise"}
+    centre, title = 1.0 if noise else 0.0, title if title is not None else _TITLES.get(site, site)
+    keys = _keys(frame)
+    if len(set(zip(keys.rows, keys.cols, strict=True))) < len(frame):
         raise FormatError(f"sweep table of {site!r}: a cell stands more than once. Keep one line per cell.")
-    labels, numbers = _column_labels(frame, axis, cols, col_keys)
-    by_head = bool(row_keys) and len(row_keys[0]) == 2
-    by_feature = site == "feature" and by_head
+    if kept := _strongest(frame, keys, centre):
+        title = f"{title}: the {len(kept)} strongest of {len(set(keys.member_rows)):,}"
+        inside = [row in kept for row in keys.member_rows]
+        frame, keys = frame[inside], keys.by_member(inside)
+    row_keys = kept or sorted(set(keys.rows))
+    col_keys = list(dict.fromkeys(keys.cols)) if keys.axis == "span" else sorted(set(keys.cols))
+    row_at, col_at = ({key: i for i, key in enumerate(found)} for found in (row_keys, col_keys))
+    at = ([row_at[key] for key in keys.rows], [col_at[key] for key in keys.cols])
+    labels, numbers = _column_labels(frame, keys.axis, keys.cols, col_keys)
+    by_member = bool(row_keys) and len(row_keys[0]) == 2
     bounds = {"ci_low", "ci_high"} <= set(frame.columns)
     shape = (len(row_keys), len(col_keys))
-    noise = "direction" in frame.columns and set(frame["direction"]) == {"noise"}
     return LabelledGrid(
         values=_filled(frame, "value", shape, at),
-        row_labels=tuple(_row_label(key, site) for key in row_keys),
+        row_labels=tuple(_row_label(key, keys.member) for key in row_keys),
         col_labels=labels,
-        row_title="feature" if by_feature else "head" if by_head else "layer",
-        col_title=_COLUMN_TITLES.get(axis, axis),
-        title=title if title is not None else _TITLES.get(site, site),
+        row_title=keys.member if by_member else "layer",
+        col_title=_COLUMN_TITLES.get(keys.axis, keys.axis),
+        title=title,
         quantity=quantity,
-        centre=1.0 if noise else 0.0,
+        centre=centre,
         low=_filled(frame, "ci_low", shape, at) if bounds else None,
         high=_filled(frame, "ci_high", shape, at) if bounds else None,
         col_numbers=numbers,
         n_examples=_counts(frame),
         least_reach=_LEAST_RECOVERED if quantity == RECOVERED else 0.0,
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Keys:
+    """Where every line of a table belongs.
+
+    Attributes:
+        axis: What the columns are.
+        member: "head", "neuron" or "feature", or "" where a layer has one cell a column.
+        rows: Row of each line: a layer, or a layer and a member.
+        cols: Column of each line.
+        member_rows: Layer and member of each line; empty where there is no member.
+    """
+
+    axis: str
+    member: str
+    rows: list[tuple[int, ...]]
+    cols: list[Key]
+    member_rows: list[tuple[int, ...]]
+
+    def by_member(self, inside: list[bool]) -> _Keys:
+        """The same for some lines, with a row for each layer and member."""
+        whole = self.axis == self.member
+        cols: list[Key] = [0 if whole else col for col, kept in zip(self.cols, inside, strict=True) if kept]
+        rows = [row for row, kept in zip(self.member_rows, inside, strict=True) if kept]
+        axis = ALL_POSITIONS if whole else self.axis
+        return _Keys(axis=axis, member=self.member, rows=rows, cols=cols, member_rows=rows)
+
+
+def _strongest(frame: pd.DataFrame, keys: _Keys, centre: float) -> list[tuple[int, ...]]:
+    """Layer and number of the members farthest from the centre, where there are too many to draw; else nothing."""
+    whole = keys.axis == keys.member
+    many = len(set(keys.cols)) > _MOST_COLUMNS and keys.member != "head" if whole else len(set(keys.rows)) > _MOST_ROWS
+    if not keys.member or not many:
+        return []
+    reach = dict.fromkeys(keys.member_rows, 0.0)
+    for row, value in zip(keys.member_rows, np.abs(_numbers(frame, "value") - centre), strict=True):
+        reach[row] = max(reach[row], float(np.nan_to_num(value)))
+    return sorted(reach, key=lambda row: (-reach[row], row))[:STRONGEST]
 
 
 def _only_site(frame: pd.DataFrame) -> str:
@@ -183,26 +238,28 @@ def _counts(frame: pd.DataFrame) -> tuple[int, int] | None:
     return min(counts), max(counts)
 
 
-def _keys(frame: pd.DataFrame) -> tuple[str, list[tuple[int, ...]], list[Key]]:
-    """What the columns are, and the row and column key of every line."""
-    member = "feature" if "feature" in frame.columns else "head"
-    axes = [name for name in ("position", "span", member) if name in frame.columns and not np.any(pd.isna(frame[name]))]
+def _keys(frame: pd.DataFrame) -> _Keys:
+    """What the columns are, and the row and column of every line."""
+    there = [name for name in frame.columns if not np.any(pd.isna(frame[name]))]
+    member = next((name for name in reversed(_MEMBERS) if name in there), "")
+    axis = next((name for name in ("position", "span", member) if name in there), ALL_POSITIONS)
     try:
         layers = [int(value) for value in frame["layer"]]
-        heads = [int(value) for value in frame[member]] if member in axes else None
-        axis = axes[0] if axes else "all positions"
-        cols: list[Key] = [str(v) if axis == "span" else int(v) for v in frame[axis]] if axes else [0] * len(frame)
+        members = [int(value) for value in frame[member]] if member else []
+        cols: list[Key] = [0] * len(frame)
+        if axis != ALL_POSITIONS:
+            cols = [str(value) if axis == "span" else int(value) for value in frame[axis]]
     except (TypeError, ValueError) as error:
-        raise FormatError(f"sweep table: layers, heads and positions are whole numbers ({error}).") from error
-    if heads is None or axis == member:
-        return axis, [(layer,) for layer in layers], cols
-    return axis, list(zip(layers, heads, strict=True)), cols
+        raise FormatError(f"sweep table: layers, heads, neurons and positions are whole numbers ({error}).") from error
+    pairs: list[tuple[int, ...]] = list(zip(layers, members, strict=True)) if member else []
+    rows: list[tuple[int, ...]] = pairs if member and axis != member else [(layer,) for layer in layers]
+    return _Keys(axis=axis, member=member, rows=rows, cols=cols, member_rows=pairs)
 
 
-def _row_label(key: tuple[int, ...], site: str) -> str:
+def _row_label(key: tuple[int, ...], member: str) -> str:
     if len(key) == 1:
         return str(key[0])
-    return str(key[1]) if site == "feature" else f"a{key[0]}.h{key[1]}"
+    return {"feature": f"{key[1]}", "neuron": f"L{key[0]}N{key[1]}"}.get(member, f"a{key[0]}.h{key[1]}")
 
 
 def _column_labels(
@@ -215,13 +272,17 @@ def _column_labels(
         words = dict(zip(reversed(cols), reversed(list(frame["label"])), strict=True))
         if all(isinstance(word, str) for word in words.values()):
             return tuple(visible_token(words[key]) for key in col_keys), tuple(map(str, col_keys))
-    return (("all",), None) if axis == "all positions" else (tuple(map(str, col_keys)), None)
+    return (("all",), None) if axis == ALL_POSITIONS else (tuple(map(str, col_keys)), None)
 
 
 def _filled(frame: pd.DataFrame, name: str, shape: tuple[int, int], at: tuple[list[int], list[int]]) -> np.ndarray:
     values = np.full(shape, np.nan)
+    values[at] = _numbers(frame, name)
+    return values
+
+
+def _numbers(frame: pd.DataFrame, name: str) -> np.ndarray:
     try:
-        values[at] = np.asarray(frame[name], dtype=float)
+        return np.asarray(frame[name], dtype=float)
     except (TypeError, ValueError) as error:
         raise FormatError(f"sweep table: column {name!r} holds something that is no number ({error}).") from error
-    return values
