@@ -379,11 +379,11 @@ def test_a_folder_that_exists_is_left_alone(run, place):
 @pytest.mark.usefixtures("plain")
 def test_force_replaces_a_run_folder_whole(run, place):
     run.write(place)
-    (place / "notes.txt").write_text("old")
+    (place / "edges.csv").write_text("old")
     written = run.write(place, force=True)
     assert written.folder == place
     assert run.folder is None
-    assert not (place / "notes.txt").exists()
+    assert (place / "edges.csv").read_text() != "old"
     assert (place / "manifest.json").is_file()
 
 
@@ -421,6 +421,9 @@ def test_a_folder_inside_a_file_is_refused_before_the_work(place):
         discover(TASK, model="no such model", out=place / "run")
 
 
+EARLIER = '{"schema": "circuitlab.run/1", "files": {}}'
+
+
 @pytest.mark.usefixtures("plain")
 @pytest.mark.parametrize("there_before", [False, True])
 @pytest.mark.parametrize(
@@ -435,7 +438,7 @@ def test_a_folder_inside_a_file_is_refused_before_the_work(place):
 def test_a_write_that_is_interrupted_leaves_what_was_there(error, step, there_before, run, place, monkeypatch):
     if there_before:
         place.mkdir()
-        (place / "manifest.json").write_text("{}")
+        (place / "manifest.json").write_text(EARLIER)
 
     def stopped(*given: object) -> None:
         if isinstance(given[-1], Path):
@@ -445,7 +448,7 @@ def test_a_write_that_is_interrupted_leaves_what_was_there(error, step, there_be
     monkeypatch.setattr(run_folder, step, stopped)
     with pytest.raises(error):
         run.write(place, force=True)
-    assert (bytes_in(place) == {"manifest.json": b"{}"}) if there_before else not place.exists()
+    assert (bytes_in(place) == {"manifest.json": EARLIER.encode()}) if there_before else not place.exists()
 
 
 @pytest.mark.usefixtures("plain")
@@ -462,7 +465,7 @@ def test_a_report_that_fails_leaves_nothing(run, place, monkeypatch):
 @pytest.mark.usefixtures("plain")
 def test_the_old_run_is_put_back_when_the_last_rename_fails(run, place, monkeypatch):
     run.write(place)
-    before, rename, told = bytes_in(place), os.replace, []
+    before, rename, told = bytes_in(place), os.rename, []
 
     def fails_once(source: str | Path, target: str | Path) -> None:
         if Path(target) == place and not told:
@@ -470,7 +473,8 @@ def test_the_old_run_is_put_back_when_the_last_rename_fails(run, place, monkeypa
             raise KeyboardInterrupt
         rename(source, target)
 
-    monkeypatch.setattr(run_folder.os, "replace", fails_once)
+    monkeypatch.setattr("circuitlab.outputs.reserve.exchange", lambda one, other: False)
+    monkeypatch.setattr(run_folder.os, "rename", fails_once)
     with pytest.raises(KeyboardInterrupt):
         run.write(place, force=True)
     assert told

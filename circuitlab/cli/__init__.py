@@ -53,10 +53,11 @@ def _run(argv: list[str]) -> int:
     import typer.main
 
     from circuitlab.cli.app import app
+    from circuitlab.cli.outputs import reservations
     from circuitlab.progress import no_bars
 
     command = typer.main.get_command(app)
-    with no_bars():  # commands have their own (`cli/progress.py`)
+    with reservations, no_bars():  # commands have their own (`cli/progress.py`)
         result = command.main(args=argv, prog_name="circuitlab", standalone_mode=False)
     if result == TYPER_INTERRUPTED:  # typer turns Ctrl-C inside a command into this code
         raise KeyboardInterrupt

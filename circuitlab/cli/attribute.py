@@ -1,7 +1,5 @@
 """`circuitlab attribute`: the logit lens, what each part adds to the answer, and where the strongest heads look."""
 
-import os
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +10,7 @@ import typer
 from circuitlab.cli import display
 from circuitlab.cli import options as opt
 from circuitlab.cli.display import number
+from circuitlab.cli.outputs import check_folder, write_folder
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -58,7 +57,6 @@ def attribute(
     from circuitlab.attribution.direct import check_request, direct_attribution
     from circuitlab.attribution.lens import logit_lens
     from circuitlab.attribution.record import check_number, top_heads
-    from circuitlab.cli import tables
     from circuitlab.cli.progress import progress
     from circuitlab.models.load import load_model
     from circuitlab.parts import Node
@@ -69,8 +67,7 @@ def attribute(
     for name in named:
         Node.parse(name)  # how it is spelt; whether the model has it is asked once it is there
     if out is not None:
-        out = os.path.expanduser(out)  # as in --out=~/x, which no shell does
-        tables.check_free(Path(out), force=force)
+        check_folder(out, force=force)
     loaded = load_model(model, device=device, dtype=dtype, bos=bos, fold_ln=fold_ln, center_weights=center_weights)
     pairs = wanted.pairs(loaded, n=n, seed=seed).discovery
     asked: dict[str, Any] = {"metric": metric or wanted.metric, "run": run, "seed": seed}
@@ -89,7 +86,7 @@ def attribute(
     rewritten = f" ({loaded.folding.told})" if loaded.folding.any else ""
     found = Found(f"{wanted.label} on model {model}{rewritten}", lens, split, by_head, strongest, looks)
     if out is not None:
-        found.write(Path(out))
+        write_folder(out, found.files())
     found.show(folder=out, json=json)
 
 
@@ -104,8 +101,8 @@ class Found:
     strongest: "pd.DataFrame"
     looks: "AttentionPatterns | None"
 
-    def write(self, folder: Path) -> None:
-        """Tables, pictures and the attention page; files of other names that are there already stay."""
+    def files(self) -> "dict[str, Callable[[Path], object]]":
+        """Tables, pictures and the attention page: names of the files, and what writes each."""
         from circuitlab.viz import save_figure
 
         files: dict[str, Callable[[Path], object]] = {}
@@ -118,13 +115,7 @@ class Found:
             files["attention.csv"] = lambda path: looks.to_frame().to_csv(path, index=False)
             files["attention.png"] = lambda path: save_figure(looks.plot(), path)
             files["attention.html"] = looks.save
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch:
-            for name, write in files.items():
-                write(Path(scratch) / name)
-            folder.mkdir(exist_ok=True)
-            for name in files:
-                os.replace(Path(scratch) / name, folder / name)
+        return files
 
     def show(self, *, folder: str | None, json: bool) -> None:
         """The lens, the split and the strongest heads; everything as JSON."""

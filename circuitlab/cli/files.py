@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from circuitlab.cli import options as opt
-from circuitlab.errors import ConfigError, FormatError, OutputExistsError
+from circuitlab.cli.outputs import check_file, write_file
+from circuitlab.errors import ConfigError, FormatError
 
 if TYPE_CHECKING:
     from circuitlab.graphs.circuit import Circuit
@@ -31,9 +32,9 @@ def compare(
 ) -> None:
     """Compare two circuits of one model: shared and own edges, Jaccard similarities, rank correlation of scores."""
     if out is not None:
-        _check_free(out, force)
         if Path(out).suffix not in (".png", ".svg"):
             raise ConfigError(f"--out {out!r} is no picture; drawings are written as .png or .svg.")
+        check_file(out, force=force)
     from circuitlab.cli import results
     from circuitlab.graphs.compare import compare as set_side_by_side
 
@@ -41,9 +42,8 @@ def compare(
     if out is not None:
         from circuitlab.viz import save_figure
 
-        path = Path(out).expanduser()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_figure(found.plot(title=f"{found.names[0]} and {found.names[1]}"), path)
+        figure = found.plot(title=f"{found.names[0]} and {found.names[1]}")
+        write_file(out, lambda path: save_figure(figure, path))
     results.show_comparison(found, drawing=out, json=json)
 
 
@@ -58,21 +58,16 @@ def convert(
     json: opt.Json = False,
 ) -> None:
     """Write a circuit in another format; what the format cannot hold is left out."""
-    _check_free(target, force)
+    check_file(target, force=force, option="TO")
     from circuitlab.cli import display
 
     circuit = _read(source, _spec(model))
     circuit = circuit.pruned() if prune else circuit
-    circuit.save(target)
+    write_file(target, circuit.save)
     if json:
         display.print_json({"source": source, "target": target, "n_edges": circuit.n_edges})
     else:
         display.print_line(f"{target}: {circuit.n_edges:,} of {circuit.layout.n_edges:,} edges")
-
-
-def _check_free(path: str, force: bool) -> None:
-    if Path(path).expanduser().is_file() and not force:
-        raise OutputExistsError(f"output file {path!r} exists. Name another, or replace it with --force.")
 
 
 def _both(first: str, second: str, model: str | None) -> "tuple[Circuit, Circuit]":

@@ -9,7 +9,7 @@ import typer
 
 from circuitlab.cli import options as opt
 from circuitlab.cli import probing
-from circuitlab.cli.outputs import TABLE_OR_PICTURE, Page, check_file, write_result
+from circuitlab.cli.outputs import TABLE_OR_PICTURE, Page, check_file, write_file, write_result
 from circuitlab.cli.sweep import numbers
 from circuitlab.cli.texts import TextArgument, TextFile, text_of
 
@@ -178,8 +178,7 @@ def activations(
     stage_of(stage)
     loaded = load_model(model, device=device, dtype=dtype, bos=bos, fold_ln=fold_ln, center_weights=center_weights)
     found = run_activations(loaded, given, layer, chosen, stage)
-    if html is not None:
-        found.save_html(html, force=force)
+    write_file(html, found.save_html)
     if json:
         told = {"model": model, "layer": layer, "stage": stage, "neurons": list(chosen), "tokens": list(found.tokens)}
         display.print_json({**told, "values": found.values.tolist(), "html": html})
@@ -242,8 +241,7 @@ def examples(
             loaded, corpus, layer, chosen, k, stage=stage, max_tokens=max_tokens, field=field, progress=report,
             separator=between,
         )  # fmt: skip
-    if html is not None:
-        found.save_html(html, force=force)
+    write_file(html, found.save_html)
     if json:
         display.print_json({**found.to_record(), "html": html})
         return

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from circuitlab.cli import options as opt
-from circuitlab.cli.outputs import Page, check_file
+from circuitlab.cli.outputs import Page, check_file, write_file
 from circuitlab.cli.texts import TextArgument, TextFile, text_of
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def predict(
     written = continue_text(loaded, given, go_on) if go_on else None
     likely = text_log_probs(loaded, given) if html is not None else None
     if likely is not None and html is not None:
-        likely.save_html(html, force=force)
+        write_file(html, likely.save_html)
     if json:
         more: dict[str, Any] = {} if written is None else {"continuation": written.to_record()}
         more |= {} if likely is None else {"log_probs": likely.to_record(), "html": html}

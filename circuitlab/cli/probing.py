@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from circuitlab.cli import options as opt
-from circuitlab.cli.outputs import TABLE, TABLE_OR_PICTURE, Page, check_file, places, tell, write_result
+from circuitlab.cli.outputs import TABLE, TABLE_OR_PICTURE, Page, check_file, places, tell, write_file, write_result
 from circuitlab.cli.sweep import numbers
 from circuitlab.cli.texts import Lines, TextArgument, TextFile, Texts, text_of, texts_of
 from circuitlab.errors import ConfigError
@@ -46,8 +46,7 @@ def sensitivity(
 
     loaded = load_model(model, device=device, dtype=dtype, bos=bos, fold_ln=fold_ln, center_weights=center_weights)
     found = noise_sensitivity(loaded, given, layer, neuron, scale=scale, n_samples=samples, seed=seed)
-    if html is not None:
-        found.coloured().save_html(html, force=force)
+    write_file(html, found.coloured().save_html)
     write_result(found.to_frame, out)
     if json:
         display.print_json({"model": model, **found.to_record(), **places(out, html)})
@@ -145,8 +144,7 @@ def ablate(
 
     loaded = load_model(model, device=device, dtype=dtype, bos=bos, fold_ln=fold_ln, center_weights=center_weights)
     found = ablation_effect(loaded, given, chosen, value=held)
-    if html is not None:
-        found.save_html(html, force=force)
+    write_file(html, found.save_html)
     write_result(found.to_frame, out)
     if json:
         display.print_json({"model": model, **found.to_record(), **places(out, html)})

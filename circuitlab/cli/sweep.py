@@ -1,12 +1,11 @@
 """`circuitlab sweep`: patch the cells of sites and tell where it matters."""
 
-import os
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from circuitlab.cli import options as opt
+from circuitlab.cli.outputs import check_folder, write_folder
 from circuitlab.errors import ConfigError
 
 
@@ -89,6 +88,7 @@ def sweep(
     from circuitlab.cli import results, tables
     from circuitlab.cli.progress import progress
     from circuitlab.models.load import load_model
+    from circuitlab.outputs import check_state_file
     from circuitlab.patching.grid import check_correction
     from circuitlab.patching.runs.replacement import MEANS
     from circuitlab.patching.sweeps.estimate import estimate_sweep
@@ -100,9 +100,10 @@ def sweep(
         "neurons": numbers(neurons, "--neurons"), "positions": numbers(positions, "--positions"),
     }  # fmt: skip
     check_correction(correction)
+    if resume is not None:
+        check_state_file(resume)
     if out is not None:
-        out = os.path.expanduser(out)  # as in --out=~/x, which no shell does
-        tables.check_free(Path(out), force=force)
+        check_folder(out, force=force)
     loaded = load_model(model, device=device, dtype=dtype, bos=bos, fold_ln=fold_ln, center_weights=center_weights)
     pairs = wanted.pairs(loaded, n=n, seed=seed)
     settings = {
@@ -117,5 +118,5 @@ def sweep(
         found = run_sweep(loaded, pairs.discovery, **settings, progress=report, resume=resume)
     grids = by_site(found)
     if out is not None:
-        tables.write_grids(grids, Path(out), correction)
+        write_folder(out, tables.files_of(grids, correction))
     results.show_grids(grids, folder=out, json=json, correction=correction)

@@ -53,19 +53,21 @@ def file_inside(folder: Path, name: str) -> Path | None:
         raise RunError(f"run {str(folder)!r} names a file {name!r} outside its folder; such files are not read.")
     path = folder / pure
     try:
-        if not path.exists() and not path.is_symlink():
-            return None
-        real = path.resolve()
-        if not real.is_relative_to(folder.resolve()):
-            raise RunError(
-                f"{name} in the run folder {str(folder)!r} is a symbolic link that leads out of the folder, to "
-                f"{str(real)!r}; it is not followed. Put a copy of the file there."
-            )
-        if path.is_dir() or (path.exists() and not path.is_file()):
-            raise RunError(f"{name} in the run folder {str(folder)!r} is no regular file.")
+        there, linked = path.exists(), path.is_symlink()
+        real, regular = path.resolve(), path.is_file()
+        inside = real.is_relative_to(folder.resolve())
     except (OSError, RuntimeError) as error:  # a name that is too long, a loop of links
         raise RunError(f"{name[:80]!r} in the run folder {str(folder)!r} cannot be read: {error}.") from error
-    return path if path.exists() else None
+    if not there and not linked:
+        return None
+    if not inside:
+        raise RunError(
+            f"{name} in the run folder {str(folder)!r} is a symbolic link that leads out of the folder, to "
+            f"{str(real)!r}; it is not followed. Put a copy of the file there."
+        )
+    if there and not regular:
+        raise RunError(f"{name} in the run folder {str(folder)!r} is no regular file.")
+    return path if there else None
 
 
 def task_file_of(folder: Path, manifest: Mapping[str, Any]) -> TaskFile | None:

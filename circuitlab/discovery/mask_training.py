@@ -25,7 +25,7 @@ from torch import Tensor
 from circuitlab.data.batch import PairBatch, batches_for
 from circuitlab.data.pairs import PairSet
 from circuitlab.errors import ConfigError, RunError
-from circuitlab.files import check_file, writing
+from circuitlab.files import check_file, write_bytes
 from circuitlab.graphs.prune import real_edges
 from circuitlab.metrics import resolve
 from circuitlab.models.protocol import Model
@@ -149,11 +149,11 @@ class Training:
                 tensors |= {f"optimizer {number} {place} {name}": value for name, value in state.items()}
         tensors |= {f"curve {name}": torch.tensor(column, dtype=torch.float64) for name, column in self.curve.items()}
         about = {"key": self.key, "state": json.dumps({"step": self.step, "columns": list(self.curve)})}
-        partial = self.path.with_name(self.path.name + ".part")
-        with writing(self.path, "file to resume from"):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_bytes(save({name: tensor.contiguous() for name, tensor in tensors.items()}, about))
-            os.replace(partial, self.path)
+        write_bytes(
+            self.path,
+            save({name: tensor.contiguous() for name, tensor in tensors.items()}, about),
+            "file to resume from",
+        )
 
     def resume(self) -> None:
         """Take over what the file holds, if there is one.

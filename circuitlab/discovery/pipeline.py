@@ -20,7 +20,7 @@ from circuitlab.data.registry import load_task
 from circuitlab.data.task import Task
 from circuitlab.discovery.behaviour import Behaviour, check_behaviour
 from circuitlab.discovery.config import DiscoverConfig, default_folder
-from circuitlab.discovery.run_folder import check_free, write_run
+from circuitlab.discovery.run_folder import reserve_run, write_run, writes_run
 from circuitlab.discovery.scores import EdgeScores
 from circuitlab.discovery.scoring import find_method, score_edges, scored_under
 from circuitlab.discovery.selection import select
@@ -34,6 +34,7 @@ from circuitlab.metrics.base import MetricFunction
 from circuitlab.models.bos import AUTO
 from circuitlab.models.load import load_model
 from circuitlab.models.protocol import Bos, Model
+from circuitlab.outputs import at_home
 from circuitlab.parts import Kind, Layout, ModelSpec
 from circuitlab.patching.circuits.metric import prepare
 from circuitlab.patching.grid import Grid
@@ -99,9 +100,10 @@ class Run(Summary):
         """Write the run folder, whole or not at all.
 
         Raises:
-            OutputExistsError: The folder is there and `force` is not given.
+            OutputExistsError: The folder is there and `force` is not given, or it may not be replaced.
         """
-        return replace(self, folder=write_run(self, Path(folder), force=force))
+        with reserve_run(folder, force) as place:
+            return replace(self, folder=write_run(self, place, at_home(folder)))
 
     def _summary(self) -> str:
         result = f"{self.circuit.n_edges:,} of {plural(self.circuit.layout.n_edges, 'edge')}"
@@ -123,6 +125,7 @@ class Run(Summary):
 
 
 @reports_progress
+@writes_run
 def discover(
     task: str | Path | Task,
     *,
@@ -198,8 +201,6 @@ def discover(
         bos=AUTO if bos is None else bos, fold_ln=fold_ln, center_weights=center_weights,
         allow_weak_gap=allow_weak_gap,
     )  # fmt: skip
-    if out is not None:
-        check_free(Path(out), force)
     clock = _Clock(callback(progress))
     with clock("load"):
         loaded: Model = load_model(
@@ -240,13 +241,12 @@ def discover(
                 loaded, asked, method, over="seeds", n_resamples=stability_seeds, n=n, steps=steps, ablation=ablation,
                 **again,
             )  # fmt: skip
-    run = Run(
+    return Run(
         config=config, task=asked, spec=loaded.spec, weights_sha256=loaded.weights_sha256(), bos=loaded.bos,
         pairs=pairs,
         behaviour=behaviour, grids=grids, scores=scores, circuit=circuit.with_node_effects(effects),
         evaluation=evaluation, seconds=clock.seconds, stability=resamples, stability_seeds=seeds, attention=looks,
     )  # fmt: skip
-    return run if out is None else run.write(out, force)
 
 
 def _strongest_heads(

@@ -9,81 +9,162 @@ import os
 import platform
 import re
 import shutil
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import wraps
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec
 
 from circuitlab import late
 from circuitlab.data.citation import cite_run
 from circuitlab.data.sampling import task_fingerprint
-from circuitlab.errors import ConfigError, OutputExistsError
+from circuitlab.errors import OutputExistsError
+from circuitlab.outputs import LOCK, Reserved, Rules, at_home, reserved
 
 if TYPE_CHECKING:
     from circuitlab.discovery.pipeline import Run
     from circuitlab.discovery.stability import Stability
 
+P = ParamSpec("P")
 SCHEMA = "circuitlab.run/1"
 REPORT = "report.html"
 MANIFEST = "manifest.json"
 VERSIONED = ("circuitlab", "torch", "transformer_lens", "transformers", "numpy", "scipy", "networkx", "matplotlib")
 
 
-def check_free(folder: Path, force: bool) -> None:
-    """Refuse a folder that is taken, before any work; `~` is the home folder.
+@contextmanager
+def reserve_run(out: str | Path, force: bool) -> Iterator[Reserved]:
+    """Reserve a run folder for as long as the block runs; nothing is left of it where the block does not finish.
+
+    Args:
+        out: The folder; `~` is the home folder.
+        force: Replace a run folder, and remove what a killed run left.
 
     Raises:
-        OutputExistsError: It exists and `force` is not given, or it is no folder of ours that could be replaced.
-        ConfigError: It would lie inside a file.
+        OutputExistsError: It exists and `force` is not given, or it is no run folder of ours, or holds files that its
+            run did not write; another process is writing it; a killed run left something and `force` is not given.
+        ConfigError: No folder of this name can be made.
     """
-    folder = at_home(folder)
-    for parent in folder.absolute().parents:
-        if parent.exists() and not parent.is_dir():
-            raise ConfigError(f"output folder {str(folder)!r} cannot be made: {str(parent)!r} is a file. Name another.")
-    if not folder.exists():
+    rules = Rules(
+        force=force, check=_check_free, is_ours=lambda folder: _written_by(folder) is not None, remove=_remove
+    )
+    with reserved(out, rules) as place:
+        yield place
+
+
+def writes_run(find: Callable[P, Run]) -> Callable[P, Run]:
+    """Give a function that finds a run an output folder: reserved before it starts, written when it is done.
+
+    The function's keywords `out` and `force` are read here; without `out` nothing is written.
+    """
+
+    @wraps(find)
+    def reserved_first(*args: P.args, **settings: P.kwargs) -> Run:
+        out, force = settings.get("out"), bool(settings.get("force", False))
+        if not isinstance(out, str | Path):
+            return find(*args, **settings)
+        with reserve_run(out, force) as place:
+            run = find(*args, **settings)
+            return replace(run, folder=write_run(run, place, at_home(out)))
+
+    return reserved_first
+
+
+def write_run(run: Run, place: Reserved, folder: Path) -> Path:
+    """Write a run folder in the place that was reserved for it.
+
+    Returns:
+        Where it is: the folder asked for, `~` replaced.
+    """
+    new = place.part
+    _write_data(run, new)
+    _write_pictures(run, new)
+    manifest = manifest_of(run, new)
+    manifest["bibtex"] = cite_run(manifest, str(folder))
+    _write_json(new / MANIFEST, manifest)
+    # The page tells no times, so that the same seed gives the same page.
+    late.call("circuitlab.report", "write_report", new, name=folder.name)
+    manifest["files"] = _digests(new)
+    _write_json(new / MANIFEST, manifest)
+    place.put_in_place()
+    return folder
+
+
+def _check_free(folder: Path, force: bool) -> None:
+    """Refuse a name that is taken by something that may not be replaced."""
+    if not os.path.lexists(folder):
         return
     if not force:
         raise OutputExistsError(
             f"output folder {str(folder)!r} exists. Name another with --out, or replace it with --force."
         )
-    if not folder.is_dir() or (any(folder.iterdir()) and not (folder / MANIFEST).is_file()):
+    if not folder.is_dir() or folder.is_symlink() or (any(folder.iterdir()) and not (folder / MANIFEST).is_file()):
         raise OutputExistsError(
             f"output {str(folder)!r} is not a run folder ({MANIFEST} is not in it), so --force does not replace it. "
             "Name another with --out."
         )
+    written = _written_by(folder)
+    if written is None and any(folder.iterdir()):
+        raise OutputExistsError(
+            f"output {str(folder)!r} has a {MANIFEST} that is damaged or not of this program, so --force does not "
+            "replace it. Name another with --out."
+        )
+    if foreign := _foreign(folder, written or frozenset()):
+        raise _holds_foreign(folder, foreign)
 
 
-def at_home(path: str | Path) -> Path:
-    """A path with `~` replaced by the home folder, as a shell does where it sees it (in `--out=~/x` it does not)."""
-    return Path(os.path.expanduser(path))
+def _holds_foreign(folder: Path, foreign: Sequence[str]) -> OutputExistsError:
+    more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
+    return OutputExistsError(
+        f"run folder {str(folder)!r} holds files that its run did not write ({', '.join(map(repr, foreign[:3]))}{more})"
+        ", which --force does not delete. Move them away, or name another folder with --out."
+    )
 
 
-def write_run(run: Run, folder: Path, force: bool) -> Path:
-    """Write a run folder under a temporary name, then put it in its place.
+def _written_by(folder: Path) -> frozenset[str] | None:
+    """Names of the files that a run wrote into its folder; None where no manifest of ours says so."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        if manifest["schema"] != SCHEMA:
+            return None
+        return frozenset({*manifest["files"], MANIFEST, REPORT})
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
 
-    Returns:
-        Where it is: the folder asked for, `~` replaced.
+
+def _is_ours(folder: Path) -> bool:
+    return _written_by(folder) is not None
+
+
+def _foreign(folder: Path, written: frozenset[str]) -> list[str]:
+    """Files in a folder that are not among those written; links count as files and are not followed."""
+    found = [
+        (Path(where) / name).relative_to(folder).as_posix()
+        for where, folders, names in os.walk(folder)
+        for name in (*names, *(each for each in folders if (Path(where) / each).is_symlink()))
+    ]
+    return sorted(set(found) - written)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a run folder, the manifest last: as long as it is there, it says which files are the run's.
 
     Raises:
-        OutputExistsError: The folder is there and `force` is not given.
-        ConfigError: It would lie inside a file.
+        OutputExistsError: It holds files that the run did not write; nothing is removed.
     """
-    folder = at_home(folder)
-    check_free(folder, force)
-    with _new_folder(folder) as new:
-        _write_data(run, new)
-        _write_pictures(run, new)
-        manifest = manifest_of(run, new)
-        manifest["bibtex"] = cite_run(manifest, str(folder))
-        _write_json(new / MANIFEST, manifest)
-        # The page tells no times, so that the same seed gives the same page.
-        late.call("circuitlab.report", "write_report", new, name=folder.name)
-        manifest["files"] = _digests(new)
-        _write_json(new / MANIFEST, manifest)
-    return folder
+    written = _written_by(folder) or frozenset()
+    if foreign := _foreign(folder, written):
+        raise _holds_foreign(folder, foreign)
+    for where, folders, names in os.walk(folder, topdown=False):
+        for name in names:
+            if Path(where) != folder or name != MANIFEST:
+                (Path(where) / name).unlink()
+        for name in folders:
+            (Path(where) / name).rmdir()
+    (folder / MANIFEST).unlink(missing_ok=True)
+    folder.rmdir()
 
 
 def manifest_of(run: Run, folder: Path) -> dict[str, Any]:
@@ -184,31 +265,8 @@ def _repeated(run: Run) -> list[tuple[str, Stability]]:
     return [(name, one) for name, one in found if one is not None]
 
 
-@contextmanager
-def _new_folder(folder: Path) -> Iterator[Path]:
-    """A temporary sibling that takes the folder's place when the block succeeds, and is gone when it does not."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    new = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent))
-    try:
-        yield new
-        new.chmod(0o755)  # mkdtemp makes folders that only their owner can read
-        if folder.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".old", dir=folder.parent))
-            os.replace(folder, old)
-            try:
-                os.replace(new, folder)
-            except BaseException:
-                os.replace(old, folder)
-                raise
-            shutil.rmtree(old)
-        else:
-            os.replace(new, folder)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
-
-
 def _digests(folder: Path) -> dict[str, str]:
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in (MANIFEST, LOCK))
     return {p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 

@@ -7,22 +7,20 @@ first `meta`). Both are read; the nested form is written.
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from circuitlab.errors import ConfigError, FormatError, OutputExistsError, UnknownNameError
+from circuitlab.errors import ConfigError, FormatError, UnknownNameError
 from circuitlab.features.autoencoder import Autoencoder
 from circuitlab.features.encoders import Gated, JumpRelu, TopK
 from circuitlab.features.weights import BIASES, Settings
 from circuitlab.files import check_file, parsing, read_json, writing
 from circuitlab.models.hook_points import site_of_hook
+from circuitlab.outputs import at_home, put_tables, reserved_tables
 
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 VERSION = "6.0.0"  # of the format that is written
@@ -101,20 +99,16 @@ def save_autoencoder(autoencoder: Autoencoder, folder: str | Path, *, force: boo
     """
     from safetensors.torch import save_file
 
-    folder = Path(folder).expanduser()
-    if folder.exists() and not force:
-        raise OutputExistsError(f"autoencoder folder {str(folder)!r} exists. Name another, or give force=True.")
-    with writing(folder, "autoencoder folder"), ExitStack() as stack:
-        folder.mkdir(parents=True, exist_ok=True)
-        scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent))
-        made = Path(scratch)
-        arrays = {name: tensor.detach().cpu().contiguous() for name, tensor in _arrays(autoencoder).items()}
-        save_file(arrays, made / WEIGHTS)
-        (made / CONFIG).write_text(json.dumps(_settings(autoencoder), indent=2) + "\n", encoding="utf-8")
-        for file in made.iterdir():
-            file.chmod(0o644)
-            os.replace(file, folder / file.name)
-    return folder
+    settings = json.dumps(_settings(autoencoder), indent=2) + "\n"
+    arrays = {name: tensor.detach().cpu().contiguous() for name, tensor in _arrays(autoencoder).items()}
+
+    def write_arrays(path: Path) -> None:
+        save_file(arrays, path)
+        path.chmod(0o644)  # save_file makes files that only their owner can read
+
+    with writing(folder, "autoencoder folder"), reserved_tables(folder, force=force) as place:
+        put_tables(place, {WEIGHTS: write_arrays, CONFIG: lambda path: path.write_text(settings, encoding="utf-8")})
+    return at_home(folder)
 
 
 def _config(path: Path) -> dict[str, Any]:

@@ -6,14 +6,13 @@ import ast
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from circuitlab.errors import ConfigError, FormatError, UnknownNameError
-from circuitlab.files import parsing, read_json, read_text, writing
+from circuitlab.files import parsing, read_json, read_text, whole_file
 from circuitlab.graphs import mib_json, mib_tensors, networks
 from circuitlab.graphs.foreign_names import edges_of, hooks_of
 from circuitlab.graphs.mib_json import Read
@@ -33,15 +32,8 @@ def save_circuit(circuit: Circuit, path: Path) -> None:
     path = Path(os.path.expanduser(path))
     if path.is_dir():
         raise ConfigError(f"circuit file {str(path)!r} cannot be written: a folder has this name. Name a file.")
-    temporary = path.with_name(path.name + ".part")
-    try:
-        with writing(path, "circuit file"):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write(temporary)
-            os.replace(temporary, path)
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
+    with whole_file(path, "circuit file") as temporary:
+        write(temporary)
 
 
 def _writer_of(circuit: Circuit, path: Path) -> Callable[[Path], object]:

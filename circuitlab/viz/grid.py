@@ -152,7 +152,7 @@ def grid_from_frame(frame: pd.DataFrame, *, title: str | None = None, quantity: 
     if kept := _strongest(frame, keys, centre):
         title = f"{title}: the {len(kept)} strongest of {len(set(keys.member_rows)):,}"
         inside = [row in kept for row in keys.member_rows]
-        frame, keys = frame[inside], keys.by_member(inside)
+        frame, keys = frame.loc[inside], keys.by_member(inside)
     row_keys = kept or sorted(set(keys.rows))
     col_keys = list(dict.fromkeys(keys.cols)) if keys.axis == "span" else sorted(set(keys.cols))
     row_at, col_at = ({key: i for i, key in enumerate(found)} for found in (row_keys, col_keys))

@@ -19,7 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 
 from circuitlab.errors import RunError
-from circuitlab.files import check_file, writing
+from circuitlab.files import check_file, write_bytes
 
 DONE = "done"
 
@@ -82,11 +82,9 @@ class Checkpoint:
             return
         tensors = {name: torch.from_numpy(table) for name, table in self.tables.items()}
         tensors[DONE] = torch.tensor(sorted(self.done))
-        partial = self.path.with_name(self.path.name + ".part")
-        with writing(self.path, "file to resume from"):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_bytes(save(tensors, {"key": self.key, "budget": json.dumps(self.budget)}))
-            os.replace(partial, self.path)
+        write_bytes(
+            self.path, save(tensors, {"key": self.key, "budget": json.dumps(self.budget)}), "file to resume from"
+        )
 
     def remove(self) -> None:
         """The sweep is done; nothing is left to resume."""

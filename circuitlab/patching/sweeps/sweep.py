@@ -18,6 +18,7 @@ from circuitlab.data.batch import PairBatch
 from circuitlab.data.pairs import PairSet
 from circuitlab.metrics import Metric
 from circuitlab.models.protocol import Model
+from circuitlab.outputs import check_state_file
 from circuitlab.patching.grid import Grid
 from circuitlab.patching.runs.replacement import Replacement
 from circuitlab.patching.sweeps.plan import MetricLike, is_one, plan_sweep
@@ -89,7 +90,9 @@ def sweep(
             by span, a mean without its reference set, a budget that holds no prompt.
         MetricError: The metric gives the wrong shape or NaN, or does not tell the two runs apart.
         RunError: `resume` is the file of another sweep.
+        FileError: `resume` cannot be written.
     """
+    state = None if resume is None else check_state_file(resume)
     plan = plan_sweep(
         model,
         pairs,
@@ -108,7 +111,7 @@ def sweep(
         budget=budget,
     )
     run = start(plan)
-    carry_out(run, callback(progress), None if resume is None else Path(resume).expanduser())
+    carry_out(run, callback(progress), state)
 
     def grids(of: Metric) -> Grids:
         found = NamedResults({s.name: _grid(run, of, s, normalise=normalise, seed=seed) for s in plan.sites})
