@@ -18,15 +18,15 @@ import pandas as pd
 import pytest
 from test_viz import random_circuit, sweep_frame
 
-from circuitlab.errors import RunError
+from circuitlab.errors import FormatError, RunError
 from circuitlab.parts import Layout, ModelSpec
 from circuitlab.report import write_report
 from circuitlab.report.attention_script import ATTENTION_SCRIPT
-from circuitlab.report.figures import inline_svg
 from circuitlab.report.findings import caveats, headline, random_sentence
 from circuitlab.report.folder import Repeated, read_run
 from circuitlab.report.markup import NONE, counted, element, interval, joined, number, percent, significant
 from circuitlab.report.page import page as whole_page
+from circuitlab.report.pictures import bitmap, checked_png, drawing
 from circuitlab.report.prompts import shown_pair
 from circuitlab.viz import draw_circuit, figure_bytes, grid_from_frame, heatmap, save_figure
 
@@ -229,14 +229,6 @@ class TestPage:
                 assert (attributes.get(name) or "#").startswith(("#", "data:"))
         assert not re.search(r"@import|url\((?!#)", page)
 
-    def test_identifiers_are_unique_and_references_arrive(self, page):
-        attributes = [a for _, a in Reader(page).elements]
-        ids = [a["id"] for a in attributes if a.get("id")]
-        assert len(ids) == len(set(ids))
-        wanted = {a["href"][1:] for a in attributes if a.get("href")} | set(re.findall(r"url\(#([^)]+)\)", page))
-        assert wanted
-        assert wanted <= set(ids)
-
     def test_it_says_what_was_found_in_order(self, page):
         text = " ".join(Reader(page).text)
         parts = (
@@ -256,11 +248,17 @@ class TestPage:
     def test_every_heatmap_the_circuit_and_the_curve_are_in_it(self, whole, page):
         elements = Reader(page).elements
         pictures = [a for tag, a in elements if tag == "img"]
-        assert len(pictures) == len(list((whole / "sweeps").glob("*.csv"))) == 3
-        assert all("Heatmap" in a["alt"] for a in pictures)
-        assert [a["role"] for tag, a in elements if tag == "svg"] == ["img", "img"]
-        run = read_run(whole)
-        assert {f"circuit-{edge.name}" for edge in run.edges} <= {a.get("id") for _, a in elements}
+        heatmaps = [a for a in pictures if "Heatmap" in a["alt"]]
+        assert len(heatmaps) == len(list((whole / "sweeps").glob("*.csv"))) == 3
+        drawn = [a for a in pictures if a["src"].startswith("data:image/svg+xml;base64,")]
+        assert [a["alt"].split(":")[0] for a in drawn] == [
+            "The circuit",
+            "Faithfulness against the number of edges kept.",
+        ]
+        assert base64.b64decode(drawn[0]["src"].partition(",")[2]) == (whole / "circuit.svg").read_bytes()
+        assert len(pictures) == 5
+        assert all(int(a["width"]) > 99 and int(a["height"]) > 99 for a in pictures)
+        assert "svg" not in {tag for tag, _ in elements}
 
     def test_strongest_edges_come_first(self, whole, page):
         rows = re.findall(r'<tr><th scope="row"><code>([^<]*)</code></th>', page)
@@ -307,8 +305,9 @@ class TestPage:
         data = re.compile(r"data:image/png;base64,([\w+/=]+)")
         assert data.findall(again) == data.findall(page)
         assert not (bare / "circuit.svg").exists()
-        drawing = re.compile(r"<svg.*?</svg>", re.DOTALL)
-        assert drawing.findall(again) == drawing.findall(page)
+        vector = re.compile(r"data:image/svg\+xml;base64,([\w+/=]+)")
+        assert len(vector.findall(page)) == 2
+        assert vector.findall(again) == vector.findall(page)
 
 
 class TestEscaping:
@@ -349,22 +348,38 @@ class TestEscaping:
         assert "<script" not in element("p", NASTY, title=NASTY)
         assert joined("<", element("b", ">")) == "&lt;<b>&gt;</b>"
 
-    def test_a_drawing_cannot_act_on_the_page(self):
+    def test_a_drawing_is_an_image_whatever_is_in_it(self):
         svg = (
-            '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" width="72pt" '
-            'height="36pt" viewBox="0 0 72 36"><style>*{display:none}</style><script>1</script>'
-            '<defs><path id="p" d="M 0 0"/></defs>'
-            '<g clip-path="url(#p)" onclick="x()"><use xlink:href="#p"/><use xlink:href="http://x/y"/>'
-            "<text>id=&quot;p&quot; &lt;b&gt;</text></g></svg>"
+            '<svg xmlns="http://www.w3.org/2000/svg" width="72pt" height="36pt"><style>*{display:none}</style>'
+            '<script>1</script><foreignObject><form action="//x"/></foreignObject><a href="//x" onclick="x()"/></svg>'
         )
-        made = inline_svg(svg, "one", "a & b")
-        assert 'id="one-p"' in made
-        assert 'clip-path="url(#one-p)"' in made
-        assert 'href="#one-p"' in made
-        assert '<text>id="p" &lt;b&gt;</text>' in made
-        assert 'width="96"' in made
-        for gone in ("script", "display:none", "onclick", "http:", "xmlns"):
-            assert gone not in made
+        ((tag, made),) = Reader(drawing(svg, 'a " & b')).elements
+        assert (tag, set(made)) == ("img", {"src", "alt", "width", "height"})
+        assert made["alt"] == 'a " & b'
+        assert (made["width"], made["height"]) == ("96", "48")
+        assert base64.b64decode(made["src"].removeprefix("data:image/svg+xml;base64,")).decode() == svg
+
+    @pytest.mark.parametrize("text", ["", "<svg", "<html/>", "<meta http-equiv='refresh'/>", "plain"])
+    def test_what_is_no_drawing_is_refused(self, text):
+        with pytest.raises(FormatError, match="no SVG"):
+            drawing(text, "")
+
+    def test_a_picture_is_a_png_from_its_first_chunk_to_its_last(self, whole):
+        png = (whole / "sweeps" / "head_z.png").read_bytes()
+        assert checked_png(png + b"<script>") == png
+        spoilt = [
+            png[:-1],
+            png[:40],
+            png[:8],
+            b"",
+            b"GIF89a",
+            b"<svg/>",
+            png[:60] + b"\0" + png[61:],
+            png[:8] + png[33:],
+        ]
+        for other in spoilt:
+            with pytest.raises(FormatError, match="no PNG"):
+                bitmap(other, "")
 
 
 class TestPrompts:
@@ -526,7 +541,8 @@ class TestAttention:
         digest = base64.b64encode(hashlib.sha256(ATTENTION_SCRIPT.encode()).digest()).decode()
         policies = [a["content"] for tag, a in read.elements if a.get("http-equiv") == "Content-Security-Policy"]
         assert policies == [
-            f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+            f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; "
+            "base-uri 'none'; form-action 'none'"
         ]
         assert re.findall(r"<script>(.*?)</script>", page, re.DOTALL) == [ATTENTION_SCRIPT]
         scripts = [attributes for tag, attributes in read.elements if tag == "script"]

@@ -14,6 +14,7 @@ import traceback
 from collections.abc import Sequence
 from types import FrameType
 
+from circuitlab.cli.visible import visible
 from circuitlab.errors import CircuitLabError
 
 OK, FAULT, USER_ERROR, BROKEN_PIPE = 0, 1, 2, 141
@@ -93,7 +94,7 @@ def _say(message: str, code: int) -> int:
     """One line on stderr, the traceback before it if asked for."""
     if os.environ.get("CIRCUITLAB_DEBUG") == "1":
         traceback.print_exc()
-    print(f"circuitlab: {' '.join(message.split())}", file=sys.stderr)
+    print(f"circuitlab: {visible(' '.join(message.split()))}", file=sys.stderr)
     return code
 
 

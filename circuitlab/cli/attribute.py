@@ -67,7 +67,7 @@ def attribute(
     for name in named:
         Node.parse(name)  # how it is spelt; whether the model has it is asked once it is there
     if out is not None:
-        check_folder(out, force=force)
+        out = check_folder(out, force=force)
     loaded = load_model(model, device=device, dtype=dtype, bos=bos, fold_ln=fold_ln, center_weights=center_weights)
     pairs = wanted.pairs(loaded, n=n, seed=seed).discovery
     asked: dict[str, Any] = {"metric": metric or wanted.metric, "run": run, "seed": seed}

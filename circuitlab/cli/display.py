@@ -9,10 +9,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from circuitlab.cli.visible import visible, visible_json
+
 
 def print_json(record: Mapping[str, Any]) -> None:
     """One JSON object on stdout; numbers that are none (NaN, infinite) become null."""
-    print(json.dumps(_plain(record), indent=2, ensure_ascii=False, allow_nan=False))
+    print(visible_json(json.dumps(_plain(record), indent=2, ensure_ascii=False, allow_nan=False)))
 
 
 def print_facts(title: str, facts: Iterable[tuple[str, str]]) -> None:
@@ -21,8 +23,8 @@ def print_facts(title: str, facts: Iterable[tuple[str, str]]) -> None:
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in facts:
-        table.add_row(Text(name), Text(value))
-    _put(Text(title, style="bold"), table)
+        table.add_row(_text(name), _text(value))
+    _put(_text(title, style="bold"), table)
 
 
 def print_rows(columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Iterable[str] = ()) -> None:
@@ -32,13 +34,13 @@ def print_rows(columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: 
     for name in columns:
         table.add_column(name, justify="right" if name in numbers else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_row(*map(_text, row))
     _put(table)
 
 
 def print_line(text: str) -> None:
     """A line that is never folded, so that a path can be copied."""
-    print(text)
+    print(visible(text))
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -55,6 +57,10 @@ def _put(*things: Text | Table) -> None:
         for thing in things:
             console.print(thing)
     print("\n".join(line.rstrip() for line in captured.get().splitlines()))
+
+
+def _text(text: str, style: str = "") -> Text:
+    return Text(visible(text), style=style)
 
 
 def _plain(value: Any) -> Any:

@@ -42,17 +42,22 @@ def check_file(file: str | None, *, force: bool, option: str = "--out", kinds: t
     reservations.callback(_places.pop, file, None)
 
 
-def check_folder(folder: str, *, force: bool) -> None:
+def check_folder(folder: str, *, force: bool) -> str:
     """Reserve a folder of tables and pictures before any work.
+
+    Returns:
+        The folder with `~` replaced, as in `--out=~/x`, where no shell does it.
 
     Raises:
         ConfigError: No folder of this name can be made.
         OutputExistsError: It exists and `force` is not given, or another process is writing it.
     """
-    from circuitlab.outputs import reserved_tables
+    from circuitlab.outputs import at_home, reserved_tables
 
+    folder = str(at_home(folder)) if folder else folder
     _places[folder] = reservations.enter_context(reserved_tables(folder, force=force))
     reservations.callback(_places.pop, folder, None)
+    return folder
 
 
 def write_file(file: str | None, write: Callable[[Path], object]) -> None:

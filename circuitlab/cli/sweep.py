@@ -103,7 +103,7 @@ def sweep(
     if resume is not None:
         check_state_file(resume)
     if out is not None:
-        check_folder(out, force=force)
+        out = check_folder(out, force=force)
     loaded = load_model(model, device=device, dtype=dtype, bos=bos, fold_ln=fold_ln, center_weights=center_weights)
     pairs = wanted.pairs(loaded, n=n, seed=seed)
     settings = {

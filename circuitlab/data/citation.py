@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from circuitlab.data.registry import BUNDLED, load_task
+from circuitlab.data.run_files import file_inside
 from circuitlab.data.sampling import task_fingerprint
 from circuitlab.data.task import Task
 from circuitlab.errors import FileError, FormatError, MissingFileError, RunError
@@ -115,13 +116,14 @@ def cite_run(manifest: Mapping[str, Any], where: str) -> str:
             ),
         ]
         sources = [*_task_sources(task), *METHOD_SOURCES.get(method, ()), *FAITHFULNESS_SOURCES]
+        entries += [source.bibtex() for source in sources]
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise RunError(f"manifest.json of run {where!r} lacks {error}. Run discover again.") from error
-    return _joined(entries + [source.bibtex() for source in sources])
+    return _joined(entries)
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
-    path = folder / "manifest.json"
+    path = file_inside(folder, "manifest.json") or folder / "manifest.json"
     try:
         manifest = read_json(path, "manifest")
     except MissingFileError:

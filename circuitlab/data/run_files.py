@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -68,6 +69,22 @@ def file_inside(folder: Path, name: str) -> Path | None:
     if there and not regular:
         raise RunError(f"{name} in the run folder {str(folder)!r} is no regular file.")
     return path if there else None
+
+
+def files_inside(folder: Path) -> dict[str, Path]:
+    """Every file of a run folder by its name in it.
+
+    Raises:
+        RunError: A symbolic link leads out of the folder or to a folder, or something is no regular file.
+    """
+    found = dict[str, Path]()
+    for where, folders, names in os.walk(folder):
+        linked = [name for name in folders if (Path(where) / name).is_symlink()]
+        for name in (*names, *linked):
+            inner = (Path(where) / name).relative_to(folder).as_posix()
+            if (path := file_inside(folder, inner)) is not None:
+                found[inner] = path
+    return dict(sorted(found.items()))
 
 
 def task_file_of(folder: Path, manifest: Mapping[str, Any]) -> TaskFile | None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from circuitlab.data.run_files import file_inside
 from circuitlab.errors import ConfigError, FormatError, UnknownNameError
 from circuitlab.files import parsing, read_json, read_text, whole_file
 from circuitlab.graphs import mib_json, mib_tensors, networks
@@ -62,7 +63,9 @@ def _writer_of(circuit: Circuit, path: Path) -> Callable[[Path], object]:
 def read_circuit(path: Path, spec: ModelSpec | None) -> Read:
     """See `load_circuit`."""
     with parsing(f"circuit file {str(path)!r}"):
-        return _read_circuit(path / "circuit.json" if path.is_dir() else path, spec)
+        if path.is_dir():
+            path = file_inside(path, "circuit.json") or path / "circuit.json"
+        return _read_circuit(path, spec)
 
 
 def _read_circuit(path: Path, spec: ModelSpec | None) -> Read:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -28,6 +30,15 @@ NO_NETWORK = (
 )
 # What code raises that meets a config it was not written for; their texts are about that code, not about the model.
 MISFITS = (AttributeError, KeyError, IndexError, TypeError, AssertionError)
+
+
+@contextmanager
+def no_remote_code() -> Iterator[None]:
+    """Refuse checkpoints that bring Python code; transformers would ask on the terminal whether to run it."""
+    from transformers import dynamic_module_utils
+
+    with attributes(dynamic_module_utils, TIME_OUT_REMOTE_CODE=0):
+        yield
 
 
 def boot_huggingface(source: str, name: str, device: torch.device, dtype: torch.dtype) -> Any:

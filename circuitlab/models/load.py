@@ -18,7 +18,7 @@ from circuitlab.errors import CircuitLabError, ConfigError, ModelError
 from circuitlab.models.bos import AUTO, check_choice, own_tokenizer
 from circuitlab.models.bridge import BridgeModel
 from circuitlab.models.checkpoint_files import checked_folder
-from circuitlab.models.huggingface import boot_huggingface, not_loaded
+from circuitlab.models.huggingface import boot_huggingface, no_remote_code, not_loaded
 from circuitlab.models.legacy import boot_from_hub
 from circuitlab.models.loaded_weights import check_finite
 from circuitlab.models.model_kinds import refuse_unsupported
@@ -165,7 +165,7 @@ def _boot(
     source: str, name: str, device: torch.device, dtype: torch.dtype, bos: str | None, *, local: bool
 ) -> tuple[Any, TokenizerText | None]:
     # HuggingFace fills weights with random numbers before it loads them.
-    with _quiet(), torch.random.fork_rng(), nullcontext() if local else _offline_without_network():
+    with _quiet(), no_remote_code(), torch.random.fork_rng(), nullcontext() if local else _offline_without_network():
         try:
             boot = boot_huggingface if local else boot_from_hub
             bridge = boot(source, name, device, dtype)

@@ -12,8 +12,8 @@ from typing import Any
 from circuitlab.report.attention_data import AttentionData
 from circuitlab.report.attention_script import ATTENTION_SCRIPT, ATTENTION_STYLE
 from circuitlab.report.document import data_block, document
-from circuitlab.report.figures import bitmap
 from circuitlab.report.markup import Html, element
+from circuitlab.report.pictures import bitmap
 
 _HOW = (
     "Each row of a pattern says how much the token on the left looks at the tokens below; a row sums to 1. Where "

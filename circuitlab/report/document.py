@@ -14,6 +14,9 @@ from typing import Any
 from circuitlab.report.markup import Html, element, joined
 from circuitlab.report.stylesheet import STYLESHEET
 
+# What `default-src` does not cover: where relative addresses lead, and where forms go.
+_NO_WAY_OUT = "; base-uri 'none'; form-action 'none'"
+
 
 def document(title: str, *body: str | None, style: str = "", script: str = "") -> Html:
     """A whole HTML page.
@@ -26,7 +29,7 @@ def document(title: str, *body: str | None, style: str = "", script: str = "") -
             data in elements made by `data_block`.
     """
     allowed = f"; script-src 'sha256-{_sha256(script)}'" if script else ""
-    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'{allowed}"
+    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'{allowed}{_NO_WAY_OUT}"
     head = element(
         "head",
         element("meta", charset="utf-8"),

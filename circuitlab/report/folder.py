@@ -11,10 +11,12 @@ from xml.etree import ElementTree
 
 import pandas as pd
 
+from circuitlab.data.run_files import file_inside, files_inside
 from circuitlab.errors import FileError, FormatError, GraphError, MissingFileError, RunError, UnknownNameError
-from circuitlab.files import parse_json, read_text
+from circuitlab.files import parse_json, read_bytes, read_text
 from circuitlab.parts import Edge
 from circuitlab.report.attention_data import AttentionData
+from circuitlab.report.pictures import checked_png
 from circuitlab.viz import SITES, DrawnEdge, DrawnNode, LabelledGrid, grid_from_frame, read_sweep
 
 REPORT = "report.html"
@@ -108,11 +110,12 @@ def read_run(folder: str | Path, name: str | None = None) -> RunFolder:
     path = Path(folder)
     if not path.is_dir():
         raise RunError(f"there is no run folder {str(path)!r}. Make one with: circuitlab discover TASK --out {path}")
+    there = files_inside(path)
     manifest = _json(path, "manifest.json")
     for part, key in (("task", "name"), ("model", "id")):
         if not isinstance(manifest.get(part), dict) or not manifest[part].get(key):
             raise damaged(path, "manifest.json", f"it does not name its {part} ({part}.{key})")
-    files = _hashed(path, manifest)
+    files = _hashed(path, manifest, there)
     circuit, evaluation = _json(path, "circuit.json"), _evaluation(path)
     edges, nodes, total = _circuit(path, circuit, _edge_table(path))
     drawing = path / "circuit.svg"
@@ -145,10 +148,11 @@ def _png(folder: Path, name: str) -> bytes | None:
     path = folder / name
     if not path.is_file():
         return None
-    png = path.read_bytes()
-    if not png.startswith(b"\x89PNG\r\n\x1a\n"):
-        raise damaged(folder, name, "it is no PNG picture")
-    return png
+    png = read_bytes(path, "picture")
+    try:
+        return checked_png(png)
+    except FormatError as error:
+        raise damaged(folder, name, str(error)) from error
 
 
 def _attention(folder: Path) -> AttentionData | None:
@@ -190,18 +194,19 @@ def _json(folder: Path, name: str) -> dict[str, Any]:
     return value
 
 
-def _hashed(folder: Path, manifest: Mapping[str, Any]) -> dict[str, str]:
-    """SHA-256 of every file; those that the manifest lists must be there and be the same."""
-    found = {
-        file.relative_to(folder).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
-        for file in sorted(folder.rglob("*"))
-        if file.is_file() and not file.name.startswith(".")
-    }
+def _hashed(folder: Path, manifest: Mapping[str, Any], there: Mapping[str, Path]) -> dict[str, str]:
+    """SHA-256 of every file that is there; those that the manifest lists must be there and be the same."""
+    found = dict[str, str]()
+    for name, path in there.items():
+        if not path.name.startswith("."):
+            with path.open("rb") as file:
+                found[name] = hashlib.file_digest(file, "sha256").hexdigest()
     listed = manifest.get("files")
     for name, expected in sorted(listed.items()) if isinstance(listed, dict) else ():
         if name in _UNHASHED:
             continue
         if name not in found:
+            file_inside(folder, name)  # a name that leads out of the folder is not looked for
             _text(folder, name)
         elif found[name] != expected:
             what = f"its SHA-256 is {found[name][:12]}, the manifest says {str(expected)[:12]}"

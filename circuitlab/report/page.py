@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from circuitlab.errors import CircuitLabError, RunError
 from circuitlab.files import write_bytes
 from circuitlab.report import sections, trust
 from circuitlab.report.attention_script import ATTENTION_SCRIPT, ATTENTION_STYLE
@@ -31,10 +34,27 @@ def write_report(folder: str | Path, *, name: str | None = None) -> Path:
     Raises:
         RunError: The folder is incomplete or damaged; the message names the file and what to do.
     """
-    run = read_run(folder, name)
+    with _readable(Path(folder)):
+        run = read_run(folder, name)
+        written = page(run).encode("utf-8", "backslashreplace")
     path = run.path / REPORT
-    write_bytes(path, page(run).encode("utf-8"), "report")
+    write_bytes(path, written, "report")
     return path
+
+
+@contextmanager
+def _readable(folder: Path) -> Iterator[None]:
+    """Whatever a file with other contents than a run writes leads to, as a `RunError`."""
+    try:
+        yield
+    except CircuitLabError:
+        raise
+    except Exception as error:
+        raise RunError(
+            f"run folder {str(folder)!r} is damaged: a file does not hold what the report needs "
+            f"({type(error).__name__}: {str(error)[:200]}). Make the run again with "
+            f"`circuitlab discover ... --out {folder} --force`."
+        ) from error
 
 
 def page(run: RunFolder) -> Html:

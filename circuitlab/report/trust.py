@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from circuitlab.report.figures import bitmap
 from circuitlab.report.folder import Repeated, RunFolder
 from circuitlab.report.markup import Html, counted, element, facts, interval, joined, number, percent, table
+from circuitlab.report.pictures import bitmap
 
 _N_EDGES = 8
 _BOOTSTRAP = "bootstrap resamples of the discovery pairs"
