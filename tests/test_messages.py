@@ -152,7 +152,7 @@ MISTAKES: dict[str, tuple[Callable[[], object], type[CircuitLabError], str]] = {
     "a device of another library": (
         lambda: load_model("bundled", device="gpu"),
         errors.ConfigError,
-        "unknown device 'gpu'. Use cpu, cuda, cuda:0 or mps.",
+        "unknown device 'gpu'. Use cpu, cuda or cuda:0.",
     ),
     "an output folder that is taken": (
         lambda: discover("name-throw", out=folder("results", "thesis.tex")),

@@ -36,9 +36,9 @@ from circuitlab import evaluate, load_model, score_edges, select, sweep
 from circuitlab.errors import ConfigError, ModelError, UnsupportedModelError
 from circuitlab.models.anatomy import mlp_gate
 from circuitlab.models.bridge import BridgeModel
+from circuitlab.models.comparison import TOLERANCE as ALLOWED
 from circuitlab.models.protocol import Bos
 from circuitlab.models.text import TokenizerText
-from circuitlab.models.verify import TOLERANCE as ALLOWED
 from circuitlab.models.verify import measure, verify
 from circuitlab.parts import Layout
 from circuitlab.patching.runs.baseline import at_answer
@@ -433,10 +433,15 @@ class TestMistakes:
 
     @pytest.mark.parametrize("device", ["tpu9", "gpu", "nonsense:0"])
     def test_a_device_that_does_not_exist(self, folder, device):
-        with pytest.raises(ConfigError, match=rf"unknown device '{device}'. Use cpu, cuda, cuda:0 or mps"):
+        with pytest.raises(ConfigError, match=rf"unknown device '{device}'. Use cpu, cuda or cuda:0"):
             load_model(folder, device=device)
 
-    @pytest.mark.parametrize("device", ["cuda:77", "xpu"])
+    @pytest.mark.parametrize("device", ["mps", "xpu", "meta", "mps:0"])
+    def test_a_kind_of_device_that_nothing_was_tested_on(self, folder, device):
+        with pytest.raises(ConfigError, match=rf"device '{device}' is not supported: .* Use cpu, cuda or cuda:0"):
+            load_model(folder, device=device)
+
+    @pytest.mark.parametrize("device", ["cuda:77"])
     def test_a_device_that_this_machine_lacks(self, folder, device):
         with pytest.raises(ConfigError, match=rf"device '{device}' is not available on this machine. Available: cpu"):
             load_model(folder, device=device)

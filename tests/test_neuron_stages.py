@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from architectures import D_MODEL, TOLERANCE, fresh, load, pairs
+from architectures import D_MODEL, NATIVE, TOLERANCE, fresh, load, native, pairs
 from torch import Tensor
 from torch.nn import functional
 
 from circuitlab.errors import ConfigError, UnsupportedModelError
+from circuitlab.models.load import load_model
 from circuitlab.models.surgery import hook_tables
 from circuitlab.parts import Stage
 from circuitlab.patching.runs.neuron_values import mlp_reads, neuron_values
@@ -213,9 +214,10 @@ class TestMessages:
             neuron_values(load("gpt2"), pairs().clean, 0, neurons=[3, 128, -1])
 
     def test_projections_that_are_not_shown(self, monkeypatch):
-        model = fresh("solu")
-        for block in model.bridge.blocks:
+        bridge = native(**NATIVE["solu"])
+        for block in bridge.blocks:
             monkeypatch.delattr(block.mlp, "in")
+        model = load_model(bridge)
         with pytest.raises(UnsupportedModelError, match=r"there are no pre-activations. Use stage mid or post"):
             neuron_values(model, pairs().clean, 0, Stage.PRE)
 

@@ -15,6 +15,7 @@ from circuitlab import late
 from circuitlab.attribution.prompts import Prompt, text_of, tokens_of
 from circuitlab.errors import ConfigError, UnknownNameError
 from circuitlab.files import write_bytes
+from circuitlab.models.modes import in_ordinary_modes
 from circuitlab.models.protocol import Model
 from circuitlab.parts import Kind, Layout, Node
 from circuitlab.summary import Summary, plural
@@ -133,6 +134,7 @@ class AttentionPatterns(Summary):
             yield head, f"{pattern[-1, key]:.3f} from the last token to {self.tokens[key]!r}"
 
 
+@in_ordinary_modes
 @torch.no_grad()
 def attention(
     model: Model,

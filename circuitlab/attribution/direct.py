@@ -30,6 +30,7 @@ from circuitlab.attribution.runs import batches, check_run
 from circuitlab.data.batch import PairBatch
 from circuitlab.data.pairs import PairSet
 from circuitlab.errors import ConfigError, UnknownNameError
+from circuitlab.models.modes import in_ordinary_modes
 from circuitlab.models.protocol import Model, Recording
 from circuitlab.patching.runs.baseline import at_answer
 
@@ -38,6 +39,8 @@ SPLITS = ("layer", "head", "neuron")
 Share = tuple[Component, Float[Tensor, " batch"]]
 
 
+@in_ordinary_modes
+@in_ordinary_modes
 @torch.no_grad()
 def direct_attribution(
     model: Model,

@@ -32,6 +32,7 @@ from circuitlab.data.pairs import PairSet
 from circuitlab.errors import UnknownNameError
 from circuitlab.metrics import Metric, resolve
 from circuitlab.metrics.base import MetricFunction
+from circuitlab.models.modes import in_ordinary_modes
 from circuitlab.models.protocol import Model, Recording
 from circuitlab.parts import ModelSpec
 from circuitlab.patching.runs.baseline import at_answer
@@ -130,6 +131,8 @@ class LogitLens(Summary):
             yield self.labels[at], f"{values[at]:.4g}"
 
 
+@in_ordinary_modes
+@in_ordinary_modes
 @torch.no_grad()
 def logit_lens(
     model: Model,

@@ -14,6 +14,7 @@ from circuitlab import late
 from circuitlab.attribution.lens import Point, points_of, streams_of
 from circuitlab.attribution.prompts import Prompt, tokens_of
 from circuitlab.errors import ConfigError
+from circuitlab.models.modes import in_ordinary_modes
 from circuitlab.models.protocol import Model
 from circuitlab.models.text import words_of
 from circuitlab.summary import Summary, plural
@@ -81,6 +82,8 @@ class LensTokens(Summary):
             )
 
 
+@in_ordinary_modes
+@in_ordinary_modes
 @torch.no_grad()
 def lens_tokens(model: Model, prompt: Prompt, k: int = 5, *, run: str = "clean") -> LensTokens:
     """Read the most likely next tokens off every point of the stream; the final norm with each stream's own scale.

@@ -60,7 +60,7 @@ Force = Annotated[bool, typer.Option("--force", help="Replace what is there alre
 RunCode = Annotated[
     bool, typer.Option("--run-code", help="Run the task file in the run folder as code. Read it first.")
 ]
-Device = Annotated[str | None, typer.Option("--device", metavar="NAME", help="cpu, cuda, mps.")]
+Device = Annotated[str | None, typer.Option("--device", metavar="NAME", help="cpu, cuda or cuda:0.")]
 Dtype = Annotated[str | None, typer.Option("--dtype", metavar="NAME", help="float32, bfloat16, ...")]
 Bos = Annotated[
     str | None,

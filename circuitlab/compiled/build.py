@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -21,10 +22,11 @@ from circuitlab.compiled.program import Program
 from circuitlab.compiled.truth import true_edges
 from circuitlab.compiled.weights import compile_weights
 from circuitlab.data.batch import PairBatch
-from circuitlab.errors import ConfigError, UnknownNameError
+from circuitlab.errors import ConfigError, ModelError, UnknownNameError
 from circuitlab.graphs.circuit import Circuit
 from circuitlab.models.bridge import BridgeModel
 from circuitlab.models.load import DTYPES
+from circuitlab.models.modes import in_ordinary_modes
 from circuitlab.models.native import native_model
 from circuitlab.summary import Summary
 
@@ -136,6 +138,7 @@ def compiled_models() -> tuple[str, ...]:
     return tuple(LIBRARY)
 
 
+@in_ordinary_modes
 def compile_model(name: str, *, norm: bool = False, dtype: str = "float64") -> CompiledModel:
     """Compile one of the models whose circuit is known.
 
@@ -155,4 +158,13 @@ def compile_model(name: str, *, norm: bool = False, dtype: str = "float64") -> C
     entry = LIBRARY[name]
     full = f"{name}-norm" if norm else name
     shape, weights = compile_weights(entry.program, norm)
-    return CompiledModel(name=name, entry=entry, norm=norm, model=native_model(shape, weights, full, DTYPES[dtype]))
+    model = native_model(shape, weights, full, DTYPES[dtype])
+    model.recipe = partial(_model_again, name, norm=norm, dtype=dtype)
+    return CompiledModel(name=name, entry=entry, norm=norm, model=model)
+
+
+def _model_again(name: str, *, norm: bool, dtype: str, device: str) -> BridgeModel:
+    """The model for another process, or a copy; compiled models are on the CPU."""
+    if device != "cpu":
+        raise ModelError(f"compiled model {name!r} was moved to {device}; it can be loaded again on the CPU alone.")
+    return compile_model(name, norm=norm, dtype=dtype).model

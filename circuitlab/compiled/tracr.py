@@ -26,6 +26,7 @@ from circuitlab.compiled.meaning import logits_of, run_program
 from circuitlab.compiled.program import POSITION, TOKEN, Apply, Attend, Match, Operation, Program
 from circuitlab.errors import ConfigError, UnsupportedModelError
 from circuitlab.models.load import DTYPES
+from circuitlab.models.modes import in_ordinary_modes
 from circuitlab.models.native import NativeShape, native_model
 from circuitlab.parts import Kind, Node
 
@@ -37,6 +38,7 @@ PRESENT, APART = 0.5, 1e-3
 Matrices = dict[str, np.ndarray]
 
 
+@in_ordinary_modes
 def from_tracr(assembled: Any, *, name: str = "tracr", dtype: str = "float64") -> CompiledModel:
     """Load a model that tracr assembled, with what its true circuit follows from.
 

@@ -198,6 +198,11 @@ def _bucket(
     )
 
 
+def _moved(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """The tensor on a device; one made under inference mode is copied, for no graph may hold it."""
+    return tensor.to(device).clone() if tensor.is_inference() else tensor.to(device)
+
+
 def batches_of(pairs: PairSet | PairBatch, device: torch.device | str) -> tuple[PairBatch, ...]:
     """Whatever stands for pairs, as batches on a device.
 
@@ -206,8 +211,8 @@ def batches_of(pairs: PairSet | PairBatch, device: torch.device | str) -> tuple[
     """
     if isinstance(pairs, PairBatch):
         kept = ("clean", "corrupt", "answers", "distractors", "answer_at")
-        moved = {name: getattr(pairs, name).to(device) for name in kept}
-        spans = {name: span.to(device) for name, span in pairs.spans.items()}
+        moved = {name: _moved(getattr(pairs, name), device) for name in kept}
+        spans = {name: _moved(span, device) for name, span in pairs.spans.items()}
         # A batch given by itself is a data set of its own: results stand in the order of its rows.
         index = torch.arange(len(pairs), device=device)
         return (PairBatch(**moved, spans=spans, index=index),)

@@ -33,6 +33,7 @@ from circuitlab.metrics import Metric, resolve
 from circuitlab.metrics.base import MetricFunction
 from circuitlab.models.bos import AUTO
 from circuitlab.models.load import load_model
+from circuitlab.models.modes import in_ordinary_modes
 from circuitlab.models.protocol import Bos, Model
 from circuitlab.outputs import at_home
 from circuitlab.parts import Kind, Layout, ModelSpec
@@ -124,6 +125,7 @@ class Run(Summary):
         yield "folder", self.folder or "not written; write(folder) does"
 
 
+@in_ordinary_modes
 @reports_progress
 @writes_run
 def discover(

@@ -17,6 +17,7 @@ from circuitlab.discovery.pipeline import discover
 from circuitlab.discovery.run_folder import MANIFEST, REPORT, SCHEMA, at_home
 from circuitlab.errors import CircuitLabError, FileError, FormatError, RunError
 from circuitlab.files import read_json
+from circuitlab.models.modes import in_ordinary_modes
 from circuitlab.progress import Progress, reports_progress
 from circuitlab.summary import Summary, plural
 
@@ -94,6 +95,7 @@ class Reproduction(Summary):
             yield status, f"{len(names)}: {', '.join(names)}"
 
 
+@in_ordinary_modes
 @reports_progress
 def reproduce(
     folder: str | Path,

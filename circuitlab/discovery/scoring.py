@@ -24,6 +24,7 @@ from circuitlab.discovery.ugs import check_ugs, score_ugs
 from circuitlab.errors import ConfigError, UnknownNameError
 from circuitlab.metrics import Metric, resolve
 from circuitlab.metrics.base import MetricFunction
+from circuitlab.models.modes import in_ordinary_modes
 from circuitlab.models.protocol import Model
 from circuitlab.patching.runs.replacement import Replacement
 from circuitlab.progress import Progress, reports_progress
@@ -210,6 +211,7 @@ def scored_under(method: Method, ablation: str | Replacement) -> str | Replaceme
     return ablation if "ablation" in method.takes else "corrupt"
 
 
+@in_ordinary_modes
 @reports_progress
 def score_edges(
     model: Model,
@@ -266,6 +268,7 @@ def score_edges(
     return scores if judged_by.higher_is_better or not found.in_metric else scores.turned()
 
 
+@in_ordinary_modes
 @reports_progress
 def score_nodes(
     model: Model,

@@ -28,6 +28,7 @@ from circuitlab.graphs.ranking import greedy_edges, mask_of
 from circuitlab.graphs.selection import USUAL_TARGET, Selection, SelectionRule
 from circuitlab.metrics import Metric, resolve
 from circuitlab.metrics.base import MetricFunction
+from circuitlab.models.modes import in_ordinary_modes
 from circuitlab.models.protocol import Model
 from circuitlab.patching.circuits.metric import Prepared, circuit_values, prepare
 from circuitlab.patching.runs.replacement import Replacement
@@ -38,6 +39,7 @@ AT_ONCE = 6
 REFINEMENTS = 12
 
 
+@in_ordinary_modes
 @reports_progress
 def select(
     model: Model,

@@ -39,6 +39,7 @@ from circuitlab.graphs.ranking import edge_places
 from circuitlab.graphs.selection import SelectionRule
 from circuitlab.metrics import Metric
 from circuitlab.metrics.base import MetricFunction
+from circuitlab.models.modes import in_ordinary_modes
 from circuitlab.models.protocol import Model
 from circuitlab.parts import Edge
 from circuitlab.patching.runs.replacement import Replacement, needs_reference, resolve_replacement
@@ -224,6 +225,7 @@ class _Discovery:
         )  # fmt: skip
 
 
+@in_ordinary_modes
 @reports_progress
 def stability(
     model: Model,

@@ -23,6 +23,7 @@ from circuitlab.graphs.circuit import Circuit
 from circuitlab.graphs.random import random_circuit
 from circuitlab.metrics import Metric, resolve
 from circuitlab.metrics.base import MetricFunction
+from circuitlab.models.modes import in_ordinary_modes
 from circuitlab.models.protocol import Model
 from circuitlab.patching.runs.replacement import Replacement
 from circuitlab.progress import Progress, callback, reports_progress
@@ -221,6 +222,7 @@ def _point(point: CurvePoint) -> dict[str, float]:
     }
 
 
+@in_ordinary_modes
 @reports_progress
 def evaluate(
     model: Model,

@@ -17,6 +17,7 @@ from circuitlab.features.autoencoder import Autoencoder
 from circuitlab.features.descriptions import Descriptions
 from circuitlab.features.place import activation, check_fits
 from circuitlab.features.prompts import prompts_of
+from circuitlab.models.modes import in_ordinary_modes
 from circuitlab.models.protocol import Model
 from circuitlab.patching.runs.packing import packs, rows_per_pack
 from circuitlab.summary import Summary, largest, plural
@@ -180,6 +181,8 @@ class FeatureActivations(Summary):
         )
 
 
+@in_ordinary_modes
+@in_ordinary_modes
 @torch.no_grad()
 def features(model: Model, autoencoder: Autoencoder, texts: Texts, *, budget: int | None = None) -> FeatureActivations:
     """Run the model on texts and read the active features at every token.

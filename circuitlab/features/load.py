@@ -15,12 +15,14 @@ from circuitlab.features.place import check_fits
 from circuitlab.features.saelens import CONFIG, read_folder
 from circuitlab.features.weights import assemble
 from circuitlab.models.hook_points import hook_of_site
-from circuitlab.models.load import DTYPES
+from circuitlab.models.load import DTYPES, device_of
+from circuitlab.models.modes import in_ordinary_modes
 from circuitlab.models.protocol import Model
 
 BUNDLED = "bundled"
 
 
+@in_ordinary_modes
 def load_autoencoder(
     path: str | Path = BUNDLED,
     *,
@@ -83,10 +85,7 @@ def load_autoencoder(
 def _device(device: str | torch.device | None, model: Model | None) -> torch.device:
     if device is None:
         return torch.device("cpu") if model is None else model.device
-    try:
-        return torch.device(device)
-    except RuntimeError:
-        raise ConfigError(f"unknown device {str(device)!r}. Use cpu, cuda, cuda:0 or mps.") from None
+    return device_of(device)
 
 
 def _dtype(dtype: str | torch.dtype | None, model: Model | None) -> torch.dtype:

@@ -32,6 +32,7 @@ from circuitlab.features.descriptions import Descriptions
 from circuitlab.features.differences import differences
 from circuitlab.features.place import activation, check_fits, run_on
 from circuitlab.metrics import Metric
+from circuitlab.models.modes import in_ordinary_modes
 from circuitlab.models.protocol import Model
 from circuitlab.patching.gradients.slopes import judged
 from circuitlab.patching.grid import Grid
@@ -149,6 +150,7 @@ class FeatureRanking(Summary):
         yield from largest(self.scores, lambda number: f"feature {self.features[number]}")
 
 
+@in_ordinary_modes
 @reports_progress
 def rank_features(
     model: Model,

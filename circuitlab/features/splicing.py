@@ -24,6 +24,7 @@ from circuitlab.features.activations import Texts
 from circuitlab.features.autoencoder import Autoencoder
 from circuitlab.features.place import activation, check_fits, run_on
 from circuitlab.features.prompts import begins_marked, prompts_of
+from circuitlab.models.modes import in_ordinary_modes
 from circuitlab.models.protocol import Frame, Model, Recording
 from circuitlab.patching.runs.baseline import at_answer, record_baseline
 from circuitlab.patching.runs.packing import packs, rows_per_pack
@@ -140,6 +141,8 @@ def attached(
     return model.rewriting(own.site, own.layer, change)
 
 
+@in_ordinary_modes
+@in_ordinary_modes
 @torch.no_grad()
 def quality(
     model: Model, autoencoder: Autoencoder, texts: Texts, *, keep_first: int | None = None, budget: int | None = None
@@ -169,6 +172,7 @@ def quality(
     return sums.quality()
 
 
+@in_ordinary_modes
 def splice(
     model: Model,
     autoencoder: Autoencoder,

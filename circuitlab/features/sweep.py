@@ -19,6 +19,7 @@ from circuitlab.errors import ConfigError
 from circuitlab.features.autoencoder import Autoencoder
 from circuitlab.features.differences import Differences, chosen_features, differences
 from circuitlab.features.place import activation, added, check_fits, recorded
+from circuitlab.models.modes import in_ordinary_modes
 from circuitlab.models.protocol import Model, Recording
 from circuitlab.patching.grid import Grid
 from circuitlab.patching.runs.baseline import Baseline, check_gap, judge_all, record_baseline
@@ -33,6 +34,7 @@ SITE = "feature"
 Table = Float[np.ndarray, "feature column example"]
 
 
+@in_ordinary_modes
 @reports_progress
 def sweep_features(
     model: Model,

@@ -6,10 +6,9 @@ everything after them (query/key norms, rotation, softcaps, masks) is the model'
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -19,15 +18,14 @@ from torch.nn import functional
 
 from circuitlab.models import watch
 from circuitlab.models.absorbed import attend_once
-from circuitlab.models.anatomy import attn_norm, linear, mlp_down, mlp_norm, output_weight, projection, spec_of
-from circuitlab.models.digest import weights_digest
+from circuitlab.models.anatomy import attn_norm, linear, mlp_norm, output_weight, projection, spec_of
 from circuitlab.models.direct import DirectWrites
-from circuitlab.models.model_summary import ModelSummary
+from circuitlab.models.exclusive import exclusive
+from circuitlab.models.held_bridge import HeldBridge
 from circuitlab.models.norms import norm_slope
 from circuitlab.models.own_attention import attend_by_itself
 from circuitlab.models.products import fast_products, product
 from circuitlab.models.protocol import AS_SAVED, Bos, Folding, Frame, Recording
-from circuitlab.models.rewriting import rewriting
 from circuitlab.models.shortcuts import (
     ROUNDING,
     PlainAttention,
@@ -39,13 +37,23 @@ from circuitlab.models.shortcuts import (
     plain_projections,
 )
 from circuitlab.models.stages import check_stage, from_neurons, neurons_at
-from circuitlab.models.surgery import as_asked, evaluating, first_tensor, forward_replaced, norm_gain, stacked
+from circuitlab.models.surgery import (
+    as_asked,
+    evaluating,
+    first_tensor,
+    forward_replaced,
+    hook_tables,
+    hooked,
+    norm_gain,
+    stacked,
+)
 from circuitlab.models.text import TokenizerText, text_of
 from circuitlab.models.watch import BridgeFrame, Insides
 from circuitlab.parts import Slot, Stage
 
 
-class BridgeModel(ModelSummary):
+@exclusive
+class BridgeModel(HeldBridge):
     """Implements `circuitlab.models.protocol.Model` on a booted `TransformerBridge`.
 
     Args:
@@ -70,15 +78,10 @@ class BridgeModel(ModelSummary):
         causal: bool | None = None,
         text: TokenizerText | None = None,
     ) -> None:
-        self._text = text
-        self.bridge, self.folding, self._digest_as_saved = bridge, folding, digest
         spec = spec_of(bridge, name)
-        self.spec = spec if causal is None else replace(spec, causal=causal)
-        # Walking the module tree at every call took a fifth of a sweep over prompts of many lengths.
-        # The HuggingFace model has some that the bridge does not list, such as the dropout behind the embedding.
-        modules = tuple(dict.fromkeys([*bridge.modules(), *bridge.original_model.modules()]))
-        self._insides = Insides(bridge, self.spec, modules)
-        self._modules = modules
+        super().__init__(bridge, spec if causal is None else replace(spec, causal=causal), folding, digest)
+        self._text = text
+        self._insides = Insides(bridge, self.spec, self._modules)
         width = self.spec.d_model
         self._attn_norms = tuple(fused_norm(attn_norm(block), width) for block in bridge.blocks)
         like = next(bridge.original_model.parameters())
@@ -87,13 +90,9 @@ class BridgeModel(ModelSummary):
         self._plain_attn = tuple(plain_attention_of(block.attn, self.spec) for block in bridge.blocks)
         self._plain_mlps = tuple(plain_mlp(block.mlp, width) if self.spec.has_mlp else None for block in bridge.blocks)
         self._final_norm = fused_norm(bridge.ln_final, width)
+        self._unembed_tables = hook_tables(bridge.unembed)
         self.direct = DirectWrites(self._insides, self._final_norm)
         self._activations = tuple(fused_activations(block.mlp) if self.spec.has_mlp else {} for block in bridge.blocks)
-
-    @property
-    def id(self) -> str:
-        """What the user called it."""
-        return self.spec.name
 
     @property
     def text(self) -> TokenizerText:
@@ -106,24 +105,6 @@ class BridgeModel(ModelSummary):
         """The tokens in front of every text; raises `ModelError` where there is no tokenizer."""
         return self.text.bos
 
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return next(self.bridge.original_model.parameters()).device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The weights' dtype."""
-        return next(self.bridge.original_model.parameters()).dtype
-
-    @cached_property
-    def _digest(self) -> str:
-        return self._digest_as_saved or weights_digest(self.bridge)
-
-    def weights_sha256(self) -> str:
-        """SHA-256 over names and bytes of the checkpoint's weights, and how they were rewritten; computed once."""
-        return self._digest
-
     @torch.no_grad()
     def frame(self, tokens: Int[Tensor, "batch seq"]) -> BridgeFrame:
         """Record what blocks are called with, on the first prompt: nothing there depends on the words."""
@@ -131,13 +112,19 @@ class BridgeModel(ModelSummary):
 
     @torch.no_grad()
     def record(self, tokens: Int[Tensor, "batch seq"]) -> Recording:
-        """Run the model once and keep everything."""
+        """Run the model once and keep everything.
+
+        Raises:
+            UnsupportedModelError: A hook of the user's is on the model that its parts by themselves do not see.
+        """
+        self._check_hooks(tokens)
         with self._quick():
             return watch.record(self._insides, tokens)
 
     @torch.no_grad()
     def embedding(self, tokens: Int[Tensor, "batch seq"]) -> Float[Tensor, "batch seq d_model"]:
-        """The stream on entry to the first block."""
+        """The stream on entry to the first block; raises as `record` does."""
+        self._check_hooks(tokens)
         return watch.embedding(self._insides, tokens)
 
     def run_blocks(
@@ -159,9 +146,10 @@ class BridgeModel(ModelSummary):
         """
         # The norm sees [row, 1, d_model]: some norm modules insist on three axes.
         normed = self._final_norm(stream[:, None])
-        if tokens is None:
+        if tokens is None or hooked(self._unembed_tables):
             with fast_products():
                 logits = self.bridge.unembed(normed).squeeze(1)
+            logits = logits if tokens is None else logits[:, tokens]
         else:
             weight, bias = linear(self.bridge.unembed)
             logits = product(normed.squeeze(1), weight[:, tokens], None if bias is None else bias[tokens])
@@ -173,6 +161,7 @@ class BridgeModel(ModelSummary):
         self, layer: int, slot: Slot, heads: Sequence[int], stream: Float[Tensor, "chosen row seq d_model"]
     ) -> Float[Tensor, "chosen row seq d_head"]:
         """Chosen heads' q, k or v, each from the stream that this head reads."""
+        self.require("project")
         weight, bias = projection(self._blocks[layer], slot, self.spec)
         normed = self._attn_norms[layer](stream)
         return stacked(
@@ -231,6 +220,7 @@ class BridgeModel(ModelSummary):
     @torch.no_grad()
     def head_values(self, layer: int, head: int, read: Float[Tensor, "*row d_model"]) -> Float[Tensor, "*row d_head"]:
         """A head's values without their bias, from what it reads behind the norm."""
+        self.require("head_values")
         return product(read, projection(self._blocks[layer], Slot.V, self.spec)[0][head])
 
     def _plain(self, layer: int, dtype: torch.dtype) -> PlainAttention | None:
@@ -244,7 +234,7 @@ class BridgeModel(ModelSummary):
 
     def attn_input(self, layer: int, stream: Float[Tensor, "*row d_model"]) -> Float[Tensor, "*row d_model"]:
         """What heads read of a stream: its norm."""
-        return self._attn_norms[layer](stream[None]).squeeze(0)
+        return self._attn_norms[layer](_as_one_row(stream)).reshape(stream.shape)
 
     @torch.no_grad()
     def attend_once(
@@ -274,6 +264,7 @@ class BridgeModel(ModelSummary):
         self, layer: int, z: Float[Tensor, "row seq head d_head"], heads: Sequence[int] | None = None
     ) -> Float[Tensor, "chosen row seq d_model"]:
         """Each head's own share of `attn_output`, without the bias."""
+        self.require("head_outputs")
         block = self._blocks[layer]
         weight = output_weight(block, self.spec)
         chosen = range(self.spec.n_heads) if heads is None else heads
@@ -286,10 +277,9 @@ class BridgeModel(ModelSummary):
         """What an MLP adds to the stream, from the stream it reads."""
         block, plain = self._blocks[layer], self._plain_mlps[layer]
         if plain is not None and plain.usable:
-            return plain.output(self._mlp_norms[layer](stream))
+            return plain.output(self._mlp_input(layer, stream)[0]).reshape(stream.shape)
         with evaluating(self._modules), self._quick(layer):
-            normed = self._mlp_norms[layer](stream.reshape(1, -1, stream.shape[-1]))
-            out = first_tensor(block.mlp(normed))
+            out = first_tensor(block.mlp(self._mlp_input(layer, stream)))
             out = block.ln2_post(out) if hasattr(block, "ln2_post") else out
         return out.reshape(stream.shape)
 
@@ -301,15 +291,17 @@ class BridgeModel(ModelSummary):
         Raises:
             UnsupportedModelError: The model has no MLPs, or does not show their pre-activations.
         """
+        self.require("mlp_hidden")
         check_stage(self.bridge, self.spec, stage)
         block, plain = self._blocks[layer], self._plain_mlps[layer]
         with as_asked(stream):
             if plain is not None and plain.usable:
-                normed = self._mlp_norms[layer](stream)
-                return plain.before(normed) if stage is Stage.PRE else plain.hidden(normed)
+                normed = self._mlp_input(layer, stream)[0]
+                found = plain.before(normed) if stage is Stage.PRE else plain.hidden(normed)
+                return found.reshape(*stream.shape[:-1], -1)
             with evaluating(self._modules), self._quick(layer):
-                normed = self._mlp_norms[layer](stream.reshape(1, -1, stream.shape[-1]))
-                return neurons_at(block, normed, stage).reshape(*stream.shape[:-1], -1)
+                found = neurons_at(block, self._mlp_input(layer, stream), stage)
+                return found.reshape(*stream.shape[:-1], -1)
 
     def mlp_from_hidden(
         self, layer: int, hidden: Float[Tensor, "*row neuron"], stage: Stage = Stage.POST
@@ -335,6 +327,7 @@ class BridgeModel(ModelSummary):
         room: Float[Tensor, "_ batch seq d_model"] | None = None,
     ) -> Float[Tensor, "chosen batch seq d_model"]:
         """Gradients at heads' inputs from the gradients at their q, k or v, through projection and norm."""
+        self.require("pull_back")
         n_heads = self.spec.n_heads
         n_readers = len(gradients) * n_heads
         behind = stream.new_empty(n_readers, *stream.shape) if room is None else room[:n_readers]
@@ -356,32 +349,9 @@ class BridgeModel(ModelSummary):
         with evaluating(self._modules):
             return watch.run_block(self._insides, layer, stream, frame)
 
-    def rewriting(self, site: str, layer: int, change: Callable[[Tensor], Tensor]) -> AbstractContextManager[None]:
-        """Whole forward passes inside have `change(activation)` in the place of an activation."""
-        return rewriting(self.bridge, site, layer, change)
-
-    def neuron_weight(self, layer: int) -> Float[Tensor, "neuron d_model"]:
-        """The output projection of an MLP: what a neuron of value 1 adds to the stream, before any post-norm."""
-        return linear(mlp_down(self._blocks[layer]))[0].detach()
-
-    @property
-    def embedding_matrix(self) -> Float[Tensor, "_ d_model"]:
-        """One row a token, as the checkpoint has it: without positions, and without a factor some models apply."""
-        return self.bridge.embed.original_component.weight.detach()
-
-    def unembedding(self) -> tuple[Float[Tensor, "d_model word"], Float[Tensor, " word"]]:
-        """Weight and bias from the normed final stream to the logits (before a softcap); zeros without a bias."""
-        weight, bias = linear(self.bridge.unembed)
-        weight = weight.detach()
-        return weight, weight.new_zeros(weight.shape[1]) if bias is None else bias.detach()
-
-    def has_post_norm(self, layer: int) -> bool:
-        """Whether norms stand behind attention and MLP and couple the heads, and the neurons (Gemma 2 and 3)."""
-        return hasattr(self._blocks[layer], "ln1_post")
-
-    @property
-    def _blocks(self) -> Any:
-        return self.bridge.blocks
+    def _mlp_input(self, layer: int, stream: Float[Tensor, "*row d_model"]) -> Float[Tensor, "1 token d_model"]:
+        """What an MLP reads of a stream, its norm, as one row: some norm modules insist on three axes."""
+        return self._mlp_norms[layer](_as_one_row(stream))
 
     @contextmanager
     def _quick(self, layer: int | None = None) -> Iterator[None]:
@@ -392,3 +362,7 @@ class BridgeModel(ModelSummary):
             for module, fused in (item for found in chosen for item in found.items()):
                 stack.enter_context(forward_replaced(module, fused))
             yield
+
+
+def _as_one_row(stream: Float[Tensor, "*row d_model"]) -> Float[Tensor, "1 token d_model"]:
+    return stream.reshape(1, -1, stream.shape[-1])

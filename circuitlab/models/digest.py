@@ -22,8 +22,18 @@ def weights_digest(bridge: Any, folding: Folding = AS_SAVED) -> str:
     digest = hashlib.sha256()
     for name, weight in sorted(bridge.original_model.state_dict().items()):
         digest.update(name.encode())
-        digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     for name in ("fold_ln", "center_weights"):
         if getattr(folding, name):
             digest.update(name.encode())
     return digest.hexdigest()
+
+
+def edited(as_saved: str, now: str) -> str:
+    """The digest of a model whose rewritten weights were edited later.
+
+    Args:
+        as_saved: Of the checkpoint and how it was rewritten.
+        now: Of its weights as they are.
+    """
+    return hashlib.sha256(f"{as_saved} edited {now}".encode()).hexdigest()

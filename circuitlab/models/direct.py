@@ -19,6 +19,7 @@ from torch import Tensor
 from circuitlab.errors import UnsupportedModelError
 from circuitlab.models import watch
 from circuitlab.models.anatomy import linear, mlp_down
+from circuitlab.models.exclusive import exclusive
 from circuitlab.models.surgery import first_tensor, hooks, norm_gain
 from circuitlab.models.watch import Insides
 
@@ -47,6 +48,7 @@ class FrozenNorm:
         return before - before.mean(-1, keepdim=True) if self.centred else before
 
 
+@exclusive
 @dataclass(frozen=True, slots=True, eq=False)
 class DirectWrites:
     """What a model writes to its logits, part by part.
@@ -58,6 +60,11 @@ class DirectWrites:
 
     insides: Insides
     norm: Callable[[Tensor], Tensor]
+
+    @property
+    def lock(self) -> Any:
+        """The model's."""
+        return self.insides.lock
 
     @property
     def logit_cap(self) -> float | None:

@@ -7,6 +7,7 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,12 @@ from circuitlab.errors import CircuitLabError, ConfigError, ModelError
 from circuitlab.models.bos import AUTO, check_choice, own_tokenizer
 from circuitlab.models.bridge import BridgeModel
 from circuitlab.models.checkpoint_files import checked_folder
+from circuitlab.models.exclusive import LOADING
 from circuitlab.models.huggingface import boot_huggingface, no_remote_code, not_loaded
 from circuitlab.models.legacy import boot_from_hub
 from circuitlab.models.loaded_weights import check_finite
 from circuitlab.models.model_kinds import refuse_unsupported
+from circuitlab.models.modes import in_ordinary_modes
 from circuitlab.models.protocol import Folding
 from circuitlab.models.text import TokenizerText, text_of
 from circuitlab.models.verify import adapted
@@ -30,6 +33,7 @@ BUNDLED = "bundled"
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
+@in_ordinary_modes
 def load_model(
     model: Any = BUNDLED,
     *,
@@ -78,13 +82,43 @@ def load_model(
         _check_as_it_is(loaded, None if device is None else place, None if dtype is None else kind)
         _check_folding(loaded, folding)
         return loaded
-    name = str(model)
-    source = str(files("circuitlab") / "bundled") if name == BUNDLED else name
+    return _load(str(model), place, kind, folding, bos)
+
+
+def _load(
+    name: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    folding: Folding,
+    bos: str | None,
+    folder: str | None = None,
+) -> BridgeModel:
+    """Load a model by name.
+
+    Args:
+        name: What the user calls it.
+        device: Where it goes.
+        dtype: Of its weights.
+        folding: How they are rewritten.
+        bos: Whether texts get a beginning-of-sequence token.
+        folder: Where it was found before, whatever the working directory was.
+    """
+    source = str(files("circuitlab") / "bundled") if name == BUNDLED else folder or name
     looks_local = name == BUNDLED or Path(source).exists() or source.startswith((".", "/", "~"))
     if looks_local:
         source = str(checked_folder(Path(source).expanduser(), name))
-    bridge, text = _boot(source, name, place, kind, bos, local=looks_local)
-    return adapted(bridge, name, folding, text)
+    bridge, text = _boot(source, name, device, dtype, bos, local=looks_local)
+    loaded = adapted(bridge, name, folding, text)
+    found = str(Path(source).resolve()) if looks_local and name != BUNDLED else None
+    loaded.recipe = partial(_load_again, name, dtype=dtype, folding=folding, bos=bos, folder=found)
+    return loaded
+
+
+def _load_again(
+    name: str, *, device: str, dtype: torch.dtype, folding: Folding, bos: str | None, folder: str | None
+) -> BridgeModel:
+    """The same for another process, or a copy."""
+    return _load(name, _device(device), dtype, folding, bos, folder)
 
 
 def _from_bridge(bridge: Any, bos: str | None) -> BridgeModel:
@@ -96,7 +130,7 @@ def _from_bridge(bridge: Any, bos: str | None) -> BridgeModel:
     name, inner = str(getattr(bridge.cfg, "model_name", "bridge")), bridge.original_model
     refuse_unsupported(getattr(inner, "config", None), name)
     check_finite(inner, name)
-    with _quiet(), _offline_without_network():
+    with LOADING, _quiet(), _offline_without_network():
         text = _text(bridge, name, bos)
     return adapted(bridge, name, text=text)
 
@@ -140,14 +174,25 @@ def _check_folding(model: BridgeModel, folding: Folding) -> None:
 
 
 def _device(device: str | torch.device | None) -> torch.device:
-    try:
-        place = torch.device(device or "cpu")
-    except RuntimeError:
-        raise ConfigError(f"unknown device {str(device)!r}. Use cpu, cuda, cuda:0 or mps.") from None
-    have = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not have.get(place.type, False) or (place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count()):
-        there = ", ".join(name for name, ok in have.items() if ok)
+    place = device_of(device or "cpu")
+    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
+        there = ", ".join(["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))])
         raise ConfigError(f"device {str(device)!r} is not available on this machine. Available: {there}.")
+    return place
+
+
+def device_of(device: str | torch.device) -> torch.device:
+    """A device that circuitlab runs on.
+
+    Raises:
+        ConfigError: It is neither the CPU nor a CUDA GPU; no other kind was ever tried.
+    """
+    try:
+        place = torch.device(device)
+    except (RuntimeError, TypeError):
+        raise ConfigError(f"unknown device {str(device)!r}. Use cpu, cuda or cuda:0.") from None
+    if place.type not in ("cpu", "cuda"):
+        raise ConfigError(f"device {str(device)!r} is not supported: it was never tested. Use cpu, cuda or cuda:0.")
     return place
 
 
@@ -164,8 +209,9 @@ def _dtype(dtype: str | torch.dtype | None) -> torch.dtype:
 def _boot(
     source: str, name: str, device: torch.device, dtype: torch.dtype, bos: str | None, *, local: bool
 ) -> tuple[Any, TokenizerText | None]:
-    # HuggingFace fills weights with random numbers before it loads them.
-    with _quiet(), no_remote_code(), torch.random.fork_rng(), nullcontext() if local else _offline_without_network():
+    # HuggingFace fills weights with random numbers before it loads them, and sets torch's default dtype meanwhile.
+    network = nullcontext() if local else _offline_without_network()
+    with LOADING, _quiet(), no_remote_code(), torch.random.fork_rng(), network:
         try:
             boot = boot_huggingface if local else boot_from_hub
             bridge = boot(source, name, device, dtype)

@@ -40,7 +40,7 @@ def product(
 ) -> Float[Tensor, "*row out"]:
     """`left @ weight + bias`, by the faster library; gradients reach `left` alone."""
     if not _suits(left, weight, bias):
-        return functional.linear(left, weight.T, bias)
+        return functional.linear(left, weight.detach().T, None if bias is None else bias.detach())
     return _product(left, weight, bias)
 
 

@@ -28,9 +28,11 @@ from torch import Tensor
 from circuitlab.errors import UnsupportedModelError
 from circuitlab.models.anatomy import attn_norm, linear, mlp_down, mlp_norm, projection
 from circuitlab.models.bridge import BridgeModel
+from circuitlab.models.comparison import TOLERANCE
+from circuitlab.models.exclusive import exclusive
+from circuitlab.models.modes import ordinary_modes
 from circuitlab.models.protocol import Frame
 from circuitlab.models.surgery import forward_replaced, hooks
-from circuitlab.models.verify import TOLERANCE
 from circuitlab.parts import Slot
 
 # Below it the ratio act(z) / z is taken as 0, as in the published code.
@@ -38,6 +40,7 @@ SMALLEST = 1e-6
 PROBE_TOKENS = 5
 
 
+@exclusive
 class RelevanceModel:
     """A bridge model with the rules above in its backward pass; everything else is the model's own.
 
@@ -55,7 +58,13 @@ class RelevanceModel:
                 f"relp changes the backward pass inside of a TransformerBridge's modules; {type(model).__name__} is "
                 "none. Take eap or eap-ig."
             )
-        self._model, self._attention_rule = model, attention_rule
+        self._model, self._attention_rule, self.lock = model, attention_rule, model.lock
+        with self.lock, ordinary_modes():
+            self._prepare()
+
+    def _prepare(self) -> None:
+        model = self._model
+        model.refuse_hooks("relp")
         self._blocks, has_mlp = model.bridge.blocks, model.spec.has_mlp
         layers = list(enumerate(self._blocks))
         self._attn_norms = [_norm(model, attn_norm(block), f"the norm before attention {n}") for n, block in layers]
@@ -177,7 +186,9 @@ class RelevanceModel:
         """Measure every graph against the values that it stands behind, on random streams."""
         model, spec = self._model, self._model.spec
         generator = torch.Generator().manual_seed(0)
-        stream = torch.randn(PROBE_TOKENS, spec.d_model, generator=generator).to(model.device, model.dtype)
+        stream = torch.randn(PROBE_TOKENS, spec.d_model, generator=generator, dtype=torch.float32).to(
+            model.device, model.dtype
+        )
         for layer in range(spec.n_layers):
             for slot, graph in zip(Slot, self._read(layer, tuple(Slot), stream), strict=True):
                 (value,) = model.read_attention(layer, (slot,), stream)

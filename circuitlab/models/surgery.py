@@ -72,23 +72,23 @@ def forward_replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator
     """Let a module compute something else for a while, and skip its own work."""
     had = "forward" in vars(module)
     before = vars(module).get("forward")
-    object.__setattr__(module, "forward", forward)
     try:
+        object.__setattr__(module, "forward", forward)
         yield
     finally:
         if had:
             object.__setattr__(module, "forward", before)
         else:
-            object.__delattr__(module, "forward")
+            vars(module).pop("forward", None)
 
 
 @contextmanager
 def attributes(target: Any, **values: Any) -> Iterator[None]:
     """Set attributes that the target already has, and set them back. Absent ones are left alone."""
     before = {name: getattr(target, name) for name in values if getattr(target, name, None) is not None}
-    for name in before:
-        setattr(target, name, values[name])
     try:
+        for name in before:
+            setattr(target, name, values[name])
         yield
     finally:
         for name, value in before.items():
@@ -99,9 +99,9 @@ def attributes(target: Any, **values: Any) -> Iterator[None]:
 def evaluating(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Dropout off, and the training flag of every one of these modules back as it was."""
     training = [m for m in modules if m.training]
-    for m in training:
-        m.training = False
     try:
+        for m in training:
+            m.training = False
         yield
     finally:
         for m in training:
@@ -129,11 +129,13 @@ def hook_tables(module: nn.Module) -> tuple[Mapping[int, Callable], ...]:
 
 def hooked(tables: Iterable[Mapping[int, Callable]]) -> bool:
     """Whether somebody has put a hook there, so that the modules' own code has to run."""
-    return any(
-        not (getattr(hook, "__module__", None) or "").startswith(ONLY_LOOKING)
-        for table in tables
-        if table
-        for hook in table.values()
+    return any(map(is_of_the_user, tables))
+
+
+def is_of_the_user(table: Mapping[int, Callable]) -> bool:
+    """Whether a table of hooks holds one that the libraries did not put there."""
+    return bool(table) and any(
+        not (getattr(hook, "__module__", None) or "").startswith(ONLY_LOOKING) for hook in table.values()
     )
 
 

@@ -8,9 +8,11 @@ from typing import Any
 from circuitlab.data.encoding import Encoded
 from circuitlab.errors import ModelError
 from circuitlab.models.bos import AUTO, own_tokenizer, resolve
+from circuitlab.models.exclusive import exclusive, lock_of
 from circuitlab.models.protocol import Bos, Model
 
 
+@exclusive
 class TokenizerText:
     """Encodes text with offsets; implements `circuitlab.data.encoding.TextEncoder`.
 
@@ -29,7 +31,7 @@ class TokenizerText:
                 f"in the text. "
                 "Save the checkpoint with a tokenizer.json."
             )
-        self._tokenizer = tokenizer
+        self._tokenizer, self.lock = tokenizer, lock_of(tokenizer)  # a fast one refuses two threads at once
         self.bos = bos
         self._decoded = dict[int, str]()
 

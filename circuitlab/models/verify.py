@@ -6,35 +6,27 @@ that gradients through the parts are those of the whole, and, unless the model i
 sees a later one.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from circuitlab.errors import UnsupportedModelError
-from circuitlab.models.anatomy import linear, mlp_down, mlp_gate, mlp_up, norm_inside, projection, spec_of
+from circuitlab.models.anatomy import spec_of
 from circuitlab.models.bridge import BridgeModel
+from circuitlab.models.comparison import LOOKS_BACK, allowed, differences, relative
 from circuitlab.models.digest import weights_digest
+from circuitlab.models.exclusive import lock_of
 from circuitlab.models.folding import fold_weights
 from circuitlab.models.model_kinds import SUPPORTED, described, known_reason
-from circuitlab.models.protocol import AS_SAVED, Folding, Frame, Recording
+from circuitlab.models.protocol import AS_SAVED, Folding
 from circuitlab.models.text import TokenizerText
-from circuitlab.models.traced import Window, slopes, trace
-from circuitlab.parts import Slot, Stage
 
 PROBE_TOKENS = 6
 # These make a bridge split its attention's input or output, and skip the modules that the parts are read from.
 FLAGS = ("use_attn_result", "use_split_qkv_input", "use_attn_in")
-# Largest difference relative to the largest value. On 25 architectures with random weights it is below 1e-15 in
-# float64, or 2e-7 where a model norms in float32; 0.01 in bfloat16, 0.0013 in float16. The bound leaves room for
-# trained models, whose largest values are outliers; a wrong part differs by 1e-2 or more.
-TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-4, torch.bfloat16: 0.06, torch.float16: 0.02}
-LOOKS_BACK = "the stream at earlier tokens when the last one changes"
 # What code raises that is called in a way it was not written for.
 CANNOT_RUN = (UnsupportedModelError, RuntimeError, AttributeError, TypeError, KeyError, IndexError)
-
-Difference = tuple[str, Tensor, Tensor]
 
 
 def adapted(bridge: Any, name: str, folding: Folding = AS_SAVED, text: TokenizerText | None = None) -> BridgeModel:
@@ -52,6 +44,16 @@ def adapted(bridge: Any, name: str, folding: Folding = AS_SAVED, text: Tokenizer
         UnsupportedModelError: A part differs by more than the dtype's tolerance, or cannot be run by itself; or the
             weights cannot be rewritten so.
     """
+    with lock_of(bridge.original_model):
+        return _adapted(bridge, name, folding, text)
+
+
+def _adapted(bridge: Any, name: str, folding: Folding, text: TokenizerText | None) -> BridgeModel:
+    if any(weight.is_inference() for weight in bridge.original_model.parameters()):
+        raise UnsupportedModelError(
+            f"model {name!r}: its weights were made under torch.inference_mode(), so that no gradient can be taken "
+            "through it. Boot it outside of that mode."
+        )
     try:
         digest = weights_digest(bridge, folding) if folding.any else None
         if folding.any:
@@ -78,9 +80,9 @@ def verify(model: BridgeModel) -> None:
 
 def _first_wrong(model: BridgeModel) -> tuple[str, float] | None:
     """The first part that differs by more than is allowed, and by how much."""
-    measured = ((part, _relative(ours, theirs)) for part, ours, theirs in _differences(model, _probe(model)))
+    measured = ((part, relative(ours, theirs)) for part, ours, theirs in differences(model, _probe(model)))
     try:
-        return next(((part, value) for part, value in measured if not value <= _allowed(model)), None)
+        return next(((part, value) for part, value in measured if not value <= allowed(model)), None)
     except CANNOT_RUN as error:
         raise _not_taken_apart(model.id, error, model.bridge) from error
 
@@ -89,20 +91,16 @@ def _refuse(model: BridgeModel, wrong: tuple[str, float] | None) -> None:
     if wrong:
         raise UnsupportedModelError(
             f"model {model.id!r}: {wrong[0]} differs by {wrong[1]:.2g} of its size from the model's own forward pass "
-            f"(at most {_allowed(model):.0e} in {model.dtype}). Patching it would give wrong numbers."
+            f"(at most {allowed(model):.0e} in {model.dtype}). Patching it would give wrong numbers."
             f"{_advice(model.bridge)}"
         )
-
-
-def _allowed(model: BridgeModel) -> float:
-    return TOLERANCE.get(model.dtype, TOLERANCE[torch.float32])
 
 
 def measure(model: BridgeModel, tokens: Tensor) -> dict[str, float]:
     """Largest relative difference of each part to the whole model, over all layers."""
     worst: dict[str, float] = {}
-    for part, ours, theirs in _differences(model, tokens):
-        worst[part] = max(worst.get(part, 0.0), _relative(ours, theirs))
+    for part, ours, theirs in differences(model, tokens):
+        worst[part] = max(worst.get(part, 0.0), relative(ours, theirs))
     return worst
 
 
@@ -110,172 +108,6 @@ def _probe(model: BridgeModel) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     shape = (2, min(PROBE_TOKENS, model.spec.n_ctx or PROBE_TOKENS))
     return torch.randint(0, model.bridge.cfg.d_vocab, shape, generator=generator).to(model.device)
-
-
-@torch.no_grad()
-def _differences(model: BridgeModel, tokens: Tensor) -> Iterator[Difference]:
-    """Every part beside what the whole model did; first what was recorded only, so that a number comes before a crash.
-
-    Raises:
-        UnsupportedModelError: A part of the model was not seen while it ran.
-    """
-    run, spec = model.record(tokens), model.spec
-    for layer in range(spec.n_layers):
-        added = run.resid_pre[layer] + run.attn_out[layer] + run.mlp_out[layer]
-        yield "the stream (attention + MLP)", added, run.stream(layer + 1)
-    yield from _of_the_ends(model, tokens, run)
-    frame = model.frame(tokens)
-    # Every block is run by itself below; a suffix from each of 12 layers would be half of the time that all this takes.
-    for first in sorted({0, spec.n_layers // 2}):
-        yield "a suffix of the blocks", model.run_blocks(run.resid_pre[first], first, frame), run.resid_final
-    for layer in range(spec.n_layers):
-        yield from _of_attention(model, run, frame, layer)
-        if spec.has_mlp:
-            yield from _of_the_mlp(model, run, layer)
-        yield from _of_the_block(model, run, frame, layer)
-    yield _of_all_gradients(model, run, frame)
-
-
-def _of_the_ends(model: BridgeModel, tokens: Tensor, run: Recording) -> Iterator[Difference]:
-    yield "the embedding", model.embedding(tokens), run.resid_pre[0]
-    if model.spec.causal and tokens.shape[1] > 1:
-        later = tokens.clone()
-        later[:, -1] = (later[:, -1] + 1) % model.bridge.cfg.d_vocab
-        changed = model.record(later).resid_final
-        yield LOOKS_BACK, changed[:, :-1], run.resid_final[:, :-1]
-    whole = model.whole_logits(tokens)[:, -1]
-    yield "the vector of logits", model.logits(run.resid_final[:, -1]), whole
-    some = tokens[0] % whole.shape[-1]
-    # Beside all the others: words that the probe happens to pick may have logits of 0, which rounding is large against.
-    yield "a choice of logits", whole.index_copy(1, some, model.logits(run.resid_final[:, -1], some)), whole
-
-
-def _of_attention(model: BridgeModel, run: Recording, frame: Frame, layer: int) -> Iterator[Difference]:
-    n_heads, before, attn = model.spec.n_heads, run.resid_pre[layer], run.attn_out[layer]
-    own = {Slot.Q: run.q[layer], Slot.K: run.k[layer], Slot.V: run.v[layer]}
-    copies = before[None].expand(n_heads, -1, -1, -1)
-    for slot, value in own.items():
-        projected = model.project(layer, slot, range(n_heads), copies).permute(1, 2, 0, 3)
-        yield f"the {slot.value} projection", projected, value
-    for slot, read in zip(Slot, _all_read(model, layer, before), strict=True):
-        yield f"the {slot.value} of all heads", read, own[slot]
-    yield "a head's values", _values_of_heads(model, layer, before), own[Slot.V]
-    yield from _of_other_heads(model, run, frame, layer)
-    yield "attention", model.attend(layer, own[Slot.Q], own[Slot.K], own[Slot.V], frame), run.z[layer]
-    if model.attends_plainly(layer):
-        read = model.attn_input(layer, before)
-        sees = torch.ones(before.shape[:2], dtype=torch.bool, device=before.device)
-        yield "attention at the last token", model.attend_once(layer, read[:, -1], read, sees), run.z[layer][:, -1]
-        q, k, v = (value.transpose(1, 2) for value in own.values())
-        earlier = torch.ones(before.shape[1], before.shape[1], dtype=torch.bool, device=before.device).tril()
-        pattern = model.attention_pattern(layer, q @ k.transpose(2, 3), earlier)
-        yield "where heads look", (pattern @ v).transpose(1, 2), run.z[layer]
-    yield "the attention output", model.attn_output(layer, run.z[layer]), attn
-    yield "the sum of the heads", _sum_of_heads(model, layer, run.z[layer]), attn
-
-
-def _values_of_heads(model: BridgeModel, layer: int, stream: Tensor) -> Tensor:
-    read, bias = model.attn_input(layer, stream), projection(model.bridge.blocks[layer], Slot.V, model.spec)[1]
-    values = torch.stack([model.head_values(layer, head, read) for head in range(model.spec.n_heads)], 2)
-    return values if bias is None else values + bias
-
-
-def _of_other_heads(model: BridgeModel, run: Recording, frame: Frame, layer: int) -> Iterator[Difference]:
-    """The z of all heads but the first (or the first group) when its query, key and value are something else."""
-    group = model.spec.n_heads // model.spec.n_kv_heads
-    q, k, v = run.q[layer], run.k[layer][:, :, ::group], run.v[layer][:, :, ::group]
-    for rest, values in ((1, (_first_changed(q), k, v)), (group, (q, _first_changed(k), _first_changed(v)))):
-        if rest < model.spec.n_heads:
-            z = model.attend(layer, *values, frame)
-            yield "the other heads' z when one head changes", z[:, :, rest:], run.z[layer][:, :, rest:]
-
-
-def _of_the_mlp(model: BridgeModel, run: Recording, layer: int) -> Iterator[Difference]:
-    read = run.resid_pre[layer] if model.spec.parallel else run.resid_pre[layer] + run.attn_out[layer]
-    mlp, neurons = run.mlp_out[layer], model.mlp_hidden(layer, read)
-    yield "an MLP", model.mlp_output(layer, read), mlp
-    yield "an MLP from its neurons", model.mlp_from_hidden(layer, neurons), mlp
-    block = model.bridge.blocks[layer]
-    if norm_inside(block) is not None:
-        inside = model.mlp_hidden(layer, read, Stage.MID)
-        yield "an MLP from its neurons before their norm", model.mlp_from_hidden(layer, inside, Stage.MID), mlp
-    if mlp_up(block) is not None and mlp_gate(block) is None:
-        before = model.mlp_hidden(layer, read, Stage.PRE)
-        yield "an MLP from its pre-activations", model.mlp_from_hidden(layer, before, Stage.PRE), mlp
-    if not model.has_post_norm(layer):
-        bias = linear(mlp_down(model.bridge.blocks[layer]))[1]
-        added = neurons @ model.neuron_weight(layer)
-        yield "the sum of the neurons", added if bias is None else added + bias, mlp
-
-
-def _of_the_block(model: BridgeModel, run: Recording, frame: Frame, layer: int) -> Iterator[Difference]:
-    """The block by itself, and the gradient through its steps beside that through the block."""
-    before = run.resid_pre[layer]
-    # Any gradient behind the block serves; this one is another in every component.
-    at_end = torch.ones_like(before).cumsum(-1) / before.shape[-1]
-    with torch.enable_grad():
-        start = before.detach().clone().requires_grad_()
-        q, k, v = _all_read(model, layer, start)
-        behind = start + model.attn_output(layer, model.attend(layer, q, k, v, frame))
-        if model.spec.has_mlp:
-            behind = behind + model.mlp_output(layer, start if model.spec.parallel else behind)
-        whole = model.whole_block(layer, start, frame)
-    yield "a block", whole, run.stream(layer + 1)
-    (ours,), (theirs,) = (torch.autograd.grad(end, start, at_end) for end in (behind, whole))
-    yield "the gradient of a block", ours, theirs
-
-
-def _of_all_gradients(model: BridgeModel, run: Recording, frame: Frame) -> Difference:
-    """The gradient at the embedding: the one at the end, and what every reader pulls back.
-
-    The readers are all that reads the stream, so this is the chain rule; the other side is torch's own backward pass.
-    """
-    n_rows, n_tokens = run.resid_final.shape[:2]
-    window = Window(first=0, stop=n_tokens, answer_at=torch.full((n_rows,), n_tokens - 1, device=model.device))
-    traced = trace(model, frame, window, run.resid_pre[0])
-    at_end = torch.ones_like(traced.final).cumsum(-1) / traced.final.shape[-1]
-    with torch.enable_grad():
-        total = (traced.final * at_end).sum()
-    gradients = slopes(total, traced)
-    found = torch.zeros_like(traced.start)
-    found[:, -1] = at_end
-    for layer, (block, stream) in enumerate(zip(gradients.blocks, traced.streams, strict=True)):
-        last = layer == model.spec.n_layers - 1
-        asked = window.at_answer(stream) if last else stream
-        found[:, -asked.shape[1] :] += model.pull_back(layer, asked, {Slot.Q: block.q}).sum(0)
-        found += model.pull_back(layer, stream, {Slot.K: block.k, Slot.V: block.v}).sum(0)
-        if block.mlp_read is not None:
-            found[:, -asked.shape[1] :] += block.mlp_read
-    return "the gradient through all readers", found, gradients.start
-
-
-def _first_changed(heads: Tensor) -> Tensor:
-    changed = heads.clone()
-    changed[:, :, 0] = 3 * changed[:, :, 0] + 1
-    return changed
-
-
-def _all_read(model: BridgeModel, layer: int, stream: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """All heads' q, k and v read at once, keys and values repeated as in a recording."""
-
-    def split(flat: Tensor) -> Tensor:
-        heads = flat.unflatten(0, stream.shape[:2])
-        return heads.repeat_interleave(model.spec.n_heads // heads.shape[2], 2)
-
-    q, k, v = model.read_attention(layer, (Slot.Q, Slot.K, Slot.V), stream.flatten(0, 1))
-    return split(q), split(k), split(v)
-
-
-def _sum_of_heads(model: BridgeModel, layer: int, z: Tensor) -> Tensor:
-    """Heads one by one, and what the layer adds when every z is zero (its bias, which a post-norm drops)."""
-    total = model.head_outputs(layer, z).sum(0)
-    return total if model.has_post_norm(layer) else total + model.attn_output(layer, torch.zeros_like(z))
-
-
-@torch.no_grad()
-def _relative(ours: Tensor, theirs: Tensor) -> float:
-    scale = theirs.abs().max().clamp_min(1e-12)
-    return float((ours - theirs).abs().max() / scale)
 
 
 def _not_taken_apart(name: str, error: Exception, bridge: Any) -> UnsupportedModelError:

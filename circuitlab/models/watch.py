@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from circuitlab.data.limits import check_tokens
 from circuitlab.errors import UnsupportedModelError
 from circuitlab.models.anatomy import attn_adds, mlp_adds
+from circuitlab.models.exclusive import lock_of
 from circuitlab.models.protocol import Frame, Recording
 from circuitlab.models.surgery import EnoughError, broadcast_rows, evaluating, first_tensor, forward_replaced, hooks
 from circuitlab.parts import ModelSpec
@@ -51,6 +52,11 @@ class Insides:
     bridge: Any
     spec: ModelSpec
     modules: tuple[nn.Module, ...]
+
+    @property
+    def lock(self) -> Any:
+        """The lock that whoever runs the model holds."""
+        return lock_of(self.bridge.original_model)
 
     def forward(self, tokens: Int[Tensor, "batch seq"]) -> Float[Tensor, "batch seq d_vocab"]:
         """The model's own forward pass; raises `TokenError` for tokens that the model cannot read."""

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from circuitlab.data.text_values import TextValues, save_text_page
 from circuitlab.errors import ConfigError
+from circuitlab.models.modes import in_ordinary_modes
 from circuitlab.models.protocol import Frame, Model
 from circuitlab.neurons.asked import Prompt, Tokens, by_length, check_sets, read_prompts, words_of
 from circuitlab.neurons.halves import behind_attention, read_by_mlp
@@ -145,6 +146,7 @@ class AblationEffect(Summary):
         yield "first text", self.texts[0].tokens if self.texts else "none"
 
 
+@in_ordinary_modes
 def ablation_effect(
     model: Model,
     texts: Sequence[Prompt],

@@ -26,6 +26,7 @@ from torch import Tensor
 from circuitlab import late
 from circuitlab.data.texts import answer_ids, as_texts, encode_text, filled
 from circuitlab.errors import ConfigError
+from circuitlab.models.modes import in_ordinary_modes
 from circuitlab.models.protocol import Model
 from circuitlab.neurons.chosen import layers_of
 from circuitlab.predictions.streams import packs_by_length
@@ -140,6 +141,8 @@ class Importance(Summary):
         )
 
 
+@in_ordinary_modes
+@in_ordinary_modes
 @torch.no_grad()
 def importance(
     model: Model,

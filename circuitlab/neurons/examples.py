@@ -22,6 +22,7 @@ from circuitlab.data.encoding import Encoded
 from circuitlab.data.text_values import TextValues, save_text_page, text_frame, text_page
 from circuitlab.data.texts import filled, shown_tokens
 from circuitlab.errors import ConfigError
+from circuitlab.models.modes import in_ordinary_modes
 from circuitlab.models.protocol import Model
 from circuitlab.neurons.chosen import neurons_of, stage_of
 from circuitlab.neurons.corpus import CorpusText, empty, read_corpus
@@ -158,6 +159,7 @@ class TopExamples(Summary):
             yield f"neuron {one.neuron}", f"{one.value:.4g} at {one.token!r} in {short(one.text, 50)}"
 
 
+@in_ordinary_modes
 @reports_progress
 @torch.no_grad()
 def top_examples(

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from circuitlab.data.text_values import TextValues
 from circuitlab.errors import ConfigError
+from circuitlab.models.modes import in_ordinary_modes
 from circuitlab.models.protocol import Model
 from circuitlab.neurons.asked import Prompt, Tokens, check_count, read_prompt
 from circuitlab.neurons.chosen import neurons_of
@@ -117,6 +118,7 @@ class NoiseSensitivity(Summary):
         yield from largest(self.mean, lambda number: repr(words[len(words) - len(self.mean) + number]))
 
 
+@in_ordinary_modes
 def noise_sensitivity(
     model: Model,
     text: Prompt,
@@ -175,4 +177,6 @@ def noise_sensitivity(
 def _noise(model: Model, n_samples: int, seed: int) -> Float[Tensor, "sample d_model"]:
     """Standard normal noise, drawn on the CPU so that it is the same everywhere."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(n_samples, model.spec.d_model, generator=generator).to(model.device, model.dtype)
+    return torch.randn(n_samples, model.spec.d_model, generator=generator, dtype=torch.float32).to(
+        model.device, model.dtype
+    )

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from circuitlab import late
 from circuitlab.errors import ConfigError
+from circuitlab.models.modes import in_ordinary_modes
 from circuitlab.models.protocol import Frame, Model
 from circuitlab.neurons.asked import Prompt, Tokens, by_length, read_prompts
 from circuitlab.neurons.chosen import layers_of
@@ -135,6 +136,7 @@ class Outliers(Summary):
             yield short(prompt.tokens.text, 32), f"loss {prompt.loss:.4g}, largest outlier score at token {at}"
 
 
+@in_ordinary_modes
 def outliers(model: Model, prompts: Sequence[Prompt], layer: int = 0, *, budget: int | None = None) -> Outliers:
     """Ablate an MLP at every position of every prompt, and set that beside its outlier scores.
 

@@ -8,6 +8,7 @@ import torch
 
 from circuitlab.data.text_values import TextValues
 from circuitlab.data.texts import encode_text, shown_tokens
+from circuitlab.models.modes import in_ordinary_modes
 from circuitlab.models.protocol import Model
 from circuitlab.neurons.chosen import neurons_of, stage_of
 from circuitlab.parts import Stage
@@ -20,6 +21,8 @@ SAID = {
 }
 
 
+@in_ordinary_modes
+@in_ordinary_modes
 @torch.no_grad()
 def activations(
     model: Model, text: str, layer: int, neurons: int | Sequence[int], stage: str | Stage = "post"

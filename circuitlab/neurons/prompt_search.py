@@ -30,6 +30,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from circuitlab.errors import ConfigError, UnknownNameError
+from circuitlab.models.modes import in_ordinary_modes
 from circuitlab.models.protocol import Frame, Model
 from circuitlab.neurons.asked import Tokens, check_count, same_when_typed, words_of
 from circuitlab.neurons.chosen import neurons_of
@@ -49,6 +50,7 @@ SILENT = 1e-6
 GRADIENT_ROWS = 4
 
 
+@in_ordinary_modes
 @reports_progress
 def optimise_prompts(
     model: Model,

@@ -18,6 +18,7 @@ import torch
 
 from circuitlab import late
 from circuitlab.errors import ConfigError
+from circuitlab.models.modes import in_ordinary_modes
 from circuitlab.models.protocol import Model
 from circuitlab.neurons.asked import Prompt, Tokens, check_count, read_prompt, same_when_typed
 from circuitlab.neurons.chosen import neurons_of
@@ -112,6 +113,7 @@ class Simplification(Summary):
             yield f"{self.steps[number].activation:.4g}", short(self.steps[number].tokens.text)
 
 
+@in_ordinary_modes
 def simplify(
     model: Model,
     text: Prompt,

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from circuitlab.errors import ConfigError, TokenError, UnsupportedModelError
 from circuitlab.models.direct import FrozenNorm
+from circuitlab.models.modes import in_ordinary_modes
 from circuitlab.models.protocol import Model
 from circuitlab.neurons.chosen import layers_of, neurons_of
 from circuitlab.summary import Summary
@@ -74,6 +75,8 @@ class WeightTable(Summary):
             yield f"L{one.layer}N{one.neuron}", f"{one.value:.4g}  {one.token!r}"
 
 
+@in_ordinary_modes
+@in_ordinary_modes
 @torch.no_grad()
 def top_tokens(
     model: Model, layer: int, neuron: int, k: int = 10, *, lowest: bool = False, final_norm: bool = True
@@ -111,6 +114,8 @@ def top_tokens(
     )
 
 
+@in_ordinary_modes
+@in_ordinary_modes
 @torch.no_grad()
 def top_neurons(
     model: Model,

@@ -10,6 +10,7 @@ import torch
 
 from circuitlab.data.texts import as_texts, encode_text
 from circuitlab.errors import ConfigError
+from circuitlab.models.modes import in_ordinary_modes
 from circuitlab.models.protocol import Model
 from circuitlab.predictions.streams import last_streams, logits_by_part
 from circuitlab.summary import Results, Summary, plural, short
@@ -53,6 +54,8 @@ def continue_text(model: Model, text: str, n: int) -> Continuation: ...
 def continue_text(model: Model, text: Sequence[str], n: int) -> tuple[Continuation, ...]: ...
 
 
+@in_ordinary_modes
+@in_ordinary_modes
 @torch.no_grad()
 def continue_text(model: Model, text: str | Sequence[str], n: int) -> Continuation | tuple[Continuation, ...]:
     """Go on greedily by n tokens, after one text or after each of several, which are run together.

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from circuitlab.data.texts import answer_ids, as_texts, encode_text
 from circuitlab.errors import ConfigError
+from circuitlab.models.modes import in_ordinary_modes
 from circuitlab.models.protocol import Model
 from circuitlab.predictions.streams import last_streams, logits_by_part
 from circuitlab.summary import Results, Summary, short
@@ -91,6 +92,8 @@ def predict(
 ) -> tuple[Prediction, ...]: ...
 
 
+@in_ordinary_modes
+@in_ordinary_modes
 @torch.no_grad()
 def predict(
     model: Model, text: str | Sequence[str], answers: str | Sequence[str | Sequence[str]] = (), k: int = 10

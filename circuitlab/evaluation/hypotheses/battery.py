@@ -41,6 +41,7 @@ from circuitlab.graphs.prune import real_edges
 from circuitlab.graphs.random import random_circuit
 from circuitlab.metrics import Metric
 from circuitlab.metrics.base import MetricFunction
+from circuitlab.models.modes import in_ordinary_modes
 from circuitlab.models.protocol import Model
 from circuitlab.patching.runs.replacement import Replacement
 from circuitlab.progress import Progress, callback, reports_progress
@@ -110,6 +111,7 @@ class CircuitTests(Summary):
             yield result.name, f"p = {result.p_value:.3g}, {'for' if result.good else 'against'} the circuit"
 
 
+@in_ordinary_modes
 @reports_progress
 def test_circuit(
     model: Model,

@@ -23,6 +23,7 @@ from circuitlab.data.batch import PairBatch
 from circuitlab.data.pairs import PairSet
 from circuitlab.errors import ConfigError
 from circuitlab.metrics import Metric
+from circuitlab.models.modes import in_ordinary_modes
 from circuitlab.models.protocol import Model
 from circuitlab.parts import Layout
 from circuitlab.patching.edges.carried import CORRUPT, EdgeRun, edge_run
@@ -35,6 +36,7 @@ from circuitlab.patching.runs.replacement import Replacement, resolve_replacemen
 from circuitlab.progress import Progress, callback, reports_progress, silent
 
 
+@in_ordinary_modes
 @reports_progress
 def patch_edges(
     model: Model,

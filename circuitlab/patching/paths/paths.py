@@ -30,6 +30,7 @@ from torch import Tensor
 
 from circuitlab.data.batch import PairBatch
 from circuitlab.data.pairs import PairSet
+from circuitlab.models.modes import in_ordinary_modes
 from circuitlab.models.protocol import Model
 from circuitlab.parts import Kind, Node, Reader
 from circuitlab.patching.edges.carried import messages_of
@@ -43,6 +44,7 @@ from circuitlab.patching.runs.reach import rows_from, tokens_that_matter
 from circuitlab.progress import Progress, callback, reports_progress
 
 
+@in_ordinary_modes
 @reports_progress
 def path_patch(
     model: Model,

@@ -12,10 +12,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuitlab.errors import ConfigError
+from circuitlab.models.modes import in_ordinary_modes
 from circuitlab.models.protocol import Frame, Model
 from circuitlab.parts import Slot, Stage
 
 
+@in_ordinary_modes
 def neuron_values(
     model: Model,
     tokens: Int[Tensor, "batch seq"],

@@ -1,4 +1,8 @@
-"""How many rows fit into one run: a memory budget in bytes, never a number of rows that a user has to guess."""
+"""How many rows fit into one run: a memory budget in bytes, never a number of rows that a user has to guess.
+
+The budget is of the rows that are run together. What a call keeps beside them (the two recorded runs of a batch, result
+tables, the weights) comes on top; docs/performance.md has the size.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ import torch
 
 from circuitlab.data.batch import PairBatch
 from circuitlab.errors import ConfigError
+from circuitlab.models.memory import ERRORS, available, is_out_of_memory
 from circuitlab.models.protocol import Model
 
 # Share of the free memory that one packed run may fill, and a ceiling: larger packs are not faster on a CPU.
@@ -21,11 +26,8 @@ CACHED = 192 * 2**20
 
 def default_budget(device: torch.device) -> int:
     """Bytes that a packed run may take when the user names no budget."""
-    if device.type == "cuda":
-        return int(FREE_SHARE * torch.cuda.mem_get_info(device)[0])
-    import psutil
-
-    return int(min(CEILING, FREE_SHARE * psutil.virtual_memory().available))
+    share = int(FREE_SHARE * available(device))
+    return share if device.type == "cuda" else min(CEILING, share)
 
 
 def bytes_per_row(model: Model, n_tokens: int, extra_streams: int = 0) -> int:
@@ -111,8 +113,8 @@ class Packer:
             part = slice(start, min(start + max(1, size >> self.halved), n_rows))
             try:
                 run(part)
-            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-                if not _out_of_memory(error):
+            except ERRORS as error:
+                if not is_out_of_memory(error):
                     raise
                 if part.stop - part.start == 1:
                     raise ConfigError(
@@ -134,11 +136,6 @@ class Packer:
         if first:
             said = f"out of memory with {tried} rows in a pack; going on with half as many, or fewer."
             warnings.warn(said, ResourceWarning, stacklevel=3)
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    text = str(error)
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in text
 
 
 def fitting(model: Model, batch: PairBatch, budget: int | None, extra_streams: int) -> list[PairBatch]:

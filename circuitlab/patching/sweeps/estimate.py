@@ -9,6 +9,7 @@ from typing import Any
 
 from circuitlab.data.batch import PairBatch
 from circuitlab.data.pairs import PairSet
+from circuitlab.models.modes import in_ordinary_modes
 from circuitlab.models.protocol import Model
 from circuitlab.patching.runs.packing import bytes_per_row, default_budget, recorded_streams
 from circuitlab.patching.sweeps.cells import Cells, rows_of, run_cells
@@ -44,6 +45,7 @@ class Estimate:
         )
 
 
+@in_ordinary_modes
 def estimate_sweep(
     model: Model, pairs: PairSet | PairBatch, site: str | Sequence[str] = "head_z", **settings: Any
 ) -> Estimate:

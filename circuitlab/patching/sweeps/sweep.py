@@ -17,6 +17,7 @@ from pathlib import Path
 from circuitlab.data.batch import PairBatch
 from circuitlab.data.pairs import PairSet
 from circuitlab.metrics import Metric
+from circuitlab.models.modes import in_ordinary_modes
 from circuitlab.models.protocol import Model
 from circuitlab.outputs import check_state_file
 from circuitlab.patching.grid import Grid
@@ -30,6 +31,7 @@ from circuitlab.summary import NamedResults
 Grids = Grid | dict[str, Grid]
 
 
+@in_ordinary_modes
 @reports_progress
 def sweep(
     model: Model,
