@@ -16,7 +16,7 @@
     │   └── TaskNotDoneError    the model does not do the task
     ├── ModelError              a model that cannot be loaded
     │   └── UnsupportedModelError   a kind of model that is not supported, or parts that do not add up
-    ├── MetricError             a metric that returns the wrong shape, NaN, or a gap of zero
+    ├── MetricError             a metric that returns the wrong shape, NaN, infinity, or a gap of zero
     ├── GraphError              a circuit that does not fit its graph
     │   └── FormatError         a file that is not what its name says
     └── RunError                a run folder that is incomplete or damaged
@@ -27,8 +27,37 @@ Code that catches built-in exceptions catches these as well: values are `ValueEr
 `KeyError`, files, folders and models that cannot be loaded `OSError`.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from difflib import get_close_matches
+
+_PLAIN = (str, bytes, bool, int, float, complex, type(None), list, tuple, dict, set, frozenset)
+
+
+def shown(value: object, limit: int = 60) -> str:
+    """A value for a message: on one line, cut to `limit` characters, any character printable."""
+    text = _safely(repr, value) if isinstance(value, _PLAIN) else ""
+    if not text or " at 0x" in text:
+        return f"of type {type(value).__name__}"
+    return _clipped(text, limit)
+
+
+def in_one_line(error: BaseException, limit: int = 300) -> str:
+    """Type and text of an error that foreign code raised, on one line and cut to `limit` characters."""
+    text = _clipped(_safely(str, error), limit)
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _safely(spell: Callable[[object], str], value: object) -> str:
+    """The text of a value of foreign code, whose own methods may fail."""
+    try:
+        return spell(value)
+    except Exception:
+        return ""
+
+
+def _clipped(text: str, limit: int) -> str:
+    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(text[: 4 * limit].split()))
+    return line if len(line) <= limit else line[: limit - 3] + "..."
 
 
 class CircuitLabError(Exception):
@@ -87,7 +116,7 @@ class TaskError(CircuitLabError, ValueError):
 
 
 class TaskFileError(TaskError, OSError):
-    """A task file that does not import or defines no task."""
+    """A task file that does not import or defines no task, or whose code fails."""
 
 
 class TokenError(TaskError):
@@ -119,7 +148,7 @@ class UnsupportedModelError(ModelError, ValueError):
 
 
 class MetricError(CircuitLabError, ValueError):
-    """A metric that cannot be used: wrong shape, NaN, or clean and corrupted value coincide."""
+    """A metric that cannot be used: wrong shape, values not finite, no distractor, or clean equals corrupted."""
 
 
 class GraphError(CircuitLabError, ValueError):

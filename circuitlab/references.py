@@ -62,6 +62,13 @@ SYED_2023 = Reference(
     year=2023,
     arxiv="2310.10348",
 )
+HANNA_2023 = Reference(
+    key="hanna2023does",
+    authors=("Hanna, Michael", "Liu, Ollie", "Variengien, Alexandre"),
+    title="How does GPT-2 compute greater-than?: Interpreting mathematical abilities in a pre-trained language model",
+    year=2023,
+    arxiv="2305.00586",
+)
 HANNA_2024 = Reference(
     key="hanna2024have",
     authors=("Hanna, Michael", "Pezzelle, Sandro", "Belinkov, Yonatan"),

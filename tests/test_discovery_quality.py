@@ -57,7 +57,7 @@ def test_shuffled_answers_are_a_task_that_the_model_does_not_do(bundled: BridgeM
         turned.shuffle(words)
         shuffled.append(replace(pair, answer_ids=words[0], distractor_ids=words[1]))
     chosen = PairSet(tuple(shuffled))
-    with pytest.raises(TaskNotDoneError, match=r"prefers the answer on \d+% of 30 clean prompts"):
+    with pytest.raises(TaskNotDoneError, match=r"logit_diff is above 0 on \d+ of 30 clean prompts"):
         check_behaviour(prepare(bundled, chosen), chosen, resolve("logit_diff"), min_accuracy=0.75)
 
 

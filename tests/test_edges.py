@@ -368,7 +368,7 @@ class TestBadRequests:
         self.refused("twice", ConfigError, axis="position", positions=[2, 2])
         self.refused("no position is chosen", ConfigError, axis="position", positions=[])
         self.refused("go with axis='position'", ConfigError, positions=[2])
-        self.refused("do not line up", ConfigError, pairs=mixed_pairs(), axis="position")
+        self.refused("position 2 is out of range", ConfigError, pairs=mixed_pairs(), axis="position", positions=[2])
         self.refused("budget of 10 bytes", ConfigError, budget=10)
         self.refused("pairs must be", ConfigError, pairs=[1])
 

@@ -117,15 +117,14 @@ MISTAKES: dict[str, tuple[Callable[[], object], type[CircuitLabError], str]] = {
     "a span counted in words": (
         lambda: drawn(Example("Ann is kind.", "Ann is kind;", " Yes", " No", {"end": (12, 13)})),
         errors.SpanError,
-        "task 'test' has no prompt that this tokenizer serves (1 dropped: span 'end' is not found). span "
-        "'end' ('', characters (12, 13)) covers no token of 'Ann is kind.': ('<bos>', 'Ann', ' is', ' kind', "
-        "'.'). Give character ranges in the clean text.",
+        "span 'end' is (12, 13), outside the 12 characters of prompt 'Ann is kind.' or empty. Give the half-open "
+        "character range (start, end) of a text in the prompt.",
     ),
     "more prompts than there are": (
         lambda: sample_pairs(task_of(one_of_four), Words(), 100, 0),
         errors.TooFewPromptsError,
         "task 'test': n=100 needs 200 distinct pairs (100 per split, no text in both), but 4 distinct draws "
-        "gave 2 + 2. Ask for n <= 2, or give the task more words.",
+        "gave 2 + 2, and the last 4,000 draws brought no other. Ask for n <= 2, or give the task more words.",
     ),
     "a method spelt with an underscore": (
         lambda: DiscoverConfig(task="name-throw", model="bundled", method="eap_ig"),
@@ -268,13 +267,13 @@ def test_a_model_that_does_not_do_the_task_is_told_with_numbers_and_the_worst_pr
         discover(task_of(draw), model=bundled, n=5)
     said = str(told.value)
     assert re.match(
-        r"the model does not do the task: it prefers the answer on \d+% of 5 clean prompts \(needed: 60%\), "
-        r"logit_diff is -?[\d.]+ clean and -?[\d.]+ corrupted\. The worst: ",
+        r"the model does not do the task: logit_diff is above 0 on \d of 5 clean prompts \(\d+%\), and min_accuracy "
+        r"asks for 60%\. The worst: ",
         said,
     )
-    assert len(re.findall(r"'\w+ is a very good cook\.' wants ' he' over ' He': [+-]\d+\.\d\d logits", said)) == 5
+    assert len(re.findall(r"'\w+ is a very good cook\.' wants ' he' over ' He': [+-]\d+\.\d+ logits", said)) == 5
     assert said.endswith(
-        "Take a model that does it, mend the task, or lower min_accuracy (--min-accuracy) to look anyway."
+        "Use a model that does it, change the task, or lower min_accuracy (--min-accuracy; 0 skips this check)."
     )
 
 

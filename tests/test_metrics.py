@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from laws import law_of
 
 from circuitlab import Metric, MetricError, PairBatch, UnknownNameError
-from circuitlab.metrics import formulas, names, resolve
+from circuitlab.metrics import names, resolve
 from circuitlab.metrics.base import METRICS
 
 LN2, LN3 = math.log(2), math.log(3)
@@ -101,13 +101,6 @@ def test_the_best_of_several_answers_counts_for_rank_and_accuracy():
     assert measured("rank", [[1.5, 1.0, 2.0, -3.0]], batch) == [1]
 
 
-def test_preferring_the_answer_means_every_answer_over_every_distractor():
-    batch = batch_of([[0, 1], [0, -1], [0, -1]], [[2, 3], [2, -1], [2, 3]])
-    logits = torch.tensor([[3.0, 2.0, 1.0, 0.0], [3.0, -9.0, 2.0, 9.0], [3.0, 0.0, 1.0, 3.0]])
-    assert formulas.prefers_answer(logits, batch).tolist() == [1, 1, 0]
-    assert formulas.top_token(logits).tolist() == [0, 3, 0]
-
-
 def test_a_filled_place_is_not_the_last_token_of_the_vocabulary():
     """-1 as an index would be the last token, which is the likeliest here: it must count as neither."""
     batch, logits = batch_of([[0, -1]], [[1, -1]]), [[0.0, LN2, LN3]]
@@ -116,7 +109,6 @@ def test_a_filled_place_is_not_the_last_token_of_the_vocabulary():
     assert measured("log_prob", logits, batch) == pytest.approx([-math.log(6)])
     assert measured("rank", logits, batch) == [2]
     assert measured("accuracy", logits, batch) == [0]
-    assert formulas.prefers_answer(torch.tensor(logits), batch_of([[1, -1]], [[0, -1]])).tolist() == [1]
 
 
 logit_rows = st.lists(st.lists(st.floats(-20, 20, width=32), min_size=5, max_size=5), min_size=2, max_size=2).map(

@@ -186,13 +186,14 @@ class TestBehaviour:
             self.measured(min_accuracy=1.01)
         message = str(caught.value)
         share = (margins > 0).mean()
-        assert f"it prefers the answer on {share:.0%} of 6 clean prompts (needed: 101%)" in message
-        assert f"logit_diff is {margins.mean():.3g} clean" in message
+        n_right = (margins > 0).sum()
+        assert f"logit_diff is above 0 on {n_right} of 6 clean prompts ({100 * share:.3g}%)" in message
+        assert "min_accuracy asks for 101%" in message
         worst = np.argsort(margins)[:5]
         quoted = [mixed_pairs()[int(i)].clean for i in worst]
         assert [message.index(repr(text)) for text in quoted] == sorted(message.index(repr(text)) for text in quoted)
         for text, place in zip(quoted, worst, strict=True):
-            assert f"{text!r} wants ' and' over ' then': {margins[place]:+.2f} logits" in message
+            assert f"{text!r} wants ' and' over ' then': {margins[place]:+.3g} logits" in message
         assert repr(mixed_pairs()[int(np.argmax(margins))].clean) not in message
         assert "--min-accuracy" in message
 

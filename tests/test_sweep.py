@@ -337,16 +337,38 @@ class TestPromptsOfDifferentLength:
         grid = sweep(load("gpt2"), batch, "resid_pre", axis="span")
         assert np.isfinite(grid.interval.low[:, grid.columns.index("rare")]).all()
 
-    def test_positions_do_not_line_up(self, mixed):
-        with pytest.raises(ConfigError, match=r"positions do not line up. Use axis='span'"):
-            sweep(load("gpt2"), mixed, "resid_pre", axis="position")
-
-    def test_no_spans_and_no_common_length(self, mixed):
+    def test_positions_count_from_the_answer_backwards(self, mixed):
+        """Each prompt's numbers are those it has alone, its last token in the last column."""
         from dataclasses import replace
 
         bare = PairSet(tuple(replace(pair, spans={}) for pair in mixed))
-        with pytest.raises(ConfigError, match="no spans"):
-            sweep(load("gpt2"), bare, "resid_pre")
+        grid = sweep(load("gpt2"), bare, "resid_pre")
+        longest = max(map(len, bare))
+        assert (grid.column_kind, grid.numbers) == ("position", tuple(range(-longest, 0)))
+        for place in range(3):
+            alone = sweep(load("gpt2"), PairSet((bare[place],)), "resid_pre", axis="position", normalise=False)
+            n = len(bare[place])
+            assert np.allclose(grid.per_example[:, longest - n :, place], alone.per_example[:, :, 0], atol=1e-5)
+            assert np.isnan(grid.per_example[:, : longest - n, place]).all()
+        assert grid.n[0].tolist() == [sum(len(pair) >= -number for pair in bare) for number in grid.numbers]
+        assert grid.columns[-2] == " left"
+        frame = grid.to_frame()
+        assert sorted(set(frame["position"])) == list(grid.numbers)
+        assert "counted from the answer backwards" in grid.plot().axes[0].get_xlabel()
+        asked = sweep(load("gpt2"), mixed, "resid_pre", axis="position", positions=[-1, -3])
+        assert asked.numbers == (-1, -3)
+        assert np.allclose(asked.per_example[:, 0], grid.per_example[:, -1], atol=1e-6)
+        for wrong in ([0], [-longest - 1], [-1, -1], []):
+            with pytest.raises(ConfigError, match="position"):
+                sweep(load("gpt2"), bare, "resid_pre", positions=wrong)
+
+    def test_a_span_of_the_task_s_own_is_not_taken_for_a_gap(self):
+        """Gaps are named "start" and "after x"; a span called so keeps its own tokens."""
+        batch = with_spans(pairs(), start=[[2, 3]] * 4)
+        grid = sweep(load("gpt2"), batch, "resid_pre", axis="span")
+        by_position = sweep(load("gpt2"), batch, "resid_pre", axis="position")
+        assert sorted(grid.columns) == ["(start)", "after start", "start"]
+        assert np.allclose(grid.values[:, grid.columns.index("start")], by_position.values[:, 2], atol=1e-5)
 
     def test_by_head_their_lengths_do_not_matter(self, mixed):
         assert sweep(load("gpt2"), mixed, "head_z").per_example.shape == (N_LAYERS, N_HEADS, len(mixed))

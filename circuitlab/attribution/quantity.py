@@ -9,13 +9,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuitlab.data.batch import NO_TOKEN, PairBatch
-from circuitlab.errors import ConfigError, UnknownNameError
-from circuitlab.metrics.base import METRICS
+from circuitlab.errors import ConfigError, MetricError, UnknownNameError
+from circuitlab.metrics.base import METRICS, no_distractor
 
 Weights = Float[Tensor, "batch word"]
 
 
 def _logit_diff(batch: PairBatch, n_words: int) -> Weights:
+    if not batch.has_distractors:
+        raise MetricError(no_distractor("logit_diff", "some pairs have none"))
     return _spread(batch.answers, n_words) - _spread(batch.distractors, n_words)
 
 

@@ -95,6 +95,8 @@ def discover(
     allow_weak_gap: opt.AllowWeakGap = False,
     stability: opt.Stability = 0,
     stability_seeds: opt.StabilitySeeds = 0,
+    sites: opt.Sites = None,
+    no_sweep: opt.NoSweep = False,
     contrast: opt.Contrast = None,
     option: opt.TaskOptions = None,
     out: Annotated[
@@ -116,6 +118,7 @@ def discover(
     """
     wanted = opt.load(task, option, contrast)  # before the imports that take seconds
     told = opt.keyed("--method-option", method_option, "method option", "points=published-code")
+    to_sweep = opt.swept(sites, no_sweep=no_sweep)
     from circuitlab.cli import results
     from circuitlab.cli.progress import progress
     from circuitlab.discovery.config import DiscoverConfig, default_folder
@@ -129,7 +132,7 @@ def discover(
             wanted, model=model, method=method, steps=steps, metric=metric, ablation=ablation, n=n, seed=seed,
             selection=rule, min_accuracy=min_accuracy, device=device, dtype=dtype, bos=bos, force=force,
             progress=report, method_options=told, stability=stability, stability_seeds=stability_seeds, fold_ln=fold_ln,
-            center_weights=center_weights, allow_weak_gap=allow_weak_gap,
+            center_weights=center_weights, allow_weak_gap=allow_weak_gap, sites=to_sweep,
             out=default_folder(main, wanted.label) if out is None else out,
         )  # fmt: skip
     results.show_run(run, json=json)
@@ -176,15 +179,16 @@ def evaluate(
     from circuitlab.evaluation.evaluate import evaluate as run_evaluate
     from circuitlab.evaluation.hypotheses.battery import test_circuit
     from circuitlab.graphs.circuit import load_circuit
+    from circuitlab.metrics import metric_of
     from circuitlab.models.load import load_model
     from circuitlab.patching.runs.replacement import needs_reference
 
-    apart = needs_reference(ablation)
+    apart, judged_by = needs_reference(ablation), metric_of(wanted, metric)
     loaded = load_model(model, device=device, dtype=dtype, bos=bos, fold_ln=fold_ln, center_weights=center_weights)
     kept = load_circuit(circuit, spec=loaded.spec)
     pairs = wanted.pairs(loaded, n=n, seed=seed, reference=apart)
     judged = {
-        "metric": metric or wanted.metric, "ablation": ablation, "seed": seed,
+        "metric": judged_by, "ablation": ablation, "seed": seed,
         "reference": pairs.reference,
     }  # fmt: skip
     with progress(quiet=quiet) as report:

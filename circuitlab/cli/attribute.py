@@ -58,10 +58,12 @@ def attribute(
     from circuitlab.attribution.lens import logit_lens
     from circuitlab.attribution.record import check_number, top_heads
     from circuitlab.cli.progress import progress
+    from circuitlab.metrics import metric_of
     from circuitlab.models.load import load_model
     from circuitlab.parts import Node
 
-    check_request(by, metric or wanted.metric, run)
+    if (quantity := check_request(by, metric or wanted.metric, run)) != "logit":
+        metric_of(wanted, quantity)
     check_number(k)
     named = [name.strip() for name in heads.split(",")] if heads else []
     for name in named:

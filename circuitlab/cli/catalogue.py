@@ -10,6 +10,7 @@ from circuitlab.data.sampling import draw, task_fingerprint
 from circuitlab.data.task import Task
 
 # Names that TransformerLens loads over the network: the small ones that the README and the papers use most.
+FEW_WORDS = 5  # of several answers or distractors
 HUB_EXAMPLES = ("gpt2", "solu-1l", "gelu-2l", "attn-only-1l", "tiny-stories-1M", "EleutherAI/pythia-160m")
 
 
@@ -39,7 +40,7 @@ def show_task(task: Task, *, json: bool) -> None:
         ("clean", repr(example.clean)),
         ("answer", _words(example.answers)),
         ("corrupted", repr(example.corrupt)),
-        ("distractor", _words(example.distractors)),
+        ("distractor", _words(example.distractors) or "none"),
         ("spans", ", ".join(example.spans)),
         ("version", task.version),
         ("fingerprint", task_fingerprint(task)[:16]),
@@ -83,8 +84,10 @@ def _record(task: Task) -> dict[str, object]:
 
 
 def _metric_name(task: Task) -> str:
-    return task.metric if isinstance(task.metric, str) else getattr(task.metric, "__name__", "its own")
+    own = task.metric
+    return own if isinstance(own, str) else str(getattr(own, "name", None) or getattr(own, "__name__", "its own"))
 
 
 def _words(words: tuple[str, ...]) -> str:
-    return " or ".join(repr(word) for word in words)
+    more = [f"{len(words) - FEW_WORDS} more"] if len(words) > FEW_WORDS else []
+    return " or ".join([*map(repr, words[:FEW_WORDS]), *more])

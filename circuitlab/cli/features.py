@@ -190,7 +190,9 @@ def sweep(
     wanted = opt.load(task, option, contrast)
     from circuitlab.cli.progress import progress
     from circuitlab.features import rank_features, sweep_features
+    from circuitlab.metrics import metric_of
 
+    judged_by = metric_of(wanted, metric)
     chosen = numbers(features, "--features")
     if chosen is not None and top is not None:
         raise ConfigError("--features and --top both say which features; give one.")
@@ -201,7 +203,7 @@ def sweep(
         fold_ln=fold_ln, center_weights=center_weights,
     )  # fmt: skip
     pairs = wanted.pairs(loaded, n=n, seed=seed).discovery
-    asked: dict[str, Any] = {"metric": metric or wanted.metric, "seed": seed}
+    asked: dict[str, Any] = {"metric": judged_by, "seed": seed}
     with progress(quiet=quiet) as report:
         if top is not None:
             chosen = list(rank_features(loaded, own, pairs, **asked, progress=report).features[:top])
@@ -256,7 +258,9 @@ def rank(
     wanted = opt.load(task, option, contrast)
     from circuitlab.cli.progress import progress
     from circuitlab.features import rank_features, sweep_features
+    from circuitlab.metrics import metric_of
 
+    judged_by = metric_of(wanted, metric)
     _check_top(top)
     words = _descriptions(descriptions, source)
     loaded, own = _loaded(
@@ -264,7 +268,7 @@ def rank(
         fold_ln=fold_ln, center_weights=center_weights,
     )  # fmt: skip
     pairs = wanted.pairs(loaded, n=n, seed=seed).discovery
-    asked: dict[str, Any] = {"metric": metric or wanted.metric, "seed": seed}
+    asked: dict[str, Any] = {"metric": judged_by, "seed": seed}
     with progress(quiet=quiet) as report:
         found = rank_features(loaded, own, pairs, at=at, steps=steps, progress=report, **asked)
         grid = sweep_features(loaded, own, pairs, axis="all", progress=report, **asked) if exact else None

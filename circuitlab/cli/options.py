@@ -44,7 +44,7 @@ Greedy = Annotated[
     typer.Option("--greedy/--no-greedy", help="Grow the circuit from the logits. [default: for ifr only]"),
 ]
 MinAccuracy = Annotated[
-    float, typer.Option("--min-accuracy", help="Share of pairs on which the model must prefer the answer.")
+    float, typer.Option("--min-accuracy", help="Share of pairs that the model must get right; 0 skips the check.")
 ]
 AllowWeakGap = Annotated[
     bool, typer.Option("--allow-weak-gap", help="Also pairs whose clean and corrupted runs cannot be told apart.")
@@ -55,6 +55,13 @@ Stability = Annotated[
 StabilitySeeds = Annotated[
     int, typer.Option("--stability-seeds", help="Do the discovery again on new prompts of so many more seeds.")
 ]
+Sites = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--sites", metavar="NAME", help="What is swept: names of sites, separated by commas; may be repeated."
+    ),
+]
+NoSweep = Annotated[bool, typer.Option("--no-sweep", help="Skip the sweeps; no heatmaps.")]
 Out = Annotated[str | None, typer.Option("--out", metavar="PATH", help="Where the result goes.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there already.")]
 RunCode = Annotated[
@@ -94,6 +101,21 @@ def load(task: str, given: list[str] | None, contrast: str | None) -> "Task":
 
     texts = [*(given or []), *([f"contrast={contrast}"] if contrast is not None else [])]
     return load_task(task, **keyed("--option", texts, "task option", "contrast=gender"))
+
+
+def swept(sites: list[str] | None, *, no_sweep: bool) -> tuple[str, ...] | None:
+    """What `--sites` and `--no-sweep` ask for: names, none, or None for the usual sites.
+
+    Raises:
+        ConfigError: Both are given, or a name is empty.
+    """
+    if sites is None:
+        return () if no_sweep else None
+    names = tuple(name.strip() for text in sites for name in text.split(","))
+    if no_sweep or not all(names):
+        what = f"--sites {','.join(sites)!r}" + (" and --no-sweep exclude each other" if no_sweep else " holds no name")
+        raise ConfigError(f"{what}. Give --sites resid_pre,head_z or --no-sweep.")
+    return names
 
 
 def keyed(flag: str, texts: list[str] | None, what: str, example: str) -> dict[str, str]:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 SMALLEST_P = 0.001
 LEVEL = 0.05
 FEW_EDGES = 5  # of a comparison, printed; all of them are in --json
+FEW_WORDS = 5  # of several answers or distractors
 TOP_CELLS = 10  # of a sweep, printed; all of them are in the CSV and in --json
 
 
@@ -42,7 +43,7 @@ def show_run(run: "Run", *, json: bool) -> None:
         ("asked", run.task.summary),
         ("clean", repr(example.clean)),
         ("corrupted", repr(example.corrupt)),
-        ("answer", f"{_words(example.answers)}, over {_words(example.distractors)}"),
+        ("answer", f"{_words(example.answers)}{f', over {_words(wrong)}' if (wrong := example.distractors) else ''}"),
     ]
     rest = [*_stability(run), ("seconds", number(sum(run.seconds.values()), 1))]
     display.print_facts(f"{run.task.label} on model {run.model_id}", [*asked, *_facts(found), *rest])
@@ -207,7 +208,8 @@ def _taken(found: "Evaluation") -> str:
 
 
 def _words(words: Sequence[str]) -> str:
-    return " or ".join(map(repr, words))
+    more = [f"{len(words) - FEW_WORDS} more"] if len(words) > FEW_WORDS else []
+    return " or ".join([*map(repr, words[:FEW_WORDS]), *more])
 
 
 def _print_cells(table: "pd.DataFrame") -> None:

@@ -87,6 +87,7 @@ def sweep(
     wanted = opt.load(task, option, contrast)
     from circuitlab.cli import results, tables
     from circuitlab.cli.progress import progress
+    from circuitlab.metrics import metric_of
     from circuitlab.models.load import load_model
     from circuitlab.outputs import check_state_file
     from circuitlab.patching.grid import check_correction
@@ -102,12 +103,13 @@ def sweep(
     check_correction(correction)
     if resume is not None:
         check_state_file(resume)
+    judged_by = metric_of(wanted, metric)
     if out is not None:
         out = check_folder(out, force=force)
     loaded = load_model(model, device=device, dtype=dtype, bos=bos, fold_ln=fold_ln, center_weights=center_weights)
     pairs = wanted.pairs(loaded, n=n, seed=seed)
     settings = {
-        "site": site, "direction": direction, "replacement": ablation, "metric": metric or wanted.metric, "axis": axis,
+        "site": site, "direction": direction, "replacement": ablation, "metric": judged_by, "axis": axis,
         "head_axis": head_axis, "reference": pairs.held_out if ablation in MEANS else None, "seed": seed,
         "budget": None if budget is None else budget * 2**20, **chosen,
     }  # fmt: skip

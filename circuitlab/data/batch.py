@@ -30,7 +30,8 @@ class PairBatch(Summary):
         clean: Tokens of the clean prompts.
         corrupt: Tokens of the corrupted prompts.
         answers: Right next tokens of the clean prompt; -1 where an example has fewer.
-        distractors: Right next tokens of the corrupted prompt; -1 where an example has fewer.
+        distractors: Wrong next tokens of the clean prompt, which answers are compared with; -1 where an example has
+            fewer, or none.
         answer_at: Position whose next-token logits are judged.
         index: Place of each example in the data set it came from.
         spans: Name -> half-open token range `[batch, 2]`; start = end where an example lacks the span.
@@ -52,7 +53,7 @@ class PairBatch(Summary):
         clean: Int[Tensor, "batch seq"],
         corrupt: Int[Tensor, "batch seq"],
         answers: Int[Tensor, "batch answer"],
-        distractors: Int[Tensor, "batch wrong"],
+        distractors: Int[Tensor, "batch wrong"] | None = None,
         answer_at: Int[Tensor, " batch"] | None = None,
     ) -> PairBatch:
         """Wrap token tensors, when there is no task and no tokenizer.
@@ -61,20 +62,17 @@ class PairBatch(Summary):
             clean: Clean prompts.
             corrupt: Corrupted prompts, as many and as long.
             answers: Right next tokens; a vector is taken as one answer per example.
-            distractors: Right next tokens of the corrupted prompts.
+            distractors: Wrong next tokens, in the same form; none for metrics that need none (`log_prob`, `kl`,
+                `accuracy`, `rank`).
             answer_at: Position to judge at; the last one by default.
 
         Raises:
             PairLengthError: Clean and corrupted prompts differ in length.
             ConfigError: Something is not an integer tensor of the right shape, or a position or token is out of range.
         """
-        answers, distractors = (t[:, None] if torch.is_tensor(t) and t.ndim == 1 else t for t in (answers, distractors))
-        for name, tensor in {
-            "clean": clean,
-            "corrupt": corrupt,
-            "answers": answers,
-            "distractors": distractors,
-        }.items():
+        words = {"answers": answers} if distractors is None else {"answers": answers, "distractors": distractors}
+        words = {name: t[:, None] if torch.is_tensor(t) and t.ndim == 1 else t for name, t in words.items()}
+        for name, tensor in {"clean": clean, "corrupt": corrupt, **words}.items():
             if not is_whole(tensor) or tensor.ndim != 2 or tensor.numel() == 0:
                 got = f"{tuple(tensor.shape)} {tensor.dtype}" if torch.is_tensor(tensor) else type(tensor).__name__
                 raise ConfigError(f"{name} must be a non-empty integer tensor [batch, tokens]; got {got}.")
@@ -93,7 +91,7 @@ class PairBatch(Summary):
                 raise ConfigError(
                     f"{name} holds the token {int(tensor.min())}; ids are not negative, prompts never filled up."
                 )
-        for name, tensor in {"answers": answers, "distractors": distractors}.items():
+        for name, tensor in words.items():
             if bool((tensor < NO_TOKEN).any()) or not bool((tensor >= 0).any(1).all()):
                 raise ConfigError(
                     f"{name} must hold token ids, at least one an example; -1 fills up rows of fewer. "
@@ -112,8 +110,8 @@ class PairBatch(Summary):
         return cls(
             clean=clean.long(),
             corrupt=corrupt.long(),
-            answers=answers.long(),
-            distractors=distractors.long(),
+            answers=words["answers"].long(),
+            distractors=words.get("distractors", clean.new_empty((len(clean), 0))).long(),
             answer_at=answer_at.long(),
             index=torch.arange(len(clean), device=clean.device),
         )
@@ -125,6 +123,11 @@ class PairBatch(Summary):
     def n_tokens(self) -> int:
         """Length of the prompts."""
         return self.clean.shape[1]
+
+    @property
+    def has_distractors(self) -> bool:
+        """Whether every example has a distractor."""
+        return self.distractors.shape[1] > 0 and bool((self.distractors != NO_TOKEN).any(1).all())
 
     def swapped(self) -> PairBatch:
         """The batch with clean and corrupted prompt in each other's place; answers stay."""

@@ -88,6 +88,8 @@ def encode_example(example: Example, text: TextEncoder) -> Pair | Rejection:
     distractor_ids = continuations(example.clean, example.distractors, clean, text)
     if isinstance(distractor_ids, Rejection):
         return distractor_ids
+    if same := _same_token(example, answer_ids, distractor_ids):
+        return same
     spans = _token_spans(example, clean, corrupt)
     if isinstance(spans, Rejection):
         return spans
@@ -131,6 +133,21 @@ def continuations(
             return Rejection(TokenError, f"{word!r} is not one token", message)
         ids.append(longer.ids[-1])
     return tuple(ids)
+
+
+def _same_token(example: Example, answer_ids: tuple[int, ...], distractor_ids: tuple[int, ...]) -> Rejection | None:
+    """Refuse different words that are one token, as for a tokenizer without capital letters."""
+    seen: dict[int, str] = {}
+    for word, token in zip(example.answers + example.distractors, answer_ids + distractor_ids, strict=True):
+        if token in seen:
+            both = f"{seen[token]!r} and {word!r}"
+            message = (
+                f"{both} are the same token ({token}) after the prompt {example.clean!r}. Use words that are different "
+                "tokens for this tokenizer, or another model."
+            )
+            return Rejection(TokenError, f"{both} are the same token", message)
+        seen[token] = word
+    return None
 
 
 def _length_rejection(example: Example, clean: Encoded, corrupt: Encoded) -> Rejection:

@@ -8,10 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from string import Formatter
 
-from circuitlab.errors import TaskError
+from circuitlab.data.checks import CharRange, check_mapping, check_spans, check_text, check_words
+from circuitlab.errors import SpanError, TaskError, shown
 from circuitlab.summary import Summary, short
 
-CharRange = tuple[int, int]
+__all__ = ["CharRange", "Example"]
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -20,44 +21,64 @@ class Example(Summary):
 
     Attributes:
         clean: The prompt whose behaviour is studied.
-        corrupt: The same prompt with one thing changed, so that `distractor` is its right answer.
+        corrupt: The same prompt with one thing changed.
         answer: Right continuation of `clean` (several: any of them), with its leading space where it has one.
-        distractor: Right continuation of `corrupt`, in the same form.
+        distractor: Wrong continuation of `clean` that the answer is compared with, in the same form; often the right
+            continuation of `corrupt`. None for metrics that need none (`log_prob`, `kl`, `accuracy`, `rank`).
         spans: Name -> half-open character range in `clean`. Token spans are found from these.
         corrupt_spans: The same names in `corrupt`, where they are known; they must fall on the same tokens.
 
     Raises:
-        TaskError: Both prompts are equal, a prompt or an answer is empty, or answer and distractor share a word.
+        TaskError: Both prompts are equal, a prompt or an answer is empty or no text, or answer and distractor share a
+            word.
+        SpanError: A span is not a pair of whole numbers inside its prompt, or `corrupt_spans` has a name of its own.
     """
 
     clean: str
     corrupt: str
     answer: str | tuple[str, ...]
-    distractor: str | tuple[str, ...]
+    distractor: str | tuple[str, ...] | None = None
     spans: Mapping[str, CharRange] = field(default_factory=dict)
     corrupt_spans: Mapping[str, CharRange] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not self.clean or not self.corrupt:
-            raise TaskError(f"an example needs two prompts; got clean={self.clean!r}, corrupt={self.corrupt!r}.")
+        check_text("the clean prompt", self.clean)
+        prompt = f"prompt {shown(self.clean)}"
+        check_text(f"the corrupted prompt of {prompt}", self.corrupt)
         if self.clean == self.corrupt:
             raise TaskError(
                 f"clean and corrupted prompt are the same text: {self.clean!r}. Change what matters in one."
             )
-        if not self.answers or not self.distractors or "" in self.answers + self.distractors:
-            raise TaskError(f"prompt {self.clean!r} needs a non-empty answer and distractor.")
-        if shared := set(self.answers) & set(self.distractors):
-            raise TaskError(f"prompt {self.clean!r}: {sorted(shared)} is answer and distractor at once.")
+        answers = check_words(f"the answer of {prompt}", self.answer)
+        if not answers:
+            raise TaskError(f"{prompt} has no answer. Give at least one.")
+        distractors = check_words(f"the distractor of {prompt}", () if self.distractor is None else self.distractor)
+        if shared := set(answers) & set(distractors):
+            raise TaskError(f"{prompt}: {shown(sorted(shared))} is answer and distractor at once.")
+        spans = check_spans("spans", self.spans, self.clean)
+        corrupt_spans = check_spans("corrupt_spans", self.corrupt_spans, self.corrupt)
+        if alone := sorted(set(corrupt_spans) - set(spans)):
+            raise SpanError(
+                f"corrupt_spans of prompt {self.clean!r} names {alone}, which spans does not. Add it there."
+            )
+        given = {
+            "answer": self.answer if isinstance(self.answer, str) else answers,
+            "distractor": self.distractor if isinstance(self.distractor, str) else distractors or None,
+            "spans": spans,
+            "corrupt_spans": corrupt_spans,
+        }
+        for name, value in given.items():
+            object.__setattr__(self, name, value)
 
     @property
     def answers(self) -> tuple[str, ...]:
         """The answer as a tuple, whichever form it was given in."""
-        return (self.answer,) if isinstance(self.answer, str) else tuple(self.answer)
+        return (self.answer,) if isinstance(self.answer, str) else self.answer
 
     @property
     def distractors(self) -> tuple[str, ...]:
-        """The distractor as a tuple, whichever form it was given in."""
-        return (self.distractor,) if isinstance(self.distractor, str) else tuple(self.distractor)
+        """The distractor as a tuple, whichever form it was given in; empty where there is none."""
+        return (self.distractor,) if isinstance(self.distractor, str) else self.distractor or ()
 
     @classmethod
     def from_template(
@@ -67,7 +88,7 @@ class Example(Summary):
         *,
         corrupt: Mapping[str, str],
         answer: str | tuple[str, ...],
-        distractor: str | tuple[str, ...],
+        distractor: str | tuple[str, ...] | None = None,
     ) -> "Example":
         """Fill one template twice; every field becomes a span of its own name, unless it is empty in a prompt.
 
@@ -88,6 +109,11 @@ class Example(Summary):
             >>> made.corrupt, made.spans
             ('Ann left;', {'name': (0, 3), 'end': (8, 9)})
         """
+        check_text("the template of an example", template)
+        for what, values in {"fields": fields, "corrupt": corrupt}.items():
+            for name, value in check_mapping(what, values).items():
+                if not isinstance(value, str):
+                    raise TaskError(f"template {template!r}: {what}[{name!r}] is {shown(value)}; it must be a text.")
         if unused := set(corrupt) - set(fields):
             raise TaskError(f"template {template!r}: corrupt changes {sorted(unused)}, which fields do not hold.")
         clean_text, spans = _fill(template, fields)
@@ -110,7 +136,11 @@ class Example(Summary):
 def _fill(template: str, fields: Mapping[str, str]) -> tuple[str, dict[str, CharRange]]:
     """The filled text and the character range of every field in it."""
     text, spans, seen = "", {}, dict[str, int]()
-    for literal, name, _, _ in Formatter().parse(template):
+    try:
+        parts = list(Formatter().parse(template))
+    except ValueError as error:
+        raise TaskError(f"template {template!r}: {error}. A brace that belongs to the text is written twice.") from None
+    for literal, name, _, _ in parts:
         text += literal
         if name is None:
             continue

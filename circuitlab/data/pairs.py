@@ -29,7 +29,7 @@ class Pair(Summary):
         clean: The clean text.
         corrupt: The corrupted text.
         answers: Right continuations of the clean prompt.
-        distractors: Right continuations of the corrupted prompt.
+        distractors: Wrong continuations of the clean prompt, which answers are compared with; may be empty.
         clean_ids: Tokens of the clean prompt, beginning-of-sequence token included.
         corrupt_ids: As many tokens of the corrupted prompt.
         answer_ids: One token id per answer.
@@ -119,7 +119,8 @@ class PairSet(Summary):
         yield "spans", " ".join(dict.fromkeys(name for pair in self.pairs for name in pair.spans)) or "none"
         for pair in self.pairs[:3]:
             yield f"[{pair.id}]", f"clean      {short(pair.clean, 60)} -> {short(pair.answers, 24)}"
-            yield "", f"corrupted  {short(pair.corrupt, 60)} -> {short(pair.distractors, 24)}"
+            other = f" -> {short(pair.distractors, 24)}" if pair.distractors else ""
+            yield "", f"corrupted  {short(pair.corrupt, 60)}{other}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)

@@ -6,8 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
+from circuitlab.data.sampling import global_randomness_kept
 from circuitlab.data.task import Task
-from circuitlab.errors import CircuitLabError, TaskFileError, UnknownNameError
+from circuitlab.errors import CircuitLabError, TaskFileError, UnknownNameError, in_one_line, shown
+
+LARGEST_FILE = 10_000_000
 
 # The bundled tasks: name -> module of circuitlab.tasks. Listed, so that an unknown name costs no import.
 BUNDLED = {
@@ -30,7 +33,7 @@ def load_task(task: str | Path | Task, **options: str) -> Task:
 
     Raises:
         UnknownNameError: No such task, option or value; the message lists what there is.
-        TaskFileError: The file does not exist, does not import, or holds no task.
+        TaskFileError: The file does not exist, does not import, ends the program, or holds no task.
     """
     if isinstance(task, Task):
         return task.with_options(**options)
@@ -61,36 +64,53 @@ def _by_value(task: Task, values: list[str]) -> dict[str, str]:
 
 
 def _from_file(path: Path) -> Task:
-    if not path.is_file():
-        raise TaskFileError(
-            f"task file {str(path)!r} does not exist. Give a bundled name ({', '.join(BUNDLED)}) or a file."
-        )
+    source = _source(path)
     module_name = f"circuitlab_task_{path.stem}"
     module = ModuleType(module_name)
     module.__file__ = str(path)
     sys.modules[module_name] = module  # dataclasses look their module up by name
     try:
         # Not through an import loader, which would leave a __pycache__ beside the file.
-        exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
-    except CircuitLabError:
+        with global_randomness_kept():
+            exec(compile(source, str(path), "exec"), module.__dict__)
+    except (CircuitLabError, KeyboardInterrupt):
         raise
-    except Exception as error:
+    except BaseException as error:  # sys.exit() in a task must not end the program
         line = getattr(error, "lineno", None) or _line_in(error, path)
         where = f", line {line}" if line else ""
-        raise TaskFileError(
-            f"task file {str(path)!r}{where} does not import: {type(error).__name__}: {error}"
-        ) from error
+        raise TaskFileError(f"task file {str(path)!r}{where} does not import: {in_one_line(error)}") from error
     finally:
-        del sys.modules[module_name]
+        sys.modules.pop(module_name, None)
+    named = getattr(module, "TASK", None)
     found = {id(v): v for v in vars(module).values() if isinstance(v, Task)}
-    if isinstance(getattr(module, "TASK", None), Task):
-        return replace(module.TASK, origin=str(path))
-    if len(found) == 1:
+    if isinstance(named, Task):
+        return replace(named, origin=str(path))
+    if named is None and len(found) == 1:
         return replace(next(iter(found.values())), origin=str(path))
     problem = f"holds {len(found)} tasks and none is called TASK" if found else "defines no task"
+    if named is not None:
+        problem = f"defines TASK as {shown(named)}, which is no Task"
     raise TaskFileError(
         f"task file {str(path)!r} {problem}. Write: TASK = Task(name=..., version=..., summary=..., draw=...)"
     )
+
+
+def _source(path: Path) -> bytes:
+    if path.is_dir():
+        raise TaskFileError(f"task file {str(path)!r} is a folder. Give the path of the .py file in it.")
+    if not path.is_file():
+        raise TaskFileError(
+            f"task file {str(path)!r} does not exist. Give a bundled name ({', '.join(BUNDLED)}) or a file."
+        )
+    if (size := path.stat().st_size) > LARGEST_FILE:
+        raise TaskFileError(
+            f"task file {str(path)!r} has {size / 1e6:,.1f} MB; at most {LARGEST_FILE / 1e6:.0f} MB are read. Let it "
+            "read its words from a file of their own."
+        )
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise TaskFileError(f"task file {str(path)!r} cannot be read: {error.strerror}.") from error
 
 
 def _line_in(error: BaseException, path: Path) -> int | None:

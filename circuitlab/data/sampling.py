@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
+import sys
+import time
 from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from circuitlab.data.encoding import Rejection, TextEncoder, encode_example
 from circuitlab.data.example import Example
 from circuitlab.data.pairs import Pair, PairSet, PairSplits
-from circuitlab.errors import CircuitLabError, ConfigError, TaskFileError, TooFewPromptsError
+from circuitlab.errors import CircuitLabError, ConfigError, TaskFileError, TooFewPromptsError, in_one_line, shown
+from circuitlab.progress import Progress, silent
 
 if TYPE_CHECKING:
     from circuitlab.data.task import Task
@@ -21,38 +27,55 @@ if TYPE_CHECKING:
 # With k of K pairs still missing, a draw misses all of them with probability (1 - k/K).
 PATIENCE = 4000
 PATIENCE_A_PAIR = 4
+# And when so many seconds passed since the last pair: a draw that reads files or sleeps would take hours for the above.
+LONGEST_WAIT = 60.0
+# So many draws are made twice, to see that they can be repeated, but not for longer than so many seconds. A choice
+# between two texts that does not come from the generator is missed by all of them with probability 2^-16.
+REPEATED_DRAWS = 16
+REPEATS_FOR = 1.0
 # Enough that a word in a list of a hundred is missed by all of them with probability 1e-9.
 FINGERPRINT_DRAWS = 2048
 SPLITS = ("discovery", "held_out")
 REFERENCE = "reference"
+T = TypeVar("T")
 
 
-def sample_pairs(task: Task, text: TextEncoder, n: int, seed: int, *, reference: bool = False) -> PairSplits:
+def sample_pairs(
+    task: Task, text: TextEncoder, n: int, seed: int, *, reference: bool = False, progress: Progress = silent
+) -> PairSplits:
     """Draw `n` discovery and `n` held-out pairs, and as many of reference if asked for; see `Task.pairs`."""
     if isinstance(n, bool) or not isinstance(n, int) or n < 1:
         raise ConfigError(f"n is {n!r}; it counts pairs per split and must be a whole number of at least 1.")
     splits = _Splits(n)
     dropped = Counter[str]()
     worst: Rejection | None = None
-    seen, idle = set[tuple[str, str]](), 0
-    rng = Random(f"{task.name}/{seed}")
-    queue = list(fixed_examples(task))[::-1]
+    seen, idle, last_pair = set[tuple[str, str]](), 0, time.monotonic()
+    total = (len(SPLITS) + reference) * n
     # Reference pairs come last, so that the splits are the same with them and without.
-    for wanted in (SPLITS, (REFERENCE,))[: 1 + reference]:
-        while not splits.full(wanted) and idle < max(PATIENCE, PATIENCE_A_PAIR * sum(splits.counts)):
-            example = queue.pop() if queue else draw(task, rng)
-            idle += 1
-            if (example.clean, example.corrupt) in seen:
-                continue
-            seen.add((example.clean, example.corrupt))
-            made = encode_example(example, text)
-            if isinstance(made, Rejection):
-                dropped[made.reason] += 1
-                worst = worst or made
-            elif splits.place(made, wanted):
-                idle = 0
-        if not splits.full(wanted):
-            raise _too_few(task, n, len(seen), splits, 2 + reference, dropped, worst)
+    with global_randomness_kept():
+        check_repeatable(task, f"{task.name}/{seed}")
+        rng = Random(f"{task.name}/{seed}")
+        queue = list(fixed_examples(task))[::-1]
+        for wanted in (SPLITS, (REFERENCE,))[: 1 + reference]:
+            while not splits.full(wanted):
+                patience = max(PATIENCE, PATIENCE_A_PAIR * sum(splits.counts))
+                if idle >= patience or time.monotonic() - last_pair > LONGEST_WAIT:
+                    break
+                example = queue.pop() if queue else draw(task, rng)
+                idle += 1
+                if (example.clean, example.corrupt) in seen:
+                    continue
+                seen.add((example.clean, example.corrupt))
+                made = encode_example(example, text)
+                if isinstance(made, Rejection):
+                    dropped[made.reason] += 1
+                    worst = worst or made
+                elif splits.place(made, wanted):
+                    idle, last_pair = 0, time.monotonic()
+                    progress("prompts", sum(splits.counts), total)
+            if not splits.full(wanted):
+                waited = f"the last {idle:,} draws" if idle >= patience else f"{idle:,} draws in {LONGEST_WAIT:.0f} s"
+                raise _too_few(task, n, len(seen), splits, 2 + reference, dropped, worst, waited)
     return PairSplits(
         discovery=splits.named("discovery"),
         held_out=splits.named("held_out"),
@@ -65,23 +88,19 @@ def task_fingerprint(task: Task) -> str:
     """SHA-256 over name, version, options and the first draws of a task: changes when its words or templates do."""
     rng = Random(f"fingerprint of {task.name}")
     lines = [json.dumps([task.name, task.version, task.settings])]
-    for example in [*fixed_examples(task), *(draw(task, rng) for _ in range(FINGERPRINT_DRAWS))]:
-        lines.append(json.dumps([example.clean, example.corrupt, example.answers, example.distractors]))
+    with global_randomness_kept():
+        for example in [*fixed_examples(task), *(draw(task, rng) for _ in range(FINGERPRINT_DRAWS))]:
+            lines.append(json.dumps([example.clean, example.corrupt, example.answers, example.distractors]))
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def draw(task: Task, rng: Random) -> Example:
-    """One example of a task, with faults of the task file told as such.
+    """One example of a task; whatever goes wrong in the task's code is an error of the task.
 
     Raises:
-        TaskFileError: `draw` raised, or returned something else than an `Example`.
+        TaskFileError: `draw` raised or tried to end the program, or returned something else than an `Example`.
     """
-    try:
-        example = task.example(rng)
-    except CircuitLabError:
-        raise
-    except Exception as error:
-        raise TaskFileError(f"draw() of task {task.name!r} raised {type(error).__name__}: {error}") from error
+    example = _of_the_task(task, "draw()", lambda: task.example(rng))
     if not isinstance(example, Example):
         raise TaskFileError(
             f"draw() of task {task.name!r} returned {type(example).__name__}; it must return an Example."
@@ -90,21 +109,60 @@ def draw(task: Task, rng: Random) -> Example:
 
 
 def fixed_examples(task: Task) -> tuple[Example, ...]:
-    """The examples of a task that always come first, with faults of the task file told as such.
+    """The examples of a task that always come first; whatever goes wrong in the task's code is an error of the task.
 
     Raises:
-        TaskFileError: `fixed` raised, or holds something else than examples.
+        TaskFileError: `fixed` raised or tried to end the program.
+        TaskError: It holds something else than examples.
     """
+    return _of_the_task(task, "fixed", task.fixed_examples)
+
+
+def check_repeatable(task: Task, seed: str) -> None:
+    """Draw some examples twice from equal generators and compare them.
+
+    Raises:
+        TaskFileError: They differ, so that no seed would give the same prompts again.
+    """
+    end = time.monotonic() + REPEATS_FOR
+    one, other = Random(seed), Random(seed)
+    for number in range(REPEATED_DRAWS):
+        first, second = draw(task, one), draw(task, other)
+        if first != second:
+            texts = [example.clean if first.clean != second.clean else example for example in (first, second)]
+            raise TaskFileError(
+                f"draw() of task {task.name!r} gave {shown(texts[0])} and {shown(texts[1])} from the same generator, "
+                "so that a seed does not give the same prompts again. Take all randomness from the rng that draw() is "
+                "given, and let it keep nothing between two calls."
+            )
+        if number and time.monotonic() > end:
+            return
+
+
+@contextmanager
+def global_randomness_kept() -> Iterator[None]:
+    """Restore the global generators of Python, numpy and torch after code of a task, which may have used them."""
+    state = random.getstate()
+    numpy, torch = sys.modules.get("numpy"), sys.modules.get("torch")
+    numpy_state = numpy.random.get_state() if numpy else None
+    torch_state = torch.get_rng_state() if torch else None
     try:
-        examples = tuple(task.fixed_examples())
-    except CircuitLabError:
+        yield
+    finally:
+        random.setstate(state)
+        if numpy:
+            numpy.random.set_state(numpy_state)
+        if torch:
+            torch.set_rng_state(torch_state)
+
+
+def _of_the_task(task: Task, what: str, call: Callable[[], T]) -> T:
+    try:
+        return call()
+    except (CircuitLabError, KeyboardInterrupt):
         raise
-    except Exception as error:
-        raise TaskFileError(f"fixed of task {task.name!r} raised {type(error).__name__}: {error}") from error
-    for example in examples:
-        if not isinstance(example, Example):
-            raise TaskFileError(f"fixed of task {task.name!r} holds {type(example).__name__}; it must hold Examples.")
-    return examples
+    except BaseException as error:  # sys.exit() in a task must not end the program
+        raise TaskFileError(f"{what} of task {task.name!r} raised {in_one_line(error)}") from error
 
 
 class _Splits:
@@ -140,7 +198,14 @@ class _Splits:
 
 
 def _too_few(
-    task: Task, n: int, n_seen: int, splits: _Splits, lists: int, dropped: Counter[str], worst: Rejection | None
+    task: Task,
+    n: int,
+    n_seen: int,
+    splits: _Splits,
+    lists: int,
+    dropped: Counter[str],
+    worst: Rejection | None,
+    waited: str,
 ) -> CircuitLabError:
     counts = splits.counts[:lists]
     found = sum(counts)
@@ -154,5 +219,6 @@ def _too_few(
     parts = "in both" if lists == len(SPLITS) else "in two of discovery, held-out and reference pairs"
     return TooFewPromptsError(
         f"task {task.label!r}: n={n} needs {lists * n} distinct pairs ({n} per split, no text {parts}), but "
-        f"{n_seen} distinct draws gave {' + '.join(map(str, counts))}{why}. {advice} the task more words."
+        f"{n_seen} distinct draws gave {' + '.join(map(str, counts))}{why}, and {waited} brought no other. {advice} "
+        "the task more words."
     )

@@ -8,10 +8,12 @@ from dataclasses import dataclass, field, replace
 from random import Random
 from typing import TYPE_CHECKING, Any
 
+from circuitlab.data.checks import check_line, check_mapping, check_name, check_sequence
 from circuitlab.data.example import Example
 from circuitlab.data.limits import check_pairs
 from circuitlab.data.sampling import sample_pairs
-from circuitlab.errors import TaskError, UnknownNameError
+from circuitlab.errors import TaskError, UnknownNameError, shown
+from circuitlab.progress import Progress, callback, reports_progress
 from circuitlab.references import Reference
 from circuitlab.summary import Summary, short
 
@@ -25,9 +27,9 @@ if TYPE_CHECKING:
 RESERVED = frozenset(
     (
         "ablation", "allow_weak_gap", "bos", "center_weights", "device", "dtype", "fold_ln", "force", "greedy", "json",
-        "method", "method_option", "method_options", "metric", "min_accuracy", "model", "n", "n_edges", "option", "out",
-        "progress", "quiet", "rng", "seed", "selection", "self", "signed", "stability", "stability_seeds", "steps",
-        "target", "task", "threshold",
+        "method", "method_option", "method_options", "metric", "min_accuracy", "model", "n", "n_edges", "no_sweep",
+        "option", "out", "progress", "quiet", "rng", "seed", "selection", "self", "signed", "sites", "stability",
+        "stability_seeds", "steps", "target", "task", "threshold",
     )
 )  # fmt: skip
 
@@ -37,7 +39,7 @@ class Task(Summary):
     """What is asked of a model, as a citable module defines it.
 
     Attributes:
-        name: Lower-case name with hyphens, unique among tasks.
+        name: Lower-case name with hyphens, unique among tasks; run folders are named after it.
         version: Version of the prompts: any change of templates or words raises it.
         summary: One line: which behaviour.
         draw: `draw(rng, **options) -> Example`; all randomness comes from `rng`.
@@ -50,8 +52,8 @@ class Task(Summary):
         origin: The file it was loaded from; empty for bundled tasks and tasks made in a session.
 
     Raises:
-        TaskError: No name, no version, an option that is named like a setting of `discover`, or a `draw` that does
-            not take the options.
+        TaskError: No name, no version, a field of the wrong type, a name or text that no file can hold, an option that
+            is named like a setting of `discover`, or a `draw` that does not take the options.
         UnknownNameError: A chosen option or value does not exist.
     """
 
@@ -67,22 +69,28 @@ class Task(Summary):
     origin: str = ""
 
     def __post_init__(self) -> None:
-        if not self.name or not self.version:
-            raise TaskError(f"a task needs a name and a version; got name={self.name!r}, version={self.version!r}.")
-        if taken := sorted(RESERVED & set(self.options)):
+        check_name("the name of a task", self.name)
+        owner = f"task {self.name!r}"
+        check_line(f"version of {owner}", self.version)
+        check_line(f"summary of {owner}", self.summary, may_be_empty=True)
+        if not isinstance(self.origin, str):
+            raise TaskError(f"origin of {owner} is {shown(self.origin)}; it must be a path (str).")
+        if not callable(self.draw):
+            raise TaskError(f"draw of {owner} is {shown(self.draw)}; it must be a function of (rng, **options).")
+        if not callable(self.metric) and not (isinstance(self.metric, str) and self.metric):
             raise TaskError(
-                f"task {self.name!r} has options {taken}, which are names of settings: discover(..., {taken[0]}=...) "
-                "would not reach the task. Call them otherwise."
+                f"metric of {owner} is {shown(self.metric)}; it must be the name of a metric or a function of "
+                "(logits, batch)."
             )
-        parameters = inspect.signature(self.draw).parameters
-        open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-        if missing := [name for name in self.options if name not in parameters and not open_ended]:
-            raise TaskError(f"task {self.name!r}: draw() has no parameter for the options {missing}.")
-        for name, value in self.chosen.items():
+        object.__setattr__(self, "options", _checked_options(owner, self.options, self.draw))
+        object.__setattr__(self, "sources", _checked_sources(owner, self.sources))
+        if not callable(self.fixed):
+            object.__setattr__(self, "fixed", checked_fixed(owner, self.fixed))
+        for name, value in check_mapping(f"chosen of {owner}", self.chosen).items():
             if name not in self.options:
-                raise UnknownNameError.of("option", name, self.options or ["(none)"], owner=f"task {self.name!r}")
+                raise UnknownNameError.of("option", name, self.options or ["(none)"], owner=owner)
             if value not in self.options[name]:
-                raise UnknownNameError.of(name, value, self.options[name], owner=f"task {self.name!r}")
+                raise UnknownNameError.of(name, value, self.options[name], owner=owner)
 
     @property
     def settings(self) -> dict[str, str]:
@@ -108,10 +116,23 @@ class Task(Summary):
         return self.draw(rng, **self.settings)
 
     def fixed_examples(self) -> tuple[Example, ...]:
-        """The examples that always come first."""
-        return self.fixed(**self.settings) if callable(self.fixed) else self.fixed
+        """The examples that always come first.
 
-    def pairs(self, model: Model, n: int = 100, seed: int = 0, *, reference: bool = False) -> PairSplits:
+        Raises:
+            TaskError: `fixed` returned something else.
+        """
+        return checked_fixed(f"task {self.name!r}", self.fixed(**self.settings)) if callable(self.fixed) else self.fixed
+
+    @reports_progress
+    def pairs(
+        self,
+        model: Model,
+        n: int = 100,
+        seed: int = 0,
+        *,
+        reference: bool = False,
+        progress: Progress | bool | None = None,
+    ) -> PairSplits:
         """Draw `n` discovery and `n` held-out pairs for a model's tokenizer.
 
         No text, clean or corrupted, stands in both splits. Words that the tokenizer cannot serve are dropped and
@@ -123,13 +144,16 @@ class Task(Summary):
             seed: Same seed, same pairs.
             reference: Draw `n` reference pairs beside, whose texts are in neither split; the splits are the same
                 with them and without.
+            progress: None draws a bar in a terminal or a notebook, True always, False never; or a function that is
+                called with (step, done, total).
 
         Raises:
             ConfigError: `n` is not a positive number.
+            TaskFileError: `draw` raised, returned no `Example`, or gave other examples from the same generator.
             TooFewPromptsError: Fewer distinct pairs than asked for; the message counts what was dropped and why.
             TokenError: A prompt is longer than the model's context; the message has the prompt and both lengths.
         """
-        drawn = sample_pairs(self, model.text, n=n, seed=seed, reference=reference)
+        drawn = sample_pairs(self, model.text, n=n, seed=seed, reference=reference, progress=callback(progress))
         for part in (drawn.discovery, drawn.held_out, *([drawn.reference] if drawn.reference else [])):
             check_pairs(part, model.spec)
         return drawn
@@ -146,3 +170,64 @@ class Task(Summary):
             yield "sources", ", ".join(source.key for source in self.sources)
         if self.origin:
             yield "file", self.origin
+
+
+def checked_fixed(owner: str, examples: object) -> tuple[Example, ...]:
+    """The examples that always come first, if they are examples.
+
+    Raises:
+        TaskError: They are something else.
+    """
+    found = []
+    for example in check_sequence(f"fixed of {owner}", examples, "Examples"):
+        if not isinstance(example, Example):
+            raise TaskError(f"fixed of {owner} holds {shown(example)}; it must hold Examples.")
+        found.append(example)
+    return tuple(found)
+
+
+def _checked_options(owner: str, options: object, draw: Callable[..., object]) -> dict[str, tuple[str, ...]]:
+    found = {}
+    for name, values in check_mapping(f"options of {owner}", options).items():
+        if not name.isidentifier():
+            raise TaskError(
+                f"{owner} has an option {name!r}; draw() gets options by keyword, so that a name must be an "
+                "identifier: letters, digits and '_'."
+            )
+        allowed = check_sequence(f"option {name!r} of {owner}", values, "texts, the default first")
+        for value in allowed:
+            check_line(f"a value of option {name!r} of {owner}", value)
+        if not allowed or len(set(allowed)) < len(allowed):
+            raise TaskError(f"option {name!r} of {owner} has the values {allowed}; give at least one, and each once.")
+        found[name] = tuple(map(str, allowed))
+    if taken := sorted(RESERVED & set(found)):
+        raise TaskError(
+            f"{owner} has options {taken}, which are names of settings: discover(..., {taken[0]}=...) "
+            "would not reach the task. Call them otherwise."
+        )
+    try:
+        parameters = inspect.signature(draw).parameters
+    except (TypeError, ValueError):  # built-in functions have no signature
+        return found
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    if missing := [name for name in found if name not in parameters and not open_ended]:
+        raise TaskError(f"{owner}: draw() has no parameter for the options {missing}.")
+    return found
+
+
+def _checked_sources(owner: str, sources: object) -> tuple[Reference, ...]:
+    found = []
+    for source in check_sequence(f"sources of {owner}", sources, "References"):
+        if not isinstance(source, Reference):
+            raise TaskError(f"sources of {owner} holds {shown(source)}; it must hold References.")
+        for name in ("key", "title"):
+            check_line(f"{name} of a source of {owner}", getattr(source, name))
+        for name in ("arxiv", "url"):
+            if getattr(source, name) is not None:
+                check_line(f"{name} of a source of {owner}", getattr(source, name))
+        for author in check_sequence(f"authors of a source of {owner}", source.authors, "names"):
+            check_line(f"an author of a source of {owner}", author)
+        if isinstance(source.year, bool) or not isinstance(source.year, int):
+            raise TaskError(f"year of a source of {owner} is {shown(source.year)}; it must be a whole number.")
+        found.append(source)
+    return tuple(found)

@@ -1,21 +1,28 @@
-"""Does the model do the task at all? Asked before an hour of compute."""
+"""Does the model do the task at all? Checked before the sweeps and scores, which may take hours.
+
+What is asked is what the metric asks. Where 0 separates right from wrong (`Metric.natural_zero`), a pair passes if the
+metric of its clean prompt is on the better side of 0; with any other metric, if the most likely next token is one of
+the answers. So a task with several right answers passes as soon as its metric does.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from circuitlab.data.pairs import PairSet
 from circuitlab.errors import TaskNotDoneError
 from circuitlab.evaluation.gap import Gap, check_data
 from circuitlab.metrics import Metric, resolve
-from circuitlab.metrics.formulas import prefers_answer
 from circuitlab.patching.circuits.metric import Prepared
 from circuitlab.summary import Summary, plural
 
 WORST = 5
+SHOWN_WORDS, SHOWN_CHARACTERS = 3, 60
+TOP_TOKEN = "the most likely token is an answer"
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -23,13 +30,15 @@ class Behaviour(Summary):
     """What the whole model does.
 
     Attributes:
-        prefers: Share of pairs on which every answer is above every distractor, on the clean prompt.
-        turns: Share of pairs on which the corrupted prompt turns that over.
+        rule: What a pair has to show, in words: "logit_diff is above 0" or "the most likely token is an answer".
+        prefers: Share of pairs whose clean prompt shows it.
+        turns: Share of pairs whose corrupted prompt does not show it.
         clean: Metric on the clean prompts.
         corrupt: Metric on the corrupted prompts.
         gap: What faithfulness on these pairs is a share of: m(clean) - m(empty circuit).
     """
 
+    rule: str
     prefers: float
     turns: float
     clean: Float[np.ndarray, " example"]
@@ -51,35 +60,96 @@ def check_behaviour(
         prepared: The pairs, with what excluded edges carry.
         pairs: The same pairs, for their words.
         metric: What is measured.
-        min_accuracy: Share of pairs on which the model must prefer the answer; 0 to look anyway.
+        min_accuracy: Share of pairs that must pass (see the module); 0 to go on in any case.
         allow_weak_gap: Go on where the metric does not tell the clean run from the corrupted one or the empty circuit.
 
     Raises:
-        TaskNotDoneError: The model prefers the answer on too few pairs, or the metric does not speak for the clean
-            prompts; accuracy, gap and the five worst prompts are in the message.
+        TaskNotDoneError: Too few pairs pass, or the mean metric is no better on the clean prompts than on the corrupted
+            ones; the message has the rule that failed, its numbers and the five worst prompts.
         MetricError: These pairs do not tell the clean run from the corrupted one, which sweeps are measured by, or from
-            the empty circuit, which faithfulness is measured by (`circuitlab.evaluation.gap`).
+            the empty circuit, which faithfulness is measured by (`circuitlab.evaluation.gap`); or the metric gives the
+            wrong shape, or values that are not finite.
     """
-    wanted = Metric(name="prefers_answer", function=prefers_answer, unit="share of examples", smooth=False)
-    right, right_when_corrupted = prepared.gaps(wanted)[0], prepared.corrupted(wanted)
     (clean, empty), corrupt = prepared.gaps(metric), prepared.corrupted(metric)
-    gained = (clean - corrupt) * (1 if metric.higher_is_better else -1)
+    rule, right, right_when_corrupted = _passes(prepared, metric, clean, corrupt)
+    better = 1 if metric.higher_is_better else -1
     prefers = float(right.mean())
-    if prefers >= min_accuracy and (gained.mean() > 0 or min_accuracy == 0):
-        check_data(metric, clean, corrupt, allow_weak_gap=allow_weak_gap)
-        gap = check_data(metric, clean, empty, prepared.empty_is, allow_weak_gap=allow_weak_gap)
-        return Behaviour(prefers, float(1 - right_when_corrupted.mean()), clean, corrupt, gap)
-    margins, _ = prepared.gaps(resolve("logit_diff"))
-    worst = "; ".join(
-        f"{pairs[int(i)].clean!r} wants {'/'.join(pairs[int(i)].answers)!r} over "
-        f"{'/'.join(pairs[int(i)].distractors)!r}: "
-        f"{margins[i]:+.2f} logits"
-        for i in np.argsort(margins, kind="stable")[:WORST]
-    )
+    if prefers < min_accuracy:
+        order = better * clean if metric.natural_zero else -prepared.gaps(resolve("rank"))[0]
+        share, needed = different_digits(100 * prefers, 100 * min_accuracy)
+        _refuse(
+            f"{rule} on {int(right.sum())} of {len(pairs)} clean prompts ({share}%), and min_accuracy asks for "
+            f"{needed}%",
+            _worst(prepared, pairs, metric, clean, order),
+        )
+    if min_accuracy > 0 and (better * (clean - corrupt)).mean() <= 0:
+        one, other = different_digits(float(clean.mean()), float(corrupt.mean()))
+        way = "more" if better > 0 else "less"
+        _refuse(
+            f"{metric.name} is {one} on the clean and {other} on the corrupted prompts, and it should be {way} on the "
+            f"clean ones",
+            _worst(prepared, pairs, metric, clean, better * (clean - corrupt)),
+        )
+    check_data(metric, clean, corrupt, allow_weak_gap=allow_weak_gap)
+    gap = check_data(metric, clean, empty, prepared.empty_is, allow_weak_gap=allow_weak_gap)
+    return Behaviour(rule, prefers, float(1 - right_when_corrupted.mean()), clean, corrupt, gap)
+
+
+def different_digits(one: float, other: float, least: int = 3) -> tuple[str, str]:
+    """Two numbers with as many significant digits as it takes to tell them from each other; at least `least`.
+
+    Example:
+        >>> different_digits(59.9999, 60.0)
+        ('59.9999', '60')
+    """
+    for digits in range(least, 18):
+        texts = f"{one:.{digits}g}", f"{other:.{digits}g}"
+        if texts[0] != texts[1] or one == other:
+            return texts
+    return repr(one), repr(other)
+
+
+def _passes(
+    prepared: Prepared, metric: Metric, clean: Float[np.ndarray, " example"], corrupt: Float[np.ndarray, " example"]
+) -> tuple[str, Bool[np.ndarray, " example"], Bool[np.ndarray, " example"]]:
+    """The rule in words, and which clean and which corrupted prompts keep it."""
+    if not metric.natural_zero:
+        accuracy = resolve("accuracy")
+        return TOP_TOKEN, prepared.gaps(accuracy)[0] == 1, prepared.corrupted(accuracy) == 1
+    if metric.higher_is_better:
+        return f"{metric.name} is above 0", clean > 0, corrupt > 0
+    return f"{metric.name} is below 0", clean < 0, corrupt < 0
+
+
+def _refuse(reason: str, worst: str) -> None:
     raise TaskNotDoneError(
-        f"the model does not do the task: it prefers the answer on {prefers:.0%} of {len(pairs)} clean prompts "
-        f"(needed: {min_accuracy:.0%}), {metric.name} is {clean.mean():.3g} clean and {corrupt.mean():.3g} "
-        f"corrupted. The "
-        f"worst: {worst}. Take a model that does it, mend the task, or lower min_accuracy (--min-accuracy) to "
-        f"look anyway."
+        f"the model does not do the task: {reason}. The worst: {worst}. Use a model that does it, change the task, or "
+        "lower min_accuracy (--min-accuracy; 0 skips this check)."
     )
+
+
+def _worst(
+    prepared: Prepared,
+    pairs: PairSet,
+    metric: Metric,
+    clean: Float[np.ndarray, " example"],
+    order: Float[np.ndarray, " example"],
+) -> str:
+    """The prompts that come first in this order, with what the model makes of them."""
+    above = prepared.gaps(resolve("rank"))[0]
+    told = []
+    for i in np.argsort(order, kind="stable")[:WORST].tolist():
+        pair = pairs[i]
+        over = f" over {_words(pair.distractors)}" if pair.distractors and metric.needs_distractor else ""
+        value = f"{clean[i]:+.3g} {metric.unit}".strip() if metric.natural_zero else f"{above[i]:.0f} tokens above it"
+        told.append(f"{_end_of(pair.clean)!r} wants {_words(pair.answers)}{over}: {value}")
+    return "; ".join(told)
+
+
+def _words(words: Sequence[str]) -> str:
+    more = f" (or {len(words) - SHOWN_WORDS} more)" if len(words) > SHOWN_WORDS else ""
+    return repr("/".join(words[:SHOWN_WORDS])) + more
+
+
+def _end_of(prompt: str) -> str:
+    return prompt if len(prompt) <= SHOWN_CHARACTERS else "..." + prompt[3 - SHOWN_CHARACTERS :]

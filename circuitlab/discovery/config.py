@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from circuitlab.discovery.scoring import METHODS, check_serves, find_method
-from circuitlab.errors import ConfigError, UnknownNameError
+from circuitlab.errors import ConfigError, UnknownNameError, shown
 from circuitlab.graphs.selection import SelectionRule
 from circuitlab.metrics import resolve
 from circuitlab.models.bos import AUTO, TRANSFORMER_LENS, check_choice
 from circuitlab.patching.runs.replacement import REPLACEMENTS
+from circuitlab.patching.sweeps.sites import SITES
 from circuitlab.summary import Summary, short
 
 
@@ -35,7 +36,7 @@ class DiscoverConfig(Summary):
         target: Faithfulness that the circuit must reach on the discovery pairs; None where the selection asks for a
             number of edges or a threshold.
         selection: How the circuit is taken out of the scored edges; in a record without the target.
-        min_accuracy: Share of pairs on which the model must prefer the answer, or there is nothing to explain.
+        min_accuracy: Share of pairs that the model must get right, or there is nothing to explain.
         device: Where the model is.
         dtype: Of its weights.
         bos: Whether a beginning-of-sequence token is put in front of every text (see `load_model`).
@@ -44,9 +45,10 @@ class DiscoverConfig(Summary):
         allow_weak_gap: Pairs are taken that do not tell the clean run from the corrupted one or the empty circuit.
         stability: On how many bootstrap resamples of the discovery pairs the discovery is done again; 0 for none.
         stability_seeds: On the prompts of how many more seeds the discovery is done again; 0 for none.
+        sites: What is swept; None for the usual sites, an empty tuple for none.
 
     Raises:
-        UnknownNameError: No such method, metric, ablation or choice of `bos`.
+        UnknownNameError: No such method, metric, ablation, site or choice of `bos`.
         ConfigError: A number is out of range, the method has no such option or cannot take the ablation, or the
             selection contradicts itself or the target.
     """
@@ -72,6 +74,7 @@ class DiscoverConfig(Summary):
     allow_weak_gap: bool = False
     stability: int = 0
     stability_seeds: int = 0
+    sites: tuple[str, ...] | None = None
 
     @classmethod
     def of_record(cls, record: Any) -> DiscoverConfig:
@@ -118,6 +121,8 @@ class DiscoverConfig(Summary):
             repeats = getattr(self, name)
             if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 0 or repeats == 1:
                 raise ConfigError(f"{name} is {repeats!r}; it counts {what}: 0 for none, or at least 2.")
+        if self.sites is not None:
+            object.__setattr__(self, "sites", checked_sites(self.sites))
         if not 0 <= self.min_accuracy <= 1:
             raise ConfigError(f"min_accuracy is {self.min_accuracy!r}; it is a share of pairs, 0 to 1.")
 
@@ -125,6 +130,7 @@ class DiscoverConfig(Summary):
         """The settings as they stand in `manifest.json`."""
         record = asdict(self)
         del record["selection"]["target"]
+        record["sites"] = None if self.sites is None else list(self.sites)
         return record
 
     @property
@@ -138,6 +144,8 @@ class DiscoverConfig(Summary):
             if value is not None and value != usual[name]:
                 words += [flag] if value is True else [flag, str(value)]
         words += _selection_flags(self.selection)
+        if self.sites is not None:
+            words += ["--sites", ",".join(self.sites)] if self.sites else ["--no-sweep"]
         for key, value in self.method_options.items():
             words += ["--method-option", f"{key}={value}"]
         for key, value in self.options.items():
@@ -175,6 +183,23 @@ def _selection_flags(rule: SelectionRule) -> list[str]:
     words += [] if rule.threshold is None else ["--threshold", str(rule.threshold)]
     words += ["--signed"] if rule.signed else []
     return words if rule.greedy is None else [*words, "--greedy" if rule.greedy else "--no-greedy"]
+
+
+def checked_sites(sites: object) -> tuple[str, ...]:
+    """Names of sites, each once; one text may hold several, separated by commas.
+
+    Raises:
+        ConfigError: They are no list of names.
+        UnknownNameError: One is no site.
+    """
+    if isinstance(sites, str):
+        sites = [name.strip() for name in sites.split(",")]
+    if not isinstance(sites, list | tuple) or not all(isinstance(name, str) for name in sites):
+        raise ConfigError(f"sites is {shown(sites)}; it must be a list of names, such as ['head_z'], or empty.")
+    for name in sites:
+        if name not in SITES:
+            raise UnknownNameError.of("site", name, SITES)
+    return tuple(dict.fromkeys(sites))
 
 
 def metric_name(metric: Any) -> str:

@@ -108,4 +108,4 @@ def _by_column(
     rows, columns = edge_places(layout).T
     scores = np.zeros((len(found.columns), len(layout.writers), len(layout.readers)))
     scores[:, rows, columns] = means.T
-    return ColumnScores(kind=found.column_kind, labels=found.columns, scores=scores)
+    return ColumnScores(kind=found.column_kind, labels=found.columns, scores=scores, numbers=found.numbers)

@@ -110,7 +110,9 @@ def attribute(
     if level != "edge":
         return NodeScores(level=level, **about)
     return EdgeScores(
-        by_column=columns and ColumnScores(kind=columns.kind, labels=columns.labels, scores=by_column / n), **about
+        by_column=columns
+        and ColumnScores(kind=columns.kind, labels=columns.labels, scores=by_column / n, numbers=columns.numbers),
+        **about,
     )
 
 

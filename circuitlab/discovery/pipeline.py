@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from circuitlab.data.pairs import PairSet, PairSplits
 from circuitlab.data.registry import load_task
 from circuitlab.data.task import Task
 from circuitlab.discovery.behaviour import Behaviour, check_behaviour
-from circuitlab.discovery.config import DiscoverConfig, default_folder
+from circuitlab.discovery.config import DiscoverConfig, checked_sites, default_folder
 from circuitlab.discovery.run_folder import reserve_run, write_run, writes_run
 from circuitlab.discovery.scores import EdgeScores
 from circuitlab.discovery.scoring import find_method, score_edges, scored_under
@@ -29,7 +29,7 @@ from circuitlab.discovery.stability import stability as repeat
 from circuitlab.evaluation.evaluate import Evaluation, evaluate
 from circuitlab.graphs.circuit import Circuit
 from circuitlab.graphs.selection import SelectionRule
-from circuitlab.metrics import Metric, resolve
+from circuitlab.metrics import Metric, metric_of
 from circuitlab.metrics.base import MetricFunction
 from circuitlab.models.bos import AUTO
 from circuitlab.models.load import load_model
@@ -40,7 +40,8 @@ from circuitlab.parts import Kind, Layout, ModelSpec
 from circuitlab.patching.circuits.metric import prepare
 from circuitlab.patching.grid import Grid
 from circuitlab.patching.runs.replacement import Replacement, needs_reference, resolve_replacement
-from circuitlab.patching.sweeps.nodes import sweep_nodes
+from circuitlab.patching.sweeps.nodes import sweep_nodes, sweep_some_nodes
+from circuitlab.patching.sweeps.sites import find_site
 from circuitlab.patching.sweeps.sweep import by_site, sweep
 from circuitlab.progress import Progress, callback, reports_progress
 from circuitlab.summary import Summary, plural, short
@@ -62,6 +63,7 @@ class Run(Summary):
         spec: Shape of the model.
         weights_sha256: Which weights.
         bos: The tokens in front of every text.
+        metric: What was measured.
         pairs: The prompts of both splits.
         behaviour: What the whole model does on the discovery pairs.
         grids: Sweeps on the discovery pairs, by site.
@@ -80,6 +82,7 @@ class Run(Summary):
     spec: ModelSpec
     weights_sha256: str
     bos: Bos
+    metric: Metric
     pairs: PairSplits
     behaviour: Behaviour
     grids: Mapping[str, Grid]
@@ -152,6 +155,7 @@ def discover(
     fold_ln: bool = False,
     center_weights: bool = False,
     allow_weak_gap: bool = False,
+    sites: str | Sequence[str] | None = None,
     progress: Progress | bool | None = None,
     **options: str,
 ) -> Run:
@@ -172,7 +176,8 @@ def discover(
         target: Faithfulness to reach on the discovery pairs; 0.9 where nothing is asked of the selection.
         selection: How the circuit is taken out of the scored edges, where more is to be said: a number of edges or a
             threshold instead of a target, by signed scores, greedily.
-        min_accuracy: Share of pairs on which the model must prefer the answer.
+        min_accuracy: Share of pairs that the model must get right: with the metric on the better side of 0 where it has
+            a natural zero, else with an answer as the most likely token (`circuitlab.discovery.behaviour`).
         stability: On how many bootstrap resamples of the discovery pairs the discovery is done again, to see which
             edges stay; 0 for none.
         stability_seeds: The same on new prompts of the seeds `seed` + 1, + 2, ...: on how many; 0 for none.
@@ -185,6 +190,8 @@ def discover(
         center_weights: Centre what it writes to the stream, and its unembedding (see `load_model`).
         allow_weak_gap: Go on where these pairs do not tell the clean run from the corrupted one, or from the empty
             circuit: shares of a gap that may be nothing (`circuitlab.evaluation.gap`).
+        sites: What is swept, names of `SITES`; by default `SWEPT_SITES`, as far as the model has them. An empty tuple
+            skips the sweeps; then only the nodes of the circuit are patched, each alone, for its drawing.
         progress: None draws a bar in a terminal or a notebook, True always, False never; or a function that is called
             with (step, done, total).
         options: The task's options, such as `contrast="gender"`.
@@ -193,7 +200,7 @@ def discover(
         CircuitLabError: Whatever is wrong with the task, the model or the settings, told before the work starts.
     """
     asked = load_task(task, **options)
-    judged_by = _metric(asked, metric)
+    judged_by = metric_of(asked, metric)
     config = DiscoverConfig(
         task=_spelling(task, asked), options=asked.settings, model=_model_name(model), method=method, steps=steps,
         method_options=find_method(method).read(method_options), metric=judged_by.name, ablation=ablation, n=n,
@@ -201,7 +208,7 @@ def discover(
         stability=stability, stability_seeds=stability_seeds,
         device=str(device or "cpu"), dtype=str(dtype or "float32").removeprefix("torch."),
         bos=AUTO if bos is None else bos, fold_ln=fold_ln, center_weights=center_weights,
-        allow_weak_gap=allow_weak_gap,
+        allow_weak_gap=allow_weak_gap, sites=None if sites is None else checked_sites(sites),
     )  # fmt: skip
     clock = _Clock(callback(progress))
     with clock("load"):
@@ -210,17 +217,16 @@ def discover(
         )
         config = replace(config, **_as_it_is(loaded))
         config.selection.check_size(Layout.of(loaded.spec).n_edges)
+        _sites(config, loaded)  # refuses what the model does not have
     with clock("prompts"):
-        pairs = asked.pairs(loaded, n=n, seed=seed, reference=needs_reference(ablation))
+        pairs = asked.pairs(loaded, n=n, seed=seed, reference=needs_reference(ablation), progress=progress)
         found, put_in = pairs.discovery, _put_in(loaded, ablation, pairs, seed)
     with clock("behaviour"):
         prepared = prepare(loaded, found, replacement=put_in)
         behaviour = check_behaviour(prepared, found, judged_by, min_accuracy, allow_weak_gap=allow_weak_gap)
         del prepared  # runs of every pair: memory that the sweeps want
     with clock("sweep"):
-        sites = [s for s in SWEPT_SITES if loaded.spec.has_mlp or s != "mlp_out"]
-        grids = by_site(sweep(loaded, found, site=sites, metric=judged_by, seed=seed, progress=progress))
-        effects = sweep_nodes(loaded, found, judged_by, heads=grids["head_z"]).effects
+        grids = _sweeps(loaded, found, _sites(config, loaded), judged_by, seed, callback(progress))
     with clock("score"):
         scores = score_edges(
             loaded, found, method, steps=steps, metric=judged_by, seed=seed, progress=progress,
@@ -229,6 +235,7 @@ def discover(
     told = {"metric": judged_by, "seed": seed, "allow_weak_gap": allow_weak_gap, "progress": progress}
     with clock("select"):
         circuit = select(loaded, scores, found, **config.selection.arguments, ablation=put_in, **told)
+        effects = _node_effects(loaded, found, judged_by, circuit, grids.get("head_z"))
     with clock("evaluate"):
         evaluation = evaluate(loaded, circuit, pairs.held_out, ablation=put_in, **told)
         looks = _strongest_heads(loaded, circuit, effects, pairs.held_out)
@@ -245,10 +252,34 @@ def discover(
             )  # fmt: skip
     return Run(
         config=config, task=asked, spec=loaded.spec, weights_sha256=loaded.weights_sha256(), bos=loaded.bos,
-        pairs=pairs,
-        behaviour=behaviour, grids=grids, scores=scores, circuit=circuit.with_node_effects(effects),
+        metric=judged_by, pairs=pairs, behaviour=behaviour, grids=grids, scores=scores,
+        circuit=circuit.with_node_effects(effects),
         evaluation=evaluation, seconds=clock.seconds, stability=resamples, stability_seeds=seeds, attention=looks,
     )  # fmt: skip
+
+
+def _sites(config: DiscoverConfig, model: Model) -> list[str]:
+    """What is swept: the sites asked for, which the model must have, or the usual ones that it has."""
+    if config.sites is None:
+        return [name for name in SWEPT_SITES if model.spec.has_mlp or name != "mlp_out"]
+    return [find_site(name, model.spec).name for name in config.sites]
+
+
+def _sweeps(
+    model: Model, pairs: PairSet, sites: list[str], metric: Metric, seed: int, progress: Progress
+) -> Mapping[str, Grid]:
+    """A grid for each site; none where nothing is to be swept."""
+    return by_site(sweep(model, pairs, sites, metric=metric, seed=seed, progress=progress)) if sites else {}
+
+
+def _node_effects(
+    model: Model, pairs: PairSet, metric: Metric, circuit: Circuit, heads: Grid | None
+) -> dict[str, float]:
+    """Effect of patching each node alone: of every node if heads were swept, else of the circuit's nodes."""
+    if heads is not None:
+        return sweep_nodes(model, pairs, metric, heads=heads).effects
+    inner = [node for node in circuit.nodes if node.kind in (Kind.HEAD, Kind.MLP)]
+    return sweep_some_nodes(model, pairs, metric, circuit.nodes).effects if inner else {}
 
 
 def _strongest_heads(
@@ -283,12 +314,6 @@ def _put_in(model: Model, ablation: str, pairs: PairSplits, seed: int) -> Replac
     """What excluded edges carry, measured once and checked against both splits before anything runs."""
     found = resolve_replacement(model, ablation, pairs=pairs.discovery, reference=pairs.reference, seed=seed)
     return resolve_replacement(model, found, pairs=pairs.held_out, reference=None, seed=seed)
-
-
-def _metric(task: Task, metric: str | Metric | MetricFunction | None) -> Metric:
-    """The metric asked for; a metric of the task's own may be asked for by its name, as a manifest does."""
-    own = resolve(task.metric)
-    return own if metric is None or metric == own.name else resolve(metric)
 
 
 def _spelling(given: str | Path | Task, task: Task) -> str:

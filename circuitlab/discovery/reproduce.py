@@ -32,7 +32,7 @@ SCORE = "score"
 SAID = ("seed", "dtype", "dataset_fingerprint", "dataset", "model", "behaviour", "method")
 SAID_OF_TASK = ("name", "label", "version", "settings", "fingerprint")
 # Values that folders of earlier versions lack; they are compared where the folder has them.
-NEWER = ("metric_gap", "metric_gap_se", "causal", "bos_tokens", "bos_ids")
+NEWER = ("metric_gap", "metric_gap_se", "causal", "bos_tokens", "bos_ids", "rule")
 # Settings that are texts: a number or a list would reach code that does not expect it.
 TEXTS = ("task", "model", "method", "metric", "ablation", "device", "dtype", "bos")
 DRAWN = (".png", ".svg", ".html")

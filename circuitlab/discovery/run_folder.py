@@ -204,7 +204,9 @@ def manifest_of(run: Run, folder: Path) -> dict[str, Any]:
             "bos_tokens": list(run.bos.tokens),
             "bos_ids": list(run.bos.ids),
         },
+        "metric": {"name": run.metric.name, "unit": run.metric.unit, "what": run.metric.what},
         "behaviour": {
+            "rule": run.behaviour.rule,
             "prefers_answer": run.behaviour.prefers,
             "corruption_turns_over": run.behaviour.turns,
             "metric_gap": run.behaviour.gap.mean,
@@ -225,7 +227,8 @@ def _write_data(run: Run, folder: Path) -> None:
     splits = {"discovery": pairs.discovery, "held_out": pairs.held_out, "reference": pairs.reference or ()}
     lines = [_one_line(pair.as_record(name)) for name, split in splits.items() for pair in split]
     (folder / "dataset.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    (folder / "sweeps").mkdir()
+    if run.grids:
+        (folder / "sweeps").mkdir()
     for site, grid in run.grids.items():
         grid.to_frame().to_csv(folder / "sweeps" / f"{site}.csv", index=False)
     run.circuit.to_frame().to_csv(folder / "edges.csv", index=False)

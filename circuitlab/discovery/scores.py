@@ -28,11 +28,14 @@ class ColumnScores(Summary):
         kind: "position" or "span".
         labels: What each column is called.
         scores: Mean over all examples, in the metric's unit; an example that lacks a span counts as 0.
+        numbers: Positions of the columns, where they are not 0, 1, 2, ...; negative ones count from the answer
+            backwards.
     """
 
     kind: str
     labels: tuple[str, ...]
     scores: Float[np.ndarray, "column writer reader"]
+    numbers: tuple[int, ...] | None = None
 
     def _summary(self) -> str:
         return f"by {self.kind}: {plural(len(self.labels), 'column')}, {short(self.labels, 50)}"
@@ -141,7 +144,7 @@ class EdgeScores(Summary):
             {
                 "source": [edge.source.name for edge in edges for _ in labels],
                 "target": [edge.reader.name for edge in edges for _ in labels],
-                "column": [number for _ in edges for number in range(len(labels))],
+                "column": [number for _ in edges for number in self.by_column.numbers or range(len(labels))],
                 self.by_column.kind: [label for _ in edges for label in labels],
                 "score": self.by_column.scores[:, rows, columns].T.ravel(),
             }

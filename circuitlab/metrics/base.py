@@ -10,9 +10,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitlab.data.batch import PairBatch
-from circuitlab.errors import CircuitLabError, MetricError, UnknownNameError
+from circuitlab.errors import CircuitLabError, MetricError, UnknownNameError, in_one_line, shown
 from circuitlab.metrics import formulas
-from circuitlab.references import CONMY_2023, WANG_2023, Reference
+from circuitlab.references import CONMY_2023, HANNA_2023, WANG_2023, Reference
 
 MetricFunction = Callable[[Float[Tensor, "batch d_vocab"], PairBatch], Float[Tensor, " batch"]]
 
@@ -25,69 +25,142 @@ class Metric:
         name: What users call it.
         function: `(logits [batch, d_vocab], batch) -> [batch]`.
         unit: Of its values.
+        what: One line: what it is, and what it makes of several answers and distractors.
         higher_is_better: Direction: whether a better model has more of it.
         smooth: Whether it has a useful gradient.
+        natural_zero: Whether 0 separates right from wrong: on the better side of 0 the model prefers an answer.
+            `discover` checks a behaviour by this sign; by the most likely token where there is no such zero.
+        needs_distractor: Whether it compares the answers with distractors.
         needs_reference: Whether it compares with the clean run (`PairBatch.reference`).
         local: Whether it depends on the logits of the batch's answers and distractors only, so that no others are
             computed.
         source: Where it was proposed, if anywhere.
+
+    Raises:
+        MetricError: A field is of the wrong type, or the name is empty or not printable.
     """
 
     name: str
     function: MetricFunction
-    unit: str
+    unit: str = ""
+    what: str = ""
     higher_is_better: bool = True
     smooth: bool = True
+    natural_zero: bool = False
+    needs_distractor: bool = False
     needs_reference: bool = False
     local: bool = False
     source: Reference | None = None
+
+    def __post_init__(self) -> None:
+        for field in ("name", "unit", "what"):
+            text = getattr(self, field)
+            if not isinstance(text, str) or not text.isprintable() or (field == "name" and not text.strip()):
+                raise MetricError(f"{field} of a metric is {shown(text)}; it must be one line of printable text.")
+        for field in FLAGS:
+            if not isinstance(getattr(self, field), bool):
+                raise MetricError(
+                    f"{field} of metric {self.name!r} is {shown(getattr(self, field))}; it must be True or False."
+                )
+        if not callable(self.function):
+            raise MetricError(f"function of metric {self.name!r} is {shown(self.function)}; it must be a function.")
 
     def __call__(self, logits: Float[Tensor, "batch d_vocab"], batch: PairBatch) -> Float[Tensor, " batch"]:
         """One value per example.
 
         Raises:
-            MetricError: The function raised, or returned another shape, another type, or NaN.
+            MetricError: The batch lacks what the metric needs; the function raised, changed the logits, or returned
+                another shape, another type, or values that are not finite.
         """
         if self.needs_reference and batch.reference is None:
             raise MetricError(
                 f"metric {self.name!r} compares with the clean run; give it batch.with_reference(logits)."
             )
+        if self.needs_distractor and not batch.has_distractors:
+            raise MetricError(no_distractor(self.name, "some pairs have none"))
+        before = None if logits.is_inference() else logits._version
         try:
             values = self.function(logits, batch)
-        except CircuitLabError:
+        except (CircuitLabError, KeyboardInterrupt):
             raise
-        except Exception as error:
-            raise MetricError(f"metric {self.name!r} raised {type(error).__name__}: {error}") from error
+        except BaseException as error:  # sys.exit() in a metric must not end the program
+            raise MetricError(f"metric {self.name!r} raised {in_one_line(error)}") from error
+        if before is not None and logits._version != before:
+            raise MetricError(f"metric {self.name!r} changes the logits in place. Let it work on logits.clone().")
         if not torch.is_tensor(values) or values.shape != (len(batch),):
             got = f"shape {tuple(values.shape)}" if torch.is_tensor(values) else type(values).__name__
             raise MetricError(
                 f"metric {self.name!r} returned {got} for {len(batch)} examples; it must return one value per example, "
                 f"shape ({len(batch)},). Means are taken by circuitlab."
             )
+        if values.is_complex():
+            raise MetricError(f"metric {self.name!r} returned {values.dtype}; its values must be real numbers.")
         if not values.is_floating_point():
             values = values.to(logits.dtype)
-        if bool(values.isnan().any()):
-            bad = int(values.isnan().nonzero()[0])
-            raise MetricError(f"metric {self.name!r} returned NaN, first for example {int(batch.index[bad])}.")
-        return values
+        if not bool(values.isfinite().all()):
+            bad = int((~values.isfinite()).nonzero()[0])
+            kind = "NaN" if bool(values[bad].isnan()) else "an infinite value"
+            raise MetricError(f"metric {self.name!r} returned {kind}, first for example {int(batch.index[bad])}.")
+        # A metric may hold weights of its own; their gradients are nobody's business here.
+        return values if logits.requires_grad else values.detach()
 
+
+# What a function may declare by an attribute of the same name.
+DECLARED = ("unit", "what", "higher_is_better", "smooth", "natural_zero", "needs_distractor", "needs_reference")
+FLAGS = ("higher_is_better", "smooth", "natural_zero", "needs_distractor", "needs_reference", "local")
 
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
-        Metric(name="logit_diff", function=formulas.logit_diff, unit="logits", local=True, source=WANG_2023),
-        Metric(name="prob_diff", function=formulas.prob_diff, unit="probability"),
-        Metric(name="log_prob", function=formulas.log_prob, unit="nats"),
+        Metric(
+            name="logit_diff",
+            function=formulas.logit_diff,
+            unit="logits",
+            what="mean logit of the answers minus mean logit of the distractors",
+            natural_zero=True,
+            needs_distractor=True,
+            local=True,
+            source=WANG_2023,
+        ),
+        Metric(
+            name="prob_diff",
+            function=formulas.prob_diff,
+            unit="probability",
+            what="summed probability of the answers minus summed probability of the distractors",
+            natural_zero=True,
+            needs_distractor=True,
+            source=HANNA_2023,
+        ),
+        Metric(
+            name="log_prob",
+            function=formulas.log_prob,
+            unit="nats",
+            what="log of the summed probability of the answers",
+        ),
         Metric(
             name="kl",
             function=formulas.kl,
             unit="nats",
+            what="KL divergence of the next-token distribution from the clean run's, whatever the answers are",
             higher_is_better=False,
             needs_reference=True,
             source=CONMY_2023,
         ),
-        Metric(name="accuracy", function=formulas.accuracy, unit="share of examples", smooth=False),
-        Metric(name="rank", function=formulas.rank, unit="tokens above", higher_is_better=False, smooth=False),
+        Metric(
+            name="accuracy",
+            function=formulas.accuracy,
+            unit="share of examples",
+            what="1 where no token is more likely than the most likely of the answers, else 0",
+            smooth=False,
+        ),
+        Metric(
+            name="rank",
+            function=formulas.rank,
+            unit="tokens above",
+            what="number of tokens that are more likely than the most likely of the answers",
+            higher_is_better=False,
+            smooth=False,
+        ),
     )
 }
 
@@ -100,9 +173,12 @@ def names() -> tuple[str, ...]:
 def resolve(metric: str | Metric | MetricFunction) -> Metric:
     """The metric meant by a name, a `Metric`, or a plain function.
 
+    A function may declare fields of `Metric` by attributes of the same name (`DECLARED`), such as
+    `margin.natural_zero = True`.
+
     Raises:
         UnknownNameError: No metric has this name.
-        MetricError: It is none of the three.
+        MetricError: It is none of the three, or declares a field of the wrong type.
     """
     if isinstance(metric, Metric):
         return metric
@@ -112,5 +188,15 @@ def resolve(metric: str | Metric | MetricFunction) -> Metric:
         return METRICS[metric]
     if callable(metric):
         name = str(getattr(metric, "name", None) or getattr(metric, "__name__", None) or type(metric).__name__)
-        return Metric(name=name, function=metric, unit=str(getattr(metric, "unit", "")))
+        declared = {field: getattr(metric, field) for field in DECLARED if hasattr(metric, field)}
+        return Metric(name=name, function=metric, **declared)
     raise MetricError(f"a metric is a name, a Metric or a function of (logits, batch); got {type(metric).__name__}.")
+
+
+def no_distractor(name: str, where: str) -> str:
+    """The message for a metric that compares with distractors, where there are none."""
+    others = ", ".join(other.name for other in METRICS.values() if not other.needs_distractor)
+    return (
+        f"metric {name!r} compares answers with distractors, and {where}. Give every Example a distractor, or choose "
+        f"a metric that needs none: {others}."
+    )

@@ -1,6 +1,5 @@
 """The formulas: each from logits at the answer position to one number per example."""
 
-import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -18,10 +17,10 @@ def _mean_at(values: Float[Tensor, "batch d_vocab"], tokens: Int[Tensor, "batch 
 
 
 def logit_diff(logits: Float[Tensor, "batch d_vocab"], batch: PairBatch) -> Float[Tensor, " batch"]:
-    """Mean logit of the answers minus mean logit of the distractors.
+    """Mean logit of the answers minus mean logit of the distractors; places filled with -1 do not count.
 
     Returns:
-        In logits; positive where an answer is preferred.
+        In logits; positive where the answers are preferred.
 
     References:
         Wang et al. 2023, arXiv:2211.00593.
@@ -33,7 +32,7 @@ def prob_diff(logits: Float[Tensor, "batch d_vocab"], batch: PairBatch) -> Float
     """Summed probability of the answers minus summed probability of the distractors; between -1 and 1.
 
     References:
-        Hanna et al. 2024, arXiv:2403.17806 (used there for greater-than).
+        Hanna et al. 2023, arXiv:2305.00586 (for greater-than).
     """
     probs = logits.softmax(1)
     right = (_at(probs, batch.answers) * (batch.answers != NO_TOKEN)).sum(1)
@@ -42,7 +41,7 @@ def prob_diff(logits: Float[Tensor, "batch d_vocab"], batch: PairBatch) -> Float
 
 
 def log_prob(logits: Float[Tensor, "batch d_vocab"], batch: PairBatch) -> Float[Tensor, " batch"]:
-    """Log of the summed probability of the answers, in nats; at most 0."""
+    """Log of the summed probability of the answers, in nats; at most 0. Distractors are not used."""
     chosen = _at(logits.log_softmax(1), batch.answers)
     return chosen.masked_fill(batch.answers == NO_TOKEN, float("-inf")).logsumexp(1)
 
@@ -50,7 +49,8 @@ def log_prob(logits: Float[Tensor, "batch d_vocab"], batch: PairBatch) -> Float[
 def kl(logits: Float[Tensor, "batch d_vocab"], batch: PairBatch) -> Float[Tensor, " batch"]:
     """KL divergence of these predictions from the clean run's, KL(clean || these), in nats; summed over the vocabulary.
 
-    Its gradient at the clean run is zero, so gradient methods need another metric.
+    Answers and distractors are not used. The gradient at the clean run is zero, so gradient methods need another
+    metric.
 
     References:
         Conmy et al. 2023, arXiv:2304.14997.
@@ -67,22 +67,10 @@ def _rank(logits: Float[Tensor, "batch d_vocab"], batch: PairBatch) -> Int[Tenso
 
 
 def accuracy(logits: Float[Tensor, "batch d_vocab"], batch: PairBatch) -> Float[Tensor, " batch"]:
-    """1 where no token is more likely than the best answer, else 0."""
+    """1 where no token is more likely than the most likely of the answers, else 0. Distractors are not used."""
     return (_rank(logits, batch) == 0).to(logits.dtype)
 
 
 def rank(logits: Float[Tensor, "batch d_vocab"], batch: PairBatch) -> Float[Tensor, " batch"]:
-    """How many tokens are more likely than the best answer; 0 is best."""
+    """How many tokens are more likely than the most likely of the answers; 0 is best. Distractors are not used."""
     return _rank(logits, batch).to(logits.dtype)
-
-
-def prefers_answer(logits: Float[Tensor, "batch d_vocab"], batch: PairBatch) -> Float[Tensor, " batch"]:
-    """1 where every answer is above every distractor, else 0: the accuracy between the two."""
-    right = _at(logits, batch.answers).masked_fill(batch.answers == NO_TOKEN, float("inf")).amin(1)
-    wrong = _at(logits, batch.distractors).masked_fill(batch.distractors == NO_TOKEN, float("-inf")).amax(1)
-    return (right > wrong).to(logits.dtype)
-
-
-def top_token(logits: Float[Tensor, "batch d_vocab"]) -> Int[Tensor, " batch"]:
-    """The most likely token."""
-    return torch.argmax(logits, 1)

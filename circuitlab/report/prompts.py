@@ -10,6 +10,7 @@ from typing import Any
 from circuitlab.report.markup import Html, element, joined
 from circuitlab.viz import visible_token
 
+_MOST_WORDS = 6
 _PIECE = re.compile(r"\s?\w+|\s?[^\w\s]+|\s+")
 
 
@@ -48,10 +49,12 @@ def _texts(value: object) -> list[str]:
 
 
 def _words(value: object) -> Html:
-    """Answers, of which any would be right, after an arrow."""
-    words = [element("b", visible_token(word, 24)) for word in _texts(value)]
+    """Answers, or distractors, after an arrow; nothing where there are none."""
+    texts = _texts(value)
+    words = [element("b", visible_token(word, 24)) for word in texts[:_MOST_WORDS]]
+    more = f" / {len(texts) - _MOST_WORDS:,} more" if len(texts) > _MOST_WORDS else ""
     parts = [part for word in words for part in (" / ", word)][1:]
-    return joined("→ ", *parts)
+    return joined("→ ", *parts, more) if words else joined("")
 
 
 def _aligned(clean: Sequence[str], corrupt: Sequence[str]) -> list[tuple[str | None, str | None, bool]]:

@@ -111,11 +111,24 @@ def question(run: RunFolder) -> Html:
         ),
         element(
             "p",
-            "Each pair has a clean prompt above and a corrupted one below; what differs is marked. The answer is right "
-            "after the clean prompt, the distractor under it after the corrupted one. Names under a line are spans.",
+            "Each pair has a clean prompt above and a corrupted one below; what differs is marked. After the arrow "
+            "stand the answers of the clean prompt and, under them, the distractors that they are compared with, if "
+            f"there are any. Names under a line are spans.{_measured(run)}",
             class_="note",
         ),
         *(shown_pair(pair) for pair in examples),
+    )
+
+
+def _measured(run: RunFolder) -> str:
+    """What the whole model makes of the clean and of the corrupted prompts; older folders do not have the rule."""
+    found = run.about("behaviour")
+    rule, clean, turned = (found.get(key) for key in ("rule", "prefers_answer", "corruption_turns_over"))
+    if not rule or not isinstance(clean, int | float) or not isinstance(turned, int | float):
+        return ""
+    return (
+        f" In the discovery pairs, {str(rule).replace('_', ' ')} on {percent(clean)} of the clean prompts and on "
+        f"{percent(1 - turned)} of the corrupted ones."
     )
 
 
@@ -139,7 +152,7 @@ def model(run: RunFolder) -> Html:
                 ("shape", ", ".join(filter(None, shape))),
                 ("graph", f"{run.n_nodes_total:,} nodes" + _edges_in_all(run.evaluation)),
                 ("edges scored by", f"{config['method']}{steps}" if config.get("method") else ""),
-                ("metric", metric_name(run)),
+                ("metric", ": ".join(filter(None, (metric_name(run), str(run.about("metric").get("what") or ""))))),
                 ("replaced by", str(config.get("ablation") or "")),
                 ("edges selected by", _selected(run)),
                 ("seed", str(config.get("seed", run.manifest.get("seed", "")))),
@@ -238,16 +251,30 @@ def _gap(evaluation: Mapping[str, object]) -> str:
 def heatmaps(run: RunFolder) -> Html | None:
     """Where in the model the information is."""
     if not run.sweeps:
-        return None
+        skipped = "No site was swept (--no-sweep), so there are no heatmaps."
+        wanted = run.about("config").get("sites") == []
+        return section("Where the information is", element("p", skipped, class_="note")) if wanted else None
     return section(
         "Where the information is",
         element(
             "p",
             "Each cell is one patch: what the clean run has there is put into the corrupted run. 0 leaves the "
-            "corrupted answer, 1 brings the clean one back. Layer 0 is at the top.",
+            "corrupted answer, 1 brings the clean one back. Layer 0 is at the top."
+            f"{_backwards(run)}",
             class_="note",
         ),
         element("div", *(sweep_figure(sweep) for sweep in run.sweeps), class_="heatmaps"),
+    )
+
+
+def _backwards(run: RunFolder) -> str:
+    """How positions are counted, where prompts of several lengths have no spans."""
+    columns = [table.frame["position"] for table in run.sweeps if "position" in table.frame.columns]
+    if not any((column < 0).any() for column in columns):
+        return ""
+    return (
+        " Prompts have several lengths, so that positions are counted from the answer backwards: -1 is the answer "
+        "position, -2 the token before it."
     )
 
 

@@ -33,6 +33,7 @@ _TITLES = {
 SITES = tuple(_TITLES)
 """The known sites, in the order in which a layer computes them."""
 
+FROM_THE_ANSWER = "token, counted from the answer backwards (-1 is the answer position)"
 _COLUMN_TITLES = {"position": "token"}
 # What a layer has several of; a table has at most one of these columns.
 _MEMBERS = ("head", "neuron", "feature")
@@ -166,7 +167,7 @@ def grid_from_frame(frame: pd.DataFrame, *, title: str | None = None, quantity: 
         row_labels=tuple(_row_label(key, keys.member) for key in row_keys),
         col_labels=labels,
         row_title=keys.member if by_member else "layer",
-        col_title=_COLUMN_TITLES.get(keys.axis, keys.axis),
+        col_title=_col_title(keys.axis, col_keys),
         title=title,
         quantity=quantity,
         centre=centre,
@@ -215,6 +216,12 @@ def _strongest(frame: pd.DataFrame, keys: _Keys, centre: float) -> list[tuple[in
     for row, value in zip(keys.member_rows, np.abs(_numbers(frame, "value") - centre), strict=True):
         reach[row] = max(reach[row], float(np.nan_to_num(value)))
     return sorted(reach, key=lambda row: (-reach[row], row))[:STRONGEST]
+
+
+def _col_title(axis: str, col_keys: list[Key]) -> str:
+    """What the columns are; positions of prompts of several lengths are negative numbers."""
+    backwards = axis == "position" and any(isinstance(key, int) and key < 0 for key in col_keys)
+    return FROM_THE_ANSWER if backwards else _COLUMN_TITLES.get(axis, axis)
 
 
 def _only_site(frame: pd.DataFrame) -> str:

@@ -62,7 +62,8 @@ def patch_edges(
             of the graph by default.
         metric: What is measured at the answer position.
         axis: "all" swaps an edge's whole message; "position" and "span" only its tokens at one position or span, one
-            column each; "auto" is by position where prompts line up.
+            column each; "auto" is by position where prompts line up or have no spans; positions
+            of prompts of several lengths count from the answer backwards (-1 is the answer position).
         positions: With axis "position": only these.
         direction: "noise": the clean run with the edge corrupted. "denoise": the corrupted run with the edge clean.
         ablation: What a corrupted edge carries: "corrupt", "zero", "mean", "mean-position", "mean-span" or "noise", or

@@ -75,7 +75,7 @@ def plan_edges(
     batches = parts_that_fit(model, pairs, budget, n_writers=len({edge.source for edge in chosen}))
     columns = columns_of(pairs, batches, axis)
     if positions is not None:
-        columns = columns.at(_positions(positions, max(batch.n_tokens for batch in batches)))
+        columns = columns.at(positions)
     return EdgePlan(
         model=model,
         edges=chosen,
@@ -166,15 +166,3 @@ def _unknown(layout: Layout, name: str, why: str) -> UnknownNameError:
     near = get_close_matches(name, [edge.name for edge in layout.edges()], n=1, cutoff=0.5)
     guess = f" Did you mean {near[0]!r}?" if near else ""
     return UnknownNameError(f"unknown edge {name!r} in model {layout.spec.name!r}.{guess} {why}")
-
-
-def _positions(positions: Iterable[int], n_tokens: int) -> list[int]:
-    numbers = [int(p) for p in ([positions] if isinstance(positions, int) else positions)]
-    if not numbers:
-        raise ConfigError(f"no position is chosen; leave positions out for all {n_tokens}.")
-    for number in numbers:
-        if not 0 <= number < n_tokens:
-            raise ConfigError(f"position {number} is out of range: there are {n_tokens}, numbered 0 to {n_tokens - 1}.")
-    if len(set(numbers)) < len(numbers):
-        raise ConfigError(f"positions {numbers} name one of them twice.")
-    return numbers

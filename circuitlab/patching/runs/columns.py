@@ -1,12 +1,15 @@
 """The horizontal axis of a sweep by position: positions where prompts line up, spans where they do not.
 
+Prompts of several lengths without spans line up at their ends: their positions are counted from the answer backwards,
+-1 for the answer position, -2 for the token before it. A shorter prompt has no token in the columns on the far left.
+
 A span is patched as a whole: all its tokens at once. Tokens that belong to no span stand in gaps named after the span
 before them, so that every token of every prompt is in some column.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,7 +31,8 @@ class Columns:
         kind: "position" or "span" (a single span "all" where the whole prompt is one column).
         labels: What stands on the axis: a token, the span it belongs to, or the span's name.
         masks: For each batch, the tokens of each column; a column without tokens is absent from that example.
-        numbers: The positions, where only some are columns; all of them otherwise.
+        numbers: The positions of the columns, where they are not 0, 1, 2, ...: chosen ones, or negative ones
+            that count from the answer backwards.
     """
 
     kind: str
@@ -36,17 +40,30 @@ class Columns:
     masks: tuple[Bool[Tensor, "column _ _"], ...]  # [column, batch, seq], each batch of its own size
     numbers: tuple[int, ...] | None = None
 
-    def at(self, positions: Sequence[int]) -> Columns:
+    def at(self, positions: int | Iterable[int]) -> Columns:
         """Only these positions.
 
         Raises:
-            ConfigError: Columns are spans.
+            ConfigError: Columns are spans; no position is given, one is out of range or stands twice.
         """
+        chosen = [int(p) for p in ([positions] if isinstance(positions, int) else positions)]
         if self.kind != "position":
-            raise ConfigError(f"positions={list(positions)} go with axis='position'; here the columns are spans.")
-        chosen = list(positions)
-        labels = tuple(self.labels[i] for i in chosen)
-        return Columns(self.kind, labels, tuple(mask[chosen] for mask in self.masks), tuple(chosen))
+            raise ConfigError(f"positions={chosen} go with axis='position'; here the columns are spans.")
+        there = list(range(len(self.labels)) if self.numbers is None else self.numbers)
+        if not chosen:
+            raise ConfigError(f"no position is chosen; leave positions out for all {len(there)}.")
+        for number in chosen:
+            if number not in there:
+                backwards = " (counted from the answer backwards)" if there[0] < 0 else ""
+                raise ConfigError(
+                    f"position {number} is out of range: there are {len(there)}, numbered {there[0]} to "
+                    f"{there[-1]}{backwards}."
+                )
+        if len(set(chosen)) < len(chosen):
+            raise ConfigError(f"positions {chosen} name one of them twice.")
+        places = [there.index(number) for number in chosen]
+        labels = tuple(self.labels[i] for i in places)
+        return Columns(self.kind, labels, tuple(mask[places] for mask in self.masks), tuple(chosen))
 
 
 def columns_of(pairs: PairSet | PairBatch, batches: Sequence[PairBatch], axis: str) -> Columns:
@@ -55,25 +72,25 @@ def columns_of(pairs: PairSet | PairBatch, batches: Sequence[PairBatch], axis: s
     Args:
         pairs: What the user gave; a `PairSet` knows the tokens' texts.
         batches: The same, bucketed by length.
-        axis: "position", "span", "all" (the whole prompt at once), or "auto": by position if all prompts have one
-            length and their spans line up, else by span.
+        axis: "position", "span", "all" (the whole prompt at once), or "auto": by position if there are no spans, or all
+            prompts have one length and their spans line up; else by span.
 
     Raises:
         UnknownNameError: The axis is none of these.
-        ConfigError: By position, but prompts differ in length; by span, but there are no spans.
+        ConfigError: By span, but there are no spans.
     """
     if axis not in AXES:
         raise UnknownNameError.of("axis", axis, AXES)
     if axis == "all":
         return Columns("span", ("all",), tuple(torch.ones_like(b.clean, dtype=torch.bool)[None] for b in batches))
-    lengths = sorted({batch.n_tokens for batch in batches})
-    if axis == "position" and len(lengths) > 1:
-        raise ConfigError(f"prompts have {lengths} tokens, so positions do not line up. Use axis='span'.")
-    if not any(batch.spans for batch in batches) and (axis == "span" or (axis == "auto" and len(lengths) > 1)):
-        hint = f"and their {lengths} tokens do not line up by position" if len(lengths) > 1 else "use axis='position'"
-        raise ConfigError(f"these pairs carry no spans. Name spans in the task; {hint}.")
+    one_length = len({batch.n_tokens for batch in batches}) == 1
+    with_spans = any(batch.spans for batch in batches)
+    if axis == "span" and not with_spans:
+        raise ConfigError("these pairs carry no spans. Name spans in the task, or use axis='position'.")
+    if not one_length and (axis == "position" or not with_spans):
+        return _from_the_answer(pairs, batches)
     common = _common_spans(batches)
-    if axis == "position" or (axis == "auto" and len(lengths) == 1 and common is not None):
+    if axis == "position" or (axis == "auto" and one_length and common is not None):
         return _positions(pairs, batches, common or {})
     return _spans(batches)
 
@@ -95,6 +112,24 @@ def _positions(pairs: PairSet | PairBatch, batches: Sequence[PairBatch], spans: 
     texts = list(pairs) if isinstance(pairs, PairSet) else []
     labels = tuple(_position_label(i, texts, spans) for i in range(n))
     return Columns("position", labels, tuple(diagonal.expand(n, len(batch), n) for batch in batches))
+
+
+def _from_the_answer(pairs: PairSet | PairBatch, batches: Sequence[PairBatch]) -> Columns:
+    """Positions counted from the answer backwards, for prompts that line up at their ends only."""
+    longest = max(int(batch.answer_at.max()) + 1 for batch in batches)
+    numbers = tuple(range(-longest, 0))
+    texts = list(pairs) if isinstance(pairs, PairSet) else []
+    labels = []
+    for number in numbers:
+        tokens = {pair.clean_tokens[number] for pair in texts if len(pair) >= -number}
+        labels.append(tokens.pop() if len(tokens) == 1 else str(number))
+
+    def mask(batch: PairBatch) -> Bool[Tensor, "column batch seq"]:
+        places = torch.arange(batch.n_tokens, device=batch.clean.device)
+        from_answer = places - batch.answer_at[:, None] - 1
+        return torch.stack([from_answer == number for number in numbers])
+
+    return Columns("position", tuple(labels), tuple(map(mask, batches)), numbers)
 
 
 def _position_label(position: int, pairs: Sequence[Pair], spans: Mapping[str, TokenRange]) -> str:
@@ -140,6 +175,8 @@ def span_masks(batch: PairBatch) -> dict[str, Bool[Tensor, "batch seq"]]:
                 (int(batch.spans[name][row, 1]), name) for name in names if 0 < int(batch.spans[name][row, 1]) <= start
             ]
             gap = f"after {max(before)[1]}" if before else "start"
+            while gap in names:  # a span of the task's own may be called so
+                gap = f"({gap})"
             mask = masks.setdefault(gap, torch.zeros_like(free))
             mask[row, start:end] = True
     return masks

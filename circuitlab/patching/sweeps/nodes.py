@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -77,3 +77,39 @@ def sweep_nodes(
         if model.spec.has_mlp:
             found[Node(Kind.MLP, layer).name] = grids["mlp_out"].per_example[layer, 0]
     return NodeSweep(found, heads.clean, heads.corrupt)
+
+
+def sweep_some_nodes(
+    model: Model,
+    pairs: PairSet | PairBatch,
+    metric: Metric,
+    nodes: Iterable[Node],
+    *,
+    budget: int | None = None,
+    progress: Progress = silent,
+) -> NodeSweep:
+    """The same of some nodes only, such as those of a circuit: as many patches as nodes, and two more passes a layer.
+
+    Args:
+        model: A loaded model.
+        pairs: What to patch.
+        metric: What is measured at the answer position.
+        nodes: The nodes, at least one head or MLP among them.
+        budget: Bytes that a packed run may take.
+        progress: Called with (step, done, total).
+    """
+    chosen, found, grids = list(nodes), dict[str, Float[np.ndarray, " example"]](), dict[str, Grid]()
+    for layer in range(model.spec.n_layers):
+        heads = [n.head for n in chosen if n.kind is Kind.HEAD and n.layer == layer and n.head is not None]
+        sites = ["head_z"] * bool(heads) + ["mlp_out"] * (Node(Kind.MLP, layer) in chosen)
+        if not sites:
+            continue
+        there = {"metric": metric, "axis": "all", "layers": [layer], "heads": heads or None, "budget": budget}
+        grids = by_site(sweep(model, pairs, site=sites, progress=progress, **there))
+        for place, head in enumerate(heads):
+            found[Node(Kind.HEAD, layer, head).name] = grids["head_z"].per_example[0, place]
+        if "mlp_out" in grids:
+            found[Node(Kind.MLP, layer).name] = grids["mlp_out"].per_example[0, 0]
+    both = next(iter(grids.values()))
+    found |= {node.name: both.clean for node in chosen if node.kind in (Kind.INPUT, Kind.LOGITS)}
+    return NodeSweep(found, both.clean, both.corrupt)

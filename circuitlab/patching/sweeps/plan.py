@@ -92,13 +92,13 @@ def plan_sweep(
     if len({metric.name for metric in judged_by}) < len(judged_by):
         raise ConfigError(f"two metrics are called {[m.name for m in judged_by]}; give them different names.")
     batches = _parts(model, pairs, budget)
-    wanted = _chosen("position", positions, max(batch.n_tokens for batch in batches))
     by_kind = {
         by_member: columns_of(pairs, batches, "all" if by_member and head_axis == "all" else kind)
         for by_member, kind in ((False, axis), (True, head_axis))
         if any(s.by_member is by_member for s in sites)
     }
-    if wanted is not None:
+    if positions is not None:
+        wanted = positions if isinstance(positions, int) else list(positions)
         by_kind = {by: found if by and head_axis == "all" else found.at(wanted) for by, found in by_kind.items()}
     resolved = resolve_replacement(model, replacement, pairs=pairs, reference=reference, seed=seed, budget=budget)
     if any(s.name == "pattern" for s in sites):

@@ -67,13 +67,14 @@ def sweep(
         reference: Prompts that means are taken over; none of them may be among `pairs`.
         metric: What is measured at the answer position; several at once cost no more runs.
         axis: Columns of the sites that a layer has once: "position", "span", "all" (the whole prompt at once), or
-            "auto" (position where prompts line up).
+            "auto" (position where prompts line up, or have no spans). Positions of prompts of several lengths are
+            counted from the answer backwards: -1 is the answer position.
         head_axis: The same for heads and neurons: "all" gives a cell a head, "position" or "span" one a head and
             position.
         layers: Only these layers.
         heads: Only these heads (for keys and values the model's own key/value heads).
         neurons: Only these neurons, of each layer.
-        positions: Only these positions.
+        positions: Only these positions; negative ones where they are counted from the answer backwards.
         normalise: Give `values` on the scale 0 = corrupted, 1 = clean.
         seed: Of intervals, p-values and noise.
         budget: Bytes that a packed run may take; a share of what is free by default.
@@ -88,8 +89,8 @@ def sweep(
 
     Raises:
         UnknownNameError: No such site (in this model), direction, metric, axis or replacement.
-        ConfigError: A layer, head, neuron or position out of range, prompts of different length by position, no spans
-            by span, a mean without its reference set, a budget that holds no prompt.
+        ConfigError: A layer, head, neuron or position out of range, no spans by span, a mean without its
+            reference set, a budget that holds no prompt.
         MetricError: The metric gives the wrong shape or NaN, or does not tell the two runs apart.
         RunError: `resume` is the file of another sweep.
         FileError: `resume` cannot be written.

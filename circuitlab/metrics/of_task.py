@@ -1,0 +1,32 @@
+"""The metric that a task is measured by, checked before a model is loaded."""
+
+from __future__ import annotations
+
+from random import Random
+
+from circuitlab.data.sampling import draw, fixed_examples
+from circuitlab.data.task import Task
+from circuitlab.errors import MetricError
+from circuitlab.metrics.base import Metric, MetricFunction, no_distractor, resolve
+
+
+def metric_of(task: Task, metric: str | Metric | MetricFunction | None = None) -> Metric:
+    """The metric asked for, or the task's own where none is.
+
+    Args:
+        task: The task.
+        metric: A name, a `Metric` or a function. A metric of the task's own may be asked for by its name, as a manifest
+            does.
+
+    Raises:
+        UnknownNameError: No metric has this name.
+        MetricError: It is no metric, or it needs distractors and the task has none.
+        TaskFileError: An example could not be drawn.
+    """
+    own = resolve(task.metric)
+    found = own if metric is None or metric == own.name else resolve(metric)
+    if found.needs_distractor:
+        for example in (*fixed_examples(task), draw(task, Random(0))):
+            if not example.distractors:
+                raise MetricError(no_distractor(found.name, f"task {task.name!r} has none ({example.clean[:60]!r})"))
+    return found
