@@ -15,8 +15,9 @@ from runs import TASK
 
 from circuitlab import CircuitLabError, ConfigError, OutputExistsError, discover
 from circuitlab.cli import main
+from circuitlab.discovery.config import DiscoverConfig, default_folder
 from circuitlab.discovery.run_folder import reserve_run
-from circuitlab.outputs import put_file, put_tables, reserved_file, reserved_tables
+from circuitlab.outputs import check_path, put_file, put_tables, reserved_file, reserved_tables
 from circuitlab.outputs import reserve as reserve_module
 from circuitlab.outputs.exchange import exchange
 from circuitlab.outputs.lock import LOCK
@@ -139,6 +140,22 @@ def test_a_folder_that_may_not_be_written_is_refused_before_the_work(here):
     (here / "locked").mkdir(mode=0o500)
     with pytest.raises(ConfigError, match="Permission denied"):
         discover(TASK, model="no such model", out="locked/x")
+
+
+@pytest.mark.parametrize("out", [5, b"x", ["x"], True])
+def test_what_is_no_path_is_refused(out, here):
+    with pytest.raises((ConfigError, TypeError)):
+        reserve_run(out, False).__enter__()
+    assert names(here) == set()
+
+
+@pytest.mark.parametrize("label", ["task-a/b", "../../x", "/abs", "a\\b", "a b\n", "..", "a\0"])
+def test_the_default_folder_is_inside_runs_whatever_task_and_options_are_called(label, here):
+    config = DiscoverConfig(task=TASK, model="models/gpt2")
+    folder = default_folder(config, label)
+    assert folder.parent == Path("runs")
+    check_path(folder)
+    assert str(default_folder(config, "name-throw")) == "runs/name-throw-gpt2-eap-ig-0"
 
 
 def test_work_that_fails_leaves_nothing_not_even_the_folders_above(here):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -210,4 +211,5 @@ def metric_name(metric: Any) -> str:
 def default_folder(config: DiscoverConfig, task_label: str) -> Path:
     """Where the command line writes when it is not told: runs/<task>-<model>-<method>-<seed>."""
     model = Path(config.model).name or "model"
-    return Path("runs") / f"{task_label}-{model}-{config.method}-{config.seed}"
+    # Task and options are the user's words: a slash in one would lead to another folder.
+    return Path("runs") / re.sub(r"[^\w.+-]+", "_", f"{task_label}-{model}-{config.method}-{config.seed}")

@@ -62,8 +62,9 @@ def writes_run(find: Callable[P, Run]) -> Callable[P, Run]:
 
     @wraps(find)
     def reserved_first(*args: P.args, **settings: P.kwargs) -> Run:
+        out: Any
         out, force = settings.get("out"), bool(settings.get("force", False))
-        if not isinstance(out, str | Path):
+        if out is None:
             return find(*args, **settings)
         with reserve_run(out, force) as place:
             run = find(*args, **settings)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from circuitlab.errors import ConfigError, FileError, OutputExistsError
+from circuitlab.errors import ConfigError, FileError, OutputExistsError, WrongTypeError
 
 # What is put around a name while something is written under it: ".", the name, ".", eight characters, ".part".
 _ADDED = 16
@@ -26,11 +26,16 @@ def check_path(path: str | Path, what: str = "output folder", option: str = "--o
         option: The option that messages name.
 
     Raises:
+        WrongTypeError: It is no path.
         ConfigError: The path is empty, `.`, `..` or the root, is spelt with backslashes or control characters, is too
             long, or has a parent that is no folder.
         OutputExistsError: It is a symbolic link.
     """
-    given = str(path)
+    if not isinstance(path, str | os.PathLike):
+        raise WrongTypeError(f"{what} is {path!r}; it must be a path.")
+    given = os.fspath(path)
+    if not isinstance(given, str):
+        raise WrongTypeError(f"{what} is {given!r}; it must be text.")
     start, way_out = f"{what} {given[:120]!r}", f"Name another with {option}."
     if not given:
         raise ConfigError(f"{what} '' has no name. {way_out}")
