@@ -72,9 +72,13 @@ def check_pairs(pairs: PairSet, spec: ModelSpec) -> None:
     """Refuse pairs of texts that the model cannot read.
 
     Raises:
-        TokenError: A pair is too long; the message has its id and the beginning of its text.
+        TokenError: A pair is too long or has no token; the message has its id and the beginning of its text.
     """
     for pair in pairs:
+        if not len(pair):
+            raise TokenError(
+                f"the clean prompt of pair {pair.id!r}, {clipped(pair.clean)}, has no token. Give it words."
+            )
         check_length(len(pair), spec.n_ctx, f"the clean prompt of pair {pair.id!r}, {clipped(pair.clean)},")
 
 

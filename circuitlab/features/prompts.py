@@ -79,6 +79,6 @@ def prompts_of(model: Model, texts: str | Sequence[str] | Int[Tensor, "batch seq
 def begins_marked(model: Model) -> bool:
     """Whether texts get a beginning-of-sequence token, where activations are unlike all others."""
     try:
-        return model.text.encode("a").offsets[0] == (0, 0)
+        return bool(model.bos.ids)
     except ModelError:
         return False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from numbers import Integral
 from typing import Any
 
@@ -76,7 +77,7 @@ def read_prompt(model: Model, prompt: Prompt, what: str = "the text") -> Tokens:
         ModelError: It is a text and the model has no tokenizer.
     """
     if isinstance(prompt, str):
-        found = Tokens.of(model, model.text.encode(prompt).ids, len(front_of(model)))
+        found = _from_ids(model, model.text.encode(prompt).ids, what)
     else:
         found = _from_ids(model, _whole(prompt, what), what)
     if len(found) == found.n_special:
@@ -102,7 +103,7 @@ def read_prompts(model: Model, prompts: Sequence[Prompt]) -> list[Tokens]:
 def front_of(model: Model) -> tuple[int, ...]:
     """The tokens that the model expects in front of every text; none without a tokenizer."""
     try:
-        return model.text.encode("").ids
+        return model.bos.ids
     except ModelError:
         return ()
 
@@ -167,5 +168,5 @@ def _whole(ids: Any, what: str) -> tuple[int, ...]:
 def _from_ids(model: Model, ids: tuple[int, ...], what: str) -> Tokens:
     check_ids(ids, model.spec, what)
     front = front_of(model)
-    special = len(front) if front and ids[: len(front)] == front else 0
+    special = len(list(takewhile(lambda i: i in front, ids[: len(front)])))
     return Tokens.of(model, ids, special)
