@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from architectures import D_VOCAB, load, tokenizer
+from architectures import D_VOCAB, fresh, load, mixed_pairs, tokenizer
 
 from circuitlab import (
     Example,
@@ -27,6 +28,7 @@ from circuitlab import (
     select,
     sweep,
 )
+from circuitlab.data.pairs import PairSet
 from circuitlab.errors import ConfigError
 from circuitlab.models.bridge import BridgeModel
 from circuitlab.neurons import (
@@ -69,16 +71,14 @@ TASK = Task(name="long", version="1", summary="prompts that are too long", draw=
 
 @contextmanager
 def nothing_runs(model: BridgeModel) -> Iterator[None]:
-    """No block of the model is called."""
+    """The bridge is not called."""
 
-    def called(*_: Any) -> None:
+    def called(*_: Any, **__: Any) -> None:
         raise AssertionError("the model ran")
 
-    handle = model.bridge.blocks[0].register_forward_pre_hook(called)
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(model.bridge), "forward", called)
         yield
-    finally:
-        handle.remove()
 
 
 def scored(model: BridgeModel) -> Any:
@@ -159,6 +159,22 @@ def test_a_task_whose_prompts_are_too_long(name, tmp_path):
         with pytest.raises(TokenError, match=rule):
             discover(TASK, model=model, n=2, out=tmp_path / "run", progress=False)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_pair_without_tokens():
+    """As a tokenizer without a beginning-of-sequence token makes of words that it does not know."""
+    model = load("gpt2")
+    (pair, *_) = mixed_pairs()
+    empty = replace(pair, clean="?", clean_ids=(), corrupt_ids=(), clean_tokens=(), corrupt_tokens=(), spans={})
+    with nothing_runs(model), pytest.raises(TokenError, match=r"pair '0', '\?', has no token"):
+        sweep(model, PairSet((pair, empty)), site="head_z")
+
+
+def test_a_hook_of_the_user_does_not_change_the_message():
+    model = fresh("gpt2")
+    model.bridge.blocks[0].register_forward_hook(lambda *_: None)
+    with pytest.raises(TokenError, match="but the context holds 64"):
+        model.frame(tokens(N_CTX + 1).clean)
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -75,11 +75,10 @@ def check_pairs(pairs: PairSet, spec: ModelSpec) -> None:
         TokenError: A pair is too long or has no token; the message has its id and the beginning of its text.
     """
     for pair in pairs:
+        prompt = f"the clean prompt of pair {pair.id!r}, {clipped(pair.clean)},"
         if not len(pair):
-            raise TokenError(
-                f"the clean prompt of pair {pair.id!r}, {clipped(pair.clean)}, has no token. Give it words."
-            )
-        check_length(len(pair), spec.n_ctx, f"the clean prompt of pair {pair.id!r}, {clipped(pair.clean)},")
+            raise TokenError(f"{prompt} has no token. Give a text with words.")
+        check_length(len(pair), spec.n_ctx, prompt)
 
 
 def check_batch(batch: PairBatch, spec: ModelSpec) -> None:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_modules
 
-from circuitlab.errors import ModelError, UnsupportedModelError
+from circuitlab.errors import ModelError, TokenError, UnsupportedModelError
 from circuitlab.models.comparison import Difference, allowed, differences, relative
 from circuitlab.models.protocol import Recording
 from circuitlab.models.surgery import is_of_the_user
@@ -99,6 +99,8 @@ class UserHooks:
             final = model.record(tokens).resid_final
         except UnsupportedModelError as error:
             raise UnsupportedModelError(refusal(names, str(error).rstrip("."))) from error
+        except TokenError:  # of the prompts, not of the hooks
+            raise
         except SHAPE_ERRORS as error:
             raise _of_another_shape(names, error) from error
         hooks = self._hooks()
