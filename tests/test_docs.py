@@ -68,9 +68,12 @@ def test_links_lead_somewhere(page):
         assert (page.parent / target).exists(), target
 
 
-@page_by_page
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "README.md"], ids=lambda page: page.name)
 def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch):
-    """From top to bottom, as a reader would: titled blocks are saved, Python runs, commands are typed."""
+    """From top to bottom, as a reader would: titled blocks are saved, Python runs, commands are typed.
+
+    The README is run in a new shell, in `test_readme.py`.
+    """
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     for block in blocks(page):

@@ -106,7 +106,7 @@ METHODS: dict[str, Method] = {
         ),
         Method(
             name="relp",
-            what="one backward pass that hands back relevance in the place of gradients",
+            what="one backward pass that propagates relevance instead of gradients",
             source=RELP_2025,
             score=score_relp,
             takes=("ablation", "axis"),
