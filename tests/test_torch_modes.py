@@ -21,7 +21,7 @@ from circuitlab.models import memory
 from circuitlab.models.bridge import BridgeModel
 from circuitlab.models.load import load_model
 from circuitlab.models.modes import in_ordinary_modes
-from circuitlab.patching.runs.packing import Packer, default_budget
+from circuitlab.patching.runs.packing import LEAST, Packer, default_budget
 
 BATCH = pairs(4)
 
@@ -215,10 +215,10 @@ class TestMemory:
             circuitlab.score_edges(model, BATCH, method="eap")
 
     def test_the_budget_knows_the_limits_of_the_system(self, monkeypatch, tmp_path):
-        (tmp_path / "max").write_text("1000000\n")
-        (tmp_path / "current").write_text("600000\n")
+        (tmp_path / "max").write_text("1000000000\n")
+        (tmp_path / "current").write_text("600000000\n")
         monkeypatch.setattr(memory, "CONTROL_GROUPS", ((str(tmp_path / "max"), str(tmp_path / "current")),))
-        assert default_budget(torch.device("cpu")) == 100_000
+        assert default_budget(torch.device("cpu")) == 100_000_000
         (tmp_path / "max").write_text("max\n")
         assert default_budget(torch.device("cpu")) > 2**20
 
@@ -230,4 +230,6 @@ class TestMemory:
 
         taken = psutil.Process().memory_info().vms
         monkeypatch.setattr(resource, "getrlimit", lambda _kind: (taken + 2**20, resource.RLIM_INFINITY))
-        assert default_budget(torch.device("cpu")) <= 2**18
+        assert default_budget(torch.device("cpu")) == LEAST
+        monkeypatch.setattr(resource, "getrlimit", lambda _kind: (taken + 200 * 2**20, resource.RLIM_INFINITY))
+        assert LEAST < default_budget(torch.device("cpu")) <= 50 * 2**20

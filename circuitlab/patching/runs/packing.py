@@ -20,6 +20,8 @@ from circuitlab.models.protocol import Model
 # Share of the free memory that one packed run may fill, and a ceiling: larger packs are not faster on a CPU.
 FREE_SHARE = 0.25
 CEILING = 512 * 2**20
+# On a CPU as much is tried however little is left: memory that a process has freed counts as taken, but serves again.
+LEAST = 16 * 2**20
 # Bytes of a pack from which a CPU gets slower: every pass over an MLP's hidden layer goes to memory then.
 CACHED = 192 * 2**20
 
@@ -27,7 +29,7 @@ CACHED = 192 * 2**20
 def default_budget(device: torch.device) -> int:
     """Bytes that a packed run may take when the user names no budget."""
     share = int(FREE_SHARE * available(device))
-    return share if device.type == "cuda" else min(CEILING, share)
+    return share if device.type == "cuda" else min(CEILING, max(LEAST, share))
 
 
 def bytes_per_row(model: Model, n_tokens: int, extra_streams: int = 0) -> int:
