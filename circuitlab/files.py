@@ -314,3 +314,12 @@ def _short(error: BaseException) -> str:
     """The first line of an error, not too long; its type where it says nothing."""
     told = shorten(str(error), 160, placeholder="...").rstrip(". ")
     return f"{type(error).__name__}: {told}" if told else type(error).__name__
+
+
+def path_from_here(path: str | Path) -> str:
+    """How a path is given on a command line in this folder: relative to it where it lies inside, else absolute."""
+    whole, here = Path(os.path.abspath(path)), Path.cwd()
+    if not whole.is_relative_to(here):
+        return str(whole)
+    relative = str(whole.relative_to(here))
+    return os.path.join(".", relative) if relative.startswith("-") else relative  # not read as an option

@@ -13,6 +13,7 @@ from circuitlab.discovery.behaviour import check_behaviour
 from circuitlab.discovery.scores import EdgeScores
 from circuitlab.errors import ConfigError, GraphError, MetricError, TaskNotDoneError
 from circuitlab.graphs.prune import prune
+from circuitlab.graphs.ranking import mask_of
 from circuitlab.metrics import resolve
 from circuitlab.patching.circuits.metric import circuit_values, prepare
 
@@ -24,11 +25,17 @@ def scored(name: str) -> EdgeScores:
     return score_edges(load(name), pairs(), "exact")
 
 
+def candidates(name: str, signed: bool) -> np.ndarray:
+    """Edges in order of their score, without those that score 0."""
+    order = scored(name).ranked(signed)
+    return order[[bool(scored(name).values[tuple(place)] != 0) for place in order]]
+
+
 @cache
 def faithfulness_by_size(name: str, signed: bool) -> np.ndarray:
     """Faithfulness of the pruned top-n circuit for every n there is; index 0 is the empty circuit."""
-    scores = scored(name)
-    masks = [prune(scores.top(n, signed), scores.layout) for n in range(scores.layout.n_edges + 1)]
+    scores, order = scored(name), candidates(name, signed)
+    masks = [prune(mask_of(order[:n], scores.layout), scores.layout) for n in range(len(order) + 1)]
     ready = prepare(load(name), pairs())
     clean, corrupt = ready.gaps(METRIC)
     values = circuit_values(load(name), ready, np.stack(masks), [METRIC])["logit_diff"].mean(1)
@@ -60,7 +67,7 @@ class TestSize:
         found = faithfulness_by_size(name, signed)
         size = expected_size(found, target)
         circuit = select(load(name), scored(name), pairs(), target, signed=signed)
-        wanted = prune(scored(name).top(size, signed), scored(name).layout)
+        wanted = prune(mask_of(candidates(name, signed)[:size], circuit.layout), circuit.layout)
         assert (circuit.mask == wanted).all()
         smallest_of_all = int(np.argmax((found >= target) & (found <= 2 - target)))
         assert size >= smallest_of_all
@@ -92,12 +99,13 @@ class TestSize:
         circuit = select(model, scores, mixed, 0.8)
         assert 0.8 <= evaluate(model, circuit, mixed, n_random=0).faithfulness <= 1.2
 
-    def test_the_metric_is_the_scores_own_unless_said_otherwise(self):
+    def test_the_metric_is_not_the_scores_own_unless_it_is_given(self):
         model, by_probability = load("gpt2"), score_edges(load("gpt2"), pairs(), metric="prob_diff")
         own = select(model, by_probability, pairs(), 0.9)
-        assert 0.9 <= evaluate(model, own, pairs(), metric="prob_diff", n_random=0).faithfulness <= 1.1
-        other = select(model, by_probability, pairs(), 0.9, metric="logit_diff")
-        assert 0.9 <= evaluate(model, other, pairs(), metric="logit_diff", n_random=0).faithfulness <= 1.1
+        assert own.selection.metric == "logit_diff"
+        assert 0.9 <= evaluate(model, own, pairs(), n_random=0).faithfulness <= 1.1
+        other = select(model, by_probability, pairs(), 0.9, metric="prob_diff")
+        assert 0.9 <= evaluate(model, other, pairs(), metric="prob_diff", n_random=0).faithfulness <= 1.1
         assert (own.mask != other.mask).any()
 
 
@@ -120,9 +128,10 @@ class TestCircuit:
         assert (circuit.mask == prune(scored("gpt2").top(n_edges, signed), circuit.layout)).all()
         assert circuit.n_edges <= n_edges
 
-    def test_all_of_them(self):
-        total = scored("gpt2").layout.n_edges
-        assert select(load("gpt2"), scored("gpt2"), pairs(), n_edges=total).n_edges == total
+    def test_all_of_them_but_those_that_score_0(self):
+        scores = scored("gpt2")
+        circuit = select(load("gpt2"), scores, pairs(), n_edges=scores.layout.n_edges)
+        assert circuit.n_edges == circuit.selection.nominal == (scores.values != 0).sum() < scores.layout.n_edges
 
     def test_the_scores_stay_as_they_are(self):
         scores = score_edges(load("gpt2"), pairs())

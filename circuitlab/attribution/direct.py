@@ -30,6 +30,7 @@ from circuitlab.attribution.runs import batches, check_run
 from circuitlab.data.batch import PairBatch
 from circuitlab.data.pairs import PairSet
 from circuitlab.errors import ConfigError, UnknownNameError
+from circuitlab.metrics import MetricLike, metric_for
 from circuitlab.models.modes import in_ordinary_modes
 from circuitlab.models.protocol import Model, Recording
 from circuitlab.patching.runs.baseline import at_answer
@@ -47,7 +48,7 @@ def direct_attribution(
     pairs: PairSet | PairBatch,
     by: str = "layer",
     *,
-    metric: str = "logit_diff",
+    metric: MetricLike | None = None,
     run: str = "clean",
     seed: int = 0,
 ) -> Attribution:
@@ -58,7 +59,9 @@ def direct_attribution(
         pairs: A split of a task, or a `PairBatch`.
         by: "layer": each attention layer and MLP; "head": attention by head, its biases by themselves; "neuron": MLPs
             by neuron, their biases by themselves.
-        metric: "logit_diff", mean logit of the answers minus that of the distractors; or "logit", that of the answers.
+        metric: "logit_diff", mean logit of the answers minus that of the distractors; or "logit", that of the
+            answers. By default the metric of the task that drew the pairs, which must then be one of these, else
+            `logit_diff`.
         run: "clean" or "corrupt": which prompts are run. Answers and distractors are those of the clean prompt.
         seed: Of the intervals.
 
@@ -70,7 +73,7 @@ def direct_attribution(
         ConfigError: The metric is no sum of logits, or the model has no MLPs to split.
         UnsupportedModelError: The final norm is neither a layer norm nor an RMS norm.
     """
-    quantity = check_request(by, metric, run)
+    quantity = check_request(by, metric if metric == "logit" else metric_for(metric, pairs), run)
     if by == "neuron" and not model.spec.has_mlp:
         raise ConfigError(f"model {model.id!r} has attention alone, and so no neurons. Split by layer or head.")
     tables, totals, order, components = [], [], [], ()

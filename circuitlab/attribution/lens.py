@@ -30,8 +30,7 @@ from circuitlab.attribution.runs import batches, check_run
 from circuitlab.data.batch import PairBatch
 from circuitlab.data.pairs import PairSet
 from circuitlab.errors import UnknownNameError
-from circuitlab.metrics import Metric, resolve
-from circuitlab.metrics.base import MetricFunction
+from circuitlab.metrics import Metric, MetricLike, metric_for
 from circuitlab.models.modes import in_ordinary_modes
 from circuitlab.models.protocol import Model, Recording
 from circuitlab.parts import ModelSpec
@@ -137,7 +136,7 @@ class LogitLens(Summary):
 def logit_lens(
     model: Model,
     pairs: PairSet | PairBatch,
-    metric: str | Metric | MetricFunction = "logit_diff",
+    metric: MetricLike | None = None,
     *,
     run: str = "clean",
     norm: str = "own",
@@ -148,8 +147,9 @@ def logit_lens(
     Args:
         model: A loaded model.
         pairs: A split of a task, or a `PairBatch`.
-        metric: Any metric; with `norm="frozen"` one that is a sum of logits, "logit_diff" or "logit". Logits are capped
-            where the model caps them; a frozen lens reads them uncapped.
+        metric: Any metric, by default that of the task that drew the pairs, else `logit_diff`; with `norm="frozen"` one
+            that is a sum of logits, "logit_diff" or "logit". Logits are capped where the model caps them; a frozen lens
+            reads them uncapped.
         run: "clean" or "corrupt": which prompts are run. Answers and distractors are those of the clean prompt.
         norm: "own", the logit lens, or "frozen", the final stream's scale for all.
         seed: Of the intervals.
@@ -166,7 +166,7 @@ def logit_lens(
     if norm not in NORMS:
         raise UnknownNameError.of("norm", norm, NORMS)
     judged = Metric(name="logit", function=_mean_logit, unit="logits", local=True) if metric == "logit" else None
-    judged = judged or resolve(metric)
+    judged = judged or metric_for(metric, pairs)
     if norm == "frozen":
         check_quantity(judged)
     tables, order = [], []

@@ -145,59 +145,59 @@ app.command()(attribute)
 @app.command()
 def evaluate(
     circuit: Annotated[
-        str, typer.Argument(metavar="CIRCUIT", help="A circuit file of any format that is read, or a run folder.")
+        str, typer.Argument(metavar="RUN|CIRCUIT", help="A run folder, or a circuit file of any format that is read.")
     ],
-    task: Annotated[str, typer.Option("--task", metavar="TASK", help="A task's name, or the path of a .py file.")],
-    model: opt.Model = "bundled",
+    task: Annotated[
+        str | None,
+        typer.Option("--task", metavar="TASK", help="A task's name, or the path of a .py file. [default: the run's]"),
+    ] = None,
+    model: opt.RunsModel = None,
     metric: opt.Metric = None,
-    ablation: opt.Ablation = "corrupt",
-    n: opt.Pairs = 100,
-    seed: opt.Seed = 0,
-    allow_weak_gap: opt.AllowWeakGap = False,
+    ablation: opt.RunsAblation = None,
+    n: opt.RunsPairs = None,
+    seed: opt.RunsSeed = None,
+    allow_weak_gap: opt.RunsWeakGap = None,
     contrast: opt.Contrast = None,
     option: opt.TaskOptions = None,
     n_random: Annotated[int, typer.Option("--random", help="How many random circuits to compare with.")] = 20,
     knockouts: Annotated[int, typer.Option("--knockouts", help="How many random parts to take out.")] = 10,
     minimality: Annotated[bool, typer.Option(help="Run the circuit without each of its edges.")] = True,
     tests: Annotated[bool, typer.Option("--tests", help="The five hypothesis tests of Shi et al. beside.")] = False,
+    run_code: opt.RunCode = False,
     device: opt.Device = None,
     dtype: opt.Dtype = None,
     bos: opt.Bos = None,
-    fold_ln: opt.FoldLn = False,
-    center_weights: opt.CenterWeights = False,
+    fold_ln: opt.RunsFoldLn = None,
+    center_weights: opt.RunsCenterWeights = None,
     quiet: opt.Quiet = False,
     json: opt.Json = False,
 ) -> None:
-    """Test a circuit on the held-out pairs that this task, model, seed and -n give.
+    """Test a circuit on held-out pairs, by default under the settings of the run that found it.
+
+    Of a run folder, task, model, metric, ablation, -n, seed and options are the run's unless given, and no prompt is
+    taken that the run was found on. A circuit file does not know its task: it needs --task.
 
     With --ablation mean, mean-position, mean-span or noise, means and deviations are of -n further pairs of the task,
     which are in neither split.
     """
-    wanted = opt.load(task, option, contrast)
+    chosen = opt.options_of(option, contrast)
+    wanted = None if task is None else opt.load(task, option, contrast)  # before the imports that take seconds
     from circuitlab.cli import results
     from circuitlab.cli.progress import progress
-    from circuitlab.evaluation.evaluate import evaluate as run_evaluate
+    from circuitlab.discovery.judging import judging
     from circuitlab.evaluation.hypotheses.battery import test_circuit
-    from circuitlab.graphs.circuit import load_circuit
-    from circuitlab.metrics import metric_of
-    from circuitlab.models.load import load_model
-    from circuitlab.patching.runs.replacement import needs_reference
 
-    apart, judged_by = needs_reference(ablation), metric_of(wanted, metric)
-    loaded = load_model(model, device=device, dtype=dtype, bos=bos, fold_ln=fold_ln, center_weights=center_weights)
-    kept = load_circuit(circuit, spec=loaded.spec)
-    pairs = wanted.pairs(loaded, n=n, seed=seed, reference=apart)
-    judged = {
-        "metric": judged_by, "ablation": ablation, "seed": seed,
-        "reference": pairs.reference,
-    }  # fmt: skip
+    judged = judging(
+        circuit, task=wanted, options=None if wanted else chosen, run_code=run_code, model=model, metric=metric,
+        ablation=ablation, n=n, seed=seed, allow_weak_gap=allow_weak_gap, device=device, dtype=dtype, bos=bos,
+        fold_ln=fold_ln, center_weights=center_weights,
+    )  # fmt: skip
     with progress(quiet=quiet) as report:
-        found = run_evaluate(
-            loaded, kept, pairs.held_out, n_random=n_random, n_knockouts=knockouts, minimality=minimality,
-            allow_weak_gap=allow_weak_gap, progress=report, **judged,
-        )  # fmt: skip
-        tested = test_circuit(loaded, kept, pairs.held_out, progress=report, **judged) if tests else None
-    results.show_evaluation(f"{circuit} on {wanted.label}, model {model}", found, tested, json=json)
+        found = judged.evaluate(n_random=n_random, n_knockouts=knockouts, minimality=minimality, progress=report)
+        tested = None
+        if tests:
+            tested = test_circuit(judged.model, judged.circuit, judged.held_out, progress=report, **judged.arguments)
+    results.show_evaluation(judged.title, found, tested, json=json)
 
 
 app.command()(compare)

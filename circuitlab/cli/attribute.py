@@ -72,7 +72,7 @@ def attribute(
         out = check_folder(out, force=force)
     loaded = load_model(model, device=device, dtype=dtype, bos=bos, fold_ln=fold_ln, center_weights=center_weights)
     pairs = wanted.pairs(loaded, n=n, seed=seed).discovery
-    asked: dict[str, Any] = {"metric": metric or wanted.metric, "run": run, "seed": seed}
+    asked: dict[str, Any] = {"metric": metric, "run": run, "seed": seed}
     with progress(quiet=quiet) as report:
         report("attribution", 0, 3)
         split = direct_attribution(loaded, pairs, by, **asked)

@@ -11,6 +11,9 @@ from rich.text import Text
 
 from circuitlab.cli.visible import visible, visible_json
 
+# What columns of tables are called where the name that they have in files says too little.
+HEADINGS = {"ci_low": "95 % low", "ci_high": "95 % high"}
+
 
 def print_json(record: Mapping[str, Any]) -> None:
     """One JSON object on stdout; numbers that are none (NaN, infinite) become null."""
@@ -32,7 +35,7 @@ def print_rows(columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: 
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
     numbers = set(right)
     for name in columns:
-        table.add_column(name, justify="right" if name in numbers else "left", overflow="fold")
+        table.add_column(HEADINGS.get(name, name), justify="right" if name in numbers else "left", overflow="fold")
     for row in rows:
         table.add_row(*map(_text, row))
     _put(table)

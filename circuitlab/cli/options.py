@@ -67,6 +67,48 @@ Force = Annotated[bool, typer.Option("--force", help="Replace what is there alre
 RunCode = Annotated[
     bool, typer.Option("--run-code", help="Run the task file in the run folder as code. Read it first.")
 ]
+# Of `evaluate`, where a run folder has its own settings.
+RunsModel = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        metavar="NAME",
+        help="bundled, a name of TransformerLens, or a folder. [default: the run's, or bundled]",
+    ),
+]
+RunsAblation = Annotated[
+    str | None,
+    typer.Option(
+        "--ablation",
+        metavar="NAME",
+        help="What takes the place of everything outside the circuit. [default: the run's, or corrupt]",
+    ),
+]
+RunsPairs = Annotated[int | None, typer.Option("-n", help="Pairs of prompts per split. [default: the run's, or 100]")]
+RunsSeed = Annotated[
+    int | None, typer.Option("--seed", help="Same seed, same prompts and same numbers. [default: the run's, or 0]")
+]
+RunsWeakGap = Annotated[
+    bool | None,
+    typer.Option(
+        "--allow-weak-gap/--no-allow-weak-gap",
+        help="Also pairs whose clean and corrupted runs cannot be told apart. [default: the run's, or no]",
+    ),
+]
+RunsFoldLn = Annotated[
+    bool | None,
+    typer.Option(
+        "--fold-ln/--no-fold-ln",
+        help="Fold the model's layer norms into the next weights. [default: the run's, or no]",
+    ),
+]
+RunsCenterWeights = Annotated[
+    bool | None,
+    typer.Option(
+        "--center-weights/--no-center-weights",
+        help="Centre what it writes to the stream, and its unembedding. [default: the run's, or no]",
+    ),
+]
 Device = Annotated[str | None, typer.Option("--device", metavar="NAME", help="cpu, cuda or cuda:0.")]
 Dtype = Annotated[str | None, typer.Option("--dtype", metavar="NAME", help="float32, bfloat16, ...")]
 Bos = Annotated[
@@ -99,8 +141,17 @@ def load(task: str, given: list[str] | None, contrast: str | None) -> "Task":
     """
     from circuitlab.data.registry import load_task
 
+    return load_task(task, **options_of(given, contrast))
+
+
+def options_of(given: list[str] | None, contrast: str | None) -> dict[str, str]:
+    """The task options of `--option KEY=VALUE` and `--contrast VALUE`.
+
+    Raises:
+        ConfigError: One is not spelt KEY=VALUE, or is given twice.
+    """
     texts = [*(given or []), *([f"contrast={contrast}"] if contrast is not None else [])]
-    return load_task(task, **keyed("--option", texts, "task option", "contrast=gender"))
+    return keyed("--option", texts, "task option", "contrast=gender")
 
 
 def swept(sites: list[str] | None, *, no_sweep: bool) -> tuple[str, ...] | None:

@@ -47,6 +47,7 @@ def show_run(run: "Run", *, json: bool) -> None:
     ]
     rest = [*_stability(run), ("seconds", number(sum(run.seconds.values()), 1))]
     display.print_facts(f"{run.task.label} on model {run.model_id}", [*asked, *_facts(found), *rest])
+    _print_warnings(found)
     if page:
         display.print_line(f"report: {page}")
 
@@ -71,12 +72,18 @@ def show_evaluation(title: str, found: "Evaluation", tested: "CircuitTests | Non
         display.print_json({"title": title, **found.to_record(), **record})
         return
     display.print_facts(title, [*_facts(found), *_more_facts(found)])
+    _print_warnings(found)
     if tested:
         display.print_rows(
             ("test", "statistic", "p", "verdict"),
             [(r.name, number(r.statistic), _p(r.p_value), _verdict(r)) for r in tested.results],
             right=("statistic", "p"),
         )
+
+
+def _print_warnings(found: "Evaluation") -> None:
+    for sentence in found.warnings:
+        display.print_line(f"warning: {sentence}")
 
 
 def _verdict(result: "TestResult") -> str:
@@ -193,7 +200,10 @@ def _facts(found: "Evaluation") -> list[tuple[str, str]]:
         values[f"empty circuit ({found.ablation})"] = found.metric_empty
     return [
         (found.metric, ", ".join(f"{name} {number(value)}" for name, value in values.items())),
-        ("faithfulness", f"{number(found.faithfulness)} [{number(low)}, {number(high)}] on held-out prompts"),
+        (
+            "faithfulness",
+            f"{number(found.faithfulness)}, 95 % interval [{number(low)}, {number(high)}], held-out prompts",
+        ),
         ("random", f"{len(found.random)} random circuits of this size: {number(best)} at best"),
         ("edges", f"{found.n_edges:,} of {found.n_edges_total:,} ({share:.1%}), {found.n_nodes} nodes{_taken(found)}"),
         ("accuracy", f"model {number(found.accuracy_model)}, circuit {number(found.accuracy_circuit)}"),

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Int
@@ -36,6 +36,8 @@ class PairBatch(Summary):
         index: Place of each example in the data set it came from.
         spans: Name -> half-open token range `[batch, 2]`; start = end where an example lacks the span.
         reference: Logits of the clean run, for metrics that compare with it (`kl`).
+        metric: Metric of the task that drew the prompts, which functions use where no other is given; None without a
+            task.
     """
 
     clean: Int[Tensor, "batch seq"]
@@ -46,6 +48,7 @@ class PairBatch(Summary):
     index: Int[Tensor, " batch"]
     spans: Mapping[str, Int[Tensor, "batch 2"]] = field(default_factory=dict)
     reference: Float[Tensor, "batch d_vocab"] | None = None
+    metric: str | Callable[..., Any] | None = None
 
     @classmethod
     def from_tokens(
@@ -156,19 +159,22 @@ class PairBatch(Summary):
             if isinstance(value, Mapping):
                 values[item.name] = {name: span[rows] for name, span in value.items()}
             else:
-                values[item.name] = None if value is None else value[rows]
+                values[item.name] = value[rows] if torch.is_tensor(value) else value
         return PairBatch(**values)
 
     def _summary(self) -> str:
         return f"of {plural(len(self), 'pair')}, {plural(self.n_tokens, 'token')}, on {self.clean.device}"
 
 
-def batch_by_length(pairs: Sequence[Pair], device: torch.device | str = "cpu") -> tuple[PairBatch, ...]:
+def batch_by_length(
+    pairs: Sequence[Pair], device: torch.device | str = "cpu", metric: str | Callable[..., Any] | None = None
+) -> tuple[PairBatch, ...]:
     """Bucket pairs by length, shortest first; nothing is padded.
 
     Args:
         pairs: Pairs in the order of their data set.
         device: Where the tensors go.
+        metric: Metric of the task that drew them.
 
     Returns:
         One batch per length; `index` holds places in `pairs`.
@@ -177,11 +183,17 @@ def batch_by_length(pairs: Sequence[Pair], device: torch.device | str = "cpu") -
     for place, pair in enumerate(pairs):
         buckets[len(pair)].append(place)
     names = sorted({name for pair in pairs for name in pair.spans})
-    return tuple(_bucket([pairs[i] for i in places], places, names, device) for _, places in sorted(buckets.items()))
+    return tuple(
+        _bucket([pairs[i] for i in places], places, names, device, metric) for _, places in sorted(buckets.items())
+    )
 
 
 def _bucket(
-    pairs: Sequence[Pair], places: Sequence[int], span_names: Sequence[str], device: torch.device | str
+    pairs: Sequence[Pair],
+    places: Sequence[int],
+    span_names: Sequence[str],
+    device: torch.device | str,
+    metric: str | Callable[..., Any] | None,
 ) -> PairBatch:
     def tensor(rows: Sequence[object]) -> Tensor:
         return torch.tensor(rows, dtype=torch.long, device=device)
@@ -198,12 +210,22 @@ def _bucket(
         answer_at=tensor([len(p) - 1 for p in pairs]),
         index=tensor(list(places)),
         spans={name: tensor([p.spans.get(name, (0, 0)) for p in pairs]) for name in span_names},
+        metric=metric,
     )
 
 
 def _moved(tensor: Tensor, device: torch.device | str) -> Tensor:
     """The tensor on a device; one made under inference mode is copied, for no graph may hold it."""
     return tensor.to(device).clone() if tensor.is_inference() else tensor.to(device)
+
+
+def prompt_keys(pairs: PairSet | PairBatch) -> list[tuple[int, int]]:
+    """A key of the clean and of the corrupted prompt of every pair: equal for equal tokens."""
+    found = {}
+    for batch in batches_of(pairs, "cpu"):
+        keys = [[hash(tuple(tokens)) for tokens in prompts.tolist()] for prompts in (batch.clean, batch.corrupt)]
+        found |= dict(zip(batch.index.tolist(), zip(*keys, strict=True), strict=True))
+    return [found[place] for place in sorted(found)]
 
 
 def batches_of(pairs: PairSet | PairBatch, device: torch.device | str) -> tuple[PairBatch, ...]:
@@ -218,7 +240,7 @@ def batches_of(pairs: PairSet | PairBatch, device: torch.device | str) -> tuple[
         spans = {name: _moved(span, device) for name, span in pairs.spans.items()}
         # A batch given by itself is a data set of its own: results stand in the order of its rows.
         index = torch.arange(len(pairs), device=device)
-        return (PairBatch(**moved, spans=spans, index=index),)
+        return (PairBatch(**moved, spans=spans, index=index, metric=pairs.metric),)
     if hasattr(pairs, "batches"):
         return pairs.batches(device)
     raise ConfigError(f"pairs must be task.pairs(...).discovery, .held_out or a PairBatch; got {type(pairs).__name__}.")

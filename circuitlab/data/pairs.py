@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, overload
 
 from circuitlab.errors import ConfigError
 from circuitlab.summary import Summary, plural, short
@@ -74,11 +74,16 @@ class Pair(Summary):
 class PairSet(Summary):
     """Pairs of one split, possibly of different lengths; anything that takes pairs takes this.
 
+    Attributes:
+        pairs: The pairs, in order. An index gives one of them, a slice a `PairSet`.
+        metric: Metric of the task that drew them, which functions use where no other is given; None without a task.
+
     Raises:
         ConfigError: There is no pair in it.
     """
 
     pairs: tuple[Pair, ...]
+    metric: str | Callable[..., Any] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if not self.pairs:
@@ -90,8 +95,12 @@ class PairSet(Summary):
     def __iter__(self) -> Iterator[Pair]:
         return iter(self.pairs)
 
-    def __getitem__(self, index: int) -> Pair:
-        return self.pairs[index]
+    @overload
+    def __getitem__(self, index: int) -> Pair: ...
+    @overload
+    def __getitem__(self, index: slice) -> PairSet: ...
+    def __getitem__(self, index: int | slice) -> Pair | PairSet:
+        return replace(self, pairs=self.pairs[index]) if isinstance(index, slice) else self.pairs[index]
 
     @property
     def texts(self) -> frozenset[str]:
@@ -108,7 +117,7 @@ class PairSet(Summary):
         """The pairs as tensors, bucketed by length, never padded; `PairBatch.index` tells where each belongs."""
         from circuitlab.data.batch import batch_by_length
 
-        return batch_by_length(self.pairs, device)
+        return batch_by_length(self.pairs, device, self.metric)
 
     def _summary(self) -> str:
         lengths = sorted({len(pair) for pair in self.pairs})

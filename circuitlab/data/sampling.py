@@ -8,11 +8,11 @@ import random
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from random import Random
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from circuitlab.data.encoding import Rejection, TextEncoder, encode_example
 from circuitlab.data.example import Example
@@ -41,12 +41,19 @@ T = TypeVar("T")
 
 
 def sample_pairs(
-    task: Task, text: TextEncoder, n: int, seed: int, *, reference: bool = False, progress: Progress = silent
+    task: Task,
+    text: TextEncoder,
+    n: int,
+    seed: int,
+    *,
+    reference: bool = False,
+    exclude: Collection[str] = (),
+    progress: Progress = silent,
 ) -> PairSplits:
     """Draw `n` discovery and `n` held-out pairs, and as many of reference if asked for; see `Task.pairs`."""
     if isinstance(n, bool) or not isinstance(n, int) or n < 1:
         raise ConfigError(f"n is {n!r}; it counts pairs per split and must be a whole number of at least 1.")
-    splits = _Splits(n)
+    splits = _Splits(n, exclude)
     dropped = Counter[str]()
     worst: Rejection | None = None
     seen, idle, last_pair = set[tuple[str, str]](), 0, time.monotonic()
@@ -77,9 +84,9 @@ def sample_pairs(
                 waited = f"the last {idle:,} draws" if idle >= patience else f"{idle:,} draws in {LONGEST_WAIT:.0f} s"
                 raise _too_few(task, n, len(seen), splits, 2 + reference, dropped, worst, waited)
     return PairSplits(
-        discovery=splits.named("discovery"),
-        held_out=splits.named("held_out"),
-        reference=splits.named(REFERENCE) if reference else None,
+        discovery=splits.named("discovery", task.metric),
+        held_out=splits.named("held_out", task.metric),
+        reference=splits.named(REFERENCE, task.metric) if reference else None,
         dropped=dict(dropped),
     )
 
@@ -168,10 +175,11 @@ def _of_the_task(task: Task, what: str, call: Callable[[], T]) -> T:
 class _Splits:
     """Growing lists of pairs that share no text, by name."""
 
-    def __init__(self, n: int) -> None:
+    def __init__(self, n: int, known: Collection[str]) -> None:
         self._n = n
         self._pairs: dict[str, list[Pair]] = {name: [] for name in (*SPLITS, REFERENCE)}
         self._texts: dict[str, set[str]] = {name: set() for name in self._pairs}
+        self._texts["discovery"].update(known)
 
     def full(self, names: tuple[str, ...]) -> bool:
         """Whether these have all their pairs."""
@@ -193,8 +201,9 @@ class _Splits:
         self._texts[split].update(texts)
         return True
 
-    def named(self, name: str) -> PairSet:
-        return PairSet(tuple(replace(pair, id=f"{name}-{i:04d}") for i, pair in enumerate(self._pairs[name])))
+    def named(self, name: str, metric: str | Callable[..., Any]) -> PairSet:
+        pairs = tuple(replace(pair, id=f"{name}-{i:04d}") for i, pair in enumerate(self._pairs[name]))
+        return PairSet(pairs, metric)
 
 
 def _too_few(

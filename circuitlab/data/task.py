@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from random import Random
 from typing import TYPE_CHECKING, Any
 
 from circuitlab.data.checks import check_line, check_mapping, check_name, check_sequence
 from circuitlab.data.example import Example
-from circuitlab.data.limits import check_pairs
 from circuitlab.data.sampling import sample_pairs
 from circuitlab.errors import TaskError, UnknownNameError, shown
 from circuitlab.progress import Progress, callback, reports_progress
@@ -131,6 +130,7 @@ class Task(Summary):
         seed: int = 0,
         *,
         reference: bool = False,
+        exclude: Collection[str] = (),
         progress: Progress | bool | None = None,
     ) -> PairSplits:
         """Draw `n` discovery and `n` held-out pairs for a model's tokenizer.
@@ -144,6 +144,8 @@ class Task(Summary):
             seed: Same seed, same pairs.
             reference: Draw `n` reference pairs beside, whose texts are in neither split; the splits are the same
                 with them and without.
+            exclude: Prompt texts that no held-out and no reference pair may have, such as those that a circuit was
+                found on with another seed (`pairs.discovery.texts`).
             progress: None draws a bar in a terminal or a notebook, True always, False never; or a function that is
                 called with (step, done, total).
 
@@ -153,7 +155,11 @@ class Task(Summary):
             TooFewPromptsError: Fewer distinct pairs than asked for; the message counts what was dropped and why.
             TokenError: A prompt is longer than the model's context; the message has the prompt and both lengths.
         """
-        drawn = sample_pairs(self, model.text, n=n, seed=seed, reference=reference, progress=callback(progress))
+        from circuitlab.data.limits import check_pairs  # brings torch
+
+        drawn = sample_pairs(
+            self, model.text, n=n, seed=seed, reference=reference, exclude=exclude, progress=callback(progress)
+        )
         for part in (drawn.discovery, drawn.held_out, *([drawn.reference] if drawn.reference else [])):
             check_pairs(part, model.spec)
         return drawn

@@ -9,9 +9,11 @@
 
 What is left is the circuit (`EdgeScores.chosen`). One threshold gives one circuit; `n_edges` looks for the threshold
 by bisection. An edge's score in one search is how much the cost rose when it was cut from the circuit that it was asked
-about: kept edges have at least the threshold, cut ones less. Edges that were never asked about, or were cut later with
-their node, score 0. Positive: the edge helps. A sweep over thresholds (`sweep=`) scores an edge by the largest
-threshold at which it was kept instead.
+about: kept edges have at least the threshold, cut ones less. Positive: the edge helps. Edges that were never asked
+about, or were cut later with their node, score 0 and have a second score, by which they rank below all others: that of
+EAP on the same pairs, one gradient in the clean run (`EdgeScores.second_scores`). It is of the metric, and of
+`logit_diff` where the metric has no gradient in the clean run. A sweep over thresholds (`sweep=`) scores an edge by the
+largest threshold at which it was kept instead.
 
 The published code asks about three more kinds of edges, from a head's q, k and v to its output; they are no edges of
 this graph. Its answers depend on the order of sets in memory; these do not.
@@ -23,10 +25,11 @@ References:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from circuitlab.data.batch import PairBatch
 from circuitlab.data.pairs import PairSet
@@ -34,7 +37,8 @@ from circuitlab.discovery.acdc_search import Costs, Search, search
 from circuitlab.discovery.eap import score_eap
 from circuitlab.discovery.scores import EdgeScores
 from circuitlab.errors import ConfigError, MetricError, UnknownNameError
-from circuitlab.metrics import Metric, resolve
+from circuitlab.graphs.prune import real_edges
+from circuitlab.metrics import Metric, metric_for, resolve
 from circuitlab.models.protocol import Model
 from circuitlab.parts import Layout
 from circuitlab.patching.cuts.values import CutValues
@@ -46,6 +50,8 @@ OBJECTIVES = ("kl", "metric")
 SHARE = 0.01
 # Searches that a bisection may take, and the range of thresholds it begins with, as shares of the empty circuit's cost.
 BISECTIONS = 16
+# What edges that were never asked about are ranked by, where the metric has no gradient in the clean run.
+GUESSED_BY = ("logit_diff", "log_prob")
 RANGE = (1e-5, 1.0)
 
 
@@ -102,13 +108,14 @@ def score_acdc(
     coupled = any(model.has_post_norm(layer) for layer in range(model.spec.n_layers))
     costs = Costs(values, silent_cuts=coupled or values.prepared.replacement.kind != "corrupt")
     asking = _Asking.on(costs, model, pairs, speculate=speculate, budget=budget, progress=progress)
+    under = {"ablation": values.prepared.replacement, "seed": seed, "budget": budget}
     if sweep is not None:
-        return asking.swept(model, judged_by, _spread(asking.gap, sweep))
-    if n_edges is not None:
-        found = asking.of_size(n_edges)
+        scores = asking.swept(model, judged_by, _spread(asking.gap, sweep))
+    elif n_edges is not None:
+        scores = asking.scores(model, judged_by, asking.of_size(n_edges))
     else:
-        found = asking.at(SHARE * asking.gap if threshold is None else threshold)
-    return asking.scores(model, judged_by, found)
+        scores = asking.scores(model, judged_by, asking.at(SHARE * asking.gap if threshold is None else threshold))
+    return _with_second_scores(scores, asking.answered, model, pairs, metric, **under)
 
 
 def sweep_acdc(
@@ -143,17 +150,24 @@ def sweep_acdc(
     """
     if not len(thresholds) or min(thresholds) <= 0:
         raise ConfigError(f"thresholds are {list(thresholds)}; a sweep takes at least one, all of them positive.")
-    judged_by = resolve(metric)
+    judged_by = metric_for(metric, pairs)
     values = CutValues(model, pairs, judged_by, ablation=ablation, reference=reference, seed=seed, budget=budget)
     coupled = any(model.has_post_norm(layer) for layer in range(model.spec.n_layers))
     costs = Costs(values, silent_cuts=coupled or values.prepared.replacement.kind != "corrupt")
     asking = _Asking.on(costs, model, pairs, speculate=None, budget=budget, progress=progress)
-    return asking.swept(model, judged_by, thresholds)
+    return _with_second_scores(
+        asking.swept(model, judged_by, thresholds), asking.answered, model, pairs, judged_by,
+        ablation=values.prepared.replacement, seed=seed, budget=budget,
+    )  # fmt: skip
 
 
 @dataclass(slots=True, eq=False)
 class _Asking:
-    """Searches on one data set."""
+    """Searches on one data set.
+
+    Attributes:
+        answered: Edges that a search cut for their own cost, or kept to its end.
+    """
 
     costs: Costs
     layout: Layout
@@ -161,6 +175,7 @@ class _Asking:
     estimates: Float[np.ndarray, "writer reader"] | None
     refined: bool
     progress: Progress
+    answered: Bool[np.ndarray, "writer reader"]
     questions: int = 0
     batches: int = 0
     circuits: int = 0
@@ -179,7 +194,9 @@ class _Asking:
         """With what answers are guessed from: gradients on the way, or one in the clean run, or none."""
         refined = speculate != 1 and costs.values.has_worth
         estimates = None if refined or speculate == 1 else _estimates(model, pairs, costs.values.metric, budget)
-        return cls(costs, Layout.of(model.spec), speculate, estimates, refined, progress)
+        layout = Layout.of(model.spec)
+        nothing = np.zeros((len(layout.writers), len(layout.readers)), dtype=bool)
+        return cls(costs, layout, speculate, estimates, refined, progress, nothing)
 
     @property
     def gap(self) -> float:
@@ -203,6 +220,9 @@ class _Asking:
             refined=self.refined,
             progress=self.progress,
         )
+        self.answered |= found.mask
+        for answer in found.answers:
+            self.answered[answer.edge] |= answer.cut
         self.questions += len(found.answers)
         self.batches += found.batches
         self.circuits += found.circuits
@@ -281,6 +301,31 @@ def _estimates(
     except MetricError:
         return None
     return values if metric.higher_is_better else -values
+
+
+def _with_second_scores(
+    scores: EdgeScores,
+    answered: Bool[np.ndarray, "writer reader"],
+    model: Model,
+    pairs: PairSet | PairBatch,
+    metric: Metric,
+    **under: Any,
+) -> EdgeScores:
+    """The scores with those of EAP for edges without an answer, by the first metric that has a gradient there."""
+    second = np.zeros(answered.shape)
+    for judged_by in dict.fromkeys((metric.name, *GUESSED_BY)):
+        judged = metric if judged_by == metric.name else resolve(judged_by)
+        if not judged.smooth or judged.needs_reference:
+            continue
+        try:
+            found = score_eap(model, pairs, judged, progress=silent, **under).values
+        except MetricError:
+            continue
+        second = found if judged.higher_is_better else -found
+        break
+    unanswered = real_edges(scores.layout) & ~answered
+    checks = {**scores.checks, "edges_never_asked": float(unanswered.sum())}
+    return replace(scores, second_scores=np.where(unanswered, second, np.nan), checks=checks)
 
 
 def _spread(gap: float, n: int) -> list[float]:

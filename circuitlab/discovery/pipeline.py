@@ -23,14 +23,13 @@ from circuitlab.discovery.config import DiscoverConfig, checked_sites, default_f
 from circuitlab.discovery.run_folder import reserve_run, write_run, writes_run
 from circuitlab.discovery.scores import EdgeScores
 from circuitlab.discovery.scoring import find_method, score_edges, scored_under
-from circuitlab.discovery.selection import select
+from circuitlab.discovery.selection import select, with_faithfulness
 from circuitlab.discovery.stability import Stability
 from circuitlab.discovery.stability import stability as repeat
 from circuitlab.evaluation.evaluate import Evaluation, evaluate
 from circuitlab.graphs.circuit import Circuit
 from circuitlab.graphs.selection import SelectionRule
-from circuitlab.metrics import Metric, metric_of
-from circuitlab.metrics.base import MetricFunction
+from circuitlab.metrics import Metric, MetricLike, metric_of
 from circuitlab.models.bos import AUTO
 from circuitlab.models.load import load_model
 from circuitlab.models.modes import in_ordinary_modes
@@ -100,6 +99,11 @@ class Run(Summary):
         """What the user called the model."""
         return self.config.model
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What bounds the result, in plain sentences; see `Evaluation.warnings`."""
+        return self.evaluation.warnings
+
     def write(self, folder: str | Path, force: bool = False) -> Run:
         """Write the run folder, whole or not at all.
 
@@ -138,7 +142,7 @@ def discover(
     method: str = "eap-ig",
     steps: int = 5,
     method_options: Mapping[str, Any] | None = None,
-    metric: str | Metric | MetricFunction | None = None,
+    metric: MetricLike | None = None,
     ablation: str = "corrupt",
     n: int = 100,
     seed: int = 0,
@@ -212,9 +216,8 @@ def discover(
     )  # fmt: skip
     clock = _Clock(callback(progress))
     with clock("load"):
-        loaded: Model = load_model(
-            model, device=device, dtype=dtype, bos=bos, fold_ln=fold_ln, center_weights=center_weights
-        )
+        asks = {"device": device, "dtype": dtype, "bos": bos, "fold_ln": fold_ln, "center_weights": center_weights}
+        loaded: Model = load_model(model, **asks)
         config = replace(config, **_as_it_is(loaded))
         config.selection.check_size(Layout.of(loaded.spec).n_edges)
         _sites(config, loaded)  # refuses what the model does not have
@@ -235,6 +238,7 @@ def discover(
     told = {"metric": judged_by, "seed": seed, "allow_weak_gap": allow_weak_gap, "progress": progress}
     with clock("select"):
         circuit = select(loaded, scores, found, **config.selection.arguments, ablation=put_in, **told)
+        circuit = with_faithfulness(loaded, circuit, found, metric=judged_by, ablation=put_in, seed=seed)
         effects = _node_effects(loaded, found, judged_by, circuit, grids.get("head_z"))
     with clock("evaluate"):
         evaluation = evaluate(loaded, circuit, pairs.held_out, ablation=put_in, **told)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -32,7 +33,12 @@ SCORE = "score"
 SAID = ("seed", "dtype", "dataset_fingerprint", "dataset", "model", "behaviour", "method")
 SAID_OF_TASK = ("name", "label", "version", "settings", "fingerprint")
 # Values that folders of earlier versions lack; they are compared where the folder has them.
-NEWER = ("metric_gap", "metric_gap_se", "causal", "bos_tokens", "bos_ids", "rule")
+NEWER = {
+    "metric_gap", "metric_gap_se", "causal", "bos_tokens", "bos_ids", "discovery", "n_seen", "selection",
+    "edges_never_asked", "steps", "rule",
+}  # fmt: skip
+# Sentences that follow from numbers, which are compared themselves: another last digit may stand in them.
+IN_WORDS = "warnings"
 # Settings that are texts: a number or a list would reach code that does not expect it.
 TEXTS = ("task", "model", "method", "metric", "ablation", "device", "dtype", "bos")
 DRAWN = (".png", ".svg", ".html")
@@ -125,7 +131,7 @@ def reproduce(
             the file and its SHA-256), or it cannot be repeated.
     """
     folder = at_home(folder)
-    manifest = _manifest(folder)
+    manifest = read_manifest(folder)
     config = DiscoverConfig.of_record(manifest["config"]).as_record()
     others = set[str]()  # settings that are not those of the run, and rightly so
     if device is not None:
@@ -146,7 +152,7 @@ def reproduce(
             raise RunError(
                 f"run {str(folder)!r} cannot be repeated: its task file ends the program (exit {error.code!r})."
             ) from error
-        new_manifest = _manifest(again)
+        new_manifest = read_manifest(again)
         names = sorted(set(manifest["files"]) | set(new_manifest["files"]))
         checks = tuple(_compare(name, file_inside(folder, name), file_inside(again, name)) for name in names)
         checks += (_compare_manifests(manifest, new_manifest, others),)
@@ -161,10 +167,15 @@ def task_file(folder: str | Path) -> TaskFile | None:
         RunError: As for `reproduce`.
     """
     folder = at_home(folder)
-    return task_file_of(folder, _manifest(folder))
+    return task_file_of(folder, read_manifest(folder))
 
 
-def _manifest(folder: Path) -> dict[str, Any]:
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a run folder, checked.
+
+    Raises:
+        RunError: There is none, it is damaged, or of another schema.
+    """
     path = file_inside(folder, MANIFEST) if folder.is_dir() else None
     if path is None:
         raise RunError(
@@ -234,10 +245,9 @@ def _first_difference(old: Path, new: Path) -> str:
 
 def _difference(old: list[Value], new: list[Value]) -> str:
     """Where two lists of values part; empty if nowhere."""
+    old, new = ([value for value in values if not value.where.startswith(IN_WORDS)] for values in (old, new))
     there = {value.where for value in old}
-    new = [
-        value for value in new if value.where in there or value.where.rpartition(".")[2].partition("[")[0] not in NEWER
-    ]
+    new = [value for value in new if value.where in there or not NEWER & set(re.split(r"[.\[]", value.where))]
     if len(old) != len(new):
         return OTHER_ROWS
     # By what was made now: a number that was edited in the folder cannot widen what is allowed to others.

@@ -82,6 +82,6 @@ def by_example(
 def taken(pairs: PairSet | PairBatch, index: Int[np.ndarray, " example"]) -> PairSet | PairBatch:
     """Some of the pairs, possibly several times, as a set of their own."""
     if isinstance(pairs, PairSet):
-        return PairSet(tuple(pairs[int(i)] for i in index))
+        return replace(pairs, pairs=tuple(pairs[int(i)] for i in index))
     at = torch.as_tensor(index, device=pairs.clean.device)
     return replace(pairs.take(at), index=torch.arange(len(index), device=pairs.clean.device))

@@ -20,7 +20,9 @@ from typing import TYPE_CHECKING, Any, ParamSpec
 from circuitlab import late
 from circuitlab.data.citation import cite_run
 from circuitlab.data.sampling import task_fingerprint
+from circuitlab.discovery.scoring import find_method
 from circuitlab.errors import OutputExistsError
+from circuitlab.files import path_from_here
 from circuitlab.outputs import LOCK, Reserved, Rules, at_home, reserved
 
 if TYPE_CHECKING:
@@ -86,7 +88,7 @@ def write_run(run: Run, place: Reserved, folder: Path) -> Path:
     manifest["bibtex"] = cite_run(manifest, str(folder))
     _write_json(new / MANIFEST, manifest)
     # The page tells no times, so that the same seed gives the same page.
-    late.call("circuitlab.report", "write_report", new, name=folder.name)
+    late.call("circuitlab.report", "write_report", new, name=path_from_here(folder))
     manifest["files"] = _digests(new)
     _write_json(new / MANIFEST, manifest)
     place.put_in_place()
@@ -213,7 +215,11 @@ def manifest_of(run: Run, folder: Path) -> dict[str, Any]:
             "metric_gap": run.behaviour.gap.mean,
             "metric_gap_se": run.behaviour.gap.standard_error,
         },
-        "method": {"name": run.scores.method, "checks": dict(run.scores.checks)},
+        "method": {
+            "name": run.scores.method,
+            "steps": run.config.steps if "steps" in find_method(run.config.method).takes else None,
+            "checks": dict(run.scores.checks),
+        },
         "selection": None if run.circuit.selection is None else run.circuit.selection.to_record(),
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in VERSIONED}},
         "device": run.config.device,

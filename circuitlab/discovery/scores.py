@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from circuitlab.errors import ConfigError
 from circuitlab.graphs.circuit import Circuit
 from circuitlab.graphs.prune import real_edges
-from circuitlab.graphs.ranking import edge_places, mask_of, ranked_edges
+from circuitlab.graphs.ranking import edge_places, greedy_edges, mask_of, ranked_edges
 from circuitlab.parts import Layout, ModelSpec
 from circuitlab.summary import Summary, largest, plural, short
 
@@ -60,6 +60,8 @@ class EdgeScores(Summary):
         by_column: Scores by position or span, if they were asked for. Columns that share out all tokens sum to `values`
             where scores are first-order estimates.
         per_reader: Whether only edges into one reader can be compared; then circuits are selected greedily.
+        second_scores: A second score of the edges that the method never asked about, by which they rank below all
+            others; NaN for all others, None where the method scores every edge.
     """
 
     spec: ModelSpec
@@ -74,6 +76,7 @@ class EdgeScores(Summary):
     training: Mapping[str, Sequence[float]] = field(default_factory=dict)
     by_column: ColumnScores | None = None
     per_reader: bool = False
+    second_scores: Float[np.ndarray, "writer reader"] | None = None
 
     @property
     def layout(self) -> Layout:
@@ -83,10 +86,35 @@ class EdgeScores(Summary):
     def ranked(self, signed: bool = False) -> np.ndarray:
         """Every edge as (row, column), best first; ties stand in the order of `Layout.edges`.
 
+        Edges that the method never asked about come after all others, by their second score.
+
         Args:
             signed: Rank by score; else by its absolute value.
         """
-        return ranked_edges(self.values if signed else np.abs(self.values), self.layout)
+        return ranked_edges(*self._keys(signed))
+
+    def grown(self, signed: bool = False) -> np.ndarray:
+        """Edges with a score other than 0 as (row, column), as a circuit grows from the logits (`greedy_edges`)."""
+        return greedy_edges(*self._keys(signed), candidates=self.nonzero)
+
+    @property
+    def nonzero(self) -> Bool[np.ndarray, "writer reader"]:
+        """Edges with a score other than 0, first or second: the only ones that a selection takes."""
+        found = np.nan_to_num(self.values) != 0
+        second = 0.0 if self.second_scores is None else np.nan_to_num(self.second_scores)
+        return real_edges(self.layout) & (found | (second != 0))
+
+    @property
+    def asked(self) -> Bool[np.ndarray, "writer reader"]:
+        """Edges that the method asked about itself."""
+        real = real_edges(self.layout)
+        return real if self.second_scores is None else real & np.isnan(self.second_scores)
+
+    def _keys(self, signed: bool) -> tuple[np.ndarray, Layout, np.ndarray | None]:
+        second = self.second_scores
+        if signed:
+            return self.values, self.layout, second
+        return np.abs(self.values), self.layout, None if second is None else np.abs(second)
 
     def top(self, n: int, signed: bool = False) -> Bool[np.ndarray, "writer reader"]:
         """Mask of the `n` best edges, exactly that many, not pruned."""
@@ -94,15 +122,21 @@ class EdgeScores(Summary):
 
     def circuit(self, mask: Bool[np.ndarray, "writer reader"]) -> Circuit:
         """A circuit with these scores and this mask."""
-        return Circuit(spec=self.spec, mask=mask, scores=self.values, node_effects=self.node_effects)
+        return Circuit(
+            spec=self.spec, mask=mask, scores=self.values, node_effects=self.node_effects,
+            second_scores=self.second_scores,
+        )  # fmt: skip
 
     def turned(self) -> EdgeScores:
         """The same with the other sign, for metrics where less is better."""
         columns = self.by_column and replace(self.by_column, scores=-self.by_column.scores)
-        return replace(self, values=-self.values, by_column=columns)
+        second = None if self.second_scores is None else -self.second_scores
+        return replace(self, values=-self.values, by_column=columns, second_scores=second)
 
     def to_frame(self, by_column: bool = False) -> pd.DataFrame:
         """One row an edge: source, target, score, standard_error, in the order of `Layout.edges`.
+
+        Where there are second scores, a column second_score holds them; NaN for edges that were asked about.
 
         Args:
             by_column: One row an edge and column instead: source, target, column, position | span, score.
@@ -122,6 +156,7 @@ class EdgeScores(Summary):
                 "target": [edge.reader.name for edge in edges],
                 "score": self.values[rows, columns],
                 "standard_error": self.standard_error[rows, columns],
+                **({} if self.second_scores is None else {"second_score": self.second_scores[rows, columns]}),
             }
         )
 

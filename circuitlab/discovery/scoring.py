@@ -22,8 +22,7 @@ from circuitlab.discovery.relp import score_relp
 from circuitlab.discovery.scores import EdgeScores
 from circuitlab.discovery.ugs import check_ugs, score_ugs
 from circuitlab.errors import ConfigError, UnknownNameError
-from circuitlab.metrics import Metric, resolve
-from circuitlab.metrics.base import MetricFunction
+from circuitlab.metrics import MetricLike, metric_for
 from circuitlab.models.modes import in_ordinary_modes
 from circuitlab.models.protocol import Model
 from circuitlab.patching.runs.replacement import Replacement
@@ -219,7 +218,7 @@ def score_edges(
     method: str = "eap-ig",
     *,
     steps: int = 5,
-    metric: str | Metric | MetricFunction = "logit_diff",
+    metric: MetricLike | None = None,
     ablation: str | Replacement = "corrupt",
     reference: PairSet | PairBatch | None = None,
     seed: int = 0,
@@ -235,7 +234,8 @@ def score_edges(
         pairs: A split of a task, or a `PairBatch`.
         method: A name of `METHODS`.
         steps: Gradients along the path, for methods that integrate; others take no notice.
-        metric: What is measured at the answer position.
+        metric: What is measured at the answer position; by default the metric of the task that drew the pairs,
+            else `logit_diff`.
         ablation: What a corrupted edge carries, a name of `REPLACEMENTS` or a `Replacement`; others than the corrupted
             run for methods whose definition has room for them.
         reference: Prompts that means are taken of; none of them may be among `pairs`.
@@ -255,7 +255,7 @@ def score_edges(
         ConfigError: The method has no such option, or cannot take this ablation or axis.
         MetricError: The metric is of no use to the method, or gives the wrong shape or NaN.
     """
-    found, judged_by = find_method(method), resolve(metric)
+    found, judged_by = find_method(method), metric_for(metric, pairs)
     given = _arguments(found, options, steps, ablation, reference, seed)
     if axis not in AXES:
         raise UnknownNameError.of("axis", axis, AXES)
@@ -277,7 +277,7 @@ def score_nodes(
     *,
     level: str = "node",
     steps: int = 5,
-    metric: str | Metric | MetricFunction = "logit_diff",
+    metric: MetricLike | None = None,
     ablation: str | Replacement = "corrupt",
     reference: PairSet | PairBatch | None = None,
     seed: int = 0,
@@ -296,7 +296,8 @@ def score_nodes(
         level: A name of `LEVELS`: "node"; "neuron" for components, `[writer, d_model]`; "mlp-neuron"
             for single neurons of MLPs, `[layer, neuron]`.
         steps: Gradients along the path, for methods that integrate; others take no notice.
-        metric: What is measured at the answer position.
+        metric: What is measured at the answer position; by default the metric of the task that drew the pairs,
+            else `logit_diff`.
         ablation: What stands in the place of a corrupted value.
         reference: Prompts that means are taken of; none of them may be among `pairs`.
         seed: Of noise.
@@ -314,7 +315,7 @@ def score_nodes(
         ConfigError: The method does not score this level, has no such option or cannot take this ablation.
         MetricError: The metric is of no use to the method, or gives the wrong shape or NaN.
     """
-    found, judged_by = find_method(method), resolve(metric)
+    found, judged_by = find_method(method), metric_for(metric, pairs)
     if level not in LEVELS:
         raise UnknownNameError.of("level", level, LEVELS, hint="Edges are scored by score_edges.")
     if level not in found.levels:

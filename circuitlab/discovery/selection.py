@@ -1,7 +1,9 @@
 """Select a circuit out of scored edges: so many, those above a threshold, or the smallest that reaches a target.
 
 Edges are ranked by score or its absolute value, all at once, or greedily: the circuit grows from the logits and only
-edges into what it has reached compete (`greedy_edges`). Whatever is taken is pruned to what connects.
+edges into what it has reached compete (`greedy_edges`). Edges that a search never asked about rank below all others, by
+a second score (`EdgeScores.second_scores`); edges whose score is 0 are never taken, but where a method's own circuit
+has them. Whatever is taken is pruned to what connects.
 
 The smallest circuit is searched by asking the model at growing sizes. Faithfulness does not grow steadily with size and
 can overshoot 1, so a circuit is taken only if its faithfulness lies between the target and as far above 1 as the target
@@ -10,24 +12,23 @@ is below. Sizes grow by a fifth until one fits; then those between it and the la
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from circuitlab.data.batch import PairBatch
+from circuitlab import stats
+from circuitlab.data.batch import PairBatch, prompt_keys
 from circuitlab.data.pairs import PairSet
 from circuitlab.discovery.scores import EdgeScores
 from circuitlab.errors import GraphError
 from circuitlab.evaluation.gap import check_data
 from circuitlab.graphs.circuit import Circuit
 from circuitlab.graphs.prune import prune
-from circuitlab.graphs.ranking import greedy_edges, mask_of
+from circuitlab.graphs.ranking import mask_of
 from circuitlab.graphs.selection import USUAL_TARGET, Selection, SelectionRule
-from circuitlab.metrics import Metric, resolve
-from circuitlab.metrics.base import MetricFunction
+from circuitlab.metrics import Metric, MetricLike, metric_for
 from circuitlab.models.modes import in_ordinary_modes
 from circuitlab.models.protocol import Model
 from circuitlab.patching.circuits.metric import Prepared, circuit_values, prepare
@@ -51,7 +52,7 @@ def select(
     threshold: float | None = None,
     signed: bool = False,
     greedy: bool | None = None,
-    metric: str | Metric | MetricFunction | None = None,
+    metric: MetricLike | None = None,
     ablation: str | Replacement = "corrupt",
     reference: PairSet | PairBatch | None = None,
     seed: int = 0,
@@ -70,12 +71,15 @@ def select(
         pairs: The discovery pairs; held-out pairs are for `evaluate`.
         target: Faithfulness to reach, above 0 and at most 1. Where neither this nor `n_edges` nor `threshold` is given,
             the method's own circuit is taken, if it brought one, and else 0.9 is to be reached.
-        n_edges: Take this many top edges instead (before pruning), whatever their faithfulness.
-        threshold: Take the edges that score at least this much instead, whatever their faithfulness.
+        n_edges: Take this many top edges instead (before pruning), whatever their faithfulness; fewer where fewer have
+            a score other than 0.
+        threshold: Take the edges that score at least this much instead, whatever their faithfulness; edges that were
+            never asked about have no score in this unit and are not taken.
         signed: Rank by score; else by its absolute value, which keeps edges that hurt along with those that help.
         greedy: Let the circuit grow from the logits; by default only for scores that are shares of a reader (`ifr`),
             which cannot be compared from one reader to the other.
-        metric: Metric of the faithfulness; the scores' own by default.
+        metric: Metric of the faithfulness, as in `evaluate`: by default that of the task that drew the pairs, else
+            `logit_diff`, whatever the edges were scored by.
         ablation: What excluded edges carry, as in `evaluate`.
         reference: Prompts that means are taken of; none of them may be among `pairs`.
         seed: Of noise.
@@ -86,13 +90,14 @@ def select(
 
     Returns:
         The circuit; its edges all lie on paths from the input to the logits. `circuit.selection` has the number of
-        edges that were taken (`nominal`) and that are left after pruning (`achieved`).
+        edges that were taken (`nominal`) and that are left after pruning (`achieved`), where a target was asked for the
+        faithfulness reached, its interval and its metric, and in `warnings` what was asked for and not reached.
 
     Raises:
         UnknownNameError: No such metric or ablation.
         ConfigError: The target is not above 0 and at most 1, `n_edges` is out of range, the threshold is no number or
             both are given; what `evaluate` refuses of ablation and reference.
-        GraphError: The scores are of another model.
+        GraphError: The scores are of another model, or all of them are 0.
         MetricError: A target is asked for, and the metric does not tell the clean run and the empty circuit apart
             (`circuitlab.evaluation.gap`).
     """
@@ -108,22 +113,63 @@ def select(
     if threshold is not None:
         keys = scores.values if signed else np.abs(scores.values)
         # Edges above it that nothing above it leads on from fall to the pruning, greedily or not.
-        return _circuit(scores, order[keys[tuple(order.T)] >= threshold], rule)
+        return _circuit(scores, order[(scores.asked & (keys >= threshold))[tuple(order.T)]], rule)
     if target is None and scores.chosen is not None:
-        return _circuit(scores, order[scores.chosen[tuple(order.T)]], rule, "chosen")
+        return _circuit(scores, np.argwhere(scores.chosen), rule, "chosen")
     prepared = prepare(model, pairs, budget, replacement=ablation, reference=reference, seed=seed)
-    judged_by = resolve(metric or scores.metric)
-    gap = check_data(judged_by, *prepared.gaps(judged_by), prepared.empty_is, allow_weak_gap=allow_weak_gap)
-    search = _Search(model, scores, prepared, judged_by, gap.mean, order, budget, callback(progress))
-    size, reached = search.smallest(target or USUAL_TARGET)
-    return _circuit(scores, order[:size], rule, faithfulness=reached)
+    judged_by = metric_for(metric, pairs)
+    clean, empty = prepared.gaps(judged_by)
+    check_data(judged_by, clean, empty, prepared.empty_is, allow_weak_gap=allow_weak_gap)
+    search = _Search(model, scores, prepared, judged_by, order, budget, callback(progress))
+    size = search.smallest(target or USUAL_TARGET)
+    circuit = _circuit(scores, order[:size], rule)
+    return _measured(circuit, search.values[size], clean, empty, pairs, prepared, judged_by, seed)
+
+
+def with_faithfulness(
+    model: Model,
+    circuit: Circuit,
+    pairs: PairSet | PairBatch,
+    *,
+    metric: MetricLike | None = None,
+    ablation: str | Replacement = "corrupt",
+    reference: PairSet | PairBatch | None = None,
+    seed: int = 0,
+    budget: int | None = None,
+) -> Circuit:
+    """The circuit with its faithfulness on its discovery pairs in `circuit.selection`, which a target measures anyway.
+
+    Args:
+        model: The model the circuit is of.
+        circuit: A circuit that `select` gave; as it is if its faithfulness was measured.
+        pairs: The pairs it was selected on.
+        metric: As in `select`.
+        ablation: As in `select`.
+        reference: As in `select`.
+        seed: As in `select`.
+        budget: As in `select`.
+    """
+    if circuit.selection is None or circuit.selection.faithfulness is not None:
+        return circuit
+    judged_by = metric_for(metric, pairs)
+    prepared = prepare(model, pairs, budget, replacement=ablation, reference=reference, seed=seed)
+    clean, empty = prepared.gaps(judged_by)
+    values = circuit_values(model, prepared, circuit.mask[None], [judged_by], budget=budget)[judged_by.name][0]
+    return _measured(circuit, values, clean, empty, pairs, prepared, judged_by, seed)
 
 
 def ranking(scores: EdgeScores, *, signed: bool, greedy: bool) -> Int[np.ndarray, "edge 2"]:
-    """Row and column of every edge in the order in which a selection takes them."""
-    if not greedy:
-        return scores.ranked(signed)
-    return greedy_edges(scores.values if signed else np.abs(scores.values), scores.layout)
+    """Row and column of every edge that a selection may take, in the order in which it takes them.
+
+    Raises:
+        GraphError: No edge has a score other than 0.
+    """
+    if not scores.nonzero.any():
+        raise GraphError(f"no edge has a score other than 0 (method {scores.method!r}): there is nothing to select.")
+    if greedy:
+        return scores.grown(signed)
+    order = scores.ranked(signed)
+    return order[scores.nonzero[tuple(order.T)]]
 
 
 def _circuit(
@@ -131,7 +177,6 @@ def _circuit(
     taken: Int[np.ndarray, "taken 2"],
     rule: SelectionRule,
     by: str | None = None,
-    faithfulness: float | None = None,
 ) -> Circuit:
     """The edges that were taken by a rule (or `by` another way than it asks), pruned."""
     circuit = scores.circuit(prune(mask_of(taken, scores.layout), scores.layout))
@@ -146,13 +191,43 @@ def _circuit(
         nominal=len(taken),
         achieved=circuit.n_edges,
         n_nodes=len(circuit.nodes),
-        faithfulness=faithfulness,
+        n_scored=int(scores.nonzero.sum()),
+    )
+    return replace(circuit, selection=selection)
+
+
+def _measured(
+    circuit: Circuit,
+    values: Float[np.ndarray, " example"],
+    clean: Float[np.ndarray, " example"],
+    empty: Float[np.ndarray, " example"],
+    pairs: PairSet | PairBatch,
+    prepared: Prepared,
+    metric: Metric,
+    seed: int,
+) -> Circuit:
+    """The circuit with its metric on the discovery pairs as a faithfulness, and with what that was measured on."""
+    assert circuit.selection is not None
+    gained, gap = values - empty, clean - empty
+    interval = stats.ratio_interval(gained, gap, seed)
+    selection = replace(
+        circuit.selection,
+        faithfulness=float(stats.ratio_of_means(gained, gap)),
+        interval=(float(interval.low), float(interval.high)),
+        metric=metric.name,
+        ablation=prepared.replacement.kind,
+        n_pairs=len(values),
+        prompts=frozenset(key for keys in prompt_keys(pairs) for key in keys),
     )
     return replace(circuit, selection=selection)
 
 
 class _Search:
-    """Asks for the faithfulness of top-n circuits, each size once."""
+    """Asks for the faithfulness of top-n circuits, each size once.
+
+    Attributes:
+        values: The metric of each size's circuit that was run, per example.
+    """
 
     def __init__(
         self,
@@ -160,7 +235,6 @@ class _Search:
         scores: EdgeScores,
         prepared: Prepared,
         metric: Metric,
-        gap: float,
         order: Int[np.ndarray, "edge 2"],
         budget: int | None,
         progress: Progress,
@@ -168,34 +242,38 @@ class _Search:
         self._model, self._scores, self._prepared, self._metric = model, scores, prepared, metric
         self._budget, self._progress = budget, progress
         self._order = order
-        self._empty, self._gap = float(prepared.gaps(metric)[1].mean()), gap
+        clean, self._empty = prepared.gaps(metric)
+        self._gap = clean - self._empty
+        self.values: dict[int, Float[np.ndarray, " example"]] = {}
 
-    def smallest(self, target: float) -> tuple[int, float]:
-        """How many edges the smallest circuit found takes, and its faithfulness."""
+    def smallest(self, target: float) -> int:
+        """How many edges the smallest circuit found takes; all of them where none fits."""
         total = len(self._order)
         sizes = _growing(total)
-        last_miss, reached = 0, math.nan
+        last_miss = 0
         for start in range(0, len(sizes), AT_ONCE):
             chunk = sizes[start : start + AT_ONCE]
             self._progress("select", chunk[-1], total)
             for size, reached in zip(chunk, self._faithfulness(chunk), strict=True):
                 if _fits(reached, target):
-                    return self._refined(last_miss, size, float(reached), target)
+                    return self._refined(last_miss, size, target)
                 last_miss = size
-        return total, float(reached)
+        return total
 
-    def _refined(self, low: int, high: int, at_high: float, target: float) -> tuple[int, float]:
+    def _refined(self, low: int, high: int, target: float) -> int:
         """The smallest fitting size above `low` and up to `high`, among evenly spaced ones."""
         between = sorted({int(n) for n in np.linspace(low + 1, high, min(REFINEMENTS, high - low))} | {high})
         for size, reached in zip(between, self._faithfulness(between), strict=True):
             if _fits(reached, target):
-                return size, float(reached)
-        return high, at_high
+                return size
+        return high
 
     def _faithfulness(self, sizes: Sequence[int]) -> Float[np.ndarray, " size"]:
         masks = np.stack([self._mask(size) for size in sizes])
-        values = circuit_values(self._model, self._prepared, masks, [self._metric], budget=self._budget)
-        return (values[self._metric.name].mean(1) - self._empty) / self._gap
+        found = circuit_values(self._model, self._prepared, masks, [self._metric], budget=self._budget)
+        values = found[self._metric.name]
+        self.values |= dict(zip(sizes, values, strict=True))
+        return stats.ratio_of_means(values - self._empty, self._gap)
 
     def _mask(self, size: int) -> Bool[np.ndarray, "writer reader"]:
         return prune(mask_of(self._order[:size], self._scores.layout), self._scores.layout)

@@ -37,8 +37,7 @@ from circuitlab.graphs.circuit import Circuit
 from circuitlab.graphs.exchange import drawn_nodes
 from circuitlab.graphs.ranking import edge_places
 from circuitlab.graphs.selection import SelectionRule
-from circuitlab.metrics import Metric
-from circuitlab.metrics.base import MetricFunction
+from circuitlab.metrics import Metric, MetricLike, metric_for
 from circuitlab.models.modes import in_ordinary_modes
 from circuitlab.models.protocol import Model
 from circuitlab.parts import Edge
@@ -205,7 +204,7 @@ class _Discovery:
     model: Model
     method: str
     rule: SelectionRule
-    metric: str | Metric | MetricFunction
+    metric: Metric
     ablation: Replacement
     seed: int
     allow_weak_gap: bool
@@ -238,7 +237,7 @@ def stability(
     target: float | None = None,
     n_edges: int | None = None,
     selection: SelectionRule | None = None,
-    metric: str | Metric | MetricFunction | None = None,
+    metric: MetricLike | None = None,
     ablation: str | Replacement = "corrupt",
     reference: PairSet | PairBatch | None = None,
     seed: int = 0,
@@ -305,7 +304,7 @@ def stability(
     else:
         given, under = drawn_by(seed)
     whole = _Discovery(
-        model=model, method=method, rule=rule, metric=metric or (task.metric if task else "logit_diff"), budget=budget,
+        model=model, method=method, rule=rule, metric=metric_for(metric, given), budget=budget,
         ablation=under, seed=seed, allow_weak_gap=allow_weak_gap, options=options | dict(method_options or {}),
     )  # fmt: skip
     known = whole.scored(given) if scores is None else scores

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 
 from circuitlab.evaluation.areas import MIB_SHARES, CurvePoint, mib_sizes
 from circuitlab.evaluation.judge import Judge
@@ -32,7 +32,7 @@ def curves(judge: Judge, circuit: Circuit) -> tuple[Curve, Curve]:
     if not given[np.isfinite(given)].any():
         return (), ()
     sizes = mib_sizes(circuit.layout.n_edges)
-    masks = np.concatenate([_top(circuit, keys, sizes) for keys in (np.abs(circuit.scores), circuit.scores)])
+    masks = np.concatenate([_top(circuit, sizes, signed=signed) for signed in (False, True)])
     points = _points(judge, masks, [*sizes, *sizes], "curve")
     return points[: len(MIB_SHARES)], points[len(MIB_SHARES) :]
 
@@ -50,7 +50,7 @@ def smallest_sufficient(judge: Judge, circuit: Circuit, curve: Curve) -> CurvePo
             sizes = sorted({int(n) for n in steps} - {low, point.n_edges_nominal} - {0})
             if not sizes:
                 return point
-            tried = _points(judge, _top(circuit, np.abs(circuit.scores), sizes), sizes, "smallest")
+            tried = _points(judge, _top(circuit, sizes, signed=False), sizes, "smallest")
             return next((one for one in tried if one.faithfulness >= SUFFICES), point)
     return None
 
@@ -72,9 +72,10 @@ def _points(judge: Judge, masks: Bool[np.ndarray, "size writer reader"], nominal
     )
 
 
-def _top(
-    circuit: Circuit, keys: Float[np.ndarray, "writer reader"], sizes: Sequence[int]
-) -> Bool[np.ndarray, "size writer reader"]:
-    """Top edges by key at each size, pruned."""
-    order = ranked_edges(np.where(np.isnan(keys), np.inf, keys), circuit.layout)
+def _top(circuit: Circuit, sizes: Sequence[int], *, signed: bool) -> Bool[np.ndarray, "size writer reader"]:
+    """Top edges at each size, pruned; edges that a search never asked about come last, by their second score."""
+    keys, second = circuit.scores, circuit.second_scores
+    if not signed:
+        keys, second = np.abs(keys), None if second is None else np.abs(second)
+    order = ranked_edges(np.where(np.isnan(keys), np.inf, keys), circuit.layout, second)
     return np.stack([prune(mask_of(order[:size], circuit.layout), circuit.layout) for size in sizes])

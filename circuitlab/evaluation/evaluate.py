@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from circuitlab import stats
-from circuitlab.data.batch import PairBatch
+from circuitlab.data.batch import PairBatch, prompt_keys
 from circuitlab.data.pairs import PairSet
 from circuitlab.errors import ConfigError
 from circuitlab.evaluation.areas import Areas, CurvePoint
@@ -19,10 +19,11 @@ from circuitlab.evaluation.curve import SUFFICES, curves, highest, overshoots, s
 from circuitlab.evaluation.gap import Gap
 from circuitlab.evaluation.judge import Judge
 from circuitlab.evaluation.minimality import Minimality, minimality_of
+from circuitlab.evaluation.warnings import warnings_of
 from circuitlab.graphs.circuit import Circuit
 from circuitlab.graphs.random import random_circuit
-from circuitlab.metrics import Metric, resolve
-from circuitlab.metrics.base import MetricFunction
+from circuitlab.graphs.selection import Selection
+from circuitlab.metrics import MetricLike, resolve
 from circuitlab.models.modes import in_ordinary_modes
 from circuitlab.models.protocol import Model
 from circuitlab.patching.runs.replacement import Replacement
@@ -42,7 +43,6 @@ class Evaluation(Summary):
         empty: Metric of the empty circuit, in which every edge is replaced; for ablation "corrupt" the same.
         circuit: Metric of the circuit.
         n_edges: Kept edges.
-        n_edges_nominal: Edges that a selection took, before pruning; None where the circuit was not selected here.
         n_edges_weighted: Kept edges by the share of their source's neurons that is kept; as `n_edges` where all are.
         n_edges_total: Edges of the graph.
         n_nodes: Nodes with a kept edge, input and logits included.
@@ -57,6 +57,9 @@ class Evaluation(Summary):
         minimality: What each edge is worth to the circuit; None if it was not asked for.
         random: Faithfulness of random connected circuits with as many edges.
         seed: Of the interval and the random circuits.
+        selection: How the circuit was selected, where that is known.
+        notes: Sentences that whoever judged it adds to the warnings, such as settings that are not those of the run.
+        n_seen: Pairs of these with a prompt that the circuit was selected on, where that is known.
     """
 
     metric: str
@@ -80,7 +83,9 @@ class Evaluation(Summary):
     minimality: Minimality | None
     random: tuple[float, ...]
     seed: int
-    n_edges_nominal: int | None = None
+    selection: Selection | None = None
+    n_seen: int = 0
+    notes: tuple[str, ...] = ()
 
     @property
     def faithfulness(self) -> float:
@@ -96,6 +101,20 @@ class Evaluation(Summary):
         """95 % bootstrap interval of the faithfulness over examples."""
         found = stats.ratio_interval(self.circuit - self.empty, self.clean - self.empty, self.seed)
         return float(found.low), float(found.high)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What bounds these numbers, in plain sentences; empty for a circuit that explains the behaviour.
+
+        A faithfulness whose interval stays below 0.5 or above 1.5, random circuits that reach it, a disagreement with
+        the discovery pairs, pairs that are not held out, a target not reached; see `circuitlab.evaluation.warnings`.
+        """
+        return warnings_of(self)
+
+    @property
+    def n_edges_nominal(self) -> int | None:
+        """Edges that a selection took, before pruning; None where the circuit was not selected here."""
+        return self.selection and self.selection.nominal
 
     @property
     def areas(self) -> Areas:
@@ -188,7 +207,17 @@ class Evaluation(Summary):
             },
             "minimality": self.minimality and self.minimality.as_record(),
             "random_baseline": {"faithfulness": list(self.random)},
+            "discovery": self._discovery(),
+            "n_seen": self.n_seen,
+            "warnings": list(self.warnings),
         }
+
+    def _discovery(self) -> dict[str, Any] | None:
+        """Faithfulness on the pairs that the circuit was selected on, and under what; None where it is not known."""
+        if self.selection is None or self.selection.metric is None:
+            return None
+        record = self.selection.to_record()
+        return {name: record[name] for name in ("faithfulness", "faithfulness_ci", "metric", "ablation", "n_pairs")}
 
     def _summary(self) -> str:
         low, high = self.interval
@@ -212,6 +241,8 @@ class Evaluation(Summary):
             yield "CPR, CMD", f"{self.cpr:.3f}, {self.cmd:.3f}"
         if self.smallest is not None:
             yield "smallest", f"{plural(self.smallest.n_edges, 'edge')} reach {SUFFICES}"
+        if self.warnings:
+            yield "warning", self.warnings[0]
 
 
 def _point(point: CurvePoint) -> dict[str, float]:
@@ -229,7 +260,7 @@ def evaluate(
     circuit: Circuit,
     pairs: PairSet | PairBatch,
     *,
-    metric: str | Metric | MetricFunction = "logit_diff",
+    metric: MetricLike | None = None,
     ablation: str | Replacement = "corrupt",
     reference: PairSet | PairBatch | None = None,
     n_random: int = 20,
@@ -248,7 +279,8 @@ def evaluate(
             node, its edges from there carry these, and the replacement of the others. Curve and random circuits are of
             whole nodes.
         pairs: Held-out pairs.
-        metric: What is measured at the answer position.
+        metric: What is measured at the answer position; by default the metric of the task that drew the pairs,
+            else `logit_diff`.
         ablation: What excluded edges carry: "corrupt", "zero", "mean", "mean-position", "mean-span" or "noise", or a
             `Replacement`.
         reference: Prompts that means are taken of (their clean ones); none of them may be among `pairs`.
@@ -291,7 +323,6 @@ def evaluate(
         circuit=own[judge.metric.name],
         n_edges=circuit.n_edges,
         n_edges_weighted=circuit.n_edges_weighted,
-        n_edges_nominal=circuit.selection and circuit.selection.nominal,
         n_edges_total=layout.n_edges,
         n_nodes=len(circuit.nodes),
         accuracy_model=float(prepared.gaps(resolve("accuracy"))[0].mean()),
@@ -305,4 +336,13 @@ def evaluate(
         minimality=minimality_of(judge, circuit, own[judge.metric.name], seed) if minimality else None,
         random=tuple(judge.faithfulness(np.stack(chance), "random circuits").tolist()) if chance else (),
         seed=seed,
+        selection=circuit.selection,
+        n_seen=_seen(circuit.selection, pairs),
     )
+
+
+def _seen(selection: Selection | None, pairs: PairSet | PairBatch) -> int:
+    """How many pairs have a prompt that the circuit was selected on."""
+    if selection is None or not selection.prompts:
+        return 0
+    return sum(not selection.prompts.isdisjoint(keys) for keys in prompt_keys(pairs))

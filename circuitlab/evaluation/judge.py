@@ -11,8 +11,7 @@ from circuitlab.errors import GraphError
 from circuitlab.evaluation.gap import check_data
 from circuitlab.graphs.circuit import Circuit
 from circuitlab.graphs.prune import real_edges
-from circuitlab.metrics import Metric, resolve
-from circuitlab.metrics.base import MetricFunction
+from circuitlab.metrics import Metric, MetricLike, metric_for, resolve
 from circuitlab.models.protocol import Model
 from circuitlab.parts import Layout
 from circuitlab.patching.circuits.metric import Prepared, circuit_values, prepare
@@ -27,7 +26,8 @@ class Judge:
     Attributes:
         model: The model.
         prepared: The data set.
-        metric: What is measured at the answer position.
+        metric: What is measured at the answer position; by default the metric of the task that drew the pairs,
+            else `logit_diff`.
         clean: The metric of the whole model, per example.
         empty: The metric of the empty circuit, per example.
         gap: Difference of the two: faithfulness is measured in its mean.
@@ -63,7 +63,7 @@ class Judge:
         circuit: Circuit,
         pairs: PairSet | PairBatch,
         *,
-        metric: str | Metric | MetricFunction = "logit_diff",
+        metric: MetricLike | None = None,
         ablation: str | Replacement = "corrupt",
         reference: PairSet | PairBatch | None = None,
         seed: int = 0,
@@ -78,7 +78,7 @@ class Judge:
             CircuitLabError: What is wrong with metric, ablation and reference; see `evaluate`.
         """
         check_circuit(circuit, model)
-        judged_by = resolve(metric)
+        judged_by = metric_for(metric, pairs)
         prepared = prepare(model, pairs, budget, replacement=ablation, reference=reference, seed=seed)
         parts = circuit.node_parts
         neurons = parts.neurons if parts.split(circuit.mask).any() else None

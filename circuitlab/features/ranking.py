@@ -31,7 +31,7 @@ from circuitlab.features.autoencoder import Autoencoder
 from circuitlab.features.descriptions import Descriptions
 from circuitlab.features.differences import differences
 from circuitlab.features.place import activation, check_fits, run_on
-from circuitlab.metrics import Metric
+from circuitlab.metrics import Metric, MetricLike
 from circuitlab.models.modes import in_ordinary_modes
 from circuitlab.models.protocol import Model
 from circuitlab.patching.gradients.slopes import judged
@@ -39,7 +39,7 @@ from circuitlab.patching.grid import Grid
 from circuitlab.patching.runs.baseline import Baseline, at_answer, check_gap, record_baseline
 from circuitlab.patching.runs.packing import fitting
 from circuitlab.patching.runs.reach import tokens_that_matter
-from circuitlab.patching.sweeps.plan import MetricLike, plan_sweep
+from circuitlab.patching.sweeps.plan import plan_sweep
 from circuitlab.progress import Progress, callback, reports_progress
 from circuitlab.summary import Summary, largest, plural
 
@@ -157,7 +157,7 @@ def rank_features(
     autoencoder: Autoencoder,
     pairs: PairSet | PairBatch,
     *,
-    metric: MetricLike = "logit_diff",
+    metric: MetricLike | None = None,
     at: str = "corrupt",
     steps: int = 1,
     seed: int = 0,
@@ -170,7 +170,7 @@ def rank_features(
         model: A loaded model.
         autoencoder: Of this model.
         pairs: A split of a task, or a `PairBatch`.
-        metric: What is differentiated.
+        metric: What is differentiated; by default the metric of the task that drew the pairs, else `logit_diff`.
         at: With one step: take the gradient on the "corrupt" or on the "clean" run.
         steps: With more than one: average it over so many points between the two activations (middle of each step),
             the rest of the run following from them.

@@ -24,11 +24,12 @@ from circuitlab.features.activations import Texts
 from circuitlab.features.autoencoder import Autoencoder
 from circuitlab.features.place import activation, check_fits, run_on
 from circuitlab.features.prompts import begins_marked, prompts_of
+from circuitlab.metrics import MetricLike
 from circuitlab.models.modes import in_ordinary_modes
 from circuitlab.models.protocol import Frame, Model, Recording
 from circuitlab.patching.runs.baseline import at_answer, record_baseline
 from circuitlab.patching.runs.packing import packs, rows_per_pack
-from circuitlab.patching.sweeps.plan import MetricLike, plan_sweep
+from circuitlab.patching.sweeps.plan import plan_sweep
 from circuitlab.predictions.streams import logits_by_part
 from circuitlab.summary import Summary, plural
 
@@ -178,7 +179,7 @@ def splice(
     autoencoder: Autoencoder,
     pairs: PairSet | PairBatch,
     *,
-    metric: MetricLike = "logit_diff",
+    metric: MetricLike | None = None,
     error: bool = False,
     edit: Edit | None = None,
     keep_first: int | None = None,
@@ -191,7 +192,8 @@ def splice(
         model: A loaded model.
         autoencoder: Of this model.
         pairs: A split of a task, or a `PairBatch`.
-        metric: What is measured at the answer position.
+        metric: What is measured at the answer position; by default the metric of the task that drew the pairs,
+            else `logit_diff`.
         error: Add the error term.
         edit: See `attached`.
         keep_first: See `attached`.

@@ -19,6 +19,7 @@ from circuitlab.errors import ConfigError
 from circuitlab.features.autoencoder import Autoencoder
 from circuitlab.features.differences import Differences, chosen_features, differences
 from circuitlab.features.place import activation, added, check_fits, recorded
+from circuitlab.metrics import MetricLike
 from circuitlab.models.modes import in_ordinary_modes
 from circuitlab.models.protocol import Model, Recording
 from circuitlab.patching.grid import Grid
@@ -26,7 +27,7 @@ from circuitlab.patching.runs.baseline import Baseline, check_gap, judge_all, re
 from circuitlab.patching.runs.packing import Packer, rows_at_once
 from circuitlab.patching.sweeps.cells import cells_of, run_cells, window
 from circuitlab.patching.sweeps.patches import Delta, Patches, Runs
-from circuitlab.patching.sweeps.plan import MetricLike, SweepPlan, plan_sweep
+from circuitlab.patching.sweeps.plan import SweepPlan, plan_sweep
 from circuitlab.patching.sweeps.sites import SITES, Member, Site, enters_at
 from circuitlab.progress import Progress, callback, reports_progress
 
@@ -43,7 +44,7 @@ def sweep_features(
     *,
     features: Iterable[int] | None = None,
     direction: str = "denoise",
-    metric: MetricLike = "logit_diff",
+    metric: MetricLike | None = None,
     axis: str = "auto",
     positions: Iterable[int] | None = None,
     normalise: bool = True,
@@ -59,7 +60,8 @@ def sweep_features(
         pairs: A split of a task, or a `PairBatch`.
         features: Only these; by default all that differ between clean and corrupted run anywhere.
         direction: "denoise" puts clean values into the corrupted run, "noise" corrupted values into the clean run.
-        metric: What is measured at the answer position.
+        metric: What is measured at the answer position; by default the metric of the task that drew the pairs,
+            else `logit_diff`.
         axis: "position", "span", "all" (at all tokens at once), or "auto" (position where prompts line up).
         positions: Only these positions.
         normalise: Give `values` on the scale 0 = corrupted, 1 = clean.

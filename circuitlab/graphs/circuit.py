@@ -36,6 +36,8 @@ class Circuit(Summary):
         node_effects: Node name -> effect of patching that node alone (0 corrupted, 1 clean), where it was swept.
         selection: How it was selected, where `select` did it.
         node_parts: Scores of nodes, and scores and choice of neurons, where a file or a method gives them.
+        second_scores: Scores of the edges that a search never asked about, by which they rank below all others; NaN for
+            all others, None where there are none.
 
     Raises:
         GraphError: A matrix has the wrong shape, or the mask keeps an edge that the model does not have.
@@ -47,10 +49,13 @@ class Circuit(Summary):
     node_effects: Mapping[str, float] = field(default_factory=dict)
     selection: Selection | None = None
     node_parts: NodeParts = field(default_factory=NodeParts)
+    second_scores: Float[np.ndarray, "writer reader"] | None = None
 
     def __post_init__(self) -> None:
         shape = (len(self.layout.writers), len(self.layout.readers))
-        for name, matrix in (("mask", self.mask), ("scores", self.scores)):
+        matrices = {"mask": self.mask, "scores": self.scores, "second_scores": self.second_scores}
+        given = {name: matrix for name, matrix in matrices.items() if matrix is not None}
+        for name, matrix in given.items():
             if matrix.shape != shape:
                 raise GraphError(
                     f"{name} has shape {matrix.shape}; model {self.spec.name!r} has {shape} writers, readers."
@@ -59,7 +64,7 @@ class Circuit(Summary):
             raise GraphError(f"the mask keeps edges that model {self.spec.name!r} does not have.")
         self.node_parts.check(self.layout)
         # Copies of its own, so that nothing that is done with the originals changes the circuit.
-        for name, matrix in (("mask", self.mask), ("scores", self.scores)):
+        for name, matrix in given.items():
             own = matrix.copy()
             own.setflags(write=False)
             object.__setattr__(self, name, own)
@@ -111,7 +116,7 @@ class Circuit(Summary):
         return replace(self, node_effects=effects)
 
     def to_frame(self) -> pd.DataFrame:
-        """Every edge of the graph: source, target, score, in_circuit."""
+        """Every edge of the graph: source, target, score, in_circuit, and second_score where there are any."""
         import pandas as pd
 
         rows, columns = edge_places(self.layout).T
@@ -122,6 +127,7 @@ class Circuit(Summary):
                 "target": [edge.reader.name for edge in edges],
                 "score": self.scores[rows, columns],
                 "in_circuit": self.mask[rows, columns],
+                **({} if self.second_scores is None else {"second_score": self.second_scores[rows, columns]}),
             }
         )
 
@@ -193,8 +199,8 @@ def load_circuit(path: str | Path, spec: ModelSpec | None = None) -> Circuit:
             it.
 
     Returns:
-        The circuit, with the effects of its nodes and what is said of nodes and neurons where the file has them. Edges
-        of a list have no score (NaN).
+        The circuit, with its selection, the effects of its nodes and what is said of nodes and neurons where the file
+        has them. Edges of a list have no score (NaN).
 
     Raises:
         FormatError: The file is missing, in none of the formats, lacks a key, names an unknown node or edge, holds
@@ -210,4 +216,6 @@ def load_circuit(path: str | Path, spec: ModelSpec | None = None) -> Circuit:
         scores=found.scores,
         node_effects=found.node_effects,
         node_parts=found.node_parts,
+        second_scores=found.second_scores,
+        selection=found.selection,
     )

@@ -24,6 +24,7 @@ from circuitlab.errors import FormatError, UnknownNameError
 from circuitlab.graphs.node_parts import NodeParts
 from circuitlab.graphs.prune import kept_nodes
 from circuitlab.graphs.ranking import edge_places
+from circuitlab.graphs.selection import Selection
 from circuitlab.parts import Edge, Kind, Layout, ModelSpec, Node, Slot
 
 if TYPE_CHECKING:
@@ -32,8 +33,10 @@ if TYPE_CHECKING:
 # A matrix of this many entries takes 900 MB with its mask. Llama-3-70B has 80 million; a file that asks for more asks
 # for memory, not for a circuit.
 MOST_ENTRIES = 100_000_000
-# Ours, beside the format's own keys, which a reader of the format leaves alone: the name that GraphML has it under.
+# Ours, beside the format's own keys, which a reader of the format leaves alone; the first is GraphML's name, too.
 EFFECT = "sweep_effect"
+SECOND = "second_score"
+SELECTION = "selection"
 SHOWN = 40  # characters of a faulty value
 UNKNOWN = 0  # the width of a model that an older file leaves out
 
@@ -61,12 +64,14 @@ class _NodeEntry(_Strict):
 class _EdgeEntry(_Strict):
     score: float | None
     in_graph: bool
+    second_score: float | None = None
 
 
 class _File(_Strict):
     cfg: _Cfg
     nodes: dict[str, _NodeEntry]
     edges: dict[str, _EdgeEntry]
+    selection: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -78,18 +83,23 @@ class Read:
     scores: Float[np.ndarray, "writer reader"]
     node_effects: Mapping[str, float] = field(default_factory=dict)
     node_parts: NodeParts = field(default_factory=NodeParts)
+    second_scores: Float[np.ndarray, "writer reader"] | None = None
+    selection: Selection | None = None
 
 
 def to_json(circuit: Circuit) -> dict[str, Any]:
     """The circuit as the object that EAP-IG's `Graph.from_json` reads; both fields stand on every edge.
 
-    Nodes that were swept have their effect under a key of ours, which their reader leaves alone.
+    Swept effects of nodes, second scores of edges and the selection stand under keys of ours, which their reader leaves
+    alone.
     """
-    layout = circuit.layout
+    layout, second = circuit.layout, circuit.second_scores
     edges = {}
     for row, column in _as_constructed(layout):
         name = f"{layout.writers[row].name}->{layout.readers[column].name}"
         edges[name] = {"score": float(circuit.scores[row, column]), "in_graph": bool(circuit.mask[row, column])}
+        if second is not None and not math.isnan(second[row, column]):
+            edges[name][SECOND] = float(second[row, column])
     kept = kept_nodes(circuit.mask, layout)
     if circuit.node_parts.kept is not None:
         kept[:-1] = circuit.node_parts.kept
@@ -104,6 +114,7 @@ def to_json(circuit: Circuit) -> dict[str, Any]:
             for i, node in enumerate(layout.nodes)
         },
         "edges": edges,
+        **({} if circuit.selection is None else {SELECTION: circuit.selection.to_record()}),
     }
 
 
@@ -162,8 +173,35 @@ def read_object(content: Mapping[str, Any], path: Path, spec: ModelSpec | None) 
         # NaN is EAP-IG's mark of an edge that was never scored; infinity is nobody's.
         scores[places[name]] = math.nan if entry.score is None else entry.score
         check_finite(scores[places[name]], f"edge {name!r}", path)
+    given = {places[name]: entry.second_score for name, entry in parsed.edges.items() if entry.second_score is not None}
+    second = np.full(mask.shape, np.nan)
+    for place, value in given.items():
+        second[place] = value
+    check_finite(second, "a second score", path)
     effects = {name: entry.sweep_effect for name, entry in parsed.nodes.items() if entry.sweep_effect is not None}
-    return Read(shape, mask, scores, effects, _node_parts(parsed, layout, mask, path))
+    return Read(
+        shape,
+        mask,
+        scores,
+        effects,
+        _node_parts(parsed, layout, mask, path),
+        second_scores=second if given else None,
+        selection=selection_of(parsed.selection, path),
+    )
+
+
+def selection_of(record: Any, path: Path) -> Selection | None:
+    """The selection that a file holds, if it holds one.
+
+    Raises:
+        FormatError: It is none.
+    """
+    try:
+        return None if record is None else Selection.of_record(record)
+    except (TypeError, ValueError) as error:
+        raise FormatError(
+            f"circuit file {str(path)!r}: {SELECTION} is no record of a selection: {error}. Leave the key out."
+        ) from error
 
 
 def _node_parts(parsed: _File, layout: Layout, mask: Bool[np.ndarray, "writer reader"], path: Path) -> NodeParts:

@@ -18,7 +18,7 @@ import numpy as np
 
 from circuitlab.errors import FormatError
 from circuitlab.files import check_archive, parsing
-from circuitlab.graphs.mib_json import Read, cfg_of, check_finite, fitting_spec
+from circuitlab.graphs.mib_json import SELECTION, Read, cfg_of, check_finite, fitting_spec, selection_of
 from circuitlab.graphs.node_parts import NodeParts
 from circuitlab.graphs.prune import kept_nodes, real_edges
 from circuitlab.parts import Layout, ModelSpec
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 NEEDED = ("cfg", "src_nodes", "dst_nodes", "edges_scores", "edges_in_graph", "nodes_in_graph")
 _OPTIONAL = {"nodes_scores": "scores", "neurons_in_graph": "neurons", "neurons_scores": "neuron_scores"}
+# Ours, beside the format's own, which its reader leaves alone.
+SECOND = "edges_second_scores"
 _IN_CFG = {"n_layers": int, "n_heads": int, "d_model": int, "parallel_attn_mlp": bool}
 
 
@@ -47,6 +49,10 @@ def to_bytes(circuit: Circuit) -> bytes:
     }
     given = {name: getattr(parts, ours) for name, ours in _OPTIONAL.items()}
     content |= {name: torch.tensor(matrix) for name, matrix in given.items() if matrix is not None}
+    if circuit.second_scores is not None:
+        content[SECOND] = torch.tensor(circuit.second_scores)
+    if circuit.selection is not None:
+        content[SELECTION] = circuit.selection.to_record()
     buffer = BytesIO()
     torch.save(content, buffer)
     return buffer.getvalue()
@@ -78,7 +84,10 @@ def read_tensors(path: Path, spec: ModelSpec | None) -> Read:
     }
     derived = kept_nodes(mask, layout)[:-1]
     parts = NodeParts(kept=None if (kept == derived).all() else kept, **found)
-    return Read(shape, mask, scores, {}, parts)
+    second = _matrix(content, SECOND, edges, path) if content.get(SECOND) is not None else None
+    return Read(
+        shape, mask, scores, {}, parts, second_scores=second, selection=selection_of(content.get(SELECTION), path)
+    )
 
 
 def _loaded(path: Path) -> dict[str, Any]:

@@ -15,13 +15,30 @@ def edge_places(layout: Layout) -> Int[np.ndarray, "edge 2"]:
     return np.stack([rows, columns], axis=1)
 
 
-def ranked_edges(keys: Float[np.ndarray, "writer reader"], layout: Layout) -> Int[np.ndarray, "edge 2"]:
-    """Row and column of every edge, largest key first; ties stand in the order of `Layout.edges`, NaN comes last."""
+def ranked_edges(
+    keys: Float[np.ndarray, "writer reader"], layout: Layout, second: Float[np.ndarray, "writer reader"] | None = None
+) -> Int[np.ndarray, "edge 2"]:
+    """Row and column of every edge, largest key first; ties stand in the order of `Layout.edges`, NaN comes last.
+
+    Args:
+        keys: What edges are ranked by.
+        layout: Numbers of writers and readers.
+        second: A second key of the edges that have no first one; NaN for all others. They come after all others.
+    """
     places = edge_places(layout)
-    return places[np.argsort(-keys[places[:, 0], places[:, 1]], kind="stable")]
+    first = keys[places[:, 0], places[:, 1]]
+    if second is None:
+        return places[np.argsort(-first, kind="stable")]
+    later = second[places[:, 0], places[:, 1]]
+    return places[np.lexsort((-np.where(np.isnan(later), first, later), ~np.isnan(later)))]
 
 
-def greedy_edges(keys: Float[np.ndarray, "writer reader"], layout: Layout) -> Int[np.ndarray, "edge 2"]:
+def greedy_edges(
+    keys: Float[np.ndarray, "writer reader"],
+    layout: Layout,
+    second: Float[np.ndarray, "writer reader"] | None = None,
+    candidates: Bool[np.ndarray, "writer reader"] | None = None,
+) -> Int[np.ndarray, "edge 2"]:
     """Row and column of every edge in the order in which a circuit grows from the logits.
 
     1. The edges into the logits wait.
@@ -31,27 +48,34 @@ def greedy_edges(keys: Float[np.ndarray, "writer reader"], layout: Layout) -> In
     It only ever compares edges whose readers are in the circuit, so it serves keys that are shares of one reader's
     input. Equals the greedy selection of EAP-IG's graph, ties broken in the order of `Layout.edges`; NaN comes last.
 
+    Args:
+        keys: What edges are ranked by.
+        layout: Numbers of writers and readers.
+        second: As in `ranked_edges`.
+        candidates: Edges that may be taken; all by default.
+
     References:
         Hanna et al. 2024, arXiv:2403.17806; needed by Ferrando and Voita 2024, arXiv:2403.00824.
     """
-    places = edge_places(layout)
+    ranked = ranked_edges(keys, layout, second)
+    if candidates is not None:
+        ranked = ranked[candidates[ranked[:, 0], ranked[:, 1]]]
     into: dict[int, list[int]] = {}
-    for number, column in enumerate(places[:, 1].tolist()):
-        into.setdefault(layout.owners[column], []).append(number)
-    best_first = np.nan_to_num(-keys[places[:, 0], places[:, 1]], nan=np.inf)
+    for rank, column in enumerate(ranked[:, 1].tolist()):
+        into.setdefault(layout.owners[column], []).append(rank)
     logits = len(layout.writers)
-    waiting = [(best_first[number], number) for number in into[logits]]
+    waiting = list(into.get(logits, []))
     heapify(waiting)
     reached, order = {logits}, []
     while waiting:
-        _, number = heappop(waiting)
-        order.append(number)
-        source = int(places[number, 0])
+        rank = heappop(waiting)
+        order.append(rank)
+        source = int(ranked[rank, 0])
         if source not in reached:
             reached.add(source)
             for more in into.get(source, []):
-                heappush(waiting, (best_first[more], more))
-    return places[order]
+                heappush(waiting, more)
+    return ranked[order]
 
 
 def mask_of(places: Int[np.ndarray, "kept 2"], layout: Layout) -> Bool[np.ndarray, "writer reader"]:

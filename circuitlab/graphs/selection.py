@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from circuitlab.errors import ConfigError
@@ -98,7 +98,13 @@ class Selection:
         nominal: Edges that were taken.
         achieved: Edges that are left after pruning.
         n_nodes: Nodes that are left, input and logits included.
-        faithfulness: Of the circuit on the pairs it was selected on, where that was measured.
+        faithfulness: Of the circuit on the pairs it was selected on; None where that was not measured.
+        interval: Its 95 % bootstrap interval over these pairs.
+        metric: Metric of this faithfulness.
+        ablation: What excluded edges carried.
+        n_pairs: How many pairs it was measured on.
+        n_scored: Edges with a score other than 0: no other edge is taken.
+        prompts: Keys of the prompts of these pairs (`circuitlab.data.batch.prompt_keys`); kept in memory only.
     """
 
     rule: str
@@ -109,7 +115,73 @@ class Selection:
     achieved: int
     n_nodes: int
     faithfulness: float | None = None
+    interval: tuple[float, float] | None = None
+    metric: str | None = None
+    ablation: str | None = None
+    n_pairs: int | None = None
+    n_scored: int | None = None
+    prompts: frozenset[int] = field(default=frozenset(), repr=False, compare=False)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What was asked for and not reached, in sentences; empty if all was."""
+        found = []
+        if self.rule == "n_edges" and self.nominal < self.asked:
+            found.append(
+                f"{self.asked:,} edges were asked for and {self.nominal:,} taken: no other edge that can be taken has "
+                "a score other than 0."
+            )
+        reached, slack = self.faithfulness, 1e-4  # the whole graph of a float32 model comes out up to 1e-5 beside 1
+        if self.rule == "target" and reached is not None and not abs(reached - 1) <= 1 - self.asked + slack:
+            found.append(
+                f"The target {self.asked:g} is not reached: all {self.nominal:,} edges with a score other than 0 are "
+                f"taken, and have faithfulness {reached:.3f} on the pairs the circuit was selected on."
+            )
+        return tuple(found)
 
     def to_record(self) -> dict[str, Any]:
-        """As it stands in `manifest.json`."""
-        return asdict(self)
+        """As it stands in `manifest.json` and `circuit.json`."""
+        record = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "prompts"}
+        interval, reached = record.pop("interval"), record["faithfulness"]
+        if reached is not None and not math.isfinite(reached):
+            record["faithfulness"] = None
+        ends = None if interval is None or not all(map(math.isfinite, interval)) else list(interval)
+        return {**record, "faithfulness_ci": ends}
+
+    @classmethod
+    def of_record(cls, record: Mapping[str, Any]) -> Selection:
+        """A selection from its record; what is newer than the record is None.
+
+        Raises:
+            TypeError: Something is missing, unknown, or of another kind.
+        """
+        given = dict(record)
+        interval = given.pop("faithfulness_ci", None)
+        given["interval"] = None if interval is None else tuple(interval)
+        found = cls(**given)
+        for item in fields(cls):
+            value = getattr(found, item.name)
+            if not isinstance(value, _KINDS[item.name]) or (isinstance(value, bool) and bool not in _KINDS[item.name]):
+                raise TypeError(f"{item.name} is {value!r}")
+        if interval is not None and [type(end) for end in interval] not in ([float, float], [int, float], [float, int]):
+            raise TypeError(f"faithfulness_ci is {interval!r}")
+        return found
+
+
+_NUMBER, _MAYBE = (int, float), (int, float, type(None))
+_KINDS: dict[str, tuple[type, ...]] = {
+    "rule": (str,),
+    "asked": _NUMBER,
+    "signed": (bool,),
+    "greedy": (bool,),
+    "nominal": (int,),
+    "achieved": (int,),
+    "n_nodes": (int,),
+    "faithfulness": _MAYBE,
+    "interval": (tuple, type(None)),
+    "metric": (str, type(None)),
+    "ablation": (str, type(None)),
+    "n_pairs": (int, type(None)),
+    "n_scored": (int, type(None)),
+    "prompts": (frozenset,),
+}

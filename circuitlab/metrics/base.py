@@ -15,6 +15,7 @@ from circuitlab.metrics import formulas
 from circuitlab.references import CONMY_2023, HANNA_2023, WANG_2023, Reference
 
 MetricFunction = Callable[[Float[Tensor, "batch d_vocab"], PairBatch], Float[Tensor, " batch"]]
+DEFAULT = "logit_diff"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +106,8 @@ class Metric:
         return values if logits.requires_grad else values.detach()
 
 
+MetricLike = str | Metric | MetricFunction
+
 # What a function may declare by an attribute of the same name.
 DECLARED = ("unit", "what", "higher_is_better", "smooth", "natural_zero", "needs_distractor", "needs_reference")
 FLAGS = ("higher_is_better", "smooth", "natural_zero", "needs_distractor", "needs_reference", "local")
@@ -170,7 +173,7 @@ def names() -> tuple[str, ...]:
     return tuple(METRICS)
 
 
-def resolve(metric: str | Metric | MetricFunction) -> Metric:
+def resolve(metric: MetricLike) -> Metric:
     """The metric meant by a name, a `Metric`, or a plain function.
 
     A function may declare fields of `Metric` by attributes of the same name (`DECLARED`), such as
@@ -200,3 +203,23 @@ def no_distractor(name: str, where: str) -> str:
         f"metric {name!r} compares answers with distractors, and {where}. Give every Example a distractor, or choose "
         f"a metric that needs none: {others}."
     )
+
+
+def metric_for(metric: MetricLike | None, pairs: object) -> Metric:
+    """The metric that pairs are judged by: every function that takes both follows this rule.
+
+    Args:
+        metric: The metric asked for; the name of the task's own metric is understood. None: the metric of the task that
+            drew the pairs, and `logit_diff` for pairs without a task (`PairBatch.from_tokens`).
+        pairs: The pairs, a `PairSet` or `PairBatch`, or the task that draws them.
+
+    Raises:
+        UnknownNameError: No metric has this name.
+        MetricError: It is no metric.
+    """
+    own: MetricLike | None = getattr(pairs, "metric", None)
+    if metric is None:
+        return resolve(DEFAULT if own is None else own)
+    if isinstance(metric, str) and own is not None and not isinstance(own, str) and resolve(own).name == metric:
+        return resolve(own)
+    return resolve(metric)

@@ -7,10 +7,10 @@ from random import Random
 from circuitlab.data.sampling import draw, fixed_examples
 from circuitlab.data.task import Task
 from circuitlab.errors import MetricError
-from circuitlab.metrics.base import Metric, MetricFunction, no_distractor, resolve
+from circuitlab.metrics.base import Metric, MetricLike, metric_for, no_distractor
 
 
-def metric_of(task: Task, metric: str | Metric | MetricFunction | None = None) -> Metric:
+def metric_of(task: Task, metric: MetricLike | None = None) -> Metric:
     """The metric asked for, or the task's own where none is.
 
     Args:
@@ -23,8 +23,7 @@ def metric_of(task: Task, metric: str | Metric | MetricFunction | None = None) -
         MetricError: It is no metric, or it needs distractors and the task has none.
         TaskFileError: An example could not be drawn.
     """
-    own = resolve(task.metric)
-    found = own if metric is None or metric == own.name else resolve(metric)
+    found = metric_for(metric, task)
     if found.needs_distractor:
         for example in (*fixed_examples(task), draw(task, Random(0))):
             if not example.distractors:

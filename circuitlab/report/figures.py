@@ -31,7 +31,7 @@ def strongest_cell(sweep: Sweep) -> str:
     row, col = np.unravel_index(np.nanargmax(np.abs(grid.values - grid.centre)), grid.values.shape)
     label = grid.col_labels[col] + (f" (position {grid.col_numbers[col]})" if grid.col_numbers else "")
     ends = () if grid.low is None or grid.high is None else [float(grid.low[row, col]), float(grid.high[row, col])]
-    value = " ".join(filter(None, (number(float(grid.values[row, col])), interval(ends))))
+    value = ", ".join(filter(None, (number(float(grid.values[row, col])), interval(ends))))
     return f"Strongest: {grid.row_title} {grid.row_labels[row]}, {grid.col_title} {label}: {value}."
 
 

@@ -48,10 +48,16 @@ def headline(run: RunFolder) -> str:
         return f"{start} were kept; their faithfulness on {prompts} could not be measured."
     words = next(text for bound, text in _WORDS if faithfulness < bound or bound == math.inf)
     words = words.replace("{task}", str(task.get("label") or task["name"]))
-    value = " ".join(filter(None, (number(faithfulness), interval(evaluation.get("faithfulness_ci")))))
+    value = ", ".join(filter(None, (number(faithfulness), interval(evaluation.get("faithfulness_ci")))))
     scale = f"where 1 is the whole model and 0 {floor_of(run)}."
     first = f"{start} {words}: their faithfulness on {prompts} is {value}, {scale}"
     return " ".join(filter(None, (first, random_sentence(evaluation))))
+
+
+def warnings_of(evaluation: Mapping[str, Any]) -> list[str]:
+    """Sentences that say what bounds the result; folders of earlier versions have none."""
+    found = evaluation.get("warnings")
+    return [sentence for sentence in found if isinstance(sentence, str)] if isinstance(found, list) else []
 
 
 def random_sentence(evaluation: Mapping[str, Any]) -> str:
@@ -109,7 +115,7 @@ def caveats(run: RunFolder) -> Iterator[str]:
         )
     if interval(evaluation.get("faithfulness_ci")):
         yield (
-            "Square brackets hold bootstrap intervals over prompts. They speak of the choice of prompts, not of the "
+            "Intervals are 95 % bootstrap intervals over prompts. They are about the choice of prompts, not about the "
             "choice of circuit: another seed may keep other edges."
         )
     if values := random_values(evaluation):

@@ -13,7 +13,7 @@ import pandas as pd
 
 from circuitlab.data.run_files import file_inside, files_inside
 from circuitlab.errors import FileError, FormatError, GraphError, MissingFileError, RunError, UnknownNameError
-from circuitlab.files import parse_json, read_bytes, read_text
+from circuitlab.files import parse_json, path_from_here, read_bytes, read_text
 from circuitlab.parts import Edge
 from circuitlab.report.attention_data import AttentionData
 from circuitlab.report.pictures import checked_png
@@ -60,7 +60,7 @@ class RunFolder:
 
     Attributes:
         path: The folder.
-        name: What the folder is called in the commands that the page shows.
+        name: The folder's path in the commands that the page shows.
         manifest: What ran.
         pairs: The lines of `dataset.jsonl`.
         sweeps: Every table in `sweeps/`, in the order in which a layer computes the sites.
@@ -101,7 +101,7 @@ def read_run(folder: str | Path, name: str | None = None) -> RunFolder:
 
     Args:
         folder: Where it is.
-        name: What it will be called; by default what it is called now.
+        name: The path that the commands on the page give it; by default its path from the working folder.
 
     Raises:
         RunError: It is no run folder, a file is missing or damaged, or is not the one that the run wrote; the message
@@ -121,7 +121,7 @@ def read_run(folder: str | Path, name: str | None = None) -> RunFolder:
     drawing = path / "circuit.svg"
     return RunFolder(
         path=path,
-        name=name or path.resolve().name,
+        name=name or path_from_here(path),
         manifest=manifest,
         pairs=_pairs(path),
         sweeps=_sweeps(path),

@@ -108,15 +108,15 @@ def percent(value: object, digits: int = 1) -> str:
 
 
 def interval(ends: object, digits: int = 2) -> str:
-    """Two ends in square brackets; empty where there are none.
+    """Two ends of a 95 % interval in square brackets; empty where there are none.
 
     Example:
         >>> interval([0.88, 0.97]), interval(None)
-        ('[0.88, 0.97]', '')
+        ('95 % interval [0.88, 0.97]', '')
     """
     if not isinstance(ends, list | tuple) or len(ends) != 2 or NONE in (number(ends[0]), number(ends[1])):
         return ""
-    return f"[{number(ends[0], digits)}, {number(ends[1], digits)}]"
+    return f"95 % interval [{number(ends[0], digits)}, {number(ends[1], digits)}]"
 
 
 def counted(count: int, one: str, many: str | None = None) -> str:

@@ -25,8 +25,8 @@ def write_report(folder: str | Path, *, name: str | None = None) -> Path:
 
     Args:
         folder: A run folder of `discover`.
-        name: What the folder is called in the commands that the page shows, for one that is yet to be renamed; by
-            default its own name.
+        name: The folder's path in the commands that the page shows, for one that is yet to be renamed; by default its
+            path from the working folder, absolute where it lies outside.
 
     Returns:
         The path of the page.

@@ -17,6 +17,7 @@ from circuitlab.report.findings import (
     held_out_count,
     random_values,
     share_of_edges,
+    warnings_of,
 )
 from circuitlab.report.folder import RunFolder
 from circuitlab.report.markup import (
@@ -72,6 +73,7 @@ def opening(run: RunFolder) -> Html:
         element("p", "Circuit report", class_="kicker"),
         element("h1", f"{task.get('label') or task['name']} in {run.about('model')['id']}"),
         element("p", headline(run), class_="lede"),
+        *(element("p", sentence, class_="warning") for sentence in warnings_of(evaluation)),
         element("div", *cells, class_="tiles"),
     )
 
@@ -140,7 +142,8 @@ def model(run: RunFolder) -> Html:
         for key, word in (("n_layers", "layers"), ("n_heads", "heads a layer"), ("d_model", "wide"))
     ]
     versions = ", ".join(f"{name} {value}" for name, value in run.about("versions").items())
-    steps = f" with {config['steps']} steps" if config.get("steps") else ""
+    steps = run.about("method").get("steps")  # none where the method takes no steps
+    method = f"{config.get('method', '')}{f' with {steps} steps' if steps else ''}"
     return section(
         "The model and the method",
         facts(
@@ -151,7 +154,7 @@ def model(run: RunFolder) -> Html:
                 ("BOS token", _bos(about, config)),
                 ("shape", ", ".join(filter(None, shape))),
                 ("graph", f"{run.n_nodes_total:,} nodes" + _edges_in_all(run.evaluation)),
-                ("edges scored by", f"{config['method']}{steps}" if config.get("method") else ""),
+                ("edges scored by", method),
                 ("metric", ": ".join(filter(None, (metric_name(run), str(run.about("metric").get("what") or ""))))),
                 ("replaced by", str(config.get("ablation") or "")),
                 ("edges selected by", _selected(run)),
@@ -194,7 +197,11 @@ def _selected(run: RunFolder) -> str:
     }
     how = f"by {'signed' if found.get('signed') else 'absolute'} score" + (", greedily" if found.get("greedy") else "")
     said = rules.get(str(found.get("rule")), "")
-    return f"{said}, {how}: {nominal:,} taken, {left:,} left after pruning" if said else ""
+    reached = ""
+    if isinstance(found.get("faithfulness"), int | float):
+        value = ", ".join(filter(None, (number(found["faithfulness"]), interval(found.get("faithfulness_ci")))))
+        reached = f"; faithfulness in {found.get('metric')} on the discovery pairs: {value}"
+    return f"{said}, {how}: {nominal:,} taken, {left:,} left after pruning{reached}" if said else ""
 
 
 def _edges_in_all(evaluation: Mapping[str, object]) -> str:
@@ -222,7 +229,7 @@ def behaviour(run: RunFolder) -> Html:
             "the circuit, rest corrupted" if ablation == "corrupt" else f"the circuit, rest replaced ({ablation})",
             significant(e.get("metric_circuit")),
             percent(e.get("accuracy_circuit")),
-            " ".join(filter(None, (number(e["faithfulness"]), interval(e.get("faithfulness_ci"))))),
+            ", ".join(filter(None, (number(e["faithfulness"]), interval(e.get("faithfulness_ci"))))),
         ),
         (
             "whole model, corrupted prompt",

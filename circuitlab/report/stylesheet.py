@@ -16,6 +16,7 @@ section { margin-top: 44px; padding-top: 18px; border-top: 1px solid var(--line)
 p { margin: 0 0 12px; max-width: 46em; }
 .lede { font-size: 19px; line-height: 1.5; }
 .note { color: var(--muted); font-size: 14px; }
+.warning { border-left: 4px solid #b3261e; padding: 2px 0 2px 12px; }
 ul { margin: 0; padding-left: 1.2em; max-width: 46em; }
 li { margin-bottom: 8px; }
 code, pre { font-family: var(--mono); font-size: 13px; }

@@ -51,7 +51,7 @@ def _least_needed(edges: Sequence[Mapping[str, Any]]) -> Html:
     idle = sum(edge["ci"][0] <= 0 for edge in edges)
     words = (
         f"Minimal: without an edge the circuit's faithfulness should fall. For {idle} of "
-        f"{counted(len(edges), 'edge')} the interval reaches 0 or below. Those missed least:"
+        f"{counted(len(edges), 'edge')} the 95 % interval reaches 0 or below. Those missed least:"
     )
     rows = [
         (element("code", edge["edge"]), number(edge["effect"], 3), interval(edge["ci"], 3))

@@ -27,7 +27,7 @@ def bars(
     title: str,
     quantity: str,
 ) -> Figure:
-    """Bars from top to bottom in the order given: blue adds, red takes away; the thin lines are intervals.
+    """Bars from top to bottom in the order given: blue adds, red takes away; the thin lines are 95 % intervals.
 
     Args:
         labels: What each bar is.
@@ -63,7 +63,7 @@ def bars(
                 textcoords="offset points", ha="left" if value >= 0 else "right", va="center", fontsize=6.0,
                 color=MUTED,
             )  # fmt: skip
-        axes.set_xlabel(drawable(quantity))
+        axes.set_xlabel(drawable(f"{quantity}; lines: 95 % intervals"))
         axes.set_title(drawable(title), color=INK)
         fit(figure)
     return figure

@@ -163,5 +163,6 @@ def _draw_circuit_point(axes: Axes, curve: FaithfulnessCurve) -> None:
     x, y = curve.circuit
     label = f"the circuit: {x:,} edges, {y:.2f}".replace("-", MINUS)
     if curve.interval:
+        label += ", 95 % interval"
         axes.plot([x, x], curve.interval, color=INK, lw=1.4, zorder=4, solid_capstyle="butt")
     axes.plot([x], [y], ls="", marker="D", ms=5.5, color=INK, mec=PAPER, mew=0.8, zorder=5, label=label)

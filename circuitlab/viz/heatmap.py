@@ -53,7 +53,7 @@ def heatmap(grid: LabelledGrid) -> Figure:
     """Draw a grid.
 
     Blue is above the centre, red below it, near white at it; hatched cells were not measured. Numbers stand in the
-    cells where they can be read, in bold where the interval leaves out the centre.
+    cells where they can be read, in bold where the 95 % interval excludes the centre.
 
     Args:
         grid: 1 x 1 up to at least 48 x 64 cells.
@@ -205,7 +205,7 @@ def _draw_note(axes: Axes, grid: LabelledGrid, bold: bool) -> None:
         least, most = grid.n_examples
         notes.append(f"{most:,} prompts" if least == most else f"{least:,} to {most:,} prompts")
     if bold:
-        notes.append(f"bold: the interval leaves out {grid.centre:g}")
+        notes.append(f"bold: 95 % interval excludes {grid.centre:g}")
     if not np.isfinite(grid.values).all():
         notes.append("hatched: not measured")
     if not notes:

@@ -61,7 +61,7 @@ def stream_figure(
         axes.set_xticks(at, labels, rotation=45, ha="right", rotation_mode="anchor", fontsize=7)
         axes.tick_params(length=2.5, width=0.6, labelsize=7)
         axes.set_xlabel("stream after" + (" (hollow: half a layer)" if any(half) else ""), color=MUTED)
-        axes.set_ylabel(drawable(quantity))
+        axes.set_ylabel(drawable(f"{quantity}\nmean, 95 % interval"))
         axes.set_title(drawable(title), color=INK)
         fit(figure)
     return figure

@@ -39,8 +39,7 @@ from circuitlab.evaluation.minimality import without_each
 from circuitlab.graphs.circuit import Circuit
 from circuitlab.graphs.prune import real_edges
 from circuitlab.graphs.random import random_circuit
-from circuitlab.metrics import Metric
-from circuitlab.metrics.base import MetricFunction
+from circuitlab.metrics import MetricLike
 from circuitlab.models.modes import in_ordinary_modes
 from circuitlab.models.protocol import Model
 from circuitlab.patching.runs.replacement import Replacement
@@ -118,7 +117,7 @@ def test_circuit(
     circuit: Circuit,
     pairs: PairSet | PairBatch,
     *,
-    metric: str | Metric | MetricFunction = "logit_diff",
+    metric: MetricLike | None = None,
     ablation: str | Replacement = "corrupt",
     reference: PairSet | PairBatch | None = None,
     n_random: int = 100,
@@ -136,7 +135,7 @@ def test_circuit(
         model: The model the circuit is of.
         circuit: The circuit, run as it is.
         pairs: Held-out pairs.
-        metric: The score s, per example.
+        metric: The score s, per example; by default the metric of the task that drew the pairs, else `logit_diff`.
         ablation: What excluded edges carry, as in `evaluate`.
         reference: Prompts that means are taken of.
         n_random: How many random circuits, and random edges, to compare with. Fewer than 29 can reject nothing at the

@@ -22,13 +22,13 @@ from jaxtyping import Float
 from circuitlab.data.batch import PairBatch
 from circuitlab.data.pairs import PairSet
 from circuitlab.errors import ConfigError
-from circuitlab.metrics import Metric
+from circuitlab.metrics import Metric, MetricLike
 from circuitlab.models.modes import in_ordinary_modes
 from circuitlab.models.protocol import Model
 from circuitlab.parts import Layout
 from circuitlab.patching.edges.carried import CORRUPT, EdgeRun, edge_run
 from circuitlab.patching.edges.grid import EdgeEffects
-from circuitlab.patching.edges.plan import Edges, MetricLike, plan_edges
+from circuitlab.patching.edges.plan import Edges, plan_edges
 from circuitlab.patching.edges.rows import EdgeRows, edge_rows, edges_into, run_rows
 from circuitlab.patching.runs.baseline import Baseline, check_gap, judge, record_baseline
 from circuitlab.patching.runs.packing import Packer, rows_at_once
@@ -43,7 +43,7 @@ def patch_edges(
     pairs: PairSet | PairBatch,
     edges: Edges = None,
     *,
-    metric: MetricLike = "logit_diff",
+    metric: MetricLike | None = None,
     axis: str = "all",
     positions: Iterable[int] | None = None,
     direction: str = "noise",
@@ -60,7 +60,8 @@ def patch_edges(
         pairs: A split of a task, or a `PairBatch`.
         edges: Names or edges, or a boolean mask [writer, reader] (entries that are no edge do not count); every edge
             of the graph by default.
-        metric: What is measured at the answer position.
+        metric: What is measured at the answer position; by default the metric of the task that drew the pairs,
+            else `logit_diff`.
         axis: "all" swaps an edge's whole message; "position" and "span" only its tokens at one position or span, one
             column each; "auto" is by position where prompts line up or have no spans; positions
             of prompts of several lengths count from the answer backwards (-1 is the answer position).

@@ -16,15 +16,13 @@ from circuitlab.data.pairs import PairSet
 from circuitlab.errors import ConfigError, UnknownNameError
 from circuitlab.graphs.prune import real_edges
 from circuitlab.graphs.ranking import edge_places
-from circuitlab.metrics import Metric, resolve
-from circuitlab.metrics.base import MetricFunction
+from circuitlab.metrics import Metric, MetricLike, metric_for
 from circuitlab.models.protocol import Model
 from circuitlab.parts import Edge, Kind, Layout
 from circuitlab.patching.runs.baseline import check_direction
 from circuitlab.patching.runs.columns import Columns, columns_of
 from circuitlab.patching.runs.packing import bytes_per_row, default_budget, fitting, recorded_streams, rows_per_pack
 
-MetricLike = str | Metric | MetricFunction
 # Edge names or edges, or a mask [writer, reader]; None: every edge of the graph.
 Edges = Iterable[str | Edge] | Bool[np.ndarray, "writer reader"] | Bool[Tensor, "writer reader"] | None
 
@@ -62,7 +60,7 @@ def plan_edges(
     pairs: PairSet | PairBatch,
     edges: Edges,
     *,
-    metric: MetricLike,
+    metric: MetricLike | None,
     axis: str,
     positions: Iterable[int] | None,
     direction: str,
@@ -70,7 +68,7 @@ def plan_edges(
 ) -> EdgePlan:
     """Check every argument of `patch_edges`; see there."""
     check_direction(direction)
-    layout, judged_by = Layout.of(model.spec), resolve(metric)
+    layout, judged_by = Layout.of(model.spec), metric_for(metric, pairs)
     chosen = resolve_edges(layout, edges)
     batches = parts_that_fit(model, pairs, budget, n_writers=len({edge.source for edge in chosen}))
     columns = columns_of(pairs, batches, axis)

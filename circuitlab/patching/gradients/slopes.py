@@ -15,8 +15,7 @@ from torch import Tensor
 
 from circuitlab.data.batch import PairBatch
 from circuitlab.errors import MetricError
-from circuitlab.metrics import Metric, resolve
-from circuitlab.metrics.base import MetricFunction
+from circuitlab.metrics import Metric, MetricLike, metric_for
 from circuitlab.models.protocol import Model
 from circuitlab.models.traced import Slopes, Traced, Window, slopes, trace
 from circuitlab.parts import Kind, Layout, Node, Reader, Slot
@@ -57,7 +56,7 @@ class ReaderSlopes:
 def metric_gradients(
     model: Model,
     batch: PairBatch,
-    metric: str | Metric | MetricFunction = "logit_diff",
+    metric: MetricLike | None = None,
     start: Float[Tensor, "batch seq d_model"] | None = None,
 ) -> Gradients:
     """Run the model and take the gradient of the metric at every reader and writer.
@@ -69,6 +68,7 @@ def metric_gradients(
         model: The model.
         batch: The examples; says where the answer is.
         metric: What is differentiated; examples do not interact, so the sum over them gives each its own gradient.
+            By default the metric of the task that drew the batch, else `logit_diff`.
         start: Embedding to start from (`model.embedding`); that of the clean prompts by default.
 
     Raises:
@@ -78,7 +78,7 @@ def metric_gradients(
     window, layout = Window.whole(batch), Layout.of(model.spec)
     start = model.embedding(batch.clean) if start is None else start
     traced = trace(model, model.frame(batch.clean), window, start)
-    found, _ = metric_slopes(model, traced, resolve(metric), batch)
+    found, _ = metric_slopes(model, traced, metric_for(metric, batch), batch)
     shape = (len(batch), batch.n_tokens, model.spec.d_model)
     readers = start.new_zeros(len(layout.readers), *shape)
     for part in reader_slopes(model, traced, found):

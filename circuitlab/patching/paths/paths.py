@@ -30,11 +30,11 @@ from torch import Tensor
 
 from circuitlab.data.batch import PairBatch
 from circuitlab.data.pairs import PairSet
+from circuitlab.metrics import MetricLike
 from circuitlab.models.modes import in_ordinary_modes
 from circuitlab.models.protocol import Model
 from circuitlab.parts import Kind, Node, Reader
 from circuitlab.patching.edges.carried import messages_of
-from circuitlab.patching.edges.plan import MetricLike
 from circuitlab.patching.paths.effects import PathEffects
 from circuitlab.patching.paths.plan import PathPlan, plan_paths
 from circuitlab.patching.paths.run import Paths, run_paths
@@ -54,7 +54,7 @@ def path_patch(
     *,
     frozen: str = "heads",
     freeze_mlps: bool = False,
-    metric: MetricLike = "logit_diff",
+    metric: MetricLike | None = None,
     direction: str = "noise",
     seed: int = 0,
     budget: int | None = None,
@@ -71,7 +71,8 @@ def path_patch(
             ("m10"), or "logits" by itself.
         frozen: What of the heads between is held to the run that is patched: "heads", "patterns" or "none".
         freeze_mlps: Hold the MLPs between too.
-        metric: What is measured at the answer position.
+        metric: What is measured at the answer position; by default the metric of the task that drew the pairs,
+            else `logit_diff`.
         direction: "noise": the clean run with the paths corrupted. "denoise": the corrupted run with the paths clean.
         seed: Of intervals and p-values.
         budget: Bytes that a packed run may take; a share of what is free by default.

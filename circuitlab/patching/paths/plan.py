@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from circuitlab.data.batch import PairBatch
 from circuitlab.data.pairs import PairSet
 from circuitlab.errors import ConfigError, GraphError, UnknownNameError
-from circuitlab.metrics import Metric, resolve
+from circuitlab.metrics import Metric, MetricLike, metric_for
 from circuitlab.models.protocol import Model
 from circuitlab.parts import Kind, Layout, Node, Reader, Slot
-from circuitlab.patching.edges.plan import MetricLike, parts_that_fit
+from circuitlab.patching.edges.plan import parts_that_fit
 from circuitlab.patching.runs.baseline import check_direction
 from circuitlab.patching.runs.packing import rows_per_pack
 
@@ -67,7 +67,7 @@ def plan_paths(
     *,
     frozen: str,
     freeze_mlps: bool,
-    metric: MetricLike,
+    metric: MetricLike | None,
     direction: str,
     budget: int | None,
 ) -> PathPlan:
@@ -75,7 +75,7 @@ def plan_paths(
     check_direction(direction)
     if frozen not in FROZEN:
         raise UnknownNameError.of("frozen", frozen, FROZEN)
-    layout, judged_by = Layout.of(model.spec), resolve(metric)
+    layout, judged_by = Layout.of(model.spec), metric_for(metric, pairs)
     hears = _receivers(layout, receivers)
     says = _before_all(layout, hears) if senders is None else _senders(layout, senders)
     _check_order(layout, says, hears)

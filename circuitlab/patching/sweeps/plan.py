@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from circuitlab.data.batch import PairBatch, batches_for
 from circuitlab.data.pairs import PairSet
 from circuitlab.errors import ConfigError
-from circuitlab.metrics import Metric, resolve
-from circuitlab.metrics.base import MetricFunction
+from circuitlab.metrics import Metric, MetricLike, metric_for
 from circuitlab.models.protocol import Model
 from circuitlab.parts import ModelSpec
 from circuitlab.patching.runs.baseline import check_direction
@@ -17,8 +16,6 @@ from circuitlab.patching.runs.columns import Columns, columns_of
 from circuitlab.patching.runs.packing import bytes_per_row, default_budget, fitting, recorded_streams, rows_per_pack
 from circuitlab.patching.runs.replacement import Replacement, check_patterns, resolve_replacement
 from circuitlab.patching.sweeps.sites import Member, Site, find_site
-
-MetricLike = str | Metric | MetricFunction
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -67,7 +64,7 @@ def plan_sweep(
     direction: str | None = None,
     replacement: str | Replacement = "corrupt",
     reference: PairSet | PairBatch | None = None,
-    metric: MetricLike | Sequence[MetricLike] = "logit_diff",
+    metric: MetricLike | Sequence[MetricLike] | None = None,
     axis: str = "auto",
     head_axis: str = "all",
     layers: Iterable[int] | None = None,
@@ -86,7 +83,7 @@ def plan_sweep(
     if not names:
         raise ConfigError("site is an empty list; name at least one, such as 'head_z'.")
     sites = tuple(find_site(name, spec) for name in dict.fromkeys(names))
-    judged_by = tuple(map(resolve, [metric] if is_one(metric) else metric))  # type: ignore[arg-type]
+    judged_by = tuple(metric_for(one, pairs) for one in ([metric] if is_one(metric) else metric))  # type: ignore[union-attr,arg-type]
     if not judged_by:
         raise ConfigError("metric is an empty list; name at least one, such as 'logit_diff'.")
     if len({metric.name for metric in judged_by}) < len(judged_by):
@@ -118,7 +115,7 @@ def plan_sweep(
     )
 
 
-def is_one(metric: MetricLike | Sequence[MetricLike]) -> bool:
+def is_one(metric: MetricLike | Sequence[MetricLike] | None) -> bool:
     """Whether a single metric is asked for."""
     return isinstance(metric, str) or not isinstance(metric, Sequence)
 

@@ -16,13 +16,13 @@ from pathlib import Path
 
 from circuitlab.data.batch import PairBatch
 from circuitlab.data.pairs import PairSet
-from circuitlab.metrics import Metric
+from circuitlab.metrics import Metric, MetricLike
 from circuitlab.models.modes import in_ordinary_modes
 from circuitlab.models.protocol import Model
 from circuitlab.outputs import check_state_file
 from circuitlab.patching.grid import Grid
 from circuitlab.patching.runs.replacement import Replacement
-from circuitlab.patching.sweeps.plan import MetricLike, is_one, plan_sweep
+from circuitlab.patching.sweeps.plan import is_one, plan_sweep
 from circuitlab.patching.sweeps.run import SweepRun, carry_out, start
 from circuitlab.patching.sweeps.sites import Site
 from circuitlab.progress import Progress, callback, reports_progress
@@ -41,7 +41,7 @@ def sweep(
     direction: str | None = None,
     replacement: str | Replacement = "corrupt",
     reference: PairSet | PairBatch | None = None,
-    metric: MetricLike | Sequence[MetricLike] = "logit_diff",
+    metric: MetricLike | Sequence[MetricLike] | None = None,
     axis: str = "auto",
     head_axis: str = "all",
     layers: Iterable[int] | None = None,
@@ -65,7 +65,8 @@ def sweep(
         replacement: What is put in: "corrupt" (the other prompt's value), "zero", "mean", "mean-position",
             "mean-span", "noise", or a `Replacement`.
         reference: Prompts that means are taken over; none of them may be among `pairs`.
-        metric: What is measured at the answer position; several at once cost no more runs.
+        metric: What is measured at the answer position; several at once cost no more runs. By default the metric of the
+            task that drew the pairs, else `logit_diff`.
         axis: Columns of the sites that a layer has once: "position", "span", "all" (the whole prompt at once), or
             "auto" (position where prompts line up, or have no spans). Positions of prompts of several lengths are
             counted from the answer backwards: -1 is the answer position.

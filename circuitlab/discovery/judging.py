@@ -1,0 +1,235 @@
+"""What a circuit is judged under: the settings of the run that found it, unless others are given.
+
+Prompts are drawn so that none of the held-out ones is among those that the run was found on, whatever the seed. Pairs
+that are given instead are refused where they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+from circuitlab.data.pairs import PairSet
+from circuitlab.data.registry import load_task
+from circuitlab.data.run_files import file_inside, task_of_run
+from circuitlab.data.task import Task
+from circuitlab.discovery.config import DiscoverConfig
+from circuitlab.discovery.reproduce import read_manifest
+from circuitlab.discovery.run_folder import MANIFEST
+from circuitlab.errors import ConfigError, RunError
+from circuitlab.evaluation.evaluate import Evaluation, evaluate
+from circuitlab.files import parse_json, read_text
+from circuitlab.graphs.circuit import Circuit, load_circuit
+from circuitlab.metrics import metric_of
+from circuitlab.models.load import load_model
+from circuitlab.models.protocol import Model
+from circuitlab.outputs import at_home
+from circuitlab.patching.runs.replacement import needs_reference
+from circuitlab.progress import Progress
+
+DATASET = "dataset.jsonl"
+SHOWN = 12  # characters of a digest
+# Settings of `discover` that circuits are judged under, too; those of the model are the arguments of `load_model`.
+_OF_MODEL = frozenset(signature(load_model).parameters) & {item.name for item in fields(DiscoverConfig)}
+_ALWAYS = ("metric", "ablation", "n", "seed", "allow_weak_gap")
+# Settings that another number of prompts, another machine or another draw may differ in.
+_FREE = frozenset(("n", "seed", "device", "allow_weak_gap"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Judging:
+    """A circuit, the model it is of, and held-out pairs to judge it on.
+
+    Attributes:
+        title: Which circuit, task and model, in words.
+        model: The model.
+        circuit: The circuit.
+        held_out: The pairs.
+        arguments: How `evaluate` and `test_circuit` are called beside: metric, ablation, reference and seed.
+        allow_weak_gap: Whether pairs are taken that do not tell the whole model and the empty circuit apart.
+        notes: A sentence where this is not as the run was, naming every difference.
+    """
+
+    title: str
+    model: Model
+    circuit: Circuit
+    held_out: PairSet
+    arguments: Mapping[str, Any]
+    allow_weak_gap: bool
+    notes: tuple[str, ...] = ()
+
+    def evaluate(self, **options: Any) -> Evaluation:
+        """The circuit's evaluation on these pairs, with further arguments of `evaluate`."""
+        asked = {"allow_weak_gap": self.allow_weak_gap, **options}
+        found = evaluate(self.model, self.circuit, self.held_out, **self.arguments, **asked)
+        return replace(found, notes=self.notes)
+
+
+def judging(
+    circuit: str | Path,
+    *,
+    task: str | Path | Task | None = None,
+    options: Mapping[str, str] | None = None,
+    pairs: PairSet | None = None,
+    run_code: bool = False,
+    **settings: Any,
+) -> Judging:
+    """Load a circuit and what it is judged on.
+
+    Args:
+        circuit: A run folder, or a circuit file of any format that is read.
+        task: Its task; the run's by default. A circuit file does not know its task.
+        options: Options of the task; those that are not given are the run's, and the task's defaults for a file.
+        pairs: Pairs to judge on, instead of those that the task draws.
+        run_code: Allow the task file inside a run folder to run.
+        settings: `metric`, `ablation`, `n`, `seed`, `allow_weak_gap` and the arguments of `load_model`. None, and what
+            is left out, is the run's; the default of `discover` for a file.
+
+    Raises:
+        ConfigError: A circuit file without a task; pairs that the run was found on; a setting that there is not.
+        RunError: The folder is damaged, or its task file would run and is not allowed to.
+        CircuitLabError: What the task, the model, the circuit or the settings have wrong.
+    """
+    if unknown := sorted(set(settings) - _OF_MODEL - set(_ALWAYS)):
+        raise ConfigError(f"{unknown[0]!r} is no setting that circuits are judged under.")
+    given = {name: value for name, value in settings.items() if value is not None}
+    folder = at_home(circuit)
+    run = read_manifest(folder) if (folder / MANIFEST).is_file() else None
+    if run is not None and not isinstance(run.get("task"), Mapping):
+        raise RunError(f"{str(folder / MANIFEST)!r} does not say which task the run is of. Run discover again.")
+    if run is None and task is None:
+        raise ConfigError(
+            f"{str(circuit)!r} is not a run folder, and a circuit file does not say which task it is of. Give task= "
+            "(--task NAME)."
+        )
+    asked = _task(folder, run, task, options, run_code)
+    kept = DiscoverConfig(task=asked.name, model="bundled", metric="") if run is None else _config(run)
+    if run is not None and asked.name != run["task"].get("name"):
+        given = {"metric": "", **given}  # another task has a metric of its own
+    chosen = replace(kept, **given)
+    booted = not isinstance(chosen.model, str | Path)
+    loading: dict[str, Any] = {name: getattr(chosen, name) for name in _OF_MODEL if name == "model" or not booted}
+    model = load_model(**loading)
+    found = load_circuit(folder if run is None else file_inside(folder, "circuit.json") or folder, spec=model.spec)
+    seen = frozenset[str]() if run is None else discovery_texts(folder)
+    reference = None
+    if pairs is None:
+        drawn = asked.pairs(
+            model, n=chosen.n, seed=chosen.seed, reference=needs_reference(chosen.ablation), exclude=seen
+        )
+        pairs, reference = drawn.held_out, drawn.reference
+    elif shared := sum(not seen.isdisjoint((pair.clean, pair.corrupt)) for pair in pairs):
+        raise ConfigError(
+            f"{shared} of {len(pairs)} pairs have prompts that run {str(circuit)!r} was found on: this would be no "
+            "held-out test. Leave them out, or have others drawn with seed=."
+        )
+    metric = metric_of(asked, chosen.metric or None)
+    return Judging(
+        title=f"{circuit} on {asked.label}, model {model.id if booted else chosen.model}",
+        model=model,
+        circuit=found,
+        held_out=pairs,
+        arguments={"metric": metric, "ablation": chosen.ablation, "reference": reference, "seed": chosen.seed},
+        allow_weak_gap=chosen.allow_weak_gap,
+        notes=() if run is None else _notes(run, kept, replace(chosen, metric=metric.name), asked, model),
+    )
+
+
+def evaluate_run(
+    folder: str | Path,
+    *,
+    task: str | Path | Task | None = None,
+    options: Mapping[str, str] | None = None,
+    pairs: PairSet | None = None,
+    run_code: bool = False,
+    n_random: int = 20,
+    n_knockouts: int = 10,
+    minimality: bool = True,
+    progress: Progress | bool | None = None,
+    **settings: Any,
+) -> Evaluation:
+    """Judge the circuit of a run folder on held-out pairs, under the run's own settings unless told otherwise.
+
+    Args:
+        folder: A run folder of `discover`.
+        task: Another task than the run's.
+        options: Other options of the task.
+        pairs: Pairs to judge on; by default they are drawn, and none has a prompt that the run was found on.
+        run_code: Allow the folder's own task file to run. Read it first.
+        n_random: As in `evaluate`.
+        n_knockouts: As in `evaluate`.
+        minimality: As in `evaluate`.
+        progress: As in `evaluate`.
+        settings: Other settings than the run's: `model`, `metric`, `ablation`, `n`, `seed`, `allow_weak_gap`, and those
+            of `load_model`.
+
+    Returns:
+        The evaluation. Its `warnings` name every setting that is not the run's.
+
+    Raises:
+        ConfigError: Pairs that the run was found on; a setting that there is not.
+        RunError: It is no run folder, it is damaged, or its task file would run and is not allowed to.
+        CircuitLabError: What `evaluate` refuses.
+    """
+    if not (at_home(folder) / MANIFEST).is_file():
+        read_manifest(at_home(folder))  # says what is wrong
+    found = judging(folder, task=task, options=options, pairs=pairs, run_code=run_code, **settings)
+    return found.evaluate(n_random=n_random, n_knockouts=n_knockouts, minimality=minimality, progress=progress)
+
+
+def discovery_texts(folder: Path) -> frozenset[str]:
+    """Every prompt text, clean and corrupted, that a run was found on.
+
+    Raises:
+        RunError: The folder does not keep its data set, or keeps it damaged.
+    """
+    path = file_inside(folder, DATASET)
+    if path is None:
+        raise RunError(f"run {str(folder)!r} has no {DATASET}, which says what it was found on. Run discover again.")
+    text = read_text(path, "data set")
+    try:
+        lines = [parse_json(line, str(path)) for line in text.split("\n") if line]
+        return frozenset(
+            str(line[side]) for line in lines if line["split"] == "discovery" for side in ("clean", "corrupt")
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{str(path)!r} is damaged: {type(error).__name__}: {error}. Run discover again.") from error
+
+
+def _task(
+    folder: Path,
+    run: Mapping[str, Any] | None,
+    task: str | Path | Task | None,
+    options: Mapping[str, str] | None,
+    run_code: bool,
+) -> Task:
+    if task is not None:
+        return load_task(task, **(options or {}))
+    assert run is not None
+    return task_of_run(folder, run, run_code=run_code).with_options(**(options or {}))
+
+
+def _config(run: Mapping[str, Any]) -> DiscoverConfig:
+    return DiscoverConfig.of_record(run["config"])
+
+
+def _notes(
+    run: Mapping[str, Any], then: DiscoverConfig, now: DiscoverConfig, task: Task, model: Model
+) -> tuple[str, ...]:
+    """One sentence that names every setting which is not the run's."""
+    about = run["task"]
+    compared: dict[str, tuple[Any, Any]] = {"task": (about.get("name"), task.name)}
+    if about.get("name") == task.name:
+        settings = about.get("settings") or {}
+        compared["task version"] = about.get("version"), task.version
+        compared |= {name: (settings.get(name), value) for name, value in task.settings.items()}
+    for name in (*sorted(_OF_MODEL - {"model"}), *_ALWAYS):
+        if name not in _FREE:
+            compared[name] = getattr(then, name), getattr(now, name)
+    if (weights := model.weights_sha256()) != run["model"]["weights_sha256"]:
+        compared["weights"] = run["model"]["weights_sha256"][:SHOWN], weights[:SHOWN]
+    changed = [f"{name} {new} (the run: {old})" for name, (old, new) in compared.items() if old != new]
+    return (f"Not judged as the run was: {', '.join(changed)}.",) if changed else ()
