@@ -43,6 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return BROKEN_PIPE
     except CircuitLabError as error:
         return _say(f"error: {error}", USER_ERROR)
+    except SystemExit:  # typer does not raise it here: code of the user's does, and a run cut short is no success
+        return _say("error: code of a task or model ended the program before it was done (sys.exit).", USER_ERROR)
     except OSError as error:
         return _say(f"error: {_os_error(error)}", USER_ERROR)
     except Exception as error:

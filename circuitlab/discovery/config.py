@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import shlex
 from collections.abc import Mapping
@@ -157,6 +158,9 @@ class DiscoverConfig(Summary):
         return f"of {short(self.task, 30)} on {short(self.model, 30)}: {self.method}, n={self.n}, seed={self.seed}"
 
 
+# Bytes of a task's or a model's name in the name of a run folder, which may have 255.
+LONGEST_PART = 100
+
 _FLAGS = {
     "model": "--model",
     "method": "--method",
@@ -211,5 +215,13 @@ def metric_name(metric: Any) -> str:
 def default_folder(config: DiscoverConfig, task_label: str) -> Path:
     """Where the command line writes when it is not told: runs/<task>-<model>-<method>-<seed>."""
     model = Path(config.model).name or "model"
-    # Task and options are the user's words: a slash in one would lead to another folder.
-    return Path("runs") / re.sub(r"[^\w.+-]+", "_", f"{task_label}-{model}-{config.method}-{config.seed}")
+    return Path("runs") / f"{_in_a_name(task_label)}-{_in_a_name(model)}-{config.method}-{config.seed}"
+
+
+def _in_a_name(text: str) -> str:
+    """Words of the user as a part of a file name: a slash would lead to another folder, a long text cannot be one."""
+    kept = re.sub(r"[^\w.+-]+", "_", text)
+    if len(kept.encode()) <= LONGEST_PART:
+        return kept
+    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+    return kept.encode()[: LONGEST_PART - 9].decode(errors="ignore") + f"-{digest}"
