@@ -6,7 +6,7 @@ Row 0: the standard library only. `docs/conventions.md` shows this table; a test
 AXES: dict[str, str] = {
     "batch": "examples of one length",
     "row": "examples times variants (patches, circuits) in one packed run",
-    "seq": "token positions, beginning-of-sequence token included",
+    "seq": "token positions, beginning-of-sequence token included where there is one",
     "asking": "the last tokens of a prompt, whose queries are given",
     "d_model": "width of the residual stream",
     "head": "query heads of one layer",
