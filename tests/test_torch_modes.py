@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from architectures import fresh, pairs
+from architectures import fresh, native, pairs
 from test_threads import JOBS, same
 
 import circuitlab
@@ -122,12 +122,12 @@ def test_pairs_and_models_made_in_inference_mode(model, alone):
     assert not any(weight.is_inference() for weight in loaded.bridge.original_model.parameters())
 
 
-def test_a_bridge_booted_in_inference_mode_is_refused():
-    from architectures import booted
-
+def test_weights_made_in_inference_mode_are_refused():
+    bridge = native()
     with torch.inference_mode():
-        bridge = booted("gpt2")
-    with pytest.raises(UnsupportedModelError, match="weights were made under torch.inference_mode"):
+        made = torch.ones_like(bridge.ln_final.original_component.weight)
+    bridge.ln_final.original_component.weight = torch.nn.Parameter(made, requires_grad=False)
+    with pytest.raises(UnsupportedModelError, match=r"weights were made under torch\.inference_mode"):
         load_model(bridge)
 
 
