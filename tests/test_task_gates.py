@@ -30,7 +30,7 @@ from circuitlab.cli import main
 from circuitlab.data.batch import batch_by_length
 from circuitlab.data.encoding import Rejection, encode_example
 from circuitlab.data.pairs import Pair, PairSet
-from circuitlab.discovery import pipeline
+from circuitlab.discovery import judging, pipeline
 from circuitlab.discovery.behaviour import TOP_TOKEN, Behaviour, check_behaviour, different_digits
 from circuitlab.metrics import metric_of, names, resolve
 from circuitlab.metrics.base import METRICS
@@ -290,7 +290,8 @@ def test_a_metric_that_needs_a_distractor_is_refused_before_a_model_is_loaded(
         pytest.skip("it splits logit differences only")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("circuitlab.models.load.load_model", lambda *a, **k: pytest.fail("a model was loaded"))
-    monkeypatch.setattr(pipeline, "load_model", lambda *a, **k: pytest.fail("a model was loaded"))
+    for module in (judging, pipeline):
+        monkeypatch.setattr(module, "load_model", lambda *a, **k: pytest.fail("a model was loaded"))
     words = command.split()
     first, rest = (words[:2], words[2:]) if words[0] in ("features", "evaluate") else (words[:1], words[1:])
     if command.startswith("features"):

@@ -110,6 +110,7 @@ def judging(
     if run is not None and asked.name != run["task"].get("name"):
         given = {"metric": "", **given}  # another task has a metric of its own
     chosen = replace(kept, **given)
+    metric = metric_of(asked, chosen.metric or None)
     booted = not isinstance(chosen.model, str | Path)
     loading: dict[str, Any] = {name: getattr(chosen, name) for name in _OF_MODEL if name == "model" or not booted}
     model = load_model(**loading)
@@ -126,7 +127,6 @@ def judging(
             f"{shared} of {len(pairs)} pairs have prompts that run {str(circuit)!r} was found on: this would be no "
             "held-out test. Leave them out, or have others drawn with seed=."
         )
-    metric = metric_of(asked, chosen.metric or None)
     return Judging(
         title=f"{circuit} on {asked.label}, model {model.id if booted else chosen.model}",
         model=model,
