@@ -53,7 +53,7 @@ def test_search(circuitlab, export):
     [
         (("show", "none"), "no autoencoder at 'none'"),
         (("active", "--text", "a", "--source", "x"), "--descriptions"),
-        (("rank", "gendered-pronouns", "--top", "0"), "--top 0 leaves no feature"),
+        (("rank", "gendered-pronouns", "--top", "0"), "greater than or equal to 1; '0' was given"),
         (("sweep", "gendered-pronouns", "--top", "1", "--features", "2"), "give one"),
         (("sweep", "gendered-pronouns", "--features", "x"), "not a list of numbers"),
         (("search", "a", "--descriptions", "none.json"), "no descriptions at"),

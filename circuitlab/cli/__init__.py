@@ -12,13 +12,15 @@ import signal
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from types import FrameType
 
 from circuitlab.cli.visible import visible
-from circuitlab.errors import CircuitLabError
+from circuitlab.errors import CircuitLabError, ConfigError
 
 OK, FAULT, USER_ERROR, BROKEN_PIPE = 0, 1, 2, 141
 TYPER_INTERRUPTED = 130
+LONGEST, LONGEST_WORD = 1000, 120  # characters of a message, and of a word of the command line in it
 STOPPED = "interrupted; nothing half-written is left behind. Run the same command again to begin anew."
 
 
@@ -34,19 +36,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         _prepare_process()
+        _check_words(words)
         code = _run(words)
         sys.stdout.flush()
     except KeyboardInterrupt:
         return _say(STOPPED, USER_ERROR)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads on: let the last flush succeed
+        _silence()
         return BROKEN_PIPE
     except CircuitLabError as error:
-        return _say(f"error: {error}", USER_ERROR)
-    except SystemExit:  # typer does not raise it here: code of the user's does, and a run cut short is no success
+        return _say(f"error: {error}", USER_ERROR, words)
+    except SystemExit as end:
+        if end.code in (None, 0) and words[:1] in ([], ["--show-completion"], ["--install-completion"]):
+            raise  # of shell completion
+        # typer does not raise it otherwise: code of the user's does, and a run cut short is no success
         return _say("error: code of a task or model ended the program before it was done (sys.exit).", USER_ERROR)
     except OSError as error:
-        return _say(f"error: {_os_error(error)}", USER_ERROR)
+        return _say(f"error: {_os_error(error)}", USER_ERROR, words)
     except Exception as error:
         return _from_other(error, words)
     return code
@@ -61,7 +67,12 @@ def _run(argv: list[str]) -> int:
 
     command = typer.main.get_command(app)
     with reservations, no_bars():  # commands have their own (`cli/progress.py`)
-        result = command.main(args=argv, prog_name="circuitlab", standalone_mode=False)
+        try:
+            result = command.main(args=argv, prog_name="circuitlab", standalone_mode=False)
+        except SystemExit as end:
+            if isinstance(end.__context__, BrokenPipeError):  # which typer turns into an exit with 1
+                raise end.__context__ from None
+            raise
     if result == TYPER_INTERRUPTED:  # typer turns Ctrl-C inside a command into this code
         raise KeyboardInterrupt
     return result if isinstance(result, int) else OK
@@ -69,16 +80,39 @@ def _run(argv: list[str]) -> int:
 
 def _from_other(error: Exception, argv: Sequence[str]) -> int:
     """Tell typer's usage errors, which the user can mend, from faults of ours."""
+    if type(error).__name__ == "NoArgsIsHelpError":  # a group by itself, whose help is the message
+        print(str(error))
+        return OK
     usage = getattr(error, "format_message", None)
     if usage is not None:
         asked = getattr(getattr(error, "ctx", None), "command_path", None) or "circuitlab"
-        return _say(f"error: {usage().rstrip('.')}{_given(error, argv)}. See: {asked} --help", USER_ERROR)
+        return _say(f"error: {usage().rstrip('.')}{_given(error, argv)}. See: {asked} --help", USER_ERROR, argv)
     if type(error).__name__ == "Abort":
         return _say(STOPPED, USER_ERROR)
-    if type(error).__name__ == "OutOfMemoryError":
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return _say(f"error: out of memory ({error}). Use a smaller -n, a smaller model, or --device cpu.", USER_ERROR)
     fault = f"{type(error).__name__}: {error}"
     return _say(f"internal error: {fault}. Please report this line; CIRCUITLAB_DEBUG=1 shows where it is from.", FAULT)
+
+
+def _check_words(words: Sequence[str]) -> None:
+    """Refuse words that no text, name or path can be.
+
+    Raises:
+        ConfigError: One holds a NUL or is not UTF-8.
+    """
+    for word in words:
+        if "\0" in word or any("\ud800" <= character <= "\udfff" for character in word):
+            raise ConfigError(f"{word[:80]!r} holds a NUL or bytes that are not UTF-8. Write it as UTF-8.")
+
+
+def _silence() -> None:
+    """Nobody reads on: let the last flush, at the end of the process, succeed."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 def _given(error: Exception, argv: Sequence[str]) -> str:
@@ -92,11 +126,19 @@ def _given(error: Exception, argv: Sequence[str]) -> str:
     return ""
 
 
-def _say(message: str, code: int) -> int:
+def _say(message: str, code: int, words: Sequence[str] = ()) -> int:
     """One line on stderr, the traceback before it if asked for."""
     if os.environ.get("CIRCUITLAB_DEBUG") == "1":
         traceback.print_exc()
-    print(f"circuitlab: {visible(' '.join(message.split()))}", file=sys.stderr)
+    message = visible(" ".join(message.split()))
+    for word in words:
+        for text in (word, word.partition("=")[2]):
+            if len(text) > LONGEST_WORD:
+                message = message.replace(" ".join(text.split()), f"{text[:LONGEST_WORD]}...")
+    if len(message) > LONGEST:
+        message = f"{message[: LONGEST // 2]} ... {message[-LONGEST // 2 :]}"
+    with suppress(BrokenPipeError):
+        print(f"circuitlab: {message}", file=sys.stderr, flush=True)
     return code
 
 

@@ -4,24 +4,26 @@ from typing import Annotated
 
 import typer
 
+from circuitlab import names
 from circuitlab.cli import options as opt
 from circuitlab.cli.attribute import attribute
+from circuitlab.cli.command import App
 from circuitlab.cli.features import app as features_app
 from circuitlab.cli.files import compare, convert
 from circuitlab.cli.neurons import neurons_app
 from circuitlab.cli.predict import predict
 from circuitlab.cli.sweep import sweep
+from circuitlab.errors import ConfigError
 
-app = typer.Typer(
+app = App(
     name="circuitlab",
     help="Find the circuit behind a behaviour of a transformer language model, test it, and write it down.",
     epilog="Start with: circuitlab discover gendered-pronouns",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-tasks_app = typer.Typer(help="List the tasks that come with the library, or show one.", invoke_without_command=True)
+tasks_app = App(help="List the tasks that come with the library, or show one.", invoke_without_command=True)
 app.add_typer(tasks_app, name="tasks")
 app.add_typer(neurons_app, name="neurons")
 app.add_typer(features_app, name="features")
@@ -48,7 +50,10 @@ def circuitlab(
 @tasks_app.callback()
 def tasks(context: typer.Context, json: opt.Json = False) -> None:
     """List the tasks that come with the library, or show one."""
-    if context.invoked_subcommand is None:
+    if context.invoked_subcommand is not None:
+        if json:
+            raise ConfigError("--json stands before the command; it goes after it: circuitlab tasks show TASK --json.")
+    else:
         from circuitlab.cli.catalogue import list_tasks
 
         list_tasks(json=json)
@@ -76,11 +81,35 @@ def models(json: opt.Json = False) -> None:
 
 
 @app.command()
+def methods(json: opt.Json = False) -> None:
+    """List the methods that score edges, for --method."""
+    from circuitlab.cli.catalogue import list_names
+
+    list_names("methods", names.METHODS, json=json)
+
+
+@app.command()
+def metrics(json: opt.Json = False) -> None:
+    """List the metrics, for --metric."""
+    from circuitlab.cli.catalogue import list_names
+
+    list_names("metrics", names.METRICS, json=json)
+
+
+@app.command()
+def sites(json: opt.Json = False) -> None:
+    """List the sites that can be patched, for --site."""
+    from circuitlab.cli.catalogue import list_names
+
+    list_names("sites", names.SITES, json=json)
+
+
+@app.command()
 def discover(
     task: opt.TaskName,
     model: opt.Model = "bundled",
     method: opt.Method = "eap-ig",
-    steps: opt.Steps = 5,
+    steps: opt.Steps = None,
     method_option: opt.MethodOptions = None,
     metric: opt.Metric = None,
     ablation: opt.Ablation = "corrupt",
@@ -125,11 +154,12 @@ def discover(
     from circuitlab.discovery.pipeline import discover as run_discover
     from circuitlab.graphs.selection import SelectionRule
 
+    points = opt.steps_of(method, steps)
     rule = SelectionRule(target=target, n_edges=n_edges, threshold=threshold, signed=signed, greedy=greedy)
     main = DiscoverConfig(task=wanted.name, model=model, method=method, seed=seed)
     with progress(quiet=quiet) as report:
         run = run_discover(
-            wanted, model=model, method=method, steps=steps, metric=metric, ablation=ablation, n=n, seed=seed,
+            wanted, model=model, method=method, steps=points, metric=metric, ablation=ablation, n=n, seed=seed,
             selection=rule, min_accuracy=min_accuracy, device=device, dtype=dtype, bos=bos, force=force,
             progress=report, method_options=told, stability=stability, stability_seeds=stability_seeds, fold_ln=fold_ln,
             center_weights=center_weights, allow_weak_gap=allow_weak_gap, sites=to_sweep,
@@ -159,8 +189,8 @@ def evaluate(
     allow_weak_gap: opt.RunsWeakGap = None,
     contrast: opt.Contrast = None,
     option: opt.TaskOptions = None,
-    n_random: Annotated[int, typer.Option("--random", help="How many random circuits to compare with.")] = 20,
-    knockouts: Annotated[int, typer.Option("--knockouts", help="How many random parts to take out.")] = 10,
+    n_random: opt.RandomCircuits = 20,
+    knockouts: opt.Knockouts = 10,
     minimality: Annotated[bool, typer.Option(help="Run the circuit without each of its edges.")] = True,
     tests: Annotated[bool, typer.Option("--tests", help="The five hypothesis tests of Shi et al. beside.")] = False,
     run_code: opt.RunCode = False,

@@ -11,6 +11,7 @@ from circuitlab.cli import display
 from circuitlab.cli import options as opt
 from circuitlab.cli.display import number
 from circuitlab.cli.outputs import check_folder, write_folder
+from circuitlab.errors import ConfigError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -65,9 +66,12 @@ def attribute(
     if (quantity := check_request(by, metric or wanted.metric, run)) != "logit":
         metric_of(wanted, quantity)
     check_number(k)
-    named = [name.strip() for name in heads.split(",")] if heads else []
+    named = [name.strip() for name in heads.split(",")] if heads is not None else []
     for name in named:
         Node.parse(name)  # how it is spelt; whether the model has it is asked once it is there
+    if len(set(named)) < len(named):
+        raise ConfigError(f"--heads {heads!r:.80} names a head twice. Name each once.")
+    opt.check_force(force, "--out", out)
     if out is not None:
         out = check_folder(out, force=force)
     loaded = load_model(model, device=device, dtype=dtype, bos=bos, fold_ln=fold_ln, center_weights=center_weights)

@@ -1,6 +1,7 @@
 """What there is to choose from: tasks and models."""
 
 import json as jsonlib
+from collections.abc import Mapping
 from importlib.resources import files
 from random import Random
 
@@ -50,6 +51,14 @@ def show_task(task: Task, *, json: bool) -> None:
         facts.append((f"option {name}", ", ".join(f"{v} *" if v == task.settings[name] else v for v in values)))
     facts += [("source", f"{source.title} ({source.year})") for source in task.sources]
     display.print_facts(task.label, facts)
+
+
+def list_names(what: str, names: Mapping[str, str], *, json: bool) -> None:
+    """Names with a line each."""
+    if json:
+        display.print_json({what: dict(names)})
+    else:
+        display.print_facts(what, names.items())
 
 
 def list_models(*, json: bool) -> None:

@@ -7,15 +7,16 @@ import typer
 
 from circuitlab.cli import display
 from circuitlab.cli import options as opt
+from circuitlab.cli.command import App
 from circuitlab.cli.display import number
 from circuitlab.cli.sweep import numbers
-from circuitlab.errors import ConfigError
+from circuitlab.errors import CircuitLabError, ConfigError
 
 if TYPE_CHECKING:
     from circuitlab.features import Autoencoder, Descriptions
     from circuitlab.models.bridge import BridgeModel
 
-app = typer.Typer(
+app = App(
     help="Sparse autoencoders: show one, read its features on a text, sweep and rank them for a task, search words.",
     no_args_is_help=True,
 )
@@ -28,15 +29,19 @@ AutoencoderPath = Annotated[
 Site = Annotated[
     str | None, typer.Option("--site", metavar="NAME", help="What it reads, if its files do not say: resid_post, ...")
 ]
-Layer = Annotated[int | None, typer.Option("--layer", help="In which layer, if its files do not say.")]
-Factor = Annotated[float | None, typer.Option("--scaling-factor", help="Of its input, for expected_average_only_in.")]
+Layer = Annotated[
+    int | None, typer.Option("--layer", min=0, max=100_000, help="In which layer, if its files do not say.")
+]
+Factor = Annotated[
+    float | None, typer.Option("--scaling-factor", min=0, help="Of its input, for expected_average_only_in.")
+]
 DescriptionsPath = Annotated[
     str | None, typer.Option("--descriptions", metavar="PATH", help="A local export of descriptions, for a column.")
 ]
 Source = Annotated[
     str | None, typer.Option("--source", metavar="NAME", help="Which autoencoder of an export of several.")
 ]
-Top = Annotated[int, typer.Option("--top", help="How many features.")]
+Top = Annotated[int, typer.Option("--top", min=1, help="How many features.")]
 
 
 @app.command()
@@ -62,6 +67,7 @@ def show(
     from circuitlab.features import load_autoencoder, quality
     from circuitlab.models.load import load_model
 
+    _check_place(autoencoder, site, layer)
     given: dict[str, Any] = {"site": site, "layer": layer, "scaling_factor": scaling_factor}
     if not text and model is None:
         if fold_ln or center_weights or bos is not None:
@@ -126,7 +132,6 @@ def active(
     """List the features that are active at a token of a text, the strongest first."""
     from circuitlab.features import features
 
-    _check_top(top)
     words = _descriptions(descriptions, source)
     loaded, own = _loaded(
         model, autoencoder, site, layer, scaling_factor, device=device, dtype=dtype, bos=bos,
@@ -159,7 +164,7 @@ def sweep(
         str | None, typer.Option("--features", metavar="LIST", help="These features, such as 0,3 or 4-7.")
     ] = None,
     top: Annotated[
-        int | None, typer.Option("--top", help="Only so many features, those of the largest attribution.")
+        int | None, typer.Option("--top", min=1, help="Only so many features, those of the largest attribution.")
     ] = None,
     direction: Annotated[
         str, typer.Option("--direction", metavar="NAME", help="denoise: patch the corrupted run; noise: the clean run.")
@@ -196,7 +201,6 @@ def sweep(
     chosen = numbers(features, "--features")
     if chosen is not None and top is not None:
         raise ConfigError("--features and --top both say which features; give one.")
-    _check_top(top)
     words = _descriptions(descriptions, source)
     loaded, own = _loaded(
         model, autoencoder, site, layer, scaling_factor, device=device, dtype=dtype, bos=bos,
@@ -231,7 +235,9 @@ def rank(
     at: Annotated[
         str, typer.Option("--at", metavar="NAME", help="Gradient on the corrupt or on the clean run.")
     ] = "corrupt",
-    steps: Annotated[int, typer.Option("--steps", help="More than 1: gradients averaged between the runs.")] = 1,
+    steps: Annotated[
+        int, typer.Option("--steps", min=1, max=10_000, help="More than 1: gradients averaged between the runs.")
+    ] = 1,
     top: Top = TOP,
     exact: Annotated[
         bool, typer.Option("--exact", help="Sweep all of them too, and tell how well both agree.")
@@ -261,7 +267,6 @@ def rank(
     from circuitlab.metrics import metric_of
 
     judged_by = metric_of(wanted, metric)
-    _check_top(top)
     words = _descriptions(descriptions, source)
     loaded, own = _loaded(
         model, autoencoder, site, layer, scaling_factor, device=device, dtype=dtype, bos=bos,
@@ -320,6 +325,24 @@ def search(
     display.print_rows(("feature", "description"), [(str(f.feature), f.text) for f in found], right=("feature",))
 
 
+def _check_place(path: str, site: str | None, layer: int | None) -> None:
+    """Refuse a place that contradicts the autoencoder's own files."""
+    from circuitlab.features import load_autoencoder
+
+    if site is None and layer is None:
+        return
+    try:
+        own = load_autoencoder(path)
+    except CircuitLabError:  # the files do not say where, or need another option
+        return
+    given = own.site if site is None else site, own.layer if layer is None else layer
+    if (own.site, own.layer) != given:
+        raise ConfigError(
+            f"--site and --layer say {given[0]} of layer {given[1]}, but autoencoder {path!r} is of {own.site} of "
+            f"layer {own.layer}. Leave them out."
+        )
+
+
 def _loaded(
     model: str,
     autoencoder: str,
@@ -332,6 +355,7 @@ def _loaded(
     from circuitlab.features.place import check_fits
     from circuitlab.models.load import load_model
 
+    _check_place(autoencoder, site, layer)
     found = load_autoencoder(autoencoder, site=site, layer=layer, scaling_factor=scaling_factor)  # files first
     loaded = load_model(model, **loading)
     check_fits(loaded, found)
@@ -344,11 +368,6 @@ def _descriptions(path: str | None, source: str | None) -> "Descriptions | None"
     if path is None and source is not None:
         raise ConfigError("--source says which autoencoder of an export; name the export with --descriptions.")
     return None if path is None else load_descriptions(path, source)
-
-
-def _check_top(top: int | None) -> None:
-    if top is not None and top < 1:
-        raise ConfigError(f"--top {top} leaves no feature; give 1 or more.")
 
 
 def _print_table(rows: Sequence[dict[str, Any]], columns: Sequence[str], *, right: Sequence[str]) -> None:

@@ -31,6 +31,7 @@ def compare(
     json: opt.Json = False,
 ) -> None:
     """Compare two circuits of one model: shared and own edges, Jaccard similarities, rank correlation of scores."""
+    opt.check_force(force, "--out", out)
     if out is not None:
         if Path(out).suffix not in (".png", ".svg"):
             raise ConfigError(f"--out {out!r} is no picture; drawings are written as .png or .svg.")

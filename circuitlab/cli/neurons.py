@@ -9,14 +9,15 @@ import typer
 
 from circuitlab.cli import options as opt
 from circuitlab.cli import probing
-from circuitlab.cli.outputs import TABLE_OR_PICTURE, Page, check_file, write_file, write_result
+from circuitlab.cli.command import App
+from circuitlab.cli.outputs import PAGE, TABLE_OR_PICTURE, Page, check_file, write_file, write_result
 from circuitlab.cli.sweep import numbers
 from circuitlab.cli.texts import TextArgument, TextFile, text_of
 
 if TYPE_CHECKING:
     from circuitlab.neurons.weights import WeightTable
 
-neurons_app = typer.Typer(
+neurons_app = App(
     help="What single neurons do: what they add to a prediction, what makes them fire.", no_args_is_help=True
 )
 Layer = Annotated[int, typer.Option("--layer", min=0, help="Layer of the neurons, from 0.")]
@@ -62,6 +63,7 @@ def importance(
 ) -> None:
     """Say which neurons add most to what is predicted after each prompt, as a share of what all neurons add."""
     layers = numbers(layer, "--layer")
+    opt.check_force(force, "--out", out)
     check_file(out, force=force, kinds=TABLE_OR_PICTURE)
     from circuitlab.cli import display
     from circuitlab.models.load import load_model
@@ -169,7 +171,8 @@ def activations(
 ) -> None:
     """Read neurons at every token of a text; --html writes the text coloured by the neuron chosen from a list."""
     given, chosen = text_of(text, file), numbers(neurons, "--neurons") or []
-    check_file(html, force=force, option="--html")
+    opt.check_force(force, "--html", html)
+    check_file(html, force=force, option="--html", kinds=PAGE)
     from circuitlab.cli import display
     from circuitlab.models.load import load_model
     from circuitlab.neurons.chosen import stage_of
@@ -224,7 +227,8 @@ def examples(
 ) -> None:
     """Find the texts of a corpus at which neurons are most active; --html shows them coloured."""
     chosen = numbers(neurons, "--neurons") or []
-    check_file(html, force=force, option="--html")
+    opt.check_force(force, "--html", html)
+    check_file(html, force=force, option="--html", kinds=PAGE)
     from circuitlab.cli import display
     from circuitlab.cli.progress import progress
     from circuitlab.models.load import load_model

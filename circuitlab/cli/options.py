@@ -4,36 +4,65 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from circuitlab import names
+from circuitlab.cli.command import complete_task, completing, listed
 from circuitlab.errors import ConfigError
 
 if TYPE_CHECKING:
     from circuitlab.data.task import Task
 
 TaskName = Annotated[
-    str, typer.Argument(metavar="TASK", help="A task's name, or the path of a .py file that holds TASK.")
+    str,
+    typer.Argument(
+        metavar="TASK",
+        help="A task's name, or the path of a .py file that holds TASK.",
+        autocompletion=complete_task,
+    ),
 ]
 Model = Annotated[
     str, typer.Option("--model", metavar="NAME", help="bundled, a name that TransformerLens loads, or a folder.")
 ]
-Method = Annotated[str, typer.Option("--method", metavar="NAME", help="How edges are scored.")]
-Steps = Annotated[int, typer.Option("--steps", help="Steps of integrated gradients.")]
+Method = Annotated[
+    str,
+    typer.Option(
+        "--method",
+        metavar="NAME",
+        help=f"How edges are scored: {listed(names.METHODS)}. See: circuitlab methods.",
+        autocompletion=completing(names.METHODS),
+    ),
+]
+Steps = Annotated[
+    int | None, typer.Option("--steps", min=1, max=10_000, help="Steps of integrated gradients. [default: 5]")
+]
 MethodOptions = Annotated[
     list[str] | None,
     typer.Option("--method-option", metavar="KEY=VALUE", help="An option of the method; may be repeated."),
 ]
 Metric = Annotated[
-    str | None, typer.Option("--metric", metavar="NAME", help="What is measured; the task's own by default.")
+    str | None,
+    typer.Option(
+        "--metric",
+        metavar="NAME",
+        help=f"What is measured: {listed(names.METRICS)}; the task's own by default. See: circuitlab metrics.",
+        autocompletion=completing(names.METRICS),
+    ),
 ]
 Ablation = Annotated[
-    str, typer.Option("--ablation", metavar="NAME", help="What takes the place of everything outside the circuit.")
+    str,
+    typer.Option(
+        "--ablation",
+        metavar="NAME",
+        help=f"What takes the place of everything outside the circuit: {listed(names.ABLATIONS)}.",
+        autocompletion=completing(names.ABLATIONS),
+    ),
 ]
-Pairs = Annotated[int, typer.Option("-n", help="Pairs of prompts per split.")]
-Seed = Annotated[int, typer.Option("--seed", help="Same seed, same prompts and same numbers.")]
+Pairs = Annotated[int, typer.Option("-n", min=1, max=100_000, help="Pairs of prompts per split.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="Same seed, same prompts and same numbers.")]
 Target = Annotated[
     float | None, typer.Option("--target", help="Faithfulness that the circuit must reach. [default: 0.9]")
 ]
 TopEdges = Annotated[
-    int | None, typer.Option("--n-edges", metavar="N", help="Instead of a target: take the N top edges.")
+    int | None, typer.Option("--n-edges", min=1, metavar="N", help="Instead of a target: take the N top edges.")
 ]
 Threshold = Annotated[
     float | None, typer.Option("--threshold", help="Instead of a target: take edges that score at least this.")
@@ -44,16 +73,26 @@ Greedy = Annotated[
     typer.Option("--greedy/--no-greedy", help="Grow the circuit from the logits. [default: for ifr only]"),
 ]
 MinAccuracy = Annotated[
-    float, typer.Option("--min-accuracy", help="Share of pairs that the model must get right; 0 skips the check.")
+    float,
+    typer.Option(
+        "--min-accuracy",
+        min=0,
+        max=1,
+        help="Share of pairs that the model must get right; 0 skips the check.",
+    ),
 ]
 AllowWeakGap = Annotated[
     bool, typer.Option("--allow-weak-gap", help="Also pairs whose clean and corrupted runs cannot be told apart.")
 ]
 Stability = Annotated[
-    int, typer.Option("--stability", help="Do the discovery again on so many bootstrap resamples of its pairs.")
+    int,
+    typer.Option(
+        "--stability", min=0, max=10_000, help="Repeat discovery on so many bootstrap resamples of its pairs."
+    ),
 ]
 StabilitySeeds = Annotated[
-    int, typer.Option("--stability-seeds", help="Do the discovery again on new prompts of so many more seeds.")
+    int,
+    typer.Option("--stability-seeds", min=0, max=10_000, help="Repeat discovery on new prompts of so many more seeds."),
 ]
 Sites = Annotated[
     list[str] | None,
@@ -62,6 +101,10 @@ Sites = Annotated[
     ),
 ]
 NoSweep = Annotated[bool, typer.Option("--no-sweep", help="Skip the sweeps; no heatmaps.")]
+RandomCircuits = Annotated[
+    int, typer.Option("--random", min=0, max=10_000, help="How many random circuits to compare with.")
+]
+Knockouts = Annotated[int, typer.Option("--knockouts", min=0, max=10_000, help="How many random parts to take out.")]
 Out = Annotated[str | None, typer.Option("--out", metavar="PATH", help="Where the result goes.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there already.")]
 RunCode = Annotated[
@@ -183,3 +226,30 @@ def keyed(flag: str, texts: list[str] | None, what: str, example: str) -> dict[s
         if chosen.setdefault(key, value) != value:
             raise ConfigError(f"{what} {key!r} is given twice, as {chosen[key]!r} and as {value!r}. Give one.")
     return chosen
+
+
+def steps_of(method: str, steps: int | None) -> int:
+    """The steps of integrated gradients; refused where the method takes none.
+
+    Raises:
+        UnknownNameError: There is no such method.
+        ConfigError: The method takes no steps, and some are given.
+    """
+    from circuitlab.discovery.scoring import METHODS, find_method
+
+    if steps is not None and "steps" not in find_method(method).takes:
+        those = ", ".join(name for name, one in METHODS.items() if "steps" in one.takes)
+        raise ConfigError(
+            f"--steps {steps} goes with methods that integrate ({those}); {method!r} does not. Leave it out."
+        )
+    return 5 if steps is None else steps
+
+
+def check_force(force: bool, options: str, *files: str | None) -> None:
+    """Refuse --force where no file is named that it could replace.
+
+    Raises:
+        ConfigError: It is given, and none of the files is.
+    """
+    if force and all(file is None for file in files):
+        raise ConfigError(f"--force replaces what {options} names, and that is not given. Leave it out.")

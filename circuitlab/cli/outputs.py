@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from circuitlab.outputs import Reserved
 
-TABLE, TABLE_OR_PICTURE = (".csv",), (".csv", ".png", ".svg")
+TABLE, TABLE_OR_PICTURE, PAGE = (".csv",), (".csv", ".png", ".svg"), (".html", ".htm")
 Page = Annotated[
     str | None, typer.Option("--html", metavar="PATH", help="Write the text as a page, coloured token by token.")
 ]

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from circuitlab.cli import options as opt
-from circuitlab.cli.outputs import Page, check_file, write_file
+from circuitlab.cli.outputs import PAGE, Page, check_file, write_file
 from circuitlab.cli.texts import TextArgument, TextFile, text_of
 
 if TYPE_CHECKING:
@@ -35,7 +35,8 @@ def predict(
     With --continue also how it goes on; with --html how likely each token of the text itself was.
     """
     given = text_of(text, file)
-    check_file(html, force=force, option="--html")
+    opt.check_force(force, "--html", html)
+    check_file(html, force=force, option="--html", kinds=PAGE)
     from circuitlab.cli import display
     from circuitlab.models.load import load_model
     from circuitlab.predictions.continuation import continue_text

@@ -5,7 +5,17 @@ from typing import Annotated
 import typer
 
 from circuitlab.cli import options as opt
-from circuitlab.cli.outputs import TABLE, TABLE_OR_PICTURE, Page, check_file, places, tell, write_file, write_result
+from circuitlab.cli.outputs import (
+    PAGE,
+    TABLE,
+    TABLE_OR_PICTURE,
+    Page,
+    check_file,
+    places,
+    tell,
+    write_file,
+    write_result,
+)
 from circuitlab.cli.sweep import numbers
 from circuitlab.cli.texts import Lines, TextArgument, TextFile, Texts, text_of, texts_of
 from circuitlab.errors import ConfigError
@@ -38,7 +48,8 @@ def sensitivity(
 ) -> None:
     """Add noise to one token at a time, and see how a neuron's activation at the last token moves."""
     given = text_of(text, file)
-    check_file(html, force=force, option="--html")
+    opt.check_force(force, "--out or --html", out, html)
+    check_file(html, force=force, option="--html", kinds=PAGE)
     check_file(out, force=force, kinds=TABLE)
     from circuitlab.cli import display
     from circuitlab.models.load import load_model
@@ -84,6 +95,7 @@ def simplify(
 ) -> None:
     """Delete the tokens of a text that a neuron needs least, one after the other; the last token stays."""
     given = text_of(text, file)
+    opt.check_force(force, "--out", out)
     check_file(out, force=force, kinds=TABLE)
     from circuitlab.cli import display
     from circuitlab.models.load import load_model
@@ -136,7 +148,8 @@ def ablate(
     given = texts_of(texts, file)
     chosen = _sets(layer, neurons, at)
     held = value if value in ("zero", "mean") else _number(value)
-    check_file(html, force=force, option="--html")
+    opt.check_force(force, "--out or --html", out, html)
+    check_file(html, force=force, option="--html", kinds=PAGE)
     check_file(out, force=force, kinds=TABLE)
     from circuitlab.cli import display
     from circuitlab.models.load import load_model
@@ -193,6 +206,7 @@ def optimise(
 ) -> None:
     """Search by gradients for prompts that maximise a neuron at their last token, beside as many random ones."""
     words = _fixed(fixed)
+    opt.check_force(force, "--out", out)
     check_file(out, force=force, kinds=TABLE_OR_PICTURE)
     from circuitlab.cli import display
     from circuitlab.cli.progress import progress
@@ -238,6 +252,7 @@ def outliers(
     json: opt.Json = False,
 ) -> None:
     """Find positions where an MLP matters though no neuron stands out, in texts or in sentences of our own."""
+    opt.check_force(force, "--out", out)
     check_file(out, force=force, kinds=TABLE_OR_PICTURE)
     from circuitlab.cli import display
     from circuitlab.models.load import load_model

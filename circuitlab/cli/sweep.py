@@ -1,12 +1,16 @@
 """`circuitlab sweep`: patch the cells of sites and tell where it matters."""
 
+import re
 from typing import Annotated
 
 import typer
 
+from circuitlab import names
 from circuitlab.cli import options as opt
 from circuitlab.cli.outputs import check_folder, write_folder
 from circuitlab.errors import ConfigError
+
+MOST_NUMBERS = 100_000  # of a list on the command line
 
 
 def numbers(text: str | None, option: str) -> list[int] | None:
@@ -18,18 +22,34 @@ def numbers(text: str | None, option: str) -> list[int] | None:
     if text is None:
         return None
     found: list[int] = []
-    try:
-        for part in text.split(","):
-            first, dash, last = part.partition("-")
-            found += range(int(first), int(last) + 1) if dash else [int(first)]
-    except ValueError as error:
-        raise ConfigError(f"{option} {text!r} is not a list of numbers; write 0,3,7 or 4-7.") from error
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*([0-9]{1,9})(?:-([0-9]{1,9}))?\s*", part)
+        if match is None:
+            given = repr(text if len(text) <= 40 else text[:37] + "...")
+            raise ConfigError(f"{option} {given} is not a list of numbers; write 0,3,7 or 4-7, each below 10**9.")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if last < first:
+            raise ConfigError(f"{option} {part.strip()!r} runs backwards; write the smaller number first.")
+        if len(found) + last - first >= MOST_NUMBERS:
+            raise ConfigError(f"{option} {text[:40]!r} names more than {MOST_NUMBERS:,} numbers. Give fewer.")
+        found += range(first, last + 1)
+    if len(set(found)) < len(found):
+        twice = next(number for number in found if found.count(number) > 1)
+        raise ConfigError(f"{option} {text[:40]!r} names {twice} twice. Name it once.")
     return found
 
 
 def sweep(
     task: opt.TaskName,
-    site: Annotated[list[str], typer.Option("--site", metavar="NAME", help="What is patched; may be repeated.")],
+    site: Annotated[
+        list[str],
+        typer.Option(
+            "--site",
+            metavar="NAME",
+            help=f"What is patched; may be repeated: {opt.listed(names.SITES)}. See: circuitlab sites.",
+            autocompletion=opt.completing(names.SITES),
+        ),
+    ],
     model: opt.Model = "bundled",
     direction: Annotated[
         str | None,
@@ -37,7 +57,12 @@ def sweep(
     ] = None,
     ablation: Annotated[
         str,
-        typer.Option("--ablation", metavar="NAME", help="What is put in: corrupt (the other prompt), zero, mean, ..."),
+        typer.Option(
+            "--ablation",
+            metavar="NAME",
+            help=f"Replacement: {opt.listed(names.ABLATIONS)}; corrupt is the other prompt's value.",
+            autocompletion=opt.completing(names.ABLATIONS),
+        ),
     ] = "corrupt",
     axis: Annotated[str, typer.Option("--axis", metavar="NAME", help="auto, position, span or all.")] = "auto",
     head_axis: Annotated[
@@ -63,7 +88,9 @@ def sweep(
     estimate: Annotated[bool, typer.Option("--estimate", help="Say what it would take, and stop.")] = False,
     budget: Annotated[
         int | None,
-        typer.Option("--budget", metavar="MB", help="Memory for patched runs; a share of the free by default."),
+        typer.Option(
+            "--budget", min=1, max=2**24, metavar="MB", help="Memory for patched runs; a share of the free by default."
+        ),
     ] = None,
     resume: Annotated[
         str | None, typer.Option("--resume", metavar="FILE", help="Keep finished parts here, and go on from them.")
@@ -104,6 +131,15 @@ def sweep(
     if resume is not None:
         check_state_file(resume)
     judged_by = metric_of(wanted, metric)
+    if estimate:
+        unused = {"--out": out, "--resume": resume, "--correction": correction, "--force": force or None}
+        if given := [name for name, value in unused.items() if value is not None]:
+            raise ConfigError(f"--estimate runs nothing, so {', '.join(given)} has no meaning with it. Leave it out.")
+    opt.check_force(force, "--out", out)
+    if axis != "auto" and not set(site) - set(names.MEMBER_SITES):
+        raise ConfigError(f"--axis goes with sites of the stream; for {', '.join(site)} give --head-axis {axis}.")
+    if head_axis != "all" and not set(site) & set(names.MEMBER_SITES):
+        raise ConfigError(f"--head-axis goes with sites of heads and neurons; for {', '.join(site)} give --axis.")
     if out is not None:
         out = check_folder(out, force=force)
     loaded = load_model(model, device=device, dtype=dtype, bos=bos, fold_ln=fold_ln, center_weights=center_weights)

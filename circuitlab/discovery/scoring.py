@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from circuitlab import names
 from circuitlab.data.batch import PairBatch
 from circuitlab.data.pairs import PairSet
 from circuitlab.discovery.acdc import OBJECTIVES, check_acdc, score_acdc
@@ -57,7 +58,7 @@ METHODS: dict[str, Method] = {
     for method in (
         Method(
             name="eap-ig",
-            what="integrated gradients along the input embedding",
+            what=names.METHODS["eap-ig"],
             source=HANNA_2024,
             score=score_eap_ig,
             takes=("steps", "axis"),
@@ -67,7 +68,7 @@ METHODS: dict[str, Method] = {
         ),
         Method(
             name="eap",
-            what="one gradient, in the clean run",
+            what=names.METHODS["eap"],
             source=SYED_2023,
             score=score_eap,
             takes=("ablation", "axis"),
@@ -75,7 +76,7 @@ METHODS: dict[str, Method] = {
         ),
         Method(
             name="eap-ig-activations",
-            what="integrated gradients along each sublayer's own output",
+            what=names.METHODS["eap-ig-activations"],
             source=MARKS_2024,
             score=score_eap_ig_activations,
             takes=("steps", "ablation"),
@@ -83,7 +84,7 @@ METHODS: dict[str, Method] = {
         ),
         Method(
             name="clean-corrupted",
-            what="two gradients, in the clean and in the corrupted run",
+            what=names.METHODS["clean-corrupted"],
             source=HANNA_2024,
             score=score_clean_corrupted,
             takes=("ablation", "axis"),
@@ -91,7 +92,7 @@ METHODS: dict[str, Method] = {
         ),
         Method(
             name="exact",
-            what="every edge patched alone, no approximation",
+            what=names.METHODS["exact"],
             source=SYED_2023,
             score=score_exact,
             takes=("ablation", "axis"),
@@ -99,13 +100,13 @@ METHODS: dict[str, Method] = {
         ),
         Method(
             name="sweep",
-            what="nodes by their head_z and mlp_out patches, edges between kept nodes",
+            what=names.METHODS["sweep"],
             source=WANG_2023,
             score=score_node_sweep,
         ),
         Method(
             name="relp",
-            what="one backward pass that propagates relevance instead of gradients",
+            what=names.METHODS["relp"],
             source=RELP_2025,
             score=score_relp,
             takes=("ablation", "axis"),
@@ -114,7 +115,7 @@ METHODS: dict[str, Method] = {
         ),
         Method(
             name="ifr",
-            what="each writer's share of what a reader reads; no metric, selected greedily",
+            what=names.METHODS["ifr"],
             source=FERRANDO_2024,
             score=score_ifr,
             reads_corrupt=False,
@@ -123,7 +124,7 @@ METHODS: dict[str, Method] = {
         ),
         Method(
             name="random",
-            what="seeded random numbers, the baseline to beat",
+            what=names.METHODS["random"],
             source=MIB_2025,
             score=score_random,
             takes=("seed",),
@@ -133,7 +134,7 @@ METHODS: dict[str, Method] = {
         ),
         Method(
             name="acdc",
-            what="edges cut one after the other from the logits backwards, each tested on top of the others",
+            what=names.METHODS["acdc"],
             source=CONMY_2023,
             score=score_acdc,
             takes=("ablation",),
@@ -150,7 +151,7 @@ METHODS: dict[str, Method] = {
         ),
         Method(
             name="edge-pruning",
-            what="hard-concrete gates on edges, learned under a target sparsity",
+            what=names.METHODS["edge-pruning"],
             source=BHASKAR_2024,
             score=score_edge_pruning,
             takes=("seed",),
@@ -164,7 +165,7 @@ METHODS: dict[str, Method] = {
         ),
         Method(
             name="ugs",
-            what="how likely each edge belongs to the circuit, learned by uniform gradient sampling",
+            what=names.METHODS["ugs"],
             source=LI_2024,
             score=score_ugs,
             takes=("seed",),

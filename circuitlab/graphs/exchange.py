@@ -119,6 +119,8 @@ def _lines(path: Path) -> list[Any]:
 def _from_list(given: Sequence[Any], path: Path, spec: ModelSpec | None) -> Read:
     """A list of edges, none of them scored."""
     layout = _layout(path, spec, "a list of edges")
+    if not given:
+        raise FormatError(f"circuit file {str(path)!r} holds no edge. Write one a line, or as a JSON list.")
     try:
         edges = [edge for one in given for edge in edges_of(one, layout.spec.n_layers)]
         read = _read(layout, ((edge, float("nan")) for edge in edges))

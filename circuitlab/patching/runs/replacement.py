@@ -28,6 +28,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from circuitlab import names
 from circuitlab.data.batch import PairBatch, batches_for
 from circuitlab.data.pairs import PairSet
 from circuitlab.errors import ConfigError, UnknownNameError
@@ -47,14 +48,7 @@ from circuitlab.patching.runs.reference import (
 from circuitlab.patching.runs.writers import mlp_input
 from circuitlab.summary import Summary
 
-REPLACEMENTS: dict[str, str] = {
-    "corrupt": "the other prompt's value",
-    "zero": "zero",
-    "mean": "the mean over all tokens of a reference set",
-    "mean-position": "the mean over the reference prompts of the same length, position by position",
-    "mean-span": "the mean over the reference prompts, span by span",
-    "noise": "the value itself with Gaussian noise of three standard deviations",
-}
+REPLACEMENTS: dict[str, str] = names.ABLATIONS
 MEANS = ("mean", "mean-position", "mean-span")
 # As in Meng et al. 2022.
 NOISE_SCALE = 3.0

@@ -15,7 +15,7 @@ from circuitlab.patching.runs.baseline import check_direction
 from circuitlab.patching.runs.columns import Columns, columns_of
 from circuitlab.patching.runs.packing import bytes_per_row, default_budget, fitting, recorded_streams, rows_per_pack
 from circuitlab.patching.runs.replacement import Replacement, check_patterns, resolve_replacement
-from circuitlab.patching.sweeps.sites import Member, Site, find_site
+from circuitlab.patching.sweeps.sites import SITES, Member, Site, find_site
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -83,6 +83,7 @@ def plan_sweep(
     if not names:
         raise ConfigError("site is an empty list; name at least one, such as 'head_z'.")
     sites = tuple(find_site(name, spec) for name in dict.fromkeys(names))
+    _check_used(sites, head_axis=head_axis, heads=heads, neurons=neurons, positions=positions)
     judged_by = tuple(metric_for(one, pairs) for one in ([metric] if is_one(metric) else metric))  # type: ignore[union-attr,arg-type]
     if not judged_by:
         raise ConfigError("metric is an empty list; name at least one, such as 'logit_diff'.")
@@ -113,6 +114,43 @@ def plan_sweep(
         replacement=resolved,
         budget=budget,
     )
+
+
+def _check_used(
+    sites: Sequence[Site],
+    *,
+    head_axis: str,
+    heads: Iterable[int] | None,
+    neurons: Iterable[int] | None,
+    positions: Iterable[int] | None,
+) -> None:
+    """Refuse an argument that none of the sites would use.
+
+    Raises:
+        ConfigError: One would be ignored; the message says which sites use it.
+    """
+    streams = any(not site.by_member for site in sites)
+    for name, given, used, by in (
+        (
+            "heads",
+            heads is not None,
+            any(site.by_head for site in sites),
+            [s.name for s in SITES.values() if s.by_head],
+        ),
+        ("neurons", neurons is not None, any(s.member is Member.NEURON for s in sites), ["neuron"]),
+        (
+            "positions",
+            positions is not None,
+            streams or head_axis != "all",
+            ["sites of the stream, and others with head_axis (--head-axis) position"],
+        ),
+    ):
+        if given and not used:
+            listed = ", ".join(site.name for site in sites)
+            raise ConfigError(
+                f"{name} (--{name.replace('_', '-')}) has no meaning for site {listed}; it goes with {', '.join(by)}. "
+                "Leave it out, or name such a site."
+            )
 
 
 def is_one(metric: MetricLike | Sequence[MetricLike] | None) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from circuitlab import names
 from circuitlab.errors import UnknownNameError
 from circuitlab.parts import ModelSpec
 
@@ -61,17 +62,17 @@ class Site:
 SITES: dict[str, Site] = {
     site.name: site
     for site in (
-        Site("resid_pre", Entry.BEFORE, Member.NONE, "the residual stream before a block"),
-        Site("resid_mid", Entry.MIDDLE, Member.NONE, "the residual stream between attention and MLP"),
-        Site("resid_post", Entry.BEHIND, Member.NONE, "the residual stream after a block"),
-        Site("attn_out", Entry.MIDDLE, Member.NONE, "what an attention layer adds to the stream"),
-        Site("mlp_out", Entry.BEHIND, Member.NONE, "what an MLP adds to the stream"),
-        Site("head_z", Entry.MIDDLE, Member.HEAD, "a head's weighted sum of values, before its output projection"),
-        Site("head_q", Entry.MIDDLE, Member.HEAD, "a head's queries"),
-        Site("head_k", Entry.MIDDLE, Member.KV_HEAD, "a head's keys (the model's own key/value heads)"),
-        Site("head_v", Entry.MIDDLE, Member.KV_HEAD, "a head's values (the model's own key/value heads)"),
-        Site("pattern", Entry.MIDDLE, Member.HEAD, "a head's attention pattern"),
-        Site("neuron", Entry.BEHIND, Member.NEURON, "one neuron of an MLP, before the output projection"),
+        Site("resid_pre", Entry.BEFORE, Member.NONE, names.SITES["resid_pre"]),
+        Site("resid_mid", Entry.MIDDLE, Member.NONE, names.SITES["resid_mid"]),
+        Site("resid_post", Entry.BEHIND, Member.NONE, names.SITES["resid_post"]),
+        Site("attn_out", Entry.MIDDLE, Member.NONE, names.SITES["attn_out"]),
+        Site("mlp_out", Entry.BEHIND, Member.NONE, names.SITES["mlp_out"]),
+        Site("head_z", Entry.MIDDLE, Member.HEAD, names.SITES["head_z"]),
+        Site("head_q", Entry.MIDDLE, Member.HEAD, names.SITES["head_q"]),
+        Site("head_k", Entry.MIDDLE, Member.KV_HEAD, names.SITES["head_k"]),
+        Site("head_v", Entry.MIDDLE, Member.KV_HEAD, names.SITES["head_v"]),
+        Site("pattern", Entry.MIDDLE, Member.HEAD, names.SITES["pattern"]),
+        Site("neuron", Entry.BEHIND, Member.NEURON, names.SITES["neuron"]),
     )
 }
 

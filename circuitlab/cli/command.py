@@ -1,0 +1,83 @@
+"""What all commands share: options given twice or empty are refused, and names are completed in the shell."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import typer
+from typer.core import TyperCommand
+
+from circuitlab.errors import ConfigError
+
+BLANK, EMPTY = ("separator", "answer", "token"), ("separator",)  # what may be white space, and what nothing
+
+
+class Command(TyperCommand):
+    """A command that refuses an option given twice, of which only the last would count."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the words after the command's name; see the parent class."""
+        if not ctx.resilient_parsing:
+            values, _, order = self.make_parser(ctx).parse_args(list(args))
+            check_once(order)
+            check_filled(order, values)
+        return super().parse_args(ctx, args)
+
+
+def check_once(order: Iterable[Any]) -> None:
+    """Refuse an option that stands twice among the parsed ones.
+
+    Raises:
+        ConfigError: One does, and is neither one that may be repeated nor a plain flag.
+    """
+    seen = set[str]()
+    for param in order:
+        if param.param_type_name != "option" or param.multiple or (param.is_flag and not param.secondary_opts):
+            continue
+        if param.name in seen:
+            raise ConfigError(f"{'/'.join([*param.opts, *param.secondary_opts])} is given twice. Give it once.")
+        seen.add(param.name)
+
+
+def check_filled(order: Iterable[Any], values: Mapping[str, Any]) -> None:
+    """Refuse options and arguments whose value is empty or blank; a token or a separator may be a blank.
+
+    Raises:
+        ConfigError: One is.
+    """
+    for param in order:
+        given = values.get(param.name)
+        for value in given if isinstance(given, list | tuple) else [given]:
+            if isinstance(value, str) and not value.strip() and not (value and param.name in BLANK):
+                if value == "" and param.name in EMPTY:
+                    continue
+                name = param.opts[0] if param.param_type_name == "option" else param.metavar or param.name
+                raise ConfigError(f"{name.rstrip('.')} {value!r} is empty. Give a value, or leave it out.")
+
+
+class App(typer.Typer):
+    """A group of such commands."""
+
+    def command(self, name: str | None = None, **settings: Any) -> Callable[[Any], Any]:
+        """Register a function as a command; see the parent class."""
+        return super().command(name, **{"cls": Command, **settings})
+
+
+def completing(names: Mapping[str, str]) -> Callable[[str], list[tuple[str, str]]]:
+    """A completion of names, each with its line."""
+
+    def complete(incomplete: str) -> list[tuple[str, str]]:
+        return [(name, what) for name, what in names.items() if name.startswith(incomplete)]
+
+    return complete
+
+
+def complete_task(incomplete: str) -> list[str]:
+    """Names of bundled tasks."""
+    from circuitlab.data.registry import BUNDLED
+
+    return [name for name in BUNDLED if name.startswith(incomplete)]
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names for a help text."""
+    return ", ".join(names)

@@ -1,0 +1,50 @@
+"""Names that users choose among, each with one line, declared once.
+
+The registries of functions (`METHODS`, `METRICS`, `SITES`, `REPLACEMENTS`) take their names and lines from here, so
+that help, lists and shell completion need none of the libraries that the functions do.
+"""
+
+METHODS = {
+    "eap-ig": "integrated gradients along the input embedding",
+    "eap": "one gradient, in the clean run",
+    "eap-ig-activations": "integrated gradients along each sublayer's own output",
+    "clean-corrupted": "two gradients, in the clean and in the corrupted run",
+    "exact": "every edge patched alone, no approximation",
+    "sweep": "nodes by their head_z and mlp_out patches, edges between kept nodes",
+    "relp": "one backward pass that propagates relevance instead of gradients",
+    "ifr": "each writer's share of a reader's input; no metric, selected greedily",
+    "random": "seeded random numbers, the baseline to beat",
+    "acdc": "edges cut one after the other from the logits backwards, each tested on top of the others",
+    "edge-pruning": "hard-concrete gates on edges, learned under a target sparsity",
+    "ugs": "how likely each edge belongs to the circuit, learned by uniform gradient sampling",
+}
+METRICS = {
+    "logit_diff": "logit of the answer minus logit of the distractor",
+    "prob_diff": "probability of the answer minus probability of the distractor",
+    "log_prob": "log-probability of the answer, in nats",
+    "kl": "divergence from the clean run's next-token distribution, in nats; less is better",
+    "accuracy": "share of pairs on which an answer is the most likely token",
+    "rank": "number of tokens that are more likely than the best answer; less is better",
+}
+SITES = {
+    "resid_pre": "the residual stream before a block",
+    "resid_mid": "the residual stream between attention and MLP",
+    "resid_post": "the residual stream after a block",
+    "attn_out": "what an attention layer adds to the stream",
+    "mlp_out": "what an MLP adds to the stream",
+    "head_z": "a head's weighted sum of values, before its output projection",
+    "head_q": "a head's queries",
+    "head_k": "a head's keys (the model's own key/value heads)",
+    "head_v": "a head's values (the model's own key/value heads)",
+    "pattern": "a head's attention pattern",
+    "neuron": "one neuron of an MLP, before the output projection",
+}
+ABLATIONS = {
+    "corrupt": "the other prompt's value",
+    "zero": "zero",
+    "mean": "the mean over all tokens of a reference set",
+    "mean-position": "the mean over the reference prompts of the same length, position by position",
+    "mean-span": "the mean over the reference prompts, span by span",
+    "noise": "the value itself with Gaussian noise of three standard deviations",
+}
+MEMBER_SITES = ("head_z", "head_q", "head_k", "head_v", "pattern", "neuron")
