@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache
 
-from circuitlab.errors import GraphError, UnknownNameError
+from circuitlab.errors import GraphError, UnknownNameError, WrongTypeError
 
 _NUMBER = "0|[1-9][0-9]*"
 
@@ -89,6 +89,8 @@ class Node:
         Raises:
             UnknownNameError: The name is not spelt as a node.
         """
+        if not isinstance(name, str):
+            raise WrongTypeError(f"a node is named by a str such as 'a3.h2'; got {str(name)[:60]!r}.")
         if name in ("input", "logits"):
             return cls(Kind(name))
         if match := re.fullmatch(rf"a({_NUMBER})\.h({_NUMBER})", name):
@@ -140,6 +142,8 @@ class Edge:
         Raises:
             UnknownNameError: The name is not spelt as an edge.
         """
+        if not isinstance(name, str):
+            raise WrongTypeError(f"an edge is named by a str such as 'm0->a3.h2<q>'; got {str(name)[:60]!r}.")
         match = re.fullmatch(r"([\w.]+)->([\w.]+)(?:<([qkv])>)?", name)
         if not match:
             raise UnknownNameError(f"{name!r} is no edge. Edges are spelt m0->a3.h2<q>, a0.h1->m2, input->logits.")

@@ -1,7 +1,15 @@
 """Bad input to the commands on neurons, features and predictions: one line, exit 2, before a model where it can be."""
 
+import json
+import os
+import re
+import subprocess
+import sys
+from importlib import import_module
+
 import pytest
 
+from circuitlab import names
 from circuitlab.cli import main
 from circuitlab.models import load
 
@@ -46,7 +54,99 @@ BEFORE = [
     (("features", "active", "--text", "a", "--autoencoder", "nowhere"), "no autoencoder at 'nowhere'"),
     (("features", "search", "a", "--descriptions", "nowhere"), "no descriptions at 'nowhere'"),
 ]
+T = "gendered-pronouns"
+OFTEN = {  # options that many commands share, and values that none of them takes
+    "-n": ("0", "-1", "1.5", "nan", "1e400", "99999999", "x", "", "9" * 30),
+    "--seed": ("-1", "1.5", "4294967296", "9" * 30, "inf", " "),
+    "--metric": ("", "  "),
+    "--model": ("", "\t"),
+    "--device": ("",),
+}
+BEFORE += [
+    ((*command, option, value), said)
+    for command in (("discover", T), ("sweep", T, "--site", "head_z"), ("attribute", T), ("features", "rank", T))
+    for option, values in OFTEN.items()
+    for value in values
+    for said in ("is empty" if not value.strip() else repr(value),)
+]
+BEFORE += [
+    (("discover", T, "--target", "0"), "target is 0"),
+    (("discover", T, "--target", "1.5"), "target is 1.5"),
+    (("discover", T, "--target", "nan"), "target is nan"),
+    (("discover", T, "--threshold", "nan"), "threshold is nan"),
+    (("discover", T, "--n-edges", "0"), "'0' was given"),
+    (("discover", T, "--n-edges", "3", "--target", ".5"), "target=0.5 and n_edges=3 are both given"),
+    (("discover", T, "--min-accuracy", "2"), "'2' was given"),
+    (("discover", T, "--stability", "-1"), "'-1' was given"),
+    (("discover", T, "--steps", "0"), "'0' was given"),
+    (("discover", T, "--method", "eap", "--steps", "7"), "--steps 7 goes with methods that integrate"),
+    (("discover", T, "--method", "nope"), "unknown method 'nope'"),
+    (("discover", T, "-n", "4", "-n", "5"), "-n is given twice"),
+    (("discover", T, "--signed", "--absolute"), "--signed/--absolute is given twice"),
+    (("discover", T, "--contrast", "x"), "unknown contrast 'x'"),
+    (("sweep", T, "--site", "head_z", "--layers", "0-9999999999"), "--layers '0-9999999999' is not a list of numbers"),
+    (("sweep", T, "--site", "head_z", "--layers", "0-99999999"), "names more than 100,000 numbers"),
+    (("sweep", T, "--site", "head_z", "--layers", "3-1"), "runs backwards"),
+    (("sweep", T, "--site", "head_z", "--heads", "0,0"), "names 0 twice"),
+    (("sweep", T, "--site", "head_z", "--heads", "\u0662"), "is not a list of numbers"),
+    (("sweep", T, "--site", "head_z", "--axis", "span"), "--axis goes with sites of the stream"),
+    (("sweep", T, "--site", "resid_pre", "--head-axis", "span"), "--head-axis goes with sites of heads"),
+    (("sweep", T, "--site", "head_z", "--estimate", "--out", "x"), "--estimate runs nothing, so --out"),
+    (("sweep", T, "--site", "head_z", "--budget", "0"), "'0' was given"),
+    (("sweep", T, "--site", "head_z", "--force"), "--force replaces what --out names"),
+    (("sweep", T, "--site", ""), "--site '' is empty"),
+    (("attribute", T, "--heads", "a1.h0,a1.h0"), "names a head twice"),
+    (("attribute", T, "--force"), "--force replaces what --out names"),
+    (("evaluate", "nowhere.json", "--task", T, "--random", "-1"), "'-1' was given"),
+    (("evaluate", "nowhere.json", "--task", T, "--knockouts", "-3"), "'-3' was given"),
+    (("evaluate", "nowhere.json", "--task", ""), "--task '' is empty"),
+    (("compare", "nowhere.json", "empty.txt"), "circuit file 'nowhere.json' does not exist"),
+    (("compare", "/dev/zero", "empty.txt"), "only regular files are read"),
+    (("convert", "/dev/null", "c.json"), "only regular files are read"),
+    (("convert", "loop", "c.json"), "cannot be read: Too many levels of symbolic links"),
+    (("convert", "a.jsonl", "c.json"), "cfg: Field required"),
+    (("convert", "a.jsonl", "loop"), "output file 'loop' exists"),
+    (("convert", "a.jsonl", "folder"), "a folder has this name"),
+    (("convert", "\ud800", "c.json"), "bytes that are not UTF-8"),
+    (("convert", "a\0b", "c.json"), "holds a NUL"),
+    (("compare", "a.jsonl", "a.jsonl", "--force"), "--force replaces what --out names"),
+    (("predict", "  "), "TEXT ' ' is empty"),
+    (("predict", "a", "--html", "page.docx"), "--html 'page.docx' is written as .html"),
+    (("predict", "a", "--html", "loop.html"), "file 'loop.html' exists"),
+    (("predict", "--file", "/dev/zero"), "only regular files are read"),
+    (("predict", "--file", "folder"), "is a folder"),
+    (("predict", "--file", "empty.txt"), "holds no text"),
+    (("predict", "--file", "binary.txt"), "is not UTF-8 text"),
+    (("predict", "a", "--force"), "--force replaces what --html names"),
+    (("neurons", "importance", "a", ""), "is empty"),
+    (("neurons", "top-tokens", "--layer", "99999999999999999999", "--neurons", "x"), "--neurons 'x'"),
+    (("neurons", "ablate", "a", " ", *AT), "is empty"),
+    (("neurons", "outliers", "a b", "--force"), "--force replaces what --out names"),
+    (("features", "show", "--layer", "99"), "--site and --layer say resid_post of layer 99"),
+    (("features", "show", "--layer", "-1"), "'-1' was given"),
+    (("features", "active", "--text", ""), "--text '' is empty"),
+    (("features", "search", "a", "--descriptions", "/dev/zero"), "only regular files are read"),
+    (("features", "rank", T, "--steps", "0"), "'0' was given"),
+    (("report", "nowhere"), "no run folder 'nowhere'"),
+    (("report", "folder"), "manifest.json"),
+    (("cite", "folder"), "manifest.json"),
+    (("reproduce", "empty.txt"), "manifest.json"),
+    (("tasks", "--json", "show", T), "--json stands before the command"),
+    (("tasks", "show", "x" * 3000), "unknown task"),
+    (("nope",), "No such command 'nope'"),
+    (("discover",), "Missing argument 'TASK'"),
+]
 WITH = [
+    (
+        ("sweep", T, "--site", "resid_pre", "-n", "4", "--heads", "1"),
+        "(--heads) has no meaning for site resid_pre",
+    ),
+    (
+        ("sweep", T, "--site", "head_z", "-n", "4", "--neurons", "1"),
+        "(--neurons) has no meaning for site head_z",
+    ),
+    (("sweep", T, "--site", "head_z", "-n", "4", "--positions", "1"), "positions (--positions) has no meaning"),
+    (("sweep", T, "--site", "head_z", "-n", "4", "--layers", "99"), "layer 99 is out of range"),
     (("neurons", "importance", "</", "--layer", "9"), "layers 0 to 3; got [9]"),
     (("neurons", "top-tokens", "--layer", "2", "--neurons", "9999"), "neurons 0 to 511; got [9999]"),
     (("neurons", "top-neurons", "two words"), "is not one token for this tokenizer"),
@@ -71,6 +171,9 @@ def somewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty.txt").write_text("\n \n")
     (tmp_path / "folder").mkdir()
+    (tmp_path / "binary.txt").write_bytes(bytes(range(256)))
+    for name in ("loop", "loop.html"):
+        (tmp_path / name).symlink_to(name)
     (tmp_path / "a.jsonl").write_text('{"text": "Mary is a friend."}\n')
 
 
@@ -78,6 +181,7 @@ def told(asked, capsys) -> str:
     assert main(asked) == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1
+    assert len(lines[0]) < 1100
     return lines[0]
 
 
@@ -96,3 +200,91 @@ def test_what_needs_no_model_is_told_before_one_is_loaded(asked, said, monkeypat
 def test_what_the_model_must_be_asked_for_is_told_in_its_numbers(asked, said, monkeypatch, capsys, bundled):
     monkeypatch.setattr(load, "load_model", lambda *_given, **_more: bundled)
     assert said in told(asked, capsys)
+
+
+@pytest.mark.parametrize("group", [(), ("neurons",), ("features",)])
+def test_a_group_by_itself_prints_its_help(group, capsys):
+    assert main(group) == 0
+    told = capsys.readouterr()
+    assert f"Usage: {' '.join(('circuitlab', *group))} [OPTIONS] COMMAND" in told.out
+    assert not told.err
+
+
+@pytest.mark.parametrize(
+    ("command", "registry"),
+    [
+        ("methods", "circuitlab.discovery.scoring.METHODS"),
+        ("metrics", "circuitlab.metrics.base.METRICS"),
+        ("sites", "circuitlab.patching.sweeps.sites.SITES"),
+    ],
+)
+def test_the_lists_are_those_of_the_functions(command, registry, capsys):
+    module, _, name = registry.rpartition(".")
+    functions = getattr(import_module(module), name)
+    assert main((command, "--json")) == 0
+    told = json.loads(capsys.readouterr().out)[command]
+    assert list(told) == list(functions)
+    assert all(told.values())
+    assert main((command,)) == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in functions)
+
+
+@pytest.mark.parametrize(
+    ("command", "names"),
+    [
+        (("discover",), (*names.METHODS, *names.METRICS, *names.ABLATIONS)),
+        (("sweep",), (*names.SITES, *names.METRICS, *names.ABLATIONS)),
+        (("evaluate",), (*names.METRICS, *names.ABLATIONS)),
+    ],
+)
+def test_help_lists_the_names(command, names, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main((*command, "--help")) == 0
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 80
+    words = set(re.findall(r"[\w-]+", out))
+    assert set(names) <= words
+
+
+def completed(words: str, monkeypatch, capsys) -> list[str]:
+    monkeypatch.setenv("_CIRCUITLAB_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", words)
+    monkeypatch.setenv("COMP_CWORD", str(len(words.split(" ")) - 1))
+    with pytest.raises(SystemExit) as end:
+        main(())
+    assert end.value.code in (0, None)
+    return capsys.readouterr().out.split()
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("circuitlab discover gen", ["gendered-pronouns"]),
+        ("circuitlab discover name-throw --method eap-ig", ["eap-ig", "eap-ig-activations"]),
+        ("circuitlab sweep name-throw --site resid", ["resid_pre", "resid_mid", "resid_post"]),
+        ("circuitlab evaluate c.json --metric lo", ["logit_diff", "log_prob"]),
+        ("circuitlab feat", ["features"]),
+    ],
+)
+def test_the_shell_completes_names(words, expected, monkeypatch, capsys):
+    assert completed(words, monkeypatch, capsys) == expected
+
+
+def test_the_completion_script_is_there(monkeypatch, capsys):
+    monkeypatch.setenv("_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION", "1")
+    with pytest.raises(SystemExit):
+        main(("--show-completion", "bash"))
+    assert "_CIRCUITLAB_COMPLETE=complete_bash" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", [("tasks",), ("methods",), ("--help",), ("neurons",), ("nope",)])
+def test_a_closed_pipe_is_quiet(command):
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-m", "circuitlab", *command], stdout=writer, stderr=subprocess.PIPE, text=True, check=False
+    )
+    os.close(writer)
+    assert done.returncode == (2 if command == ("nope",) else 141)
+    assert (done.stderr == "") == (command != ("nope",))

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 
 from circuitlab import late
+from circuitlab.arguments import checked
 from circuitlab.attribution.prompts import Prompt, text_of, tokens_of
 from circuitlab.errors import ConfigError, UnknownNameError
 from circuitlab.files import write_bytes
@@ -134,6 +135,7 @@ class AttentionPatterns(Summary):
             yield head, f"{pattern[-1, key]:.3f} from the last token to {self.tokens[key]!r}"
 
 
+@checked
 @in_ordinary_modes
 @torch.no_grad()
 def attention(

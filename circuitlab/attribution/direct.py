@@ -24,6 +24,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from circuitlab.arguments import checked
 from circuitlab.attribution.quantity import check_quantity, weighted_words
 from circuitlab.attribution.record import Attribution, Component
 from circuitlab.attribution.runs import batches, check_run
@@ -40,6 +41,7 @@ SPLITS = ("layer", "head", "neuron")
 Share = tuple[Component, Float[Tensor, " batch"]]
 
 
+@checked
 @in_ordinary_modes
 @in_ordinary_modes
 @torch.no_grad()

@@ -25,6 +25,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitlab import late, stats
+from circuitlab.arguments import checked
 from circuitlab.attribution.quantity import QUANTITIES, check_quantity, weighted_words
 from circuitlab.attribution.runs import batches, check_run
 from circuitlab.data.batch import PairBatch
@@ -130,6 +131,7 @@ class LogitLens(Summary):
             yield self.labels[at], f"{values[at]:.4g}"
 
 
+@checked
 @in_ordinary_modes
 @in_ordinary_modes
 @torch.no_grad()

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 
 from circuitlab import late
+from circuitlab.arguments import checked
 from circuitlab.attribution.lens import Point, points_of, streams_of
 from circuitlab.attribution.prompts import Prompt, tokens_of
 from circuitlab.errors import ConfigError
@@ -82,6 +83,7 @@ class LensTokens(Summary):
             )
 
 
+@checked
 @in_ordinary_modes
 @in_ordinary_modes
 @torch.no_grad()

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from circuitlab import late, stats
+from circuitlab.arguments import checked
 from circuitlab.errors import ConfigError
 from circuitlab.summary import Summary, largest, plural, short
 
@@ -183,6 +184,7 @@ class Attribution(Summary):
         yield from largest(self.values, lambda number: self.components[number].name)
 
 
+@checked
 def top_heads(attribution: Attribution, k: int = 5) -> pd.DataFrame:
     """The heads that add most to the quantity, and those that take most away.
 

@@ -15,6 +15,7 @@ from functools import partial
 import numpy as np
 import torch
 
+from circuitlab.arguments import checked
 from circuitlab.compiled.entry import Entry
 from circuitlab.compiled.library import LIBRARY
 from circuitlab.compiled.meaning import logits_of, run_program
@@ -133,11 +134,13 @@ class CompiledModel(Summary):
         yield "model", self.model
 
 
+@checked
 def compiled_models() -> tuple[str, ...]:
     """Names of the compiled models."""
     return tuple(LIBRARY)
 
 
+@checked
 @in_ordinary_modes
 def compile_model(name: str, *, norm: bool = False, dtype: str = "float64") -> CompiledModel:
     """Compile one of the models whose circuit is known.

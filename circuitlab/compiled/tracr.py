@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from circuitlab.arguments import checked
 from circuitlab.compiled.build import CompiledModel
 from circuitlab.compiled.entry import Drawn, Entry
 from circuitlab.compiled.meaning import logits_of, run_program
@@ -38,6 +39,7 @@ PRESENT, APART = 0.5, 1e-3
 Matrices = dict[str, np.ndarray]
 
 
+@checked
 @in_ordinary_modes
 def from_tracr(assembled: Any, *, name: str = "tracr", dtype: str = "float64") -> CompiledModel:
     """Load a model that tracr assembled, with what its true circuit follows from.

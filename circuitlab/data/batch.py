@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from circuitlab.arguments import checked
 from circuitlab.data.limits import check_batch, check_pairs, is_whole
 from circuitlab.errors import ConfigError, PairLengthError
 from circuitlab.summary import Summary, plural
@@ -51,6 +52,7 @@ class PairBatch(Summary):
     metric: str | Callable[..., Any] | None = None
 
     @classmethod
+    @checked
     def from_tokens(
         cls,
         clean: Int[Tensor, "batch seq"],

@@ -7,6 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from circuitlab.arguments import checked
 from circuitlab.data.registry import BUNDLED, load_task
 from circuitlab.data.run_files import file_inside
 from circuitlab.data.sampling import task_fingerprint
@@ -50,6 +51,7 @@ FAITHFULNESS_SOURCES = (MARKS_2024, MIB_2025)
 SHORT = 16  # hexadecimal digits of a fingerprint that are printed: 64 bits tell any two apart
 
 
+@checked
 def cite(target: str | Path | Task) -> str:
     """BibTeX entries, one for each thing to be cited, separated by blank lines.
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
+from circuitlab.arguments import checked
 from circuitlab.data.sampling import global_randomness_kept
 from circuitlab.data.task import Task
 from circuitlab.errors import CircuitLabError, TaskFileError, UnknownNameError, in_one_line, shown
@@ -20,6 +21,7 @@ BUNDLED = {
 }
 
 
+@checked
 def load_task(task: str | Path | Task, **options: str) -> Task:
     """Load a task.
 

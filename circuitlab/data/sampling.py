@@ -35,6 +35,7 @@ REPEATED_DRAWS = 16
 REPEATS_FOR = 1.0
 # Enough that a word in a list of a hundred is missed by all of them with probability 1e-9.
 FINGERPRINT_DRAWS = 2048
+MOST_PAIRS = 100_000
 SPLITS = ("discovery", "held_out")
 REFERENCE = "reference"
 T = TypeVar("T")
@@ -53,6 +54,8 @@ def sample_pairs(
     """Draw `n` discovery and `n` held-out pairs, and as many of reference if asked for; see `Task.pairs`."""
     if isinstance(n, bool) or not isinstance(n, int) or n < 1:
         raise ConfigError(f"n is {n!r}; it counts pairs per split and must be a whole number of at least 1.")
+    if n > MOST_PAIRS:
+        raise ConfigError(f"n is {n:,}; at most {MOST_PAIRS:,} pairs are drawn per split.")
     splits = _Splits(n, exclude)
     dropped = Counter[str]()
     worst: Rejection | None = None

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from random import Random
 from typing import TYPE_CHECKING, Any
 
+from circuitlab.arguments import checked
 from circuitlab.data.checks import check_line, check_mapping, check_name, check_sequence
 from circuitlab.data.example import Example
 from circuitlab.data.sampling import sample_pairs
@@ -102,6 +103,7 @@ class Task(Summary):
         changed = [value for name, value in self.settings.items() if value != self.options[name][0]]
         return "-".join([self.name, *changed])
 
+    @checked
     def with_options(self, **chosen: str) -> Task:
         """The same task with other option values.
 
@@ -122,6 +124,7 @@ class Task(Summary):
         """
         return checked_fixed(f"task {self.name!r}", self.fixed(**self.settings)) if callable(self.fixed) else self.fixed
 
+    @checked
     @reports_progress
     def pairs(
         self,

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from circuitlab.arguments import checked
 from circuitlab.attribution.attention import AttentionPatterns, attention
 from circuitlab.data.pairs import PairSet, PairSplits
 from circuitlab.data.registry import load_task
@@ -132,6 +133,7 @@ class Run(Summary):
         yield "folder", self.folder or "not written; write(folder) does"
 
 
+@checked
 @in_ordinary_modes
 @reports_progress
 @writes_run

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from circuitlab.arguments import checked
 from circuitlab.data.run_files import TaskFile, file_inside, task_file_of, task_of_run
 from circuitlab.discovery.config import DiscoverConfig
 from circuitlab.discovery.pipeline import discover
@@ -101,6 +102,7 @@ class Reproduction(Summary):
             yield status, f"{len(names)}: {', '.join(names)}"
 
 
+@checked
 @in_ordinary_modes
 @reports_progress
 def reproduce(

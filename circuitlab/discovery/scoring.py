@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from circuitlab import names
+from circuitlab.arguments import checked
 from circuitlab.data.batch import PairBatch
 from circuitlab.data.pairs import PairSet
 from circuitlab.discovery.acdc import OBJECTIVES, check_acdc, score_acdc
@@ -211,6 +212,7 @@ def scored_under(method: Method, ablation: str | Replacement) -> str | Replaceme
     return ablation if "ablation" in method.takes else "corrupt"
 
 
+@checked
 @in_ordinary_modes
 @reports_progress
 def score_edges(
@@ -269,6 +271,7 @@ def score_edges(
     return scores if judged_by.higher_is_better or not found.in_metric else scores.turned()
 
 
+@checked
 @in_ordinary_modes
 @reports_progress
 def score_nodes(

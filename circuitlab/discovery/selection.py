@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from circuitlab import stats
+from circuitlab.arguments import checked
 from circuitlab.data.batch import PairBatch, prompt_keys
 from circuitlab.data.pairs import PairSet
 from circuitlab.discovery.scores import EdgeScores
@@ -40,6 +41,7 @@ AT_ONCE = 6
 REFINEMENTS = 12
 
 
+@checked
 @in_ordinary_modes
 @reports_progress
 def select(

@@ -24,6 +24,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from circuitlab import late
+from circuitlab.arguments import checked
 from circuitlab.data.batch import PairBatch
 from circuitlab.data.pairs import PairSet
 from circuitlab.data.registry import load_task
@@ -224,6 +225,7 @@ class _Discovery:
         )  # fmt: skip
 
 
+@checked
 @in_ordinary_modes
 @reports_progress
 def stability(

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from circuitlab import stats
+from circuitlab.arguments import checked
 from circuitlab.data.batch import PairBatch, prompt_keys
 from circuitlab.data.pairs import PairSet
 from circuitlab.errors import ConfigError
@@ -253,6 +254,7 @@ def _point(point: CurvePoint) -> dict[str, float]:
     }
 
 
+@checked
 @in_ordinary_modes
 @reports_progress
 def evaluate(

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float
 
+from circuitlab.arguments import checked
 from circuitlab.errors import ConfigError, GraphError
 from circuitlab.graphs.prune import real_edges
 from circuitlab.parts import Layout, ModelSpec
@@ -62,6 +63,7 @@ class Recovery(Summary):
         return f"of {self.n_true:,} of {plural(self.n_edges, 'edge')}: AUROC {self.auroc:.3f}"
 
 
+@checked
 def recovery(
     spec: ModelSpec,
     scores: Float[np.ndarray, "writer reader"],

@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from circuitlab.arguments import checked
 from circuitlab.errors import ConfigError, FormatError, MissingFileError
 from circuitlab.files import parse_json, read_text
 from circuitlab.summary import Results, Summary, plural, short
@@ -96,6 +97,7 @@ class Descriptions(Summary):
             yield str(entry.feature), short(entry.text)
 
 
+@checked
 def load_descriptions(path: str | Path, source: str | None = None) -> Descriptions:
     """Read an export.
 
@@ -126,6 +128,7 @@ def load_descriptions(path: str | Path, source: str | None = None) -> Descriptio
     return Descriptions(entries=chosen)
 
 
+@checked
 def search_descriptions(
     path: str | Path | Descriptions, words: str, *, whole: bool = False, source: str | None = None
 ) -> tuple[Description, ...]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from circuitlab.arguments import checked
 from circuitlab.errors import ConfigError, FormatError, MissingFileError, UnknownNameError
 from circuitlab.features.autoencoder import Autoencoder
 from circuitlab.features.gemma_scope import PARAMS, read_params
@@ -22,6 +23,7 @@ from circuitlab.models.protocol import Model
 BUNDLED = "bundled"
 
 
+@checked
 @in_ordinary_modes
 def load_autoencoder(
     path: str | Path = BUNDLED,

@@ -24,6 +24,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuitlab import stats
+from circuitlab.arguments import checked
 from circuitlab.data.batch import PairBatch
 from circuitlab.data.pairs import PairSet
 from circuitlab.errors import ConfigError, MetricError, UnknownNameError
@@ -150,6 +151,7 @@ class FeatureRanking(Summary):
         yield from largest(self.scores, lambda number: f"feature {self.features[number]}")
 
 
+@checked
 @in_ordinary_modes
 @reports_progress
 def rank_features(

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from circuitlab.arguments import checked
 from circuitlab.errors import ConfigError, FormatError, UnknownNameError
 from circuitlab.features.autoencoder import Autoencoder
 from circuitlab.features.encoders import Gated, JumpRelu, TopK
@@ -83,6 +84,7 @@ def read_folder(
     ), _scaled_features(arrays, config, name)
 
 
+@checked
 def save_autoencoder(autoencoder: Autoencoder, folder: str | Path, *, force: bool = False) -> Path:
     """Write an autoencoder as a folder that SAELens reads.
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from circuitlab import stats
+from circuitlab.arguments import checked
 from circuitlab.data.batch import PairBatch
 from circuitlab.data.pairs import PairSet
 from circuitlab.errors import ConfigError
@@ -109,6 +110,7 @@ class Splice(Summary):
         return f"of {plural(len(self.clean), 'pair')}: {self.recovered:.3f} of {self.metric} recovered"
 
 
+@checked
 def attached(
     model: Model,
     autoencoder: Autoencoder,
@@ -142,6 +144,7 @@ def attached(
     return model.rewriting(own.site, own.layer, change)
 
 
+@checked
 @in_ordinary_modes
 @in_ordinary_modes
 @torch.no_grad()
@@ -173,6 +176,7 @@ def quality(
     return sums.quality()
 
 
+@checked
 @in_ordinary_modes
 def splice(
     model: Model,
@@ -269,6 +273,7 @@ class _Sums:
         self.squares += float(x.double().square().sum())
         self.total += x.double().sum(0).cpu()
 
+    @checked
     def quality(self) -> Quality:
         spread = self.squares - float(self.total.square().sum()) / self.tokens
         clean, with_error, spliced, zero = (float(loss) / self.predicted for loss in self.losses)

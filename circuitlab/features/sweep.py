@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from circuitlab.arguments import checked
 from circuitlab.data.batch import PairBatch
 from circuitlab.data.pairs import PairSet
 from circuitlab.errors import ConfigError
@@ -35,6 +36,7 @@ SITE = "feature"
 Table = Float[np.ndarray, "feature column example"]
 
 
+@checked
 @in_ordinary_modes
 @reports_progress
 def sweep_features(

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from circuitlab import late
+from circuitlab.arguments import checked
 from circuitlab.errors import GraphError
 from circuitlab.graphs.node_parts import NodeParts
 from circuitlab.graphs.prune import kept_nodes, prune, real_edges
@@ -107,6 +108,7 @@ class Circuit(Summary):
         """The circuit without edges that lie on no path from the input to the logits."""
         return replace(self, mask=prune(self.mask, self.layout), node_parts=replace(self.node_parts, kept=None))
 
+    @checked
     def with_mask(self, mask: Bool[np.ndarray, "writer reader"]) -> Circuit:
         """The same scores with other edges kept, and no choice of neurons."""
         return replace(self, mask=mask, selection=None, node_parts=self.node_parts.scores_only())
@@ -131,6 +133,7 @@ class Circuit(Summary):
             }
         )
 
+    @checked
     def to_networkx(self, collapse: bool = False) -> nx.MultiDiGraph | nx.DiGraph:
         """Kept nodes and edges for networkx.
 
@@ -145,6 +148,7 @@ class Circuit(Summary):
 
         return to_networkx(self, collapse)
 
+    @checked
     def save(self, path: str | Path) -> None:
         """Write a file in the format that its name tells; whole, or not at all.
 
@@ -186,6 +190,7 @@ class Circuit(Summary):
         yield from largest(scores, lambda number: self.layout.edge_name(*places[number].tolist()))
 
 
+@checked
 def load_circuit(path: str | Path, spec: ModelSpec | None = None) -> Circuit:
     """Read a circuit that circuitlab or another program wrote.
 

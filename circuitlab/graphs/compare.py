@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 from circuitlab import late
+from circuitlab.arguments import checked
 from circuitlab.errors import GraphError
 from circuitlab.graphs.circuit import Circuit
 from circuitlab.graphs.exchange import drawn_nodes
@@ -114,6 +115,7 @@ class Comparison(Summary):
         yield "shared", " ".join(edge.name for edge in self.shared[:12]) or "none"
 
 
+@checked
 def compare(first: Circuit, second: Circuit, names: tuple[str, str] = ("first", "second")) -> Comparison:
     """Set two circuits of one model side by side.
 

@@ -7,12 +7,14 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from circuitlab.arguments import checked_fields
 from circuitlab.errors import ConfigError
 
 USUAL_TARGET = 0.9
 ASKED = ("target", "n_edges", "threshold")
 
 
+@checked_fields
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SelectionRule:
     """What is asked of a selection: at most one of a target, a number of edges and a threshold, and how edges rank.

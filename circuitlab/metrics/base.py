@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from circuitlab.arguments import checked_fields
 from circuitlab.data.batch import PairBatch
 from circuitlab.errors import CircuitLabError, MetricError, UnknownNameError, in_one_line, shown
 from circuitlab.metrics import formulas
@@ -18,6 +19,7 @@ MetricFunction = Callable[[Float[Tensor, "batch d_vocab"], PairBatch], Float[Ten
 DEFAULT = "logit_diff"
 
 
+@checked_fields
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metric:
     """A quantity judged at the answer position.

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 import torch
 
+from circuitlab.arguments import checked
 from circuitlab.errors import CircuitLabError, ConfigError, ModelError
 from circuitlab.models.bos import AUTO, check_choice, own_tokenizer
 from circuitlab.models.bridge import BridgeModel
@@ -33,6 +34,7 @@ BUNDLED = "bundled"
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
+@checked
 @in_ordinary_modes
 def load_model(
     model: Any = BUNDLED,

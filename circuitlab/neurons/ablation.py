@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from circuitlab.arguments import checked
 from circuitlab.data.text_values import TextValues, save_text_page
 from circuitlab.errors import ConfigError
 from circuitlab.models.modes import in_ordinary_modes
@@ -146,6 +147,7 @@ class AblationEffect(Summary):
         yield "first text", self.texts[0].tokens if self.texts else "none"
 
 
+@checked
 @in_ordinary_modes
 def ablation_effect(
     model: Model,

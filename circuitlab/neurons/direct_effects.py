@@ -24,6 +24,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuitlab import late
+from circuitlab.arguments import checked
 from circuitlab.data.texts import answer_ids, as_texts, encode_text, filled
 from circuitlab.errors import ConfigError
 from circuitlab.models.modes import in_ordinary_modes
@@ -141,6 +142,7 @@ class Importance(Summary):
         )
 
 
+@checked
 @in_ordinary_modes
 @in_ordinary_modes
 @torch.no_grad()

@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from circuitlab.arguments import checked
 from circuitlab.data.encoding import Encoded
 from circuitlab.data.text_values import TextValues, save_text_page, text_frame, text_page
 from circuitlab.data.texts import filled, shown_tokens
@@ -159,6 +160,7 @@ class TopExamples(Summary):
             yield f"neuron {one.neuron}", f"{one.value:.4g} at {one.token!r} in {short(one.text, 50)}"
 
 
+@checked
 @in_ordinary_modes
 @reports_progress
 @torch.no_grad()

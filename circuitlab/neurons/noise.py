@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from circuitlab.arguments import checked
 from circuitlab.data.text_values import TextValues
 from circuitlab.errors import ConfigError
 from circuitlab.models.modes import in_ordinary_modes
@@ -118,6 +119,7 @@ class NoiseSensitivity(Summary):
         yield from largest(self.mean, lambda number: repr(words[len(words) - len(self.mean) + number]))
 
 
+@checked
 @in_ordinary_modes
 def noise_sensitivity(
     model: Model,

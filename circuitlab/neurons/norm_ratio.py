@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from circuitlab.arguments import checked
 from circuitlab.errors import ConfigError
 from circuitlab.neurons.asked import check_count
 from circuitlab.neurons.outlier_scores import Outliers
@@ -52,6 +53,7 @@ class NormRatios(Summary):
         return f"of {plural(len(self.top), 'neuron')} and {len(self.control):,} controls: difference {difference:.4g}"
 
 
+@checked
 def norm_ratios(found: Outliers, *, n: int = 10, seed: int = 0) -> NormRatios:
     """Compare the top positions with random ones.
 

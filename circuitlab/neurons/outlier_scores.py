@@ -25,6 +25,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuitlab import late
+from circuitlab.arguments import checked
 from circuitlab.errors import ConfigError
 from circuitlab.models.modes import in_ordinary_modes
 from circuitlab.models.protocol import Frame, Model
@@ -136,6 +137,7 @@ class Outliers(Summary):
             yield short(prompt.tokens.text, 32), f"loss {prompt.loss:.4g}, largest outlier score at token {at}"
 
 
+@checked
 @in_ordinary_modes
 def outliers(model: Model, prompts: Sequence[Prompt], layer: int = 0, *, budget: int | None = None) -> Outliers:
     """Ablate an MLP at every position of every prompt, and set that beside its outlier scores.

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from circuitlab.arguments import checked
 from circuitlab.data.text_values import TextValues
 from circuitlab.data.texts import encode_text, shown_tokens
 from circuitlab.models.modes import in_ordinary_modes
@@ -21,6 +22,7 @@ SAID = {
 }
 
 
+@checked
 @in_ordinary_modes
 @in_ordinary_modes
 @torch.no_grad()

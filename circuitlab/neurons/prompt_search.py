@@ -29,6 +29,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
+from circuitlab.arguments import checked
 from circuitlab.errors import ConfigError, UnknownNameError
 from circuitlab.models.modes import in_ordinary_modes
 from circuitlab.models.protocol import Frame, Model
@@ -50,6 +51,7 @@ SILENT = 1e-6
 GRADIENT_ROWS = 4
 
 
+@checked
 @in_ordinary_modes
 @reports_progress
 def optimise_prompts(

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from circuitlab import late
+from circuitlab.arguments import checked
 from circuitlab.errors import ConfigError
 from circuitlab.models.modes import in_ordinary_modes
 from circuitlab.models.protocol import Model
@@ -113,6 +114,7 @@ class Simplification(Summary):
             yield f"{self.steps[number].activation:.4g}", short(self.steps[number].tokens.text)
 
 
+@checked
 @in_ordinary_modes
 def simplify(
     model: Model,

@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from circuitlab.arguments import checked
 from circuitlab.errors import ConfigError, TokenError, UnsupportedModelError
 from circuitlab.models.direct import FrozenNorm
 from circuitlab.models.modes import in_ordinary_modes
@@ -75,6 +76,7 @@ class WeightTable(Summary):
             yield f"L{one.layer}N{one.neuron}", f"{one.value:.4g}  {one.token!r}"
 
 
+@checked
 @in_ordinary_modes
 @in_ordinary_modes
 @torch.no_grad()
@@ -114,6 +116,7 @@ def top_tokens(
     )
 
 
+@checked
 @in_ordinary_modes
 @in_ordinary_modes
 @torch.no_grad()

@@ -8,6 +8,7 @@ from typing import Any, overload
 
 import torch
 
+from circuitlab.arguments import checked
 from circuitlab.data.texts import as_texts, encode_text
 from circuitlab.errors import ConfigError
 from circuitlab.models.modes import in_ordinary_modes
@@ -54,6 +55,7 @@ def continue_text(model: Model, text: str, n: int) -> Continuation: ...
 def continue_text(model: Model, text: Sequence[str], n: int) -> tuple[Continuation, ...]: ...
 
 
+@checked
 @in_ordinary_modes
 @in_ordinary_modes
 @torch.no_grad()

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from circuitlab.arguments import checked
 from circuitlab.data.encoding import Encoded
 from circuitlab.data.text_values import TextValues
 from circuitlab.data.texts import as_texts, encode_text, filled, shown_tokens
@@ -141,6 +142,7 @@ def text_log_probs(model: Model, text: str) -> TextLogProbs: ...
 def text_log_probs(model: Model, text: Sequence[str]) -> tuple[TextLogProbs, ...]: ...
 
 
+@checked
 @in_ordinary_modes
 @in_ordinary_modes
 @torch.no_grad()

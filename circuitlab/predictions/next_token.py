@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from circuitlab.arguments import checked
 from circuitlab.data.texts import answer_ids, as_texts, encode_text
 from circuitlab.errors import ConfigError
 from circuitlab.models.modes import in_ordinary_modes
@@ -92,6 +93,7 @@ def predict(
 ) -> tuple[Prediction, ...]: ...
 
 
+@checked
 @in_ordinary_modes
 @in_ordinary_modes
 @torch.no_grad()

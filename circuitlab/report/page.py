@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from circuitlab.arguments import checked
 from circuitlab.errors import CircuitLabError, RunError
 from circuitlab.files import write_bytes
 from circuitlab.report import sections, trust
@@ -16,6 +17,7 @@ from circuitlab.report.folder import REPORT, RunFolder, read_run
 from circuitlab.report.markup import Html
 
 
+@checked
 def write_report(folder: str | Path, *, name: str | None = None) -> Path:
     """Write `report.html` from what a run folder holds.
 

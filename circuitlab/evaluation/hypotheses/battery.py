@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from circuitlab.arguments import checked
 from circuitlab.data.batch import PairBatch
 from circuitlab.data.pairs import PairSet
 from circuitlab.errors import ConfigError, UnknownNameError
@@ -110,6 +111,7 @@ class CircuitTests(Summary):
             yield result.name, f"p = {result.p_value:.3g}, {'for' if result.good else 'against'} the circuit"
 
 
+@checked
 @in_ordinary_modes
 @reports_progress
 def test_circuit(

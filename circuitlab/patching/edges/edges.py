@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
+from circuitlab.arguments import checked
 from circuitlab.data.batch import PairBatch
 from circuitlab.data.pairs import PairSet
 from circuitlab.errors import ConfigError
@@ -36,6 +37,7 @@ from circuitlab.patching.runs.replacement import Replacement, resolve_replacemen
 from circuitlab.progress import Progress, callback, reports_progress, silent
 
 
+@checked
 @in_ordinary_modes
 @reports_progress
 def patch_edges(

@@ -28,6 +28,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from circuitlab.arguments import checked
 from circuitlab.data.batch import PairBatch
 from circuitlab.data.pairs import PairSet
 from circuitlab.metrics import MetricLike
@@ -44,6 +45,7 @@ from circuitlab.patching.runs.reach import rows_from, tokens_that_matter
 from circuitlab.progress import Progress, callback, reports_progress
 
 
+@checked
 @in_ordinary_modes
 @reports_progress
 def path_patch(

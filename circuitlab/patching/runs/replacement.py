@@ -29,6 +29,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuitlab import names
+from circuitlab.arguments import checked_fields
 from circuitlab.data.batch import PairBatch, batches_for
 from circuitlab.data.pairs import PairSet
 from circuitlab.errors import ConfigError, UnknownNameError
@@ -55,6 +56,7 @@ NOISE_SCALE = 3.0
 Putter = Callable[[Place, Tensor], Tensor]
 
 
+@checked_fields
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Replacement(Summary):
     """One way to take a value away; `resolve_replacement` fills in what was left out.

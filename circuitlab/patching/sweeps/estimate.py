@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from circuitlab.arguments import checked
 from circuitlab.data.batch import PairBatch
 from circuitlab.data.pairs import PairSet
 from circuitlab.models.modes import in_ordinary_modes
@@ -45,6 +46,7 @@ class Estimate:
         )
 
 
+@checked
 @in_ordinary_modes
 def estimate_sweep(
     model: Model, pairs: PairSet | PairBatch, site: str | Sequence[str] = "head_z", **settings: Any

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from circuitlab.arguments import checked
 from circuitlab.data.batch import PairBatch
 from circuitlab.data.pairs import PairSet
 from circuitlab.metrics import Metric, MetricLike
@@ -31,6 +32,7 @@ from circuitlab.summary import NamedResults
 Grids = Grid | dict[str, Grid]
 
 
+@checked
 @in_ordinary_modes
 @reports_progress
 def sweep(

@@ -1,0 +1,170 @@
+"""Arguments of public functions checked against their annotations, before a function begins.
+
+`checked` compares what is given with the annotated types and raises a `WrongTypeError` that names the argument, the
+value and the types that are taken. Ranges and names are left to the functions, but for those of a `seed`.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import numbers
+import os
+import types
+import typing
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
+from pathlib import Path
+from reprlib import Repr
+from typing import Any, TypeVar
+
+from circuitlab.errors import ConfigError, WrongTypeError
+
+F = TypeVar("F", bound=Callable[..., Any])
+MOST_ITEMS = 1000  # of a collection that are looked at
+MOST_SEED = 2**32  # what every generator of random numbers takes
+_shown = Repr()
+_shown.maxstring = _shown.maxother = 60
+
+
+def checked(function: F) -> F:
+    """Decorate a function: an argument of another type than annotated raises a `WrongTypeError`.
+
+    Annotations that cannot be resolved where the function stands are not checked. A whole number may stand for a float,
+    a path-like object for a `Path`; a bool stands for no number, and a str for no sequence of strings.
+
+    Example:
+        >>> @checked
+        ... def half(n: int) -> float:
+        ...     return n / 2
+        >>> half("4")
+        Traceback (most recent call last):
+        ...
+        circuitlab.errors.WrongTypeError: half(): n is '4', of type str; it must be int.
+    """
+    signature = inspect.signature(function)
+    called = function.__qualname__.rpartition("<locals>.")[2].removesuffix(".__init__")
+
+    @functools.cache
+    def hints() -> dict[str, Any]:
+        names = inspect.unwrap(function).__globals__
+        return {p.name: _resolved(p.annotation, names) for p in signature.parameters.values()}
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        bound = signature.bind(*args, **kwargs)
+        for name, value in bound.arguments.items():
+            kind, hint = signature.parameters[name].kind, hints()[name]
+            items = {name: value}
+            if kind is inspect.Parameter.VAR_POSITIONAL:
+                items = {f"{name}[{place}]": item for place, item in enumerate(value)}
+            elif kind is inspect.Parameter.VAR_KEYWORD:
+                items = value
+            for item, given in items.items():
+                if not fits(given, hint):
+                    what = f"{item} is {_shown.repr(given)}, of type {type(given).__name__}"
+                    raise WrongTypeError(f"{called}(): {what}; it must be {spelled(hint)}.")
+        seed = bound.arguments.get("seed", 0)
+        if isinstance(seed, int) and not 0 <= seed < MOST_SEED:
+            raise ConfigError(f"{called}(): seed is {seed}; it must be from 0 to {MOST_SEED - 1:,}.")
+        return function(*args, **kwargs)
+
+    return typing.cast("F", call)
+
+
+C = TypeVar("C", bound=type)
+
+
+def checked_fields(cls: C) -> C:
+    """Decorate a dataclass: a field of another type than annotated raises a `WrongTypeError`."""
+    cls.__init__ = checked(cls.__init__)  # pyright: ignore[reportAttributeAccessIssue]
+    return cls
+
+
+def fits(value: object, hint: Any) -> bool:
+    """Whether a value is of an annotated type; types that are not known fit everything."""
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(fits(value, one) for one in inner)
+    if origin is typing.Annotated:
+        return fits(value, inner[0])
+    if origin is typing.Literal:
+        return value in inner
+    if hint is None or hint is type(None):
+        return value is None
+    if hasattr(hint, "array_type"):  # jaxtyping; shapes are the function's business
+        return fits(value, hint.array_type)
+    if origin is Callable or hint is Callable:
+        return callable(value)
+    if isinstance(origin, type):
+        return _collection_fits(value, origin, inner)
+    if hint is Any or not isinstance(hint, type) or hint is inspect.Parameter.empty:
+        return True
+    if hint in (int, float):
+        kind = numbers.Integral if hint is int else numbers.Real
+        return isinstance(value, kind) and not _is_bool(value)
+    if hint is bool:
+        return _is_bool(value)
+    if issubclass(hint, Path):
+        return isinstance(value, os.PathLike)
+    if getattr(hint, "_is_protocol", False):
+        return _has_members(value, hint)
+    return isinstance(value, hint)
+
+
+def _collection_fits(value: object, origin: type, inner: tuple[Any, ...]) -> bool:
+    if not isinstance(value, origin) or isinstance(value, str | bytes):
+        return False
+    if isinstance(value, Mapping) and len(inner) == 2:
+        return all(fits(k, inner[0]) and fits(v, inner[1]) for k, v in list(value.items())[:MOST_ITEMS])
+    if isinstance(value, tuple) and origin is tuple and inner and inner[-1] is not Ellipsis:
+        return len(value) == len(inner) and all(map(fits, value, inner))
+    if isinstance(value, Sequence | Set) and inner:
+        return all(fits(item, inner[0]) for item in list(value)[:MOST_ITEMS])
+    return True
+
+
+def _is_bool(value: object) -> bool:
+    return isinstance(value, bool) or type(value).__name__ in ("bool_", "bool")
+
+
+def _has_members(value: object, protocol: type) -> bool:
+    """Whether a value has what a protocol asks for, by name."""
+    members = {
+        name
+        for base in protocol.__mro__
+        if getattr(base, "_is_protocol", False)
+        for name in (*inspect.get_annotations(base), *vars(base))
+        if not name.startswith("_")
+    }
+    return all(hasattr(value, name) for name in members) and (members != set() or callable(value))
+
+
+def spelled(hint: Any) -> str:
+    """An annotation in words, for a message."""
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(dict.fromkeys(spelled(one) for one in inner))
+    if hint is None or hint is type(None):
+        return "None"
+    if origin is Callable or hint is Callable:
+        return "a function"
+    if hasattr(hint, "array_type"):
+        return f"a {hint.array_type.__name__} [{hint.dim_str}]"
+    if isinstance(origin, type):
+        if issubclass(origin, Mapping):
+            return f"a dict of {' to '.join(map(spelled, inner))}" if inner else "a dict"
+        items = " or ".join(dict.fromkeys(spelled(one) for one in inner if one is not Ellipsis))
+        name = (
+            "a tuple" if origin is tuple else "a list" if issubclass(origin, Collection | Iterable) else origin.__name__
+        )
+        return f"{name} of {items}" if items else name
+    return getattr(hint, "__name__", str(hint))
+
+
+def _resolved(annotation: Any, names: Mapping[str, Any]) -> Any:
+    if not isinstance(annotation, str):
+        return annotation
+    try:
+        return eval(annotation, dict(names))
+    except Exception:  # a name that type checkers alone import
+        return Any
