@@ -124,12 +124,22 @@ RunsAblation = Annotated[
     typer.Option(
         "--ablation",
         metavar="NAME",
-        help="What takes the place of everything outside the circuit. [default: the run's, or corrupt]",
+        help=(
+            f"What takes the place of everything outside the circuit: {listed(names.ABLATIONS)}. "
+            "[default: the run's, or corrupt]"
+        ),
+        autocompletion=completing(names.ABLATIONS),
     ),
 ]
-RunsPairs = Annotated[int | None, typer.Option("-n", help="Pairs of prompts per split. [default: the run's, or 100]")]
+RunsPairs = Annotated[
+    int | None,
+    typer.Option("-n", min=1, max=100_000, help="Pairs of prompts per split. [default: the run's, or 100]"),
+]
 RunsSeed = Annotated[
-    int | None, typer.Option("--seed", help="Same seed, same prompts and same numbers. [default: the run's, or 0]")
+    int | None,
+    typer.Option(
+        "--seed", min=0, max=2**32 - 1, help="Same seed, same prompts and same numbers. [default: the run's, or 0]"
+    ),
 ]
 RunsWeakGap = Annotated[
     bool | None,
