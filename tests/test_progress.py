@@ -130,6 +130,7 @@ def calls(tiny_gpt2, bundled) -> dict[str, Callable[..., Any]]:
             circuitlab.discover, "name-throw", model=str(tiny_gpt2), n=8, method="eap", selection={"n_edges": 3},
             min_accuracy=0.0, allow_weak_gap=True,
         ),
+        "Task.pairs": call(circuitlab.load_task("gendered-pronouns").pairs, bundled, n=4),
         "evaluate": call(circuitlab.evaluate, model, circuit, batch, n_random=2, n_knockouts=2),
         "patch_edges": call(circuitlab.patch_edges, model, batch, ["m0->logits"]),
         "path_patch": call(circuitlab.path_patch, model, batch, ["m0"], ["logits"]),
@@ -156,7 +157,7 @@ def reproduce_nothing(**settings: Any) -> None:
 
     manifest = {"config": DiscoverConfig(task="name-throw", model="bundled").as_record()}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reproducing, "_manifest", lambda folder: manifest)
+        patch.setattr(reproducing, "read_manifest", lambda folder: manifest)
         patch.setattr(reproducing, "task_file_of", lambda folder, manifest: None)
         patch.setattr(reproducing, "task_of_run", lambda folder, manifest, run_code: "name-throw")
         patch.setattr(reproducing, "discover", discover)

@@ -220,7 +220,7 @@ def large() -> dict[str, Any]:
         "pairs": sets,
         "splits": PairSplits(discovery=sets, held_out=sets, dropped={HOSTILE: 3}),
         "batch": PairBatch.from_tokens(*(torch.zeros(500, 900, dtype=torch.long) for _ in range(4))),
-        "task": Task(name=HOSTILE, version="1", summary=HOSTILE, draw=lambda rng: None, metric=HOSTILE),
+        "task": Task(name="task", version="1", summary="long " * 90, draw=lambda rng: None, metric="m" * 9000),
         "example": Example(clean="a" * 10_000, corrupt="b\n" * 5000, answer="c" * 10_000, distractor="d"),
         "attention": AttentionPatterns(
             tokens=words[:40], heads=tuple(f"a0.h{i}" for i in range(270)), patterns=np.zeros((270, 40, 40))
