@@ -109,7 +109,8 @@ def judging(
     kept = DiscoverConfig(task=asked.name, model="bundled", metric="") if run is None else _config(run)
     if run is not None and asked.name != run["task"].get("name"):
         given = {"metric": "", **given}  # another task has a metric of its own
-    chosen = replace(kept, **given)
+    # How edges were scored has no part in this; of this method any ablation can be asked.
+    chosen = replace(kept, method="exact", method_options={}, **given)
     metric = metric_of(asked, chosen.metric or None)
     booted = not isinstance(chosen.model, str | Path)
     loading: dict[str, Any] = {name: getattr(chosen, name) for name in _OF_MODEL if name == "model" or not booted}
