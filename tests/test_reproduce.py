@@ -349,7 +349,7 @@ def test_a_folder_without_manifest_is_told(tmp_path):
 
 DAMAGED = {
     "no JSON": ("{", "JSONDecodeError"),
-    "no text": (b"\xff\xfe\x00", "UnicodeDecodeError"),
+    "no text": (b"\xff\xfe\x00", "is not UTF-8 text"),
     "a list": ("[]", "damaged"),
     "empty": ("{}", "damaged"),
 }
