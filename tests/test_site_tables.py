@@ -9,7 +9,7 @@ import pytest
 from architectures import load, mixed_pairs, pairs
 
 from circuitlab import sweep
-from circuitlab.cli.tables import write_grids
+from circuitlab.cli.tables import files_of
 from circuitlab.patching.grid import Grid
 from circuitlab.patching.runs.columns import AXES
 from circuitlab.patching.sweeps.sites import SITES
@@ -43,13 +43,14 @@ def test_every_site_by_every_axis_is_a_table_a_file_and_a_figure(site, axis, gri
     assert not frame.duplicated(cells).any()
     assert len(frame) == values_of(grid).size
     np.testing.assert_array_equal(frame["value"], values_of(grid).ravel())
-    write_grids({site: grid}, tmp_path / "out")
-    read = read_sweep(tmp_path / "out" / f"{site}.csv")
+    for name, write in files_of({site: grid}).items():
+        write(tmp_path / name)
+    read = read_sweep(tmp_path / f"{site}.csv")
     pd.testing.assert_frame_equal(read, frame, check_dtype=False)
     drawn = grid_from_frame(read)
     assert values_of(drawn).size == values_of(grid).size
     np.testing.assert_allclose(np.sort(values_of(drawn), axis=None), np.sort(values_of(grid), axis=None))
-    assert (tmp_path / "out" / f"{site}.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / f"{site}.png").read_bytes().startswith(b"\x89PNG")
 
 
 def many(kind: str, n_layers: int, n_members: int, columns: tuple[str, ...] = ()) -> Grid:

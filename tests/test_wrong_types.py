@@ -79,11 +79,11 @@ class Named(Protocol):
         (Literal["a", "b"], ["a"], ["c", 1]),
         (Tensor, [torch.zeros(1)], [np.zeros(1), [0.0]]),
         (Float[Tensor, "batch"], [torch.zeros(1)], [[0.0]]),
-        (Named, [len.__class__.__new__ and type("T", (), {"name": "a"})()], [object()]),
+        (Named, [type("T", (), {"name": "a"})()], [object()]),
         (Any, [object()], []),
         ("a name that is not known", [1], []),
     ],
-    ids=str,
+    ids=lambda value: None if isinstance(value, list) else str(value),
 )
 def test_what_fits_an_annotation(hint, right, wrong):
     assert [fits(value, hint) for value in right] == [True] * len(right)
