@@ -12,8 +12,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuitlab.arguments import checked
-from circuitlab.data.limits import check_batch, check_pairs, is_whole
-from circuitlab.errors import ConfigError, PairLengthError
+from circuitlab.data.limits import check_length, check_tokens, clipped, is_whole
+from circuitlab.errors import ConfigError, PairLengthError, TokenError
+from circuitlab.parts import ModelSpec
 from circuitlab.summary import Summary, plural
 
 if TYPE_CHECKING:
@@ -261,3 +262,32 @@ def batches_for(model: Model, pairs: PairSet | PairBatch) -> tuple[PairBatch, ..
     for batch in found:
         check_batch(batch, model.spec)
     return found
+
+
+def check_pairs(pairs: PairSet, spec: ModelSpec) -> None:
+    """Refuse pairs of texts that the model cannot read.
+
+    Raises:
+        TokenError: A pair is too long or has no token; the message has its id and the beginning of its text.
+    """
+    for pair in pairs:
+        prompt = f"the clean prompt of pair {pair.id!r}, {clipped(pair.clean)},"
+        if not len(pair):
+            raise TokenError(f"{prompt} has no token. Give a text with words.")
+        check_length(len(pair), spec.n_ctx, prompt)
+
+
+def check_batch(batch: PairBatch, spec: ModelSpec) -> None:
+    """Refuse pairs of tokens that the model cannot read, or answers that it cannot predict.
+
+    Raises:
+        TokenError: Prompts are too long, or a token is none of the model's.
+    """
+    check_tokens(batch.clean, spec)
+    check_tokens(batch.corrupt, spec)
+    for name, words in (("answers", batch.answers), ("distractors", batch.distractors)):
+        if words.numel() and int(words.max()) >= spec.d_vocab:
+            raise TokenError(
+                f"{name} hold the token {int(words.max()):,}; model {spec.name!r} predicts the tokens 0 to "
+                f"{spec.d_vocab - 1:,}."
+            )

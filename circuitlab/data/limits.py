@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, TypeGuard
+from typing import TypeGuard
 
 import torch
 from jaxtyping import Int
@@ -11,10 +11,6 @@ from torch import Tensor
 
 from circuitlab.errors import TokenError
 from circuitlab.parts import ModelSpec
-
-if TYPE_CHECKING:
-    from circuitlab.data.batch import PairBatch
-    from circuitlab.data.pairs import PairSet
 
 _SHOWN = 60  # characters of a text in a message
 _SHOWN_IDS = 8  # tokens of a prompt without text
@@ -66,35 +62,6 @@ def check_tokens(tokens: Int[Tensor, "batch seq"], spec: ModelSpec) -> None:
     if bool(wrong.any()):
         row = int(wrong.any(1).nonzero()[0])
         check_ids(tokens[row].tolist(), spec, _tokens_shown(tokens, row))
-
-
-def check_pairs(pairs: PairSet, spec: ModelSpec) -> None:
-    """Refuse pairs of texts that the model cannot read.
-
-    Raises:
-        TokenError: A pair is too long or has no token; the message has its id and the beginning of its text.
-    """
-    for pair in pairs:
-        prompt = f"the clean prompt of pair {pair.id!r}, {clipped(pair.clean)},"
-        if not len(pair):
-            raise TokenError(f"{prompt} has no token. Give a text with words.")
-        check_length(len(pair), spec.n_ctx, prompt)
-
-
-def check_batch(batch: PairBatch, spec: ModelSpec) -> None:
-    """Refuse pairs of tokens that the model cannot read, or answers that it cannot predict.
-
-    Raises:
-        TokenError: Prompts are too long, or a token is none of the model's.
-    """
-    check_tokens(batch.clean, spec)
-    check_tokens(batch.corrupt, spec)
-    for name, words in (("answers", batch.answers), ("distractors", batch.distractors)):
-        if words.numel() and int(words.max()) >= spec.d_vocab:
-            raise TokenError(
-                f"{name} hold the token {int(words.max()):,}; model {spec.name!r} predicts the tokens 0 to "
-                f"{spec.d_vocab - 1:,}."
-            )
 
 
 def is_whole(value: object) -> TypeGuard[Tensor]:

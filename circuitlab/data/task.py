@@ -158,7 +158,7 @@ class Task(Summary):
             TooFewPromptsError: Fewer distinct pairs than asked for; the message counts what was dropped and why.
             TokenError: A prompt is longer than the model's context; the message has the prompt and both lengths.
         """
-        from circuitlab.data.limits import check_pairs  # brings torch
+        from circuitlab.data.batch import check_pairs  # brings torch
 
         drawn = sample_pairs(
             self, model.text, n=n, seed=seed, reference=reference, exclude=exclude, progress=callback(progress)

@@ -8,18 +8,46 @@ their 95 % intervals do not overlap.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from typing import Protocol
 
-if TYPE_CHECKING:
-    from circuitlab.evaluation.evaluate import Evaluation
+import numpy as np
+from jaxtyping import Float
+
+from circuitlab.evaluation.gap import Gap
+from circuitlab.graphs.selection import Selection
 
 SHARE = 0.5
 # Intervals of fewer pairs say nothing of other pairs.
 FEWEST = 2
 
 
-def warnings_of(found: Evaluation) -> tuple[str, ...]:
+class Judged(Protocol):
+    """What is read of an `Evaluation`; its attributes say what each is."""
+
+    @property
+    def metric(self) -> str: ...  # noqa: D102
+    @property
+    def ablation(self) -> str: ...  # noqa: D102
+    @property
+    def clean(self) -> Float[np.ndarray, " example"]: ...  # noqa: D102
+    @property
+    def faithfulness(self) -> float: ...  # noqa: D102
+    @property
+    def interval(self) -> tuple[float, float]: ...  # noqa: D102
+    @property
+    def gap(self) -> Gap: ...  # noqa: D102
+    @property
+    def random(self) -> Sequence[float]: ...  # noqa: D102
+    @property
+    def n_seen(self) -> int: ...  # noqa: D102
+    @property
+    def notes(self) -> Sequence[str]: ...  # noqa: D102
+    @property
+    def selection(self) -> Selection | None: ...  # noqa: D102
+
+
+def warnings_of(found: Judged) -> tuple[str, ...]:
     """Every sentence that applies, the gravest first; empty for a circuit that explains the behaviour."""
     return tuple(_sentences(found))
 
@@ -35,7 +63,7 @@ def with_interval(value: float, interval: tuple[float, float]) -> str:
     return f"{shown} (95 % interval [{low}, {high}])"
 
 
-def _sentences(found: Evaluation) -> Iterator[str]:
+def _sentences(found: Judged) -> Iterator[str]:
     yield from found.notes
     reached, (low, high) = found.faithfulness, found.interval
     if not math.isfinite(reached):
@@ -69,7 +97,7 @@ def _sentences(found: Evaluation) -> Iterator[str]:
         yield from found.selection.warnings
 
 
-def _against_discovery(found: Evaluation, written: str) -> Iterator[str]:
+def _against_discovery(found: Judged, written: str) -> Iterator[str]:
     """How the faithfulness agrees with that on the discovery pairs."""
     then = found.selection
     if then is None or then.metric is None or found.notes:
