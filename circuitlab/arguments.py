@@ -136,7 +136,16 @@ def _has_members(value: object, protocol: type) -> bool:
         for name in (*inspect.get_annotations(base), *vars(base))
         if not name.startswith("_")
     }
-    return all(hasattr(value, name) for name in members) and (members != set() or callable(value))
+    return all(_has(value, name) for name in members) and (members != set() or callable(value))
+
+
+def _has(value: object, name: str) -> bool:
+    """Whether a value has an attribute, without asking for it: a property may raise."""
+    try:
+        inspect.getattr_static(value, name)
+    except AttributeError:
+        return hasattr(value, name)
+    return True
 
 
 def spelled(hint: Any) -> str:
@@ -158,7 +167,7 @@ def spelled(hint: Any) -> str:
             "a tuple" if origin is tuple else "a list" if issubclass(origin, Collection | Iterable) else origin.__name__
         )
         return f"{name} of {items}" if items else name
-    return getattr(hint, "__name__", str(hint))
+    return getattr(hint, "_spelled", None) or getattr(hint, "__name__", str(hint))
 
 
 def _resolved(annotation: Any, names: Mapping[str, Any]) -> Any:

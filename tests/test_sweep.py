@@ -433,7 +433,6 @@ class TestMistakes:
             (lambda logits, batch: logits[:, :2], r"returned shape \(4, 2\) for 4 examples"),
             (lambda logits, batch: 1.0, r"returned float for 4 examples"),
             (lambda logits, batch: logits[:, 0] * float("nan"), "returned NaN, first for example 0"),
-            (3, "a metric is a name, a Metric or a function"),
         ],
     )
     def test_metrics(self, metric, message):
@@ -445,6 +444,10 @@ class TestMistakes:
         same = PairBatch.from_tokens(batch.clean, batch.clean, batch.answers, batch.distractors)
         with pytest.raises(MetricError, match="with no difference there is nothing to explain"):
             sweep(load("gpt2"), same)
+
+    def test_what_is_no_metric(self):
+        with as_users_run_it(), pytest.raises(ConfigError, match="metric is 3, of type int; it must be str or Metric"):
+            sweep(load("gpt2"), pairs(), metric=3)
 
     def test_and_say_so_before_the_work(self):
         steps = []
@@ -458,7 +461,7 @@ class TestMistakes:
         assert not steps
 
     def test_pairs_that_are_none(self):
-        wanted = r"pairs must be task.pairs\(...\).discovery, .held_out or a PairBatch; got list"
+        wanted = r"pairs is .* of type list; it must be task.pairs\(...\).discovery, .held_out or PairBatch"
         with as_users_run_it(), pytest.raises(ConfigError, match=wanted):
             sweep(load("gpt2"), [[1, 2], [3, 4]])
 

@@ -16,7 +16,7 @@ from circuitlab.cli import main
 from circuitlab.data import sampling
 from circuitlab.data.sampling import sample_pairs, task_fingerprint
 from circuitlab.discovery.config import DiscoverConfig, default_folder
-from circuitlab.errors import CircuitLabError, TooFewPromptsError
+from circuitlab.errors import CircuitLabError, TooFewPromptsError, WrongTypeError
 from circuitlab.metrics import resolve
 from circuitlab.references import Reference
 
@@ -342,7 +342,7 @@ def test_a_metric_is_refused_before_anything_is_swept(fault, bundled, monkeypatc
                                     {"natural_zero": 1}, {"function": None}])  # fmt: skip
 def test_metrics_declare_what_they_are(change):
     own = {"name": "own", "function": exits, "unit": ""} | change
-    with as_users_run_it(), pytest.raises(MetricError):
+    with as_users_run_it(), pytest.raises((MetricError, WrongTypeError)):
         Metric(**own)
 
 

@@ -141,7 +141,7 @@ class AttentionPatterns(Summary):
 def attention(
     model: Model,
     prompt: Prompt,
-    heads: Iterable[str | Node] | None = None,
+    heads: str | Node | Iterable[str | Node] | None = None,
     *,
     run: str = "clean",
     notes: Mapping[str, str] | None = None,
@@ -175,7 +175,7 @@ def attention(
     )
 
 
-def head_nodes(layout: Layout, heads: Iterable[str | Node] | None) -> tuple[Node, ...]:
+def head_nodes(layout: Layout, heads: str | Node | Iterable[str | Node] | None) -> tuple[Node, ...]:
     """Heads by their names, each once, in the order given.
 
     Raises:

@@ -82,6 +82,8 @@ class PairSet(Summary):
         ConfigError: There is no pair in it.
     """
 
+    _spelled = "task.pairs(...).discovery, .held_out"  # in messages about other types
+
     pairs: tuple[Pair, ...]
     metric: str | Callable[..., Any] | None = field(default=None, compare=False)
 

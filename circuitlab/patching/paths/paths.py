@@ -51,8 +51,8 @@ from circuitlab.progress import Progress, callback, reports_progress
 def path_patch(
     model: Model,
     pairs: PairSet | PairBatch,
-    senders: Iterable[str | Node] | None,
-    receivers: Iterable[str | Node | Reader],
+    senders: str | Node | Iterable[str | Node] | None,
+    receivers: str | Node | Reader | Iterable[str | Node | Reader],
     *,
     frozen: str = "heads",
     freeze_mlps: bool = False,
