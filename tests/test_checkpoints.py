@@ -679,3 +679,10 @@ class TestKinds:
         config = hf.Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4)
         model = load_model(save_as(hf.Gemma3ForConditionalGeneration(config), tmp_path / "gemma3"))
         assert (model.spec.n_layers, asked) == (2, [])
+
+
+def test_a_tokenizer_without_a_fast_version(tmp_path):
+    save("llama", tmp_path / "m")
+    (tmp_path / "m" / "tokenizer.json").unlink()
+    hf.ByT5Tokenizer().save_pretrained(tmp_path / "m")
+    assert "Tokenizers without a fast version (tokenizer.json) are not supported" in refused(tmp_path / "m")

@@ -185,6 +185,42 @@ def test_the_model_s_own_steps_refuse_as_well(name):
             step(long)
 
 
+OTHER_TOKENS = {
+    "one prompt without its row": torch.tensor([0, 5, 6]),
+    "three dimensions": torch.zeros(1, 2, 3, dtype=torch.long),
+    "fractions": torch.tensor([[0.0, 5.0]]),
+    "truth values": torch.tensor([[True, False]]),
+    "no tokens": torch.zeros(2, 0, dtype=torch.long),
+    "a list": [[0, 5]],
+}
+
+
+@pytest.mark.parametrize("step", ["record", "frame", "embedding", "whole_logits"])
+@pytest.mark.parametrize("name", OTHER_TOKENS)
+def test_the_model_s_own_steps_refuse_other_tensors(name, step):
+    from architectures import as_users_run_it
+
+    model = load("gpt2")
+    with as_users_run_it(), nothing_runs(model), pytest.raises(ConfigError, match="tokens must be an integer tensor"):
+        getattr(model, step)(OTHER_TOKENS[name])
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int16, torch.uint8])
+def test_integers_of_any_width(dtype):
+    from architectures import as_users_run_it
+
+    model, ids, words = load("gpt2"), torch.tensor([[0, 5, 99], [3, 4, 7]]), torch.tensor([[1], [2]])
+
+    def batch(ids: Any, words: Any) -> PairBatch:
+        return PairBatch.from_tokens(ids, ids.flip(1), words, words + 1)
+
+    with as_users_run_it():
+        assert torch.equal(model.whole_logits(ids.to(dtype)), model.whole_logits(ids))
+        narrow, wide = batch(ids.to(dtype), words.to(dtype)), batch(ids, words)
+    assert all(torch.equal(getattr(narrow, name), getattr(wide, name)) for name in ("clean", "corrupt", "answers"))
+    assert narrow.distractors.dtype == torch.long
+
+
 class TestTokens:
     """Ids that the model does not have, and positions outside of the prompt."""
 

@@ -86,6 +86,7 @@ class PairBatch(Summary):
                 raise ConfigError(
                     f"{name} holds {len(tensor)} examples, clean holds {len(clean)}; they must be as many."
                 )
+        words = {name: t.long() for name, t in words.items()}  # -1 is no number of uint8
         if clean.shape[1] != corrupt.shape[1]:
             raise PairLengthError(
                 f"clean prompts have {clean.shape[1]} tokens, corrupted {corrupt.shape[1]}. Position-wise "

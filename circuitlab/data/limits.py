@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from circuitlab.errors import TokenError
+from circuitlab.errors import ConfigError, TokenError
 from circuitlab.parts import ModelSpec
 
 _SHOWN = 60  # characters of a text in a message
@@ -53,8 +53,12 @@ def check_tokens(tokens: Int[Tensor, "batch seq"], spec: ModelSpec) -> None:
     """Refuse token tensors that the model cannot read.
 
     Raises:
+        ConfigError: They are not a tensor of whole numbers of that shape, with at least one token a prompt.
         TokenError: They are too long, or hold an id that the model does not have.
     """
+    if not is_whole(tokens) or tokens.ndim != 2 or not tokens.shape[1]:
+        got = f"{tuple(tokens.shape)} {tokens.dtype}" if torch.is_tensor(tokens) else type(tokens).__name__
+        raise ConfigError(f"tokens must be an integer tensor [prompt, token] with at least one token; got {got}.")
     if not tokens.numel():
         return
     check_length(tokens.shape[1], spec.n_ctx, _tokens_shown(tokens, 0))

@@ -66,6 +66,12 @@ def checked_folder(folder: Path, name: str) -> Path:
         )
     config = _config(folder, name)
     if not any((folder / file).is_file() for file in TOKENIZER_FILES):
+        if (folder / "tokenizer_config.json").is_file():
+            raise ModelError(
+                f"model folder {name!r} has a tokenizer_config.json, but none of {', '.join(TOKENIZER_FILES)}. "
+                "Tokenizers without a fast version (tokenizer.json) are not supported: they do not report where their "
+                "tokens are in the text."
+            )
         raise ModelError(
             f"model folder {name!r} has no tokenizer ({', '.join(TOKENIZER_FILES)}). "
             "Save it there too: tokenizer.save_pretrained(folder)."

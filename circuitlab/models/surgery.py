@@ -135,8 +135,19 @@ def hooked(tables: Iterable[Mapping[int, Callable]]) -> bool:
 def is_of_the_user(table: Mapping[int, Callable]) -> bool:
     """Whether a table of hooks holds one that the libraries did not put there."""
     return bool(table) and any(
-        not (getattr(hook, "__module__", None) or "").startswith(ONLY_LOOKING) for hook in table.values()
+        not (getattr(_as_given(hook), "__module__", None) or "").startswith(ONLY_LOOKING) for hook in table.values()
     )
+
+
+def _as_given(hook: Callable) -> Any:
+    """The function that a hook point of TransformerLens was given, which it calls from a closure of its own.
+
+    TransformerLens itself adds some where a block has no MLP module (OPT, XGLM).
+    """
+    variables = getattr(getattr(hook, "__code__", None), "co_freevars", ())
+    if getattr(hook, "__module__", None) != "transformer_lens.hook_points" or "hook" not in variables:
+        return hook
+    return (hook.__closure__ or ())[variables.index("hook")].cell_contents
 
 
 def norm_gain(norm: nn.Module, normed_of: Tensor) -> Tensor:

@@ -59,11 +59,11 @@ class Insides:
         return lock_of(self.bridge.original_model)
 
     def forward(self, tokens: Int[Tensor, "batch seq"]) -> Float[Tensor, "batch seq d_vocab"]:
-        """The model's own forward pass; raises `TokenError` for tokens that the model cannot read."""
+        """The model's own forward pass; raises what `check_tokens` does for tokens that the model cannot read."""
         check_tokens(tokens, self.spec)
         with evaluating(self.modules):
             device = next(self.bridge.original_model.parameters()).device
-            return self.bridge(tokens.to(device), return_type="logits", use_cache=False)
+            return self.bridge(tokens.to(device).long(), return_type="logits", use_cache=False)
 
     def forward_until(self, module: nn.Module, tokens: Int[Tensor, "batch seq"]) -> None:
         """The same up to this module, which is not run: unembedding every position is a third of GPT-2's work."""
