@@ -7,11 +7,19 @@ import subprocess
 import sys
 from importlib import import_module
 
+import numpy as np
 import pytest
+import typer.core
+import typer.main
 
 from circuitlab import names
 from circuitlab.cli import main
+from circuitlab.cli.app import app
+from circuitlab.discovery import judging
+from circuitlab.graphs.circuit import Circuit
+from circuitlab.graphs.prune import real_edges
 from circuitlab.models import load
+from circuitlab.parts import Layout
 
 AT = ("--layer", "1", "--neurons", "1")
 ONE = ("--layer", "1", "--neuron", "1")
@@ -135,6 +143,26 @@ BEFORE += [
     (("tasks", "show", "x" * 3000), "unknown task"),
     (("nope",), "No such command 'nope'"),
     (("discover",), "Missing argument 'TASK'"),
+    (("discover", T, "--seed", "4294967290", "--stability-seeds", "6"), "run past 4294967295. Give fewer"),
+    (("discover", "folder/../a.jsonl"), "does not end in .py, so it is not run"),
+    (("cite", "./a.jsonl"), "does not end in .py, so it is not run"),
+    (("discover", T, "-n=10"), "'=10' was given"),
+    (("discover", T, "-n1.5"), "'1.5' was given"),
+    (("sweep", T, "--site", "head"), "unknown site 'head'. Did you mean 'head_z'?"),
+    (("sweep", T, "--site", "head_z", "--direction", "up"), "unknown direction 'up'"),
+    (("sweep", T, "--site", "head_z", "--ablation", "men"), "unknown ablation 'men'. Did you mean 'mean'?"),
+    (("sweep", T, "--site", "head_z", "--head-axis", "pos"), "unknown axis 'pos'"),
+    (("sweep", T, "--site", "mlp_out", "--heads", "1"), "(--heads) has no meaning for site mlp_out"),
+    (("sweep", T, "--site", "head_z", "--site", "head_z"), "--site head_z is given twice"),
+    (("sweep", T, "--site", "head_z", "--resume", "a.jsonl"), "no sweep wrote it. Name another file"),
+    (("evaluate", "nowhere"), "circuit file 'nowhere' does not exist"),
+    (("evaluate", "a.jsonl", "--task", T), "Expected the MIB / EAP-IG format: cfg, nodes and edges"),
+    (("convert", "a.jsonl", "c.json", "--model", "bundled"), "cfg: Field required"),
+    (("report", "/"), "manifest.json is missing in the run folder '/'"),
+    (("neurons", "examples", "a.txt", *AT, "--field", "body"), "field (--field) 'body' goes with .jsonl files"),
+    (("neurons", "examples", "a.jsonl", *AT, "--separator", ";"), "separator (--separator) ';' goes with text files"),
+    (("neurons", "sensitivity", "a", *ONE, "--samples", "100000000"), "less than or equal to 10000"),
+    (("neurons", "optimise", *ONE, "--prompts", "100000000"), "less than or equal to 10000"),
 ]
 WITH = [
     (
@@ -174,6 +202,7 @@ def somewhere(tmp_path, monkeypatch):
     (tmp_path / "binary.txt").write_bytes(bytes(range(256)))
     for name in ("loop", "loop.html"):
         (tmp_path / name).symlink_to(name)
+    (tmp_path / "a.txt").write_text("Mary is a friend.\n")
     (tmp_path / "a.jsonl").write_text('{"text": "Mary is a friend."}\n')
 
 
@@ -200,6 +229,32 @@ def test_what_needs_no_model_is_told_before_one_is_loaded(asked, said, monkeypat
 def test_what_the_model_must_be_asked_for_is_told_in_its_numbers(asked, said, monkeypatch, capsys, bundled):
     monkeypatch.setattr(load, "load_model", lambda *_given, **_more: bundled)
     assert said in told(asked, capsys)
+
+
+def test_kept_edges_without_a_score_are_counted(bundled, monkeypatch, capsys):
+    monkeypatch.setattr(load, "load_model", lambda *_given, **_more: bundled)
+    monkeypatch.setattr(judging, "load_model", lambda *_given, **_more: bundled)
+    mask = real_edges(Layout.of(bundled.spec))
+    some_scores = mask.astype(float)
+    some_scores[:2][mask[:2]] = np.nan
+    Circuit(spec=bundled.spec, mask=mask, scores=mask.astype(float)).save("scored.json")
+    some = Circuit(spec=bundled.spec, mask=mask, scores=some_scores)
+    some.save("some.json")
+    n = int(mask[:2].sum())
+    assert some.n_unscored == n > 0
+    few = ("-n", "4", "--random", "0", "--knockouts", "0", "--no-minimality", "--quiet", "--task", "gendered-pronouns")
+    line = f"{n:,} of its edges have no score (NaN); they are kept."
+    for command in (
+        ("convert", "some.json", "c.json"),
+        ("compare", "some.json", "scored.json"),
+        ("evaluate", "some.json", *few),
+    ):
+        assert main(command) == 0
+        assert capsys.readouterr().out.count(line) == 1
+    assert main(("convert", "scored.json", "d.json")) == 0
+    assert "score" not in capsys.readouterr().out.replace("scored", "")
+    assert main(("convert", "some.json", "e.json", "--json")) == 0
+    assert json.loads(capsys.readouterr().out)["n_unscored"] == n
 
 
 @pytest.mark.parametrize("group", [(), ("neurons",), ("features",)])
@@ -233,17 +288,40 @@ def test_the_lists_are_those_of_the_functions(command, registry, capsys):
 @pytest.mark.parametrize(
     ("command", "names"),
     [
+        (("discover",), (*names.METHODS, *names.METRICS, *names.ABLATIONS)),
         (("sweep",), (*names.SITES, *names.METRICS, *names.ABLATIONS)),
         (("evaluate",), (*names.METRICS, *names.ABLATIONS)),
     ],
 )
-def test_help_lists_the_names(command, names, capsys, monkeypatch):
+def test_help_lists_the_names_whole(command, names, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     assert main((*command, "--help")) == 0
-    out = capsys.readouterr().out
-    assert max(map(len, out.splitlines())) <= 80
-    text = re.sub(r"[\s│]+", "", out)  # a name may be folded
-    assert [name for name in names if name not in text] == []
+    words = re.split(r"[\s,;.:]+", capsys.readouterr().out)
+    assert [name for name in names if name not in words] == []
+
+
+def commands_below(words: tuple[str, ...], group: typer.core.TyperGroup) -> list[tuple[str, ...]]:
+    found = [words]
+    for name, command in group.commands.items():
+        inner = (*words, name)
+        found += commands_below(inner, command) if isinstance(command, typer.core.TyperGroup) else [inner]
+    return found
+
+
+def test_every_help_fits_80_columns_and_nothing_in_it_is_cut(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    root = typer.main.get_command(app)
+    assert isinstance(root, typer.core.TyperGroup)
+    every = commands_below((), root)
+    assert len(every) > 30
+    for command in every:
+        assert main((*command, "--help")) == 0
+        out = capsys.readouterr().out
+        assert max(map(len, out.splitlines())) <= 80
+        assert "\N{HORIZONTAL ELLIPSIS}" not in out
+        assert "\N{NON-BREAKING HYPHEN}" not in out
+        assert not re.search(r"\w-$", out, re.MULTILINE)  # no line ends within a name
+        assert not re.search(r"^  \w+ .*[a-z]\.\.\.$", out, re.MULTILINE)  # no summary is cut
 
 
 def completed(words: str, monkeypatch, capsys) -> list[str]:

@@ -73,6 +73,11 @@ def _run(argv: list[str]) -> int:
             if isinstance(end.__context__, BrokenPipeError):  # which typer turns into an exit with 1
                 raise end.__context__ from None
             raise
+        except Exception as error:
+            if type(error).__name__ != "NoArgsIsHelpError":
+                raise
+            print(str(error))  # a group by itself, whose help is the message
+            result = OK
     if result == TYPER_INTERRUPTED:  # typer turns Ctrl-C inside a command into this code
         raise KeyboardInterrupt
     return result if isinstance(result, int) else OK
@@ -80,9 +85,6 @@ def _run(argv: list[str]) -> int:
 
 def _from_other(error: Exception, argv: Sequence[str]) -> int:
     """Tell typer's usage errors, which the user can mend, from faults of ours."""
-    if type(error).__name__ == "NoArgsIsHelpError":  # a group by itself, whose help is the message
-        print(str(error))
-        return OK
     usage = getattr(error, "format_message", None)
     if usage is not None:
         asked = getattr(getattr(error, "ctx", None), "command_path", None) or "circuitlab"
@@ -119,9 +121,9 @@ def _given(error: Exception, argv: Sequence[str]) -> str:
     """What was given to the option that a usage error is about; typer's own words leave it out."""
     message, options = str(error), getattr(getattr(error, "param", None), "opts", ())
     for place, word in enumerate(argv):
-        name, _, value = word.partition("=")
-        if name in options and (value or place + 1 < len(argv)):
-            value = value or argv[place + 1]
+        name, equals, value = word.partition("=") if word.startswith("--") else (word[:2], "", word[2:])
+        if name in options and (equals or value or place + 1 < len(argv)):
+            value = value if equals or value else argv[place + 1]
             return "" if repr(value) in message else f"; {value!r} was given"
     return ""
 

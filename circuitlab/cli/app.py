@@ -227,7 +227,7 @@ def evaluate(
         tested = None
         if tests:
             tested = test_circuit(judged.model, judged.circuit, judged.held_out, progress=report, **judged.arguments)
-    results.show_evaluation(judged.title, found, tested, json=json)
+    results.show_evaluation(judged.title, found, tested, n_unscored=judged.circuit.n_unscored, json=json)
 
 
 app.command()(compare)

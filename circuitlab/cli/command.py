@@ -1,18 +1,28 @@
-"""What all commands share: options given twice or empty are refused, and names are completed in the shell."""
+"""What all commands share: layout of the help, checks of options given twice or empty, completion of names."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 from circuitlab.errors import ConfigError
 
+LONGEST_HELP = 1000  # characters of a command's line in the list of commands
 BLANK, EMPTY = ("separator", "answer", "token"), ("separator",)  # what may be white space, and what nothing
+NO_BREAK = "\N{NON-BREAKING HYPHEN}"
 
 
 class Command(TyperCommand):
     """A command that refuses an option given twice, of which only the last would count."""
+
+    def get_help(self, ctx: Any) -> str:
+        """The help, without a line break inside a name such as `mean-position`."""
+        return super().get_help(ctx).replace(NO_BREAK, "-")
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Write the help; see the parent class."""
+        super().format_help(ctx, wrapping_at_spaces(formatter))
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse the words after the command's name; see the parent class."""
@@ -21,6 +31,37 @@ class Command(TyperCommand):
             check_once(order)
             check_filled(order, values)
         return super().parse_args(ctx, args)
+
+
+class Group(TyperGroup):
+    """A group whose help has the first sentence of every command in full."""
+
+    def get_help(self, ctx: Any) -> str:
+        """The help; see `Command.get_help`."""
+        return super().get_help(ctx).replace(NO_BREAK, "-")
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Write the help; see the parent class."""
+        super().format_help(ctx, wrapping_at_spaces(formatter))
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write the commands; the parent class cuts what does not fit one line."""
+        commands = ((name, self.get_command(ctx, name)) for name in self.list_commands(ctx))
+        rows = [
+            (name, found.get_short_help_str(LONGEST_HELP)) for name, found in commands if found and not found.hidden
+        ]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+
+def wrapping_at_spaces(formatter: Any) -> Any:
+    """The formatter, made to break lines at spaces only: a name with hyphens stays whole."""
+    write_list, write_text = formatter.write_dl, formatter.write_text
+    formatter.write_dl = lambda rows, *args, **settings: write_list(
+        [(name, text.replace("-", NO_BREAK)) for name, text in rows], *args, **settings
+    )
+    formatter.write_text = lambda text: write_text(text.replace("-", NO_BREAK))
+    return formatter
 
 
 def check_once(order: Iterable[Any]) -> None:
@@ -55,7 +96,10 @@ def check_filled(order: Iterable[Any], values: Mapping[str, Any]) -> None:
 
 
 class App(typer.Typer):
-    """A group of such commands."""
+    """A group of such commands. Its help is plain text: in tables of 80 columns, names would be cut."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**{"cls": Group, "rich_markup_mode": None, **settings})
 
     def command(self, name: str | None = None, **settings: Any) -> Callable[[Any], Any]:
         """Register a function as a command; see the parent class."""

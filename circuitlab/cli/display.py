@@ -46,6 +46,12 @@ def print_line(text: str) -> None:
     print(visible(text))
 
 
+def print_unscored(name: str, n_edges: int) -> None:
+    """How many kept edges of a circuit have no score; nothing where all have one."""
+    if n_edges:
+        print_line(f"{name}: {n_edges:,} of its edges have no score (NaN); they are kept.")
+
+
 def number(value: float | None, digits: int = 3) -> str:
     """A number to so many digits after the point; `-` where there is none."""
     if value is None or math.isnan(value):

@@ -37,8 +37,11 @@ def compare(
             raise ConfigError(f"--out {out!r} is no picture; drawings are written as .png or .svg.")
         check_file(out, force=force)
     from circuitlab.cli import results
+    from circuitlab.graphs.circuit import check_circuit
     from circuitlab.graphs.compare import compare as set_side_by_side
 
+    for path in (first, second):
+        check_circuit(path)
     found = set_side_by_side(*_both(first, second, model), names=_names(first, second))
     if out is not None:
         from circuitlab.viz import save_figure
@@ -61,14 +64,19 @@ def convert(
     """Write a circuit in another format; what the format cannot hold is left out."""
     check_file(target, force=force, option="TO")
     from circuitlab.cli import display
+    from circuitlab.graphs.circuit import check_circuit
 
+    check_circuit(source)
     circuit = _read(source, _spec(model))
     circuit = circuit.pruned() if prune else circuit
     write_file(target, circuit.save)
     if json:
-        display.print_json({"source": source, "target": target, "n_edges": circuit.n_edges})
+        display.print_json(
+            {"source": source, "target": target, "n_edges": circuit.n_edges, "n_unscored": circuit.n_unscored}
+        )
     else:
         display.print_line(f"{target}: {circuit.n_edges:,} of {circuit.layout.n_edges:,} edges")
+        display.print_unscored(target, circuit.n_unscored)
 
 
 def _both(first: str, second: str, model: str | None) -> "tuple[Circuit, Circuit]":

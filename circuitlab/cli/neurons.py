@@ -211,9 +211,14 @@ def examples(
         int | None, typer.Option("--max-tokens", min=1, help="How much of each text is read; the context by default.")
     ] = None,
     separator: Annotated[
-        str, typer.Option("--separator", metavar="TEXT", help="What ends a text in a text file; \\n is a line break.")
-    ] = "\\n",
-    field: Annotated[str, typer.Option("--field", metavar="NAME", help="The text's entry in .jsonl files.")] = "text",
+        str | None,
+        typer.Option(
+            "--separator", metavar="TEXT", help="What ends a text in a text file. [default: \\n, a line break]"
+        ),
+    ] = None,
+    field: Annotated[
+        str | None, typer.Option("--field", metavar="NAME", help="The text's entry in .jsonl files. [default: text]")
+    ] = None,
     html: Page = None,
     model: opt.Model = "bundled",
     force: opt.Force = False,
@@ -237,13 +242,13 @@ def examples(
     from circuitlab.neurons.examples import top_examples
 
     stage_of(stage)
-    between = separator.replace("\\n", "\n").replace("\\t", "\t")
+    between = None if separator is None else separator.replace("\\n", "\n").replace("\\t", "\t")
     check_corpus(corpus, separator=between, field=field)
     loaded = load_model(model, device=device, dtype=dtype, bos=bos, fold_ln=fold_ln, center_weights=center_weights)
     with progress(quiet=quiet) as report:
         found = top_examples(
-            loaded, corpus, layer, chosen, k, stage=stage, max_tokens=max_tokens, field=field, progress=report,
-            separator=between,
+            loaded, corpus, layer, chosen, k, stage=stage, max_tokens=max_tokens, progress=report,
+            field="text" if field is None else field, separator="\n" if between is None else between,
         )  # fmt: skip
     write_file(html, found.save_html)
     if json:

@@ -32,7 +32,9 @@ def sensitivity(
     scale: Annotated[
         float, typer.Option("--scale", help="Standard deviation of the noise, as a share of the embeddings' size.")
     ] = 0.5,
-    samples: Annotated[int, typer.Option("--samples", min=1, help="Samples of noise, the same for every token.")] = 32,
+    samples: Annotated[
+        int, typer.Option("--samples", min=1, max=10_000, help="Samples of noise, the same for every token.")
+    ] = 32,
     seed: opt.Seed = 0,
     file: TextFile = None,
     html: Page = None,
@@ -178,13 +180,13 @@ def ablate(
 def optimise(
     layer: Layer,
     neuron: Neuron,
-    prompts: Annotated[int, typer.Option("--prompts", min=1, help="How many prompts to find.")] = 8,
+    prompts: Annotated[int, typer.Option("--prompts", min=1, max=10_000, help="How many prompts to find.")] = 8,
     tokens: Annotated[int, typer.Option("--tokens", min=1, help="Tokens of a prompt.")] = 8,
     fixed: Annotated[
         list[str] | None,
         typer.Option("--fixed", metavar="POSITION=WORD", help="A word that stays, 0 the first, -1 the last token."),
     ] = None,
-    steps: Annotated[int, typer.Option("--steps", min=1, help="At most so many.")] = 200,
+    steps: Annotated[int, typer.Option("--steps", min=1, max=1_000_000, help="At most so many.")] = 200,
     patience: Annotated[
         int, typer.Option("--patience", min=1, help="Stop after so many steps without a better one.")
     ] = 30,

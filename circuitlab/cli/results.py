@@ -65,13 +65,16 @@ def _stability(run: "Run") -> list[tuple[str, str]]:
     return facts
 
 
-def show_evaluation(title: str, found: "Evaluation", tested: "CircuitTests | None" = None, *, json: bool) -> None:
+def show_evaluation(
+    title: str, found: "Evaluation", tested: "CircuitTests | None" = None, *, n_unscored: int = 0, json: bool
+) -> None:
     """The numbers of one evaluation of a circuit, and of its hypothesis tests."""
     if json:
         record = {"hypothesis_tests": tested.to_record()} if tested else {}
-        display.print_json({"title": title, **found.to_record(), **record})
+        display.print_json({"title": title, "n_unscored": n_unscored, **found.to_record(), **record})
         return
     display.print_facts(title, [*_facts(found), *_more_facts(found)])
+    display.print_unscored("circuit", n_unscored)
     _print_warnings(found)
     if tested:
         display.print_rows(
@@ -125,7 +128,8 @@ def _more_facts(found: "Evaluation") -> list[tuple[str, str]]:
 def show_comparison(found: "Comparison", *, drawing: str | None, json: bool) -> None:
     """How alike two circuits are."""
     if json:
-        display.print_json({**found.to_record(), "drawing": drawing})
+        unscored = {"n_unscored_first": found.first.n_unscored, "n_unscored_second": found.second.n_unscored}
+        display.print_json({**found.to_record(), **unscored, "drawing": drawing})
         return
     a, b = found.names
     sizes = [f"{circuit.n_edges:,} edges, {len(circuit.nodes)} nodes" for circuit in (found.first, found.second)]
@@ -145,6 +149,8 @@ def show_comparison(found: "Comparison", *, drawing: str | None, json: bool) -> 
             ),
         ],
     )
+    for name, circuit in ((a, found.first), (b, found.second)):
+        display.print_unscored(name, circuit.n_unscored)
     if drawing:
         display.print_line(f"drawing: {drawing}")
 

@@ -8,7 +8,7 @@ import typer
 from circuitlab import names
 from circuitlab.cli import options as opt
 from circuitlab.cli.outputs import check_folder, write_folder
-from circuitlab.errors import ConfigError
+from circuitlab.errors import ConfigError, UnknownNameError
 
 MOST_NUMBERS = 100_000  # of a list on the command line
 
@@ -118,8 +118,11 @@ def sweep(
     from circuitlab.models.load import load_model
     from circuitlab.outputs import check_state_file
     from circuitlab.patching.grid import check_correction
+    from circuitlab.patching.runs.baseline import check_direction
     from circuitlab.patching.runs.replacement import MEANS
+    from circuitlab.patching.sweeps.checkpoint import check_resumable
     from circuitlab.patching.sweeps.estimate import estimate_sweep
+    from circuitlab.patching.sweeps.plan import check_sites
     from circuitlab.patching.sweeps.sweep import by_site
     from circuitlab.patching.sweeps.sweep import sweep as run_sweep
 
@@ -128,8 +131,17 @@ def sweep(
         "neurons": numbers(neurons, "--neurons"), "positions": numbers(positions, "--positions"),
     }  # fmt: skip
     check_correction(correction)
+    if ablation not in names.ABLATIONS:
+        raise UnknownNameError.of("ablation", ablation, names.ABLATIONS)
+    if direction is not None:
+        check_direction(direction)
+    if repeated := [name for name in dict.fromkeys(site) if site.count(name) > 1]:
+        raise ConfigError(f"--site {repeated[0]} is given twice. Give it once.")
+    check_sites(
+        site, axis=axis, head_axis=head_axis, **{name: chosen[name] for name in ("heads", "neurons", "positions")}
+    )
     if resume is not None:
-        check_state_file(resume)
+        check_resumable(check_state_file(resume))
     judged_by = metric_of(wanted, metric)
     if estimate:
         unused = {"--out": out, "--resume": resume, "--correction": correction, "--force": force or None}

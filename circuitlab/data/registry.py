@@ -104,6 +104,8 @@ def _source(path: Path) -> bytes:
         raise TaskFileError(
             f"task file {str(path)!r} does not exist. Give a bundled name ({', '.join(BUNDLED)}) or a file."
         )
+    if path.suffix != ".py":
+        raise TaskFileError(f"task file {str(path)!r} does not end in .py, so it is not run. Give a Python file.")
     if (size := path.stat().st_size) > LARGEST_FILE:
         raise TaskFileError(
             f"task file {str(path)!r} has {size / 1e6:,.1f} MB; at most {LARGEST_FILE / 1e6:.0f} MB are read. Let it "

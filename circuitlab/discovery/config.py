@@ -123,6 +123,11 @@ class DiscoverConfig(Summary):
             repeats = getattr(self, name)
             if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 0 or repeats == 1:
                 raise ConfigError(f"{name} is {repeats!r}; it counts {what}: 0 for none, or at least 2.")
+        if self.seed + self.stability_seeds >= 2**32:
+            raise ConfigError(
+                f"stability_seeds is {self.stability_seeds}, so that the seeds after {self.seed} run past {2**32 - 1}. "
+                "Give fewer, or a smaller seed."
+            )
         if self.sites is not None:
             object.__setattr__(self, "sites", checked_sites(self.sites))
         if not 0 <= self.min_accuracy <= 1:

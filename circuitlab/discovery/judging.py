@@ -22,7 +22,7 @@ from circuitlab.discovery.run_folder import MANIFEST
 from circuitlab.errors import ConfigError, RunError
 from circuitlab.evaluation.evaluate import Evaluation, evaluate
 from circuitlab.files import parse_json, read_text
-from circuitlab.graphs.circuit import Circuit, load_circuit
+from circuitlab.graphs.circuit import Circuit, check_circuit, load_circuit
 from circuitlab.metrics import metric_of
 from circuitlab.models.load import load_model
 from circuitlab.models.protocol import Model
@@ -100,6 +100,8 @@ def judging(
     run = read_manifest(folder) if (folder / MANIFEST).is_file() else None
     if run is not None and not isinstance(run.get("task"), Mapping):
         raise RunError(f"{str(folder / MANIFEST)!r} does not say which task the run is of. Run discover again.")
+    if run is None:
+        check_circuit(circuit)
     if run is None and task is None:
         raise ConfigError(
             f"{str(circuit)!r} is not a run folder, and a circuit file does not say which task it is of. Give task= "

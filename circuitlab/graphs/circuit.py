@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 
 from circuitlab import late
 from circuitlab.arguments import checked
-from circuitlab.errors import GraphError
+from circuitlab.errors import FormatError, GraphError
 from circuitlab.graphs.node_parts import NodeParts
 from circuitlab.graphs.prune import kept_nodes, prune, real_edges
 from circuitlab.graphs.ranking import edge_places
@@ -80,6 +80,11 @@ class Circuit(Summary):
     def n_edges(self) -> int:
         """Kept edges."""
         return int(self.mask.sum())
+
+    @property
+    def n_unscored(self) -> int:
+        """Kept edges without a score (NaN)."""
+        return int(np.isnan(self.scores[self.mask]).sum())
 
     @property
     def n_edges_weighted(self) -> float:
@@ -224,3 +229,16 @@ def load_circuit(path: str | Path, spec: ModelSpec | None = None) -> Circuit:
         second_scores=found.second_scores,
         selection=found.selection,
     )
+
+
+def check_circuit(path: str | Path) -> None:
+    """Refuse a file that holds no circuit, before a model is loaded; a list of edges needs the model to be read.
+
+    Raises:
+        FormatError: What `load_circuit` finds wrong, but for a shape that the file does not state.
+    """
+    try:
+        load_circuit(path)
+    except FormatError as error:
+        if "does not say of which model" not in str(error):
+            raise

@@ -60,14 +60,28 @@ def read_corpus(
     return (one for file in files for one in _in_file(file, file.relative_to(base).as_posix(), separator, field, most))
 
 
-def check_corpus(source: str | Path, *, separator: str = "\n", field: str = "text") -> None:
+def check_corpus(source: str | Path, *, separator: str | None = None, field: str | None = None) -> None:
     """Refuse a file or folder that is not there, holds no text, or whose first text cannot be read, before any work.
 
+    Args:
+        source: A path; see `read_corpus`.
+        separator: As in `read_corpus`; None where it was not given.
+        field: As in `read_corpus`; None where it was not given.
+
     Raises:
-        ConfigError: There is no such file or folder, or no text that is not blank.
+        ConfigError: There is no such file or folder, or no text that is not blank; an argument would be ignored.
         FormatError: The first file is not UTF-8, or its first line is no JSON object with the field.
     """
-    if next(iter(read_corpus(source, separator=separator, field=field)), None) is None:
+    texts = read_corpus(source, separator="\n" if separator is None else separator, field=field or "text")
+    if not (path := Path(source).expanduser()).is_dir():
+        of_objects = path.suffix == ".jsonl"
+        if separator is not None and of_objects:
+            raise ConfigError(
+                f"separator (--separator) {separator!r} goes with text files, not {path.name!r}. Leave it out."
+            )
+        if field is not None and not of_objects:
+            raise ConfigError(f"field (--field) {field!r} goes with .jsonl files, not {path.name!r}. Leave it out.")
+    if next(iter(texts), None) is None:
         raise ConfigError(empty(source))
 
 

@@ -110,12 +110,11 @@ def read_run(folder: str | Path, name: str | None = None) -> RunFolder:
     path = Path(folder)
     if not path.is_dir():
         raise RunError(f"there is no run folder {str(path)!r}. Make one with: circuitlab discover TASK --out {path}")
-    there = files_inside(path)
     manifest = _json(path, "manifest.json")
     for part, key in (("task", "name"), ("model", "id")):
         if not isinstance(manifest.get(part), dict) or not manifest[part].get(key):
             raise damaged(path, "manifest.json", f"it does not name its {part} ({part}.{key})")
-    files = _hashed(path, manifest, there)
+    files = _hashed(path, manifest, files_inside(path))
     circuit, evaluation = _json(path, "circuit.json"), _evaluation(path)
     edges, nodes, total = _circuit(path, circuit, _edge_table(path))
     drawing = path / "circuit.svg"

@@ -70,7 +70,10 @@ class Checkpoint:
         except RunError:
             raise
         except Exception as error:  # whatever safetensors, JSON or numpy say of a damaged file
-            raise RunError(f"{self.path} cannot be read as the rest of a sweep: {error}. Remove it.") from error
+            raise RunError(
+                f"{str(self.path)!r} cannot be read as the rest of a sweep: {error}. Name another file, or "
+                "remove it if a sweep wrote it."
+            ) from error
         for name, table in self.tables.items():
             table[...] = read[name]
         self.done, self.budget = done, budget
@@ -90,6 +93,27 @@ class Checkpoint:
         """The sweep is done; nothing is left to resume."""
         if self.path is not None:
             self.path.unlink(missing_ok=True)
+
+
+def check_resumable(path: str | Path) -> None:
+    """Refuse a file to resume from that no sweep wrote, before any work; one that is yet to be made is fine.
+
+    Raises:
+        FileError: It cannot be read.
+        RunError: It is there, and is not the rest of a sweep.
+    """
+    if not os.path.lexists(path):
+        return
+    check_file(Path(path), "file to resume from")
+    try:
+        with safe_open(path, "pt") as file:
+            written = {"key", "budget"} <= set(file.metadata() or {}) and DONE in file.keys()  # noqa: SIM118
+    except Exception:  # whatever safetensors says of another file
+        written = False
+    if not written:
+        raise RunError(
+            f"{str(path)!r} cannot be read as the rest of a sweep: no sweep wrote it. Name another file to resume from."
+        )
 
 
 def digest(parts: Mapping[str, object]) -> str:

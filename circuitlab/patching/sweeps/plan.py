@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 from circuitlab.data.batch import PairBatch, batches_for
 from circuitlab.data.pairs import PairSet
-from circuitlab.errors import ConfigError
+from circuitlab.errors import ConfigError, UnknownNameError
 from circuitlab.metrics import Metric, MetricLike, metric_for
 from circuitlab.models.protocol import Model
 from circuitlab.parts import ModelSpec
 from circuitlab.patching.runs.baseline import check_direction
-from circuitlab.patching.runs.columns import Columns, columns_of
+from circuitlab.patching.runs.columns import AXES, Columns, columns_of
 from circuitlab.patching.runs.packing import bytes_per_row, default_budget, fitting, recorded_streams, rows_per_pack
 from circuitlab.patching.runs.replacement import Replacement, check_patterns, resolve_replacement
 from circuitlab.patching.sweeps.sites import SITES, Member, Site, find_site
@@ -79,11 +79,8 @@ def plan_sweep(
     if direction is None:
         direction = "denoise" if _is_other_prompt(replacement) else "noise"
     check_direction(direction)
-    names = [site] if isinstance(site, str) else list(site)
-    if not names:
-        raise ConfigError("site is an empty list; name at least one, such as 'head_z'.")
-    sites = tuple(find_site(name, spec) for name in dict.fromkeys(names))
-    _check_used(sites, head_axis=head_axis, heads=heads, neurons=neurons, positions=positions)
+    names = check_sites(site, head_axis=head_axis, heads=heads, neurons=neurons, positions=positions)
+    sites = tuple(find_site(name, spec) for name in names)
     judged_by = tuple(metric_for(one, pairs) for one in ([metric] if is_one(metric) else metric))  # type: ignore[union-attr,arg-type]
     if not judged_by:
         raise ConfigError("metric is an empty list; name at least one, such as 'logit_diff'.")
@@ -114,6 +111,38 @@ def plan_sweep(
         replacement=resolved,
         budget=budget,
     )
+
+
+def check_sites(
+    site: str | Sequence[str],
+    *,
+    axis: str = "auto",
+    head_axis: str = "all",
+    heads: Iterable[int] | None = None,
+    neurons: Iterable[int] | None = None,
+    positions: Iterable[int] | None = None,
+) -> tuple[str, ...]:
+    """Check what can be known of a sweep's sites without a model.
+
+    Returns:
+        The sites' names, each once.
+
+    Raises:
+        UnknownNameError: There is no such site or axis.
+        ConfigError: No site is named, or an argument would be ignored.
+    """
+    names = tuple(dict.fromkeys([site] if isinstance(site, str) else site))
+    if not names:
+        raise ConfigError("site is an empty list; name at least one, such as 'head_z'.")
+    for name in names:
+        if name not in SITES:
+            raise UnknownNameError.of("site", name, SITES)
+    for given in (axis, head_axis):
+        if given not in AXES:
+            raise UnknownNameError.of("axis", given, AXES)
+    sites = tuple(SITES[name] for name in names)
+    _check_used(sites, head_axis=head_axis, heads=heads, neurons=neurons, positions=positions)
+    return names
 
 
 def _check_used(
