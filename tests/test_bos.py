@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from architectures import BOS, D_VOCAB, booted, huggingface, save
@@ -13,8 +14,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
-from circuitlab import ConfigError, ModelError, UnknownNameError, load_model
+from circuitlab import ConfigError, ModelError, UnknownNameError, load_model, neurons, text_log_probs
 from circuitlab.discovery.config import DiscoverConfig
+from circuitlab.features.prompts import n_front
 from circuitlab.models.bos import CHOICES
 
 SPECIAL = {"<s>": 0, "</s>": 1, "[CLS]": 2, "[SEP]": 3, "[gMASK]": 4, "<sop>": 5, "<pad>": 6}
@@ -255,3 +257,48 @@ class TestRecords:
             assert done.exit_code == 0, done.output
             found[choice] = json.loads(done.stdout)["top"]
         assert found["auto"] != found["always"]
+
+
+@pytest.fixture(scope="module")
+def two_in_front(tmp_path_factory):
+    """A model whose tokenizer puts two tokens in front, as that of GLM-4 does."""
+    folder = save("llama", tmp_path_factory.mktemp("two") / "llama")
+    words = AutoTokenizer.from_pretrained(folder)
+    front = [(token, words.convert_tokens_to_ids(token)) for token in (BOS, "h")]
+    words.backend_tokenizer.post_processor = processors.TemplateProcessing(single=f"{BOS} h $A", special_tokens=front)
+    words.save_pretrained(folder)
+    model = load_model(folder, dtype="float64")
+    assert model.bos.ids == tuple(number for _, number in front)
+    return model
+
+
+class TestTwoTokensInFront:
+    """Neither is text: no log-probability, loss or reconstruction counts the second one."""
+
+    TEXT = "hello world John left;"
+
+    def losses(self, model):
+        ids = torch.tensor([model.text.encode(self.TEXT).ids])
+        log_probs = model.bridge(ids, return_type="logits", use_cache=False)[0, :-1].log_softmax(-1)
+        return ids, -log_probs.gather(1, ids[0, 1:, None])[1:, 0]
+
+    @torch.no_grad()
+    def test_log_probs_are_of_the_text(self, two_in_front):
+        found = text_log_probs(two_in_front, self.TEXT)
+        ids, losses = self.losses(two_in_front)
+        assert found.ids == tuple(ids[0].tolist())
+        assert found.total == pytest.approx(-losses.sum().item())
+        assert found.mean == pytest.approx(-losses.mean().item())
+        assert found.ranks[:2].tolist() == [-1, -1]
+        assert found.best[:2] == ("", "")
+        assert len(found.best) == len(found.ids)
+
+    @torch.no_grad()
+    def test_outliers(self, two_in_front):
+        found = neurons.outliers(two_in_front, [self.TEXT], layer=1).prompts[0]
+        assert found.loss == pytest.approx(self.losses(two_in_front)[1].mean().item())
+        assert np.isnan(found.losses[:, :2]).all()
+        assert np.isfinite(found.ablation_loss).all()
+
+    def test_autoencoders_leave_both(self, two_in_front):
+        assert n_front(two_in_front) == 2

@@ -76,9 +76,9 @@ def prompts_of(model: Model, texts: str | Sequence[str] | Int[Tensor, "batch seq
     return Prompts(batches=batches, words=words)
 
 
-def begins_marked(model: Model) -> bool:
-    """Whether texts get a beginning-of-sequence token, where activations are unlike all others."""
+def n_front(model: Model) -> int:
+    """How many tokens (BOS) stand in front of every text, where activations are unlike all others."""
     try:
-        return bool(model.bos.ids)
+        return len(model.bos.ids)
     except ModelError:
-        return False
+        return 0

@@ -24,7 +24,7 @@ from circuitlab.errors import ConfigError
 from circuitlab.features.activations import Texts
 from circuitlab.features.autoencoder import Autoencoder
 from circuitlab.features.place import activation, check_fits, run_on
-from circuitlab.features.prompts import begins_marked, prompts_of
+from circuitlab.features.prompts import n_front, prompts_of
 from circuitlab.metrics import MetricLike
 from circuitlab.models.modes import in_ordinary_modes
 from circuitlab.models.protocol import Frame, Model, Recording
@@ -127,8 +127,8 @@ def attached(
         error: Add what the autoencoder leaves out. Without an edit the run is then the model's own, up to rounding.
         edit: What is done to the features, `[batch, seq, feature]` in and out; the error term is that of the features
             before.
-        keep_first: So many tokens at the start are left as they are: by default one where texts get a
-            beginning-of-sequence token, which autoencoders are not trained on.
+        keep_first: So many tokens at the start are left as they are: by default those in front of every text
+            (`model.bos`), which autoencoders are not trained on.
 
     Raises:
         ConfigError: The autoencoder does not fit the model.
@@ -248,7 +248,7 @@ def _run(
 def _kept(model: Model, keep_first: int | None) -> int:
     if keep_first is not None and keep_first < 0:
         raise ConfigError(f"keep_first={keep_first} is negative.")
-    return int(begins_marked(model)) if keep_first is None else keep_first
+    return n_front(model) if keep_first is None else keep_first
 
 
 class _Sums:

@@ -47,9 +47,9 @@ class PromptOutliers(Summary):
 
     Attributes:
         tokens: The prompt.
-        loss: Its loss as it is, in nats.
+        loss: Mean loss of its predicted tokens, in nats.
         losses: By ablated position and token: that token's loss with the MLP ablated there minus without, in nats; NaN
-            at the first token, which nothing predicts.
+            at the first token, which nothing predicts, and at all others in front that are no text.
         outlier_score: Largest neuron minus mean over neurons, before the layer norm inside the MLP.
         score_behind: The same behind that norm; equal to `outlier_score` where there is none.
     """
@@ -63,7 +63,7 @@ class PromptOutliers(Summary):
     @property
     def ablation_loss(self) -> Float[np.ndarray, " seq"]:
         """Loss of the prompt with each position ablated minus without, in nats: positive where the MLP helps."""
-        return self.losses[:, 1:].mean(1)
+        return self.losses[:, _first_predicted(self.tokens) :].mean(1)
 
     @property
     def combination(self) -> Float[np.ndarray, " seq"]:
@@ -157,8 +157,8 @@ def outliers(model: Model, prompts: Sequence[Prompt], layer: int = 0, *, budget:
     layers_of(model, layer)
     read = read_prompts(model, prompts)
     for number, prompt in enumerate(read):
-        if len(prompt) < 2:
-            raise ConfigError(f"text {number} is the single token {prompt.words[0]!r}: nothing is predicted from it.")
+        if len(prompt) <= _first_predicted(prompt):
+            raise ConfigError(f"text {number} is the single token {prompt.words[-1]!r}: nothing is predicted from it.")
     found: dict[int, PromptOutliers] = {}
     for numbers in by_length(read).values():
         _run_length(model, layer, [read[i] for i in numbers], numbers, budget, found)
@@ -187,10 +187,11 @@ def _run_length(
         base = _record(model, layer, frame, ids[part])
         losses = _losses(model, layer, frame, base, size)
         for at in range(part.start, part.stop):
-            row = at - part.start
+            row, first = at - part.start, _first_predicted(prompts[at])
+            losses[row, :, :first] = torch.nan
             found[numbers[at]] = PromptOutliers(
                 tokens=prompts[at],
-                loss=float(base.token_losses[row].double().mean()),
+                loss=float(base.token_losses[row, first - 1 :].double().mean()),
                 losses=losses[row].double().cpu().numpy(),
                 outlier_score=_score(base.mid[row]),
                 score_behind=_score(base.post[row]),
@@ -262,6 +263,11 @@ def _losses(model: Model, layer: int, frame: Frame, base: _Base, size: int) -> F
 
     Packer().run(len(places), size, run)
     return found
+
+
+def _first_predicted(tokens: Tokens) -> int:
+    """The position of the first token whose loss counts."""
+    return max(1, tokens.n_special)
 
 
 def _score(hidden: Float[Tensor, "seq neuron"]) -> Float[np.ndarray, " seq"]:

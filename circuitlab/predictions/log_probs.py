@@ -37,10 +37,10 @@ class TextLogProbs(Summary):
         tokens: Its tokens, as they stand in it.
         ids: Their numbers in the vocabulary.
         log_probs: Natural logarithm of each token's probability given those before it, in nats, at most 0; NaN for the
-            first token, which nothing predicts.
-        ranks: How many tokens were more likely there; 0 is best, -1 for the first token.
-        best: What the model found most likely in the place of each token; empty for the first.
-        best_log_probs: Natural logarithm of its probability; NaN for the first.
+            first token, which nothing predicts, and for the tokens that the model's `bos` puts in front.
+        ranks: How many tokens were more likely there; 0 is best, -1 where there is no log-probability.
+        best: What the model found most likely in the place of each token; empty where there is no log-probability.
+        best_log_probs: Natural logarithm of its probability; NaN where there is none.
     """
 
     text: str
@@ -53,13 +53,17 @@ class TextLogProbs(Summary):
 
     @property
     def total(self) -> float:
-        """Log-probability of the text given its first token, in nats: the sum over the others."""
-        return float(self.log_probs[1:].sum())
+        """Log-probability of the text in nats: the sum over its tokens, but for the first where no other precedes."""
+        return float(self._predicted.sum())
 
     @property
     def mean(self) -> float:
         """`total` by the number of predicted tokens; NaN where there is none."""
-        return self.total / (len(self.ids) - 1) if len(self.ids) > 1 else math.nan
+        return self.total / len(self._predicted) if len(self._predicted) else math.nan
+
+    @property
+    def _predicted(self) -> Float[np.ndarray, " predicted"]:
+        return self.log_probs[self.ranks >= 0]
 
     @property
     def perplexity(self) -> float:
@@ -98,7 +102,7 @@ class TextLogProbs(Summary):
             values=self.log_probs[None],
             unit="nats",
             details=tuple(
-                f"rank {rank}; most likely {best!r} ({100 * p:.3g} %)" if rank >= 0 else "nothing stands before it"
+                f"rank {rank}; most likely {best!r} ({100 * p:.3g} %)" if rank >= 0 else "not predicted"
                 for rank, best, p in told
             ),
             note=f"Given the tokens before it; the stronger the red, the less likely. {self._sums}",
@@ -178,7 +182,7 @@ def text_log_probs(model: Model, text: str | Sequence[str]) -> TextLogProbs | tu
 
 
 def _judged(model: Model, text: str, encoded: Encoded, stream: Float[Tensor, "seq d_model"]) -> TextLogProbs:
-    """What the streams before each token but the first said of it."""
+    """Each token of the text as predicted by the stream before it; not the tokens in front, which are no text."""
     n = len(encoded.ids)
     log_probs, best_log_probs = np.full(n, np.nan), np.full(n, np.nan)
     ranks, best = np.full(n, -1), []
@@ -192,12 +196,15 @@ def _judged(model: Model, text: str, encoded: Encoded, stream: Float[Tensor, "se
         best_log_probs[behind] = (highest - all_of_it).cpu().double().numpy()
         ranks[behind] = (logits > own).sum(1).cpu().numpy()
         best += at.tolist()
+    front = model.bos.ids
+    first = max(1, len(front)) if encoded.ids[: len(front)] == front else 1
+    log_probs[:first], best_log_probs[:first], ranks[:first] = np.nan, np.nan, -1
     return TextLogProbs(
         text=text,
         tokens=shown_tokens(text, encoded),
         ids=encoded.ids,
         log_probs=log_probs,
         ranks=ranks,
-        best=("", *model.text.decode(tuple(best))),
+        best=("",) * first + model.text.decode(tuple(best))[first - 1 :],
         best_log_probs=best_log_probs,
     )
