@@ -33,9 +33,10 @@ from circuitlab import (
 )
 from circuitlab.data.batch import batches_of
 from circuitlab.data.encoding import Encoded, Rejection, check_spans, encode_example
+from circuitlab.data.fingerprint import task_fingerprint
 from circuitlab.data.pairs import Pair
 from circuitlab.data.registry import BUNDLED
-from circuitlab.data.sampling import sample_pairs, task_fingerprint
+from circuitlab.data.sampling import sample_pairs
 from circuitlab.data.task import RESERVED
 
 # ------------------------------------------------------------------------------------------------ examples
@@ -903,7 +904,8 @@ def test_every_word_of_a_bundled_task_is_in_its_fingerprint():
 IN_ANOTHER_PROCESS = """
 import random, sys; sys.path.insert(0, sys.argv[1]); random.seed(0); before = random.getstate()
 from circuitlab import load_task
-from circuitlab.data.sampling import sample_pairs, task_fingerprint
+from circuitlab.data.fingerprint import task_fingerprint
+from circuitlab.data.sampling import sample_pairs
 from words import Words
 for name in ("gendered-pronouns:gender", "html-tag-closing", "name-throw"):
     print(task_fingerprint(load_task(name)))

@@ -39,8 +39,8 @@ from circuitlab import (
     load_model,
     load_task,
 )
+from circuitlab.data.fingerprint import task_fingerprint
 from circuitlab.data.pairs import PairSplits
-from circuitlab.data.sampling import task_fingerprint
 from circuitlab.discovery import pipeline, run_folder
 from circuitlab.discovery.config import DiscoverConfig
 from circuitlab.evaluation.areas import MIB_SHARES, mib_sizes

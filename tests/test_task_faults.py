@@ -14,7 +14,8 @@ from words import Words, numbered, task_of
 from circuitlab import Example, Metric, MetricError, PairBatch, SpanError, Task, TaskError, TaskFileError, load_task
 from circuitlab.cli import main
 from circuitlab.data import sampling
-from circuitlab.data.sampling import sample_pairs, task_fingerprint
+from circuitlab.data.fingerprint import task_fingerprint
+from circuitlab.data.sampling import sample_pairs
 from circuitlab.discovery.config import DiscoverConfig, default_folder
 from circuitlab.errors import CircuitLabError, TooFewPromptsError, WrongTypeError
 from circuitlab.metrics import resolve

@@ -6,8 +6,9 @@ from importlib.resources import files
 from random import Random
 
 from circuitlab.cli import display
+from circuitlab.data.fingerprint import task_fingerprint
 from circuitlab.data.registry import BUNDLED, load_task
-from circuitlab.data.sampling import draw, task_fingerprint
+from circuitlab.data.sampling import draw
 from circuitlab.data.task import Task
 
 # Names that TransformerLens loads over the network: the small ones that the README and the papers use most.

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from circuitlab.arguments import checked
+from circuitlab.data.fingerprint import task_fingerprint
 from circuitlab.data.registry import BUNDLED, load_task
 from circuitlab.data.run_files import file_inside
-from circuitlab.data.sampling import task_fingerprint
 from circuitlab.data.task import Task
 from circuitlab.errors import FileError, FormatError, MissingFileError, RunError
 from circuitlab.files import read_json

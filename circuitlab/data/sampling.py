@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import random
 import sys
 import time
@@ -33,8 +31,6 @@ LONGEST_WAIT = 60.0
 # between two texts that does not come from the generator is missed by all of them with probability 2^-16.
 REPEATED_DRAWS = 16
 REPEATS_FOR = 1.0
-# Enough that a word in a list of a hundred is missed by all of them with probability 1e-9.
-FINGERPRINT_DRAWS = 2048
 MOST_PAIRS = 100_000
 SPLITS = ("discovery", "held_out")
 REFERENCE = "reference"
@@ -92,16 +88,6 @@ def sample_pairs(
         reference=splits.named(REFERENCE, task.metric) if reference else None,
         dropped=dict(dropped),
     )
-
-
-def task_fingerprint(task: Task) -> str:
-    """SHA-256 over name, version, options and the first draws of a task: changes when its words or templates do."""
-    rng = Random(f"fingerprint of {task.name}")
-    lines = [json.dumps([task.name, task.version, task.settings])]
-    with global_randomness_kept():
-        for example in [*fixed_examples(task), *(draw(task, rng) for _ in range(FINGERPRINT_DRAWS))]:
-            lines.append(json.dumps([example.clean, example.corrupt, example.answers, example.distractors]))
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def draw(task: Task, rng: Random) -> Example:

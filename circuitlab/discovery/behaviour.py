@@ -88,7 +88,10 @@ def check_behaviour(
         _refuse(
             f"{metric.name} is {one} on the clean and {other} on the corrupted prompts, and it should be {way} on the "
             f"clean ones",
-            _worst(prepared, pairs, metric, clean, better * (clean - corrupt)),
+            _worst(prepared, pairs, metric, clean, better * (clean - corrupt), corrupt),
+            ""
+            if metric.natural_zero or better < 0
+            else f" If less {metric.name} is better, declare the metric so: higher_is_better=False.",
         )
     check_data(metric, clean, corrupt, allow_weak_gap=allow_weak_gap)
     gap = check_data(metric, clean, empty, prepared.empty_is, allow_weak_gap=allow_weak_gap)
@@ -121,10 +124,10 @@ def _passes(
     return f"{metric.name} is below 0", clean < 0, corrupt < 0
 
 
-def _refuse(reason: str, worst: str) -> None:
+def _refuse(reason: str, worst: str, hint: str = "") -> None:
     raise TaskNotDoneError(
         f"the model does not do the task: {reason}. The worst: {worst}. Use a model that does it, change the task, or "
-        "lower min_accuracy (--min-accuracy; 0 skips this check)."
+        f"lower min_accuracy (--min-accuracy; 0 skips this check).{hint}"
     )
 
 
@@ -134,14 +137,20 @@ def _worst(
     metric: Metric,
     clean: Float[np.ndarray, " example"],
     order: Float[np.ndarray, " example"],
+    corrupt: Float[np.ndarray, " example"] | None = None,
 ) -> str:
-    """The prompts that come first in this order, with what the model makes of them."""
+    """The prompts that come first in this order, with the numbers of the rule that failed."""
     above = prepared.gaps(resolve("rank"))[0]
     told = []
     for i in np.argsort(order, kind="stable")[:WORST].tolist():
         pair = pairs[i]
         over = f" over {_words(pair.distractors)}" if pair.distractors and metric.needs_distractor else ""
-        value = f"{clean[i]:+.3g} {metric.unit}".strip() if metric.natural_zero else f"{above[i]:.0f} tokens above it"
+        if corrupt is not None:
+            value = f"{clean[i]:.3g} clean, {corrupt[i]:.3g} corrupted"
+        elif metric.natural_zero:
+            value = f"{clean[i]:+.3g} {metric.unit}".strip()
+        else:
+            value = f"{above[i]:.0f} tokens above it"
         told.append(f"{_end_of(pair.clean)!r} wants {_words(pair.answers)}{over}: {value}")
     return "; ".join(told)
 

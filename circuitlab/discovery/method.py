@@ -81,6 +81,8 @@ class Method:
         reads_corrupt: Whether it looks at the corrupted run. One that takes no ablation and does not can stand beside
             any: its scores are the same, and circuits are selected and tested under it.
         in_metric: Whether scores are differences of the metric; their sign is turned where less is better.
+        gradients_at: Where it takes the gradient of the metric, as shares of the clean run: 1 is the clean run, 0 the
+            corrupted one. Empty for a method that needs no gradient of the metric.
         own_circuit: Whether it can bring a circuit of its own, which is taken where nothing is asked of a selection.
         check: Called with all options by name before any work; refuses numbers out of range.
         ablation_why: Why it replaces by the corrupted run only, for the message, where "ablation" is not taken.
@@ -95,6 +97,7 @@ class Method:
     levels: tuple[str, ...] = ("edge",)
     reads_corrupt: bool = True
     in_metric: bool = True
+    gradients_at: tuple[float, ...] = ()
     own_circuit: bool = False
     check: Callable[..., None] | None = None
     ablation_why: str = "it compares with the corrupted run"

@@ -16,6 +16,7 @@ from typing import Any
 
 from circuitlab.arguments import checked
 from circuitlab.attribution.attention import AttentionPatterns, attention
+from circuitlab.data.fingerprint import task_fingerprint
 from circuitlab.data.pairs import PairSet, PairSplits
 from circuitlab.data.registry import load_task
 from circuitlab.data.task import Task
@@ -60,6 +61,7 @@ class Run(Summary):
     Attributes:
         config: What was asked.
         task: The task, options included.
+        task_fingerprint: Of its prompts.
         spec: Shape of the model.
         weights_sha256: Which weights.
         bos: The tokens in front of every text.
@@ -79,6 +81,7 @@ class Run(Summary):
 
     config: DiscoverConfig
     task: Task
+    task_fingerprint: str
     spec: ModelSpec
     weights_sha256: str
     bos: Bos
@@ -225,10 +228,13 @@ def discover(
         _sites(config, loaded)  # refuses what the model does not have
     with clock("prompts"):
         pairs = asked.pairs(loaded, n=n, seed=seed, reference=needs_reference(ablation), progress=progress)
+        fingerprint = task_fingerprint(asked, callback(progress))
         found, put_in = pairs.discovery, _put_in(loaded, ablation, pairs, seed)
     with clock("behaviour"):
         prepared = prepare(loaded, found, replacement=put_in)
         behaviour = check_behaviour(prepared, found, judged_by, min_accuracy, allow_weak_gap=allow_weak_gap)
+        if shares := find_method(method).gradients_at:
+            prepared.check_gradient(judged_by, shares, method)
         del prepared  # runs of every pair: memory that the sweeps want
     with clock("sweep"):
         grids = _sweeps(loaded, found, _sites(config, loaded), judged_by, seed, callback(progress))
@@ -257,7 +263,8 @@ def discover(
                 **again,
             )  # fmt: skip
     return Run(
-        config=config, task=asked, spec=loaded.spec, weights_sha256=loaded.weights_sha256(), bos=loaded.bos,
+        config=config, task=asked, task_fingerprint=fingerprint, spec=loaded.spec,
+        weights_sha256=loaded.weights_sha256(), bos=loaded.bos,
         metric=judged_by, pairs=pairs, behaviour=behaviour, grids=grids, scores=scores,
         circuit=circuit.with_node_effects(effects),
         evaluation=evaluation, seconds=clock.seconds, stability=resamples, stability_seeds=seeds, attention=looks,

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any, ParamSpec
 
 from circuitlab import late
 from circuitlab.data.citation import cite_run
-from circuitlab.data.sampling import task_fingerprint
 from circuitlab.discovery.scoring import find_method
 from circuitlab.errors import OutputExistsError
 from circuitlab.files import path_from_here
@@ -185,7 +184,7 @@ def manifest_of(run: Run, folder: Path) -> dict[str, Any]:
             "version": task.version,
             "summary": task.summary,
             "settings": task.settings,
-            "fingerprint": task_fingerprint(task),
+            "fingerprint": run.task_fingerprint,
             "sources": [asdict(source) for source in task.sources],
         },
         "dataset_fingerprint": run.pairs.fingerprint,

@@ -52,6 +52,8 @@ _LEARNING = (
     Option(name="checkpoint", kind=str, default=None, what="file that keeps the state, to stop and resume"),
 )
 _OF_GRADIENTS = ("edge", *LEVELS)
+IN_THE_CLEAN_RUN = (1.0,)
+ON_THE_WAY = tuple(step / 8 for step in range(9))
 AXES = ("all", "position", "span")
 
 METHODS: dict[str, Method] = {
@@ -62,6 +64,7 @@ METHODS: dict[str, Method] = {
             what=names.METHODS["eap-ig"],
             source=HANNA_2024,
             score=score_eap_ig,
+            gradients_at=ON_THE_WAY,
             takes=("steps", "axis"),
             levels=_OF_GRADIENTS,
             options=(Option(name="points", kind=str, default="paper", what=_POINTS, allowed=POINTS),),
@@ -72,6 +75,7 @@ METHODS: dict[str, Method] = {
             what=names.METHODS["eap"],
             source=SYED_2023,
             score=score_eap,
+            gradients_at=IN_THE_CLEAN_RUN,
             takes=("ablation", "axis"),
             levels=_OF_GRADIENTS,
         ),
@@ -80,6 +84,7 @@ METHODS: dict[str, Method] = {
             what=names.METHODS["eap-ig-activations"],
             source=MARKS_2024,
             score=score_eap_ig_activations,
+            gradients_at=ON_THE_WAY,
             takes=("steps", "ablation"),
             levels=("edge", "node", "neuron"),
         ),
@@ -88,6 +93,7 @@ METHODS: dict[str, Method] = {
             what=names.METHODS["clean-corrupted"],
             source=HANNA_2024,
             score=score_clean_corrupted,
+            gradients_at=(1.0, 0.0),
             takes=("ablation", "axis"),
             levels=_OF_GRADIENTS,
         ),
@@ -110,6 +116,7 @@ METHODS: dict[str, Method] = {
             what=names.METHODS["relp"],
             source=RELP_2025,
             score=score_relp,
+            gradients_at=IN_THE_CLEAN_RUN,
             takes=("ablation", "axis"),
             levels=("edge", "node", "neuron"),
             options=(Option(name="attention_rule", kind=bool, default=False, what="hold attention patterns fixed"),),

@@ -13,6 +13,7 @@ from torch import Tensor
 from circuitlab.data.batch import PairBatch, batches_for
 from circuitlab.data.pairs import PairSet
 from circuitlab.metrics import Metric
+from circuitlab.metrics.checks import check_gradient, check_row_wise
 from circuitlab.models.protocol import Model
 from circuitlab.parts import Layout
 from circuitlab.patching.circuits.ablation import floor_of
@@ -51,13 +52,26 @@ class Prepared:
         """The metric of the clean runs and of the empty circuit, in the order of the data set.
 
         The empty circuit is the corrupted run, unless excluded edges carry something else.
+
+        Raises:
+            MetricError: The metric of an example depends on the other examples (`circuitlab.metrics.checks`).
         """
+        check_row_wise(metric, self.baselines[0].clean_logits, self.baselines[0].batch)
         clean = self._in_order(metric, [baseline.clean_logits for baseline in self.baselines])
         return clean, self._in_order(metric, self.floor_logits)
 
     def corrupted(self, metric: Metric) -> Float[np.ndarray, " example"]:
         """The metric of the corrupted runs, in the order of the data set."""
         return self._in_order(metric, [b.corrupt_logits for b in self.baselines])
+
+    def check_gradient(self, metric: Metric, shares: Sequence[float], method: str) -> None:
+        """Refuse a metric without a gradient where a method takes it; see `circuitlab.metrics.checks`.
+
+        Raises:
+            MetricError: It has none on the first batch.
+        """
+        first = self.baselines[0]
+        check_gradient(metric, first.clean_logits, first.corrupt_logits, first.batch, shares, method)
 
     @property
     def empty_is(self) -> str:

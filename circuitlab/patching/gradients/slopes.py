@@ -16,6 +16,7 @@ from torch import Tensor
 from circuitlab.data.batch import PairBatch
 from circuitlab.errors import MetricError
 from circuitlab.metrics import Metric, MetricLike, metric_for
+from circuitlab.metrics.checks import no_gradient
 from circuitlab.models.protocol import Model
 from circuitlab.models.traced import Slopes, Traced, Window, slopes, trace
 from circuitlab.parts import Kind, Layout, Node, Reader, Slot
@@ -104,7 +105,7 @@ def metric_slopes(
         MetricError: The metric has no gradient.
     """
     if not metric.smooth:
-        raise MetricError(f"metric {metric.name!r} has no gradient. Use logit_diff, prob_diff or log_prob.")
+        raise MetricError(no_gradient(metric))
     with torch.enable_grad():
         values = judged(model, metric, batch, traced.final)
         total = values.sum()

@@ -1,0 +1,62 @@
+"""The fingerprint of a task: who has the same one has the same prompts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from random import Random
+from statistics import median
+from typing import TYPE_CHECKING
+
+from circuitlab.data.example import Example
+from circuitlab.data.sampling import draw, fixed_examples, global_randomness_kept
+from circuitlab.progress import Progress, silent
+
+if TYPE_CHECKING:
+    from circuitlab.data.task import Task
+
+# Enough that a word in a list of a hundred is missed by all of them with probability 1e-9.
+DRAWS = 2048
+# So many are taken of a task whose draw is slow, which the fingerprint then says: it begins with "64-".
+SLOW_DRAWS = 64
+# A draw is slow if so many seconds is the median of the first few. The draws of the bundled tasks take 0.00003 s, and
+# the median takes no notice of what only the first draw does, such as reading a file.
+SLOW = 0.02
+TIMED = 9
+
+
+def task_fingerprint(task: Task, progress: Progress = silent) -> str:
+    """SHA-256 over name, version, options and the first draws of a task: changes when its words or templates do.
+
+    Args:
+        task: The task, with its options.
+        progress: Called with ("fingerprint", done, total).
+
+    Returns:
+        64 hexadecimal digits, over 2,048 draws. Of a task whose draw takes more than 0.02 s, "64-" and the digits over
+        64 draws, so that the two cannot be mixed up.
+
+    Raises:
+        TaskFileError: A draw raises.
+    """
+    rng = Random(f"fingerprint of {task.name}")
+    lines = [json.dumps([task.name, task.version, task.settings])]
+    with global_randomness_kept():
+        lines += map(_line, fixed_examples(task))
+        times, drawn, total = list[float](), 0, DRAWS
+        while drawn < total:
+            started = time.monotonic()
+            lines.append(_line(draw(task, rng)))
+            times.append(time.monotonic() - started)
+            drawn += 1
+            if drawn == TIMED and median(times) > SLOW:
+                total = SLOW_DRAWS
+            if drawn % SLOW_DRAWS == 0 or times[-1] > SLOW:
+                progress("fingerprint", drawn, total)
+    digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    return digest if total == DRAWS else f"{SLOW_DRAWS}-{digest}"
+
+
+def _line(example: Example) -> str:
+    return json.dumps([example.clean, example.corrupt, example.answers, example.distractors])
