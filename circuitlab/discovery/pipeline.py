@@ -233,8 +233,7 @@ def discover(
     with clock("behaviour"):
         prepared = prepare(loaded, found, replacement=put_in)
         behaviour = check_behaviour(prepared, found, judged_by, min_accuracy, allow_weak_gap=allow_weak_gap)
-        if shares := find_method(method).gradients_at:
-            prepared.check_gradient(judged_by, shares, method)
+        prepared.check_gradient(judged_by, find_method(method).gradients_at, method)
         del prepared  # runs of every pair: memory that the sweeps want
     with clock("sweep"):
         grids = _sweeps(loaded, found, _sites(config, loaded), judged_by, seed, callback(progress))
@@ -264,9 +263,8 @@ def discover(
             )  # fmt: skip
     return Run(
         config=config, task=asked, task_fingerprint=fingerprint, spec=loaded.spec,
-        weights_sha256=loaded.weights_sha256(), bos=loaded.bos,
-        metric=judged_by, pairs=pairs, behaviour=behaviour, grids=grids, scores=scores,
-        circuit=circuit.with_node_effects(effects),
+        weights_sha256=loaded.weights_sha256(), bos=loaded.bos, metric=judged_by, pairs=pairs, behaviour=behaviour,
+        grids=grids, scores=scores, circuit=circuit.with_node_effects(effects),
         evaluation=evaluation, seconds=clock.seconds, stability=resamples, stability_seeds=seeds, attention=looks,
     )  # fmt: skip
 

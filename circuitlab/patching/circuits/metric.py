@@ -65,13 +65,14 @@ class Prepared:
         return self._in_order(metric, [b.corrupt_logits for b in self.baselines])
 
     def check_gradient(self, metric: Metric, shares: Sequence[float], method: str) -> None:
-        """Refuse a metric without a gradient where a method takes it; see `circuitlab.metrics.checks`.
+        """Refuse a metric without a gradient where a method takes it (nowhere: no `shares`); see `circuitlab.metrics.checks`.
 
         Raises:
             MetricError: It has none on the first batch.
         """
         first = self.baselines[0]
-        check_gradient(metric, first.clean_logits, first.corrupt_logits, first.batch, shares, method)
+        if shares:
+            check_gradient(metric, first.clean_logits, first.corrupt_logits, first.batch, shares, method)
 
     @property
     def empty_is(self) -> str:
