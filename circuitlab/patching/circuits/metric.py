@@ -65,7 +65,7 @@ class Prepared:
         return self._in_order(metric, [b.corrupt_logits for b in self.baselines])
 
     def check_gradient(self, metric: Metric, shares: Sequence[float], method: str) -> None:
-        """Refuse a metric without a gradient where a method takes it (nowhere: no `shares`); see `circuitlab.metrics.checks`.
+        """Refuse a metric without a gradient where a method takes it; nothing is asked where `shares` is empty.
 
         Raises:
             MetricError: It has none on the first batch.
