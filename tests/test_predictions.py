@@ -126,7 +126,7 @@ def test_a_continuation_may_fill_the_context_and_no_more(bundled):
     ("ask", "error", "text"),
     [
         (lambda m: predict(m, []), errors.ConfigError, "no text is given. Give one text, or a list of texts."),
-        (lambda m: predict(m, ["a", 3]), errors.ConfigError, "a text is a str; got int."),
+        (lambda m: predict(m, ["a", 3]), errors.WrongTypeError, "predict(): text is ['a', 3], of type list;"),
         (lambda m: predict(m, "a", k=-1), errors.ConfigError, "k is -1; the vocabulary has 1,408 tokens, so take"),
         (lambda m: predict(m, "a", k=1409), errors.ConfigError, "k is 1409; the vocabulary has 1,408 tokens"),
         (lambda m: predict(m, ["a", "b"], " Jill"), errors.ConfigError, "2 texts need answers for each; got 1."),
