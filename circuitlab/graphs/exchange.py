@@ -74,6 +74,8 @@ def _read_circuit(path: Path, spec: ModelSpec | None) -> Read:
             f"circuit file {str(path)!r} is a pickle by its name; pickles run code when they are loaded, so none is "
             "read. Save its edges as a JSON list of names, or of [child hook, index, parent hook, index]."
         )
+    if path.suffix == ".dot":
+        raise FormatError(f"circuit file {str(path)!r} is DOT, which is only written. Give the .json it was made from.")
     if path.suffix == ".pt":
         return mib_tensors.read_tensors(path, spec)
     if path.suffix == ".graphml":
