@@ -24,7 +24,7 @@ from circuitlab.patching.runs.columns import Columns, columns_of
 from circuitlab.patching.runs.packing import bytes_per_row, default_budget, fitting, recorded_streams, rows_per_pack
 
 # Edge names or edges, or a mask [writer, reader]; None: every edge of the graph.
-Edges = Iterable[str | Edge] | Bool[np.ndarray, "writer reader"] | Bool[Tensor, "writer reader"] | None
+Edges = str | Edge | Iterable[str | Edge] | Bool[np.ndarray, "writer reader"] | Bool[Tensor, "writer reader"] | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
