@@ -86,11 +86,13 @@ BAD = {
     "layers are no numbers": Bad("sweep name-throw --site head_z --layers all", ("--layers", "'all'", "4-7")),
     "unknown correction": Bad("sweep name-throw --site head_z --correction bonf", ("'bonf'", "holm")),
     "unknown ablation of a sweep": Bad("sweep name-throw --site head_z --ablation nought", ("'nought'", "zero")),
-    "a budget of nothing": Bad("sweep name-throw --site head_z --budget 0", ("0 bytes", "budget")),
+    "a budget of nothing": Bad(
+        "sweep name-throw --site head_z --budget 0", ("'0' was given", "greater than or equal to 1", "budget")
+    ),
     "unknown device": Bad("discover name-throw --device gpu", ("'gpu'", "cpu")),
     "unknown dtype": Bad("discover name-throw --dtype float31", ("'float31'", "float32")),
     "a GPU that is not there": Bad("discover name-throw --device cuda:77", ("'cuda:77'", "cpu")),
-    "n is 0": Bad("discover name-throw -n 0", ("0", "at least 1")),
+    "n is 0": Bad("discover name-throw -n 0", ("'0' was given", "greater than or equal to 1")),
     "n is no number": Bad("discover name-throw -n many", ("-n", "integer")),
     "n above the distinct prompts": Bad("discover task.py -n 500", ("500", "distinct", "n <= 4"), task_file(
         "Example(f'{name} is a really great friend.', f'{name} is a really great friend;', ' He', ' he')")),

@@ -370,7 +370,7 @@ class TestBadRequests:
         self.refused("go with axis='position'", ConfigError, positions=[2])
         self.refused("position 2 is out of range", ConfigError, pairs=mixed_pairs(), axis="position", positions=[2])
         self.refused("budget of 10 bytes", ConfigError, budget=10)
-        self.refused("pairs must be", ConfigError, pairs=[1])
+        self.refused("it must be task.pairs", ConfigError, pairs=[1])
 
     def test_metrics_that_tell_nothing_apart(self):
         same = PairBatch.from_tokens(pairs().clean, pairs().clean, pairs().answers, pairs().distractors)
