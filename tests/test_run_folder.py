@@ -146,7 +146,7 @@ def test_the_command_asks_for_the_same(folder, run):
 
 def test_the_page_opens_from_disk_and_names_the_folder(folder):
     page = (folder / "report.html").read_text(encoding="utf-8")
-    assert "circuitlab reproduce 'a run'" in page.replace("&#x27;", "'").replace("&#39;", "'")
+    assert f"circuitlab reproduce {shlex.quote(str(folder))}\n" in page.replace("&#x27;", "'").replace("&#39;", "'")
     # The view of attention is our own constant script, which the policy names, and its data, which cannot run.
     digest = base64.b64encode(hashlib.sha256(ATTENTION_SCRIPT.encode()).digest()).decode()
     assert f"script-src &#x27;sha256-{digest}&#x27;" in page
