@@ -336,13 +336,14 @@ def test_sweeps_show_the_shared_prefix_as_nothing_and_the_answer_position_as_all
 
 
 def test_another_process_writes_the_same_bytes(folder, elsewhere):
-    """Same seed, other hash seed, no type checks: nothing differs but the seconds."""
+    """Same seed, other hash seed, no type checks: nothing differs but the seconds and the path in the report."""
     before, after = digests_in(folder), digests_in(elsewhere)
     assert set(before) == set(after)
-    assert {name for name in before if before[name] != after[name]} <= {"manifest.json"}
+    assert {name for name in before if before[name] != after[name]} <= {"manifest.json", "report.html"}
     manifests = [strict_json(each / "manifest.json") for each in (folder, elsewhere)]
     for manifest in manifests:
         assert manifest.pop("seconds")
+        assert manifest["files"].pop("report.html")
     assert manifests[0] == manifests[1]
 
 
@@ -608,7 +609,8 @@ def test_any_text_is_one_line_of_the_data_set(run, place):
 
 @pytest.mark.usefixtures("instant")
 def test_the_manifest_spells_the_dtype_as_it_is_asked_for(bundled):
-    assert inspect.unwrap(discover)(TASK, model=bundled, n=2, dtype=torch.float32).config.dtype == "float32"
+    quiet = inspect.unwrap(discover)(TASK, model=bundled, n=2, dtype=torch.float32, progress=lambda *_: None)
+    assert quiet.config.dtype == "float32"
 
 
 @pytest.mark.usefixtures("instant")
