@@ -51,7 +51,10 @@ def checked(function: F) -> F:
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        bound = signature.bind(*args, **kwargs)
+        try:
+            bound = signature.bind(*args, **kwargs)
+        except TypeError:  # too few or too many: Python's own message names the function
+            return function(*args, **kwargs)
         for name, value in bound.arguments.items():
             kind, hint = signature.parameters[name].kind, hints()[name]
             items = {name: value}

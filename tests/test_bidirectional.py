@@ -153,12 +153,12 @@ class TestTheModel:
         assert all((pattern > 0).all() for pattern in load(NAME).record(anywhere().clean).pattern)
 
     def test_encoders_are_refused(self, tmp_path):
-        """BERT has norms in the stream itself, and an MLP that is no module."""
+        """BERT predicts no next token, has norms in the stream itself, and an MLP that is no module."""
         config = hf.BertConfig(vocab_size=300, hidden_size=32, num_hidden_layers=1, num_attention_heads=4)
         with torch.random.fork_rng():
             hf.BertForMaskedLM(config).save_pretrained(tmp_path)
         tokenizer().save_pretrained(tmp_path)
-        with pytest.raises(UnsupportedModelError, match="does not run the MLP of layer 0 as a module of its own"):
+        with pytest.raises(UnsupportedModelError, match=r"type bert, BertForMaskedLM\) is an encoder: not supported"):
             load_model(tmp_path)
 
 

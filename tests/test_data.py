@@ -789,7 +789,7 @@ def test_a_task_file_that_does_not_exist_is_told(tmp_path):
         load_task(tmp_path / "mine.py")
     (tmp_path / "mine.txt").write_text("TASK = 1")
     for other in (tmp_path / "mine.txt", tmp_path):
-        with pytest.raises(TaskFileError, match="defines TASK as 1|is a folder"):
+        with pytest.raises(TaskFileError, match="does not end in .py, so it is not run|is a folder"):
             load_task(other)
 
 

@@ -62,13 +62,15 @@ def test_every_command_that_runs_a_model_has_them():
 
 @pytest.mark.parametrize("flags", [BOTH[:1], BOTH[1:]], ids=" ".join)
 @pytest.mark.parametrize("name", ASKED)
-def test_they_reach_the_model(name, flags, monkeypatch, capsys):
+def test_they_reach_the_model(name, flags, tmp_path, monkeypatch, capsys):
     asked = []
 
     def stop(_model, **keywords):
         asked.append(keywords)
         raise ConfigError("far enough")
 
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "circuit.json").write_text('["input->logits"]')
     monkeypatch.setattr(load, "load_model", stop)
     assert main([*name.split(), *ASKED[name], *flags]) == 2
     assert "far enough" in capsys.readouterr().err

@@ -265,7 +265,10 @@ class TestLists:
         assert [edge.name for edge in edges_of(given, 2)] == expected
 
     @law_of(25)
-    @given(st.lists(st.sampled_from(ALL), unique=True), st.sampled_from(["names", "pairs", "lines", "acdc", "auto"]))
+    @given(
+        st.lists(st.sampled_from(ALL), unique=True, min_size=1),
+        st.sampled_from(["names", "pairs", "lines", "acdc", "auto"]),
+    )
     def test_a_list_in_any_spelling_is_the_same_circuit(self, tmp_path, kept, spelling):
         """An independent speller writes what the reader reads."""
         edges = [Edge.parse(name) for name in kept]

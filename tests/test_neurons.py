@@ -198,9 +198,13 @@ def test_top_examples_are_those_of_one_run_a_text_whatever_the_buffer(bundled, m
     monkeypatch.setattr(finder, "BUFFER_TOKENS", buffer)
     found = neurons.top_examples(bundled, iter(TEXTS), 3, [349, 503, 7], k=3)
     for neuron in (349, 503, 7):
-        expected = by_hand(bundled, TEXTS, 3, neuron)[:3]
-        assert [int(one.where) for one in found.of(neuron)] == [number for _, number in expected]
-        assert [one.value for one in found.of(neuron)] == pytest.approx([value for value, _ in expected], abs=1e-4)
+        expected = by_hand(bundled, TEXTS, 3, neuron)
+        values, numbers = [value for value, _ in expected[:3]], [int(one.where) for one in found.of(neuron)]
+        assert len(set(numbers)) == 3
+        # Texts whose values are equal but for rounding may come in any order: how they are packed decides the last bit.
+        own = {number: value for value, number in expected}
+        assert [own[number] for number in numbers] == pytest.approx(values, abs=1e-6)
+        assert [one.value for one in found.of(neuron)] == pytest.approx(values, abs=1e-4)
         for one in found.of(neuron):
             assert one.value == np.nanmax(one.values)
             assert one.values[one.position] == one.value
@@ -329,7 +333,7 @@ def test_separators_are_found_wherever_a_read_ends(tmp_path, monkeypatch, chunk)
         (
             lambda m: neurons.top_examples(m, ["a", 3], 0, 1),
             errors.ConfigError,
-            "text 1 of the corpus is a int, not a str.",
+            "top_examples(): corpus is ['a', 3], of type list; it must be str or Path or a list of str.",
         ),
         (lambda m: neurons.top_examples(m, "nope.txt", 0, 1), errors.ConfigError, "corpus 'nope.txt' does not exist."),
         (

@@ -56,11 +56,14 @@ class TestProduct:
         (ours,) = torch.autograd.grad(product(left, weight, bias), left, up)
         assert close(ours, up @ weight.T)
 
-    def test_what_makes_up_a_weight_keeps_its_gradient(self):
-        """A weight that was computed belongs to somebody's graph: torch's own product follows it."""
-        part = draw(INNER, OUT).requires_grad_()
-        (gradient,) = torch.autograd.grad(product(draw(ROWS, INNER), 2 * part).sum(), part)
-        assert close(gradient, 2 * draw(ROWS, INNER).sum(0)[:, None].expand(INNER, OUT))
+    def test_weights_get_no_gradient(self):
+        """Neither those that the user asks gradients of, nor their views: a graph of them would be kept for nothing."""
+        weight, left = draw(INNER, OUT).requires_grad_(), draw(ROWS, INNER)
+        for asking in (weight, 2 * weight):
+            assert not product(left, asking, draw(OUT).requires_grad_()).requires_grad
+            (ours,) = torch.autograd.grad(product(left.requires_grad_(), asking).sum(), left)
+            assert close(ours, asking.detach().sum(1).expand(ROWS, INNER))
+            left = left.detach()
 
     def test_with_gelu(self):
         left, weight, bias = draw(ROWS, INNER), draw(INNER, OUT), draw(OUT)

@@ -52,7 +52,9 @@ def test_what_another_process_made_is_the_same_to_the_byte(folder, monkeypatch, 
     assert result.same_weights
     assert {check.name for check in result.files} == set(before)
     others = [check for check in result.files if check.status != "same bytes"]
-    assert [(check.name, check.status) for check in others] == [("manifest.json", "same numbers")], others
+    # The page has the folder's path in its commands.
+    expected = [("report.html", "redrawn"), ("manifest.json", "same numbers")]
+    assert [(check.name, check.status) for check in others] == expected, others
     assert bytes_in(folder) == before
 
 
@@ -65,7 +67,7 @@ def test_it_asks_for_what_the_manifest_says(folder, asked):
         "model": "bundled", "method": "eap-ig", "steps": 5, "method_options": {},
         "metric": "logit_diff", "ablation": "corrupt", "n": N, "seed": 0, "target": 0.9, "min_accuracy": 0.6,
         "device": "cpu", "dtype": "float32", "fold_ln": False, "center_weights": False, "stability": 0, "bos": "auto",
-        "allow_weak_gap": False, "stability_seeds": 0,
+        "allow_weak_gap": False, "stability_seeds": 0, "sites": None,
         "selection": {"n_edges": None, "threshold": None, "signed": False, "greedy": None},
     }  # fmt: skip
     reproduce(folder, device="cuda:3")

@@ -293,6 +293,7 @@ def test_a_metric_that_needs_a_distractor_is_refused_before_a_model_is_loaded(
     monkeypatch.setattr("circuitlab.models.load.load_model", lambda *a, **k: pytest.fail("a model was loaded"))
     for module in (judging, pipeline):
         monkeypatch.setattr(module, "load_model", lambda *a, **k: pytest.fail("a model was loaded"))
+    (tmp_path / "circuit.json").write_text('["input->logits"]')
     words = command.split()
     first, rest = (words[:2], words[2:]) if words[0] in ("features", "evaluate") else (words[:1], words[1:])
     if command.startswith("features"):

@@ -75,7 +75,7 @@ def direct_attribution(
         ConfigError: The metric is no sum of logits, or the model has no MLPs to split.
         UnsupportedModelError: The final norm is neither a layer norm nor an RMS norm.
     """
-    quantity = check_request(by, metric if metric == "logit" else metric_for(metric, pairs), run)
+    quantity = check_request(by, _asked(metric, pairs), run)
     if by == "neuron" and not model.spec.has_mlp:
         raise ConfigError(f"model {model.id!r} has attention alone, and so no neurons. Split by layer or head.")
     tables, totals, order, components = [], [], [], ()
@@ -111,6 +111,14 @@ def check_request(by: str, metric: object, run: str) -> str:
         raise UnknownNameError.of("split", by, SPLITS)
     check_run(run)
     return check_quantity(metric)
+
+
+def _asked(metric: MetricLike | None, pairs: PairSet | PairBatch) -> object:
+    """The metric, or the name of a quantity that is none, such as "logit"."""
+    try:
+        return metric_for(metric, pairs)
+    except UnknownNameError:
+        return metric
 
 
 def _of_batch(model: Model, batch: PairBatch, by: str, quantity: str) -> tuple[list[Share], Float[Tensor, " batch"]]:
