@@ -9,6 +9,7 @@ import typer
 from circuitlab import load_model, neurons
 from circuitlab.cli import main
 from circuitlab.cli.app import app
+from circuitlab.discovery import judging
 from circuitlab.errors import ConfigError
 from circuitlab.models import load
 
@@ -65,13 +66,14 @@ def test_every_command_that_runs_a_model_has_them():
 def test_they_reach_the_model(name, flags, tmp_path, monkeypatch, capsys):
     asked = []
 
-    def stop(_model, **keywords):
+    def stop(model=None, **keywords):
         asked.append(keywords)
         raise ConfigError("far enough")
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "circuit.json").write_text('["input->logits"]')
-    monkeypatch.setattr(load, "load_model", stop)
+    for module in (load, judging):
+        monkeypatch.setattr(module, "load_model", stop)
     assert main([*name.split(), *ASKED[name], *flags]) == 2
     assert "far enough" in capsys.readouterr().err
     told = [asked[0][key] for key in ("fold_ln", "center_weights")]
