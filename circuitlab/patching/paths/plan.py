@@ -62,8 +62,8 @@ class PathPlan:
 def plan_paths(
     model: Model,
     pairs: PairSet | PairBatch,
-    senders: Iterable[str | Node] | None,
-    receivers: Iterable[str | Node | Reader],
+    senders: str | Node | Iterable[str | Node] | None,
+    receivers: str | Node | Reader | Iterable[str | Node | Reader],
     *,
     frozen: str,
     freeze_mlps: bool,
@@ -95,7 +95,7 @@ def plan_paths(
     return plan
 
 
-def _senders(layout: Layout, given: Iterable[str | Node]) -> tuple[Node, ...]:
+def _senders(layout: Layout, given: str | Node | Iterable[str | Node]) -> tuple[Node, ...]:
     names = [given] if isinstance(given, str | Node) else list(given)
     allowed = {node.name: node for node in layout.writers}
     found = []
@@ -107,7 +107,7 @@ def _senders(layout: Layout, given: Iterable[str | Node]) -> tuple[Node, ...]:
     return tuple(found)
 
 
-def _receivers(layout: Layout, given: Iterable[str | Node | Reader]) -> tuple[Reader, ...]:
+def _receivers(layout: Layout, given: str | Node | Reader | Iterable[str | Node | Reader]) -> tuple[Reader, ...]:
     names = [given] if isinstance(given, str | Node | Reader) else list(given)
     found = [reader for name in names for reader in _readers(layout, name)]
     _refuse_none_or_twice("receiver", [reader.name for reader in found])
