@@ -428,6 +428,12 @@ class TestMistakes:
         with pytest.raises(ModelError, match=r"model folder './nowhere' does not exist"):
             load_model("./nowhere")
 
+    def test_a_link_to_nothing(self, tmp_path, monkeypatch):
+        (tmp_path / "link").symlink_to(tmp_path / "gone")
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(ModelError, match="model folder 'link' is a link to nothing"):
+            load_model("link")
+
     def test_a_file_instead_of_a_folder(self, folder):
         with pytest.raises(ModelError, match=r"is a file, not a folder"):
             load_model(folder / "model.safetensors")

@@ -55,7 +55,8 @@ def checked_folder(folder: Path, name: str) -> Path:
             empty, cut short, or something else than weights.
     """
     if not folder.is_dir():
-        what = "is a file, not a folder" if folder.exists() else "does not exist"
+        missing = "is a link to nothing" if folder.is_symlink() else "does not exist"
+        what = "is a file, not a folder" if folder.exists() else missing
         raise ModelError(
             f"model folder {name!r} {what}. Give a HuggingFace checkpoint folder, a hub name, or 'bundled'."
         )

@@ -106,7 +106,7 @@ def _load(
         folder: Where it was found before, whatever the working directory was.
     """
     source = str(files("circuitlab") / "bundled") if name == BUNDLED else folder or name
-    looks_local = name == BUNDLED or Path(source).exists() or source.startswith((".", "/", "~"))
+    looks_local = name == BUNDLED or os.path.lexists(source) or source.startswith((".", "/", "~"))
     if looks_local:
         source = str(checked_folder(Path(source).expanduser(), name))
     bridge, text = _boot(source, name, device, dtype, bos, local=looks_local)
