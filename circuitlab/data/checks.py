@@ -1,4 +1,4 @@
-"""Checks of what a task file gives: names, texts, answers and spans. Each fault is told in one line."""
+"""Checks of what a task file gives: names, texts, answers and spans. Each fault is an error of one line."""
 
 from __future__ import annotations
 

@@ -40,7 +40,8 @@ class Metric:
         source: Where it was proposed, if anywhere.
 
     Raises:
-        MetricError: A field is of the wrong type, or the name is empty or not printable.
+        WrongTypeError: A field is of another type than stated.
+        MetricError: The name is empty, or a text is not one printable line.
     """
 
     name: str
@@ -58,15 +59,8 @@ class Metric:
     def __post_init__(self) -> None:
         for field in ("name", "unit", "what"):
             text = getattr(self, field)
-            if not isinstance(text, str) or not text.isprintable() or (field == "name" and not text.strip()):
+            if not text.isprintable() or (field == "name" and not text.strip()):
                 raise MetricError(f"{field} of a metric is {shown(text)}; it must be one line of printable text.")
-        for field in FLAGS:
-            if not isinstance(getattr(self, field), bool):
-                raise MetricError(
-                    f"{field} of metric {self.name!r} is {shown(getattr(self, field))}; it must be True or False."
-                )
-        if not callable(self.function):
-            raise MetricError(f"function of metric {self.name!r} is {shown(self.function)}; it must be a function.")
 
     def __call__(self, logits: Float[Tensor, "batch d_vocab"], batch: PairBatch) -> Float[Tensor, " batch"]:
         """One value per example.
@@ -112,7 +106,6 @@ MetricLike = str | Metric | MetricFunction
 
 # What a function may declare by an attribute of the same name.
 DECLARED = ("unit", "what", "higher_is_better", "smooth", "natural_zero", "needs_distractor", "needs_reference")
-FLAGS = ("higher_is_better", "smooth", "natural_zero", "needs_distractor", "needs_reference", "local")
 
 METRICS: dict[str, Metric] = {
     metric.name: metric

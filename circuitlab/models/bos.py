@@ -112,7 +112,7 @@ def _bos(tokenizer: Any, choice: str, ids: list[int]) -> Bos:
 
 
 def _added_in_front(tokenizer: Any) -> list[int]:
-    """The tokens that the tokenizer puts in front of a text when it is called; what it puts behind is left out."""
+    """The tokens that the tokenizer puts in front of a text when it is called; not what it adds after it."""
     coded = next((coded for coded in _called(tokenizer) if not all(coded["special_tokens_mask"])), None)
     if coded is None:
         return []

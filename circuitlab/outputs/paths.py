@@ -1,4 +1,4 @@
-"""Paths that the user gives for output: whether something can be written there, told before any work."""
+"""Paths that the user gives for output: whether something can be written there, checked before any work."""
 
 from __future__ import annotations
 
