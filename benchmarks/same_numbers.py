@@ -26,7 +26,7 @@ from typing import Any
 
 TASKS = ("gendered-pronouns", "html-tag-closing", "name-throw")
 METHODS = ("eap", "eap-ig-activations", "relp", "exact", "acdc")
-ABLATIONS = ("corrupt", "mean-position")
+ABLATIONS = ("corrupt", "zero")
 TOLERANCE = 1e-6
 # Values in the metric's unit; everything else has none, or is a share of the gap.
 IN_METRIC = ("score", "metric_")
