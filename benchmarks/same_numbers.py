@@ -51,7 +51,7 @@ class Made:
         """Its command line."""
         few = () if self.method == "eap-ig" else ("--no-sweep",)
         return [
-            "discover", self.task, "--method", self.method, "--ablation", self.ablation, "-n", "20", *few,
+            "discover", self.task, "--method", self.method, "--ablation", self.ablation, "-n", "10", *few,
             "--out", str(folder / self.name), "--quiet",
         ]  # fmt: skip
 
