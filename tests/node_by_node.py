@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from circuitlab.models.protocol import Frame, Model, Recording
+from circuitlab.models.protocol import BlockArguments, Model, Recording
 from circuitlab.parts import Layout, Slot
 from circuitlab.patching.runs.floor import Floor
 
@@ -25,7 +25,7 @@ class Walk:
 
 
 @torch.no_grad()
-def walk(model: Model, frame: Frame, start: Tensor, mask: Tensor, replacement: list[Tensor]) -> Walk:
+def walk(model: Model, arguments: BlockArguments, start: Tensor, mask: Tensor, replacement: list[Tensor]) -> Walk:
     """The final stream, every writer's output, and everything in between.
 
     `mask[writer, reader]` keeps an edge, `mask[writer, reader, d_model]` some components of what it carries;
@@ -49,7 +49,7 @@ def walk(model: Model, frame: Frame, start: Tensor, mask: Tensor, replacement: l
             values[slot] = torch.stack(
                 [model.project(layer, slot, [h], stream[None])[0] for h, stream in enumerate(streams)], 2
             )
-        z = model.attend(layer, values[Slot.Q], values[Slot.K], values[Slot.V], frame)
+        z = model.attend(layer, values[Slot.Q], values[Slot.K], values[Slot.V], arguments)
         heads = list(model.head_outputs(layer, z))
         own_bias = model.attn_output(layer, torch.zeros_like(z))
         stream = bias + replaced(0, len(said))
@@ -66,16 +66,16 @@ def walk(model: Model, frame: Frame, start: Tensor, mask: Tensor, replacement: l
             found.kept[name].append(value)
         for name, value in (("q", values[Slot.Q]), ("k", values[Slot.K]), ("v", values[Slot.V]), ("z", z)):
             found.kept[name].append(value)
-        found.kept["pattern"].append(z.new_zeros(len(z), spec.n_heads, frame.n_tokens, frame.n_tokens))
+        found.kept["pattern"].append(z.new_zeros(len(z), spec.n_heads, arguments.n_tokens, arguments.n_tokens))
     found.final = read(len(Layout.of(spec).readers) - 1)
     return found
 
 
-def floor_by_hand(model: Model, frame: Frame, start: Tensor, replacement: list[Tensor]) -> Floor:
+def floor_by_hand(model: Model, arguments: BlockArguments, start: Tensor, replacement: list[Tensor]) -> Floor:
     """The run with no edge kept."""
     layout = Layout.of(model.spec)
     nothing = torch.zeros(len(layout.writers), len(layout.readers), dtype=torch.bool)
-    empty = walk(model, frame, start, nothing, replacement)
+    empty = walk(model, arguments, start, nothing, replacement)
     run = Recording(**{name: tuple(values) for name, values in empty.kept.items()}, resid_final=empty.final)
     offsets = {w: empty.said[w] - replacement[w] for w in range(1, len(layout.writers))}
     return Floor(run=run, offsets=offsets)

@@ -32,7 +32,7 @@ ANSWERS = np.array([[0, 0, 0, 1, 0], [0, 0, 0, 0, 1]], dtype=bool)
 
 
 def plan_of(
-    layout: Layout, masks: np.ndarray, offsets: tuple[int, ...] = (), coupled: bool = False, causal: bool = True
+    layout: Layout, masks: np.ndarray, offsets: tuple[int, ...] = (), heads_interact: bool = False, causal: bool = True
 ) -> Plan:
     return plan_circuits(
         layout,
@@ -41,7 +41,7 @@ def plan_of(
         entering=SETS.of(ENTERING),
         answers=SETS.of(ANSWERS),
         offsets=dict.fromkeys(offsets, SETS.all),
-        coupled=[coupled] * layout.spec.n_layers,
+        heads_interact=[heads_interact] * layout.spec.n_layers,
     )
 
 
@@ -180,11 +180,11 @@ class TestTokens:
         (made,) = plan.made(plan.mlps[0])
         assert (members(plan.tokens[number]), members(made.tokens)) == ({3, 9}, {3})
 
-    def test_a_coupled_head_speaks_for_its_whole_layer(self):
+    def test_heads_that_share_a_post_norm_are_computed_together(self):
         layout = Layout.of(spec_of(1, 2))
         edges = mask_of(layout, "input->a0.h0<q>", "a0.h1->logits")[None]
         assert said_at(plan_of(layout, edges)) == {}
-        assert said_at(plan_of(layout, edges, coupled=True)) == {0: {3}, 2: {3}}
+        assert said_at(plan_of(layout, edges, heads_interact=True)) == {0: {3}, 2: {3}}
 
 
 class TestSharing:
@@ -208,12 +208,12 @@ class TestSharing:
         assert {name for name in versions if versions.count(name) == 2} == {"m1", "a2.h0", "a2.h1", "m2"}
         assert len(set(plan.final)) == 2
 
-    @pytest.mark.parametrize("coupled", [False, True])
-    def test_a_circuit_is_planned_among_others_as_it_is_alone(self, coupled: bool):
+    @pytest.mark.parametrize("heads_interact", [False, True])
+    def test_a_circuit_is_planned_among_others_as_it_is_alone(self, heads_interact: bool):
         """Followed from its end, every step has the same steps before it, at all tokens that it needs alone."""
         layout = Layout.of(spec_of(2, 2))
         masks = np.stack([random_mask(layout, share, seed) for seed, share in enumerate([0.2, 0.5, 0.8, 0.3])])
-        together = plan_of(layout, masks, offsets=(2, 3), coupled=coupled)
+        together = plan_of(layout, masks, offsets=(2, 3), heads_interact=heads_interact)
 
         def compare(alone: Plan, here: int | None, there: int | None) -> None:
             assert (here is None) == (there is None)
@@ -225,7 +225,7 @@ class TestSharing:
                     compare(alone, a, b)
 
         for circuit, mask in enumerate(masks):
-            alone = plan_of(layout, mask[None], offsets=(2, 3), coupled=coupled)
+            alone = plan_of(layout, mask[None], offsets=(2, 3), heads_interact=heads_interact)
             compare(alone, alone.final[0], together.final[circuit])
 
     def test_cost_follows_the_circuit(self):

@@ -254,8 +254,8 @@ class TestFloors:
         model, (baseline,), given = load(name), prepared(name).baselines, replacements(name, kind)
         start, at = baseline.clean.resid_pre[0], baseline.batch.answer_at
         masks = torch.tensor(random_masks(layout_of(name), shares=(0.6, 0.15)))
-        expected = [at_answer(walk(model, baseline.frame, start, mask, given).final, at) for mask in masks]
-        floor = floor_by_hand(model, baseline.frame, start, given)
+        expected = [at_answer(walk(model, baseline.arguments, start, mask, given).final, at) for mask in masks]
+        floor = floor_by_hand(model, baseline.arguments, start, given)
         found = run_circuits(model, baseline, masks, floor)
         scale = torch.stack(expected).abs().max()
         assert (found - torch.stack(expected)).abs().max() < TOLERANCE[name] * scale
@@ -279,8 +279,8 @@ class TestFloors:
                 masks[2, : layout.visible[column], column] = True
         masks[:, 1:, layout.reader_index(ends)] = True
         masks[1, 1, :] = torch.tensor([n > 1 for n in layout.visible])  # a twin of the first, but for one head
-        expected = torch.stack([at_answer(walk(model, baseline.frame, start, m, given).final, at) for m in masks])
-        floor = floor_by_hand(model, baseline.frame, start, given)
+        expected = torch.stack([at_answer(walk(model, baseline.arguments, start, m, given).final, at) for m in masks])
+        floor = floor_by_hand(model, baseline.arguments, start, given)
         scale = expected.abs().max()
         assert (run_circuits(model, baseline, masks, floor) - expected).abs().max() < TOLERANCE[name] * scale
         for mask, alone in zip(masks, expected, strict=True):
@@ -291,7 +291,7 @@ class TestFloors:
         model, (baseline,) = load(name), prepared(name).baselines
         masks = torch.tensor(random_masks(layout_of(name), shares=(0.6, 0.15)))
         given = walk_of_corrupted(name)
-        floor = floor_by_hand(model, baseline.frame, baseline.clean.resid_pre[0], given)
+        floor = floor_by_hand(model, baseline.arguments, baseline.clean.resid_pre[0], given)
         # In a post-norm model each head's share is that of its own run's scale, and so is the replacement.
         assert max(offset.abs().max() for offset in floor.offsets.values()) < 100 * TOLERANCE[name]
         expected = run_circuits(model, baseline, masks)
@@ -301,7 +301,7 @@ class TestFloors:
     def test_all_edges_are_the_clean_run_and_none_the_floor(self, name):
         model, (baseline,) = load(name), prepared(name).baselines
         real = torch.tensor(real_edges(layout_of(name)))
-        floor = floor_by_hand(model, baseline.frame, baseline.clean.resid_pre[0], replacements(name, "noise"))
+        floor = floor_by_hand(model, baseline.arguments, baseline.clean.resid_pre[0], replacements(name, "noise"))
         everything, nothing = run_circuits(model, baseline, torch.stack([real, torch.zeros_like(real)]), floor)
         at = baseline.batch.answer_at
         scale = baseline.clean.resid_final.abs().max()
@@ -311,7 +311,7 @@ class TestFloors:
     def test_a_node_that_reads_nothing_changed_still_says_its_own(self, name):
         """One edge, from an MLP or a head to the logits: the floor and that writer's offset."""
         model, (baseline,), layout = load(name), prepared(name).baselines, layout_of(name)
-        floor = floor_by_hand(model, baseline.frame, baseline.clean.resid_pre[0], replacements(name, "noise"))
+        floor = floor_by_hand(model, baseline.arguments, baseline.clean.resid_pre[0], replacements(name, "noise"))
         masks = torch.zeros(len(layout.writers), len(layout.writers), len(layout.readers), dtype=torch.bool)
         masks[torch.arange(len(masks)), torch.arange(len(masks)), -1] = True
         found = run_circuits(model, baseline, masks, floor)
@@ -329,7 +329,7 @@ class TestFloors:
         for kind in ("zero", "noise"):
             given = replacements("gpt2", kind)
             expected = [by_hand.run(batch.clean, torch.tensor(mask).double(), given)[0] for mask in masks]
-            floor = floor_by_hand(load("gpt2"), baseline.frame, baseline.clean.resid_pre[0], given)
+            floor = floor_by_hand(load("gpt2"), baseline.arguments, baseline.clean.resid_pre[0], given)
             found = run_circuits(load("gpt2"), baseline, torch.tensor(masks), floor)
             for stream, logits in zip(found, expected, strict=True):
                 assert (load("gpt2").logits(stream) - at_answer(logits, batch.answer_at)).abs().max() < 1e-9
@@ -339,7 +339,7 @@ class TestFloors:
         model, (baseline,) = load("gpt2"), prepared("gpt2").baselines
         real, at = real_edges(layout_of("gpt2")), baseline.batch.answer_at
         masks = torch.tensor(np.stack([real, real & False, *random_masks(layout_of("gpt2"))]))
-        floor = floor_by_hand(model, baseline.frame, baseline.clean.resid_pre[0], replacements("gpt2", "noise"))
+        floor = floor_by_hand(model, baseline.arguments, baseline.clean.resid_pre[0], replacements("gpt2", "noise"))
         for given, run in ((None, baseline.corrupt), (floor, floor.run)):
             found = run_circuits(model, baseline, masks, given)
             assert (found[0] - at_answer(baseline.clean.resid_final, at)).abs().max() < 1e-12
@@ -363,7 +363,7 @@ class TestFloors:
 
     def test_a_run_leaves_floor_and_baseline_as_they_were(self, name):
         model, (baseline,) = load(name), prepared(name).baselines
-        floor = floor_by_hand(model, baseline.frame, baseline.clean.resid_pre[0], replacements(name, "noise"))
+        floor = floor_by_hand(model, baseline.arguments, baseline.clean.resid_pre[0], replacements(name, "noise"))
         held = [baseline.clean.resid_pre, baseline.clean.z, floor.run.resid_pre, floor.run.q, floor.run.mlp_out]
         held += [tuple(floor.offsets.values()), baseline.corrupt.resid_pre, baseline.corrupt.k]
         before = [[tensor.clone() for tensor in part] for part in held]
@@ -380,7 +380,7 @@ def walk_of_corrupted(name: str) -> list[torch.Tensor]:
     (baseline,) = prepared(name).baselines
     everything = torch.tensor(real_edges(layout_of(name)))
     start = baseline.corrupt.resid_pre[0]
-    return walk(load(name), baseline.frame, start, everything, [start] * len(layout_of(name).writers)).said
+    return walk(load(name), baseline.arguments, start, everything, [start] * len(layout_of(name).writers)).said
 
 
 class TestCost:

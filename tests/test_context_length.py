@@ -174,13 +174,13 @@ def test_a_hook_of_the_user_does_not_change_the_message():
     model = fresh("gpt2")
     model.bridge.blocks[0].register_forward_hook(lambda *_: None)
     with pytest.raises(TokenError, match="but the context holds 64"):
-        model.frame(tokens(N_CTX + 1).clean)
+        model.block_arguments(tokens(N_CTX + 1).clean)
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_the_model_s_own_steps_refuse_as_well(name):
     model, long = load(name), tokens(N_CTX + 1).clean
-    for step in (model.record, model.frame, model.embedding, model.whole_logits):
+    for step in (model.record, model.block_arguments, model.embedding, model.whole_logits):
         with nothing_runs(model), pytest.raises(TokenError, match=f"has {N_CTX + 1} tokens, but the context holds"):
             step(long)
 
@@ -195,7 +195,7 @@ OTHER_TOKENS = {
 }
 
 
-@pytest.mark.parametrize("step", ["record", "frame", "embedding", "whole_logits"])
+@pytest.mark.parametrize("step", ["record", "block_arguments", "embedding", "whole_logits"])
 @pytest.mark.parametrize("name", OTHER_TOKENS)
 def test_the_model_s_own_steps_refuse_other_tensors(name, step):
     from architectures import as_users_run_it

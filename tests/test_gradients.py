@@ -214,13 +214,17 @@ class TestWindow:
 
     def traced(self, name: str, first: int | None = None) -> tuple[Traced, Tensor]:
         model, batch = load(name), pairs()
-        frame, clean, corrupt = model.frame(batch.clean), model.embedding(batch.clean), model.embedding(batch.corrupt)
+        arguments, clean, corrupt = (
+            model.block_arguments(batch.clean),
+            model.embedding(batch.clean),
+            model.embedding(batch.corrupt),
+        )
         window = Window.between(batch, clean - corrupt, causal=model.spec.causal)
         assert (window.first, window.stop) == (2, 8)
         if first is not None:
             window = Window(first=first, stop=8, answer_at=batch.answer_at - first)
-        around = run_plain(model, frame, Window.whole(batch), corrupt)
-        return trace(model, frame, window, window.of(clean), around), around.final
+        around = run_plain(model, arguments, Window.whole(batch), corrupt)
+        return trace(model, arguments, window, window.of(clean), around), around.final
 
     @pytest.mark.parametrize("name", CAUSAL)
     def test_the_same_gradients(self, name):
@@ -256,7 +260,7 @@ class TestWindow:
         for weight in weights:
             weight.requires_grad_(True)
         try:
-            traced = trace(model, model.frame(batch.clean), Window.whole(batch), model.embedding(batch.clean))
+            traced = trace(model, model.block_arguments(batch.clean), Window.whole(batch), model.embedding(batch.clean))
             found = slopes(traced.final.sum(), traced)
         finally:
             for weight in weights:

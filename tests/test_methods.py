@@ -355,8 +355,10 @@ class TestRelevance:
     def test_values_stay_to_the_bit(self, name, attention_rule):
         model, batch = load(name), pairs()
         ruled: Any = RelevanceModel(model, attention_rule)
-        frame, start = model.frame(batch.clean), model.embedding(batch.clean)
-        runs = [run(which, frame, Window.whole(batch), start) for which in (model, ruled) for run in (trace, run_plain)]
+        arguments, start = model.block_arguments(batch.clean), model.embedding(batch.clean)
+        runs = [
+            run(which, arguments, Window.whole(batch), start) for which in (model, ruled) for run in (trace, run_plain)
+        ]
         for other in runs[1:]:
             assert torch.equal(runs[0].final, other.final)
             for ours, theirs in zip(runs[0].blocks, other.blocks, strict=True):

@@ -118,7 +118,7 @@ class TestSameFunction:
             model = load(name, dtype)
             worst = measure(model, pairs().clean)
             alone = mlp_gate(model.bridge.blocks[0]) is None
-            assert len(worst) == 22 + (not model.has_post_norm(0)) + 2 * model.attends_plainly(0) + alone
+            assert len(worst) == 22 + (not model.has_post_norm(0)) + 2 * model.is_standard_attention(0) + alone
             assert max(worst.values()) < ALLOWED[model.dtype] / 3
 
     def test_the_bundled_model_is_the_default(self, bundled):

@@ -40,17 +40,17 @@ def carried(mask: np.ndarray, neurons: np.ndarray) -> torch.Tensor:
 def test_each_node_written_out(name, kind):
     model, batch = load(name), pairs()
     (baseline,) = prepare(model, batch).baselines
-    start, frame, at = baseline.clean.resid_pre[0], baseline.frame, batch.answer_at
+    start, arguments, at = baseline.clean.resid_pre[0], baseline.arguments, batch.answer_at
     layout, (mask, neurons) = Layout.of(model.spec), some(name)
     if kind == "corrupt":
         every = torch.tensor(real_edges(layout))
-        given = walk(model, frame, baseline.corrupt.resid_pre[0], every, [start] * len(layout.writers)).said
+        given = walk(model, arguments, baseline.corrupt.resid_pre[0], every, [start] * len(layout.writers)).said
         floor, loose = None, 100
     else:
         generator = torch.Generator().manual_seed(3)
         given = [0.3 * torch.randn(start.shape, generator=generator, dtype=start.dtype) for _ in layout.writers]
-        floor, loose = floor_by_hand(model, frame, start, given), 1
-    expected = at_answer(walk(model, frame, start, carried(mask, neurons), given).final, at)
+        floor, loose = floor_by_hand(model, arguments, start, given), 1
+    expected = at_answer(walk(model, arguments, start, carried(mask, neurons), given).final, at)
     masks = torch.tensor(np.stack([mask, mask & False, mask]))
     found = run_circuits(model, baseline, masks, floor, torch.tensor(neurons))
     scale = expected.abs().max()
@@ -83,10 +83,10 @@ class TestJudging:
         model, batch, (circuit, neurons) = load("gpt2"), pairs(n=4), judged()
         (baseline,) = prepare(model, batch).baselines
         start, every = baseline.clean.resid_pre[0], torch.tensor(real_edges(circuit.layout))
-        replaced = walk(model, baseline.frame, baseline.corrupt.resid_pre[0], every, [start] * len(every)).said
+        replaced = walk(model, baseline.arguments, baseline.corrupt.resid_pre[0], every, [start] * len(every)).said
 
         def share(kept: torch.Tensor) -> float:
-            final = at_answer(walk(model, baseline.frame, start, kept, replaced).final, batch.answer_at)
+            final = at_answer(walk(model, baseline.arguments, start, kept, replaced).final, batch.answer_at)
             value = logit_diff(model.logits(final), batch).mean().item()
             return (value - found.metric_empty) / (found.metric_clean - found.metric_empty)
 

@@ -76,7 +76,7 @@ class TestStages:
     @pytest.mark.parametrize(("name", "stage"), CASES)
     def test_the_rest_follows_from_a_stage(self, name, stage):
         model, run = load(name), load(name).record(pairs().clean)
-        read = mlp_reads(model, run.resid_pre[0], 1, model.frame(pairs().clean))
+        read = mlp_reads(model, run.resid_pre[0], 1, model.block_arguments(pairs().clean))
         hidden = model.mlp_hidden(1, read, stage)
         if stage is Stage.PRE and name in GATED:
             with pytest.raises(UnsupportedModelError, match=r"has gated MLPs: .* Use stage mid or post"):
@@ -187,13 +187,13 @@ class TestEnds:
     @pytest.mark.parametrize("name", ["gpt2", "llama", "neox"])
     def test_a_stretch_of_blocks(self, name):
         model, run = load(name), load(name).record(pairs().clean)
-        frame = model.frame(pairs().clean)
-        found = model.run_blocks(run.resid_pre[0], 0, frame, 1)
+        arguments = model.block_arguments(pairs().clean)
+        found = model.run_blocks(run.resid_pre[0], 0, arguments, 1)
         assert found.numpy() == pytest.approx(run.resid_pre[1].numpy(), abs=TOLERANCE[name])
-        assert torch.equal(model.run_blocks(found, 1, frame, 1), found)
+        assert torch.equal(model.run_blocks(found, 1, arguments, 1), found)
         start = run.resid_pre[0].clone().requires_grad_()
-        assert model.run_blocks(start, 0, frame, 1).requires_grad
-        assert not model.run_blocks(run.resid_pre[0], 0, frame, 1).requires_grad
+        assert model.run_blocks(start, 0, arguments, 1).requires_grad
+        assert not model.run_blocks(run.resid_pre[0], 0, arguments, 1).requires_grad
 
 
 class TestMessages:

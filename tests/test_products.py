@@ -6,7 +6,7 @@ from architectures import fresh
 from torch.nn import functional
 
 from circuitlab.models import products
-from circuitlab.models.absorbed import attend_once
+from circuitlab.models.absorbed import attend_last_query
 from circuitlab.models.products import fast_products, gelu_product, product
 from circuitlab.models.shortcuts import plain_attention
 from circuitlab.parts import Slot
@@ -171,11 +171,11 @@ class TestAttendOnce:
         k = torch.einsum("rsm,hmd->rshd", seen, key) + key_bias
         v = torch.einsum("rsm,hmd->rshd", seen, value) + value_bias
         everything = torch.ones(rows, seq, dtype=torch.bool)
-        ours = attend_once(q[:, 0], seen, everything, key, value, value_bias, 0.5)
+        ours = attend_last_query(q[:, 0], seen, everything, key, value, value_bias, 0.5)
         assert close(ours, plain_attention(q, k, v, 0.5)[:, 0])
         shorter = everything.clone()
         shorter[:, 5:] = False
-        ours = attend_once(q[:, 0], seen, shorter, key, value, value_bias, 0.5)
+        ours = attend_last_query(q[:, 0], seen, shorter, key, value, value_bias, 0.5)
         assert close(ours, plain_attention(q, k[:, :5], v[:, :5], 0.5)[:, 0])
         assert not close(ours, plain_attention(q, k, v, 0.5)[:, 0])
 
@@ -187,13 +187,13 @@ class TestUsersHooks:
     def test_are_heard(self, part):
         model = fresh("gpt2", "float32")
         tokens = torch.arange(8)[None]
-        stream, frame = model.record(tokens).resid_pre[1], model.frame(tokens)
+        stream, arguments = model.record(tokens).resid_pre[1], model.block_arguments(tokens)
 
         def step() -> torch.Tensor:
             if part.startswith("mlp") or part == "ln2":
                 return model.mlp_output(0, stream)
             q, k, v = (values[None] for values in model.read_attention(0, tuple(Slot), stream[0]))
-            return model.attn_output(0, model.attend(0, q, k, v, frame))
+            return model.attn_output(0, model.attend(0, q, k, v, arguments))
 
         def tripled(_module: object, _args: object, out: torch.Tensor) -> torch.Tensor:
             return 3 * out

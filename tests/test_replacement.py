@@ -392,7 +392,7 @@ class TestPutIn:
         z = base.clean.z[layer].clone()
         z[:, :, head] = put_in("gpt2", kind).z[layer][:, :, head]
         middle = base.clean.resid_pre[layer] + model.attn_output(layer, z)
-        final = model.run_blocks(middle + model.mlp_output(layer, middle), layer + 1, base.frame)
+        final = model.run_blocks(middle + model.mlp_output(layer, middle), layer + 1, base.arguments)
         return model.logits(at_answer(final, scored().answer_at))
 
     @pytest.mark.parametrize(("layer", "head"), [(0, 1), (1, 3)])
@@ -473,8 +473,8 @@ class TestFloor:
         """A head's q, k, v and z on the floor, from the other way to project."""
         model, base = load(name), baseline(name)
         run = floor_of(model, base, resolved(name, "mean")).run
-        again = model.run_blocks(run.resid_pre[1], 1, base.frame)
-        z = model.attend(1, run.q[1], run.k[1], run.v[1], base.frame)
+        again = model.run_blocks(run.resid_pre[1], 1, base.arguments)
+        z = model.attend(1, run.q[1], run.k[1], run.v[1], base.arguments)
         middle = run.resid_pre[1] + model.attn_output(1, z)
         read = run.resid_pre[1] if model.spec.parallel else middle
         assert (middle + model.mlp_output(1, read) - again).abs().max() < 10 * TOLERANCE[name]

@@ -52,11 +52,11 @@ class TestSuffix:
         change = torch.randn(4, model.spec.d_model, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
         whole = run.corrupt.resid_pre[layer][rows.example].clone()
         whole[torch.arange(4), rows.first] += change
-        expected = model.run_blocks(whole, layer, run.frame)[torch.arange(4), rows.last]
+        expected = model.run_blocks(whole, layer, run.arguments)[torch.arange(4), rows.last]
         stream, touched = rows.of(run.corrupt.resid_pre[layer]), rows.position == rows.first[rows.row]
         stream[touched] += change
         for known in (touched, None):
-            found = run_suffix(model, run.corrupt, run.frame, rows, stream, layer, known)
+            found = run_suffix(model, run.corrupt, run.arguments, rows, stream, layer, known)
             assert found == pytest.approx(expected, abs=TOLERANCE[name])
         assert expected != pytest.approx(run.corrupt.resid_final[rows.example, rows.last], abs=1e-3)
 
@@ -71,10 +71,10 @@ class TestSuffix:
         behind = (
             changed + run.corrupt.mlp_out[layer] if model.spec.parallel else changed + model.mlp_output(layer, changed)
         )
-        expected = model.run_blocks(behind, layer + 1, run.frame)[torch.arange(4), batch.answer_at]
+        expected = model.run_blocks(behind, layer + 1, run.arguments)[torch.arange(4), batch.answer_at]
         entered = rows.of(behind if model.spec.parallel else changed)
         for known in (rows.position == 4, None):
-            found = run_from_middle(model, run.corrupt, run.frame, rows, entered, layer, known)
+            found = run_from_middle(model, run.corrupt, run.arguments, rows, entered, layer, known)
             assert found == pytest.approx(expected, abs=TOLERANCE[name])
 
     def test_a_token_left_out_is_seen(self):
@@ -82,7 +82,7 @@ class TestSuffix:
         model, batch = load("gpt2"), pairs()
         run = record_baseline(model, batch)
         late = rows_from(model.spec, batch, torch.arange(4), torch.full((4,), 6))
-        wrong = run_suffix(model, run.corrupt, run.frame, late, late.of(run.clean.resid_pre[0]), 0)
+        wrong = run_suffix(model, run.corrupt, run.arguments, late, late.of(run.clean.resid_pre[0]), 0)
         right = run.clean.resid_final[torch.arange(4), batch.answer_at]
         assert wrong != pytest.approx(right, abs=1e-3)
 

@@ -84,14 +84,14 @@ def test_a_mode_is_as_before_afterwards(model, mode):
 
 @pytest.mark.parametrize("mode", ["inference_mode", "autocast"])
 def test_methods_of_the_model_under_a_mode(model, mode):
-    run, frame = model.record(BATCH.clean), model.frame(BATCH.clean)
+    run, arguments = model.record(BATCH.clean), model.block_arguments(BATCH.clean)
     steps: list[Callable[[], torch.Tensor]] = [
         lambda: model.whole_logits(BATCH.clean),
         lambda: model.record(BATCH.clean).resid_final,
-        lambda: model.run_blocks(run.resid_pre[0], 0, frame),
+        lambda: model.run_blocks(run.resid_pre[0], 0, arguments),
         lambda: model.mlp_output(0, run.resid_pre[0]),
         lambda: model.logits(run.resid_final[:, -1]),
-        lambda: model.attend(0, run.q[0], run.k[0], run.v[0], frame),
+        lambda: model.attend(0, run.q[0], run.k[0], run.v[0], arguments),
     ]
     for number, step in enumerate(steps):
         expected = step()

@@ -124,20 +124,20 @@ def _attributed(
     level: str,
     progress: Callable[[int, int], None],
 ) -> _Attributed:
-    frame = model.frame(batch.clean)
+    arguments = model.block_arguments(batch.clean)
     clean, start = model.embedding(batch.clean), model.embedding(batch.corrupt)
     whole = Window.whole(batch)
-    corrupt = run_plain(model, frame, whole, start)
+    corrupt = run_plain(model, arguments, whole, start)
     other = Said.by(corrupt) if put_in.kind == "corrupt" else stand_ins(model, put_in, batch)
     corrupted = put_in.kind == "corrupt"
     window = Window.between(batch, clean - start, causal=model.spec.causal) if corrupted else whole
 
-    at_end = trace(model, frame, window, window.of(clean), around=corrupt)
+    at_end = trace(model, arguments, window, window.of(clean), around=corrupt)
     batch = batch.with_reference(model.logits(at_end.final)) if not metric.local else batch
     products = EdgeProducts(model, at_end, other)
     found, value = metric_slopes(model, at_end, metric, batch)
     scores = products.scores(at_end, found) if level == "edge" else products.at_writers(found)
-    paths = SublayerPaths(model, frame, at_end, corrupt, metric, batch)
+    paths = SublayerPaths(model, arguments, at_end, corrupt, metric, batch)
     integrals, effects, all_of_them = [], [], sublayers(model)
     for number, at in enumerate(all_of_them):
         last = at.layer == model.spec.n_layers - 1

@@ -152,20 +152,20 @@ def _attributed(
     tokens: Bool[Tensor, "column batch seq"] | None,
     level: str,
 ) -> _Attributed:
-    frame = model.frame(batch.clean)
+    arguments = model.block_arguments(batch.clean)
     clean, start = model.embedding(batch.clean), model.embedding(batch.corrupt)
     whole = Window.whole(batch)
-    corrupt = run_plain(model, frame, whole, start)
+    corrupt = run_plain(model, arguments, whole, start)
     if put_in.kind == "corrupt":
         window = Window.between(batch, clean - start, causal=model.spec.causal)
         other, replaced = Said.by(corrupt), corrupt
     else:  # differs everywhere
         window, other = whole, stand_ins(model, put_in, batch)
-        replaced = run_plain(model, frame, whole, other.start)
+        replaced = run_plain(model, arguments, whole, other.start)
     start, end = window.of(start), window.of(clean)
 
     # The clean end comes first: its run gives the writers' outputs, and the logits that a divergence compares with.
-    at_end = trace(model, frame, window, end, around=corrupt)
+    at_end = trace(model, arguments, window, end, around=corrupt)
     batch = batch.with_reference(model.logits(at_end.final)) if not metric.local else batch
     products = EdgeProducts(model, at_end, other)
     truth = judged(model, metric, batch, at_end.final.detach()) - judged(model, metric, batch, replaced.final)
@@ -176,7 +176,7 @@ def _attributed(
     del at_end  # or two runs' worth of points would be in memory
 
     for share in (share for share in shares if share != 1):
-        total.add(trace(model, frame, window, torch.lerp(start, end, share), around=corrupt))
+        total.add(trace(model, arguments, window, torch.lerp(start, end, share), around=corrupt))
     n = len(shares)
     return _Attributed(
         total.scores / n,

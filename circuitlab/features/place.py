@@ -8,7 +8,7 @@ from torch import Tensor
 
 from circuitlab.errors import ConfigError
 from circuitlab.features.autoencoder import Autoencoder
-from circuitlab.models.protocol import Frame, Model, Recording
+from circuitlab.models.protocol import BlockArguments, Model, Recording
 from circuitlab.patching.runs.writers import mlp_input
 from circuitlab.patching.sweeps.sites import SITES, Entry, enters_at, find_site
 
@@ -91,7 +91,12 @@ def recorded(model: Model, run: Recording, site: str, layer: int) -> Float[Tenso
 
 
 def run_on(
-    model: Model, run: Recording, frame: Frame, site: str, layer: int, value: Float[Tensor, "batch seq d_in"]
+    model: Model,
+    run: Recording,
+    arguments: BlockArguments,
+    site: str,
+    layer: int,
+    value: Float[Tensor, "batch seq d_in"],
 ) -> Float[Tensor, "batch seq d_model"]:
     """The stream at the end with another value at a site, at every token. What comes before is the recorded run.
 
@@ -100,7 +105,7 @@ def run_on(
     Args:
         model: The model.
         run: The recorded run of these prompts.
-        frame: What blocks are called with.
+        arguments: What blocks are called with.
         site: Where the value is put.
         layer: In which layer.
         value: What is put there.
@@ -115,9 +120,9 @@ def run_on(
         stream = stream + model.mlp_output(layer, stream)
     start = enters_at(SITES[site], layer)
     if not torch.is_grad_enabled():
-        return model.run_blocks(stream, start, frame)
+        return model.run_blocks(stream, start, arguments)
     for later in range(start, spec.n_layers):
-        stream = model.whole_block(later, stream, frame)
+        stream = model.whole_block(later, stream, arguments)
     return stream
 
 

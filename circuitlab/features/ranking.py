@@ -227,7 +227,7 @@ def mean_slope(
     for share in places:
         with torch.enable_grad():
             value = (corrupt + share * (clean - corrupt)).detach().requires_grad_()
-            final = run_on(model, run, baseline.frame, own.site, own.layer, value)
+            final = run_on(model, run, baseline.arguments, own.site, own.layer, value)
             total = judged(model, metric, baseline.batch, at_answer(final, baseline.batch.answer_at)).sum()
         if not total.requires_grad:
             raise MetricError(f"metric {metric.name!r} does not depend on the logits in a way that torch can follow.")

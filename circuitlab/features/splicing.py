@@ -27,7 +27,7 @@ from circuitlab.features.place import activation, check_fits, run_on
 from circuitlab.features.prompts import n_front, prompts_of
 from circuitlab.metrics import MetricLike
 from circuitlab.models.modes import in_ordinary_modes
-from circuitlab.models.protocol import Frame, Model, Recording
+from circuitlab.models.protocol import BlockArguments, Model, Recording
 from circuitlab.patching.runs.baseline import at_answer, record_baseline
 from circuitlab.patching.runs.packing import packs, rows_per_pack
 from circuitlab.patching.sweeps.plan import plan_sweep
@@ -216,7 +216,7 @@ def splice(
     values = np.zeros((3, plan.n_examples))
     for batch in plan.batches:
         baseline = record_baseline(model, batch)
-        final = _run(model, own, baseline.clean, baseline.frame, since, error=error, edit=edit)
+        final = _run(model, own, baseline.clean, baseline.arguments, since, error=error, edit=edit)
         with torch.no_grad():
             found = judged_by(model.logits(at_answer(final, batch.answer_at)), baseline.batch)
         together = torch.stack([*baseline.gap(judged_by), found]).double().cpu().numpy()
@@ -238,11 +238,18 @@ def through(
 
 @torch.no_grad()
 def _run(
-    model: Model, own: Autoencoder, run: Recording, frame: Frame, since: int, *, error: bool, edit: Edit | None = None
+    model: Model,
+    own: Autoencoder,
+    run: Recording,
+    arguments: BlockArguments,
+    since: int,
+    *,
+    error: bool,
+    edit: Edit | None = None,
 ) -> Float[Tensor, "batch seq d_model"]:
     x = activation(model, run, own.site, own.layer).clone()
     x[:, since:] = through(own, x[:, since:], error=error, edit=edit)
-    return run_on(model, run, frame, own.site, own.layer, x)
+    return run_on(model, run, arguments, own.site, own.layer, x)
 
 
 def _kept(model: Model, keep_first: int | None) -> int:
@@ -291,16 +298,16 @@ class _Sums:
 
 
 def _measure(model: Model, own: Autoencoder, tokens: Int[Tensor, "batch seq"], since: int, sums: _Sums) -> None:
-    run, frame = model.record(tokens), model.frame(tokens)
+    run, arguments = model.record(tokens), model.block_arguments(tokens)
     x = activation(model, run, own.site, own.layer)
     sums.add(own, x[:, since:].flatten(0, 1))
     nothing = x.clone()
     nothing[:, since:] = 0
     finals = [
         run.resid_final,
-        _run(model, own, run, frame, since, error=True),
-        _run(model, own, run, frame, since, error=False),
-        run_on(model, run, frame, own.site, own.layer, nothing),
+        _run(model, own, run, arguments, since, error=True),
+        _run(model, own, run, arguments, since, error=False),
+        run_on(model, run, arguments, own.site, own.layer, nothing),
     ]
     sums.losses += [_loss(model, final[:, since:-1], tokens[:, since + 1 :]) for final in finals]
     sums.predicted += tokens[:, since + 1 :].numel()

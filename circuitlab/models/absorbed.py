@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 
-def attend_once(
+def attend_last_query(
     q: Float[Tensor, "row head d_head"],
     seen: Float[Tensor, "row seq d_model"],
     sees: Bool[Tensor, "row seq"],

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from circuitlab.models import watch
-from circuitlab.models.absorbed import attend_once
+from circuitlab.models.absorbed import attend_last_query
 from circuitlab.models.anatomy import attn_norm, linear, mlp_norm, output_weight, projection, spec_of
 from circuitlab.models.direct import DirectWrites
 from circuitlab.models.exclusive import exclusive
@@ -25,7 +25,7 @@ from circuitlab.models.held_bridge import HeldBridge
 from circuitlab.models.norms import norm_slope
 from circuitlab.models.own_attention import attend_by_itself
 from circuitlab.models.products import fast_products, product
-from circuitlab.models.protocol import AS_SAVED, Bos, Folding, Frame, Recording
+from circuitlab.models.protocol import AS_SAVED, BlockArguments, Bos, Folding, Recording
 from circuitlab.models.shortcuts import (
     ROUNDING,
     PlainAttention,
@@ -48,7 +48,7 @@ from circuitlab.models.surgery import (
     stacked,
 )
 from circuitlab.models.text import TokenizerText, text_of
-from circuitlab.models.watch import BridgeFrame, Insides
+from circuitlab.models.watch import BridgeArguments, BridgeInternals
 from circuitlab.parts import Slot, Stage
 
 
@@ -81,7 +81,7 @@ class BridgeModel(HeldBridge):
         spec = spec_of(bridge, name)
         super().__init__(bridge, spec if causal is None else replace(spec, causal=causal), folding, digest)
         self._text = text
-        self._insides = Insides(bridge, self.spec, self._modules)
+        self._internals = BridgeInternals(bridge, self.spec, self._modules)
         width = self.spec.d_model
         self._attn_norms = tuple(fused_norm(attn_norm(block), width) for block in bridge.blocks)
         like = next(bridge.original_model.parameters())
@@ -91,7 +91,7 @@ class BridgeModel(HeldBridge):
         self._plain_mlps = tuple(plain_mlp(block.mlp, width) if self.spec.has_mlp else None for block in bridge.blocks)
         self._final_norm = fused_norm(bridge.ln_final, width)
         self._unembed_tables = hook_tables(bridge.unembed)
-        self.direct = DirectWrites(self._insides, self._final_norm)
+        self.direct = DirectWrites(self._internals, self._final_norm)
         self._activations = tuple(fused_activations(block.mlp) if self.spec.has_mlp else {} for block in bridge.blocks)
 
     @property
@@ -106,9 +106,9 @@ class BridgeModel(HeldBridge):
         return self.text.bos
 
     @torch.no_grad()
-    def frame(self, tokens: Int[Tensor, "batch seq"]) -> BridgeFrame:
+    def block_arguments(self, tokens: Int[Tensor, "batch seq"]) -> BridgeArguments:
         """Record what blocks are called with, on the first prompt: nothing there depends on the words."""
-        return watch.frame_of(self._insides, tokens)
+        return watch.arguments_of(self._internals, tokens)
 
     @torch.no_grad()
     def record(self, tokens: Int[Tensor, "batch seq"]) -> Recording:
@@ -119,23 +119,23 @@ class BridgeModel(HeldBridge):
         """
         self._check_hooks(tokens)
         with self._quick():
-            return watch.record(self._insides, tokens)
+            return watch.record(self._internals, tokens)
 
     @torch.no_grad()
     def embedding(self, tokens: Int[Tensor, "batch seq"]) -> Float[Tensor, "batch seq d_model"]:
         """The stream on entry to the first block; raises as `record` does."""
         self._check_hooks(tokens)
-        return watch.embedding(self._insides, tokens)
+        return watch.embedding(self._internals, tokens)
 
     def run_blocks(
-        self, stream: Float[Tensor, "row seq d_model"], first: int, frame: Frame, stop: int | None = None
+        self, stream: Float[Tensor, "row seq d_model"], first: int, arguments: BlockArguments, stop: int | None = None
     ) -> Float[Tensor, "row seq d_model"]:
         """The stream on entry to block `stop` (after the last by default) from that on entry to block `first`.
 
         Gradients follow if they are on and the stream asks for them.
         """
         with evaluating(self._modules), fast_products(), as_asked(stream):
-            return watch.run_blocks(self._insides, stream, first, frame, stop)
+            return watch.run_blocks(self._internals, stream, first, arguments, stop)
 
     def logits(
         self, stream: Float[Tensor, "row d_model"], tokens: Int[Tensor, " word"] | None = None
@@ -188,7 +188,7 @@ class BridgeModel(HeldBridge):
         q: Float[Tensor, "row asking head d_head"],
         k: Float[Tensor, "row seq _ d_head"],
         v: Float[Tensor, "row seq _ d_head"],
-        frame: Frame,
+        arguments: BlockArguments,
     ) -> Float[Tensor, "row asking head d_head"]:
         """Every head's z at the tokens that ask, the last ones.
 
@@ -199,14 +199,16 @@ class BridgeModel(HeldBridge):
             return plain_attention(q, k, v, plain.scale)
         if q.shape[1] < k.shape[1]:
             whole = functional.pad(q, (0, 0, 0, 0, k.shape[1] - q.shape[1], 0))
-            return self._attend_by_itself(layer, whole, k, v, frame)[:, -q.shape[1] :]
-        return self._attend_by_itself(layer, q, k, v, frame)
+            return self._attend_by_itself(layer, whole, k, v, arguments)[:, -q.shape[1] :]
+        return self._attend_by_itself(layer, q, k, v, arguments)
 
-    def _attend_by_itself(self, layer: int, q: Tensor, k: Tensor, v: Tensor, frame: Frame) -> Tensor:
+    def _attend_by_itself(self, layer: int, q: Tensor, k: Tensor, v: Tensor, arguments: BlockArguments) -> Tensor:
         with evaluating(self._modules):
-            return attend_by_itself(self._blocks[layer].attn, q, k, v, watch.ours(frame).attn_calls[layer], self.spec)
+            return attend_by_itself(
+                self._blocks[layer].attn, q, k, v, watch.ours(arguments).attn_calls[layer], self.spec
+            )
 
-    def attends_plainly(self, layer: int) -> bool:
+    def is_standard_attention(self, layer: int) -> bool:
         """Whether attention is a softmax of scaled scores and nothing else."""
         return self._plain(layer, self.dtype) is not None
 
@@ -237,7 +239,7 @@ class BridgeModel(HeldBridge):
         return self._attn_norms[layer](_as_one_row(stream)).reshape(stream.shape)
 
     @torch.no_grad()
-    def attend_once(
+    def attend_last_query(
         self,
         layer: int,
         asking: Float[Tensor, "row d_model"],
@@ -248,7 +250,7 @@ class BridgeModel(HeldBridge):
         block, plain = self._blocks[layer], self._plainly(layer, asking.dtype)
         q = product(asking, *linear(block.attn.q)).unflatten(1, (-1, self.spec.d_head))
         keys, (values, bias) = projection(block, Slot.K, self.spec)[0], projection(block, Slot.V, self.spec)
-        return attend_once(q, seen, sees, keys, values, bias, plain.scale)
+        return attend_last_query(q, seen, sees, keys, values, bias, plain.scale)
 
     def attn_output(self, layer: int, z: Float[Tensor, "*row head d_head"]) -> Float[Tensor, "*row d_model"]:
         """What an attention layer adds to the stream, bias and post-norm included."""
@@ -340,14 +342,14 @@ class BridgeModel(HeldBridge):
     @torch.no_grad()
     def whole_logits(self, tokens: Int[Tensor, "batch seq"]) -> Float[Tensor, "batch seq d_vocab"]:
         """The model's own forward pass, untouched: what everything else is measured against."""
-        return self._insides.forward(tokens)
+        return self._internals.forward(tokens)
 
     def whole_block(
-        self, layer: int, stream: Float[Tensor, "row seq d_model"], frame: Frame
+        self, layer: int, stream: Float[Tensor, "row seq d_model"], arguments: BlockArguments
     ) -> Float[Tensor, "row seq d_model"]:
         """The stream behind the model's own block, untouched; gradients follow if they are on."""
         with evaluating(self._modules):
-            return watch.run_block(self._insides, layer, stream, frame)
+            return watch.run_block(self._internals, layer, stream, arguments)
 
     def _mlp_input(self, layer: int, stream: Float[Tensor, "*row d_model"]) -> Float[Tensor, "1 token d_model"]:
         """What an MLP reads of a stream, its norm, as one row: some norm modules insist on three axes."""

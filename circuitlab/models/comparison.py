@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from circuitlab.models.anatomy import linear, mlp_down, mlp_gate, mlp_up, norm_inside, projection
-from circuitlab.models.protocol import Frame, Recording
+from circuitlab.models.protocol import BlockArguments, Recording
 from circuitlab.models.traced import Window, slopes, trace
 from circuitlab.parts import Slot, Stage
 
@@ -39,16 +39,16 @@ def differences(model: Any, tokens: Tensor) -> Iterator[Difference]:
         added = run.resid_pre[layer] + run.attn_out[layer] + run.mlp_out[layer]
         yield "the stream (attention + MLP)", added, run.stream(layer + 1)
     yield from _of_the_ends(model, tokens, run)
-    frame = model.frame(tokens)
+    arguments = model.block_arguments(tokens)
     # Every block is run by itself below; a suffix from each of 12 layers would be half of the time that all this takes.
     for first in sorted({0, spec.n_layers // 2}):
-        yield "a suffix of the blocks", model.run_blocks(run.resid_pre[first], first, frame), run.resid_final
+        yield "a suffix of the blocks", model.run_blocks(run.resid_pre[first], first, arguments), run.resid_final
     for layer in range(spec.n_layers):
-        yield from _of_attention(model, run, frame, layer)
+        yield from _of_attention(model, run, arguments, layer)
         if spec.has_mlp:
             yield from _of_the_mlp(model, run, layer)
-        yield from _of_the_block(model, run, frame, layer)
-    yield _of_all_gradients(model, run, frame)
+        yield from _of_the_block(model, run, arguments, layer)
+    yield _of_all_gradients(model, run, arguments)
 
 
 def _of_the_ends(model: Any, tokens: Tensor, run: Recording) -> Iterator[Difference]:
@@ -65,7 +65,7 @@ def _of_the_ends(model: Any, tokens: Tensor, run: Recording) -> Iterator[Differe
     yield "a choice of logits", whole.index_copy(1, some, model.logits(run.resid_final[:, -1], some)), whole
 
 
-def _of_attention(model: Any, run: Recording, frame: Frame, layer: int) -> Iterator[Difference]:
+def _of_attention(model: Any, run: Recording, arguments: BlockArguments, layer: int) -> Iterator[Difference]:
     n_heads, before, attn = model.spec.n_heads, run.resid_pre[layer], run.attn_out[layer]
     own = {Slot.Q: run.q[layer], Slot.K: run.k[layer], Slot.V: run.v[layer]}
     copies = before[None].expand(n_heads, -1, -1, -1)
@@ -75,12 +75,16 @@ def _of_attention(model: Any, run: Recording, frame: Frame, layer: int) -> Itera
     for slot, read in zip(Slot, _all_read(model, layer, before), strict=True):
         yield f"the {slot.value} of all heads", read, own[slot]
     yield "a head's values", _values_of_heads(model, layer, before), own[Slot.V]
-    yield from _of_other_heads(model, run, frame, layer)
-    yield "attention", model.attend(layer, own[Slot.Q], own[Slot.K], own[Slot.V], frame), run.z[layer]
-    if model.attends_plainly(layer):
+    yield from _of_other_heads(model, run, arguments, layer)
+    yield "attention", model.attend(layer, own[Slot.Q], own[Slot.K], own[Slot.V], arguments), run.z[layer]
+    if model.is_standard_attention(layer):
         read = model.attn_input(layer, before)
         sees = torch.ones(before.shape[:2], dtype=torch.bool, device=before.device)
-        yield "attention at the last token", model.attend_once(layer, read[:, -1], read, sees), run.z[layer][:, -1]
+        yield (
+            "attention at the last token",
+            model.attend_last_query(layer, read[:, -1], read, sees),
+            run.z[layer][:, -1],
+        )
         q, k, v = (value.transpose(1, 2) for value in own.values())
         earlier = torch.ones(before.shape[1], before.shape[1], dtype=torch.bool, device=before.device).tril()
         pattern = model.attention_pattern(layer, q @ k.transpose(2, 3), earlier)
@@ -95,13 +99,13 @@ def _values_of_heads(model: Any, layer: int, stream: Tensor) -> Tensor:
     return values if bias is None else values + bias
 
 
-def _of_other_heads(model: Any, run: Recording, frame: Frame, layer: int) -> Iterator[Difference]:
+def _of_other_heads(model: Any, run: Recording, arguments: BlockArguments, layer: int) -> Iterator[Difference]:
     """The z of all heads but the first (or the first group) when its query, key and value are something else."""
     group = model.spec.n_heads // model.spec.n_kv_heads
     q, k, v = run.q[layer], run.k[layer][:, :, ::group], run.v[layer][:, :, ::group]
     for rest, values in ((1, (_first_changed(q), k, v)), (group, (q, _first_changed(k), _first_changed(v)))):
         if rest < model.spec.n_heads:
-            z = model.attend(layer, *values, frame)
+            z = model.attend(layer, *values, arguments)
             yield "the other heads' z when one head changes", z[:, :, rest:], run.z[layer][:, :, rest:]
 
 
@@ -123,7 +127,7 @@ def _of_the_mlp(model: Any, run: Recording, layer: int) -> Iterator[Difference]:
         yield "the sum of the neurons", added if bias is None else added + bias, mlp
 
 
-def _of_the_block(model: Any, run: Recording, frame: Frame, layer: int) -> Iterator[Difference]:
+def _of_the_block(model: Any, run: Recording, arguments: BlockArguments, layer: int) -> Iterator[Difference]:
     """The block by itself, and the gradient through its steps beside that through the block."""
     before = run.resid_pre[layer]
     # Any gradient behind the block serves; this one is another in every component.
@@ -131,23 +135,23 @@ def _of_the_block(model: Any, run: Recording, frame: Frame, layer: int) -> Itera
     with torch.enable_grad():
         start = before.detach().clone().requires_grad_()
         q, k, v = _all_read(model, layer, start)
-        behind = start + model.attn_output(layer, model.attend(layer, q, k, v, frame))
+        behind = start + model.attn_output(layer, model.attend(layer, q, k, v, arguments))
         if model.spec.has_mlp:
             behind = behind + model.mlp_output(layer, start if model.spec.parallel else behind)
-        whole = model.whole_block(layer, start, frame)
+        whole = model.whole_block(layer, start, arguments)
     yield "a block", whole, run.stream(layer + 1)
     (ours,), (theirs,) = (torch.autograd.grad(end, start, at_end) for end in (behind, whole))
     yield "the gradient of a block", ours, theirs
 
 
-def _of_all_gradients(model: Any, run: Recording, frame: Frame) -> Difference:
+def _of_all_gradients(model: Any, run: Recording, arguments: BlockArguments) -> Difference:
     """The gradient at the embedding: the one at the end, and what every reader pulls back.
 
     The readers are all that reads the stream, so this is the chain rule; the other side is torch's own backward pass.
     """
     n_rows, n_tokens = run.resid_final.shape[:2]
     window = Window(first=0, stop=n_tokens, answer_at=torch.full((n_rows,), n_tokens - 1, device=model.device))
-    traced = trace(model, frame, window, run.resid_pre[0])
+    traced = trace(model, arguments, window, run.resid_pre[0])
     at_end = torch.ones_like(traced.final).cumsum(-1) / traced.final.shape[-1]
     with torch.enable_grad():
         total = (traced.final * at_end).sum()

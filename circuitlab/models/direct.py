@@ -21,7 +21,7 @@ from circuitlab.models import watch
 from circuitlab.models.anatomy import linear, mlp_down
 from circuitlab.models.exclusive import exclusive
 from circuitlab.models.surgery import first_tensor, hooks, norm_gain
-from circuitlab.models.watch import Insides
+from circuitlab.models.watch import BridgeInternals
 
 # Largest difference between a norm and its linear form, relative to its largest value: roundings. A norm of another
 # kind differs by as much as it is large.
@@ -54,22 +54,22 @@ class DirectWrites:
     """What a model writes to its logits, part by part.
 
     Attributes:
-        insides: The model.
+        internals: The model.
         norm: Its final norm.
     """
 
-    insides: Insides
+    internals: BridgeInternals
     norm: Callable[[Tensor], Tensor]
 
     @property
     def lock(self) -> Any:
         """The model's."""
-        return self.insides.lock
+        return self.internals.lock
 
     @property
     def logit_cap(self) -> float | None:
         """The bound c of logits that leave the model as c tanh(logit / c); None where they leave as they are."""
-        cap = getattr(self.insides.bridge.cfg, "output_logits_soft_cap", None)
+        cap = getattr(self.internals.bridge.cfg, "output_logits_soft_cap", None)
         return float(cap) if cap is not None and cap > 0 else None
 
     @torch.no_grad()
@@ -84,12 +84,12 @@ class DirectWrites:
         Raises:
             UnsupportedModelError: It is no layer norm and no RMS norm.
         """
-        return frozen_norm(self.norm, stream, self.insides.spec.name)
+        return frozen_norm(self.norm, stream, self.internals.spec.name)
 
     @torch.no_grad()
     def unembedding(self, words: Int[Tensor, " word"]) -> tuple[Float[Tensor, "d_model word"], Float[Tensor, " word"]]:
         """Columns of the unembedding and their biases, zeros where there are none."""
-        weight, bias = linear(self.insides.bridge.unembed)
+        weight, bias = linear(self.internals.bridge.unembed)
         columns = weight[:, words].detach()
         return columns, columns.new_zeros(len(words)) if bias is None else bias[words].detach()
 
@@ -106,7 +106,7 @@ class DirectWrites:
         Returns:
             "token" and "position", or "embedding" alone (one table, or something between tables and first block).
         """
-        bridge = self.insides.bridge
+        bridge = self.internals.bridge
         tables = {"token": getattr(bridge, "embed", None), "position": getattr(bridge, "pos_embed", None)}
         found = {part: table for part, table in tables.items() if isinstance(table, torch.nn.Module)}
         kept: dict[str, Tensor] = {}
@@ -114,7 +114,7 @@ class DirectWrites:
             with hooks() as add:
                 for part, table in found.items():
                     add.output(table, lambda value, part=part: kept.__setitem__(part, value.detach()))
-                watch.embedding(self.insides, tokens)
+                watch.embedding(self.internals, tokens)
         if set(kept) == set(tables):
             parts = {part: kept[part].expand_as(start) for part in tables}
             if _same(parts["token"] + parts["position"], start, start.dtype, share=0.01):
@@ -124,7 +124,7 @@ class DirectWrites:
     @torch.no_grad()
     def attention_bias(self, layer: int, z: Float[Tensor, "row head d_head"]) -> Float[Tensor, "row d_model"] | None:
         """What the bias of an attention layer adds to the stream; a post-norm is taken with this z's scale."""
-        block = self.insides.bridge.blocks[layer]
+        block = self.internals.bridge.blocks[layer]
         bias = linear(block.attn.o)[1]
         if bias is None:
             return None
@@ -138,7 +138,7 @@ class DirectWrites:
         self, layer: int, hidden: Float[Tensor, "row neuron"], direction: Float[Tensor, "row d_model"]
     ) -> tuple[Float[Tensor, "row neuron"], Float[Tensor, " row"] | None]:
         """What each neuron of an MLP, and its bias, write along a direction; a post-norm with these neurons' scale."""
-        block = self.insides.bridge.blocks[layer]
+        block = self.internals.bridge.blocks[layer]
         weight, bias = linear(mlp_down(block))
         if hasattr(block, "ln2_post"):
             direction = direction * norm_gain(block.ln2_post, _whole(mlp_down(block), hidden))

@@ -9,7 +9,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitlab.models.protocol import Frame, Model
+from circuitlab.models.protocol import BlockArguments, Model
 from circuitlab.models.traced import Traced
 from circuitlab.parts import Slot
 
@@ -53,10 +53,10 @@ class LaterBlocks:
         q: Float[Tensor, "row asking head d_head"],
         k: Float[Tensor, "row seq _ d_head"],
         v: Float[Tensor, "row seq _ d_head"],
-        frame: Frame,
+        arguments: BlockArguments,
     ) -> Float[Tensor, "row asking head d_head"]:
         """See `Model`."""
-        return self._model.attend(layer + self._first, q, k, v, frame)
+        return self._model.attend(layer + self._first, q, k, v, arguments)
 
     def attn_output(self, layer: int, z: Float[Tensor, "*row head d_head"]) -> Float[Tensor, "*row d_model"]:
         """See `Model`."""

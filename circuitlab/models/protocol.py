@@ -102,7 +102,7 @@ class Bos:
     tokens: tuple[str, ...] = ()
 
 
-class Frame(Protocol):
+class BlockArguments(Protocol):
     """What blocks are called with beside the stream (masks, positions), for one prompt length."""
 
     @property
@@ -158,7 +158,7 @@ class Model(Protocol):
         """SHA-256 over names and bytes of all weights of the checkpoint, and over how they were rewritten."""
         ...
 
-    def frame(self, tokens: Int[Tensor, "batch seq"]) -> Frame:
+    def block_arguments(self, tokens: Int[Tensor, "batch seq"]) -> BlockArguments:
         """Record what blocks are called with for prompts of this length."""
         ...
 
@@ -171,7 +171,7 @@ class Model(Protocol):
         ...
 
     def run_blocks(
-        self, stream: Float[Tensor, "row seq d_model"], first: int, frame: Frame, stop: int | None = None
+        self, stream: Float[Tensor, "row seq d_model"], first: int, arguments: BlockArguments, stop: int | None = None
     ) -> Float[Tensor, "row seq d_model"]:
         """The stream on entry to block `stop` (after the last block by default) from that on entry to block `first`.
 
@@ -180,7 +180,7 @@ class Model(Protocol):
         ...
 
     def whole_block(
-        self, layer: int, stream: Float[Tensor, "row seq d_model"], frame: Frame
+        self, layer: int, stream: Float[Tensor, "row seq d_model"], arguments: BlockArguments
     ) -> Float[Tensor, "row seq d_model"]:
         """The stream behind one block; gradients follow if they are on."""
         ...
@@ -230,7 +230,7 @@ class Model(Protocol):
         q: Float[Tensor, "row asking head d_head"],
         k: Float[Tensor, "row seq _ d_head"],
         v: Float[Tensor, "row seq _ d_head"],
-        frame: Frame,
+        arguments: BlockArguments,
     ) -> Float[Tensor, "row asking head d_head"]:
         """Every head's z from its queries, keys and values; or that of some heads alone, where attention is plain.
 
@@ -239,12 +239,12 @@ class Model(Protocol):
             q: Queries of the last tokens, or of all.
             k: Keys of all tokens, once per query head or once per key/value head.
             v: Values of all tokens, the same way.
-            frame: What the layer is called with at this length.
+            arguments: What the layer is called with at this length.
         """
         ...
 
-    def attends_plainly(self, layer: int) -> bool:
-        """Whether attention is a softmax of scaled scores and nothing else, as `attend_once` and others need it."""
+    def is_standard_attention(self, layer: int) -> bool:
+        """Whether attention is a softmax of scaled scores and nothing else, as `attend_last_query` needs it."""
         ...
 
     def attention_pattern(
@@ -267,7 +267,7 @@ class Model(Protocol):
         """What heads read of a stream: its norm."""
         ...
 
-    def attend_once(
+    def attend_last_query(
         self,
         layer: int,
         asking: Float[Tensor, "row d_model"],

@@ -31,7 +31,7 @@ from circuitlab.models.bridge import BridgeModel
 from circuitlab.models.comparison import TOLERANCE
 from circuitlab.models.exclusive import exclusive
 from circuitlab.models.modes import ordinary_modes
-from circuitlab.models.protocol import Frame
+from circuitlab.models.protocol import BlockArguments
 from circuitlab.models.surgery import forward_replaced, hooks
 from circuitlab.parts import Slot
 
@@ -97,7 +97,7 @@ class RelevanceModel:
         q: Float[Tensor, "row asking head d_head"],
         k: Float[Tensor, "row seq _ d_head"],
         v: Float[Tensor, "row seq _ d_head"],
-        frame: Frame,
+        arguments: BlockArguments,
     ) -> Float[Tensor, "row asking head d_head"]:
         """Every head's z from its queries, keys and values; see `Model`."""
         if self._attention_rule:
@@ -114,7 +114,7 @@ class RelevanceModel:
                     return _valued(rule(value), kept)
 
                 stack.enter_context(forward_replaced(module, ruled))
-            return self._model.attend(layer, q, k, v, frame)
+            return self._model.attend(layer, q, k, v, arguments)
 
     def attn_output(self, layer: int, z: Float[Tensor, "*row head d_head"]) -> Float[Tensor, "*row d_model"]:
         """What an attention layer adds to the stream; see `Model`."""

@@ -34,7 +34,7 @@ class SoftHeads:
         self._model = model
         with self.lock:
             self._norms = tuple(fused_norm(attn_norm(block), model.spec.d_model) for block in self._blocks)
-        self._coupled = tuple(model.has_post_norm(layer) for layer in range(model.spec.n_layers))
+        self._has_post_norm = tuple(model.has_post_norm(layer) for layer in range(model.spec.n_layers))
 
     def read(
         self, layer: int, slot: Slot, streams: Float[Tensor, "head batch seq d_model"]
@@ -50,6 +50,6 @@ class SoftHeads:
         self._model.require("head_outputs")
         block = self._blocks[layer]
         shares = torch.einsum("bshd,hdm->hbsm", z, output_weight(block, self._spec))
-        if not self._coupled[layer]:
+        if not self._has_post_norm[layer]:
             return shares
         return shares * norm_gain(block.ln1_post, first_tensor(block.attn.o(z.flatten(2))))

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuitlab.data.batch import PairBatch
-from circuitlab.models.protocol import Frame, Model
+from circuitlab.models.protocol import BlockArguments, Model
 from circuitlab.parts import Slot
 
 
@@ -125,7 +125,7 @@ class Slopes:
 @torch.enable_grad()
 def trace(
     model: Model,
-    frame: Frame,
+    arguments: BlockArguments,
     window: Window,
     start: Float[Tensor, "batch seq d_model"],
     around: Traced | None = None,
@@ -134,25 +134,27 @@ def trace(
 
     Args:
         model: The model.
-        frame: What blocks are called with.
+        arguments: What blocks are called with.
         window: The tokens to run.
         start: Their embedding.
         around: A run of the whole prompts that agrees in all tokens before the window; not needed where the window is
             the whole prompt.
     """
-    return _run(model, frame, window, start.detach().requires_grad_(), around)
+    return _run(model, arguments, window, start.detach().requires_grad_(), around)
 
 
 @torch.no_grad()
-def run_plain(model: Model, frame: Frame, window: Window, start: Float[Tensor, "batch seq d_model"]) -> Traced:
+def run_plain(
+    model: Model, arguments: BlockArguments, window: Window, start: Float[Tensor, "batch seq d_model"]
+) -> Traced:
     """The same values without a graph, for whole prompts."""
-    return _run(model, frame, window, start, None)
+    return _run(model, arguments, window, start, None)
 
 
-def _run(model: Model, frame: Frame, window: Window, start: Tensor, around: Traced | None) -> Traced:
+def _run(model: Model, arguments: BlockArguments, window: Window, start: Tensor, around: Traced | None) -> Traced:
     stream, streams, blocks = start, [], []
     for layer in range(model.spec.n_layers):
-        points, behind = _block(model, frame, window, stream, layer, around)
+        points, behind = _block(model, arguments, window, stream, layer, around)
         streams.append(stream.detach())
         blocks.append(points)
         stream = behind
@@ -174,17 +176,17 @@ def slopes(total: Float[Tensor, ""], traced: Traced) -> Slopes:
 
 
 def _block(
-    model: Model, frame: Frame, window: Window, stream: Tensor, layer: int, around: Traced | None
+    model: Model, arguments: BlockArguments, window: Window, stream: Tensor, layer: int, around: Traced | None
 ) -> tuple[BlockPoints, Float[Tensor, "batch _ d_model"]]:
     """One block's points, and the stream behind it."""
     spec, last = model.spec, layer == model.spec.n_layers - 1
     kept = window.at_answer(stream) if last else stream
     q, k, v = _read(model, stream, kept, layer)
-    n_tokens = frame.n_tokens
+    n_tokens = arguments.n_tokens
     keys, values = _whole(k, window, "k", layer, around), _whole(v, window, "v", layer, around)
     # In the last block the answer's query stands at every position, and only what it gives at the answer is taken.
     asked = q.expand(-1, n_tokens, -1, -1) if last else _whole(q, window, "q", layer, around)
-    z = window.of(model.attend(layer, asked, keys, values, frame))
+    z = window.of(model.attend(layer, asked, keys, values, arguments))
     if last:
         z = window.at_answer(z.flatten(2)).unflatten(2, z.shape[2:])
     attn = model.attn_output(layer, z)

@@ -19,7 +19,7 @@ from circuitlab.data.limits import check_tokens
 from circuitlab.errors import UnsupportedModelError
 from circuitlab.models.anatomy import attn_adds, mlp_adds
 from circuitlab.models.exclusive import lock_of
-from circuitlab.models.protocol import Frame, Recording
+from circuitlab.models.protocol import BlockArguments, Recording
 from circuitlab.models.surgery import EnoughError, broadcast_rows, evaluating, first_tensor, forward_replaced, hooks
 from circuitlab.parts import ModelSpec
 
@@ -40,7 +40,7 @@ Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Insides:
+class BridgeInternals:
     """A booted bridge and what is known of it.
 
     Attributes:
@@ -77,7 +77,7 @@ class Insides:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class BridgeFrame:
+class BridgeArguments:
     """Arguments of one forward pass on one prompt: blocks' and attention layers', without the stream."""
 
     n_tokens: int
@@ -85,10 +85,10 @@ class BridgeFrame:
     attn_calls: tuple[Call, ...]
 
 
-def ours(frame: Frame) -> BridgeFrame:
-    """The frame as what this adapter made it."""
-    assert isinstance(frame, BridgeFrame), "frames come from the model that they are used with"
-    return frame
+def ours(arguments: BlockArguments) -> BridgeArguments:
+    """The arguments as what this adapter made it."""
+    assert isinstance(arguments, BridgeArguments), "arguments come from the model that they are used with"
+    return arguments
 
 
 def call_again(module: Any, stream: Tensor, call: Call) -> Any:
@@ -103,20 +103,20 @@ def call_again(module: Any, stream: Tensor, call: Call) -> Any:
 
 
 @torch.no_grad()
-def frame_of(insides: Insides, tokens: Int[Tensor, "batch seq"]) -> BridgeFrame:
+def arguments_of(internals: BridgeInternals, tokens: Int[Tensor, "batch seq"]) -> BridgeArguments:
     """Record what blocks are called with, on the first prompt: nothing there depends on the words."""
     block_calls, attn_calls = dict[int, Call](), dict[int, Call]()
     with hooks() as add, ExitStack() as stack:
-        for layer, block in enumerate(insides.bridge.blocks):
+        for layer, block in enumerate(internals.bridge.blocks):
             add.call(block, _keeper(block_calls, layer))
             add.call(block.attn, _keeper(attn_calls, layer))
         # Nothing there depends on any value either, so that matrix products would be for nothing.
-        for module in insides.modules:
+        for module in internals.modules:
             if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D":
                 stack.enter_context(forward_replaced(module, _zeros(module)))
-        insides.forward_until(insides.bridge.ln_final, tokens[:1])
-    n_layers = insides.spec.n_layers
-    return BridgeFrame(
+        internals.forward_until(internals.bridge.ln_final, tokens[:1])
+    n_layers = internals.spec.n_layers
+    return BridgeArguments(
         tokens.shape[1],
         tuple(block_calls[layer] for layer in range(n_layers)),
         tuple(attn_calls[layer] for layer in range(n_layers)),
@@ -124,18 +124,18 @@ def frame_of(insides: Insides, tokens: Int[Tensor, "batch seq"]) -> BridgeFrame:
 
 
 @torch.no_grad()
-def embedding(insides: Insides, tokens: Int[Tensor, "batch seq"]) -> Float[Tensor, "batch seq d_model"]:
+def embedding(internals: BridgeInternals, tokens: Int[Tensor, "batch seq"]) -> Float[Tensor, "batch seq d_model"]:
     """The stream on entry to the first block."""
     kept: list[Tensor] = []
-    first = insides.bridge.blocks[0]
+    first = internals.bridge.blocks[0]
     with hooks() as add:
         add.input(first, kept.append)
-        insides.forward_until(first, tokens)
+        internals.forward_until(first, tokens)
     return kept[0]
 
 
 @torch.no_grad()
-def record(insides: Insides, tokens: Int[Tensor, "batch seq"]) -> Recording:
+def record(internals: BridgeInternals, tokens: Int[Tensor, "batch seq"]) -> Recording:
     """Run the model once and keep everything."""
     kept: dict[str, dict[int, Tensor]] = {name: {} for name in Recording.__slots__}
 
@@ -143,7 +143,7 @@ def record(insides: Insides, tokens: Int[Tensor, "batch seq"]) -> Recording:
         return lambda tensor: kept[name].__setitem__(layer, tensor.detach())
 
     with hooks() as add:
-        for layer, block in enumerate(insides.bridge.blocks):
+        for layer, block in enumerate(internals.bridge.blocks):
             add.input(block, keep("resid_pre", layer))
             add.output(block.attn.q, keep("q", layer))
             add.output(block.attn.k, keep("k", layer))
@@ -151,32 +151,36 @@ def record(insides: Insides, tokens: Int[Tensor, "batch seq"]) -> Recording:
             add.output(block.attn.hook_pattern, keep("pattern", layer))
             add.input(block.attn.o, keep("z", layer))
             add.output(attn_adds(block), keep("attn_out", layer))
-            if insides.spec.has_mlp:
+            if internals.spec.has_mlp:
                 add.output(mlp_adds(block), keep("mlp_out", layer))
-        add.input(insides.bridge.ln_final, keep("resid_final", 0))
-        insides.forward_until(insides.bridge.ln_final, tokens)
-    return _recording(insides, kept)
+        add.input(internals.bridge.ln_final, keep("resid_final", 0))
+        internals.forward_until(internals.bridge.ln_final, tokens)
+    return _recording(internals, kept)
 
 
 def run_blocks(
-    insides: Insides, stream: Float[Tensor, "row seq d_model"], first: int, frame: Frame, stop: int | None = None
+    internals: BridgeInternals,
+    stream: Float[Tensor, "row seq d_model"],
+    first: int,
+    arguments: BlockArguments,
+    stop: int | None = None,
 ) -> Float[Tensor, "row seq d_model"]:
     """The stream on entry to block `stop` (after the last by default) from that on entry to block `first`."""
-    for layer in range(first, insides.spec.n_layers if stop is None else stop):
-        stream = run_block(insides, layer, stream, frame)
+    for layer in range(first, internals.spec.n_layers if stop is None else stop):
+        stream = run_block(internals, layer, stream, arguments)
     return stream
 
 
 def run_block(
-    insides: Insides, layer: int, stream: Float[Tensor, "row seq d_model"], frame: Frame
+    internals: BridgeInternals, layer: int, stream: Float[Tensor, "row seq d_model"], arguments: BlockArguments
 ) -> Float[Tensor, "row seq d_model"]:
     """The stream behind one block; gradients follow if they are on."""
-    return first_tensor(call_again(insides.bridge.blocks[layer], stream, ours(frame).block_calls[layer]))
+    return first_tensor(call_again(internals.bridge.blocks[layer], stream, ours(arguments).block_calls[layer]))
 
 
-def _recording(insides: Insides, kept: dict[str, dict[int, Tensor]]) -> Recording:
-    spec = insides.spec
-    missing = [(name, i) for name in kept for i in range(spec.n_layers) if _absent(insides, kept, name, i)]
+def _recording(internals: BridgeInternals, kept: dict[str, dict[int, Tensor]]) -> Recording:
+    spec = internals.spec
+    missing = [(name, i) for name in kept for i in range(spec.n_layers) if _absent(internals, kept, name, i)]
     if missing:
         name, layer = missing[0]
         raise UnsupportedModelError(
@@ -205,10 +209,10 @@ def _recording(insides: Insides, kept: dict[str, dict[int, Tensor]]) -> Recordin
     )
 
 
-def _absent(insides: Insides, kept: dict[str, dict[int, Tensor]], name: str, layer: int) -> bool:
+def _absent(internals: BridgeInternals, kept: dict[str, dict[int, Tensor]], name: str, layer: int) -> bool:
     if name == "resid_final":
         return 0 not in kept[name]
-    return layer not in kept[name] and (name != "mlp_out" or insides.spec.has_mlp)
+    return layer not in kept[name] and (name != "mlp_out" or internals.spec.has_mlp)
 
 
 def _keeper(store: dict[int, Call], layer: int) -> Callable[[tuple, dict], None]:

@@ -21,7 +21,7 @@ from circuitlab.arguments import checked
 from circuitlab.data.text_values import TextValues, save_text_page
 from circuitlab.errors import ConfigError
 from circuitlab.models.modes import in_ordinary_modes
-from circuitlab.models.protocol import Frame, Model
+from circuitlab.models.protocol import BlockArguments, Model
 from circuitlab.neurons.asked import Prompt, Tokens, by_length, check_sets, read_prompts, words_of
 from circuitlab.neurons.halves import behind_attention, read_by_mlp
 from circuitlab.neurons.log_probs import largest_changes, log_probs_of
@@ -208,10 +208,10 @@ def _run_length(
 ) -> None:
     """Texts of one length, pack by pack."""
     ids = torch.tensor([prompt.ids for prompt in prompts], device=model.device)
-    frame = model.frame(ids[:1])
+    arguments = model.block_arguments(ids[:1])
 
     def run(part: slice) -> None:
-        clean, ablated = final_streams(model, frame, ids[part], chosen, held, stage)
+        clean, ablated = final_streams(model, arguments, ids[part], chosen, held, stage)
         for at, (before, after) in enumerate(zip(clean, ablated, strict=True), part.start):
             found[numbers[at]] = _compare(model, prompts[at], ids[at], before, after)
 
@@ -222,7 +222,7 @@ def _run_length(
 @torch.no_grad()
 def final_streams(
     model: Model,
-    frame: Frame,
+    arguments: BlockArguments,
     ids: Int[Tensor, "row seq"],
     chosen: Mapping[int, tuple[int, ...]],
     held: Held,
@@ -232,28 +232,28 @@ def final_streams(
 
     Args:
         model: The model.
-        frame: What blocks are called with at this length.
+        arguments: What blocks are called with at this length.
         ids: Texts.
         chosen: Neurons by layer, lowest layer first.
         held: What each of them is held at.
         stage: Where on their way.
     """
     first, last = min(chosen), max(chosen)
-    stream = model.run_blocks(model.embedding(ids), 0, frame, first)
-    behind = behind_attention(model, frame, stream, first)
+    stream = model.run_blocks(model.embedding(ids), 0, arguments, first)
+    behind = behind_attention(model, arguments, stream, first)
     read = read_by_mlp(model, stream, behind)
     hidden = model.mlp_hidden(first, read, stage)
     clean = behind + model.mlp_from_hidden(first, hidden, stage)
     ablated = behind + model.mlp_from_hidden(first, _with(hidden, chosen[first], held[first]), stage)
-    clean = model.run_blocks(clean, first + 1, frame, last + 1)
+    clean = model.run_blocks(clean, first + 1, arguments, last + 1)
     for layer in range(first + 1, last + 1):
         if layer not in chosen:
-            ablated = model.run_blocks(ablated, layer, frame, layer + 1)
+            ablated = model.run_blocks(ablated, layer, arguments, layer + 1)
             continue
-        behind = behind_attention(model, frame, ablated, layer)
+        behind = behind_attention(model, arguments, ablated, layer)
         hidden = model.mlp_hidden(layer, read_by_mlp(model, ablated, behind), stage)
         ablated = behind + model.mlp_from_hidden(layer, _with(hidden, chosen[layer], held[layer]), stage)
-    both = model.run_blocks(torch.cat([clean, ablated]), last + 1, frame)
+    both = model.run_blocks(torch.cat([clean, ablated]), last + 1, arguments)
     return both[: len(ids)], both[len(ids) :]
 
 
@@ -292,14 +292,14 @@ def _means(
     sums = {layer: torch.zeros(len(c), dtype=torch.float64, device=model.device) for layer, c in chosen.items()}
     for numbers in by_length(prompts).values():
         ids = torch.tensor([prompts[i].ids for i in numbers], device=model.device)
-        frame, special = model.frame(ids[:1]), prompts[numbers[0]].n_special
+        arguments, special = model.block_arguments(ids[:1]), prompts[numbers[0]].n_special
 
-        def run(part: slice, ids: Tensor = ids, frame: Frame = frame, special: int = special) -> None:
+        def run(part: slice, ids: Tensor = ids, arguments: BlockArguments = arguments, special: int = special) -> None:
             stream, at = model.embedding(ids[part]), 0
             part_sums = {}
             for layer, neurons in chosen.items():
-                stream, at = model.run_blocks(stream, at, frame, layer), layer
-                read = read_by_mlp(model, stream, behind_attention(model, frame, stream, layer))
+                stream, at = model.run_blocks(stream, at, arguments, layer), layer
+                read = read_by_mlp(model, stream, behind_attention(model, arguments, stream, layer))
                 values = model.mlp_hidden(layer, read, stage)[:, special:, list(neurons)]
                 part_sums[layer] = values.double().sum((0, 1))
             for layer, total in part_sums.items():  # at the end: a run that memory ends is done again in parts

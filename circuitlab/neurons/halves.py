@@ -8,18 +8,18 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitlab.models.protocol import Frame, Model
+from circuitlab.models.protocol import BlockArguments, Model
 from circuitlab.parts import Slot
 
 
 def behind_attention(
-    model: Model, frame: Frame, stream: Float[Tensor, "row seq d_model"], layer: int
+    model: Model, arguments: BlockArguments, stream: Float[Tensor, "row seq d_model"], layer: int
 ) -> Float[Tensor, "row seq d_model"]:
     """The stream with what the attention of a block adds to it."""
     rows = stream.shape[:2]
     read = model.read_attention(layer, tuple(Slot), stream.flatten(0, 1))
     q, k, v = (flat.unflatten(0, rows) for flat in read)
-    return stream + model.attn_output(layer, model.attend(layer, q, k, v, frame))
+    return stream + model.attn_output(layer, model.attend(layer, q, k, v, arguments))
 
 
 def read_by_mlp(

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from circuitlab.models.protocol import Frame, Model
+from circuitlab.models.protocol import BlockArguments, Model
 from circuitlab.parts import Stage
 from circuitlab.patching.runs.neuron_values import mlp_reads
 from circuitlab.patching.runs.packing import Packer, rows_at_once
@@ -17,10 +17,10 @@ Change = Callable[[Float[Tensor, "row seq d_model"], slice], Tensor]
 
 
 def at_last_token(
-    model: Model, frame: Frame, start: Float[Tensor, "row seq d_model"], layer: int, neuron: int
+    model: Model, arguments: BlockArguments, start: Float[Tensor, "row seq d_model"], layer: int, neuron: int
 ) -> Float[Tensor, " row"]:
     """A neuron's value at the last token, from the stream on entry to the first block; gradients follow if on."""
-    return model.mlp_hidden(layer, mlp_reads(model, start, layer, frame)[:, -1], Stage.POST)[:, neuron]
+    return model.mlp_hidden(layer, mlp_reads(model, start, layer, arguments)[:, -1], Stage.POST)[:, neuron]
 
 
 @torch.no_grad()
@@ -43,13 +43,13 @@ def last_values(
         change: What becomes of the embeddings of a slice of rows; they are run as they are by default.
         budget: Bytes that a run may take; by default a share of what is free.
     """
-    frame = model.frame(tokens[:1])
+    arguments = model.block_arguments(tokens[:1])
     found = torch.zeros(len(tokens), dtype=model.dtype, device=model.device)
 
     def run(part: slice) -> None:
         start = model.embedding(tokens[part])
         start = start if change is None else change(start, part)
-        found[part] = at_last_token(model, frame, start, layer, neuron)
+        found[part] = at_last_token(model, arguments, start, layer, neuron)
 
     Packer().run(len(tokens), rows_at_once(model, tokens.shape[1], budget), run)
     return found

@@ -28,7 +28,7 @@ from circuitlab import late
 from circuitlab.arguments import checked
 from circuitlab.errors import ConfigError
 from circuitlab.models.modes import in_ordinary_modes
-from circuitlab.models.protocol import Frame, Model
+from circuitlab.models.protocol import BlockArguments, Model
 from circuitlab.neurons.asked import Prompt, Tokens, by_length, read_prompts
 from circuitlab.neurons.chosen import layers_of
 from circuitlab.neurons.halves import behind_attention, read_by_mlp
@@ -181,11 +181,11 @@ def _run_length(
 ) -> None:
     """Prompts of one length, a pack of prompts after the other."""
     ids = torch.tensor([prompt.ids for prompt in prompts], device=model.device)
-    frame, size = model.frame(ids[:1]), rows_at_once(model, ids.shape[1], budget)
+    arguments, size = model.block_arguments(ids[:1]), rows_at_once(model, ids.shape[1], budget)
 
     def run(part: slice) -> None:
-        base = _record(model, layer, frame, ids[part])
-        losses = _losses(model, layer, frame, base, size)
+        base = _record(model, layer, arguments, ids[part])
+        losses = _losses(model, layer, arguments, base, size)
         for at in range(part.start, part.stop):
             row, first = at - part.start, _first_predicted(prompts[at])
             losses[row, :, :first] = torch.nan
@@ -221,13 +221,13 @@ class _Base:
     token_losses: Float[Tensor, "batch _"]
 
 
-def _record(model: Model, layer: int, frame: Frame, ids: Int[Tensor, "batch seq"]) -> _Base:
-    stream = model.run_blocks(model.embedding(ids), 0, frame, layer)
-    behind = behind_attention(model, frame, stream, layer)
+def _record(model: Model, layer: int, arguments: BlockArguments, ids: Int[Tensor, "batch seq"]) -> _Base:
+    stream = model.run_blocks(model.embedding(ids), 0, arguments, layer)
+    behind = behind_attention(model, arguments, stream, layer)
     read = read_by_mlp(model, stream, behind)
     mid = model.mlp_hidden(layer, read, Stage.MID)
     after = behind + model.mlp_from_hidden(layer, mid, Stage.MID)
-    final = model.run_blocks(after, layer + 1, frame)
+    final = model.run_blocks(after, layer + 1, arguments)
     log_probs = log_probs_of(model, final[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
     return _Base(
         ids=ids,
@@ -239,7 +239,9 @@ def _record(model: Model, layer: int, frame: Frame, ids: Int[Tensor, "batch seq"
     )
 
 
-def _losses(model: Model, layer: int, frame: Frame, base: _Base, size: int) -> Float[Tensor, "batch seq seq"]:
+def _losses(
+    model: Model, layer: int, arguments: BlockArguments, base: _Base, size: int
+) -> Float[Tensor, "batch seq seq"]:
     """By ablated position and token: how much that token's loss changes; NaN at the first token."""
     n_prompts, n_tokens = base.ids.shape
     found = base.token_losses.new_zeros(n_prompts, n_tokens, n_tokens)
@@ -252,7 +254,7 @@ def _losses(model: Model, layer: int, frame: Frame, base: _Base, size: int) -> F
         row = torch.arange(len(prompt), device=prompt.device)
         stream = base.after[prompt]
         stream[row, position] = base.without[prompt, position]
-        final = model.run_blocks(stream, layer + 1, frame)
+        final = model.run_blocks(stream, layer + 1, arguments)
         # Behind the last block a changed token speaks to nobody but its own prediction.
         reach = 1 if layer == model.spec.n_layers - 1 else n_tokens
         column = torch.arange(n_tokens - 1, device=prompt.device)

@@ -32,7 +32,7 @@ from torch.nn import functional
 from circuitlab.arguments import checked
 from circuitlab.errors import ConfigError, UnknownNameError
 from circuitlab.models.modes import in_ordinary_modes
-from circuitlab.models.protocol import Frame, Model
+from circuitlab.models.protocol import BlockArguments, Model
 from circuitlab.neurons.asked import Tokens, check_count, same_when_typed, words_of
 from circuitlab.neurons.chosen import neurons_of
 from circuitlab.neurons.last_token import at_last_token, last_values
@@ -189,13 +189,13 @@ def _ascend(
 ) -> None:
     """Steps of the module's text until `steps` are done or patience is at its end; fills `met`."""
     model, vocabulary, special = search.model, search.vocabulary, search.template.n_special
-    frame = model.frame(search.prompts(start[:1]))
+    arguments = model.block_arguments(search.prompts(start[:1]))
     vectors = vocabulary.vectors[start].clone()
     optimiser = torch.optim.AdamW([vectors], lr=learning_rate * float(vocabulary.vectors.square().mean().sqrt()))
     idle = 0
     for step in range(steps):
         places = vocabulary.nearest(vectors)
-        hard, soft, slope = _look(search, frame, vectors, places)
+        hard, soft, slope = _look(search, arguments, vectors, places)
         ids = [tuple(row) for row in search.prompts(places).tolist()]
         met.hard.append(hard.cpu().numpy())
         met.soft.append(soft.cpu().numpy())
@@ -214,7 +214,7 @@ def _ascend(
 
 
 def _look(
-    search: _Search, frame: Frame, vectors: Float[Tensor, "row _ d_model"], places: Int[Tensor, "row _"]
+    search: _Search, arguments: BlockArguments, vectors: Float[Tensor, "row _ d_model"], places: Int[Tensor, "row _"]
 ) -> tuple[Float[Tensor, " row"], Float[Tensor, " row"], Float[Tensor, "row _ d_model"]]:
     """The neuron at the projected prompts and at the vectors, and its gradient at the former's embeddings."""
     model, vocabulary, free = search.model, search.vocabulary, list(search.template.free)
@@ -225,10 +225,10 @@ def _look(
         moved = start.clone()
         moved[:, free] += (vectors[part] - vocabulary.vectors[places[part]]).to(start.dtype)
         with torch.no_grad():
-            soft.append(at_last_token(model, frame, moved, search.layer, search.neuron).float())
+            soft.append(at_last_token(model, arguments, moved, search.layer, search.neuron).float())
         with torch.enable_grad():
             start = start.detach().requires_grad_()
-            value = at_last_token(model, frame, start, search.layer, search.neuron)
+            value = at_last_token(model, arguments, start, search.layer, search.neuron)
         slopes.append(torch.autograd.grad(value.sum(), start)[0][:, free].float())
         hard.append(value.detach().float())
     return torch.cat(hard), torch.cat(soft), torch.cat(slopes)

@@ -50,7 +50,7 @@ def packs_by_length(
 def final_stream(model: Model, tokens: Int[Tensor, "batch seq"]) -> Float[Tensor, "batch seq d_model"]:
     """The stream after the last block, before the final norm; nothing else is kept."""
     tokens = tokens.to(model.device)
-    return model.run_blocks(model.embedding(tokens), 0, model.frame(tokens))
+    return model.run_blocks(model.embedding(tokens), 0, model.block_arguments(tokens))
 
 
 @torch.no_grad()

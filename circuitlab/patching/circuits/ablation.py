@@ -80,7 +80,7 @@ def _on_the_floor(model: Model, baseline: Baseline, stand_in: _StandIns) -> Reco
             "q": q,
             "k": k,
             "v": v,
-            "z": model.attend(layer, q, k, v, baseline.frame),
+            "z": model.attend(layer, q, k, v, baseline.arguments),
         }
         for name, value in values.items():
             kept[name].append(value)

@@ -76,7 +76,7 @@ def plan_of(model: Model, baseline: Baseline, masks: Bool[Tensor, "circuit write
         answers=sets.of(answers.cpu().numpy()),
         # What an offset is costs a stream to ask, so that it counts as different everywhere.
         offsets={w: sets.all for w in np.flatnonzero(kept.any((0, 2))).tolist() if w > 0 and w in floor.offsets},
-        coupled=[model.has_post_norm(layer) for layer in range(model.spec.n_layers)],
+        heads_interact=[model.has_post_norm(layer) for layer in range(model.spec.n_layers)],
     )
 
 
@@ -95,7 +95,7 @@ class CircuitRun:
         self.neurons = neurons
         self.model, self.baseline, self.floor, self.plan = model, baseline, floor, plan
         self.table = Table(plan, baseline.clean.resid_pre[0], room)
-        self.heads = Heads(model, baseline.frame, floor.run, plan, self.table)
+        self.heads = Heads(model, baseline.arguments, floor.run, plan, self.table)
 
     def at_rest(self) -> None:
         """What the input says, and writers that nothing changed reaches and that are not their replacement."""

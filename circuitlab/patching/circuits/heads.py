@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from circuitlab.models.protocol import Frame, Model, Recording
+from circuitlab.models.protocol import BlockArguments, Model, Recording
 from circuitlab.parts import Layout
 from circuitlab.patching.circuits.plan import Attended, Made, Mixed, Plan
 from circuitlab.patching.circuits.reads import Vectors, read_heads
@@ -32,14 +32,14 @@ class Heads:
 
     Attributes:
         model: The model.
-        frame: What its blocks are called with at this length.
+        arguments: What its blocks are called with at this length.
         floor: The run with every edge replaced.
         plan: What is computed.
         table: What versions add to the floor.
     """
 
     model: Model
-    frame: Frame
+    arguments: BlockArguments
     floor: Recording
     plan: Plan
     table: Table
@@ -54,9 +54,9 @@ class Heads:
         since = min(int((self.plan.sets.indices(self.plan.tokens[n]) % self.plan.sets.seq).min()) for n in attended)
         q = self._arranged(0, vectors, attended, places, since)
         k, v = (self._arranged(slot, vectors, attended, places) for slot in (1, 2))
-        z = self.model.attend(layer, q, k, v, self.frame).flatten(0, 2)
+        z = self.model.attend(layer, q, k, v, self.arguments).flatten(0, 2)
         if self.model.has_post_norm(layer):
-            yield from self._coupled(layer, z, places, since)
+            yield from self._through_norm(layer, z, places, since)
         else:
             yield from self._each(layer, z, places, since)
 
@@ -111,7 +111,7 @@ class Heads:
         columns[:, 0, list(heads)] = torch.stack(list(vectors), 1)
         return columns
 
-    def _coupled(
+    def _through_norm(
         self, layer: int, z: Float[Tensor, "_ d_head"], places: Mapping[int, int], since: int
     ) -> Iterator[Said]:
         """Heads through the norm behind them, whose scale all of them make: what they say, less that at the floor."""

@@ -53,14 +53,14 @@ class Attended:
 
 @dataclass(frozen=True, slots=True)
 class Mixed:
-    """All heads of a layer, which the norm behind them couples; None for a head that is as at the floor."""
+    """All heads of a layer that share a post-norm; None for a head that is as at the floor."""
 
     heads: tuple[int | None, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """What a writer says, made of a stream (an MLP), of its z (a head) or of all heads of its layer (coupled)."""
+    """What a writer says, made of a stream (an MLP), of its z (a head) or of all heads of its layer (`Mixed`)."""
 
     writer: int
     made_of: int
@@ -138,7 +138,7 @@ def plan_circuits(
     entering: int,
     answers: int,
     offsets: Mapping[int, int],
-    coupled: Sequence[bool],
+    heads_interact: Sequence[bool],
 ) -> Plan:
     """The plan of a run of several circuits on one batch.
 
@@ -149,11 +149,11 @@ def plan_circuits(
         entering: Where the input differs from its replacement.
         answers: The answer position of each example.
         offsets: By writer, where its own output at the floor is not its replacement.
-        coupled: By layer, whether a norm stands between the heads' sum and the stream.
+        heads_interact: By layer, whether what one head adds depends on the other heads (a post-norm).
     """
     forward = _Forward(layout, masks, sets)
     forward.at_rest({0: entering} | {w: where for w, where in sorted(offsets.items()) if w > 0})
-    return forward.plan(answers, coupled)
+    return forward.plan(answers, heads_interact)
 
 
 def plan_cuts(
@@ -163,7 +163,7 @@ def plan_cuts(
     *,
     replaced: Mapping[int, int],
     answers: int,
-    coupled: Sequence[bool],
+    heads_interact: Sequence[bool],
 ) -> Plan:
     """The plan of the same run from the other side: from the clean run, where every edge is kept.
 
@@ -176,11 +176,11 @@ def plan_cuts(
         sets: The batch's tokens.
         replaced: By writer, where its replacement is not what it says in the clean run.
         answers: The answer position of each example.
-        coupled: By layer, whether a norm stands between the heads' sum and the stream.
+        heads_interact: By layer, whether what one head adds depends on the other heads (a post-norm).
     """
     forward = _Forward(layout, masks, sets)
     forward.cut_out(replaced)
-    return forward.plan(answers, coupled)
+    return forward.plan(answers, heads_interact)
 
 
 class _Forward:
@@ -207,11 +207,11 @@ class _Forward:
         # By circuit and reader, what cut edges add to it; none where the run begins at the floor.
         self.cuts: list[dict[int, int]] = [{} for _ in range(n_circuits)]
 
-    def plan(self, answers: int, coupled: Sequence[bool]) -> Plan:
+    def plan(self, answers: int, heads_interact: Sequence[bool]) -> Plan:
         """All steps, and where each is computed."""
         heads, mlps = [], []
         for layer in range(self.layout.spec.n_layers):
-            heads.append(self.heads(layer, coupled[layer]))
+            heads.append(self.heads(layer, heads_interact[layer]))
             mlps.append(self.mlp(layer))
         final = self.logits()
         steps = tuple(self.numbers)
@@ -244,7 +244,7 @@ class _Forward:
         self.said = [dict(versions) for _ in self.said]
         self.offset_at = {writer: where for writer, where in differs.items() if writer > 0}
 
-    def heads(self, layer: int, coupled: bool) -> range:
+    def heads(self, layer: int, heads_interact: bool) -> range:
         """The versions of a layer's heads."""
         start, n_heads = len(self.changed), self.layout.spec.n_heads
         columns = [self.layout.reader_index(Reader(Node(Kind.HEAD, layer, 0), slot)) for slot in Slot]
@@ -256,11 +256,11 @@ class _Forward:
             attended = [
                 self._attended(circuit, 2 * layer, head, [column + head for column in columns])
                 # A norm behind the heads has one scale for all: there a head that nobody listens to counts too.
-                if audible[head] or coupled
+                if audible[head] or heads_interact
                 else None
                 for head in range(n_heads)
             ]
-            if coupled and any(a is not None for a in attended):
+            if heads_interact and any(a is not None for a in attended):
                 everywhere = self._either(a for a in attended if a is not None)
                 mixed = self.step(Mixed(tuple(attended)), everywhere)
                 # ... and where one head changes, every head's share does.

@@ -105,7 +105,7 @@ class SoftCircuit:
             first = self._layout.reader_index(Reader(Node(Kind.HEAD, layer, 0), slot))
             return self._whole(self._heads.read(layer, slot, run.read(first, spec.n_heads, own)))
 
-        z = self.model.attend(layer, values(Slot.Q), values(Slot.K), values(Slot.V), self.baseline.frame)
+        z = self.model.attend(layer, values(Slot.Q), values(Slot.K), values(Slot.V), self.baseline.arguments)
         z = z[:, : self._n_tokens]
         yield self._heads.outputs(layer, z)
 

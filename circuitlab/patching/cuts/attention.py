@@ -37,7 +37,7 @@ class Attention:
 
     def changes(self, layer: int, heads: Sequence[int]) -> Iterator[tuple[int, Variants]]:
         """How far heads' z is from the state's, where any of their slots differs."""
-        if not self.model.attends_plainly(layer):
+        if not self.model.is_standard_attention(layer):
             yield from self._by_the_model(layer, heads)
             return
         for head in heads:
@@ -132,7 +132,7 @@ class Attention:
         # Queries of the last tokens, beginning with the first that is asked for.
         asking = n_tokens - (int(self.setting.answer_at.min()) if need == ANSWER else self.setting.since)
         q, k, v = (self._arranged(layer, slot, circuits, n_tokens if slot else asking, need) for slot in (Q, K, V))
-        z = self.model.attend(layer, q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), self.setting.frame)
+        z = self.model.attend(layer, q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), self.setting.arguments)
         z = z.unflatten(0, q.shape[:2])[:, :, :, list(heads)]
         if need == ANSWER:
             return self.setting.answers(z.flatten(3), n_tokens - asking).unflatten(3, z.shape[3:])

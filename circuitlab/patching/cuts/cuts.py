@@ -50,7 +50,7 @@ class Cuts:
         self._where = {w: self._sets.of(there) for w, there in enumerate(apart.cpu().numpy()) if there.any()}
         answers = torch.arange(self._sets.seq, device=batch.answer_at.device) == batch.answer_at[:, None]
         self._answers = self._sets.of(answers.cpu().numpy())
-        self._coupled = [model.has_post_norm(layer) for layer in range(model.spec.n_layers)]
+        self._heads_interact = [model.has_post_norm(layer) for layer in range(model.spec.n_layers)]
         # Memory that is new costs a CPU more than the sums that are written into it.
         self._room: Tensor | None = None
         # The sums of a search's finished readers serve all its later questions. They stand in a ring of places.
@@ -70,7 +70,12 @@ class Cuts:
         """
         kept = masks & (np.arange(masks.shape[1])[:, None] < np.array(self._layout.visible))
         plan = plan_cuts(
-            self._layout, kept, self._sets, replaced=self._where, answers=self._answers, coupled=self._coupled
+            self._layout,
+            kept,
+            self._sets,
+            replaced=self._where,
+            answers=self._answers,
+            heads_interact=self._heads_interact,
         )
         run = CircuitRun(self._model, self._baseline, self._clean, plan, self._room)
         self._room = run.table.rows

@@ -41,7 +41,7 @@ class Heads:
 
     def speak(self, layer: int) -> None:
         """What a layer's heads say, where it differs."""
-        moved, plain = self._moved(layer), self.model.attends_plainly(layer)
+        moved, plain = self._moved(layer), self.model.is_standard_attention(layer)
         names = {} if self._streams is not None else self._names(layer, moved)
         rest = {head: slots for head, slots in moved.items() if not self._recalled(layer, head, slots, names)}
         mixed = [head for head in rest if plain and rest[head] == [V] and self.sums.need(layer, head) == ANSWER]

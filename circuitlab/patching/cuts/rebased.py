@@ -52,7 +52,7 @@ class RebasedCuts:
             model=model,
             layout=layout,
             places=Places.of(layout),
-            frame=baseline.frame,
+            arguments=baseline.arguments,
             replaced=replaced[:, :, since:].contiguous(),
             differs=apart.flatten(1).any(1).cpu().numpy(),
             since=since,

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from circuitlab.data.batch import PairBatch
-from circuitlab.models.protocol import Frame, Model
+from circuitlab.models.protocol import BlockArguments, Model
 from circuitlab.parts import Kind, Layout, Node, Reader, Slot
 
 # Where a writer or reader is needed: not at all, at the answer position, at every token that can differ.
@@ -69,7 +69,7 @@ class Setting:
         model: The model.
         layout: Its readers and writers.
         places: Their numbers, by layer.
-        frame: What its blocks are called with.
+        arguments: What its blocks are called with.
         replaced: How far each writer's replacement is from what it says in the clean run, from token `since` on.
         differs: Whether it is, by writer.
         since: The first token that can differ.
@@ -81,7 +81,7 @@ class Setting:
     model: Model
     layout: Layout
     places: Places
-    frame: Frame
+    arguments: BlockArguments
     replaced: Float[Tensor, "writer batch token d_model"]
     differs: Bool[np.ndarray, " writer"]
     since: int

@@ -126,7 +126,7 @@ class CutSlopes:
         late = [values[:, since:].detach() for values in self._state.slots[layer]]
         leaves = [late[number].requires_grad_() for number in open_slots]
         q, k, v = late[0], *(torch.cat([early[number], late[number]], 1) for number in (1, 2))
-        z = self._model.attend(layer, q, k, v, self._setting.frame)
+        z = self._model.attend(layer, q, k, v, self._setting.arguments)
         behind = self._behind[first : first + n_heads]
         at_slots = torch.autograd.grad(self._heads.outputs(layer, z), leaves, behind)
         found = dict[int, Tensor]()

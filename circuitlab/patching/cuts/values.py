@@ -60,9 +60,9 @@ class CutValues:
         self.prepared: Prepared = prepare(
             model, pairs, budget, replacement=ablation, reference=reference, seed=seed, extra_streams=streams
         )
-        coupled = any(model.has_post_norm(layer) for layer in range(model.spec.n_layers))
+        has_post_norm = any(model.has_post_norm(layer) for layer in range(model.spec.n_layers))
         runs = list(zip(self.prepared.baselines, self.prepared.floors, strict=True))
-        self._rebased = [] if coupled else [RebasedCuts(model, baseline, floor) for baseline, floor in runs]
+        self._rebased = [] if has_post_norm else [RebasedCuts(model, baseline, floor) for baseline, floor in runs]
         self._words = dict[tuple[int, int], tuple[Tensor | None, PairBatch]]()
         self._cuts = self._rebased or [Cuts(model, baseline, floor) for baseline, floor in runs]
 

@@ -84,5 +84,5 @@ def _patched(
     at, which = torch.arange(len(stream), device=stream.device), component[rows.row]
     stream[at, which] += message[rows.example[rows.row], rows.position, which]
     if in_the_middle:
-        return run_from_middle(model, clean, baseline.frame, rows, stream, layer)
-    return run_suffix(model, clean, baseline.frame, rows, stream, 0 if writer.kind is Kind.INPUT else layer + 1)
+        return run_from_middle(model, clean, baseline.arguments, rows, stream, layer)
+    return run_suffix(model, clean, baseline.arguments, rows, stream, 0 if writer.kind is Kind.INPUT else layer + 1)

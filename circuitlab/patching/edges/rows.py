@@ -135,7 +135,7 @@ def run_rows(run: EdgeRun, layer: int, some: EdgeRows) -> Float[Tensor, "row d_m
     at = torch.arange(len(touched), device=touched.device) if everywhere else touched.nonzero().flatten()
     behind = _behind_reader(run, layer, some, rows.row[at], rows.position[at])
     stream = behind if everywhere else rows.of(base.stream(layer + 1)).index_copy_(0, at, behind)
-    final = run_suffix(model, base, run.baseline.frame, rows, stream, layer + 1, None if everywhere else touched)
+    final = run_suffix(model, base, run.baseline.arguments, rows, stream, layer + 1, None if everywhere else touched)
     return torch.empty_like(final).index_copy_(0, order, final)
 
 
@@ -266,4 +266,4 @@ def _attend(
     read = _at(base.resid_pre[layer], *where).add_(_messages(run, units.writer[unit], *where))
     (own,) = model.read_attention(layer, (slot,), read)
     values[slot][unit, position - since if slot is Slot.Q else position] = own
-    return model.attend(layer, values[Slot.Q], values[Slot.K], values[Slot.V], run.baseline.frame)
+    return model.attend(layer, values[Slot.Q], values[Slot.K], values[Slot.V], run.baseline.arguments)

@@ -78,7 +78,7 @@ def metric_gradients(
     """
     window, layout = Window.whole(batch), Layout.of(model.spec)
     start = model.embedding(batch.clean) if start is None else start
-    traced = trace(model, model.frame(batch.clean), window, start)
+    traced = trace(model, model.block_arguments(batch.clean), window, start)
     found, _ = metric_slopes(model, traced, metric_for(metric, batch), batch)
     shape = (len(batch), batch.n_tokens, model.spec.d_model)
     readers = start.new_zeros(len(layout.readers), *shape)

@@ -16,7 +16,7 @@ from torch import Tensor
 from circuitlab.data.batch import PairBatch
 from circuitlab.metrics import Metric
 from circuitlab.models.later import LaterBlocks
-from circuitlab.models.protocol import Frame, Model
+from circuitlab.models.protocol import BlockArguments, Model
 from circuitlab.models.traced import Traced, trace
 from circuitlab.parts import Kind, Layout, Node, Reader
 from circuitlab.patching.gradients.slopes import ReaderSlopes, judged, metric_slopes, reader_slopes
@@ -68,7 +68,7 @@ class SublayerPaths:
 
     Args:
         model: The model.
-        frame: What blocks are called with.
+        arguments: What blocks are called with.
         clean: The clean run on a window; its graph may be gone.
         around: A run of the whole prompts that agrees in all tokens before the window.
         metric: What is differentiated.
@@ -76,9 +76,9 @@ class SublayerPaths:
     """
 
     def __init__(
-        self, model: Model, frame: Frame, clean: Traced, around: Traced, metric: Metric, batch: PairBatch
+        self, model: Model, arguments: BlockArguments, clean: Traced, around: Traced, metric: Metric, batch: PairBatch
     ) -> None:
-        self._model, self._frame, self._clean, self._around = model, frame, clean, around
+        self._model, self._frame, self._clean, self._around = model, arguments, clean, around
         self._metric, self._batch = metric, batch
 
     @torch.no_grad()

@@ -126,7 +126,7 @@ def answer(paths: Paths, rows: Rows, heard: Heard) -> Float[Tensor, "row d_model
         middle = stream + _attended(paths, rows, values, layer)
         read = heard.mlps.get(layer, stream if spec.parallel else middle)
         stream = middle + model.mlp_output(layer, read) if spec.has_mlp else middle
-    return run_suffix(model, base, paths.baseline.frame, rows, stream, paths.last_layer + 1)
+    return run_suffix(model, base, paths.baseline.arguments, rows, stream, paths.last_layer + 1)
 
 
 def _behind_mlp(
@@ -187,5 +187,5 @@ def _per_query_head(
 def _attended(
     paths: Paths, rows: Rows, values: dict[Slot, Float[Tensor, "row seq head d_head"]], layer: int
 ) -> Float[Tensor, "token d_model"]:
-    z = paths.model.attend(layer, values[Slot.Q], values[Slot.K], values[Slot.V], paths.baseline.frame)
+    z = paths.model.attend(layer, values[Slot.Q], values[Slot.K], values[Slot.V], paths.baseline.arguments)
     return paths.model.attn_output(layer, z[rows.row, rows.position])

@@ -13,7 +13,7 @@ from torch import Tensor
 from circuitlab.data.batch import PairBatch
 from circuitlab.errors import MetricError, UnknownNameError
 from circuitlab.metrics import Metric
-from circuitlab.models.protocol import Frame, Model, Recording
+from circuitlab.models.protocol import BlockArguments, Model, Recording
 
 # Whose values are put in: the clean run's into the corrupted one, or the other way round.
 DIRECTIONS = ("denoise", "noise")
@@ -27,7 +27,7 @@ class Baseline:
 
     Attributes:
         batch: The prompts, with the clean run's logits as reference.
-        frame: What blocks are called with at this length.
+        arguments: What blocks are called with at this length.
         clean: The clean run.
         corrupt: The corrupted run.
         clean_logits: Next-token logits of the clean run at the answer position.
@@ -35,7 +35,7 @@ class Baseline:
     """
 
     batch: PairBatch
-    frame: Frame
+    arguments: BlockArguments
     clean: Recording
     corrupt: Recording
     clean_logits: Float[Tensor, "batch d_vocab"]
@@ -54,7 +54,7 @@ def record_baseline(model: Model, batch: PairBatch) -> Baseline:
     clean_logits = model.logits(at_answer(clean.resid_final, batch.answer_at))
     return Baseline(
         batch=batch.with_reference(clean_logits),
-        frame=model.frame(batch.clean),
+        arguments=model.block_arguments(batch.clean),
         clean=clean,
         corrupt=corrupt,
         clean_logits=clean_logits,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from circuitlab.errors import ConfigError
 from circuitlab.models.modes import in_ordinary_modes
-from circuitlab.models.protocol import Frame, Model
+from circuitlab.models.protocol import BlockArguments, Model
 from circuitlab.parts import Slot, Stage
 
 
@@ -43,8 +43,8 @@ def neuron_values(
     """
     _check_layer(model, layer)
     start = model.embedding(tokens) if start is None else start
-    frame = model.frame(tokens)
-    values = model.mlp_hidden(layer, mlp_reads(model, start, layer, frame), stage)
+    arguments = model.block_arguments(tokens)
+    values = model.mlp_hidden(layer, mlp_reads(model, start, layer, arguments), stage)
     if neurons is None:
         return values
     outside = [n for n in neurons if not 0 <= n < values.shape[-1]]
@@ -54,7 +54,7 @@ def neuron_values(
 
 
 def mlp_reads(
-    model: Model, start: Float[Tensor, "batch seq d_model"], layer: int, frame: Frame
+    model: Model, start: Float[Tensor, "batch seq d_model"], layer: int, arguments: BlockArguments
 ) -> Float[Tensor, "batch seq d_model"]:
     """The stream that an MLP reads (before its norm), from the embedding; gradients follow if they are on.
 
@@ -62,17 +62,17 @@ def mlp_reads(
         model: A model with MLPs.
         start: The stream on entry to the first block.
         layer: Whose MLP.
-        frame: What blocks are called with at this length.
+        arguments: What blocks are called with at this length.
     """
     with torch.set_grad_enabled(torch.is_grad_enabled() and start.requires_grad):
-        stream = model.run_blocks(start, 0, frame, layer)
+        stream = model.run_blocks(start, 0, arguments, layer)
         if model.spec.parallel:
             return stream
         q, k, v = (
             values.unflatten(0, stream.shape[:2])
             for values in model.read_attention(layer, (Slot.Q, Slot.K, Slot.V), stream.flatten(0, 1))
         )
-        return stream + model.attn_output(layer, model.attend(layer, q, k, v, frame))
+        return stream + model.attn_output(layer, model.attend(layer, q, k, v, arguments))
 
 
 def _check_layer(model: Model, layer: int) -> None:

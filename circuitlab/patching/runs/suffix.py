@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from circuitlab.models.protocol import Frame, Model, Recording
+from circuitlab.models.protocol import BlockArguments, Model, Recording
 from circuitlab.parts import Slot
 
 
@@ -78,7 +78,7 @@ class Rows:
 def run_suffix(
     model: Model,
     base: Recording,
-    frame: Frame,
+    arguments: BlockArguments,
     rows: Rows,
     stream: Float[Tensor, "token d_model"],
     layer: int,
@@ -89,7 +89,7 @@ def run_suffix(
     Args:
         model: The model.
         base: The recorded run that the rows are variants of.
-        frame: What blocks are called with at this length.
+        arguments: What blocks are called with at this length.
         rows: The variants.
         stream: Their stream on entry to block `layer`.
         layer: The first block to run; `n_layers`: none.
@@ -98,7 +98,7 @@ def run_suffix(
     """
     for at in range(layer, model.spec.n_layers):
         last = at == model.spec.n_layers - 1
-        stream = _block(model, base, frame, rows, stream, at, touched if at == layer else None, last)
+        stream = _block(model, base, arguments, rows, stream, at, touched if at == layer else None, last)
     return stream if layer < model.spec.n_layers else stream[rows.at_answer]
 
 
@@ -106,7 +106,7 @@ def run_suffix(
 def run_from_middle(
     model: Model,
     base: Recording,
-    frame: Frame,
+    arguments: BlockArguments,
     rows: Rows,
     middle: Float[Tensor, "token d_model"],
     layer: int,
@@ -118,7 +118,7 @@ def run_from_middle(
         touched = None if touched is None else touched[rows.at_answer]
         rows = rows.answers_only()
     return run_suffix(
-        model, base, frame, rows, behind_mlp(model, base, rows, middle, layer, touched), layer + 1, touched
+        model, base, arguments, rows, behind_mlp(model, base, rows, middle, layer, touched), layer + 1, touched
     )
 
 
@@ -144,7 +144,7 @@ def behind_mlp(
 def _block(
     model: Model,
     base: Recording,
-    frame: Frame,
+    arguments: BlockArguments,
     rows: Rows,
     stream: Tensor,
     layer: int,
@@ -152,13 +152,13 @@ def _block(
     last: bool,
 ) -> Float[Tensor, "token d_model"]:
     """One block on the rows' tokens; in the last block only the answers come out."""
-    if last and model.attends_plainly(layer):
+    if last and model.is_standard_attention(layer):
         z = _answers_attend(model, base, rows, stream, layer, touched)
         return _behind_attention(model, base, rows.answers_only(), stream[rows.at_answer], z, layer)
     q, k, v = _read(model, base, rows, stream, layer, touched, last)
     if last:
         rows, stream = rows.answers_only(), stream[rows.at_answer]
-    z = model.attend(layer, q, k, v, frame)
+    z = model.attend(layer, q, k, v, arguments)
     places = rows.row * q.shape[1] + rows.position - (k.shape[1] - q.shape[1])
     return _behind_attention(model, base, rows, stream, z.flatten(0, 1).index_select(0, places), layer)
 
@@ -185,7 +185,7 @@ def _answers_attend(
     own = slice(None) if touched is None else touched
     seen.view(-1, seen.shape[-1])[(rows.row * end + rows.position)[own]] = read[own]
     sees = torch.arange(end, device=stream.device) <= rows.last[:, None]
-    return model.attend_once(layer, read[rows.at_answer], seen, sees)
+    return model.attend_last_query(layer, read[rows.at_answer], seen, sees)
 
 
 def _read(

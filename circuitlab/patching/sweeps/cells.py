@@ -125,7 +125,7 @@ def run_cells(runs: Runs, cells: Cells, block: int, inside: Bool[Tensor, "batch 
     if middles:
         at, middle = (torch.cat(parts) for parts in zip(*middles, strict=True))
         stream[at] = middle + runs.model.mlp_output(block - 1, middle)
-    return run_suffix(runs.model, base, runs.baseline.frame, rows, stream, block, touched)
+    return run_suffix(runs.model, base, runs.baseline.arguments, rows, stream, block, touched)
 
 
 def _touched_tokens(

@@ -140,7 +140,7 @@ def _patched_z(runs: Runs, site: Site, layer: int, where: Bool[Tensor, "batch se
     slot = Slot(site.name[-1])
     theirs = {Slot.Q: source.q, Slot.K: source.k, Slot.V: source.v}[slot][layer]
     values[slot] = torch.where(where[..., None, None], theirs, values[slot])
-    return model.attend(layer, values[Slot.Q], values[Slot.K], values[Slot.V], runs.baseline.frame)
+    return model.attend(layer, values[Slot.Q], values[Slot.K], values[Slot.V], runs.baseline.arguments)
 
 
 def _neurons(runs: Runs, _site: Site, layer: int, members: Sequence[int], _where: Tensor) -> tuple[Tensor, Delta]:
