@@ -39,7 +39,7 @@ _HOMES = {
     "Reader": "circuitlab.parts",
     "Reference": "circuitlab.references",
     "Replacement": "circuitlab.patching.runs.replacement",
-    "Run": "circuitlab.discovery.pipeline",
+    "Run": "circuitlab.runs.run",
     "RunError": "circuitlab.errors",
     "SelectionRule": "circuitlab.graphs.selection",
     "SpanError": "circuitlab.errors",
@@ -59,7 +59,7 @@ _HOMES = {
     "compiled_models": "circuitlab.compiled.build",
     "continue_text": "circuitlab.predictions.continuation",
     "direct_attribution": "circuitlab.attribution.direct",
-    "discover": "circuitlab.discovery.pipeline",
+    "discover": "circuitlab.runs.pipeline",
     "estimate_sweep": "circuitlab.patching.sweeps.estimate",
     "evaluate": "circuitlab.evaluation.evaluate",
     "from_tracr": "circuitlab.compiled.tracr",
@@ -73,7 +73,7 @@ _HOMES = {
     "path_patch": "circuitlab.patching.paths.paths",
     "predict": "circuitlab.predictions.next_token",
     "recovery": "circuitlab.evaluation.truth",
-    "reproduce": "circuitlab.discovery.reproduce",
+    "reproduce": "circuitlab.runs.reproduce",
     "score_edges": "circuitlab.discovery.scoring",
     "score_nodes": "circuitlab.discovery.scoring",
     "select": "circuitlab.discovery.selection",
@@ -100,8 +100,6 @@ if TYPE_CHECKING:
     from circuitlab.data.pairs import PairSet, PairSplits
     from circuitlab.data.registry import load_task
     from circuitlab.data.task import Task
-    from circuitlab.discovery.pipeline import Run, discover
-    from circuitlab.discovery.reproduce import reproduce
     from circuitlab.discovery.scoring import score_edges, score_nodes
     from circuitlab.discovery.selection import select
     from circuitlab.discovery.stability import stability
@@ -147,6 +145,9 @@ if TYPE_CHECKING:
     from circuitlab.predictions.next_token import predict
     from circuitlab.references import Reference
     from circuitlab.report.page import write_report
+    from circuitlab.runs.pipeline import discover
+    from circuitlab.runs.reproduce import reproduce
+    from circuitlab.runs.run import Run
 
 
 def __getattr__(name: str) -> Any:

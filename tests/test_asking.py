@@ -92,7 +92,7 @@ class TestReplacement:
         def loaded(*_args: object, **_options: object) -> None:
             raise LookupError("the model is loaded")
 
-        monkeypatch.setattr(import_module("circuitlab.discovery.pipeline"), "load_model", loaded)
+        monkeypatch.setattr(import_module("circuitlab.runs.pipeline"), "load_model", loaded)
         takes = "ablation" in METHODS[method].takes or method in ("ifr", "random")
         with pytest.raises(
             LookupError if takes else ConfigError, match="loaded" if takes else "takes no ablation 'zero'"

@@ -15,11 +15,11 @@ import typer.main
 from circuitlab import names
 from circuitlab.cli import main
 from circuitlab.cli.app import app
-from circuitlab.discovery import judging
 from circuitlab.graphs.circuit import Circuit
 from circuitlab.graphs.prune import real_edges
 from circuitlab.models import load
 from circuitlab.parts import Layout
+from circuitlab.runs import judging
 
 AT = ("--layer", "1", "--neurons", "1")
 ONE = ("--layer", "1", "--neuron", "1")

@@ -326,7 +326,7 @@ class TestRuns:
             asked.update(settings)
             shutil.copytree(folder, out)
 
-        monkeypatch.setattr(import_module("circuitlab.discovery.reproduce"), "discover", again)
+        monkeypatch.setattr(import_module("circuitlab.runs.reproduce"), "discover", again)
         assert reproduce(folder).same_weights
         assert (asked["model"], asked["fold_ln"], asked["center_weights"]) == ("bundled", True, True)
 

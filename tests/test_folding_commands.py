@@ -9,9 +9,9 @@ import typer
 from circuitlab import load_model, neurons
 from circuitlab.cli import main
 from circuitlab.cli.app import app
-from circuitlab.discovery import judging
 from circuitlab.errors import ConfigError
 from circuitlab.models import load
+from circuitlab.runs import judging
 
 BOTH = ("--fold-ln", "--center-weights")
 TEXT = "Mary is a really great friend."

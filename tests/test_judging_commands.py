@@ -24,8 +24,8 @@ from circuitlab import (
     write_report,
 )  # fmt: skip
 from circuitlab.cli import main
-from circuitlab.discovery.judging import discovery_texts, evaluate_run, judging
 from circuitlab.discovery.scoring import METHODS
+from circuitlab.runs.judging import discovery_texts, evaluate_run, judging
 
 TASK = "name-throw"
 

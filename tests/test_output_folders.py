@@ -16,11 +16,11 @@ from runs import TASK
 from circuitlab import CircuitLabError, ConfigError, OutputExistsError, discover
 from circuitlab.cli import main
 from circuitlab.discovery.config import DiscoverConfig, default_folder
-from circuitlab.discovery.run_folder import reserve_run
 from circuitlab.outputs import check_path, put_file, put_tables, reserved_file, reserved_tables
 from circuitlab.outputs import reserve as reserve_module
 from circuitlab.outputs.exchange import exchange
 from circuitlab.outputs.lock import LOCK
+from circuitlab.runs.run_folder import reserve_run
 
 # Changes of the disk: a process is killed before each of them in turn.
 CALLS = ("rename", "replace", "mkdir", "rmdir", "unlink", "open", "ftruncate", "write")
@@ -525,7 +525,7 @@ def test_every_command_refuses_a_bad_place_before_a_model_is_loaded(command, out
         raise AssertionError("the work began")
 
     monkeypatch.setattr("circuitlab.models.load.load_model", no_model)
-    monkeypatch.setattr("circuitlab.discovery.pipeline.load_model", no_model)
+    monkeypatch.setattr("circuitlab.runs.pipeline.load_model", no_model)
     before = names(here)
     assert main([word.format(out) for word in COMMANDS[command]]) == 2
     told = capsys.readouterr()

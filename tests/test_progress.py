@@ -24,8 +24,8 @@ from features_by_hand import autoencoder
 
 import circuitlab
 from circuitlab import ConfigError, RunError, features, neurons, progress
-from circuitlab.discovery import reproduce as reproducing
 from circuitlab.discovery.config import DiscoverConfig
+from circuitlab.runs import reproduce as reproducing
 
 COLUMNS = 80
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")

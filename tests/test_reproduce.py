@@ -16,7 +16,7 @@ from runs import TASK, N, bytes_in, written, written_elsewhere
 
 from circuitlab import RunError, discover, reproduce
 
-MODULE = import_module("circuitlab.discovery.reproduce")
+MODULE = import_module("circuitlab.runs.reproduce")
 
 
 @pytest.fixture(scope="module")
@@ -452,7 +452,7 @@ TASK = Task(name="own", version="1", summary="Mine.", draw=draw, metric={metric}
 def plainly() -> Iterator[None]:
     """Without pictures and page, and with Python's compiled files, which the shell that runs the tests may forbid."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("circuitlab.discovery.run_folder._write_pictures", lambda run, folder: None)
+        patch.setattr("circuitlab.runs.run_folder._write_pictures", lambda run, folder: None)
         patch.setattr("circuitlab.report.write_report", lambda folder, **options: None)
         patch.setattr(sys, "dont_write_bytecode", False)
         yield
@@ -494,7 +494,7 @@ def test_a_run_of_a_task_with_its_own_metric_can_be_repeated(folder, tmp_path, m
         reached.append("model")
         raise RunError("far enough")
 
-    monkeypatch.setattr("circuitlab.discovery.pipeline.load_model", loading)
+    monkeypatch.setattr("circuitlab.runs.pipeline.load_model", loading)
     shutil.copytree(folder, tmp_path / "run")
     shutil.copyfile(tmp_path / "own.py", tmp_path / "run" / "task.py")
     in_json("config/options", lambda was: {})(tmp_path / "run" / "manifest.json")

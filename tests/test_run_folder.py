@@ -41,7 +41,6 @@ from circuitlab import (
 )
 from circuitlab.data.fingerprint import task_fingerprint
 from circuitlab.data.pairs import PairSplits
-from circuitlab.discovery import pipeline, run_folder
 from circuitlab.discovery.config import DiscoverConfig
 from circuitlab.evaluation.areas import MIB_SHARES, mib_sizes
 from circuitlab.graphs.prune import prune
@@ -49,6 +48,7 @@ from circuitlab.graphs.selection import SelectionRule
 from circuitlab.report.attention_script import ATTENTION_SCRIPT
 from circuitlab.report.findings import caveats, headline
 from circuitlab.report.folder import read_run
+from circuitlab.runs import pipeline, run_folder
 from circuitlab.viz.curves import FaithfulnessCurve
 
 SITES = ("resid_pre", "attn_out", "mlp_out", "head_z")

@@ -332,7 +332,7 @@ def test_metrics_of_other_types_serve():
 
 @pytest.mark.parametrize("fault", ["infinite", "NaN", "exits", "list", "in place"])
 def test_a_metric_is_refused_before_anything_is_swept(fault, bundled, monkeypatch):
-    from circuitlab.discovery import pipeline
+    from circuitlab.runs import pipeline
 
     monkeypatch.setattr(pipeline, "sweep", lambda *a, **k: pytest.fail("a sweep began"))
     task = replace(load_task("name-throw"), metric=METRICS[fault])

@@ -30,11 +30,11 @@ from circuitlab.cli import main
 from circuitlab.data.batch import batch_by_length
 from circuitlab.data.encoding import Rejection, encode_example
 from circuitlab.data.pairs import Pair, PairSet
-from circuitlab.discovery import judging, pipeline
 from circuitlab.discovery.behaviour import TOP_TOKEN, Behaviour, check_behaviour, different_digits
 from circuitlab.errors import WrongTypeError
 from circuitlab.metrics import metric_of, names, resolve
 from circuitlab.metrics.base import METRICS
+from circuitlab.runs import judging, pipeline
 
 DOCS = Path(__file__).parent.parent / "docs"
 NEED_NONE = [name for name, metric in METRICS.items() if not metric.needs_distractor]

@@ -18,7 +18,7 @@ from circuitlab.cli import main
 from circuitlab.cli.visible import visible, visible_json
 from circuitlab.data.run_files import file_inside
 
-MODULE = import_module("circuitlab.discovery.reproduce")
+MODULE = import_module("circuitlab.runs.reproduce")
 EVIL = "from pathlib import Path\nPath({mark!r}).write_text('ran')\nfrom circuitlab import Example, Task\n" + (
     "TASK = Task(name='own', version='1', summary='x', draw=lambda rng: Example('a b', 'a c', ' d', ' e'))\n"
 )

@@ -151,8 +151,8 @@ def discover(
     from circuitlab.cli import results
     from circuitlab.cli.progress import progress
     from circuitlab.discovery.config import DiscoverConfig, default_folder
-    from circuitlab.discovery.pipeline import discover as run_discover
     from circuitlab.graphs.selection import SelectionRule
+    from circuitlab.runs.pipeline import discover as run_discover
 
     points = opt.steps_of(method, steps)
     rule = SelectionRule(target=target, n_edges=n_edges, threshold=threshold, signed=signed, greedy=greedy)
@@ -214,8 +214,8 @@ def evaluate(
     wanted = None if task is None else opt.load(task, option, contrast)  # before the imports that take seconds
     from circuitlab.cli import results
     from circuitlab.cli.progress import progress
-    from circuitlab.discovery.judging import judging
     from circuitlab.evaluation.hypotheses.battery import test_circuit
+    from circuitlab.runs.judging import judging
 
     judged = judging(
         circuit, task=wanted, options=None if wanted else chosen, run_code=run_code, model=model, metric=metric,
@@ -249,8 +249,8 @@ def reproduce(
     """
     from circuitlab.cli import results
     from circuitlab.cli.progress import progress
-    from circuitlab.discovery.reproduce import reproduce as run_again
-    from circuitlab.discovery.reproduce import task_file
+    from circuitlab.runs.reproduce import reproduce as run_again
+    from circuitlab.runs.reproduce import task_file
 
     if run_code and (code := task_file(run)) is not None:
         typer.echo(f"circuitlab: running the task file {code.path} (SHA-256 {code.sha256})", err=True)

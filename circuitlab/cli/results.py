@@ -10,8 +10,6 @@ from circuitlab.cli.display import number
 if TYPE_CHECKING:
     import pandas as pd
 
-    from circuitlab.discovery.pipeline import Run
-    from circuitlab.discovery.reproduce import Reproduction
     from circuitlab.evaluation.evaluate import Evaluation
     from circuitlab.evaluation.hypotheses.battery import CircuitTests
     from circuitlab.evaluation.hypotheses.result import TestResult
@@ -19,6 +17,8 @@ if TYPE_CHECKING:
     from circuitlab.parts import Edge
     from circuitlab.patching.grid import Grid
     from circuitlab.patching.sweeps.estimate import Estimate
+    from circuitlab.runs.reproduce import Reproduction
+    from circuitlab.runs.run import Run
 
 SMALLEST_P = 0.001
 LEVEL = 0.05

@@ -1,1 +1,1 @@
-"""Scoring edges, one method a file; selecting a circuit; the main job and what it leaves behind."""
+"""Scoring edges, one method a file, and selecting a circuit."""

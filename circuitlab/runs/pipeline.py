@@ -8,9 +8,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,24 +20,20 @@ from circuitlab.data.fingerprint import task_fingerprint
 from circuitlab.data.pairs import PairSet, PairSplits
 from circuitlab.data.registry import load_task
 from circuitlab.data.task import Task
-from circuitlab.discovery.behaviour import Behaviour, check_behaviour
+from circuitlab.discovery.behaviour import check_behaviour
 from circuitlab.discovery.config import DiscoverConfig, checked_sites, default_folder
-from circuitlab.discovery.run_folder import reserve_run, write_run, writes_run
-from circuitlab.discovery.scores import EdgeScores
 from circuitlab.discovery.scoring import find_method, score_edges, scored_under
 from circuitlab.discovery.selection import select, with_faithfulness
-from circuitlab.discovery.stability import Stability
 from circuitlab.discovery.stability import stability as repeat
-from circuitlab.evaluation.evaluate import Evaluation, evaluate
+from circuitlab.evaluation.evaluate import evaluate
 from circuitlab.graphs.circuit import Circuit
 from circuitlab.graphs.selection import SelectionRule
 from circuitlab.metrics import Metric, MetricLike, metric_of
 from circuitlab.models.bos import AUTO
 from circuitlab.models.load import load_model
 from circuitlab.models.modes import in_ordinary_modes
-from circuitlab.models.protocol import Bos, Model
-from circuitlab.outputs import at_home
-from circuitlab.parts import Kind, Layout, ModelSpec
+from circuitlab.models.protocol import Model
+from circuitlab.parts import Kind, Layout
 from circuitlab.patching.circuits.metric import prepare
 from circuitlab.patching.grid import Grid
 from circuitlab.patching.runs.replacement import Replacement, needs_reference, resolve_replacement
@@ -45,95 +41,13 @@ from circuitlab.patching.sweeps.nodes import sweep_nodes, sweep_some_nodes
 from circuitlab.patching.sweeps.sites import find_site
 from circuitlab.patching.sweeps.sweep import by_site, sweep
 from circuitlab.progress import Progress, callback, reports_progress
-from circuitlab.summary import Summary, plural, short
+from circuitlab.runs.run import Run, writes_run
 
 SWEPT_SITES = ("resid_pre", "attn_out", "mlp_out", "head_z")
 # Heads of the circuit whose patterns are kept: as many as one looks through.
 HEADS_SHOWN = 6
 
-__all__ = ["Run", "default_folder", "discover"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
-class Run(Summary):
-    """Everything one discovery found.
-
-    Attributes:
-        config: What was asked.
-        task: The task, options included.
-        task_fingerprint: Of its prompts.
-        spec: Shape of the model.
-        weights_sha256: Which weights.
-        bos: The tokens in front of every text.
-        metric: What was measured.
-        pairs: The prompts of both splits.
-        behaviour: What the whole model does on the discovery pairs.
-        grids: Sweeps on the discovery pairs, by site.
-        scores: Scores of every edge.
-        circuit: The circuit, selected on the discovery pairs.
-        evaluation: Its test on the held-out pairs.
-        stability: The discovery on resamples of its pairs, if that was asked for.
-        attention: Where the circuit's strongest heads look on one held-out prompt; None for circuits without heads.
-        stability_seeds: The discovery on prompts of other seeds, if that was asked for.
-        seconds: Wall time by step.
-        folder: Where it was written, if it was.
-    """
-
-    config: DiscoverConfig
-    task: Task
-    task_fingerprint: str
-    spec: ModelSpec
-    weights_sha256: str
-    bos: Bos
-    metric: Metric
-    pairs: PairSplits
-    behaviour: Behaviour
-    grids: Mapping[str, Grid]
-    scores: EdgeScores
-    circuit: Circuit
-    evaluation: Evaluation
-    seconds: Mapping[str, float]
-    stability: Stability | None = None
-    attention: AttentionPatterns | None = None
-    stability_seeds: Stability | None = None
-    folder: Path | None = None
-
-    @property
-    def model_id(self) -> str:
-        """What the user called the model."""
-        return self.config.model
-
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """What bounds the result, in plain sentences; see `Evaluation.warnings`."""
-        return self.evaluation.warnings
-
-    def write(self, folder: str | Path, force: bool = False) -> Run:
-        """Write the run folder, whole or not at all.
-
-        Raises:
-            OutputExistsError: The folder is there and `force` is not given, or it may not be replaced.
-        """
-        with reserve_run(folder, force) as place:
-            return replace(self, folder=write_run(self, place, at_home(folder)))
-
-    def _summary(self) -> str:
-        result = f"{self.circuit.n_edges:,} of {plural(self.circuit.layout.n_edges, 'edge')}"
-        share = f"faithfulness {self.evaluation.faithfulness:.3f}"
-        return f"of {self.task.label} on {short(self.model_id, 30)}: {result}, {share}"
-
-    def _facts(self) -> Iterable[tuple[str, object]]:
-        yield "method", f"{self.config.method}, ablation {self.config.ablation}, seed {self.config.seed}"
-        yield "pairs", self.pairs
-        yield "grids", ", ".join(self.grids)
-        yield "scores", self.scores
-        yield "circuit", self.circuit
-        yield "evaluation", self.evaluation
-        for name in ("stability", "stability_seeds", "attention"):
-            if getattr(self, name) is not None:
-                yield name, getattr(self, name)
-        yield "seconds", f"{sum(self.seconds.values()):.1f}"
-        yield "folder", self.folder or "not written; write(folder) does"
+__all__ = ["default_folder", "discover"]
 
 
 @checked

@@ -9,26 +9,22 @@ import os
 import platform
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
-from functools import wraps
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec
+from typing import Any
 
 from circuitlab import late
 from circuitlab.data.citation import cite_run
 from circuitlab.discovery.scoring import find_method
+from circuitlab.discovery.stability import Stability
 from circuitlab.errors import OutputExistsError
 from circuitlab.files import path_from_here
-from circuitlab.outputs import LOCK, Reserved, Rules, at_home, reserved
+from circuitlab.outputs import LOCK, Reserved, Rules, reserved
+from circuitlab.runs.record import RunRecord
 
-if TYPE_CHECKING:
-    from circuitlab.discovery.pipeline import Run
-    from circuitlab.discovery.stability import Stability
-
-P = ParamSpec("P")
 SCHEMA = "circuitlab.run/1"
 REPORT = "report.html"
 MANIFEST = "manifest.json"
@@ -55,26 +51,7 @@ def reserve_run(out: str | Path, force: bool) -> Iterator[Reserved]:
         yield place
 
 
-def writes_run(find: Callable[P, Run]) -> Callable[P, Run]:
-    """Give a function that finds a run an output folder: reserved before it starts, written when it is done.
-
-    The function's keywords `out` and `force` are read here; without `out` nothing is written.
-    """
-
-    @wraps(find)
-    def reserved_first(*args: P.args, **settings: P.kwargs) -> Run:
-        out: Any
-        out, force = settings.get("out"), bool(settings.get("force", False))
-        if out is None:
-            return find(*args, **settings)
-        with reserve_run(out, force) as place:
-            run = find(*args, **settings)
-            return replace(run, folder=write_run(run, place, at_home(out)))
-
-    return reserved_first
-
-
-def write_run(run: Run, place: Reserved, folder: Path) -> Path:
+def write_run(run: RunRecord, place: Reserved, folder: Path) -> Path:
     """Write a run folder in the place that was reserved for it.
 
     Returns:
@@ -169,7 +146,7 @@ def _remove(folder: Path) -> None:
     folder.rmdir()
 
 
-def manifest_of(run: Run, folder: Path) -> dict[str, Any]:
+def manifest_of(run: RunRecord, folder: Path) -> dict[str, Any]:
     """What was asked of what, with which versions, and the SHA-256 of every file in the folder."""
     spec, task = run.spec, run.task
     return {
@@ -228,7 +205,7 @@ def manifest_of(run: Run, folder: Path) -> dict[str, Any]:
     }
 
 
-def _write_data(run: Run, folder: Path) -> None:
+def _write_data(run: RunRecord, folder: Path) -> None:
     pairs = run.pairs
     splits = {"discovery": pairs.discovery, "held_out": pairs.held_out, "reference": pairs.reference or ()}
     lines = [_one_line(pair.as_record(name)) for name, split in splits.items() for pair in split]
@@ -252,7 +229,7 @@ def _write_data(run: Run, folder: Path) -> None:
         shutil.copyfile(run.task.origin, folder / "task.py")
 
 
-def _write_pictures(run: Run, folder: Path) -> None:
+def _write_pictures(run: RunRecord, folder: Path) -> None:
     def save(figure: Any, path: Path) -> None:
         late.call("circuitlab.viz", "save_figure", figure, path)
 
@@ -268,7 +245,7 @@ def _write_pictures(run: Run, folder: Path) -> None:
         save(found.plot(title=title), folder / f"{name}.png")
 
 
-def _repeated(run: Run) -> list[tuple[str, Stability]]:
+def _repeated(run: RunRecord) -> list[tuple[str, Stability]]:
     """Repetitions of the discovery that were asked for, with the names of their files."""
     found = (("stability", run.stability), ("stability-seeds", run.stability_seeds))
     return [(name, one) for name, one in found if one is not None]

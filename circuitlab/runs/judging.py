@@ -17,8 +17,6 @@ from circuitlab.data.registry import load_task
 from circuitlab.data.run_files import file_inside, task_of_run
 from circuitlab.data.task import Task
 from circuitlab.discovery.config import DiscoverConfig
-from circuitlab.discovery.reproduce import read_manifest
-from circuitlab.discovery.run_folder import MANIFEST
 from circuitlab.errors import ConfigError, RunError
 from circuitlab.evaluation.evaluate import Evaluation, evaluate
 from circuitlab.files import parse_json, read_text
@@ -29,6 +27,8 @@ from circuitlab.models.protocol import Model
 from circuitlab.outputs import at_home
 from circuitlab.patching.runs.replacement import needs_reference
 from circuitlab.progress import Progress
+from circuitlab.runs.reproduce import read_manifest
+from circuitlab.runs.run_folder import MANIFEST
 
 DATASET = "dataset.jsonl"
 SHOWN = 12  # characters of a digest

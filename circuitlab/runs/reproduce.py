@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 from circuitlab.arguments import checked
 from circuitlab.data.run_files import TaskFile, file_inside, task_file_of, task_of_run
 from circuitlab.discovery.config import DiscoverConfig
-from circuitlab.discovery.pipeline import discover
-from circuitlab.discovery.run_folder import MANIFEST, REPORT, SCHEMA, at_home
 from circuitlab.errors import CircuitLabError, FileError, FormatError, RunError
 from circuitlab.files import read_json
 from circuitlab.models.modes import in_ordinary_modes
 from circuitlab.progress import Progress, reports_progress
+from circuitlab.runs.pipeline import discover
+from circuitlab.runs.run_folder import MANIFEST, REPORT, SCHEMA, at_home
 from circuitlab.summary import Summary, plural
 
 # Numbers of another machine or version may differ in the last bits of float32, and a bit more after many layers: by so

@@ -1,0 +1,95 @@
+"""What one discovery found."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from circuitlab.attribution.attention import AttentionPatterns
+from circuitlab.data.pairs import PairSplits
+from circuitlab.data.task import Task
+from circuitlab.discovery.behaviour import Behaviour
+from circuitlab.discovery.config import DiscoverConfig
+from circuitlab.discovery.scores import EdgeScores
+from circuitlab.discovery.stability import Stability
+from circuitlab.evaluation.evaluate import Evaluation
+from circuitlab.graphs.circuit import Circuit
+from circuitlab.metrics import Metric
+from circuitlab.models.protocol import Bos
+from circuitlab.parts import ModelSpec
+from circuitlab.patching.grid import Grid
+from circuitlab.summary import Summary, plural, short
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+class RunRecord(Summary):
+    """Everything one discovery found.
+
+    Attributes:
+        config: What was asked.
+        task: The task, options included.
+        task_fingerprint: Of its prompts.
+        spec: Shape of the model.
+        weights_sha256: Which weights.
+        bos: The tokens in front of every text.
+        metric: What was measured.
+        pairs: The prompts of both splits.
+        behaviour: What the whole model does on the discovery pairs.
+        grids: Sweeps on the discovery pairs, by site.
+        scores: Scores of every edge.
+        circuit: The circuit, selected on the discovery pairs.
+        evaluation: Its test on the held-out pairs.
+        stability: The discovery on resamples of its pairs, if that was asked for.
+        attention: Where the circuit's strongest heads look on one held-out prompt; None for circuits without heads.
+        stability_seeds: The discovery on prompts of other seeds, if that was asked for.
+        seconds: Wall time by step.
+        folder: Where it was written, if it was.
+    """
+
+    config: DiscoverConfig
+    task: Task
+    task_fingerprint: str
+    spec: ModelSpec
+    weights_sha256: str
+    bos: Bos
+    metric: Metric
+    pairs: PairSplits
+    behaviour: Behaviour
+    grids: Mapping[str, Grid]
+    scores: EdgeScores
+    circuit: Circuit
+    evaluation: Evaluation
+    seconds: Mapping[str, float]
+    stability: Stability | None = None
+    attention: AttentionPatterns | None = None
+    stability_seeds: Stability | None = None
+    folder: Path | None = None
+
+    @property
+    def model_id(self) -> str:
+        """What the user called the model."""
+        return self.config.model
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What bounds the result, in plain sentences; see `Evaluation.warnings`."""
+        return self.evaluation.warnings
+
+    def _summary(self) -> str:
+        result = f"{self.circuit.n_edges:,} of {plural(self.circuit.layout.n_edges, 'edge')}"
+        share = f"faithfulness {self.evaluation.faithfulness:.3f}"
+        return f"of {self.task.label} on {short(self.model_id, 30)}: {result}, {share}"
+
+    def _facts(self) -> Iterable[tuple[str, object]]:
+        yield "method", f"{self.config.method}, ablation {self.config.ablation}, seed {self.config.seed}"
+        yield "pairs", self.pairs
+        yield "grids", ", ".join(self.grids)
+        yield "scores", self.scores
+        yield "circuit", self.circuit
+        yield "evaluation", self.evaluation
+        for name in ("stability", "stability_seeds", "attention"):
+            if getattr(self, name) is not None:
+                yield name, getattr(self, name)
+        yield "seconds", f"{sum(self.seconds.values()):.1f}"
+        yield "folder", self.folder or "not written; write(folder) does"
