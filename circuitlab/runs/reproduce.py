@@ -18,9 +18,10 @@ from circuitlab.discovery.config import DiscoverConfig
 from circuitlab.errors import CircuitLabError, FileError, FormatError, RunError
 from circuitlab.files import read_json
 from circuitlab.models.modes import in_ordinary_modes
+from circuitlab.outputs import at_home
 from circuitlab.progress import Progress, reports_progress
 from circuitlab.runs.pipeline import discover
-from circuitlab.runs.run_folder import MANIFEST, REPORT, SCHEMA, at_home
+from circuitlab.runs.run_folder import MANIFEST, REPORT, SCHEMA
 from circuitlab.summary import Summary, plural
 
 # Numbers of another machine or version may differ in the last bits of float32, and a bit more after many layers: by so
