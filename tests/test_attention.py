@@ -14,9 +14,10 @@ from architectures import NATIVE, load
 from circuitlab import ConfigError, Node, UnknownNameError, attention, load_task
 from circuitlab.errors import FormatError
 from circuitlab.report.attention_data import AttentionData
-from circuitlab.report.attention_script import ATTENTION_SCRIPT
 from circuitlab.report.attention_view import attention_page
+from circuitlab.report.render import asset
 
+SCRIPT = asset("attention.js")
 TOKENS = torch.tensor([[0, 5, 9, 2, 7, 3]])
 NASTY = "</script><script>alert(1)</script>"
 
@@ -97,9 +98,9 @@ class TestThePage:
     def test_it_runs_the_one_script_of_this_package_and_nothing_from_data(self, found):
         page = found.to_html()
         scripts = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
-        assert scripts == [ATTENTION_SCRIPT]
-        digest = base64.b64encode(hashlib.sha256(ATTENTION_SCRIPT.encode()).digest()).decode()
-        assert f"script-src &#x27;sha256-{digest}&#x27;" in page
+        assert scripts == [SCRIPT]
+        digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
+        assert f"script-src 'sha256-{digest}'" in page
         assert NASTY not in page
         assert page.count("<script") == 2  # the constant, and the data that no browser runs
         assert not re.search(r"<[^>]+\son\w+=", page)

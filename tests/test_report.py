@@ -16,20 +16,22 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from markupsafe import Markup
 from test_viz import random_circuit, sweep_frame
 
 from circuitlab.errors import FormatError, RunError
 from circuitlab.parts import Layout, ModelSpec
 from circuitlab.report import write_report
-from circuitlab.report.attention_script import ATTENTION_SCRIPT
 from circuitlab.report.findings import caveats, headline, random_sentence
 from circuitlab.report.folder import Repeated, read_run
-from circuitlab.report.markup import NONE, counted, element, interval, joined, number, percent, significant
+from circuitlab.report.format import NONE, counted, interval, number, percent, significant
 from circuitlab.report.page import page as whole_page
 from circuitlab.report.pictures import bitmap, checked_png, drawing
 from circuitlab.report.prompts import shown_pair
+from circuitlab.report.render import asset, render
 from circuitlab.viz import draw_circuit, figure_bytes, grid_from_frame, heatmap, save_figure
 
+SCRIPT = asset("attention.js")
 SPEC = ModelSpec(name="bundled", n_layers=4, n_heads=8, n_kv_heads=8, d_model=128, d_head=16, d_vocab=999, n_ctx=99)
 NASTY = "<script>alert('x')</script>"
 CLEAN = ("<|endoftext|>", "<", "table", "><", "tr", "><", "th", ">", "Model", " name", "</")
@@ -232,13 +234,14 @@ class TestPage:
     def test_it_says_what_was_found_in_order(self, page):
         text = " ".join(Reader(page).text)
         parts = (
-            "html-tag-closing in bundled", "almost as the whole model does", "0.93, 95 % interval [0.88, 0.97]",
-            "All 20 random circuits", "What was asked", "Close the innermost HTML tag that is still open, such as <b>.",
-            "The model and the method", "efefefefefefefef", "Does the circuit do it?",
-            "a share of their gap, 12.1 with a standard error of 0.173.", "6.21", "5.40", "98.0",
+            "html-tag-closing in bundled", "recover 93\u202f% of the model's behaviour",
+            "0.93, 95 % interval [0.88, 0.97]",
+            "All 20 random circuits", "Task and data", "Close the innermost HTML tag that is still open, such as <b>.",
+            "Model and method", "efefefefefefefef", "Faithfulness",
+            "between faithfulness 0 and 1 is 12.1, standard error 0.173.", "6.21", "5.40", "98.0",
             "\N{MINUS SIGN}5.87",
-            "Where the information is", "Strongest: layer", "The circuit", "Strongest edges", "How small can it be?",
-            "How sure is this?", "How to cite", "@software{circuitlab,", "How to run it again",
+            "Activation patching", "Strongest: layer", "Strongest edges", "Circuit size",
+            "Limitations", "Citation", "@software{circuitlab,", "Reproduction",
             "circuitlab reproduce '", "tag run'", "Files", "evaluation.json",
         )  # fmt: skip
         at = [text.find(part) for part in parts]
@@ -288,7 +291,7 @@ class TestPage:
 
     def test_a_folder_of_an_earlier_version_does_not_tell_its_gap(self, bare):
         _edit("evaluation.json", '"metric_gap_se": 0.1734', '"metric_gap_se": null')(bare)
-        assert "share of their gap" not in write_report(bare).read_text(encoding="utf-8")
+        assert "The gap in the metric" not in write_report(bare).read_text(encoding="utf-8")
 
     def test_no_model_is_loaded(self, whole):
         code = (
@@ -342,18 +345,15 @@ class TestEscaping:
         assert says is None or says in page
 
     def test_the_check_above_can_fail(self):
-        from circuitlab.report.markup import Html
-
-        assert "<script" in element("p", Html(NASTY))
-        assert "<script" not in element("p", NASTY, title=NASTY)
-        assert joined("<", element("b", ">")) == "&lt;<b>&gt;</b>"
+        assert "<script" in render("page.html.j2", title=Markup(NASTY), style="", script="")
+        assert "<script" not in render("page.html.j2", title=NASTY, style="", script="")
 
     def test_a_drawing_is_an_image_whatever_is_in_it(self):
         svg = (
             '<svg xmlns="http://www.w3.org/2000/svg" width="72pt" height="36pt"><style>*{display:none}</style>'
             '<script>1</script><foreignObject><form action="//x"/></foreignObject><a href="//x" onclick="x()"/></svg>'
         )
-        ((tag, made),) = Reader(drawing(svg, 'a " & b')).elements
+        ((tag, made),) = Reader(render("picture.html.j2", picture=drawing(svg, 'a " & b'))).elements
         assert (tag, set(made)) == ("img", {"src", "alt", "width", "height"})
         assert made["alt"] == 'a " & b'
         assert (made["width"], made["height"]) == ("96", "48")
@@ -388,7 +388,7 @@ class TestPrompts:
             "clean": "x", "corrupt": "y", "answers": ["th"], "distractors": ["td", " q"], "spans": {"tag": [6, 7]},
             "clean_tokens": CLEAN, "corrupt_tokens": CORRUPT,
         }  # fmt: skip
-        html = shown_pair(pair)
+        html = render("pair.html.j2", pair=shown_pair(pair))
         (column,) = re.findall(r'<div class="tok diff span">(.*?)</div>', html)
         assert re.findall(">([^<]*)</span>", column) == ["th", "td", "tag"]
         assert html.count('class="tok') == len(CLEAN)
@@ -396,23 +396,23 @@ class TestPrompts:
 
     @pytest.mark.parametrize(("clean", "corrupt"), [("Ann is.", "Ann is;"), ("a b c", "a x y c"), ("", "a")])
     def test_without_tokens_words_are_compared(self, clean, corrupt):
-        html = shown_pair(
-            {"clean": clean, "corrupt": corrupt, "answers": [], "distractors": [], "spans": {"tag": [0, 1]}}
-        )
+        pair = {"clean": clean, "corrupt": corrupt, "answers": [], "distractors": [], "spans": {"tag": [0, 1]}}
+        html = render("pair.html.j2", pair=shown_pair(pair))
         assert "diff" in html
         assert "tag" not in html
         shown = "".join(re.findall('class="above">([^<]*)<', html)[1:-1])
         assert shown.replace("␣", " ") == clean
 
     def test_equal_prompts_show_no_difference(self):
-        assert "diff" not in shown_pair({"clean": "a b", "corrupt": "a b"})
+        assert "diff" not in render("pair.html.j2", pair=shown_pair({"clean": "a b", "corrupt": "a b"}))
 
 
 class TestWords:
     @pytest.mark.parametrize(
         ("faithfulness", "words"),
-        [(0.93, "do html-tag-closing almost as"), (0.6, "but not all of it"), (0.2, "only a small part"),
-         (-0.2, "the wrong way"), (1.4, "further than"), (float("nan"), "could not be measured")],
+        [(0.93, "recover 93\u202f% of the model's behaviour on html-tag-closing"), (0.2, "recover 20\u202f%"),
+         (1.04, "recover 104\u202f%"), (-0.2, "away from the answer"), (1.4, "exceed the model's behaviour"),
+         (float("nan"), "could not be measured")],
     )  # fmt: skip
     def test_the_headline_follows_the_number(self, whole, faithfulness, words):
         run = read_run(whole)
@@ -423,14 +423,14 @@ class TestWords:
             "All 2"
         )
         beaten = random_sentence({"faithfulness": 0.9, "random_baseline": {"faithfulness": [0.1, 0.95]}})
-        assert "1 reach it or more" in beaten
+        assert "1 score at least as high" in beaten
         assert random_sentence({"faithfulness": 0.9}) == ""
 
     def test_shared_prompts_are_named(self, whole):
         run = read_run(whole)
-        assert "no prompt stands in both" in " ".join(caveats(run))
+        assert "no prompt is in both" in " ".join(caveats(run))
         leaked = tuple({**pair, "clean": "same"} for pair in run.pairs)
-        assert "1 prompt stands in both splits" in " ".join(caveats(replace(run, pairs=leaked)))
+        assert "1 prompt is in both splits" in " ".join(caveats(replace(run, pairs=leaked)))
 
     def test_numbers(self):
         assert (number(-0.001), number(-1.234), number(True), number("1")) == ("0.00", "\N{MINUS SIGN}1.23", NONE, NONE)
@@ -526,7 +526,7 @@ PATTERNS = {
 
 
 class TestAttention:
-    """Where the circuit's heads look: the one part of the page that has a script."""
+    """The attention patterns of the circuit's heads: the one part of the page that has a script."""
 
     @pytest.fixture
     def folder(self, bare):
@@ -538,13 +538,13 @@ class TestAttention:
         page = write_report(folder).read_text(encoding="utf-8")
         read = Reader(page)
         assert (read.open, read.misnested) == ([], [])
-        digest = base64.b64encode(hashlib.sha256(ATTENTION_SCRIPT.encode()).digest()).decode()
+        digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
         policies = [a["content"] for tag, a in read.elements if a.get("http-equiv") == "Content-Security-Policy"]
         assert policies == [
             f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; "
             "base-uri 'none'; form-action 'none'"
         ]
-        assert re.findall(r"<script>(.*?)</script>", page, re.DOTALL) == [ATTENTION_SCRIPT]
+        assert re.findall(r"<script>(.*?)</script>", page, re.DOTALL) == [SCRIPT]
         scripts = [attributes for tag, attributes in read.elements if tag == "script"]
         assert scripts == [{"type": "application/json", "id": "attention-data"}, {}]
         assert NASTY not in page
@@ -560,7 +560,7 @@ class TestAttention:
         assert "The 2 heads of the circuit" in drawn
 
     def test_a_run_without_patterns_has_neither_section_nor_script(self, page):
-        assert "Where its heads look" not in page
+        assert "Attention patterns" not in page
         assert "attention" not in page
 
     @pytest.mark.parametrize(
@@ -585,17 +585,17 @@ class TestTrust:
         run = replace(run, evaluation={**run.evaluation, **MEASURED}, repeated=(Repeated(numbers=REPEATED, png=None),))
         text = whole_page(run)
         for words in (
-            "0.031 faithful", "differ by 0.052 on average, 0.211 at most (7 random parts out)", "For 1 of 2 edges",
-            "m0-&gt;logits", "17 edges by score", "yes: a circuit does more than the whole model", "0.712", "0.288",
-            "100 bootstrap resamples", "0.813 between two of them", "0.129", "19 to 28", "17 of 30",
+            "<dd>0.031</dd>", "0.052 (mean over 7 knockouts; maximum 0.211)", "For 1 of 2 edges",
+            "m0-&gt;logits", "17 edges by score", "some circuit exceeds faithfulness 1", "0.712", "0.288",
+            "100 bootstrap resamples", "0.813 between repetitions", "0.129", "19 to 28", "17 of the 30",
         ):  # fmt: skip
             assert words in text, words
-        least = text[text.index("without this edge") :]
+        least = text[text.index("edge removed") :]
         assert least.index("m0-&gt;logits") < least.index("input-&gt;a0.h0&lt;q&gt;")
 
     def test_and_left_out_where_it_was_not(self, tmp_path):
         text = whole_page(read_run(write_run(tmp_path / "run")))
-        for words in ("nothing but it", "same circuit?", "smallest with 0.9", "overshoot"):
+        for words in ("minimality", "Stability", "smallest with", "overshoot"):
             assert words not in text
 
     def test_the_drawing_stands_in_the_page(self, tmp_path):

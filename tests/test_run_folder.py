@@ -45,12 +45,13 @@ from circuitlab.discovery.config import DiscoverConfig
 from circuitlab.evaluation.areas import MIB_SHARES, mib_sizes
 from circuitlab.graphs.prune import prune
 from circuitlab.graphs.selection import SelectionRule
-from circuitlab.report.attention_script import ATTENTION_SCRIPT
 from circuitlab.report.findings import caveats, headline
 from circuitlab.report.folder import read_run
+from circuitlab.report.render import asset
 from circuitlab.runs import pipeline, run_folder
 from circuitlab.viz.curves import FaithfulnessCurve
 
+SCRIPT = asset("attention.js")
 SITES = ("resid_pre", "attn_out", "mlp_out", "head_z")
 FILES = {
     "manifest.json", "dataset.jsonl", "edges.csv", "circuit.json", "circuit.graphml", "circuit.png", "circuit.svg",
@@ -148,9 +149,9 @@ def test_the_page_opens_from_disk_and_names_the_folder(folder):
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert f"circuitlab reproduce {shlex.quote(str(folder))}\n" in page.replace("&#x27;", "'").replace("&#39;", "'")
     # The view of attention is our own constant script, which the policy names, and its data, which cannot run.
-    digest = base64.b64encode(hashlib.sha256(ATTENTION_SCRIPT.encode()).digest()).decode()
-    assert f"script-src &#x27;sha256-{digest}&#x27;" in page
-    rest = page.replace(f"<script>{ATTENTION_SCRIPT}</script>", "", 1)
+    digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in page
+    rest = page.replace(f"<script>{SCRIPT}</script>", "", 1)
     rest = rest.replace('<script type="application/json" id="attention-data">', "", 1)
     assert "<script" not in rest
     for foreign in ("<link", 'src="http', 'href="http', "@import", ".part"):

@@ -14,9 +14,11 @@ from circuitlab.data.encoding import Encoded
 from circuitlab.data.text_values import TextValues, save_text_page, text_frame, text_page
 from circuitlab.data.texts import answer_ids, encode_text, filled, shown_tokens
 from circuitlab.report import text_view
-from circuitlab.report.text_assets import LEVELS, SCRIPT, ramp_rules
+from circuitlab.report.render import asset
+from circuitlab.report.text_view import LEVELS, ramp_rules
 from circuitlab.viz.style import luminance
 
+SCRIPT = asset("text.js")
 EVIL = (
     "<|bos|>",
     "</script><script>alert(1)</script>",

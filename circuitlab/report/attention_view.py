@@ -1,7 +1,6 @@
-"""Attention patterns to look around in: a page by itself, and a section of the report.
+"""Interactive attention patterns: a page of their own, and a section of the report.
 
-The picture is there without JavaScript and in print; the page's one script puts the interactive view in its place on a
-screen.
+Without JavaScript, and in print, the page shows a picture; its script replaces it by an interactive view.
 """
 
 from __future__ import annotations
@@ -9,85 +8,55 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from markupsafe import Markup
+
 from circuitlab.report.attention_data import AttentionData
-from circuitlab.report.attention_script import ATTENTION_SCRIPT, ATTENTION_STYLE
-from circuitlab.report.document import data_block, document
-from circuitlab.report.markup import Html, element
-from circuitlab.report.pictures import bitmap
-
-_HOW = (
-    "Each row of a pattern says how much the token on the left looks at the tokens below; a row sums to 1. Where "
-    "scripts run, choose a head and point at a token, or click it to hold it."
-)
+from circuitlab.report.pictures import Picture, bitmap
+from circuitlab.report.render import render
 
 
-def attention_view(data: AttentionData, png: bytes | None = None) -> Html:
-    """The picture, the place for the interactive view, and its data; the page needs `ATTENTION_SCRIPT` beside.
-
-    Args:
-        data: The patterns; one view a page.
-        png: Their picture, if it is there already.
-    """
-    return element(
-        "div",
-        element("figure", attention_image(data, png), class_="attention-still"),
-        element("div", class_="attention-live", id="attention-live", hidden=""),
-        data_block("attention-data", data.for_script()),
-        class_="attention",
-    )
-
-
-def attention_image(data: AttentionData, png: bytes | None = None) -> Html:
-    """The picture as an element; drawn again where there is none."""
-    words = f"Attention patterns of {', '.join(data.heads)} on: {data.title}"
-    return element("div", bitmap(data.png() if png is None else png, words), class_="scroll")
-
-
-def attention_page(record: Mapping[str, Any]) -> str:
+def attention_page(record: Mapping[str, Any]) -> Markup:
     """A page of its own.
 
     Args:
-        record: What `AttentionPatterns.to_record` gives.
+        record: The value of `AttentionPatterns.to_record`.
+
+    Returns:
+        The HTML.
 
     Raises:
-        FormatError: It is no such record.
+        FormatError: The record is not of that form.
     """
-    data = AttentionData.of(record)
-    return document(
-        "Attention patterns · circuitlab",
-        element(
-            "header",
-            element("p", "Attention patterns", class_="kicker"),
-            element("h1", data.title or "Attention patterns"),
-            element("p", _HOW, class_="note"),
-        ),
-        attention_view(data),
-        style=ATTENTION_STYLE,
-        script=ATTENTION_SCRIPT,
-    )
+    return render("attention.html.j2", attention=attention_values(AttentionData.of(record)))
 
 
-def attention_picture(record: Mapping[str, Any]) -> str:
-    """The picture alone as HTML, for a notebook cell.
+def attention_picture(record: Mapping[str, Any]) -> Markup:
+    """The picture alone, for a notebook cell.
+
+    Returns:
+        The HTML.
 
     Raises:
-        FormatError: It is no such record.
+        FormatError: The record is not of that form.
     """
-    return attention_image(AttentionData.of(record))
+    return render("picture.html.j2", picture=_picture(AttentionData.of(record), None))
 
 
-def attention_section(data: AttentionData | None, png: bytes | None = None) -> Html | None:
-    """The section of the report; None for runs without patterns."""
-    if data is None:
-        return None
-    heads = "The head" if len(data.heads) == 1 else f"The {len(data.heads)} heads"
-    lede = (
-        f"{heads} of the circuit whose patch restores most, on the first held-out clean prompt; beside each name "
-        "stands the share restored. "
-    )
-    return element(
-        "section",
-        element("h2", "Where its heads look"),
-        element("p", lede + _HOW, class_="note"),
-        attention_view(data, png),
-    )
+def attention_values(data: AttentionData, png: bytes | None = None) -> dict[str, Any]:
+    """What `attention_view.html.j2` shows.
+
+    Args:
+        data: The patterns; one view a page.
+        png: Their picture; drawn if None.
+    """
+    return {
+        "title": data.title,
+        "n_heads": len(data.heads),
+        "picture": _picture(data, png),
+        "data": data.for_script(),
+    }
+
+
+def _picture(data: AttentionData, png: bytes | None) -> Picture:
+    words = f"Attention patterns of {', '.join(data.heads)} on: {data.title}"
+    return bitmap(data.png() if png is None else png, words)

@@ -1,4 +1,4 @@
-"""What was found, in words: sentences whose claims follow from the numbers and never go beyond them."""
+"""The result of a run in sentences."""
 
 from __future__ import annotations
 
@@ -9,26 +9,20 @@ from typing import Any
 import numpy as np
 
 from circuitlab.report.folder import RunFolder
-from circuitlab.report.markup import counted, interval, number, percent, significant
+from circuitlab.report.format import counted, interval, number, percent, significant
 
-# Bounds of faithfulness at which the words change; between the outer two a circuit counts as doing the whole job.
-_WORDS = (
-    (0.0, "push the answer of {task} the wrong way"),
-    (0.5, "carry only a small part of {task}"),
-    (0.85, "carry much of {task}, but not all of it"),
-    (1.15, "do {task} almost as the whole model does"),
-    (math.inf, "push the answer of {task} further than the whole model does"),
-)
+# Above this faithfulness a circuit is said to exceed the model, not to recover it.
+_EXCEEDS = 1.15
 
 
 def share_of_edges(evaluation: Mapping[str, Any]) -> float | None:
-    """Edges kept of all, between 0 and 1; None where the total is not known."""
+    """Share of the edges kept, between 0 and 1; None where the total is not known."""
     total = evaluation.get("n_edges_total")
     return evaluation["n_edges"] / total if isinstance(total, int) and total > 0 else None
 
 
 def random_values(evaluation: Mapping[str, Any]) -> list[float]:
-    """Faithfulness of the random circuits, those that could be measured."""
+    """Faithfulness of the random circuits; values that are not finite are left out."""
     baseline = evaluation.get("random_baseline")
     values = baseline.get("faithfulness") if isinstance(baseline, Mapping) else None
     return [float(v) for v in values or () if isinstance(v, int | float) and math.isfinite(v)]
@@ -36,104 +30,104 @@ def random_values(evaluation: Mapping[str, Any]) -> list[float]:
 
 def headline(run: RunFolder) -> str:
     """The result in one or two sentences."""
-    evaluation = run.evaluation
-    faithfulness = evaluation["faithfulness"]
-    share = share_of_edges(evaluation)
-    of_all = f" of the {evaluation['n_edges_total']:,} edges ({percent(share)})" if share is not None else " edges"
-    n_held_out = held_out_count(run)
-    prompts = f"{counted(n_held_out, 'held-out pair')} of prompts" if n_held_out else "held-out prompts"
-    task = run.about("task")
+    evaluation, task = run.evaluation, run.about("task")
+    value, share, name = evaluation["faithfulness"], share_of_edges(evaluation), str(task.get("label") or task["name"])
+    of_all = f" of {evaluation['n_edges_total']:,} edges ({percent(share)})" if share is not None else " edges"
     start = f"In {run.about('model')['id']}, {evaluation['n_edges']:,}{of_all}"
-    if not isinstance(faithfulness, int | float) or not math.isfinite(faithfulness):
-        return f"{start} were kept; their faithfulness on {prompts} could not be measured."
-    words = next(text for bound, text in _WORDS if faithfulness < bound or bound == math.inf)
-    words = words.replace("{task}", str(task.get("label") or task["name"]))
-    value = ", ".join(filter(None, (number(faithfulness), interval(evaluation.get("faithfulness_ci")))))
-    scale = f"where 1 is the whole model and 0 {floor_of(run)}."
-    first = f"{start} {words}: their faithfulness on {prompts} is {value}, {scale}"
-    return " ".join(filter(None, (first, random_sentence(evaluation))))
+    n_held_out = count_of(run, "held_out")
+    pairs = counted(n_held_out, "held-out pair") if n_held_out else "held-out pairs"
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        return f"{start} were selected for {name}; their faithfulness on {pairs} could not be measured."
+    if value < 0:
+        effect = f"shift the model away from the answer of {name}"
+    elif value > _EXCEEDS:
+        effect = f"exceed the model's behaviour on {name}"
+    else:
+        effect = f"recover {percent(value, 0)} of the model's behaviour on {name}"
+    written = with_interval(value, evaluation.get("faithfulness_ci"))
+    first = f"{start} {effect}: faithfulness {written} on {pairs}, where 1 is the whole model and 0 {zero_of(run)}."
+    return f"{first} {random_sentence(evaluation)}".rstrip()
+
+
+def with_interval(value: object, ends: object) -> str:
+    """A number with its 95 % interval, if it has one."""
+    return ", ".join(filter(None, (number(value), interval(ends))))
 
 
 def warnings_of(evaluation: Mapping[str, Any]) -> list[str]:
-    """Sentences that say what bounds the result; folders of earlier versions have none."""
+    """Warnings of the evaluation; folders of earlier versions have none."""
     found = evaluation.get("warnings")
     return [sentence for sentence in found if isinstance(sentence, str)] if isinstance(found, list) else []
 
 
 def random_sentence(evaluation: Mapping[str, Any]) -> str:
-    """How the random circuits compare; empty where there are none."""
+    """Comparison with the random circuits; empty where there are none."""
     values = random_values(evaluation)
     if not values:
         return ""
-    mean, top = number(float(np.mean(values))), number(max(values))
-    beaten = sum(value < evaluation["faithfulness"] for value in values)
+    lower = sum(value < evaluation["faithfulness"] for value in values)
     compared = f"{counted(len(values), 'random circuit')} of the same size"
-    numbers = f"(mean {mean}, highest {top})"
-    if beaten == len(values):
-        return f"All {compared} stay below it {numbers}."
-    return f"Of {compared}, {len(values) - beaten:,} reach it or more {numbers}: size alone may explain the result."
+    numbers = f"(mean {number(float(np.mean(values)))}, maximum {number(max(values))})"
+    if lower == len(values):
+        return f"All {compared} score lower {numbers}."
+    return (
+        f"Of {compared}, {len(values) - lower:,} score at least as high {numbers}: size alone may explain the result."
+    )
 
 
 def ablation_of(run: RunFolder) -> str:
-    """What excluded edges carry; "corrupt" where nothing is said."""
+    """The ablation of excluded edges; "corrupt" where the folder names none."""
     return str(run.evaluation.get("ablation") or run.about("config").get("ablation") or "corrupt")
 
 
-def floor_of(run: RunFolder) -> str:
-    """What a faithfulness of 0 is, in words."""
+def zero_of(run: RunFolder) -> str:
+    """The run whose faithfulness is 0."""
     kind = ablation_of(run)
-    return "the corrupted run" if kind == "corrupt" else f"the model with every edge replaced ({kind})"
-
-
-def held_out_count(run: RunFolder) -> int:
-    """How many held-out pairs the data set holds."""
-    return count_of(run, "held_out")
+    return "the corrupted run" if kind == "corrupt" else f"the model with every edge ablated ({kind})"
 
 
 def discovery_count(run: RunFolder) -> int:
-    """How many pairs the circuit was found on: all that are neither held out nor for reference."""
-    return len(run.pairs) - held_out_count(run) - count_of(run, "reference")
+    """Number of pairs that the circuit was found on: all that are neither held out nor for reference."""
+    return len(run.pairs) - count_of(run, "held_out") - count_of(run, "reference")
 
 
 def count_of(run: RunFolder, split: str) -> int:
-    """How many pairs of the data set are of this split."""
+    """Number of pairs of a split."""
     return sum(pair.get("split") == split for pair in run.pairs)
 
 
 def caveats(run: RunFolder) -> Iterator[str]:
-    """How sure: one sentence for each thing that bounds what the numbers say."""
+    """One sentence for each limitation of the numbers."""
     evaluation = run.evaluation
-    held_out = held_out_count(run)
     yield (
-        f"The circuit was found on {counted(discovery_count(run), 'pair')} of prompts and tested on {held_out:,} "
-        f"others; {_overlap(run)}"
+        f"The circuit was found on {counted(discovery_count(run), 'pair')} and evaluated on "
+        f"{count_of(run, 'held_out'):,} others; {_overlap(run)}"
     )
-    if apart := count_of(run, "reference"):
+    if n_reference := count_of(run, "reference"):
         yield (
-            f"What excluded edges carry ({ablation_of(run)}) was measured on {counted(apart, 'reference pair')}, which "
-            "are never scored."
+            f"The replacement of excluded edges ({ablation_of(run)} ablation) was computed on "
+            f"{counted(n_reference, 'reference pair')}, which are never scored."
         )
     if interval(evaluation.get("faithfulness_ci")):
         yield (
-            "Intervals are 95 % bootstrap intervals over prompts. They are about the choice of prompts, not about the "
-            "choice of circuit: another seed may keep other edges."
+            "Intervals are 95 % bootstrap intervals over prompts. They cover the choice of prompts, not the choice of "
+            "circuit: another seed may select other edges."
         )
     if values := random_values(evaluation):
-        spread = f"{number(min(values))} to {number(max(values))}"
         yield (
             f"The {counted(len(values), 'random circuit')} are connected and have as many edges after pruning; their "
-            f"faithfulness runs from {spread}."
+            f"faithfulness ranges from {number(min(values))} to {number(max(values))}."
         )
     if kl := _finite(evaluation.get("kl")):
         yield (
-            f"The circuit's next-token distribution is {significant(kl)} nats (KL) from the whole model's; the "
-            "faithfulness above speaks of one contrast only."
+            f"The KL divergence of the circuit's next-token distribution from that of the whole model is "
+            f"{significant(kl)} nats; faithfulness measures only the contrast of the metric."
         )
     method = str(run.about("config").get("method", ""))
     if method.startswith("eap"):
         yield (
-            f"Edge scores of {method} are first-order estimates, good for ranking. The faithfulness is not estimated: "
-            "the circuit was run, with everything else replaced."
+            f"Edge scores of {method} are first-order estimates, meant for ranking. Faithfulness is not estimated: the "
+            "circuit was run with all other edges ablated."
         )
     yield from _swept(run)
 
@@ -144,19 +138,20 @@ def _overlap(run: RunFolder) -> str:
         texts[pair.get("split") == "held_out"] |= {pair["clean"], pair["corrupt"]}
     shared = len(texts[True] & texts[False])
     if shared:
-        return f"{counted(shared, 'prompt stands', 'prompts stand')} in both splits, so the test is not independent."
-    return "no prompt stands in both."
+        verb = "prompt is", "prompts are"
+        return f"{counted(shared, *verb)} in both splits, so the evaluation is not independent of discovery."
+    return "no prompt is in both splits."
 
 
 def _swept(run: RunFolder) -> Iterator[str]:
-    """How many cells of the heatmaps would stand out by chance."""
+    """How many cells of the heatmaps are expected to be significant by chance."""
     cells = [p for sweep in run.sweeps if "p_value" in sweep.frame.columns for p in sweep.frame["p_value"]]
     cells = [float(p) for p in cells if isinstance(p, int | float) and math.isfinite(p)]
     if cells:
         small = sum(p < 0.05 for p in cells)
         yield (
-            f"The heatmaps have {len(cells):,} cells, {small:,} of them with p < 0.05, uncorrected; chance alone would "
-            f"give about {0.05 * len(cells):,.0f}."
+            f"The heatmaps have {len(cells):,} cells, {small:,} of them with p < 0.05 (uncorrected); about "
+            f"{0.05 * len(cells):,.0f} are expected by chance."
         )
 
 

@@ -1,4 +1,4 @@
-"""The report of a run: one HTML file that needs nothing but itself."""
+"""The report of a run: one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -6,35 +6,39 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from markupsafe import Markup
+
 from circuitlab.arguments import checked
 from circuitlab.errors import CircuitLabError, RunError
 from circuitlab.files import write_bytes
-from circuitlab.report import sections, trust
-from circuitlab.report.attention_script import ATTENTION_SCRIPT, ATTENTION_STYLE
-from circuitlab.report.attention_view import attention_section
-from circuitlab.report.document import document
 from circuitlab.report.folder import REPORT, RunFolder, read_run
-from circuitlab.report.markup import Html
+from circuitlab.report.render import render
+from circuitlab.report.sections import values_of
 
 
 @checked
 def write_report(folder: str | Path, *, name: str | None = None) -> Path:
-    """Write `report.html` from what a run folder holds.
+    """Write `report.html` from the files of a run folder.
 
-    No model is loaded, no network is used; the page opens from disk, and runs no script but the one that this package
-    holds for attention patterns. The same folder gives the same bytes. The page is written under a temporary name and
-    renamed.
+    No model is loaded and no network is used. The page can be opened from disk; its only script is the one of this
+    package that shows attention patterns. The same folder gives the same bytes. The page is written under a temporary
+    name and renamed.
 
     Args:
         folder: A run folder of `discover`.
-        name: The folder's path in the commands that the page shows, for one that is yet to be renamed; by default its
-            path from the working folder, absolute where it lies outside.
+        name: Path of the folder in the commands that the page shows, for a folder that is going to be renamed; default:
+            its path relative to the working directory, or absolute if it lies outside.
 
     Returns:
         The path of the page.
 
     Raises:
         RunError: The folder is incomplete or damaged; the message names the file and what to do.
+
+    Example:
+        >>> run = circuitlab.discover("name-throw", n=16, out="runs/throw")  # doctest: +SKIP
+        >>> circuitlab.write_report("runs/throw")  # doctest: +SKIP
+        PosixPath('runs/throw/report.html')
     """
     with _readable(Path(folder)):
         run = read_run(folder, name)
@@ -46,7 +50,7 @@ def write_report(folder: str | Path, *, name: str | None = None) -> Path:
 
 @contextmanager
 def _readable(folder: Path) -> Iterator[None]:
-    """Whatever a file with other contents than a run writes leads to, as a `RunError`."""
+    """Any error that unexpected contents of a file lead to, as a `RunError`."""
     try:
         yield
     except CircuitLabError:
@@ -59,24 +63,6 @@ def _readable(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def page(run: RunFolder) -> Html:
+def page(run: RunFolder) -> Markup:
     """The whole page."""
-    task = run.about("task")
-    title = f"{task.get('label') or task['name']} in {run.about('model')['id']} · circuitlab"
-    return document(
-        title,
-        sections.opening(run),
-        sections.question(run),
-        sections.model(run),
-        sections.behaviour(run),
-        sections.heatmaps(run),
-        sections.circuit(run),
-        attention_section(run.attention, run.attention_png),
-        sections.evaluation(run),
-        trust.completeness(run),
-        trust.stability(run),
-        sections.certainty(run),
-        sections.citing(run),
-        style=ATTENTION_STYLE if run.attention else "",
-        script=ATTENTION_SCRIPT if run.attention else "",
-    )
+    return render("report.html.j2", **values_of(run))

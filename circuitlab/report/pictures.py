@@ -1,15 +1,14 @@
-"""Pictures inside the page: as images, in which nothing can run, load or act on the page, whoever made the file."""
+"""Pictures of a page, embedded as images: browsers run no script of an image, follow no link and load nothing."""
 
 from __future__ import annotations
 
-import base64
 import re
 import struct
 import zlib
+from dataclasses import dataclass
 from xml.etree import ElementTree
 
 from circuitlab.errors import FormatError
-from circuitlab.report.markup import Html, element
 
 # Bitmaps are drawn at 160 dots per inch; a CSS pixel is a ninety-sixth of an inch.
 _CSS_PIXELS = 96 / 160
@@ -18,22 +17,39 @@ _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _WIDEST = 20_000  # CSS pixels
 
 
-def bitmap(png: bytes, words: str) -> Html:
-    """A PNG as an image of the page, with what it shows in words.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Picture:
+    """A picture to embed; shown by `picture.html.j2`.
+
+    Attributes:
+        kind: "png" or "svg+xml".
+        content: The file.
+        words: Alternative text.
+        width: CSS pixels; 0 if unknown.
+        height: CSS pixels; 0 if unknown.
+    """
+
+    kind: str
+    content: bytes
+    words: str
+    width: int
+    height: int
+
+
+def bitmap(png: bytes, words: str) -> Picture:
+    """A PNG file with its alternative text.
 
     Raises:
         FormatError: It is no PNG.
     """
     png = checked_png(png)
     # The first chunk holds width and height, after 16 bytes of signature and chunk head.
-    width, height = struct.unpack(">II", png[16:24])
-    return _image("png", png, words, width * _CSS_PIXELS, height * _CSS_PIXELS)
+    width, height = (_pixels(size * _CSS_PIXELS) for size in struct.unpack(">II", png[16:24]))
+    return Picture(kind="png", content=png, words=words, width=width, height=height)
 
 
-def drawing(svg: str, words: str) -> Html:
-    """An SVG file as an image of the page, with what it shows in words.
-
-    Browsers run no script of an image, follow no link in it and load nothing for it.
+def drawing(svg: str, words: str) -> Picture:
+    """An SVG file with its alternative text.
 
     Raises:
         FormatError: It is no SVG.
@@ -45,8 +61,8 @@ def drawing(svg: str, words: str) -> Html:
     if root.tag.rsplit("}", 1)[-1] != "svg":
         raise FormatError(f"it is no SVG (its outermost element is {root.tag[:80]!r})")
     sizes = [re.match(r"\d+(\.\d+)?", root.attrib.get(side, "")) for side in ("width", "height")]
-    width, height = (float(size[0]) * _POINT if size else 0.0 for size in sizes)
-    return _image("svg+xml", svg.encode("utf-8"), words, width, height)
+    width, height = (_pixels(float(size[0]) * _POINT) if size else 0 for size in sizes)
+    return Picture(kind="svg+xml", content=svg.encode("utf-8"), words=words, width=width, height=height)
 
 
 def checked_png(data: bytes) -> bytes:
@@ -72,11 +88,5 @@ def checked_png(data: bytes) -> bytes:
     return data[:at]
 
 
-def _image(kind: str, content: bytes, words: str, width: float, height: float) -> Html:
-    return element(
-        "img",
-        src=f"data:image/{kind};base64,{base64.b64encode(content).decode()}",
-        alt=words,
-        width=f"{min(width, _WIDEST):.0f}" if width else None,
-        height=f"{min(height, _WIDEST):.0f}" if height else None,
-    )
+def _pixels(size: float) -> int:
+    return round(min(size, _WIDEST))

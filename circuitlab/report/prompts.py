@@ -1,4 +1,4 @@
-"""Pairs of prompts as a reader can compare them: token above token, with the differences and the spans marked."""
+"""Pairs of prompts, aligned token by token, with their differences and spans."""
 
 from __future__ import annotations
 
@@ -7,37 +7,28 @@ from collections.abc import Mapping, Sequence
 from difflib import SequenceMatcher
 from typing import Any
 
-from circuitlab.report.markup import Html, element, joined
 from circuitlab.viz import visible_token
 
 _MOST_WORDS = 6
 _PIECE = re.compile(r"\s?\w+|\s?[^\w\s]+|\s+")
 
 
-def shown_pair(pair: Mapping[str, Any]) -> Html:
-    """One pair: a column for each token, clean above corrupted, then answer above distractor.
+def shown_pair(pair: Mapping[str, Any]) -> dict[str, Any]:
+    """One pair for `pair.html.j2`: a column for each token, the answers and the distractors.
 
-    Where the data set holds no token texts, the prompts are cut at words instead, and the spans, which count tokens,
-    are left out.
+    Without token texts the prompts are split at words instead, and spans, which count tokens, are left out.
     """
     tokens = _texts(pair.get("clean_tokens")), _texts(pair.get("corrupt_tokens"))
     exact = bool(tokens[0]) and len(tokens[0]) == len(tokens[1])
     clean, corrupt = tokens if exact else (_PIECE.findall(pair["clean"]), _PIECE.findall(pair["corrupt"]))
     spans = _spans(pair.get("spans"), len(clean)) if exact else {}
-    cells = [_column("", "clean", "corrupted", "names")]
+    columns = []
     for i, (above, below, differs) in enumerate(_aligned(clean, corrupt)):
         name, inside = spans.get(i, ("", False))
-        kind = " ".join(word for word, wanted in (("tok", True), ("diff", differs), ("span", inside)) if wanted)
-        cells.append(_column(name, _shown(above), _shown(below), kind))
-    cells.append(_column("", _words(pair.get("answers")), _words(pair.get("distractors")), "goal"))
-    return element("div", *cells, class_="pair")
-
-
-def _column(name: str, above: str, below: str, kind: str) -> Html:
-    marked = element("span", below, class_="below")
-    return element(
-        "div", element("span", above, class_="above"), marked, element("span", name, class_="name"), class_=kind
-    )
+        columns.append(
+            {"clean": _shown(above), "corrupt": _shown(below), "differs": differs, "span": name, "in_span": inside}
+        )
+    return {"columns": columns, "answers": _words(pair.get("answers")), "distractors": _words(pair.get("distractors"))}
 
 
 def _shown(token: str | None) -> str:
@@ -48,13 +39,10 @@ def _texts(value: object) -> list[str]:
     return [str(item) for item in value] if isinstance(value, list | tuple) else []
 
 
-def _words(value: object) -> Html:
-    """Answers, or distractors, after an arrow; nothing where there are none."""
+def _words(value: object) -> dict[str, Any]:
+    """Answers or distractors: the first few, and the number of the others."""
     texts = _texts(value)
-    words = [element("b", visible_token(word, 24)) for word in texts[:_MOST_WORDS]]
-    more = f" / {len(texts) - _MOST_WORDS:,} more" if len(texts) > _MOST_WORDS else ""
-    parts = [part for word in words for part in (" / ", word)][1:]
-    return joined("→ ", *parts, more) if words else joined("")
+    return {"shown": [visible_token(word, 24) for word in texts[:_MOST_WORDS]], "n_more": len(texts[_MOST_WORDS:])}
 
 
 def _aligned(clean: Sequence[str], corrupt: Sequence[str]) -> list[tuple[str | None, str | None, bool]]:

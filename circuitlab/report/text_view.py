@@ -1,39 +1,46 @@
-"""Texts coloured token by token: blue above zero, red below, the stronger the larger; the value on hover, focus or tap.
+"""Texts coloured token by token: blue above zero, red below; the value is shown on hover, focus or tap.
 
-One page holds several texts and several series (neurons, features, log-probabilities), chosen from a list. A series has
-one scale in all its texts, symmetric about zero, so that a colour means the same number everywhere on the page. The
-tokens stand in the page once and the values beside them as numbers, so thousands of tokens by tens of series stay
-small. Without scripts the first series is shown.
+A page holds several texts and several series (neurons, features, log-probabilities), selected from a list. A series has
+one scale in all its texts, symmetric about zero. Tokens and values are stored apart, so that thousands of tokens
+with tens of series stay small. Without scripts the first series is shown.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 
 from circuitlab.data.text_values import TextValues
 from circuitlab.errors import ConfigError, OutputExistsError
 from circuitlab.files import write_bytes
-from circuitlab.report.document import data_block, document
-from circuitlab.report.markup import MINUS, Html, counted, element, joined
-from circuitlab.report.text_assets import LEVELS, RULES, SCRIPT, ramp_rules
+from circuitlab.report.format import MINUS
+from circuitlab.report.render import render
+from circuitlab.viz.style import diverging, luminance
 
+LEVELS = 20  # steps of colour on either side of zero
 DIGITS = 4  # significant digits of the values that a page holds
-# Of a frame in a notebook: its height follows the text within these, in pixels.
+# Largest share of the heatmaps' colour range: letters are not legible on the darkest colours.
+_REACH = 0.84
+# Height of a notebook frame, which grows with the text between these bounds, in pixels.
 _FRAME_HEIGHT = (210, 640)
 _TOKENS_A_LINE, _LINE, _FURNITURE = 22, 28, 190
 
 
-def page(texts: Sequence[TextValues], *, title: str = "") -> Html:
+def page(texts: Sequence[TextValues], *, title: str = "") -> Markup:
     """A self-contained page.
 
     Args:
         texts: Each is shown for the series that it has; their units and kinds must agree.
-        title: Heading of the page; the first text's title by default.
+        title: Heading of the page; default: the title of the first text.
+
+    Returns:
+        The HTML.
 
     Raises:
         ConfigError: There is no text, or units or kinds differ.
@@ -42,44 +49,53 @@ def page(texts: Sequence[TextValues], *, title: str = "") -> Html:
     names = list(dict.fromkeys(name for text in texts for name in text.series))
     reach, ends = zip(*(_scale(texts, name) for name in names), strict=True)
     first, heading = texts[0], title or texts[0].title
-    notes = dict.fromkeys(text.note for text in texts if text.note)
-    panels = [_panel(text, names[0], reach[0], heading=text.title if text.title != heading else None) for text in texts]
-    data = {
-        "levels": LEVELS,
-        "unit": first.unit,
-        "reach": list(reach),
-        "ends": [list(pair) for pair in ends],
-        "panels": [_data(text, names) for text in texts],
-    }
-    return document(
-        heading,
-        element("h1", heading),
-        *(element("p", note, class_="note") for note in notes),
-        element("div", _choice(first.kind, names), _legend(ends[0], first.unit), class_="choice"),
-        *panels,
-        element("div", id="tip", role="status", hidden=""),
-        data_block("values", data),
-        style=ramp_rules() + RULES,
-        script=SCRIPT,
+    return render(
+        "text.html.j2",
+        title=heading,
+        notes=list(dict.fromkeys(text.note for text in texts if text.note)),
+        kind=first.kind,
+        names=names,
+        low=_written(ends[0][0]),
+        high=_written(ends[0][1]),
+        unit=first.unit,
+        panels=[_panel(text, names[0], reach[0], heading) for text in texts],
+        ramp=Markup(ramp_rules()),
+        data={
+            "levels": LEVELS,
+            "unit": first.unit,
+            "reach": list(reach),
+            "ends": [list(pair) for pair in ends],
+            "panels": [_data(text, names) for text in texts],
+        },
     )
 
 
-def frame(texts: Sequence[TextValues], *, title: str = "") -> Html:
-    """The page in a frame of its own for a notebook's cell: no identifier of it can clash with another's."""
+def frame(texts: Sequence[TextValues], *, title: str = "") -> Markup:
+    """The page in a frame of its own for a notebook cell, so that its identifiers cannot clash with others.
+
+    Returns:
+        The HTML.
+
+    Raises:
+        ConfigError: There is no text, or units or kinds differ.
+    """
+    inside = page(texts, title=title)
     longest = max(len(text.tokens) + 12 * sum("\n" in token for token in text.tokens) for text in texts)
     shown = sum(texts[0].series[0] in text.series for text in texts)
     height = _FURNITURE + shown * _LINE * (1 + math.ceil(longest / _TOKENS_A_LINE))
-    return element(
-        "iframe",
-        srcdoc=page(texts, title=title),
-        sandbox="allow-scripts",
+    return render(
+        "frame.html.j2",
+        page=inside,
         title=title or texts[0].title,
-        style=f"width:100%;height:{min(max(height, _FRAME_HEIGHT[0]), _FRAME_HEIGHT[1])}px;border:0",
+        height=min(max(height, _FRAME_HEIGHT[0]), _FRAME_HEIGHT[1]),
     )
 
 
 def save(texts: Sequence[TextValues], path: str | Path, *, title: str = "", force: bool = False) -> Path:
     """Write the page to a file, under a temporary name first.
+
+    Returns:
+        The path of the file.
 
     Raises:
         ConfigError: There is no text, or units or kinds differ.
@@ -124,6 +140,23 @@ def _scale(texts: Sequence[TextValues], name: str) -> tuple[float, tuple[float, 
     return reach, (-reach if both_sides or low < 0 else 0.0, reach if both_sides or high > 0 else 0.0)
 
 
+def ramp_rules() -> str:
+    """A CSS rule for each step of colour, `n20` (lowest) to `p20` (highest), and the gradient of the legend."""
+    colours = diverging()
+    rules, stops = [], []
+    for step in range(-LEVELS, LEVELS + 1):
+        red, green, blue, _ = colours(0.5 + 0.5 * _REACH * step / LEVELS)
+        colour = f"#{round(255 * red):02x}{round(255 * green):02x}{round(255 * blue):02x}"
+        if step:
+            name = f"{'n' if step < 0 else 'p'}{abs(step)}"
+            # Black where it contrasts more than white does (WCAG 2).
+            letters = "#000000" if (luminance((red, green, blue)) + 0.05) ** 2 >= 0.05 * 1.05 else "#ffffff"
+            rules.append(f".{name}{{background:{colour};color:{letters}}}")
+        if step % 4 == 0:
+            stops.append(colour)
+    return f":root {{ --ramp: linear-gradient(90deg, {', '.join(stops)}); }}\n{''.join(rules)}\n"
+
+
 def _rounded(value: float) -> float | None:
     return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None
 
@@ -136,60 +169,39 @@ def _data(text: TextValues, names: Sequence[str]) -> dict[str, Any]:
     return made | ({"details": list(text.details)} if text.details else {})
 
 
-def _panel(text: TextValues, shown: str, reach: float, *, heading: str | None) -> Html:
+def _panel(text: TextValues, shown: str, reach: float, heading: str) -> dict[str, Any]:
     values = text.values[text.series.index(shown)] if shown in text.series else np.full(len(text.tokens), np.nan)
-    tokens = (
-        element("span", _visible(token), class_=level(_rounded(float(value)) or 0.0, reach) or None)
-        for token, value in zip(text.tokens, values, strict=True)
-    )
-    label = f"{counted(len(text.tokens), 'token')}; arrow keys move from one to the next"
-    return element(
-        "section",
-        element("h2", heading) if heading else None,
-        element("div", *tokens, class_="text", tabindex="0", role="group", aria_label=label),
-        class_="panel",
-        hidden=None if shown in text.series else "",
-    )
+    return {
+        "heading": text.title if text.title != heading else "",
+        "hidden": shown not in text.series,
+        "tokens": [
+            (level(_rounded(float(value)) or 0.0, reach), list(_pieces(token)))
+            for token, value in zip(text.tokens, values, strict=True)
+        ],
+    }
 
 
-def _visible(token: str) -> Html:
-    """A token with everything in it that a page would swallow: outer spaces, line breaks, tabs, control characters."""
+def _pieces(token: str) -> Iterator[tuple[str, str]]:
+    """A token in pieces (kind, text): "text" as it is, others marked, as a page does not show them."""
     if not token:
-        return element("i", "\N{EMPTY SET}")
+        yield "", "\N{EMPTY SET}"
     inner = token.strip(" ")
     start = len(token) - len(token.lstrip(" ")) if inner else len(token)
-    end = len(token) - len(token.rstrip(" ")) if inner else 0
-    space = element("i", " ", class_="sp")
-    return joined(*[space] * start, *(_sign(sign) for sign in inner), *[space] * end)
+    yield from [("sp", " ")] * start
+    for kind, signs in groupby(inner, _kind):
+        signs = list(signs)
+        if kind == "text":
+            yield kind, "".join(signs)
+        else:
+            yield from ((kind, sign if kind else f"\\x{ord(sign):02x}") for sign in signs)
+    if inner:
+        yield from [("sp", " ")] * (len(token) - len(token.rstrip(" ")))
 
 
-def _sign(sign: str) -> str:
-    if sign == "\n":
-        return joined(element("i", class_="nl"), "\n")
-    if sign == "\t":
-        return joined(element("i", class_="tab"), "\t")
-    return sign if sign.isprintable() or sign == " " else element("i", f"\\x{ord(sign):02x}")
-
-
-def _choice(kind: str, names: Sequence[str]) -> Html:
-    if len(names) == 1:
-        return element("span", element("label", kind), element("b", names[0]))
-    options = (element("option", name, value=str(i)) for i, name in enumerate(names))
-    return element("label", kind, element("select", *options))
-
-
-def _legend(ends: tuple[float, float], unit: str) -> Html:
-    low, high = ends
-    side = " pos" if low == 0 else " neg" if high == 0 else ""
-    return element(
-        "div",
-        element("span", _written(low), id="low"),
-        element("span", class_=f"ramp{side}", id="ramp"),
-        element("span", _written(high), id="high"),
-        element("span", unit) if unit else None,
-        class_="legend",
-    )
+def _kind(sign: str) -> str:
+    """Class of a character: "nl", "tab", "" for other control characters, "text" for what a page shows."""
+    return {"\n": "nl", "\t": "tab"}.get(sign, "text" if sign.isprintable() or sign == " " else "")
 
 
 def _written(value: float) -> str:
-    return f"{value:.{DIGITS}g}".replace("-", MINUS)
+    return f"{value + 0.0:.{DIGITS}g}".replace("-", MINUS)

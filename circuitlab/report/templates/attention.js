@@ -1,36 +1,4 @@
-"""The script and the look of the interactive attention view: constants, so that a page's policy can name the script."""
-
-ATTENTION_STYLE = """
-.attention.on .attention-still { display: none; }
-.attention-live { display: grid; grid-template-columns: minmax(0, 1fr); gap: 14px; }
-.attention-live[hidden] { display: none; }
-.attention-heads { display: flex; flex-wrap: wrap; gap: 6px; }
-.attention-live button { font: inherit; color: inherit; cursor: pointer; background: none; border: 0; }
-.attention-heads button { padding: 4px 12px; border: 1px solid var(--line); border-radius: 4px; font-size: 14px; }
-.attention-heads button[aria-pressed="true"] { border-color: var(--pos); box-shadow: inset 0 0 0 1px var(--pos); }
-.attention-heads small { color: var(--muted); margin-left: 6px; }
-.attention-tokens { display: flex; flex-wrap: wrap; gap: 2px; }
-.attention-tokens button { display: flex; flex-direction: column; align-items: center; padding: 0; min-width: 34px;
-  border-radius: 3px; font-family: var(--mono); font-size: 13px; line-height: 1.4; }
-.attention-tokens i { font-style: normal; font-size: 11px; min-height: 1.4em; }
-.attention-tokens .in { color: #8a5a00; }
-.attention-tokens .out { color: var(--pos); }
-.attention-tokens b { font-weight: 400; padding: 2px 5px; width: 100%; text-align: center; white-space: pre;
-  border: 1px solid var(--line); border-top: 4px solid var(--line); }
-.attention-tokens [aria-pressed="true"] b { outline: 2px solid var(--ink); outline-offset: -2px; font-weight: 650; }
-.attention-readout { margin: 0; font-size: 14px; min-height: 1.5em; max-width: none; }
-.attention-readout .out { color: var(--pos); font-weight: 650; }
-.attention-readout .in { color: #8a5a00; font-weight: 650; }
-.attention-map { overflow-x: auto; }
-.attention-map canvas { display: block; cursor: crosshair; }
-@media print {
-  .attention.on .attention-still { display: block; }
-  .attention-live { display: none; }
-}
-"""
-
-# The data block holds {tokens: [text], heads: [{head, note, weights: [[number]]}]}. All text goes in as text nodes.
-ATTENTION_SCRIPT = """
+// The data element holds {tokens: [text], heads: [{head, note, weights: [[number]]}]}. All text is inserted as text nodes.
 (function () {
   "use strict";
   const data = JSON.parse(document.getElementById("attention-data").textContent);
@@ -51,7 +19,7 @@ ATTENTION_SCRIPT = """
     return "rgb(" + part(red) + "," + part(green) + "," + part(blue) + ")";
   }
   function written(share) { return share >= 0.005 ? share.toFixed(2) : ""; }
-  function named(token) { return "\u201c" + data.tokens[token] + "\u201d (" + token + ")"; }
+  function named(token) { return "“" + data.tokens[token] + "” (" + token + ")"; }
 
   const list = make("div", "attention-heads");
   list.setAttribute("role", "group");
@@ -119,15 +87,15 @@ ATTENTION_SCRIPT = """
     if (cellAt) pen.strokeRect(margin + cellAt[1] * cell - 0.5, cellAt[0] * cell - 0.5, cell, cell);
   }
 
-  function tell() {
+  function describe() {
     readout.textContent = "";
     if (cellAt) {
       const share = weight(cellAt[0], cellAt[1]).toFixed(4);
-      readout.append(named(cellAt[0]) + " looks at " + named(cellAt[1]) + ": " + share);
+      readout.append("query " + named(cellAt[0]) + ", key " + named(cellAt[1]) + ": " + share);
       return;
     }
-    readout.append(make("span", "out", "Below"), ": how much " + named(chosen) + " looks at each token. ",
-      make("span", "in", "Above"), ": how much each token looks at it." + (pinned ? " Held; click it to let go." : ""));
+    readout.append(make("span", "out", "Below"), ": weights with " + named(chosen) + " as query. ",
+      make("span", "in", "Above"), ": weights with it as key." + (pinned ? " Pinned; click it to release." : ""));
   }
 
   function paint() {
@@ -142,7 +110,7 @@ ATTENTION_SCRIPT = """
       word.style.borderTopColor = into >= 0.005 ? mixed(214, 140, 0, into) : "";
     });
     draw();
-    tell();
+    describe();
   }
   function choose(token) { chosen = token; cellAt = null; paint(); }
 
@@ -162,4 +130,3 @@ ATTENTION_SCRIPT = """
   root.parentElement.classList.add("on");
   paint();
 })();
-"""
