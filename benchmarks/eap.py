@@ -1,14 +1,23 @@
-"""EAP over every edge against one bare forward plus one forward-and-backward pass, and the memory it takes."""
+"""EAP over every edge against one bare forward plus one forward-and-backward pass, and the memory it takes.
+
+`python -m benchmarks.eap '{"name": ...}' DEVICE` prints how many bytes it takes above the loaded model.
+"""
 
 from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks.clock import in_turn
 from benchmarks.findings import Finding, Unit, costs, seconds
-from benchmarks.memory import peak_of_eap
-from benchmarks.models import Setup
+from benchmarks.memory import memory_above
+from benchmarks.models import Setup, Size, make
 from benchmarks.per_cell import logit_diff
 from circuitlab import PairBatch, score_edges
 from circuitlab.discovery.scores import EdgeScores
@@ -57,6 +66,15 @@ def attribution(setup: Setup, *, rounds: int, target: float | None, gigabytes: f
     return found
 
 
+def peak_of_eap(setup: Setup) -> int:
+    """Bytes above the loaded model, measured in a process of its own."""
+    command = [sys.executable, "-m", __name__, json.dumps(asdict(setup.size)), str(setup.model.device)]
+    done = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise RuntimeError(f"measuring memory failed:\n{done.stderr}")
+    return int(done.stdout.split()[-1])
+
+
 def embedding_gradient(setup: Setup) -> Tensor:
     """One pass of the model with frozen weights and the gradient of the logit difference at the embedding."""
     bridge, batch = setup.model.bridge, setup.batch
@@ -75,3 +93,12 @@ def embedding_gradient(setup: Setup) -> Tensor:
             return torch.autograd.grad(total, kept[0])[0]
     finally:
         handle.remove()
+
+
+def _main(size: str, device: str) -> None:
+    setup = make(Size(**json.loads(size)), device)
+    print(memory_above(lambda: eap_scores(setup.model, setup.batch), device))
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])

@@ -19,7 +19,8 @@ import torch
 from circuitlab.data.batch import PairBatch
 from circuitlab.data.encoding import encode_example
 from circuitlab.data.example import Example
-from circuitlab.data.pairs import Pair, PairSet
+from circuitlab.data.pair import Pair
+from circuitlab.data.pairs import PairSet
 from circuitlab.models.bridge import BridgeModel
 from circuitlab.models.load import load_model
 from circuitlab.models.protocol import Bos, Folding

@@ -166,9 +166,7 @@ class TestMemory:
         assert memory.resident_above(lambda: torch.ones(2**24)) == pytest.approx(2**26, rel=0.2)
 
     def test_in_a_process_of_its_own_it_prints_bytes(self, capsys):
-        memory._main(
-            '{"name": "tiny", "n_layers": 1, "n_heads": 2, "d_model": 16, "d_vocab": 50, "n_prompts": 2}', "cpu"
-        )
+        eap._main('{"name": "tiny", "n_layers": 1, "n_heads": 2, "d_model": 16, "d_vocab": 50, "n_prompts": 2}', "cpu")
         assert int(capsys.readouterr().out) >= 0
 
 

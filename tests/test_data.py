@@ -31,10 +31,10 @@ from circuitlab import (
     UnknownNameError,
     load_task,
 )
-from circuitlab.data.batch import batches_of
+from circuitlab.data.batching import batches_of
 from circuitlab.data.encoding import Encoded, Rejection, check_spans, encode_example
 from circuitlab.data.fingerprint import task_fingerprint
-from circuitlab.data.pairs import Pair
+from circuitlab.data.pair import Pair
 from circuitlab.data.registry import BUNDLED
 from circuitlab.data.sampling import sample_pairs
 from circuitlab.data.task import RESERVED

@@ -41,7 +41,7 @@ from circuitlab.models import folding as module
 from circuitlab.models.anatomy import linear, mlp_down
 from circuitlab.models.digest import weights_digest
 from circuitlab.models.norm_kinds import NormKind, kind_of
-from circuitlab.models.protocol import AS_SAVED, Folding
+from circuitlab.models.recording import AS_SAVED, Folding
 from circuitlab.models.verify import adapted, measure
 from circuitlab.patching.edges.edges import patch_edges
 

@@ -11,7 +11,8 @@ from scipy import stats as scipy_stats
 
 from circuitlab import discover, evaluate, score_edges, select, stability
 from circuitlab.data.example import Example
-from circuitlab.data.pairs import Pair, PairSet, PairSplits
+from circuitlab.data.pair import Pair
+from circuitlab.data.pairs import PairSet, PairSplits
 from circuitlab.data.registry import load_task
 from circuitlab.data.task import Task
 from circuitlab.discovery.config import DiscoverConfig

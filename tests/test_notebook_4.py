@@ -13,7 +13,7 @@ import torch
 from circuitlab import PairSet, attention, direct_attribution, lens_tokens, logit_lens, sweep, top_heads
 from circuitlab.data.encoding import encode_example
 from circuitlab.data.example import Example
-from circuitlab.data.pairs import Pair
+from circuitlab.data.pair import Pair
 from circuitlab.tasks.gendered_pronouns import FEMALE_NAMES, MALE_NAMES, NOTEBOOK_PHRASES
 
 SPANS = ("name", "is", "person", "period")

@@ -21,7 +21,7 @@ from circuitlab import Circuit, Edge, Example, ModelSpec, Node, PairBatch, PairS
 from circuitlab.attribution.attention import AttentionPatterns
 from circuitlab.attribution.lens import LogitLens, Point
 from circuitlab.attribution.record import Attribution, Component
-from circuitlab.data.pairs import Pair
+from circuitlab.data.pair import Pair
 from circuitlab.data.text_values import TextValues
 from circuitlab.discovery.scores import EdgeScores
 from circuitlab.discovery.stability import Stability

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from circuitlab.attribution.runs import check_run
 from circuitlab.data.limits import check_ids, check_length, clipped, is_whole
-from circuitlab.data.pairs import Pair
+from circuitlab.data.pair import Pair
 from circuitlab.errors import ConfigError
 from circuitlab.models.protocol import Model
 from circuitlab.models.text import words_of

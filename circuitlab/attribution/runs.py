@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import torch
 
-from circuitlab.data.batch import PairBatch, batches_for
+from circuitlab.data.batch import PairBatch
+from circuitlab.data.batching import batches_for
 from circuitlab.data.pairs import PairSet
 from circuitlab.errors import UnknownNameError
 from circuitlab.models.protocol import Model

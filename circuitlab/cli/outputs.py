@@ -11,7 +11,6 @@ from circuitlab.errors import ConfigError
 
 if TYPE_CHECKING:
     import pandas as pd
-    from matplotlib.figure import Figure
 
     from circuitlab.outputs import Reserved
 
@@ -75,9 +74,7 @@ def write_folder(folder: str, files: Mapping[str, Callable[[Path], object]]) -> 
     put_tables(_places[folder], files)
 
 
-def write_result(
-    frame: Callable[[], "pd.DataFrame"], out: str | None, plot: "Callable[[], Figure] | None" = None
-) -> None:
+def write_result(frame: Callable[[], "pd.DataFrame"], out: str | None, plot: "Callable[[], Any] | None" = None) -> None:
     """Write a table, or a drawing where the suffix is not .csv."""
 
     def write(path: Path) -> None:

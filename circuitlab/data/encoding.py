@@ -4,13 +4,19 @@ Token ids are found in context: the encoding of prompt + answer must be the enco
 What a tokenizer cannot serve comes back as a `Rejection` with the prompt, the tokens and the way out.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from circuitlab.data.example import CharRange, Example
-from circuitlab.data.pairs import Pair, TokenRange
+from circuitlab.data.pair import Pair, TokenRange
 from circuitlab.errors import PairLengthError, SpanError, TaskError, TokenError
+from circuitlab.parts import ModelSpec
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +57,27 @@ class TextEncoder(Protocol):
 
     def joined(self, ids: tuple[int, ...]) -> str:
         """Tokens as one text, characters that several tokens share included."""
+        ...
+
+
+class LanguageModel(Protocol):
+    """A model as far as prompts are made for it: its shape, its tokenizer, where its weights are."""
+
+    _spelled = "Model"  # in messages about other types
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The model's shape."""
+        ...
+
+    @property
+    def text(self) -> TextEncoder:
+        """The tokenizer; raises `ModelError` where the model has none."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
         ...
 
 

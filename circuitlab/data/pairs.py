@@ -1,4 +1,4 @@
-"""Pairs of prompts as tokens, in the order they were drawn; sets of them; the two splits."""
+"""Sets of pairs in the order they were drawn, and the two splits."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, overload
 
+from circuitlab.data.pair import Pair
 from circuitlab.errors import ConfigError
 from circuitlab.summary import Summary, plural, short
 
@@ -16,58 +17,6 @@ if TYPE_CHECKING:
     import torch
 
     from circuitlab.data.batch import PairBatch
-
-TokenRange = tuple[int, int]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class Pair(Summary):
-    """One clean and one corrupted prompt, as the model is given them.
-
-    Attributes:
-        id: Unique in its data set.
-        clean: The clean text.
-        corrupt: The corrupted text.
-        answers: Right continuations of the clean prompt.
-        distractors: Wrong continuations of the clean prompt, which answers are compared with; may be empty.
-        clean_ids: Tokens of the clean prompt, beginning-of-sequence token included.
-        corrupt_ids: As many tokens of the corrupted prompt.
-        answer_ids: One token id per answer.
-        distractor_ids: One token id per distractor.
-        spans: Name -> half-open token range, the same in both prompts.
-        clean_tokens: The clean tokens as text.
-        corrupt_tokens: The corrupted tokens as text.
-    """
-
-    id: str
-    clean: str
-    corrupt: str
-    answers: tuple[str, ...]
-    distractors: tuple[str, ...]
-    clean_ids: tuple[int, ...]
-    corrupt_ids: tuple[int, ...]
-    answer_ids: tuple[int, ...]
-    distractor_ids: tuple[int, ...]
-    spans: Mapping[str, TokenRange]
-    clean_tokens: tuple[str, ...]
-    corrupt_tokens: tuple[str, ...]
-
-    def __len__(self) -> int:
-        return len(self.clean_ids)
-
-    def as_record(self, split: str) -> dict[str, object]:
-        """The pair as one line of `dataset.jsonl`."""
-        words = ("clean", "corrupt", "answers", "distractors", "clean_tokens", "corrupt_tokens")
-        names = (*words, "clean_ids", "corrupt_ids", "answer_ids", "distractor_ids")
-        record: dict[str, object] = {"id": self.id, "split": split}
-        for name in names:
-            value = getattr(self, name)
-            record[name] = list(value) if isinstance(value, tuple) else value
-        record["spans"] = {name: list(span) for name, span in self.spans.items()}
-        return record
-
-    def _summary(self) -> str:
-        return f"{self.id}: {short(self.clean, 40)} -> {short(self.answers, 20)}"
 
 
 @dataclass(frozen=True, slots=True, repr=False)

@@ -10,16 +10,14 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from random import Random
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from circuitlab.data.encoding import Rejection, TextEncoder, encode_example
 from circuitlab.data.example import Example
-from circuitlab.data.pairs import Pair, PairSet, PairSplits
+from circuitlab.data.pair import Pair
+from circuitlab.data.pairs import PairSet, PairSplits
 from circuitlab.errors import CircuitLabError, ConfigError, TaskFileError, TooFewPromptsError, in_one_line, shown
 from circuitlab.progress import Progress, silent
-
-if TYPE_CHECKING:
-    from circuitlab.data.task import Task
 
 # A task is taken as exhausted when this many draws in a row (at least; and four for every pair found) brought no pair.
 # With k of K pairs still missing, a draw misses all of them with probability (1 - k/K).
@@ -37,8 +35,35 @@ REFERENCE = "reference"
 T = TypeVar("T")
 
 
+class Drawable(Protocol):
+    """What prompts are drawn from: a `Task`."""
+
+    @property
+    def name(self) -> str:
+        """Its name, which is part of the seed."""
+        ...
+
+    @property
+    def label(self) -> str:
+        """Its name with the options in force."""
+        ...
+
+    @property
+    def metric(self) -> str | Callable[..., Any]:
+        """Its default metric."""
+        ...
+
+    def example(self, rng: Random) -> Example:
+        """Draw one example."""
+        ...
+
+    def fixed_examples(self) -> tuple[Example, ...]:
+        """The examples that always come first."""
+        ...
+
+
 def sample_pairs(
-    task: Task,
+    task: Drawable,
     text: TextEncoder,
     n: int,
     seed: int,
@@ -90,7 +115,7 @@ def sample_pairs(
     )
 
 
-def draw(task: Task, rng: Random) -> Example:
+def draw(task: Drawable, rng: Random) -> Example:
     """One example of a task; whatever goes wrong in the task's code is an error of the task.
 
     Raises:
@@ -104,7 +129,7 @@ def draw(task: Task, rng: Random) -> Example:
     return example
 
 
-def fixed_examples(task: Task) -> tuple[Example, ...]:
+def fixed_examples(task: Drawable) -> tuple[Example, ...]:
     """The examples of a task that always come first; whatever goes wrong in the task's code is an error of the task.
 
     Raises:
@@ -114,7 +139,7 @@ def fixed_examples(task: Task) -> tuple[Example, ...]:
     return _of_the_task(task, "fixed", task.fixed_examples)
 
 
-def check_repeatable(task: Task, seed: str) -> None:
+def check_repeatable(task: Drawable, seed: str) -> None:
     """Draw some examples twice from equal generators and compare them.
 
     Raises:
@@ -152,7 +177,7 @@ def global_randomness_kept() -> Iterator[None]:
             torch.set_rng_state(torch_state)
 
 
-def _of_the_task(task: Task, what: str, call: Callable[[], T]) -> T:
+def _of_the_task(task: Drawable, what: str, call: Callable[[], T]) -> T:
     try:
         return call()
     except (CircuitLabError, KeyboardInterrupt):
@@ -196,7 +221,7 @@ class _Splits:
 
 
 def _too_few(
-    task: Task,
+    task: Drawable,
     n: int,
     n_seen: int,
     splits: _Splits,

@@ -6,21 +6,18 @@ import inspect
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from circuitlab.arguments import checked
 from circuitlab.data.checks import check_line, check_mapping, check_name, check_sequence
+from circuitlab.data.encoding import LanguageModel
 from circuitlab.data.example import Example
+from circuitlab.data.pairs import PairSplits
 from circuitlab.data.sampling import sample_pairs
 from circuitlab.errors import TaskError, UnknownNameError, shown
 from circuitlab.progress import Progress, callback, reports_progress
 from circuitlab.references import Reference
 from circuitlab.summary import Summary, short
-
-if TYPE_CHECKING:
-    from circuitlab.data.pairs import PairSplits
-    from circuitlab.models.protocol import Model
-
 
 # Where options are given by name, they stand beside these: the settings of `discover` and of the command line, the
 # generator that `draw` gets, the task itself.
@@ -128,7 +125,7 @@ class Task(Summary):
     @reports_progress
     def pairs(
         self,
-        model: Model,
+        model: LanguageModel,
         n: int = 100,
         seed: int = 0,
         *,
@@ -158,7 +155,7 @@ class Task(Summary):
             TooFewPromptsError: Fewer distinct pairs than asked for; the message counts what was dropped and why.
             TokenError: A prompt is longer than the model's context; the message has the prompt and both lengths.
         """
-        from circuitlab.data.batch import check_pairs  # brings torch
+        from circuitlab.data.batching import check_pairs  # brings torch
 
         drawn = sample_pairs(
             self, model.text, n=n, seed=seed, reference=reference, exclude=exclude, progress=callback(progress)

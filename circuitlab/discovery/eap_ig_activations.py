@@ -25,7 +25,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitlab.data.batch import PairBatch, batches_for
+from circuitlab.data.batch import PairBatch
+from circuitlab.data.batching import batches_for
 from circuitlab.data.pairs import PairSet
 from circuitlab.discovery.eap_ig import check_steps
 from circuitlab.discovery.input_path import check_slope, streams_alive

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from circuitlab.data.batch import PairBatch, batches_for
+from circuitlab.data.batch import PairBatch
+from circuitlab.data.batching import batches_for
 from circuitlab.data.pairs import PairSet
 from circuitlab.discovery.scores import EdgeScores
 from circuitlab.graphs.prune import real_edges

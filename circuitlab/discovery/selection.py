@@ -20,7 +20,8 @@ from jaxtyping import Bool, Float, Int
 
 from circuitlab import stats
 from circuitlab.arguments import checked
-from circuitlab.data.batch import PairBatch, prompt_keys
+from circuitlab.data.batch import PairBatch
+from circuitlab.data.batching import prompt_keys
 from circuitlab.data.pairs import PairSet
 from circuitlab.discovery.scores import EdgeScores
 from circuitlab.errors import GraphError

@@ -35,7 +35,7 @@ from circuitlab.discovery.scoring import find_method, score_edges, scored_under
 from circuitlab.discovery.selection import select
 from circuitlab.errors import ConfigError, UnknownNameError
 from circuitlab.graphs.circuit import Circuit
-from circuitlab.graphs.exchange import drawn_nodes
+from circuitlab.graphs.drawn import drawn_nodes
 from circuitlab.graphs.ranking import edge_places
 from circuitlab.graphs.selection import SelectionRule
 from circuitlab.metrics import Metric, MetricLike, metric_for

@@ -11,7 +11,8 @@ from jaxtyping import Float
 
 from circuitlab import stats
 from circuitlab.arguments import checked
-from circuitlab.data.batch import PairBatch, prompt_keys
+from circuitlab.data.batch import PairBatch
+from circuitlab.data.batching import prompt_keys
 from circuitlab.data.pairs import PairSet
 from circuitlab.errors import ConfigError
 from circuitlab.evaluation.areas import Areas, CurvePoint

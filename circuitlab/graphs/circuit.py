@@ -3,31 +3,26 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Bool, Float
 
 from circuitlab import late
 from circuitlab.arguments import checked
-from circuitlab.errors import FormatError, GraphError
-from circuitlab.graphs.node_parts import NodeParts
-from circuitlab.graphs.prune import kept_nodes, prune, real_edges
-from circuitlab.graphs.ranking import edge_places
-from circuitlab.graphs.selection import Selection
-from circuitlab.parts import Edge, Layout, ModelSpec, Node
-from circuitlab.summary import Summary, largest, plural, short
+from circuitlab.errors import FormatError
+from circuitlab.graphs.circuit_data import CircuitData
+from circuitlab.parts import ModelSpec
+from circuitlab.summary import largest, plural, short
 
 if TYPE_CHECKING:
     import networkx as nx
-    import pandas as pd
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
-class Circuit(Summary):
+class Circuit(CircuitData):
     """Kept edges of one model. Immutable: nothing that is done with a circuit changes it.
 
     Attributes:
@@ -44,100 +39,6 @@ class Circuit(Summary):
         GraphError: A matrix has the wrong shape, or the mask keeps an edge that the model does not have.
     """
 
-    spec: ModelSpec
-    mask: Bool[np.ndarray, "writer reader"]
-    scores: Float[np.ndarray, "writer reader"]
-    node_effects: Mapping[str, float] = field(default_factory=dict)
-    selection: Selection | None = None
-    node_parts: NodeParts = field(default_factory=NodeParts)
-    second_scores: Float[np.ndarray, "writer reader"] | None = None
-
-    def __post_init__(self) -> None:
-        shape = (len(self.layout.writers), len(self.layout.readers))
-        matrices = {"mask": self.mask, "scores": self.scores, "second_scores": self.second_scores}
-        given = {name: matrix for name, matrix in matrices.items() if matrix is not None}
-        for name, matrix in given.items():
-            if matrix.shape != shape:
-                raise GraphError(
-                    f"{name} has shape {matrix.shape}; model {self.spec.name!r} has {shape} writers, readers."
-                )
-        if bool((self.mask & ~real_edges(self.layout)).any()):
-            raise GraphError(f"the mask keeps edges that model {self.spec.name!r} does not have.")
-        self.node_parts.check(self.layout)
-        # Copies of its own, so that nothing that is done with the originals changes the circuit.
-        for name, matrix in given.items():
-            own = matrix.copy()
-            own.setflags(write=False)
-            object.__setattr__(self, name, own)
-        object.__setattr__(self, "node_effects", dict(self.node_effects))
-
-    @property
-    def layout(self) -> Layout:
-        """Numbers of writers and readers."""
-        return Layout.of(self.spec)
-
-    @property
-    def n_edges(self) -> int:
-        """Kept edges."""
-        return int(self.mask.sum())
-
-    @property
-    def n_unscored(self) -> int:
-        """Kept edges without a score (NaN)."""
-        return int(np.isnan(self.scores[self.mask]).sum())
-
-    @property
-    def n_edges_weighted(self) -> float:
-        """Kept edges, each counted by the share of its source's neurons that is kept; `n_edges` where all are.
-
-        References:
-            Mueller et al. 2025 (MIB), arXiv:2504.13151: the weighted edge count.
-        """
-        neurons = self.node_parts.neurons
-        shares = 1.0 if neurons is None else neurons.mean(1)
-        return float((self.mask.sum(1) * shares).sum())
-
-    @property
-    def nodes(self) -> tuple[Node, ...]:
-        """Nodes with a kept edge."""
-        kept = kept_nodes(self.mask, self.layout)
-        return tuple(node for node, keep in zip(self.layout.nodes, kept, strict=True) if keep)
-
-    def edges(self) -> Iterator[tuple[Edge, float]]:
-        """Kept edges with their scores, in the order of `Layout.edges`."""
-        for edge, (row, column) in zip(self.layout.edges(), edge_places(self.layout), strict=True):
-            if self.mask[row, column]:
-                yield edge, float(self.scores[row, column])
-
-    def pruned(self) -> Circuit:
-        """The circuit without edges that lie on no path from the input to the logits."""
-        return replace(self, mask=prune(self.mask, self.layout), node_parts=replace(self.node_parts, kept=None))
-
-    @checked
-    def with_mask(self, mask: Bool[np.ndarray, "writer reader"]) -> Circuit:
-        """The same scores with other edges kept, and no choice of neurons."""
-        return replace(self, mask=mask, selection=None, node_parts=self.node_parts.scores_only())
-
-    def with_node_effects(self, effects: Mapping[str, float]) -> Circuit:
-        """The circuit with swept effects on its nodes."""
-        return replace(self, node_effects=effects)
-
-    def to_frame(self) -> pd.DataFrame:
-        """Every edge of the graph: source, target, score, in_circuit, and second_score where there are any."""
-        import pandas as pd
-
-        rows, columns = edge_places(self.layout).T
-        edges = list(self.layout.edges())
-        return pd.DataFrame(
-            {
-                "source": [edge.source.name for edge in edges],
-                "target": [edge.reader.name for edge in edges],
-                "score": self.scores[rows, columns],
-                "in_circuit": self.mask[rows, columns],
-                **({} if self.second_scores is None else {"second_score": self.second_scores[rows, columns]}),
-            }
-        )
-
     @checked
     def to_networkx(self, collapse: bool = False) -> nx.MultiDiGraph | nx.DiGraph:
         """Kept nodes and edges for networkx.
@@ -149,7 +50,7 @@ class Circuit(Summary):
         Returns:
             Node attributes kind, layer, head, sweep_effect (where they exist); edge attributes slot, score.
         """
-        from circuitlab.graphs.networks import to_networkx
+        from circuitlab.graphs.files.networks import to_networkx
 
         return to_networkx(self, collapse)
 
@@ -168,13 +69,13 @@ class Circuit(Summary):
             ConfigError: Nothing can be written there: a folder has this name, a file stands in the way, or it is not
                 allowed.
         """
-        from circuitlab.graphs.exchange import save_circuit
+        from circuitlab.graphs.files.formats import save_circuit
 
         save_circuit(self, Path(path))
 
     def plot(self, title: str = "") -> Any:
         """A drawing as a matplotlib `Figure`: input at the bottom, logits at the top."""
-        from circuitlab.graphs.exchange import drawn_parts
+        from circuitlab.graphs.drawn import drawn_parts
 
         return late.call("circuitlab.viz", "draw_parts", *drawn_parts(self), title=title)
 
@@ -217,18 +118,10 @@ def load_circuit(path: str | Path, spec: ModelSpec | None = None) -> Circuit:
             something else than true or false for `in_graph` or than a number for a score, describes a graph too large
             to hold, or belongs to a model of another shape.
     """
-    from circuitlab.graphs.exchange import read_circuit
+    from circuitlab.graphs.files.formats import read_circuit
 
     found = read_circuit(Path(os.path.expanduser(path)), spec)
-    return Circuit(
-        spec=found.spec,
-        mask=found.mask,
-        scores=found.scores,
-        node_effects=found.node_effects,
-        node_parts=found.node_parts,
-        second_scores=found.second_scores,
-        selection=found.selection,
-    )
+    return Circuit(**{item.name: getattr(found, item.name) for item in fields(found)})
 
 
 def check_circuit(path: str | Path) -> None:

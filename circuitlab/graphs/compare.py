@@ -14,8 +14,8 @@ from circuitlab import late
 from circuitlab.arguments import checked
 from circuitlab.errors import GraphError
 from circuitlab.graphs.circuit import Circuit
-from circuitlab.graphs.exchange import drawn_nodes
-from circuitlab.graphs.mib_json import UNKNOWN
+from circuitlab.graphs.drawn import drawn_nodes
+from circuitlab.graphs.files.mib_json import UNKNOWN
 from circuitlab.graphs.prune import real_edges
 from circuitlab.graphs.ranking import edge_places
 from circuitlab.parts import Edge

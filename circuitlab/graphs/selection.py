@@ -106,7 +106,7 @@ class Selection:
         ablation: What excluded edges carried.
         n_pairs: How many pairs it was measured on.
         n_scored: Edges with a score other than 0: no other edge is taken.
-        prompts: Keys of the prompts of these pairs (`circuitlab.data.batch.prompt_keys`); kept in memory only.
+        prompts: Keys of the prompts of these pairs (`circuitlab.data.batching.prompt_keys`); kept in memory only.
     """
 
     rule: str

@@ -8,7 +8,7 @@ from itertools import chain, takewhile
 from typing import Any
 
 from circuitlab.errors import ModelError, UnknownNameError
-from circuitlab.models.protocol import Bos
+from circuitlab.models.recording import Bos
 
 AUTO, ALWAYS, NEVER = "auto", "always", "never"
 TRANSFORMER_LENS = "transformer-lens"  # what versions without the setting did

@@ -25,7 +25,7 @@ from circuitlab.models.held_bridge import HeldBridge
 from circuitlab.models.norms import norm_slope
 from circuitlab.models.own_attention import attend_by_itself
 from circuitlab.models.products import fast_products, product
-from circuitlab.models.protocol import AS_SAVED, BlockArguments, Bos, Folding, Recording
+from circuitlab.models.recording import AS_SAVED, BlockArguments, Bos, Folding, Recording
 from circuitlab.models.shortcuts import (
     ROUNDING,
     PlainAttention,

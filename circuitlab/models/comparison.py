@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from circuitlab.models.anatomy import linear, mlp_down, mlp_gate, mlp_up, norm_inside, projection
-from circuitlab.models.protocol import BlockArguments, Recording
+from circuitlab.models.recording import BlockArguments, Recording
 from circuitlab.models.traced import Window, slopes, trace
 from circuitlab.parts import Slot, Stage
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from circuitlab.models.protocol import AS_SAVED, Folding
+from circuitlab.models.recording import AS_SAVED, Folding
 
 
 def weights_digest(bridge: Any, folding: Folding = AS_SAVED) -> str:

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from circuitlab.errors import ConfigError, UnsupportedModelError
 from circuitlab.models.anatomy import linear, mlp_down, mlp_gate, norm_inside
 from circuitlab.models.norm_kinds import NormKind, kind_of
-from circuitlab.models.protocol import Folding
+from circuitlab.models.recording import Folding
 from circuitlab.models.surgery import evaluating, hooks
 from circuitlab.parts import ModelSpec, Slot
 

@@ -15,7 +15,7 @@ from circuitlab.models.anatomy import linear, mlp_down
 from circuitlab.models.digest import edited, weights_digest
 from circuitlab.models.exclusive import exclusive, lock_of
 from circuitlab.models.model_summary import ModelSummary
-from circuitlab.models.protocol import Folding
+from circuitlab.models.recording import Folding
 from circuitlab.models.reload import Recipe, how_to_load
 from circuitlab.models.rewriting import rewriting
 from circuitlab.models.user_hooks import UserHooks, refusal

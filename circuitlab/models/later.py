@@ -9,7 +9,8 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitlab.models.protocol import BlockArguments, Model
+from circuitlab.models.protocol import Model
+from circuitlab.models.recording import BlockArguments
 from circuitlab.models.traced import Traced
 from circuitlab.parts import Slot
 

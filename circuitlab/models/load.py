@@ -26,7 +26,7 @@ from circuitlab.models.legacy import boot_from_hub
 from circuitlab.models.loaded_weights import check_finite
 from circuitlab.models.model_kinds import refuse_unsupported
 from circuitlab.models.modes import in_ordinary_modes
-from circuitlab.models.protocol import Folding
+from circuitlab.models.recording import Folding
 from circuitlab.models.text import TokenizerText, text_of
 from circuitlab.models.verify import adapted
 

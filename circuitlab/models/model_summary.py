@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from circuitlab.models.protocol import Folding
+from circuitlab.models.recording import Folding
 from circuitlab.parts import Layout, ModelSpec
 from circuitlab.summary import Summary, plural, short
 

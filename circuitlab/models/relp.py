@@ -31,7 +31,7 @@ from circuitlab.models.bridge import BridgeModel
 from circuitlab.models.comparison import TOLERANCE
 from circuitlab.models.exclusive import exclusive
 from circuitlab.models.modes import ordinary_modes
-from circuitlab.models.protocol import BlockArguments
+from circuitlab.models.recording import BlockArguments
 from circuitlab.models.surgery import forward_replaced, hooks
 from circuitlab.parts import Slot
 

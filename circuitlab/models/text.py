@@ -9,7 +9,8 @@ from circuitlab.data.encoding import Encoded
 from circuitlab.errors import ModelError
 from circuitlab.models.bos import AUTO, own_tokenizer, resolve
 from circuitlab.models.exclusive import exclusive, lock_of
-from circuitlab.models.protocol import Bos, Model
+from circuitlab.models.protocol import Model
+from circuitlab.models.recording import Bos
 
 
 @exclusive

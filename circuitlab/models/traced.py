@@ -15,7 +15,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuitlab.data.batch import PairBatch
-from circuitlab.models.protocol import BlockArguments, Model
+from circuitlab.models.protocol import Model
+from circuitlab.models.recording import BlockArguments
 from circuitlab.parts import Slot
 
 

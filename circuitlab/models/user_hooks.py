@@ -20,7 +20,7 @@ from torch.nn.modules import module as torch_modules
 
 from circuitlab.errors import ModelError, TokenError, UnsupportedModelError
 from circuitlab.models.comparison import Difference, allowed, differences, relative
-from circuitlab.models.protocol import Recording
+from circuitlab.models.recording import Recording
 from circuitlab.models.surgery import is_of_the_user
 
 TABLES = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")

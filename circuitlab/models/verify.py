@@ -19,7 +19,7 @@ from circuitlab.models.digest import weights_digest
 from circuitlab.models.exclusive import lock_of
 from circuitlab.models.folding import fold_weights
 from circuitlab.models.model_kinds import SUPPORTED, described, known_reason
-from circuitlab.models.protocol import AS_SAVED, Folding
+from circuitlab.models.recording import AS_SAVED, Folding
 from circuitlab.models.text import TokenizerText
 
 PROBE_TOKENS = 6

@@ -6,8 +6,9 @@ imports matplotlib.
 
 from circuitlab.viz.attention import attention_figure
 from circuitlab.viz.bars import bars, head_heatmap
-from circuitlab.viz.circuit import DrawnEdge, DrawnNode, draw_circuit, draw_comparison, draw_parts, draw_stability
+from circuitlab.viz.circuit import draw_circuit, draw_comparison, draw_parts, draw_stability
 from circuitlab.viz.curves import FaithfulnessCurve, faithfulness_figure
+from circuitlab.viz.drawn import DrawnEdge, DrawnNode
 from circuitlab.viz.grid import SITES, LabelledGrid, grid_from_frame, read_sweep
 from circuitlab.viz.heatmap import heatmap
 from circuitlab.viz.outliers import outlier_figure

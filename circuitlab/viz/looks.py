@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from circuitlab.viz.drawn import DrawnEdge
 from circuitlab.viz.style import INK, UNKNOWN, Colour, mixed, sign_colour
-
-if TYPE_CHECKING:
-    from circuitlab.viz.circuit import DrawnEdge
 
 # Neither is a colour of sign, and both differ in lightness from each other for grey print; the second is dashed too.
 FIRST, SECOND = "#7b3294", "#1b8a4b"

@@ -11,7 +11,8 @@ import numpy as np
 from jaxtyping import Bool
 from torch import Tensor
 
-from circuitlab.data.batch import PairBatch, batches_for
+from circuitlab.data.batch import PairBatch
+from circuitlab.data.batching import batches_for
 from circuitlab.data.pairs import PairSet
 from circuitlab.errors import ConfigError, UnknownNameError
 from circuitlab.graphs.prune import real_edges

@@ -17,7 +17,8 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from circuitlab.data.batch import PairBatch
-from circuitlab.data.pairs import Pair, PairSet, TokenRange
+from circuitlab.data.pair import Pair, TokenRange
+from circuitlab.data.pairs import PairSet
 from circuitlab.errors import ConfigError, UnknownNameError
 
 AXES = ("auto", "position", "span", "all")

@@ -30,7 +30,8 @@ from torch import Tensor
 
 from circuitlab import names
 from circuitlab.arguments import checked_fields
-from circuitlab.data.batch import PairBatch, batches_for
+from circuitlab.data.batch import PairBatch
+from circuitlab.data.batching import batches_for
 from circuitlab.data.pairs import PairSet
 from circuitlab.errors import ConfigError, UnknownNameError
 from circuitlab.models.protocol import Model, Recording

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from circuitlab.data.batch import PairBatch, batches_for
+from circuitlab.data.batch import PairBatch
+from circuitlab.data.batching import batches_for
 from circuitlab.data.pairs import PairSet
 from circuitlab.errors import ConfigError, UnknownNameError
 from circuitlab.metrics import Metric, MetricLike, metric_for

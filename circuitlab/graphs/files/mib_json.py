@@ -12,23 +12,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from circuitlab.errors import FormatError, UnknownNameError
+from circuitlab.graphs.circuit_data import CircuitData
 from circuitlab.graphs.node_parts import NodeParts
 from circuitlab.graphs.prune import kept_nodes
 from circuitlab.graphs.ranking import edge_places
 from circuitlab.graphs.selection import Selection
 from circuitlab.parts import Edge, Kind, Layout, ModelSpec, Node, Slot
-
-if TYPE_CHECKING:
-    from circuitlab.graphs.circuit import Circuit
 
 # A matrix of this many entries takes 900 MB with its mask. Llama-3-70B has 80 million; a file that asks for more asks
 # for memory, not for a circuit.
@@ -74,20 +71,7 @@ class _File(_Strict):
     selection: dict[str, Any] | None = None
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Read:
-    """What a circuit file says; the fields are those of a `Circuit`."""
-
-    spec: ModelSpec
-    mask: Bool[np.ndarray, "writer reader"]
-    scores: Float[np.ndarray, "writer reader"]
-    node_effects: Mapping[str, float] = field(default_factory=dict)
-    node_parts: NodeParts = field(default_factory=NodeParts)
-    second_scores: Float[np.ndarray, "writer reader"] | None = None
-    selection: Selection | None = None
-
-
-def to_json(circuit: Circuit) -> dict[str, Any]:
+def to_json(circuit: CircuitData) -> dict[str, Any]:
     """The circuit as the object that EAP-IG's `Graph.from_json` reads; both fields stand on every edge.
 
     Swept effects of nodes, second scores of edges and the selection stand under keys of ours, which their reader leaves
@@ -153,7 +137,7 @@ def _as_constructed(layout: Layout) -> Iterator[tuple[int, int]]:
     yield from sorted(((int(row), int(column)) for row, column in edge_places(layout)), key=order)
 
 
-def read_object(content: Mapping[str, Any], path: Path, spec: ModelSpec | None) -> Read:
+def read_object(content: Mapping[str, Any], path: Path, spec: ModelSpec | None) -> CircuitData:
     """A circuit from the JSON object of a file; see `load_circuit`."""
     parsed = _parsed(_as_today(content, path), path)
     try:
@@ -179,12 +163,12 @@ def read_object(content: Mapping[str, Any], path: Path, spec: ModelSpec | None) 
         second[place] = value
     check_finite(second, "a second score", path)
     effects = {name: entry.sweep_effect for name, entry in parsed.nodes.items() if entry.sweep_effect is not None}
-    return Read(
-        shape,
-        mask,
-        scores,
-        effects,
-        _node_parts(parsed, layout, mask, path),
+    return CircuitData(
+        spec=shape,
+        mask=mask,
+        scores=scores,
+        node_effects=effects,
+        node_parts=_node_parts(parsed, layout, mask, path),
         second_scores=second if given else None,
         selection=selection_of(parsed.selection, path),
     )

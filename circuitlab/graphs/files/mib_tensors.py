@@ -12,19 +12,17 @@ import pickle
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from circuitlab.errors import FormatError
 from circuitlab.files import check_archive, parsing
-from circuitlab.graphs.mib_json import SELECTION, Read, cfg_of, check_finite, fitting_spec, selection_of
+from circuitlab.graphs.circuit_data import CircuitData
+from circuitlab.graphs.files.mib_json import SELECTION, cfg_of, check_finite, fitting_spec, selection_of
 from circuitlab.graphs.node_parts import NodeParts
 from circuitlab.graphs.prune import kept_nodes, real_edges
 from circuitlab.parts import Layout, ModelSpec
-
-if TYPE_CHECKING:
-    from circuitlab.graphs.circuit import Circuit
 
 NEEDED = ("cfg", "src_nodes", "dst_nodes", "edges_scores", "edges_in_graph", "nodes_in_graph")
 _OPTIONAL = {"nodes_scores": "scores", "neurons_in_graph": "neurons", "neurons_scores": "neuron_scores"}
@@ -33,7 +31,7 @@ SECOND = "edges_second_scores"
 _IN_CFG = {"n_layers": int, "n_heads": int, "d_model": int, "parallel_attn_mlp": bool}
 
 
-def to_bytes(circuit: Circuit) -> bytes:
+def to_bytes(circuit: CircuitData) -> bytes:
     """The content of the file, the same bytes for the same circuit."""
     import torch
 
@@ -58,7 +56,7 @@ def to_bytes(circuit: Circuit) -> bytes:
     return buffer.getvalue()
 
 
-def read_tensors(path: Path, spec: ModelSpec | None) -> Read:
+def read_tensors(path: Path, spec: ModelSpec | None) -> CircuitData:
     """A circuit from a `.pt` file; see `load_circuit`."""
     content = _loaded(path)
     cfg = dict(content["cfg"])
@@ -85,9 +83,10 @@ def read_tensors(path: Path, spec: ModelSpec | None) -> Read:
     derived = kept_nodes(mask, layout)[:-1]
     parts = NodeParts(kept=None if (kept == derived).all() else kept, **found)
     second = _matrix(content, SECOND, edges, path) if content.get(SECOND) is not None else None
-    return Read(
-        shape, mask, scores, {}, parts, second_scores=second, selection=selection_of(content.get(SELECTION), path)
-    )
+    return CircuitData(
+        spec=shape, mask=mask, scores=scores, node_parts=parts, second_scores=second,
+        selection=selection_of(content.get(SELECTION), path),
+    )  # fmt: skip
 
 
 def _loaded(path: Path) -> dict[str, Any]:

@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import networkx as nx
 
 from circuitlab.errors import FormatError
 from circuitlab.files import parsing, read_text
-from circuitlab.graphs.mib_json import EFFECT, effect_of
+from circuitlab.graphs.circuit_data import CircuitData
+from circuitlab.graphs.files.mib_json import EFFECT, effect_of
 from circuitlab.parts import Edge, Kind, Node
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
-    from circuitlab.graphs.circuit import Circuit
-
-
-def to_networkx(circuit: Circuit, collapse: bool) -> nx.MultiDiGraph | nx.DiGraph:
+def to_networkx(circuit: CircuitData, collapse: bool) -> nx.MultiDiGraph | nx.DiGraph:
     """See `Circuit.to_networkx`."""
     graph = nx.DiGraph() if collapse else nx.MultiDiGraph()
     # read_graphml sets both defaults; with them here, a graph that was written and read again compares equal.
@@ -50,17 +46,17 @@ def _node_attributes(node: Node, effects: Mapping[str, float]) -> dict[str, Any]
     return {**attributes, **effect_of(node, effects)}
 
 
-def write_graphml(circuit: Circuit, path: Path) -> None:
+def write_graphml(circuit: CircuitData, path: Path) -> None:
     """GraphML that `networkx.read_graphml(path, force_multigraph=True)` reads back equal."""
     nx.write_graphml(to_networkx(circuit, collapse=False), path, named_key_ids=True)
 
 
-def node_link(circuit: Circuit) -> str:
+def node_link(circuit: CircuitData) -> str:
     """JSON that `networkx.node_link_graph(json.load(file), edges="edges")` reads back equal; NaN stands as NaN."""
     return json.dumps(nx.node_link_data(to_networkx(circuit, collapse=False), edges="edges"), indent=1) + "\n"
 
 
-def dot(circuit: Circuit) -> str:
+def dot(circuit: CircuitData) -> str:
     """The graph in Graphviz's language, upwards: blue edges help, red ones hurt, grey ones have no score."""
     lines = [f"digraph {quoted(circuit.spec.name)} {{", "  rankdir=BT;"]
     for node in circuit.nodes:

@@ -1,0 +1,99 @@
+"""What models give and are asked with: recordings of runs, frames, tokens in front, how weights were rewritten."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Protocol
+
+from jaxtyping import Float
+from torch import Tensor
+
+from circuitlab.summary import Summary
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+class Recording(Summary):
+    """Everything one forward pass did, per layer. Heads' k and v stand once per query head.
+
+    Attributes:
+        resid_pre: The stream before each block.
+        attn_out: What each attention layer adds to the stream (after a post-norm, where there is one).
+        mlp_out: What each MLP adds to the stream; zeros where the model has none.
+        q: Queries after their projection, before norms and rotation.
+        k: Keys at the same point, one copy per query head.
+        v: Values at the same point, one copy per query head.
+        pattern: Attention weights, query position by key position.
+        z: Each head's weighted sum of values.
+        resid_final: The stream after the last block, before the final norm.
+    """
+
+    resid_pre: tuple[Float[Tensor, "batch seq d_model"], ...]
+    attn_out: tuple[Float[Tensor, "batch seq d_model"], ...]
+    mlp_out: tuple[Float[Tensor, "batch seq d_model"], ...]
+    q: tuple[Float[Tensor, "batch seq head d_head"], ...]
+    k: tuple[Float[Tensor, "batch seq head d_head"], ...]
+    v: tuple[Float[Tensor, "batch seq head d_head"], ...]
+    pattern: tuple[Float[Tensor, "batch head seq seq"], ...]
+    z: tuple[Float[Tensor, "batch seq head d_head"], ...]
+    resid_final: Float[Tensor, "batch seq d_model"]
+
+    def stream(self, layer: int) -> Float[Tensor, "batch seq d_model"]:
+        """The stream on entry to block `layer`; `layer = n_layers` is the end."""
+        return self.resid_final if layer == len(self.resid_pre) else self.resid_pre[layer]
+
+    def prompts(self, part: slice) -> Recording:
+        """The run of some of the prompts; the tensors are views of these."""
+        whole = {item.name: getattr(self, item.name) for item in fields(self)}
+        layers = {name: tuple(one[part] for one in value) for name, value in whole.items() if isinstance(value, tuple)}
+        return replace(self, **layers, resid_final=self.resid_final[part])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Folding:
+    """How a model's weights were rewritten when it was loaded, its predictions being the same.
+
+    Attributes:
+        fold_ln: The norms' gains and biases stand in the weights that read them.
+        center_weights: What is written to the stream has mean zero, and so has every column of logits.
+    """
+
+    fold_ln: bool = False
+    center_weights: bool = False
+
+    @property
+    def any(self) -> bool:
+        """Whether anything was rewritten."""
+        return self.fold_ln or self.center_weights
+
+    @property
+    def told(self) -> str:
+        """What was done, in words; nothing where nothing was."""
+        words = (("norms folded", self.fold_ln), ("weights centred", self.center_weights))
+        return ", ".join(text for text, done in words if done)
+
+
+AS_SAVED = Folding()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bos:
+    """What stands in front of every text: the beginning-of-sequence (BOS) token, if any.
+
+    Attributes:
+        choice: What was asked: `"auto"`, `"always"`, `"never"` or `"transformer-lens"`.
+        ids: The tokens put in front; usually one or none, more where the tokenizer's template has more.
+        tokens: The same as text.
+    """
+
+    choice: str
+    ids: tuple[int, ...] = ()
+    tokens: tuple[str, ...] = ()
+
+
+class BlockArguments(Protocol):
+    """What blocks are called with beside the stream (masks, positions), for one prompt length."""
+
+    @property
+    def n_tokens(self) -> int:
+        """The prompt length it was recorded for."""
+        ...
