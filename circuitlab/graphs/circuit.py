@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from jaxtyping import Bool
 
 from circuitlab import late
 from circuitlab.arguments import checked
 from circuitlab.errors import FormatError
 from circuitlab.graphs.circuit_data import CircuitData
+from circuitlab.graphs.prune import prune
 from circuitlab.parts import ModelSpec
 from circuitlab.summary import largest, plural, short
 
@@ -38,6 +40,19 @@ class Circuit(CircuitData):
     Raises:
         GraphError: A matrix has the wrong shape, or the mask keeps an edge that the model does not have.
     """
+
+    def pruned(self) -> Circuit:
+        """The circuit without edges that lie on no path from the input to the logits."""
+        return replace(self, mask=prune(self.mask, self.layout), node_parts=replace(self.node_parts, kept=None))
+
+    @checked
+    def with_mask(self, mask: Bool[np.ndarray, "writer reader"]) -> Circuit:
+        """The same scores with other edges kept, and no choice of neurons."""
+        return replace(self, mask=mask, selection=None, node_parts=self.node_parts.scores_only())
+
+    def with_node_effects(self, effects: Mapping[str, float]) -> Circuit:
+        """The circuit with swept effects on its nodes."""
+        return replace(self, node_effects=effects)
 
     @checked
     def to_networkx(self, collapse: bool = False) -> nx.MultiDiGraph | nx.DiGraph:

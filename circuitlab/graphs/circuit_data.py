@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Self
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Bool, Float
 
-from circuitlab.arguments import checked
 from circuitlab.errors import GraphError
 from circuitlab.graphs.node_parts import NodeParts
-from circuitlab.graphs.prune import kept_nodes, prune, real_edges
+from circuitlab.graphs.prune import kept_nodes, real_edges
 from circuitlab.graphs.ranking import edge_places
 from circuitlab.graphs.selection import Selection
 from circuitlab.parts import Edge, Layout, ModelSpec, Node
@@ -96,19 +95,6 @@ class CircuitData(Summary):
         for edge, (row, column) in zip(self.layout.edges(), edge_places(self.layout), strict=True):
             if self.mask[row, column]:
                 yield edge, float(self.scores[row, column])
-
-    def pruned(self) -> Self:
-        """The circuit without edges that lie on no path from the input to the logits."""
-        return replace(self, mask=prune(self.mask, self.layout), node_parts=replace(self.node_parts, kept=None))
-
-    @checked
-    def with_mask(self, mask: Bool[np.ndarray, "writer reader"]) -> Self:
-        """The same scores with other edges kept, and no choice of neurons."""
-        return replace(self, mask=mask, selection=None, node_parts=self.node_parts.scores_only())
-
-    def with_node_effects(self, effects: Mapping[str, float]) -> Self:
-        """The circuit with swept effects on its nodes."""
-        return replace(self, node_effects=effects)
 
     def to_frame(self) -> pd.DataFrame:
         """Every edge of the graph: source, target, score, in_circuit, and second_score where there are any."""
