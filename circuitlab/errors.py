@@ -61,14 +61,14 @@ def _clipped(text: str, limit: int) -> str:
 
 
 class CircuitLabError(Exception):
-    """Base of all errors that a user can cause and mend."""
+    """Base class of all errors that a user can cause and fix."""
 
     def __str__(self) -> str:
         return Exception.__str__(self)  # the plain message; KeyError would quote it
 
 
 class UnknownNameError(CircuitLabError, KeyError, ValueError):
-    """A name that is not among the allowed ones."""
+    """An unknown name."""
 
     @classmethod
     def of(
@@ -92,11 +92,11 @@ class UnknownNameError(CircuitLabError, KeyError, ValueError):
 
 
 class ConfigError(CircuitLabError, ValueError):
-    """A setting outside what is allowed."""
+    """A setting with a value that is not allowed."""
 
 
 class WrongTypeError(ConfigError, TypeError):
-    """An argument of another Python type than the function takes."""
+    """An argument of the wrong Python type."""
 
 
 class FileError(ConfigError, OSError):
@@ -108,19 +108,19 @@ class MissingFileError(FileError, FileNotFoundError):
 
 
 class OutputExistsError(ConfigError, FileExistsError):
-    """The output path is taken and would be overwritten."""
+    """The output path exists and would be overwritten."""
 
 
 class TaskError(CircuitLabError, ValueError):
-    """A task that cannot serve."""
+    """An invalid task."""
 
 
 class TaskFileError(TaskError, OSError):
-    """A task file that does not import or defines no task, or whose code fails."""
+    """A task file that cannot be imported, defines no task, or raises an error."""
 
 
 class TokenError(TaskError):
-    """A word or prompt that the tokenizer or the model cannot serve: not one token, or longer than the context."""
+    """A word or prompt that is not one token, or exceeds the context."""
 
 
 class SpanError(TaskError):
@@ -132,11 +132,11 @@ class PairLengthError(TaskError):
 
 
 class TooFewPromptsError(TaskError):
-    """Fewer distinct prompts than asked for."""
+    """Fewer distinct prompts than requested."""
 
 
 class TaskNotDoneError(TaskError):
-    """The model does not do the task, so there is no behaviour to explain."""
+    """The model does not perform the task, so there is no behaviour to explain."""
 
 
 class ModelError(CircuitLabError, OSError):
@@ -144,7 +144,7 @@ class ModelError(CircuitLabError, OSError):
 
 
 class UnsupportedModelError(ModelError, ValueError):
-    """A kind of model that is not supported, or one whose parts do not add up; the number is in the message."""
+    """An unsupported kind of model, or one whose decomposition is inexact; the message reports the error."""
 
 
 class MetricError(CircuitLabError, ValueError):
@@ -156,7 +156,7 @@ class GraphError(CircuitLabError, ValueError):
 
 
 class FormatError(GraphError):
-    """A file that does not hold what its format promises."""
+    """A file that does not conform to its format."""
 
 
 class RunError(CircuitLabError, OSError):
