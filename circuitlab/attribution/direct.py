@@ -34,6 +34,7 @@ from circuitlab.errors import ConfigError, UnknownNameError
 from circuitlab.metrics import MetricLike, metric_for
 from circuitlab.models.modes import in_ordinary_modes
 from circuitlab.models.protocol import Model, Recording
+from circuitlab.models.steps import mlp_reads
 from circuitlab.patching.runs.baseline import at_answer
 
 SPLITS = ("layer", "head", "neuron")
@@ -163,7 +164,7 @@ def _of_blocks(
             yield Component(f"a{layer}", "attention", layer), (attn_out * direction).sum(-1)
         if spec.has_mlp and by == "neuron":
             before = at_answer(recorded.resid_pre[layer], at)
-            yield from _of_neurons(model, layer, before if spec.parallel else before + attn_out, direction)
+            yield from _of_neurons(model, layer, mlp_reads(spec, before, before + attn_out), direction)
         elif spec.has_mlp:
             mlp_out = at_answer(recorded.mlp_out[layer], at)
             yield Component(f"m{layer}", "mlp", layer), (mlp_out * direction).sum(-1)

@@ -34,6 +34,7 @@ from circuitlab.errors import UnknownNameError
 from circuitlab.metrics import Metric, MetricLike, metric_for
 from circuitlab.models.modes import in_ordinary_modes
 from circuitlab.models.protocol import Model, Recording
+from circuitlab.models.steps import mlp_reads_heads
 from circuitlab.parts import ModelSpec
 from circuitlab.patching.runs.baseline import at_answer
 from circuitlab.summary import Summary, plural
@@ -193,7 +194,7 @@ def logit_lens(
 
 def points_of(spec: ModelSpec) -> tuple[Point, ...]:
     """The points of a model's stream, in its order."""
-    halves = ("resid_mid", "resid_post") if spec.has_mlp and not spec.parallel else ("resid_post",)
+    halves = ("resid_mid", "resid_post") if mlp_reads_heads(spec) else ("resid_post",)
     return (Point(0, "resid_pre"), *(Point(layer, site) for layer in range(spec.n_layers) for site in halves))
 
 
@@ -203,7 +204,7 @@ def streams_of(model: Model, recorded: Recording) -> Iterator[tuple[Point, Float
         if point.site == "resid_pre":
             yield point, recorded.resid_pre[0]
         elif point.site == "resid_mid":
-            yield point, recorded.resid_pre[point.layer] + recorded.attn_out[point.layer]
+            yield point, recorded.resid_mid(point.layer)
         else:
             yield point, recorded.stream(point.layer + 1)
 

@@ -40,6 +40,7 @@ from circuitlab.errors import ConfigError, MetricError, UnknownNameError
 from circuitlab.graphs.prune import real_edges
 from circuitlab.metrics import Metric, metric_for, resolve
 from circuitlab.models.protocol import Model
+from circuitlab.models.steps import heads_interact
 from circuitlab.parts import Layout
 from circuitlab.patching.cuts.values import CutValues
 from circuitlab.patching.runs.replacement import Replacement
@@ -105,8 +106,8 @@ def score_acdc(
         raise ConfigError(f"n_edges is {n_edges}; the graph has {layout.n_edges} edges, so 1 to that many.")
     judged_by = resolve("kl") if objective == "kl" else metric
     values = CutValues(model, pairs, judged_by, ablation=ablation, reference=reference, seed=seed, budget=budget)
-    has_post_norm = any(model.has_post_norm(layer) for layer in range(model.spec.n_layers))
-    costs = Costs(values, silent_cuts=has_post_norm or values.prepared.replacement.kind != "corrupt")
+    interact = any(heads_interact(model, layer) for layer in range(model.spec.n_layers))
+    costs = Costs(values, silent_cuts=interact or values.prepared.replacement.kind != "corrupt")
     asking = _Asking.on(costs, model, pairs, speculate=speculate, budget=budget, progress=progress)
     under = {"ablation": values.prepared.replacement, "seed": seed, "budget": budget}
     if sweep is not None:
@@ -152,8 +153,8 @@ def sweep_acdc(
         raise ConfigError(f"thresholds are {list(thresholds)}; a sweep takes at least one, all of them positive.")
     judged_by = metric_for(metric, pairs)
     values = CutValues(model, pairs, judged_by, ablation=ablation, reference=reference, seed=seed, budget=budget)
-    has_post_norm = any(model.has_post_norm(layer) for layer in range(model.spec.n_layers))
-    costs = Costs(values, silent_cuts=has_post_norm or values.prepared.replacement.kind != "corrupt")
+    interact = any(heads_interact(model, layer) for layer in range(model.spec.n_layers))
+    costs = Costs(values, silent_cuts=interact or values.prepared.replacement.kind != "corrupt")
     asking = _Asking.on(costs, model, pairs, speculate=None, budget=budget, progress=progress)
     return _with_second_scores(
         asking.swept(model, judged_by, thresholds), asking.answered, model, pairs, judged_by,

@@ -29,9 +29,10 @@ from circuitlab.data.pairs import PairSet
 from circuitlab.discovery.scores import EdgeScores, RunningMean
 from circuitlab.metrics import Metric
 from circuitlab.models.protocol import Model
+from circuitlab.models.steps import mlp_input
 from circuitlab.parts import Kind, Layout
 from circuitlab.patching.runs.packing import fitting
-from circuitlab.patching.runs.writers import mlp_input, writer_outputs
+from circuitlab.patching.runs.writers import writer_outputs
 from circuitlab.progress import Progress
 
 LEAST = 1e-5

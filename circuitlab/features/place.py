@@ -9,7 +9,7 @@ from torch import Tensor
 from circuitlab.errors import ConfigError
 from circuitlab.features.autoencoder import Autoencoder
 from circuitlab.models.protocol import BlockArguments, Model, Recording
-from circuitlab.patching.runs.writers import mlp_input
+from circuitlab.models.steps import after_heads, finish_block, mlp_input
 from circuitlab.patching.sweeps.sites import SITES, Entry, enters_at, find_site
 
 STREAMS = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
@@ -61,7 +61,7 @@ def activation(model: Model, run: Recording, site: str, layer: int) -> Float[Ten
     if site == "resid_pre":
         return run.resid_pre[layer]
     if site == "resid_mid":
-        return run.resid_pre[layer] + run.attn_out[layer]
+        return run.resid_mid(layer)
     if site == "resid_post":
         return run.stream(layer + 1)
     if site == "attn_out":
@@ -110,21 +110,15 @@ def run_on(
         layer: In which layer.
         value: What is put there.
     """
-    entry, spec = SITES[site].entry, model.spec
-    if site in ("resid_pre", "resid_mid", "resid_post"):
-        stream = value
-    else:
-        own = added(model, site, layer, value) - recorded(model, run, site, layer)
-        stream = own + (run.stream(layer + 1) if spec.parallel or entry is Entry.BEHIND else _middle(run, layer))
-    if entry is Entry.MIDDLE and spec.has_mlp and not spec.parallel:
-        stream = stream + model.mlp_output(layer, stream)
+    entry, stream = SITES[site].entry, value
+    if site not in STREAMS:
+        change = added(model, site, layer, value) - recorded(model, run, site, layer)
+        stream = change + (after_heads(model, run, layer) if entry is Entry.MIDDLE else run.stream(layer + 1))
+    if entry is Entry.MIDDLE:
+        stream = finish_block(model, layer, stream)
     start = enters_at(SITES[site], layer)
     if not torch.is_grad_enabled():
         return model.run_blocks(stream, start, arguments)
-    for later in range(start, spec.n_layers):
+    for later in range(start, model.spec.n_layers):
         stream = model.whole_block(later, stream, arguments)
     return stream
-
-
-def _middle(run: Recording, layer: int) -> Float[Tensor, "batch seq d_model"]:
-    return run.resid_pre[layer] + run.attn_out[layer]

@@ -21,13 +21,14 @@ from circuitlab.features.autoencoder import Autoencoder
 from circuitlab.features.differences import Differences, chosen_features, differences
 from circuitlab.features.place import activation, added, check_fits, recorded
 from circuitlab.metrics import MetricLike
+from circuitlab.models.changes import Change
 from circuitlab.models.modes import in_ordinary_modes
 from circuitlab.models.protocol import Model, Recording
 from circuitlab.patching.grid import Grid
 from circuitlab.patching.runs.baseline import Baseline, check_gap, judge_all, record_baseline
 from circuitlab.patching.runs.packing import Packer, rows_at_once
 from circuitlab.patching.sweeps.cells import cells_of, run_cells, window
-from circuitlab.patching.sweeps.patches import Delta, Patches, Runs
+from circuitlab.patching.sweeps.patches import Patches, Runs
 from circuitlab.patching.sweeps.plan import SweepPlan, plan_sweep
 from circuitlab.patching.sweeps.sites import SITES, Member, Site, enters_at
 from circuitlab.progress import Progress, callback, reports_progress
@@ -204,7 +205,7 @@ def _delta(
     base: Recording,
     members: tuple[int, ...],
     change: Float[Tensor, "feature batch seq"],
-) -> Delta:
+) -> Change:
     site, layer = own.site, own.layer
     rows = own.w_dec[torch.tensor(members, device=own.w_dec.device)]
     value = activation(model, base, site, layer)

@@ -24,7 +24,7 @@ from circuitlab.models.exclusive import exclusive
 from circuitlab.models.held_bridge import HeldBridge
 from circuitlab.models.norms import norm_slope
 from circuitlab.models.own_attention import attend_by_itself
-from circuitlab.models.products import fast_products, product
+from circuitlab.models.products import fast_products, product, products_by_head
 from circuitlab.models.recording import AS_SAVED, BlockArguments, Bos, Folding, Recording
 from circuitlab.models.shortcuts import (
     ROUNDING,
@@ -45,7 +45,6 @@ from circuitlab.models.surgery import (
     hook_tables,
     hooked,
     norm_gain,
-    stacked,
 )
 from circuitlab.models.text import TokenizerText, text_of
 from circuitlab.models.watch import BridgeArguments, BridgeInternals
@@ -156,18 +155,13 @@ class BridgeModel(HeldBridge):
         cap = getattr(self.bridge.cfg, "output_logits_soft_cap", None)
         return cap * torch.tanh(logits / cap) if cap is not None and cap > 0 else logits
 
-    @torch.no_grad()
     def project(
         self, layer: int, slot: Slot, heads: Sequence[int], stream: Float[Tensor, "chosen row seq d_model"]
     ) -> Float[Tensor, "chosen row seq d_head"]:
         """Chosen heads' q, k or v, each from the stream that this head reads."""
         self.require("project")
         weight, bias = projection(self._blocks[layer], slot, self.spec)
-        normed = self._attn_norms[layer](stream)
-        return stacked(
-            product(read, weight[head], None if bias is None else bias[head])
-            for head, read in zip(heads, normed, strict=True)
-        )
+        return products_by_head(self._attn_norms[layer](stream), weight, bias, heads)
 
     def read_attention(
         self, layer: int, slots: Sequence[Slot], stream: Float[Tensor, "token d_model"]
@@ -261,16 +255,14 @@ class BridgeModel(HeldBridge):
         out = block.ln1_post(out) if self.has_post_norm(layer) else out
         return out.reshape(*flat.shape[:-1], -1)
 
-    @torch.no_grad()
     def head_outputs(
         self, layer: int, z: Float[Tensor, "row seq head d_head"], heads: Sequence[int] | None = None
     ) -> Float[Tensor, "chosen row seq d_model"]:
         """Each head's own share of `attn_output`, without the bias."""
         self.require("head_outputs")
         block = self._blocks[layer]
-        weight = output_weight(block, self.spec)
         chosen = range(self.spec.n_heads) if heads is None else heads
-        out = stacked(product(z[:, :, head], weight[head]) for head in chosen)
+        out = products_by_head([z[:, :, head] for head in chosen], output_weight(block, self.spec), None, chosen)
         if self.has_post_norm(layer):
             out = out * norm_gain(block.ln1_post, first_tensor(block.attn.o(z.flatten(2))))
         return out

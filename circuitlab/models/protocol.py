@@ -108,7 +108,7 @@ class Model(LanguageModel, Protocol):
     def project(
         self, layer: int, slot: Slot, heads: Sequence[int], stream: Float[Tensor, "chosen row seq d_model"]
     ) -> Float[Tensor, "chosen row seq d_head"]:
-        """Chosen heads' q, k or v, each from the stream that this head reads."""
+        """Chosen heads' q, k or v, each from the stream that this head reads; gradients follow to the stream."""
         ...
 
     def read_attention(
@@ -187,7 +187,10 @@ class Model(LanguageModel, Protocol):
     def head_outputs(
         self, layer: int, z: Float[Tensor, "row seq head d_head"], heads: Sequence[int] | None = None
     ) -> Float[Tensor, "chosen row seq d_model"]:
-        """Each head's own share of `attn_output`, without the bias; a post-norm is taken with the scale of this z."""
+        """Each head's own share of `attn_output`, without the bias; a post-norm is taken with the scale of this z.
+
+        Gradients follow to z if they are on.
+        """
         ...
 
     def mlp_output(self, layer: int, stream: Float[Tensor, "*row d_model"]) -> Float[Tensor, "*row d_model"]:

@@ -8,6 +8,7 @@ from typing import Protocol
 from jaxtyping import Float
 from torch import Tensor
 
+from circuitlab.parts import Slot
 from circuitlab.summary import Summary
 
 
@@ -40,6 +41,14 @@ class Recording(Summary):
     def stream(self, layer: int) -> Float[Tensor, "batch seq d_model"]:
         """The stream on entry to block `layer`; `layer = n_layers` is the end."""
         return self.resid_final if layer == len(self.resid_pre) else self.resid_pre[layer]
+
+    def resid_mid(self, layer: int) -> Float[Tensor, "batch seq d_model"]:
+        """The stream before block `layer` with what its attention adds."""
+        return self.resid_pre[layer] + self.attn_out[layer]
+
+    def head_inputs(self, layer: int) -> dict[Slot, Float[Tensor, "batch seq head d_head"]]:
+        """Queries, keys and values of a layer's heads."""
+        return {Slot.Q: self.q[layer], Slot.K: self.k[layer], Slot.V: self.v[layer]}
 
     def prompts(self, part: slice) -> Recording:
         """The run of some of the prompts; the tensors are views of these."""

@@ -161,9 +161,3 @@ def norm_gain(norm: nn.Module, normed_of: Tensor) -> Tensor:
     scaled, normed = normed_of * gain, norm(normed_of)
     inverse = (normed * scaled).sum(-1, keepdim=True) / (scaled * scaled).sum(-1, keepdim=True).clamp_min(1e-30)
     return gain * inverse
-
-
-def stacked(parts: Iterable[Tensor]) -> Tensor:
-    """Parts behind each other; a single one is not copied, which for small products is a third of the time."""
-    found = list(parts)
-    return found[0][None] if len(found) == 1 else torch.stack(found)

@@ -22,8 +22,8 @@ from circuitlab.data.text_values import TextValues, save_text_page
 from circuitlab.errors import ConfigError
 from circuitlab.models.modes import in_ordinary_modes
 from circuitlab.models.protocol import BlockArguments, Model
+from circuitlab.models.steps import half_block, mlp_stream
 from circuitlab.neurons.asked import Prompt, Tokens, by_length, check_sets, read_prompts, words_of
-from circuitlab.neurons.halves import behind_attention, read_by_mlp
 from circuitlab.neurons.log_probs import largest_changes, log_probs_of
 from circuitlab.parts import Stage
 from circuitlab.patching.runs.packing import Packer, rows_at_once
@@ -240,19 +240,18 @@ def final_streams(
     """
     first, last = min(chosen), max(chosen)
     stream = model.run_blocks(model.embedding(ids), 0, arguments, first)
-    behind = behind_attention(model, arguments, stream, first)
-    read = read_by_mlp(model, stream, behind)
+    middle, read = half_block(model, first, stream, arguments)
     hidden = model.mlp_hidden(first, read, stage)
-    clean = behind + model.mlp_from_hidden(first, hidden, stage)
-    ablated = behind + model.mlp_from_hidden(first, _with(hidden, chosen[first], held[first]), stage)
+    clean = middle + model.mlp_from_hidden(first, hidden, stage)
+    ablated = middle + model.mlp_from_hidden(first, _with(hidden, chosen[first], held[first]), stage)
     clean = model.run_blocks(clean, first + 1, arguments, last + 1)
     for layer in range(first + 1, last + 1):
         if layer not in chosen:
             ablated = model.run_blocks(ablated, layer, arguments, layer + 1)
             continue
-        behind = behind_attention(model, arguments, ablated, layer)
-        hidden = model.mlp_hidden(layer, read_by_mlp(model, ablated, behind), stage)
-        ablated = behind + model.mlp_from_hidden(layer, _with(hidden, chosen[layer], held[layer]), stage)
+        middle, read = half_block(model, layer, ablated, arguments)
+        hidden = model.mlp_hidden(layer, read, stage)
+        ablated = middle + model.mlp_from_hidden(layer, _with(hidden, chosen[layer], held[layer]), stage)
     both = model.run_blocks(torch.cat([clean, ablated]), last + 1, arguments)
     return both[: len(ids)], both[len(ids) :]
 
@@ -299,7 +298,7 @@ def _means(
             part_sums = {}
             for layer, neurons in chosen.items():
                 stream, at = model.run_blocks(stream, at, arguments, layer), layer
-                read = read_by_mlp(model, stream, behind_attention(model, arguments, stream, layer))
+                read = mlp_stream(model, layer, stream, arguments)
                 values = model.mlp_hidden(layer, read, stage)[:, special:, list(neurons)]
                 part_sums[layer] = values.double().sum((0, 1))
             for layer, total in part_sums.items():  # at the end: a run that memory ends is done again in parts

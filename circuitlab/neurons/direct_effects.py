@@ -29,6 +29,7 @@ from circuitlab.data.texts import answer_ids, as_texts, encode_text, filled
 from circuitlab.errors import ConfigError
 from circuitlab.models.modes import in_ordinary_modes
 from circuitlab.models.protocol import Model
+from circuitlab.models.steps import mlp_reads
 from circuitlab.neurons.chosen import layers_of
 from circuitlab.predictions.streams import packs_by_length
 from circuitlab.summary import Summary, largest, plural, short
@@ -210,6 +211,6 @@ def _effects(
     found = []
     for layer in layers:
         stream = run.resid_pre[layer][rows, last]
-        read = stream if model.spec.parallel else stream + run.attn_out[layer][rows, last]
+        read = mlp_reads(model.spec, stream, stream + run.attn_out[layer][rows, last])
         found.append(model.direct.neurons(layer, model.mlp_hidden(layer, read), direction)[0])
     return torch.cat(found, 1), words.tolist()

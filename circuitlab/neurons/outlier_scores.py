@@ -29,9 +29,9 @@ from circuitlab.arguments import checked
 from circuitlab.errors import ConfigError
 from circuitlab.models.modes import in_ordinary_modes
 from circuitlab.models.protocol import BlockArguments, Model
+from circuitlab.models.steps import half_block
 from circuitlab.neurons.asked import Prompt, Tokens, by_length, read_prompts
 from circuitlab.neurons.chosen import layers_of
-from circuitlab.neurons.halves import behind_attention, read_by_mlp
 from circuitlab.neurons.log_probs import log_probs_of
 from circuitlab.parts import Stage
 from circuitlab.patching.runs.packing import Packer, rows_at_once
@@ -223,10 +223,9 @@ class _Base:
 
 def _record(model: Model, layer: int, arguments: BlockArguments, ids: Int[Tensor, "batch seq"]) -> _Base:
     stream = model.run_blocks(model.embedding(ids), 0, arguments, layer)
-    behind = behind_attention(model, arguments, stream, layer)
-    read = read_by_mlp(model, stream, behind)
+    middle, read = half_block(model, layer, stream, arguments)
     mid = model.mlp_hidden(layer, read, Stage.MID)
-    after = behind + model.mlp_from_hidden(layer, mid, Stage.MID)
+    after = middle + model.mlp_from_hidden(layer, mid, Stage.MID)
     final = model.run_blocks(after, layer + 1, arguments)
     log_probs = log_probs_of(model, final[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
     return _Base(
@@ -234,7 +233,7 @@ def _record(model: Model, layer: int, arguments: BlockArguments, ids: Int[Tensor
         mid=mid,
         post=model.mlp_hidden(layer, read, Stage.POST),
         after=after,
-        without=behind + model.mlp_from_hidden(layer, torch.zeros_like(mid[:1, :1]), Stage.MID),
+        without=middle + model.mlp_from_hidden(layer, torch.zeros_like(mid[:1, :1]), Stage.MID),
         token_losses=-log_probs.view(len(ids), -1),
     )
 

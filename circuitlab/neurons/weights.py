@@ -23,6 +23,7 @@ from circuitlab.errors import ConfigError, TokenError, UnsupportedModelError
 from circuitlab.models.direct import FrozenNorm
 from circuitlab.models.modes import in_ordinary_modes
 from circuitlab.models.protocol import Model
+from circuitlab.models.steps import neurons_interact
 from circuitlab.neurons.chosen import layers_of, neurons_of
 from circuitlab.summary import Summary
 
@@ -186,7 +187,7 @@ def _check_k(k: int, most: int, what: str) -> None:
 
 
 def _check_plain(model: Model, layer: int) -> None:
-    if model.has_post_norm(layer):
+    if neurons_interact(model, layer):
         raise UnsupportedModelError(
             f"model {model.id!r} has a norm behind MLP {layer}: what a neuron adds depends on all the others, so that "
             "its weights alone do not say it. importance(...) holds that norm as it was in a run."

@@ -24,7 +24,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from circuitlab.models.changes import head_differences
 from circuitlab.models.protocol import Model, Recording
+from circuitlab.models.steps import attend, head_inputs, mlp_reads
 from circuitlab.parts import Kind, Layout, Slot
 from circuitlab.patching.runs.baseline import Baseline
 from circuitlab.patching.runs.floor import Floor
@@ -70,31 +72,24 @@ def _on_the_floor(model: Model, baseline: Baseline, stand_in: _StandIns) -> Reco
     spec, stream = model.spec, stand_in.embedding
     kept: dict[str, list[Tensor]] = {name: [] for name in ("resid_pre", "attn_out", "mlp_out", "q", "k", "v", "z")}
     for layer in range(spec.n_layers):
-        q, k, v = _read(model, layer, stream)
+        inputs = head_inputs(model, layer, stream)
         step = model.attn_output(layer, stand_in.z[layer])
-        at_mlp = stream if spec.parallel else stream + step
+        middle = stream + step
+        read = mlp_reads(spec, stream, middle)
         values = {
             "resid_pre": stream,
             "attn_out": step,
-            "mlp_out": model.mlp_output(layer, at_mlp) if spec.has_mlp else torch.zeros_like(stream),
-            "q": q,
-            "k": k,
-            "v": v,
-            "z": model.attend(layer, q, k, v, baseline.arguments),
+            "mlp_out": model.mlp_output(layer, read) if spec.has_mlp else torch.zeros_like(stream),
+            "q": inputs[Slot.Q],
+            "k": inputs[Slot.K],
+            "v": inputs[Slot.V],
+            "z": attend(model, layer, inputs, baseline.arguments),
         }
         for name, value in values.items():
             kept[name].append(value)
-        stream = stream + step + stand_in.mlp_out[layer]
+        stream = middle + stand_in.mlp_out[layer]
     nothing = tuple(pattern.new_zeros(()).expand(pattern.shape) for pattern in baseline.clean.pattern)
     return Recording(**{name: tuple(values) for name, values in kept.items()}, pattern=nothing, resid_final=stream)
-
-
-def _read(model: Model, layer: int, stream: Float[Tensor, "batch seq d_model"]) -> tuple[Tensor, Tensor, Tensor]:
-    """All heads' queries, keys and values, keys and values once per query head as in a recording."""
-    flat = model.read_attention(layer, tuple(Slot), stream.flatten(0, 1))
-    split = (value.unflatten(0, stream.shape[:2]) for value in flat)
-    q, k, v = (value.repeat_interleave(model.spec.n_heads // value.shape[2], 2) for value in split)
-    return q, k, v
 
 
 class _Offsets(Mapping[int, Tensor]):
@@ -124,7 +119,5 @@ class _Offsets(Mapping[int, Tensor]):
         layer = node.layer or 0
         if node.kind is Kind.MLP:
             return self._run.mlp_out[layer] - self._stand_in.mlp_out[layer]
-        head, own, other = [node.head or 0], self._run.z[layer], self._stand_in.z[layer]
-        if not self._model.has_post_norm(layer):
-            return self._model.head_outputs(layer, own - other, head)[0]
-        return (self._model.head_outputs(layer, own, head) - self._model.head_outputs(layer, other, head))[0]
+        own, other = self._run.z[layer], self._stand_in.z[layer]
+        return head_differences(self._model, layer, own, other, [node.head or 0])[0]

@@ -21,6 +21,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from circuitlab.models.protocol import Model
+from circuitlab.models.steps import heads_interact, mlp_input
 from circuitlab.parts import Layout
 from circuitlab.patching.circuits.heads import Heads
 from circuitlab.patching.circuits.plan import Made, Plan, Resting, Version, plan_circuits
@@ -28,7 +29,6 @@ from circuitlab.patching.circuits.rows import Table
 from circuitlab.patching.circuits.token_sets import TokenSets
 from circuitlab.patching.runs.baseline import Baseline, at_answer
 from circuitlab.patching.runs.floor import Floor
-from circuitlab.patching.runs.writers import mlp_input
 
 # Rows that go through an MLP together: their hidden layer stays nearer to the caches.
 MLP_ROWS = 2048
@@ -76,7 +76,7 @@ def plan_of(model: Model, baseline: Baseline, masks: Bool[Tensor, "circuit write
         answers=sets.of(answers.cpu().numpy()),
         # What an offset is costs a stream to ask, so that it counts as different everywhere.
         offsets={w: sets.all for w in np.flatnonzero(kept.any((0, 2))).tolist() if w > 0 and w in floor.offsets},
-        heads_interact=[model.has_post_norm(layer) for layer in range(model.spec.n_layers)],
+        heads_interact=[heads_interact(model, layer) for layer in range(model.spec.n_layers)],
     )
 
 

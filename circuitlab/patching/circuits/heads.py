@@ -17,7 +17,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuitlab.models.protocol import BlockArguments, Model, Recording
-from circuitlab.parts import Layout
+from circuitlab.models.steps import attend_vectors, heads_interact
+from circuitlab.parts import Layout, Slot
 from circuitlab.patching.circuits.plan import Attended, Made, Mixed, Plan
 from circuitlab.patching.circuits.reads import Vectors, read_heads
 from circuitlab.patching.circuits.rows import Table, at_once
@@ -52,10 +53,12 @@ class Heads:
         places = self._places(attended)
         vectors = read_heads(self.model, layer, self.plan, self.table, self.floor)
         since = min(int((self.plan.sets.indices(self.plan.tokens[n]) % self.plan.sets.seq).min()) for n in attended)
-        q = self._arranged(0, vectors, attended, places, since)
-        k, v = (self._arranged(slot, vectors, attended, places) for slot in (1, 2))
-        z = self.model.attend(layer, q, k, v, self.arguments).flatten(0, 2)
-        if self.model.has_post_norm(layer):
+        where = {
+            slot: self._arranged(number, vectors, attended, places, since if slot is Slot.Q else 0)
+            for number, slot in enumerate(Slot)
+        }
+        z = attend_vectors(self.model, layer, vectors.values, where, self.arguments).flatten(0, 2)
+        if heads_interact(self.model, layer):
             yield from self._through_norm(layer, z, places, since)
         else:
             yield from self._each(layer, z, places, since)
@@ -70,8 +73,8 @@ class Heads:
 
     def _arranged(
         self, slot: int, vectors: Vectors, attended: Mapping[int, Attended], places: Mapping[int, int], since: int = 0
-    ) -> Float[Tensor, "row _ head d_head"]:
-        """What attention is called with in one slot, from a token on."""
+    ) -> Int[Tensor, "row _ head"]:
+        """Which vectors attention is called with in one slot, from a token on."""
         n_rows = 1 + max(places.values()) // self._size
         source = np.tile(slot * self._size + np.arange(self._size), n_rows)
         for number, step in attended.items():
@@ -79,7 +82,7 @@ class Heads:
             if read is not None and read in vectors.of:
                 source[places[number] + self._tokens(self.plan.tokens[read])] = vectors.of[read]
         source = source.reshape(n_rows * self.plan.sets.batch, self.plan.sets.seq, -1)[:, since:]
-        return vectors.values.index_select(0, self._put(source.reshape(-1))).unflatten(0, source.shape)
+        return self._put(source)
 
     def _each(self, layer: int, z: Float[Tensor, "_ d_head"], places: Mapping[int, int], since: int) -> Iterator[Said]:
         """Each head from the change of its own z."""

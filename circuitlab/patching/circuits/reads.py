@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuitlab.models.protocol import Model, Recording
+from circuitlab.models.steps import column_of_head
 from circuitlab.parts import Slot
 from circuitlab.patching.circuits.plan import Plan, Read
 from circuitlab.patching.circuits.rows import Table, at_once
@@ -87,7 +88,7 @@ def _all_heads(
         where = dict[int, np.ndarray]()
         for number, read in reads.items():
             row = plan.sets.among(plan.tokens[number], plan.tokens[read.stream])
-            where[number] = row * n_heads + read.head * n_heads // model.spec.n_heads
+            where[number] = row * n_heads + column_of_head(model.spec, read.head, n_heads)
         yield found.flatten(0, 1), where
 
 

@@ -12,19 +12,19 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuitlab.models.protocol import Model
-from circuitlab.models.soft import SoftHeads
+from circuitlab.models.steps import attend, mlp_input
 from circuitlab.parts import Kind, Layout, Node, Reader, Slot
 from circuitlab.patching.runs.baseline import Baseline
 from circuitlab.patching.runs.floor import Floor, replaced_apart
-from circuitlab.patching.runs.writers import mlp_input, writer_outputs
+from circuitlab.patching.runs.writers import writer_outputs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -47,14 +47,11 @@ class SoftCircuit:
         model: The model.
         baseline: The batch, run clean and corrupted.
         floor: The run with every edge replaced; the corrupted run by default.
-
-    Raises:
-        UnsupportedModelError: The model is not one that `load_model` made.
     """
 
     def __init__(self, model: Model, baseline: Baseline, floor: Floor | None = None) -> None:
         self.model, self.baseline = model, baseline
-        self._heads, self._layout = SoftHeads(model), Layout.of(model.spec)
+        self._layout = Layout.of(model.spec)
         run = baseline.corrupt if floor is None else floor.run
         # Nobody looks behind the last answer, if no token sees a later one.
         last = int(baseline.batch.answer_at.max()) + 1 if model.spec.causal else baseline.batch.n_tokens
@@ -82,36 +79,31 @@ class SoftCircuit:
             less: What is taken out of edges that z keeps: some neurons, on some edges.
         """
         rows = torch.arange(len(self), device=z.device) if rows is None else rows
-        run = _SoftRun(self._replaced[:, rows], z, less)
-        run.says(self._input[rows][None])
+        run = _SoftRun(self._layout, self._replaced[:, rows], z, less)
+        run.add(self._input[rows][None])
         for layer in range(self.model.spec.n_layers):
-            heads = list(self._outputs_of_heads(run, layer, rows))
-            if self.model.spec.has_mlp and self.model.spec.parallel:
-                mlp = self._mlp(run, layer, rows)
-                run.says(*heads, mlp[None])
-                continue
-            run.says(*heads)
+            run.add(self._outputs_of_heads(run, layer, rows))
             if self.model.spec.has_mlp:
-                run.says(self._mlp(run, layer, rows)[None])
+                run.add(self._mlp(run, layer, rows))
         at = self.baseline.batch.answer_at[rows]
         return run.at_answer(self._at_end[rows, at], at)
 
     def _outputs_of_heads(
         self, run: _SoftRun, layer: int, rows: Int[Tensor, " chosen"]
-    ) -> Iterator[Float[Tensor, "head chosen seq d_model"]]:
-        spec, own = self.model.spec, self._at_heads[layer][rows]
+    ) -> Float[Tensor, "head chosen seq d_model"]:
+        heads, own = range(self.model.spec.n_heads), self._at_heads[layer][rows]
 
         def values(slot: Slot) -> Tensor:
             first = self._layout.reader_index(Reader(Node(Kind.HEAD, layer, 0), slot))
-            return self._whole(self._heads.read(layer, slot, run.read(first, spec.n_heads, own)))
+            read = self.model.project(layer, slot, heads, run.read(first, len(heads), own))
+            return self._whole(rearrange(read, "head batch seq d_head -> batch seq head d_head"))
 
-        z = self.model.attend(layer, values(Slot.Q), values(Slot.K), values(Slot.V), self.baseline.arguments)
-        z = z[:, : self._n_tokens]
-        yield self._heads.outputs(layer, z)
+        z = attend(self.model, layer, {slot: values(slot) for slot in Slot}, self.baseline.arguments)
+        return self.model.head_outputs(layer, z[:, : self._n_tokens])
 
-    def _mlp(self, run: _SoftRun, layer: int, rows: Int[Tensor, " chosen"]) -> Float[Tensor, "chosen seq d_model"]:
+    def _mlp(self, run: _SoftRun, layer: int, rows: Int[Tensor, " chosen"]) -> Float[Tensor, "1 chosen seq d_model"]:
         column = self._layout.reader_index(Reader(Node(Kind.MLP, layer)))
-        return self.model.mlp_output(layer, run.read(column, 1, self._at_mlps[layer][rows])[0])
+        return self.model.mlp_output(layer, run.read(column, 1, self._at_mlps[layer][rows]))
 
     def _whole(self, values: Float[Tensor, "batch seq head d_head"]) -> Float[Tensor, "batch _ head d_head"]:
         """Padded to the length that blocks are called with; nobody who counts looks at what is filled in."""
@@ -124,28 +116,29 @@ class _SoftRun:
 
     def __init__(
         self,
+        layout: Layout,
         replaced: Float[Tensor, "writer batch seq d_model"],
         z: Float[Tensor, "batch writer reader"],
         less: Part | None,
     ) -> None:
-        self._replaced, self._z, self._less = replaced, z, less
+        self._layout, self._replaced, self._z, self._less = layout, replaced, z, less
         self._apart = replaced[:0]
 
-    def says(self, *outputs: Float[Tensor, "_ batch seq d_model"]) -> None:
-        """Take note of what the next writers say."""
-        said = torch.cat(outputs)
+    def add(self, outputs: Float[Tensor, "_ batch seq d_model"]) -> None:
+        """Keep the outputs of the next writers."""
         start = len(self._apart)
-        self._apart = torch.cat([self._apart, said - self._replaced[start : start + len(said)]])
+        self._apart = torch.cat([self._apart, outputs - self._replaced[start : start + len(outputs)]])
 
     def read(
         self, column: int, n: int, floor: Float[Tensor, "batch seq d_model"]
     ) -> Float[Tensor, "reader batch seq d_model"]:
-        """What `n` readers from this one on read, all of which see just the writers so far."""
-        said = len(self._apart)
-        heard = torch.einsum("bwr,wbsm->rbsm", self._z[:, :said, column : column + n], self._apart)
+        """What `n` readers from this one on read, which see the same writers."""
+        visible = self._layout.visible[column]
+        seen = self._apart[:visible]
+        heard = torch.einsum("bwr,wbsm->rbsm", self._z[:, :visible, column : column + n], seen)
         if self._less is not None:
-            edges, neurons = self._less.edges[:said, column : column + n], self._less.neurons[:said]
-            heard = heard - torch.einsum("wr,wm,wbsm->rbsm", edges, neurons, self._apart)
+            edges, neurons = self._less.edges[:visible, column : column + n], self._less.neurons[:visible]
+            heard = heard - torch.einsum("wr,wm,wbsm->rbsm", edges, neurons, seen)
         return floor + heard
 
     def at_answer(

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from circuitlab.models.steps import attend
 from circuitlab.parts import Slot
 from circuitlab.patching.cuts.setting import ANSWER, EVERYWHERE
 from circuitlab.patching.cuts.sums import Sums
@@ -132,7 +133,8 @@ class Attention:
         # Queries of the last tokens, beginning with the first that is asked for.
         asking = n_tokens - (int(self.setting.answer_at.min()) if need == ANSWER else self.setting.since)
         q, k, v = (self._arranged(layer, slot, circuits, n_tokens if slot else asking, need) for slot in (Q, K, V))
-        z = self.model.attend(layer, q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), self.setting.arguments)
+        inputs = {slot: values.flatten(0, 1) for slot, values in zip(Slot, (q, k, v), strict=True)}
+        z = attend(self.model, layer, inputs, self.setting.arguments)
         z = z.unflatten(0, q.shape[:2])[:, :, :, list(heads)]
         if need == ANSWER:
             return self.setting.answers(z.flatten(3), n_tokens - asking).unflatten(3, z.shape[3:])

@@ -20,6 +20,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from circuitlab.models.protocol import Model
+from circuitlab.models.steps import heads_interact
 from circuitlab.parts import Layout
 from circuitlab.patching.circuits.circuits import CircuitRun
 from circuitlab.patching.circuits.plan import Cut, Plan, plan_cuts
@@ -50,7 +51,7 @@ class Cuts:
         self._where = {w: self._sets.of(there) for w, there in enumerate(apart.cpu().numpy()) if there.any()}
         answers = torch.arange(self._sets.seq, device=batch.answer_at.device) == batch.answer_at[:, None]
         self._answers = self._sets.of(answers.cpu().numpy())
-        self._heads_interact = [model.has_post_norm(layer) for layer in range(model.spec.n_layers)]
+        self._heads_interact = [heads_interact(model, layer) for layer in range(model.spec.n_layers)]
         # Memory that is new costs a CPU more than the sums that are written into it.
         self._room: Tensor | None = None
         # The sums of a search's finished readers serve all its later questions. They stand in a ring of places.

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from circuitlab.data.batch import PairBatch
 from circuitlab.metrics import Metric
-from circuitlab.models.soft import SoftHeads
+from circuitlab.models.steps import attend
 from circuitlab.parts import Slot
 from circuitlab.patching.cuts.setting import EVERYWHERE, Setting, needed_at
 from circuitlab.patching.cuts.state import CutState
@@ -39,7 +39,7 @@ class CutSlopes:
         self._metric, self._batch = metric, batch
         self._layout, self._places = setting.layout, setting.places
         self._state, self._needed = state, needed_at(setting.places, state.mask)
-        self._heads, self._rows = SoftHeads(self._model), torch.arange(len(batch), device=setting.replaced.device)
+        self._rows = torch.arange(len(batch), device=setting.replaced.device)
         # Gradients at what writers say, through the readers of layers from this one on.
         self._behind, self._from = torch.zeros_like(setting.replaced), self._model.spec.n_layers + 1
 
@@ -126,14 +126,14 @@ class CutSlopes:
         late = [values[:, since:].detach() for values in self._state.slots[layer]]
         leaves = [late[number].requires_grad_() for number in open_slots]
         q, k, v = late[0], *(torch.cat([early[number], late[number]], 1) for number in (1, 2))
-        z = self._model.attend(layer, q, k, v, self._setting.arguments)
+        z = attend(self._model, layer, {Slot.Q: q, Slot.K: k, Slot.V: v}, self._setting.arguments)
         behind = self._behind[first : first + n_heads]
-        at_slots = torch.autograd.grad(self._heads.outputs(layer, z), leaves, behind)
+        at_slots = torch.autograd.grad(self._model.head_outputs(layer, z), leaves, behind)
         found = dict[int, Tensor]()
         for number, gradient in zip(open_slots, at_slots, strict=True):
             columns = slots[number].tolist()
             read = torch.stack([self._state.streams[column] for column in columns]).requires_grad_()
-            values = self._heads.read(layer, SLOTS[number], read)
-            at_streams = torch.autograd.grad(values, read, gradient)[0]
+            values = self._model.project(layer, SLOTS[number], range(n_heads), read)
+            at_streams = torch.autograd.grad(values, read, gradient.movedim(2, 0))[0]
             found |= {columns[head]: at_streams[head] for head in np.flatnonzero(heard[number])}
         return found

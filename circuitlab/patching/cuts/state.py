@@ -9,9 +9,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from circuitlab.models.protocol import Model
+from circuitlab.models.steps import mlp_input
 from circuitlab.parts import Kind, Layout
 from circuitlab.patching.runs.baseline import Baseline, at_answer
-from circuitlab.patching.runs.writers import mlp_input
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -11,6 +11,7 @@ from circuitlab.data.batch import PairBatch
 from circuitlab.data.pairs import PairSet
 from circuitlab.metrics import Metric
 from circuitlab.models.protocol import Model
+from circuitlab.models.steps import heads_interact
 from circuitlab.parts import Layout
 from circuitlab.patching.circuits.metric import Prepared, prepare
 from circuitlab.patching.cuts.cuts import Cuts
@@ -60,9 +61,9 @@ class CutValues:
         self.prepared: Prepared = prepare(
             model, pairs, budget, replacement=ablation, reference=reference, seed=seed, extra_streams=streams
         )
-        has_post_norm = any(model.has_post_norm(layer) for layer in range(model.spec.n_layers))
+        interact = any(heads_interact(model, layer) for layer in range(model.spec.n_layers))
         runs = list(zip(self.prepared.baselines, self.prepared.floors, strict=True))
-        self._rebased = [] if has_post_norm else [RebasedCuts(model, baseline, floor) for baseline, floor in runs]
+        self._rebased = [] if interact else [RebasedCuts(model, baseline, floor) for baseline, floor in runs]
         self._words = dict[tuple[int, int], tuple[Tensor | None, PairBatch]]()
         self._cuts = self._rebased or [Cuts(model, baseline, floor) for baseline, floor in runs]
 

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from circuitlab.models.changes import head_differences
 from circuitlab.models.protocol import Model, Recording
 from circuitlab.parts import Edge, Kind, Layout, Node
 from circuitlab.patching.runs.baseline import Baseline
@@ -109,11 +110,7 @@ def messages_of(
     for layer in {writer.layer or 0 for writer in writers if writer.kind is Kind.HEAD}:
         here = [n for n, writer in enumerate(writers) if writer.kind is Kind.HEAD and writer.layer == layer]
         heads = [writers[n].head or 0 for n in here]
-        if model.has_post_norm(layer):  # each run has its own scale
-            apart = model.head_outputs(layer, other.z[layer], heads) - model.head_outputs(layer, base.z[layer], heads)
-        else:
-            apart = model.head_outputs(layer, other.z[layer] - base.z[layer], heads)
-        found[here] = apart
+        found[here] = head_differences(model, layer, other.z[layer], base.z[layer], heads)
     return found
 
 

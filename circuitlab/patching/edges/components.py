@@ -12,14 +12,15 @@ from torch import Tensor
 
 from circuitlab.metrics import Metric
 from circuitlab.models.protocol import Model
+from circuitlab.models.rows import Rows
+from circuitlab.models.steps import after_heads
 from circuitlab.parts import Kind, Layout, Node
 from circuitlab.patching.edges.carried import messages_of
 from circuitlab.patching.runs.baseline import Baseline, judge
 from circuitlab.patching.runs.packing import Packer, rows_at_once
 from circuitlab.patching.runs.reach import rows_from, tokens_that_matter
 from circuitlab.patching.runs.replacement import Replacement, replaced
-from circuitlab.patching.runs.suffix import Rows, run_from_middle, run_suffix
-from circuitlab.patching.runs.writers import mlp_input
+from circuitlab.patching.runs.suffix import run_from_middle, run_suffix
 from circuitlab.progress import Progress
 
 
@@ -76,13 +77,10 @@ def _patched(
 ) -> Float[Tensor, "row d_model"]:
     """The final stream of each row at its answer."""
     clean, layer = baseline.clean, writer.layer or 0
-    in_the_middle = writer.kind is Kind.HEAD and model.spec.has_mlp and not model.spec.parallel
-    if in_the_middle:
-        stream = rows.of(mlp_input(model, clean, layer))
-    else:
-        stream = rows.of(clean.stream(0 if writer.kind is Kind.INPUT else layer + 1))
+    after = 0 if writer.kind is Kind.INPUT else layer + 1
+    stream = rows.of(after_heads(model, clean, layer) if writer.kind is Kind.HEAD else clean.stream(after))
     at, which = torch.arange(len(stream), device=stream.device), component[rows.row]
     stream[at, which] += message[rows.example[rows.row], rows.position, which]
-    if in_the_middle:
+    if writer.kind is Kind.HEAD:
         return run_from_middle(model, clean, baseline.arguments, rows, stream, layer)
-    return run_suffix(model, clean, baseline.arguments, rows, stream, 0 if writer.kind is Kind.INPUT else layer + 1)
+    return run_suffix(model, clean, baseline.arguments, rows, stream, after)

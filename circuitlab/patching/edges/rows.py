@@ -23,12 +23,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from circuitlab.models.changes import add_change_of_heads, finish_block_shifted
+from circuitlab.models.row_steps import attend_with_slot
+from circuitlab.models.rows import at_tokens
+from circuitlab.models.steps import after_heads
 from circuitlab.parts import Edge, Layout, Slot
 from circuitlab.patching.edges.carried import EdgeRun
 from circuitlab.patching.edges.plan import reader_layer
 from circuitlab.patching.runs.reach import rows_at_answer, rows_from
 from circuitlab.patching.runs.suffix import run_suffix
-from circuitlab.patching.runs.writers import mlp_input
 
 SLOTS = tuple(Slot)
 # What stands in the place of a slot's number for readers that have none.
@@ -121,7 +124,7 @@ def run_rows(run: EdgeRun, layer: int, some: EdgeRows) -> Float[Tensor, "row d_m
     model, base, n_layers = run.model, run.base, run.model.spec.n_layers
     answer = run.answer_at[some.example]
     if layer == n_layers:
-        return _at(base.resid_final, some.example, answer) + _messages(run, some.writer, some.example, answer)
+        return at_tokens(base.resid_final, some.example, answer) + _messages(run, some.writer, some.example, answer)
     # Heads one after the other, and MLPs last: what belongs together is a slice.
     order = torch.where(some.slot == WHOLE, model.spec.n_heads, some.head).argsort(stable=True)
     some, answer = some.take(order), answer[order]
@@ -156,62 +159,22 @@ def _behind_reader(
     run: EdgeRun, layer: int, some: EdgeRows, row: Int[Tensor, " touched"], position: Int[Tensor, " touched"]
 ) -> Float[Tensor, "touched d_model"]:
     """The stream behind a block at the touched tokens; those of heads come first, head by head."""
-    model, base, spec = run.model, run.base, run.model.spec
-    example, n_heads = some.example[row], int((some.slot[row] != WHOLE).sum())
-    sequential = spec.has_mlp and not spec.parallel
-    entry = mlp_input(model, base, layer) if sequential else base.stream(layer + 1)
-    stream = _at(entry, example, position)
-    _add_change_of_heads(run, layer, some, row[:n_heads], position[:n_heads], stream[:n_heads])
-    if n_heads == len(row):
-        return stream.add_(model.mlp_output(layer, stream)) if sequential else stream
-    mlps = (example[n_heads:], position[n_heads:])
-    messages = _messages(run, some.writer[row[n_heads:]], *mlps)
-    if sequential:
-        read = torch.cat([stream[:n_heads], stream[n_heads:] + messages])
-        return stream.add_(model.mlp_output(layer, read))
-    read = _at(base.resid_pre[layer], *mlps) + messages
-    stream[n_heads:] += model.mlp_output(layer, read) - _at(base.mlp_out[layer], *mlps)
-    return stream
-
-
-def _at(
-    values: Float[Tensor, "batch seq ..."], example: Int[Tensor, " touched"], position: Int[Tensor, " touched"]
-) -> Float[Tensor, "touched ..."]:
-    """Values at chosen tokens; one index of whole rows is twice as fast as two indices."""
-    return values.flatten(0, 1).index_select(0, example * values.shape[1] + position)
+    model, base, example = run.model, run.base, some.example[row]
+    n_heads = int((some.slot[row] != WHOLE).sum())
+    stream = at_tokens(after_heads(model, base, layer), example, position)
+    heads, mlps = row[:n_heads], row[n_heads:]
+    if len(heads):
+        z = _changed_z(run, layer, some, heads, position[:n_heads])
+        at = (example[:n_heads], position[:n_heads])
+        add_change_of_heads(model, base, layer, stream[:n_heads], z, some.head[heads], at)
+    at = (example[n_heads:], position[n_heads:])
+    return finish_block_shifted(model, base, layer, stream, _messages(run, some.writer[mlps], *at), at)
 
 
 def _messages(
     run: EdgeRun, writer: Int[Tensor, " touched"], example: Int[Tensor, " touched"], position: Int[Tensor, " touched"]
 ) -> Float[Tensor, "touched d_model"]:
-    return _at(run.messages.flatten(0, 1), writer * len(run.answer_at) + example, position)
-
-
-def _add_change_of_heads(
-    run: EdgeRun,
-    layer: int,
-    some: EdgeRows,
-    row: Int[Tensor, " touched"],
-    position: Int[Tensor, " touched"],
-    stream: Float[Tensor, "touched d_model"],
-) -> None:
-    """Add, in place, what each row's own head says beyond what it said."""
-    if not len(row):
-        return
-    model, own = run.model, run.base.z[layer]
-    example, head = some.example[row], some.head[row]
-    z = _changed_z(run, layer, some, row, position)
-    if model.has_post_norm(layer):  # behind a norm the heads of a layer share one scale
-        patched = _at(own, example, position)
-        patched[torch.arange(len(row), device=row.device), head] = z
-        stream += model.attn_output(layer, patched) - _at(run.base.attn_out[layer], example, position)
-        return
-    apart, start = z.sub_(_at(own.flatten(0, 1), example * own.shape[1] + position, head)), 0
-    for number, count in enumerate(torch.bincount(head).tolist()):
-        if count:
-            alone = apart[start : start + count][None, :, None].expand(1, count, model.spec.n_heads, -1)
-            stream[start : start + count] += model.head_outputs(layer, alone, [number])[0, 0]
-        start += count
+    return at_tokens(run.messages.flatten(0, 1), writer * len(run.answer_at) + example, position)
 
 
 def _changed_z(
@@ -252,18 +215,10 @@ def _attend(
 ) -> Float[Tensor, "unit asking head d_head"]:
     """All heads' z at the tokens from `since` on, each head with this one slot read from the changed stream."""
     model, base, example = run.model, run.base, units.example
-    group = model.spec.n_heads // model.spec.n_kv_heads
-    values = {
-        Slot.Q: base.q[layer][:, since:].index_select(0, example),
-        Slot.K: base.k[layer][:, :, ::group].index_select(0, example),
-        Slot.V: base.v[layer][:, :, ::group].index_select(0, example),
-    }
     changed = run.live[units.writer, example] & run.tokens[units.column, example]
     if slot is Slot.Q:
         changed[:, :since] = False
     unit, position = changed.nonzero().T
     where = (example[unit], position)
-    read = _at(base.resid_pre[layer], *where).add_(_messages(run, units.writer[unit], *where))
-    (own,) = model.read_attention(layer, (slot,), read)
-    values[slot][unit, position - since if slot is Slot.Q else position] = own
-    return model.attend(layer, values[Slot.Q], values[Slot.K], values[Slot.V], run.baseline.arguments)
+    read = at_tokens(base.resid_pre[layer], *where).add_(_messages(run, units.writer[unit], *where))
+    return attend_with_slot(model, base, layer, slot, example, (unit, position), read, since, run.baseline.arguments)

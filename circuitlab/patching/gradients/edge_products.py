@@ -13,12 +13,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from circuitlab.data.batch import PairBatch
+from circuitlab.models.changes import head_differences
 from circuitlab.models.protocol import Model
 from circuitlab.models.traced import Slopes, Traced, Window
 from circuitlab.parts import Kind, Layout, Node
 from circuitlab.patching.gradients.slopes import reader_slopes
 from circuitlab.patching.runs.replacement import Replacement, putter
-from circuitlab.patching.runs.writers import heads_apart
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -170,7 +170,7 @@ def _differences(
     for layer, (ours, z, mlp) in enumerate(zip(clean.blocks, other.z, other.mlp, strict=True)):
         last = layer == spec.n_layers - 1
         into, behind = at_answer if last else during, first[layer] + spec.n_heads
-        into[first[layer] : behind] = heads_apart(model, layer, ours.z.detach(), z if last else window.of(z))
+        into[first[layer] : behind] = head_differences(model, layer, ours.z.detach(), z if last else window.of(z))
         if ours.mlp is not None and mlp is not None:
             into[behind] = ours.mlp.detach() - (mlp if last else window.of(mlp))
     at_answer[: first[-1]] = window.at_answer(during)

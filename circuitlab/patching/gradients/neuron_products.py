@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from circuitlab.models.changes import neuron_gradients
 from circuitlab.models.protocol import Model
 from circuitlab.models.traced import Slopes, Traced
 
@@ -41,21 +42,11 @@ class NeuronProducts:
         """
         layers = []
         for layer, apart in enumerate(self._apart):
-            behind = found.blocks[layer].mlp
-            assert behind is not None, "a model with MLPs has gradients behind them"
-            layers.append((apart * self._pulled_back(traced, layer, behind)).sum(1))
+            gradient, read = found.blocks[layer].mlp, traced.blocks[layer].mlp_read
+            assert gradient is not None, "a model with MLPs has gradients after them"
+            assert read is not None, "asked of models with MLPs only"
+            layers.append((apart * neuron_gradients(self._model, layer, read, gradient)).sum(1))
         return torch.stack(layers, 1)
-
-    def _pulled_back(
-        self, traced: Traced, layer: int, behind: Float[Tensor, "batch _ d_model"]
-    ) -> Float[Tensor, "batch _ neuron"]:
-        """Gradients at neurons from those at what their MLP adds."""
-        if not self._model.has_post_norm(layer):
-            return behind @ self._model.neuron_weight(layer).T
-        with torch.enable_grad():
-            hidden = _neurons(self._model, traced, layer).detach().requires_grad_()
-            out = self._model.mlp_from_hidden(layer, hidden)
-        return torch.autograd.grad(out, hidden, behind)[0]
 
 
 def _neurons(model: Model, run: Traced, layer: int) -> Float[Tensor, "batch _ neuron"]:

@@ -17,6 +17,7 @@ from circuitlab.data.batch import PairBatch
 from circuitlab.metrics import Metric
 from circuitlab.models.later import LaterBlocks
 from circuitlab.models.protocol import BlockArguments, Model
+from circuitlab.models.steps import mlp_reads_heads
 from circuitlab.models.traced import Traced, trace
 from circuitlab.parts import Kind, Layout, Node, Reader
 from circuitlab.patching.gradients.slopes import ReaderSlopes, judged, metric_slopes, reader_slopes
@@ -118,7 +119,7 @@ class SublayerPaths:
     def _shifted(self, at: Sublayer, shift: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
         """The stream behind the sublayer's block; the block's own MLP with its graph, where it reads the sublayer."""
         clean, spec = self._clean, self._model.spec
-        if at.kind is Kind.HEAD and spec.has_mlp and not spec.parallel:
+        if at.kind is Kind.HEAD and mlp_reads_heads(spec):
             read = clean.blocks[at.layer].mlp_read
             assert read is not None
             middle = read.detach() + shift

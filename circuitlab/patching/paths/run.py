@@ -1,4 +1,4 @@
-"""The two runs of path patching, packed: what the receivers hear of a sender, and what follows from it.
+"""The two runs of path patching, packed: what the receivers read given the sender, and what follows from it.
 
 A row is one sender and one example: under causal attention from the first token of the sender's message that differs to
 the answer, else the whole prompt.
@@ -13,9 +13,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitlab.models.protocol import Model, Recording
+from circuitlab.models.row_steps import put_row_inputs, row_attention, row_attention_frozen, row_inputs
+from circuitlab.models.rows import Rows
+from circuitlab.models.steps import add_mlp, after_heads, mlp_reads, mlp_reads_heads
 from circuitlab.parts import Kind, Node, Reader, Slot
 from circuitlab.patching.runs.baseline import Baseline
-from circuitlab.patching.runs.suffix import Rows, run_suffix
+from circuitlab.patching.runs.suffix import run_suffix
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -26,7 +29,7 @@ class Paths:
         model: The model.
         baseline: The batch, run clean and corrupted.
         base: The run that is patched.
-        receivers: Who hears of the senders.
+        receivers: Readers that take the inputs of the first run.
         frozen: What of the heads between is held: "heads", "patterns" or "none".
         freeze_mlps: Whether MLPs are held.
     """
@@ -59,7 +62,7 @@ class Paths:
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
-class Heard:
+class ReaderInputs:
     """What receivers read in the first run, at the rows' tokens.
 
     Attributes:
@@ -85,65 +88,65 @@ def run_paths(
         rows: Senders and examples.
         message: What the stream gets more of than in the base run, at the rows' tokens.
     """
-    heard = listen(paths, sender, rows, message)
-    return heard.logits if heard.logits is not None else answer(paths, rows, heard)
+    read_before = run_sender(paths, sender, rows, message)
+    return read_before.logits if read_before.logits is not None else run_receivers(paths, rows, read_before)
 
 
-def listen(paths: Paths, sender: Node, rows: Rows, message: Float[Tensor, "token d_model"]) -> Heard:
-    """The first run: the sender says something else, what is frozen stays, and the receivers' inputs are kept."""
+def run_sender(paths: Paths, sender: Node, rows: Rows, message: Float[Tensor, "token d_model"]) -> ReaderInputs:
+    """The first run: the sender's output is changed, what is frozen stays, and the receivers' inputs are kept."""
     model, base, n_layers = paths.model, paths.base, paths.model.spec.n_layers
-    heard, layer = Heard(), sender.layer or 0
-    if sender.kind is Kind.HEAD and model.spec.has_mlp and not model.spec.parallel:
-        middle = rows.of(base.resid_pre[layer] + base.attn_out[layer]) + message
-        stream = _behind_mlp(paths, rows, heard, middle, middle, layer)
+    read_before, layer = ReaderInputs(), sender.layer or 0
+    if sender.kind is Kind.HEAD:
+        stream = rows.of(after_heads(model, base, layer)) + message
+        if mlp_reads_heads(model.spec):
+            stream = _after_mlp(paths, rows, read_before, stream, stream, layer)
         layer += 1
     else:
         layer += sender.kind is not Kind.INPUT
         stream = rows.of(base.stream(layer)) + message
     for at in range(layer, min(paths.last_layer + 1, n_layers)):
         if paths.of_layer(at, Kind.HEAD):
-            heard.heads[at] = stream
+            read_before.heads[at] = stream
         if at == paths.last_layer and not paths.of_layer(at, Kind.MLP):
             break
         middle = stream + _attention_between(paths, rows, stream, at)
-        stream = _behind_mlp(paths, rows, heard, stream if model.spec.parallel else middle, middle, at)
+        stream = _after_mlp(paths, rows, read_before, mlp_reads(model.spec, stream, middle), middle, at)
     if paths.last_layer == n_layers:
-        heard.logits = stream[rows.at_answer]
-    return heard
+        read_before.logits = stream[rows.at_answer]
+    return read_before
 
 
-def answer(paths: Paths, rows: Rows, heard: Heard) -> Float[Tensor, "row d_model"]:
-    """The second run: only the receivers take what they heard, and everything else follows from it."""
-    model, base, spec = paths.model, paths.base, paths.model.spec
+def run_receivers(paths: Paths, rows: Rows, read_before: ReaderInputs) -> Float[Tensor, "row d_model"]:
+    """The second run: only the receivers take their inputs of the first, and everything else follows from it."""
+    model, base, arguments = paths.model, paths.base, paths.baseline.arguments
     stream = rows.of(base.stream(paths.first_layer))
     for layer in range(paths.first_layer, paths.last_layer + 1):
-        values = _whole(model, base, rows, stream, layer)
-        for reader in paths.of_layer(layer, Kind.HEAD):
-            assert reader.slot is not None
-            own = _per_query_head(model, layer, reader.slot, heard.heads[layer])
-            head = reader.node.head or 0
-            values[reader.slot][rows.row, rows.position, head] = own[:, head]
-        middle = stream + _attended(paths, rows, values, layer)
-        read = heard.mlps.get(layer, stream if spec.parallel else middle)
-        stream = middle + model.mlp_output(layer, read) if spec.has_mlp else middle
-    return run_suffix(model, base, paths.baseline.arguments, rows, stream, paths.last_layer + 1)
+        inputs = row_inputs(model, base, rows, stream, layer)
+        for slot in Slot:
+            heads = [reader.node.head or 0 for reader in paths.of_layer(layer, Kind.HEAD) if reader.slot is slot]
+            if heads:
+                put_row_inputs(model, layer, rows, inputs, slot, heads, read_before.heads[layer])
+        middle = stream + row_attention(model, layer, rows, inputs, arguments)
+        read = read_before.mlps.get(layer, mlp_reads(model.spec, stream, middle))
+        stream = add_mlp(model, layer, middle, read)
+    return run_suffix(model, base, arguments, rows, stream, paths.last_layer + 1)
 
 
-def _behind_mlp(
+def _after_mlp(
     paths: Paths,
     rows: Rows,
-    heard: Heard,
+    read_before: ReaderInputs,
     read: Float[Tensor, "token d_model"],
     middle: Float[Tensor, "token d_model"],
     layer: int,
 ) -> Float[Tensor, "token d_model"]:
-    """The stream behind a block in the first run, from what its MLP reads and the stream without what it says."""
+    """The stream after a block in the first run, from what its MLP reads and the stream without its output."""
     if not paths.model.spec.has_mlp:
         return middle
     if paths.of_layer(layer, Kind.MLP):
-        heard.mlps[layer] = read
+        read_before.mlps[layer] = read
     if layer == paths.last_layer:
-        return middle  # nobody reads on
+        return middle  # no later reader
     own = rows.of(paths.base.mlp_out[layer]) if paths.freeze_mlps else paths.model.mlp_output(layer, read)
     return middle + own
 
@@ -155,37 +158,6 @@ def _attention_between(
     model, base = paths.model, paths.base
     if paths.frozen == "heads":
         return rows.of(base.attn_out[layer])
-    if paths.frozen == "none":
-        return _attended(paths, rows, _whole(model, base, rows, stream, layer), layer)
-    values = base.v[layer].new_zeros((len(rows), *base.v[layer].shape[1:]))
-    own = _per_query_head(model, layer, Slot.V, stream)
-    values[rows.row, rows.position] = own - base.v[layer][rows.example[rows.row], rows.position]
-    pattern = base.pattern[layer][rows.example].to(values.dtype)
-    # Differences through the recorded pattern: where nothing differs nothing is added, whatever the last bits say.
-    change = torch.einsum("rhqk,rkhd->rqhd", pattern, values)[rows.row, rows.position]
-    return model.attn_output(layer, base.z[layer][rows.example[rows.row], rows.position] + change)
-
-
-def _whole(
-    model: Model, base: Recording, rows: Rows, stream: Float[Tensor, "token d_model"], layer: int
-) -> dict[Slot, Float[Tensor, "row seq head d_head"]]:
-    """Queries, keys and values of whole prompts, per query head: recorded ones, and the rows' own from their stream."""
-    recorded = {Slot.Q: base.q[layer], Slot.K: base.k[layer], Slot.V: base.v[layer]}
-    whole = {slot: values[rows.example] for slot, values in recorded.items()}
-    for slot, values in whole.items():
-        values[rows.row, rows.position] = _per_query_head(model, layer, slot, stream)
-    return whole
-
-
-def _per_query_head(
-    model: Model, layer: int, slot: Slot, stream: Float[Tensor, "token d_model"]
-) -> Float[Tensor, "token head d_head"]:
-    (values,) = model.read_attention(layer, (slot,), stream)
-    return values.repeat_interleave(model.spec.n_heads // values.shape[1], 1)
-
-
-def _attended(
-    paths: Paths, rows: Rows, values: dict[Slot, Float[Tensor, "row seq head d_head"]], layer: int
-) -> Float[Tensor, "token d_model"]:
-    z = paths.model.attend(layer, values[Slot.Q], values[Slot.K], values[Slot.V], paths.baseline.arguments)
-    return paths.model.attn_output(layer, z[rows.row, rows.position])
+    if paths.frozen == "patterns":
+        return row_attention_frozen(model, base, rows, stream, layer)
+    return row_attention(model, layer, rows, row_inputs(model, base, rows, stream, layer), paths.baseline.arguments)

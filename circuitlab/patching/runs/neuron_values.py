@@ -14,7 +14,8 @@ from torch import Tensor
 from circuitlab.errors import ConfigError
 from circuitlab.models.modes import in_ordinary_modes
 from circuitlab.models.protocol import BlockArguments, Model
-from circuitlab.parts import Slot, Stage
+from circuitlab.models.steps import mlp_stream
+from circuitlab.parts import Stage
 
 
 @in_ordinary_modes
@@ -66,13 +67,7 @@ def mlp_reads(
     """
     with torch.set_grad_enabled(torch.is_grad_enabled() and start.requires_grad):
         stream = model.run_blocks(start, 0, arguments, layer)
-        if model.spec.parallel:
-            return stream
-        q, k, v = (
-            values.unflatten(0, stream.shape[:2])
-            for values in model.read_attention(layer, (Slot.Q, Slot.K, Slot.V), stream.flatten(0, 1))
-        )
-        return stream + model.attn_output(layer, model.attend(layer, q, k, v, arguments))
+        return mlp_stream(model, layer, stream, arguments)
 
 
 def _check_layer(model: Model, layer: int) -> None:

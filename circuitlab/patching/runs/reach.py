@@ -12,8 +12,8 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from circuitlab.data.batch import PairBatch
+from circuitlab.models.rows import Rows
 from circuitlab.parts import ModelSpec
-from circuitlab.patching.runs.suffix import Rows
 
 
 def tokens_that_differ(spec: ModelSpec, batch: PairBatch) -> Bool[Tensor, "batch seq"]:

@@ -18,10 +18,10 @@ from circuitlab.data.batch import PairBatch
 from circuitlab.data.batching import batches_for
 from circuitlab.data.pairs import PairSet
 from circuitlab.models.protocol import Model, Recording
+from circuitlab.models.steps import mlp_input
 from circuitlab.parts import ModelSpec
 from circuitlab.patching.runs.columns import span_masks
 from circuitlab.patching.runs.packing import fitting
-from circuitlab.patching.runs.writers import mlp_input
 from circuitlab.summary import Summary
 
 # Which activation: its name in `Recording` (or HIDDEN, the neurons of an MLP), and its layer.

@@ -35,6 +35,7 @@ from circuitlab.data.batching import batches_for
 from circuitlab.data.pairs import PairSet
 from circuitlab.errors import ConfigError, UnknownNameError
 from circuitlab.models.protocol import Model, Recording
+from circuitlab.models.steps import mlp_input, once_per_kv_head, once_per_query_head
 from circuitlab.patching.runs.baseline import Baseline
 from circuitlab.patching.runs.reference import (
     BY_TOKEN,
@@ -47,7 +48,6 @@ from circuitlab.patching.runs.reference import (
     prompts_of,
     token_groups,
 )
-from circuitlab.patching.runs.writers import mlp_input
 from circuitlab.summary import Summary
 
 REPLACEMENTS: dict[str, str] = names.ABLATIONS
@@ -225,7 +225,7 @@ def _means(statistics: Statistics, batch: PairBatch) -> Putter:
 
 def _noise(model: Model, replacement: Replacement, statistics: Statistics, batch: PairBatch) -> Putter:
     assert replacement.seed is not None, "resolve_replacement comes first"
-    seed, repeats = replacement.seed, model.spec.n_heads // model.spec.n_kv_heads
+    seed = replacement.seed
 
     def put(place: Place, own: Tensor) -> Tensor:
         sigma = replacement.scale * statistics.tables[place][0]
@@ -234,8 +234,8 @@ def _noise(model: Model, replacement: Replacement, statistics: Statistics, batch
         if place[0] not in ("k", "v"):
             return own + sigma * normal(own, seed, place, batch.index)
         # One draw for each key/value head that the model has, however many query heads read it.
-        once = normal(own[:, :, ::repeats], seed, place, batch.index)
-        return own + sigma * once.repeat_interleave(repeats, 2)
+        once = normal(once_per_kv_head(model.spec, own), seed, place, batch.index)
+        return own + sigma * once_per_query_head(model.spec, once)
 
     return put
 

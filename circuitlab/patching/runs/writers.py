@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from circuitlab.models.changes import head_differences
 from circuitlab.models.protocol import Model, Recording
 from circuitlab.patching.runs.baseline import Baseline
 
@@ -27,24 +28,7 @@ def writer_differences(model: Model, baseline: Baseline) -> Float[Tensor, "write
     clean, corrupt = baseline.clean, baseline.corrupt
     parts = [(clean.resid_pre[0] - corrupt.resid_pre[0])[None]]
     for layer in range(model.spec.n_layers):
-        parts.append(heads_apart(model, layer, clean.z[layer], corrupt.z[layer]))
+        parts.append(head_differences(model, layer, clean.z[layer], corrupt.z[layer]))
         if model.spec.has_mlp:
             parts.append((clean.mlp_out[layer] - corrupt.mlp_out[layer])[None])
     return torch.cat(parts)
-
-
-def heads_apart(
-    model: Model,
-    layer: int,
-    clean: Float[Tensor, "batch seq head d_head"],
-    corrupt: Float[Tensor, "batch seq head d_head"],
-) -> Float[Tensor, "head batch seq d_model"]:
-    """Clean minus corrupted output of a layer's heads, from their z."""
-    if model.has_post_norm(layer):  # each run has its own scale
-        return model.head_outputs(layer, clean) - model.head_outputs(layer, corrupt)
-    return model.head_outputs(layer, clean - corrupt)
-
-
-def mlp_input(model: Model, run: Recording, layer: int) -> Float[Tensor, "batch seq d_model"]:
-    """The stream that a layer's MLP reads."""
-    return run.resid_pre[layer] if model.spec.parallel else run.resid_pre[layer] + run.attn_out[layer]

@@ -13,8 +13,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from circuitlab.models.rows import Rows
+from circuitlab.models.steps import after_heads, finish_block
 from circuitlab.patching.runs.reach import rows_at_answer, rows_from, tokens_that_matter
-from circuitlab.patching.runs.suffix import Rows, run_suffix
+from circuitlab.patching.runs.suffix import run_suffix
 from circuitlab.patching.sweeps.patches import Patches, Runs
 from circuitlab.patching.sweeps.sites import Entry
 
@@ -118,13 +120,13 @@ def run_cells(runs: Runs, cells: Cells, block: int, inside: Bool[Tensor, "batch 
         touched[at] = True
         place = (example[at], rows.position[at])
         delta = patch.delta(cells.member[rows.row[at]], *place)
-        if patch.site.entry is Entry.MIDDLE and runs.model.spec.has_mlp and not runs.model.spec.parallel:
-            middles.append((at, base.resid_pre[patch.layer][place] + base.attn_out[patch.layer][place] + delta))
+        if patch.site.entry is Entry.MIDDLE:
+            middles.append((at, after_heads(runs.model, base, patch.layer, place) + delta))
         else:
             stream[at] += delta
     if middles:
         at, middle = (torch.cat(parts) for parts in zip(*middles, strict=True))
-        stream[at] = middle + runs.model.mlp_output(block - 1, middle)
+        stream[at] = finish_block(runs.model, block - 1, middle)
     return run_suffix(runs.model, base, runs.baseline.arguments, rows, stream, block, touched)
 
 

@@ -13,14 +13,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from circuitlab.models.changes import Change, change_of_heads, change_of_neurons
 from circuitlab.models.protocol import Model, Recording
+from circuitlab.models.steps import attend, query_heads, weigh_values
 from circuitlab.parts import Slot
 from circuitlab.patching.runs.baseline import Baseline
-from circuitlab.patching.runs.writers import mlp_input
 from circuitlab.patching.sweeps.sites import Member, Site
-
-# (member, example, position) of tokens -> what the patch adds to the stream there
-Delta = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -43,7 +41,7 @@ class Patches:
     members: Sequence[int]
     live: Bool[Tensor, "member batch seq"]
     tokens: Bool[Tensor, "column batch seq"]
-    delta: Delta
+    delta: Change
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -94,11 +92,11 @@ def patches_of(
     )
 
 
-def _stream(runs: Runs, site: Site, layer: int, _members: Sequence[int], _where: Tensor) -> tuple[Tensor, Delta]:
+def _stream(runs: Runs, site: Site, layer: int, _members: Sequence[int], _where: Tensor) -> tuple[Tensor, Change]:
     """Sites that a layer has once: the difference of the runs."""
     read: dict[str, Callable[[Recording], Tensor]] = {
         "resid_pre": lambda run: run.resid_pre[layer],
-        "resid_mid": lambda run: run.resid_pre[layer] + run.attn_out[layer],
+        "resid_mid": lambda run: run.resid_mid(layer),
         "resid_post": lambda run: run.stream(layer + 1),
         "attn_out": lambda run: run.attn_out[layer],
         "mlp_out": lambda run: run.mlp_out[layer],
@@ -107,63 +105,32 @@ def _stream(runs: Runs, site: Site, layer: int, _members: Sequence[int], _where:
     return (difference != 0).any(2)[None], lambda _member, example, position: difference[example, position]
 
 
-def _heads(runs: Runs, site: Site, layer: int, members: Sequence[int], where: Tensor) -> tuple[Tensor, Delta]:
+def _heads(runs: Runs, site: Site, layer: int, members: Sequence[int], where: Tensor) -> tuple[Tensor, Change]:
     """Heads: what their changed z adds through the output projection."""
-    model, base = runs.model, runs.base
-    z, own = _patched_z(runs, site, layer, where), base.z[layer]
-    group = model.spec.n_heads // model.spec.n_kv_heads if site.member is Member.KV_HEAD else 1
-    heads = torch.tensor([[m * group + i for i in range(group)] for m in members], device=z.device)
-    live = (z != own).any(3)[:, :, heads].any(3).permute(2, 0, 1)
-    if not model.has_post_norm(layer):
-        shares = model.head_outputs(layer, z - own, heads.flatten().tolist())
-        summed = shares.unflatten(0, heads.shape).sum(1)
-        return live, lambda member, example, position: summed[member, example, position]
-
-    def through_the_norm(member: Tensor, example: Tensor, position: Tensor) -> Tensor:
-        patched = own[example, position]
-        rows = torch.arange(len(patched), device=patched.device)[:, None]
-        patched[rows, heads[member]] = z[example, position][rows, heads[member]]
-        return model.attn_output(layer, patched) - base.attn_out[layer][example, position]
-
-    return live, through_the_norm
+    spec, z = runs.model.spec, _patched_z(runs, site, layer, where)
+    groups = [query_heads(spec, m) if site.member is Member.KV_HEAD else [m] for m in members]
+    heads = torch.tensor(groups, device=z.device)
+    live = (z != runs.base.z[layer]).any(3)[:, :, heads].any(3).permute(2, 0, 1)
+    return live, change_of_heads(runs.model, runs.base, layer, z, heads)
 
 
 def _patched_z(runs: Runs, site: Site, layer: int, where: Bool[Tensor, "batch seq"]) -> Tensor:
     """The z of every head with every head's value of this site put in at these tokens."""
-    model, base, source = runs.model, runs.base, runs.source
-    q, k, v = base.q[layer], base.k[layer], base.v[layer]
+    base, source = runs.base, runs.source
     if site.name == "head_z":
         return source.z[layer]
     if site.name == "pattern":
-        return torch.einsum("bhqk,bkhd->bqhd", source.pattern[layer].to(v.dtype), v)
-    values = {Slot.Q: q, Slot.K: k, Slot.V: v}
-    slot = Slot(site.name[-1])
-    theirs = {Slot.Q: source.q, Slot.K: source.k, Slot.V: source.v}[slot][layer]
-    values[slot] = torch.where(where[..., None, None], theirs, values[slot])
-    return model.attend(layer, values[Slot.Q], values[Slot.K], values[Slot.V], runs.baseline.arguments)
+        return weigh_values(source.pattern[layer], base.v[layer])
+    slot, inputs = Slot(site.name[-1]), base.head_inputs(layer)
+    inputs[slot] = torch.where(where[..., None, None], source.head_inputs(layer)[slot], inputs[slot])
+    return attend(runs.model, layer, inputs, runs.baseline.arguments)
 
 
-def _neurons(runs: Runs, _site: Site, layer: int, members: Sequence[int], _where: Tensor) -> tuple[Tensor, Delta]:
-    """Neurons: one column of the output projection each, behind a post-norm the whole MLP's output again."""
-    model, base = runs.model, runs.base
-    chosen = torch.tensor(list(members), device=base.resid_final.device)
-    own = model.mlp_hidden(layer, mlp_input(model, base, layer))
-    change = runs.hidden(layer)[..., chosen] - own[..., chosen]
-    live = (change != 0).permute(2, 0, 1)
-
-    if not model.has_post_norm(layer):
-        weight = model.neuron_weight(layer)
-        return (
-            live,
-            lambda member, example, position: change[example, position, member][:, None] * weight[chosen[member]],
-        )
-
-    def through_the_norm(member: Tensor, example: Tensor, position: Tensor) -> Tensor:
-        patched = own[example, position]
-        patched[torch.arange(len(patched), device=patched.device), chosen[member]] += change[example, position, member]
-        return model.mlp_from_hidden(layer, patched) - base.mlp_out[layer][example, position]
-
-    return live, through_the_norm
+def _neurons(runs: Runs, _site: Site, layer: int, members: Sequence[int], _where: Tensor) -> tuple[Tensor, Change]:
+    """Neurons: what their changed values add."""
+    chosen = torch.tensor(list(members), device=runs.base.resid_final.device)
+    change, delta = change_of_neurons(runs.model, runs.base, layer, runs.hidden(layer), chosen)
+    return (change != 0).permute(2, 0, 1), delta
 
 
 _WAYS = {Member.NONE: _stream, Member.HEAD: _heads, Member.KV_HEAD: _heads, Member.NEURON: _neurons}

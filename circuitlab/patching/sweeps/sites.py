@@ -7,6 +7,7 @@ from enum import Enum
 
 from circuitlab import names
 from circuitlab.errors import UnknownNameError
+from circuitlab.models.steps import mlp_reads_heads
 from circuitlab.parts import ModelSpec
 
 
@@ -86,7 +87,7 @@ def find_site(name: str, spec: ModelSpec) -> Site:
     """
     if name not in SITES:
         raise UnknownNameError.of("site", name, SITES)
-    if name == "resid_mid" and (spec.parallel or not spec.has_mlp):
+    if name == "resid_mid" and not mlp_reads_heads(spec):
         raise UnknownNameError(
             f"model {spec.name!r} has no site 'resid_mid': nothing stands between attention and MLP."
         )

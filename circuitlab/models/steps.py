@@ -1,0 +1,188 @@
+"""The steps of one transformer block, from a stream, for whole prompts `[batch, seq, d_model]`.
+
+What differs between architectures inside a block is decided here and in the modules next to this one:
+
+- **Sequential or parallel.** In a sequential block the MLP reads the stream after attention; in a parallel one both
+  read the stream before the block; some models have attention alone.
+- **Post-norms.** A norm after attention or MLP makes what one head or neuron adds depend on all of its layer.
+- **Grouped queries.** Several query heads may share a key/value head. Recordings hold keys and values once per query
+  head, attention takes them either way.
+
+`row_steps` has the same for ragged rows of tokens, `changes` the effect of changed heads and neurons on the stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from circuitlab.models.protocol import BlockArguments, Model, Recording
+from circuitlab.parts import ModelSpec, Slot
+
+SLOTS = tuple(Slot)
+# Queries, keys and values of all heads, keys and values once per query head or once per key/value head.
+HeadInputs = dict[Slot, Float[Tensor, "row _ _ d_head"]]
+
+
+def mlp_reads_heads(spec: ModelSpec) -> bool:
+    """Whether the MLP of a block reads what the heads of the same block write."""
+    return spec.has_mlp and not spec.parallel
+
+
+def heads_interact(model: Model, layer: int) -> bool:
+    """Whether what one head adds to the stream depends on the other heads of its layer, through a post-norm."""
+    return model.has_post_norm(layer)
+
+
+def neurons_interact(model: Model, layer: int) -> bool:
+    """Whether what one neuron adds to the stream depends on the others of its MLP, through a post-norm."""
+    return model.has_post_norm(layer)
+
+
+def mlp_reads(
+    spec: ModelSpec, before: Float[Tensor, "*row d_model"], after: Float[Tensor, "*row d_model"]
+) -> Float[Tensor, "*row d_model"]:
+    """Which stream the MLP of a block reads: that before the block's attention, or that after it."""
+    return before if spec.parallel else after
+
+
+def mlp_input(model: Model, run: Recording, layer: int) -> Float[Tensor, "batch seq d_model"]:
+    """The stream that an MLP reads in a recorded run."""
+    return run.resid_pre[layer] if model.spec.parallel else run.resid_mid(layer)
+
+
+def after_heads(
+    model: Model, run: Recording, layer: int, at: tuple[Int[Tensor, " token"], ...] | slice = slice(None)
+) -> Float[Tensor, "*token d_model"]:
+    """The recorded stream that a change of heads is added to; `finish_block` goes on from there.
+
+    Args:
+        model: The model.
+        run: The recorded run.
+        layer: The heads' layer.
+        at: Examples and positions of some tokens; all by default.
+
+    Returns:
+        The stream between attention and MLP where the MLP reads it, else the stream after the block.
+    """
+    if mlp_reads_heads(model.spec):
+        return run.resid_pre[layer][at] + run.attn_out[layer][at]
+    return run.stream(layer + 1)[at]
+
+
+def finish_block(model: Model, layer: int, stream: Float[Tensor, "*row d_model"]) -> Float[Tensor, "*row d_model"]:
+    """The stream after a block, from the stream that its heads have written to (see `after_heads`).
+
+    Gradients follow if they are on.
+    """
+    if not mlp_reads_heads(model.spec):
+        return stream
+    out = model.mlp_output(layer, stream)
+    return out + stream if torch.is_grad_enabled() else out.add_(stream)
+
+
+def add_mlp(
+    model: Model, layer: int, after: Float[Tensor, "*row d_model"], read: Float[Tensor, "*row d_model"]
+) -> Float[Tensor, "*row d_model"]:
+    """The stream after a block, from that after its attention and from what its MLP reads; `after` without an MLP."""
+    return after + model.mlp_output(layer, read) if model.spec.has_mlp else after
+
+
+def half_block(
+    model: Model, layer: int, stream: Float[Tensor, "batch seq d_model"], arguments: BlockArguments
+) -> tuple[Float[Tensor, "batch seq d_model"], Float[Tensor, "batch seq d_model"]]:
+    """Run the attention of a block; gradients follow if they are on and the stream requires them.
+
+    Args:
+        model: The model.
+        layer: Which block.
+        stream: The stream before it, whole prompts.
+        arguments: What blocks are called with at this length.
+
+    Returns:
+        The stream after attention, and the stream that the MLP of the block reads.
+    """
+    after = stream + attention(model, layer, stream, arguments)
+    return after, mlp_reads(model.spec, stream, after)
+
+
+def mlp_stream(
+    model: Model, layer: int, stream: Float[Tensor, "batch seq d_model"], arguments: BlockArguments
+) -> Float[Tensor, "batch seq d_model"]:
+    """What the MLP of a block reads, from the stream before the block; runs attention only where that counts."""
+    return stream if model.spec.parallel else half_block(model, layer, stream, arguments)[1]
+
+
+def attention(
+    model: Model, layer: int, stream: Float[Tensor, "batch seq d_model"], arguments: BlockArguments
+) -> Float[Tensor, "batch seq d_model"]:
+    """What the attention of a block adds to the stream before it."""
+    read = model.read_attention(layer, SLOTS, stream.flatten(0, 1))
+    q, k, v = (flat.unflatten(0, stream.shape[:2]) for flat in read)
+    return model.attn_output(layer, model.attend(layer, q, k, v, arguments))
+
+
+def head_inputs(model: Model, layer: int, stream: Float[Tensor, "batch seq d_model"]) -> HeadInputs:
+    """All heads' queries, keys and values from the stream before a block, once per query head as in a recording."""
+    flat = model.read_attention(layer, SLOTS, stream.flatten(0, 1))
+    split = (once_per_query_head(model.spec, values.unflatten(0, stream.shape[:2])) for values in flat)
+    return dict(zip(SLOTS, split, strict=True))
+
+
+def attend(
+    model: Model, layer: int, inputs: HeadInputs, arguments: BlockArguments
+) -> Float[Tensor, "row _ head d_head"]:
+    """Every head's z from its queries, keys and values."""
+    return model.attend(layer, inputs[Slot.Q], inputs[Slot.K], inputs[Slot.V], arguments)
+
+
+def attend_vectors(
+    model: Model,
+    layer: int,
+    vectors: Float[Tensor, "_ d_head"],
+    places: Mapping[Slot, Int[Tensor, "row _ head"]],
+    arguments: BlockArguments,
+) -> Float[Tensor, "row asking head d_head"]:
+    """Every head's z, with queries, keys and values taken from one table.
+
+    Args:
+        model: The model.
+        layer: Which block.
+        vectors: The table.
+        places: By slot, which of the vectors stands at each token and head; queries may be those of the last tokens.
+        arguments: What blocks are called with at this length.
+    """
+    inputs = {slot: vectors.index_select(0, at.flatten()).unflatten(0, at.shape) for slot, at in places.items()}
+    return attend(model, layer, inputs, arguments)
+
+
+def weigh_values(
+    pattern: Float[Tensor, "batch head query key"], values: Float[Tensor, "batch key head d_head"]
+) -> Float[Tensor, "batch query head d_head"]:
+    """Every head's z under a given attention pattern."""
+    return torch.einsum("bhqk,bkhd->bqhd", pattern.to(values.dtype), values)
+
+
+def once_per_query_head(spec: ModelSpec, values: Float[Tensor, "*row _ d_head"]) -> Float[Tensor, "*row head d_head"]:
+    """Queries, keys or values with one copy per query head, from one per key/value head or per query head."""
+    group = spec.n_heads // values.shape[-2]
+    return values if group == 1 else values.repeat_interleave(group, -2)
+
+
+def once_per_kv_head(spec: ModelSpec, values: Float[Tensor, "*row head d_head"]) -> Float[Tensor, "*row _ d_head"]:
+    """Keys or values once per key/value head, from one copy per query head; a view."""
+    return values[..., :: spec.n_heads // spec.n_kv_heads, :]
+
+
+def query_heads(spec: ModelSpec, kv_head: int) -> list[int]:
+    """The query heads that share a key/value head."""
+    group = spec.n_heads // spec.n_kv_heads
+    return list(range(kv_head * group, (kv_head + 1) * group))
+
+
+def column_of_head(spec: ModelSpec, head: int, n_columns: int) -> int:
+    """Where a query head's values stand among `n_columns`, one per query head or one per key/value head."""
+    return head * n_columns // spec.n_heads
