@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
+from einops import einsum
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -163,7 +164,8 @@ def weigh_values(
     pattern: Float[Tensor, "batch head query key"], values: Float[Tensor, "batch key head d_head"]
 ) -> Float[Tensor, "batch query head d_head"]:
     """Every head's z under a given attention pattern."""
-    return torch.einsum("bhqk,bkhd->bqhd", pattern.to(values.dtype), values)
+    names = "batch head query key, batch key head d_head -> batch query head d_head"
+    return einsum(pattern.to(values.dtype), values, names)
 
 
 def once_per_query_head(spec: ModelSpec, values: Float[Tensor, "*row _ d_head"]) -> Float[Tensor, "*row head d_head"]:
