@@ -145,4 +145,4 @@ def test_a_file_with_neurons_on_the_command_line(bundled, tmp_path, capsys):
         found = json.loads(capsys.readouterr().out)
         assert found["n_edges_weighted"] == pytest.approx(0.75 * found["n_edges"])
     assert main(["evaluate", str(tmp_path / "c.json"), *told]) == 0
-    assert "by their share of neurons" in " ".join(capsys.readouterr().out.split())
+    assert "weighted by share of neurons" in " ".join(capsys.readouterr().out.split())

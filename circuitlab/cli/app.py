@@ -17,7 +17,7 @@ from circuitlab.errors import ConfigError
 
 app = App(
     name="circuitlab",
-    help="Find the circuit behind a behaviour of a transformer language model, test it, and write it down.",
+    help="Find the circuit behind a behaviour of a transformer language model, evaluate it, and report it.",
     epilog="Start with: circuitlab discover gendered-pronouns",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -44,7 +44,7 @@ def circuitlab(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Find the circuit behind a behaviour of a transformer language model, test it, and write it down."""
+    """Find the circuit behind a behaviour of a transformer language model, evaluate it, and report it."""
 
 
 @tasks_app.callback()
@@ -52,7 +52,7 @@ def tasks(context: typer.Context, json: opt.Json = False) -> None:
     """List the tasks that come with the library, or show one."""
     if context.invoked_subcommand is not None:
         if json:
-            raise ConfigError("--json stands before the command; it goes after it: circuitlab tasks show TASK --json.")
+            raise ConfigError("--json must follow the command: circuitlab tasks show TASK --json.")
     else:
         from circuitlab.cli.catalogue import list_tasks
 
@@ -74,7 +74,7 @@ def tasks_show(
 
 @app.command()
 def models(json: opt.Json = False) -> None:
-    """Show the bundled model, and what else --model takes."""
+    """Show the bundled model, and other values of --model."""
     from circuitlab.cli.catalogue import list_models
 
     list_models(json=json)
@@ -140,10 +140,10 @@ def discover(
     quiet: opt.Quiet = False,
     json: opt.Json = False,
 ) -> None:
-    """Do the whole job: sweep, score, prune, test on held-out prompts, draw, and write a run folder.
+    """Run the whole pipeline: sweep, score, select, evaluate on held-out prompts, draw, and write a run folder.
 
-    With --ablation mean, mean-position, mean-span or noise, means and deviations are of -n further pairs of the task,
-    which are never scored.
+    With --ablation mean, mean-position, mean-span or noise, means and deviations are computed on -n further pairs of
+    the task, which are never scored.
     """
     wanted = opt.load(task, option, contrast)  # before the imports that take seconds
     told = opt.keyed("--method-option", method_option, "method option", "points=published-code")
@@ -175,7 +175,7 @@ app.command()(attribute)
 @app.command()
 def evaluate(
     circuit: Annotated[
-        str, typer.Argument(metavar="RUN|CIRCUIT", help="A run folder, or a circuit file of any format that is read.")
+        str, typer.Argument(metavar="RUN|CIRCUIT", help="A run folder, or a circuit file in any supported format.")
     ],
     task: Annotated[
         str | None,
@@ -191,8 +191,8 @@ def evaluate(
     option: opt.TaskOptions = None,
     n_random: opt.RandomCircuits = 20,
     knockouts: opt.Knockouts = 10,
-    minimality: Annotated[bool, typer.Option(help="Run the circuit without each of its edges.")] = True,
-    tests: Annotated[bool, typer.Option("--tests", help="The five hypothesis tests of Shi et al. beside.")] = False,
+    minimality: Annotated[bool, typer.Option(help="Measure the effect of removing each edge.")] = True,
+    tests: Annotated[bool, typer.Option("--tests", help="Also run the five hypothesis tests of Shi et al.")] = False,
     run_code: opt.RunCode = False,
     device: opt.Device = None,
     dtype: opt.Dtype = None,
@@ -202,13 +202,13 @@ def evaluate(
     quiet: opt.Quiet = False,
     json: opt.Json = False,
 ) -> None:
-    """Test a circuit on held-out pairs, by default under the settings of the run that found it.
+    """Evaluate a circuit on held-out pairs, by default with the settings of its run.
 
-    Of a run folder, task, model, metric, ablation, -n, seed and options are the run's unless given, and no prompt is
-    taken that the run was found on. A circuit file does not know its task: it needs --task.
+    For a run folder, task, model, metric, ablation, -n, seed and options default to those of the run, and prompts on
+    which the circuit was found are excluded. A circuit file does not record its task and needs --task.
 
-    With --ablation mean, mean-position, mean-span or noise, means and deviations are of -n further pairs of the task,
-    which are in neither split.
+    With --ablation mean, mean-position, mean-span or noise, means and deviations are computed on -n further pairs of
+    the task, which are in neither split.
     """
     chosen = opt.options_of(option, contrast)
     wanted = None if task is None else opt.load(task, option, contrast)  # before the imports that take seconds
@@ -243,9 +243,9 @@ def reproduce(
     quiet: opt.Quiet = False,
     json: opt.Json = False,
 ) -> None:
-    """Run a run folder's manifest again and compare the files one by one (exit 1 if one differs).
+    """Repeat a run from its manifest and compare the files one by one (exit 1 if one differs).
 
-    A folder with a task file of its own needs --run-code; built-in tasks do not.
+    A folder with a task file needs --run-code; built-in tasks do not.
     """
     from circuitlab.cli import results
     from circuitlab.cli.progress import progress
@@ -282,7 +282,7 @@ def report(
     run: Annotated[str, typer.Argument(metavar="RUN", help="A run folder of discover.")],
     json: opt.Json = False,
 ) -> None:
-    """Write a run folder's report.html again, from its files, without a model."""
+    """Write report.html of a run folder again, without a model."""
     from circuitlab.cli import display
     from circuitlab.report.page import write_report
 

@@ -35,7 +35,7 @@ def attribute(
         str | None,
         typer.Option("--heads", metavar="LIST", help="Whose patterns: a1.h3,a3.h5; the strongest by default."),
     ] = None,
-    k: Annotated[int, typer.Option("-k", help="How many heads of either sign.")] = 3,
+    k: Annotated[int, typer.Option("-k", help="Number of heads of either sign.")] = 3,
     n: opt.Pairs = 100,
     seed: opt.Seed = 0,
     contrast: opt.Contrast = None,
@@ -52,7 +52,7 @@ def attribute(
     quiet: opt.Quiet = False,
     json: opt.Json = False,
 ) -> None:
-    """Split a logit difference over everything that writes to it, with the logit lens and attention patterns beside."""
+    """Decompose a logit difference into contributions, with the logit lens and attention patterns."""
     wanted = opt.load(task, option, contrast)
     from circuitlab.attribution.attention import attention
     from circuitlab.attribution.direct import check_request, direct_attribution
@@ -141,7 +141,7 @@ class Found:
                     split.metric,
                     f"{number(float(split.total.mean()))} on {split.per_example.shape[1]:,} {split.run} prompts",
                 ),
-                ("sum of parts", f"{sum_of}; at most {split.gap:.0e} from it on any prompt"),
+                ("sum of contributions", f"{sum_of}; maximum error {split.gap:.0e} on any prompt"),
             ],
         )
         display.print_line(f"\nlogit lens, {self.lens.metric}")
@@ -151,13 +151,11 @@ class Found:
         shown = table if few else table.iloc[table["value"].abs().argsort()[::-1][:MOST_ROWS]]
         display.print_line(f"\nattribution by {split.by}{'' if few else f', {MOST_ROWS} largest of {len(table):,}'}")
         _print_table(shown, ("component", "value", "ci_low", "ci_high"))
-        display.print_line("\nheads that add and take most")
+        display.print_line("\nheads with the largest contributions")
         _print_table(self.strongest, ("head", "value", "ci_low", "ci_high"))
         if self.looks is not None:
-            display.print_line(f"\nwhere the answer's token looks in {self.looks.title!r}")
-            display.print_rows(
-                ("head", "looks most at"), [(head, _most(self.looks, head)) for head in self.looks.heads]
-            )
+            display.print_line(f"\nattention from the answer position in {self.looks.title!r}")
+            display.print_rows(("head", "top keys"), [(head, _most(self.looks, head)) for head in self.looks.heads])
         if folder:
             display.print_line(f"\ntables, pictures, attention.html: {folder}")
 
@@ -171,6 +169,6 @@ def _print_table(table: "pd.DataFrame", columns: tuple[str, ...]) -> None:
 
 
 def _most(looks: "AttentionPatterns", head: str) -> str:
-    """The three tokens that the last token looks at most."""
+    """The three keys with the largest weight for the last query."""
     weights = looks.pattern(head)[-1]
     return ", ".join(f"{looks.tokens[i]!r} ({i}) {number(float(weights[i]), 2)}" for i in weights.argsort()[::-1][:3])

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from circuitlab.models.bridge import BridgeModel
 
 app = App(
-    help="Sparse autoencoders: show one, read its features on a text, sweep and rank them for a task, search words.",
+    help="Sparse autoencoders: show one, list active features, sweep and rank them for a task, search descriptions.",
     no_args_is_help=True,
 )
 
@@ -27,21 +27,23 @@ AutoencoderPath = Annotated[
     typer.Option("--autoencoder", metavar="PATH", help="bundled, a folder in SAELens's format, or a params.npz."),
 ]
 Site = Annotated[
-    str | None, typer.Option("--site", metavar="NAME", help="What it reads, if its files do not say: resid_post, ...")
+    str | None,
+    typer.Option("--site", metavar="NAME", help="Its site, if its files do not name it: resid_post, ..."),
 ]
 Layer = Annotated[
-    int | None, typer.Option("--layer", min=0, max=100_000, help="In which layer, if its files do not say.")
+    int | None, typer.Option("--layer", min=0, max=100_000, help="Layer it reads, if its files do not name it.")
 ]
 Factor = Annotated[
     float | None, typer.Option("--scaling-factor", min=0, help="Of its input, for expected_average_only_in.")
 ]
 DescriptionsPath = Annotated[
-    str | None, typer.Option("--descriptions", metavar="PATH", help="A local export of descriptions, for a column.")
+    str | None,
+    typer.Option("--descriptions", metavar="PATH", help="A local export of descriptions for a column."),
 ]
 Source = Annotated[
-    str | None, typer.Option("--source", metavar="NAME", help="Which autoencoder of an export of several.")
+    str | None, typer.Option("--source", metavar="NAME", help="Autoencoder to use, for an export of several.")
 ]
-Top = Annotated[int, typer.Option("--top", min=1, help="How many features.")]
+Top = Annotated[int, typer.Option("--top", min=1, help="Number of features.")]
 
 
 @app.command()
@@ -50,10 +52,10 @@ def show(
         str, typer.Argument(metavar="AUTOENCODER", help="bundled, a folder in SAELens's format, or a params.npz.")
     ] = "bundled",
     model: Annotated[
-        str | None, typer.Option("--model", metavar="NAME", help="Measure it on this model too; needs --text.")
+        str | None, typer.Option("--model", metavar="NAME", help="Evaluate it on this model; needs --text.")
     ] = None,
     text: Annotated[
-        list[str] | None, typer.Option("--text", metavar="TEXT", help="A text to measure it on; may be repeated.")
+        list[str] | None, typer.Option("--text", metavar="TEXT", help="A text to evaluate it on; may be repeated.")
     ] = None,
     site: Site = None,
     layer: Layer = None,
@@ -63,7 +65,7 @@ def show(
     center_weights: opt.CenterWeights = False,
     json: opt.Json = False,
 ) -> None:
-    """Show an autoencoder: architecture, place, size; with --text also how well it stands for what it reads."""
+    """Show an autoencoder: architecture, site, size; with --text also its reconstruction quality."""
     from circuitlab.features import load_autoencoder, quality
     from circuitlab.models.load import load_model
 
@@ -71,9 +73,7 @@ def show(
     given: dict[str, Any] = {"site": site, "layer": layer, "scaling_factor": scaling_factor}
     if not text and model is None:
         if fold_ln or center_weights or bos is not None:
-            raise ConfigError(
-                "--bos, --fold-ln and --center-weights are of a model; name it with --model, and a --text."
-            )
+            raise ConfigError("--bos, --fold-ln and --center-weights need --model and --text.")
         found, measured = load_autoencoder(autoencoder, **given), None
     else:
         loaded = load_model(model or "bundled", bos=bos, fold_ln=fold_ln, center_weights=center_weights)
@@ -112,8 +112,8 @@ def show(
 
 @app.command()
 def active(
-    text: Annotated[str, typer.Option("--text", metavar="TEXT", help="What the model reads.")],
-    position: Annotated[int, typer.Option("--position", help="At which token; negative: from the end.")] = -1,
+    text: Annotated[str, typer.Option("--text", metavar="TEXT", help="Input text.")],
+    position: Annotated[int, typer.Option("--position", help="Token position; negative: from the end.")] = -1,
     autoencoder: AutoencoderPath = "bundled",
     model: opt.Model = "bundled",
     top: Top = TOP,
@@ -129,7 +129,7 @@ def active(
     center_weights: opt.CenterWeights = False,
     json: opt.Json = False,
 ) -> None:
-    """List the features that are active at a token of a text, the strongest first."""
+    """List the features active at a token of a text, strongest first."""
     from circuitlab.features import features
 
     words = _descriptions(descriptions, source)
@@ -161,10 +161,10 @@ def sweep(
     autoencoder: AutoencoderPath = "bundled",
     model: opt.Model = "bundled",
     features: Annotated[
-        str | None, typer.Option("--features", metavar="LIST", help="These features, such as 0,3 or 4-7.")
+        str | None, typer.Option("--features", metavar="LIST", help="Features, such as 0,3 or 4-7.")
     ] = None,
     top: Annotated[
-        int | None, typer.Option("--top", min=1, help="Only so many features, those of the largest attribution.")
+        int | None, typer.Option("--top", min=1, help="Sweep only the N features with the largest attribution.")
     ] = None,
     direction: Annotated[
         str, typer.Option("--direction", metavar="NAME", help="denoise: patch the corrupted run; noise: the clean run.")
@@ -188,9 +188,9 @@ def sweep(
     quiet: opt.Quiet = False,
     json: opt.Json = False,
 ) -> None:
-    """Give each feature its value from the other run, the error term kept, and tell how far the metric moves.
+    """Patch each feature with its value from the other run, keeping the error term, and measure the effect.
 
-    By default every feature that differs between the runs, at all tokens at once.
+    By default, sweeps every feature that differs between the runs, at all tokens at once.
     """
     wanted = opt.load(task, option, contrast)
     from circuitlab.cli.progress import progress
@@ -200,7 +200,7 @@ def sweep(
     judged_by = metric_of(wanted, metric)
     chosen = numbers(features, "--features")
     if chosen is not None and top is not None:
-        raise ConfigError("--features and --top both say which features; give one.")
+        raise ConfigError("--features and --top exclude each other; give one.")
     words = _descriptions(descriptions, source)
     loaded, own = _loaded(
         model, autoencoder, site, layer, scaling_factor, device=device, dtype=dtype, bos=bos,
@@ -220,7 +220,7 @@ def sweep(
         display.print_json({"task": wanted.label, "hook": own.hook, "features": table.to_dict(orient="records")})
         return
     neutral = 0.0 if direction == "denoise" else 1.0
-    display.print_line(f"{own.hook}, {direction}, {grid.metric}: 0 is the corrupted run, 1 the clean one")
+    display.print_line(f"{own.hook}, {direction}, {grid.metric}: 0: corrupted run, 1: clean run")
     strongest = table.iloc[(table["value"] - neutral).abs().argsort(kind="stable")[::-1][:TOP]]
     columns = [name for name in table.columns if name not in ("site", "layer", "description")]
     right = [name for name in columns if name not in ("span", "label")]
@@ -232,15 +232,14 @@ def rank(
     task: opt.TaskName,
     autoencoder: AutoencoderPath = "bundled",
     model: opt.Model = "bundled",
-    at: Annotated[
-        str, typer.Option("--at", metavar="NAME", help="Gradient on the corrupt or on the clean run.")
-    ] = "corrupt",
+    at: Annotated[str, typer.Option("--at", metavar="NAME", help="Run of the gradient: corrupt or clean.")] = "corrupt",
     steps: Annotated[
-        int, typer.Option("--steps", min=1, max=10_000, help="More than 1: gradients averaged between the runs.")
+        int,
+        typer.Option("--steps", min=1, max=10_000, help="Gradients to average between the runs."),
     ] = 1,
     top: Top = TOP,
     exact: Annotated[
-        bool, typer.Option("--exact", help="Sweep all of them too, and tell how well both agree.")
+        bool, typer.Option("--exact", help="Also sweep all of them, and report the rank correlation.")
     ] = False,
     metric: opt.Metric = None,
     n: opt.Pairs = 100,
@@ -260,7 +259,7 @@ def rank(
     quiet: opt.Quiet = False,
     json: opt.Json = False,
 ) -> None:
-    """Rank features by attribution: how far each would move the metric to first order, from one gradient."""
+    """Rank features by attribution: their first-order effect on the metric, from one gradient."""
     wanted = opt.load(task, option, contrast)
     from circuitlab.cli.progress import progress
     from circuitlab.features import rank_features, sweep_features
@@ -291,8 +290,8 @@ def rank(
         display.print_json({**facts, "ranking": table.to_dict(orient="records")})
         return
     display.print_line(
-        f"{own.hook}, {found.metric}: the runs are {number(sums['gap'])} {found.unit} apart; to first order all "
-        f"features\ntogether are {number(sums['features'])}, the error term {number(sums['error'])}"
+        f"{own.hook}, {found.metric}: gap between the runs {number(sums['gap'])} {found.unit}; first-order effect "
+        f"of all features {number(sums['features'])},\nof the error term {number(sums['error'])}"
     )
     columns = [name for name in table.columns if name not in ("n", "description")]
     _print_table(table.head(top).to_dict(orient="records"), columns, right=columns)
@@ -302,7 +301,7 @@ def rank(
 
 @app.command()
 def search(
-    words: Annotated[str, typer.Argument(metavar="WORDS", help="A word, or several that must all be there.")],
+    words: Annotated[str, typer.Argument(metavar="WORDS", help="One or more words, all of which must occur.")],
     descriptions: Annotated[
         str, typer.Option("--descriptions", metavar="PATH", help="A local export: JSON, JSON lines, gzipped, a folder.")
     ],
@@ -310,7 +309,7 @@ def search(
     source: Source = None,
     json: opt.Json = False,
 ) -> None:
-    """Find the features whose descriptions hold words."""
+    """Find features by words of their descriptions."""
     from dataclasses import asdict
 
     from circuitlab.features import search_descriptions
@@ -320,7 +319,7 @@ def search(
         display.print_json({"words": words, "found": [asdict(each) for each in found]})
         return
     if not found:
-        display.print_line(f"no description holds {words!r}")
+        display.print_line(f"no description contains {words!r}")
         return
     display.print_rows(("feature", "description"), [(str(f.feature), f.text) for f in found], right=("feature",))
 
@@ -366,7 +365,7 @@ def _descriptions(path: str | None, source: str | None) -> "Descriptions | None"
     from circuitlab.features import load_descriptions
 
     if path is None and source is not None:
-        raise ConfigError("--source says which autoencoder of an export; name the export with --descriptions.")
+        raise ConfigError("--source selects an autoencoder of an export; name the export with --descriptions.")
     return None if path is None else load_descriptions(path, source)
 
 

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from circuitlab.neurons.weights import WeightTable
 
 neurons_app = App(
-    help="What single neurons do: what they add to a prediction, what makes them fire.", no_args_is_help=True
+    help="Single neurons: direct effects, activations, weights, ablation and prompt search.",
+    no_args_is_help=True,
 )
 Layer = Annotated[int, typer.Option("--layer", min=0, help="Layer of the neurons, from 0.")]
 Layers = Annotated[
@@ -27,25 +28,25 @@ Layers = Annotated[
 Neurons = Annotated[str, typer.Option("--neurons", metavar="LIST", help="Neurons, such as 0,3 or 4-7.")]
 Stage = Annotated[
     str,
-    typer.Option("--stage", metavar="NAME", help="pre: before the activation function; mid: behind it; post: behind "
-                 "a norm there as well."),
+    typer.Option("--stage", metavar="NAME", help="pre: before the activation function; mid: after it; post: after a "
+                 "norm inside the MLP as well."),
 ]  # fmt: skip
-Count = Annotated[int, typer.Option("-k", min=1, help="How many to list.")]
-Lowest = Annotated[bool, typer.Option("--lowest", help="The most negative ones instead.")]
-Bare = Annotated[bool, typer.Option("--bare", help="W_out W_U alone, without the final norm's gain and centring.")]
+Count = Annotated[int, typer.Option("-k", min=1, help="Number of rows.")]
+Lowest = Annotated[bool, typer.Option("--lowest", help="List the most negative ones.")]
+Bare = Annotated[bool, typer.Option("--bare", help="W_out W_U without the final norm's gain and centering.")]
 
 
 @neurons_app.callback()
 def neurons() -> None:
-    """What single neurons do: what they add to a prediction, what makes them fire."""
+    """Single neurons: direct effects, activations, weights, ablation and prompt search."""
 
 
 @neurons_app.command()
 def importance(
-    prompts: Annotated[list[str], typer.Argument(metavar="PROMPT...", help="Texts; the token that follows is meant.")],
+    prompts: Annotated[list[str], typer.Argument(metavar="PROMPT...", help="Texts; effects are on the next token.")],
     answer: Annotated[
         list[str] | None,
-        typer.Option("--answer", metavar="WORD", help="The token meant, once a prompt; the predicted one by default."),
+        typer.Option("--answer", metavar="WORD", help="Token, one per prompt. [default: the predicted token]"),
     ] = None,
     layer: Layers = None,
     k: Count = 10,
@@ -61,7 +62,7 @@ def importance(
     center_weights: opt.CenterWeights = False,
     json: opt.Json = False,
 ) -> None:
-    """Say which neurons add most to what is predicted after each prompt, as a share of what all neurons add."""
+    """List the neurons with the largest direct effect on the next token, as a share of all neurons' effect."""
     layers = numbers(layer, "--layer")
     opt.check_force(force, "--out", out)
     check_file(out, force=force, kinds=TABLE_OR_PICTURE)
@@ -77,9 +78,9 @@ def importance(
         return
     legend = zip(found.prompts, found.answers, found.totals.tolist(), strict=True)
     display.print_rows(
-        ("", "prompt", "token", "all neurons add"),
+        ("", "prompt", "token", "all neurons"),
         [(str(i), repr(p), repr(a), f"{t:.3f} logits") for i, (p, a, t) in enumerate(legend, start=1)],
-        right=("all neurons add",),
+        right=("all neurons",),
     )
     display.print_line("")
     heads = [str(i) for i in range(1, len(found.prompts) + 1)]
@@ -169,7 +170,7 @@ def activations(
     center_weights: opt.CenterWeights = False,
     json: opt.Json = False,
 ) -> None:
-    """Read neurons at every token of a text; --html writes the text coloured by the neuron chosen from a list."""
+    """Show neuron activations at every token of a text; --html writes an interactive page."""
     given, chosen = text_of(text, file), numbers(neurons, "--neurons") or []
     opt.check_force(force, "--html", html)
     check_file(html, force=force, option="--html", kinds=PAGE)
@@ -205,19 +206,19 @@ def examples(
     ],
     neurons: Neurons,
     layer: Layer,
-    k: Annotated[int, typer.Option("-k", min=1, help="How many texts a neuron.")] = 10,
+    k: Annotated[int, typer.Option("-k", min=1, help="Number of texts per neuron.")] = 10,
     stage: Stage = "post",
     max_tokens: Annotated[
-        int | None, typer.Option("--max-tokens", min=1, help="How much of each text is read; the context by default.")
+        int | None, typer.Option("--max-tokens", min=1, help="Truncate texts at N tokens. [default: the context]")
     ] = None,
     separator: Annotated[
         str | None,
         typer.Option(
-            "--separator", metavar="TEXT", help="What ends a text in a text file. [default: \\n, a line break]"
+            "--separator", metavar="TEXT", help="Separator of texts in a text file. [default: \\n, a line break]"
         ),
     ] = None,
     field: Annotated[
-        str | None, typer.Option("--field", metavar="NAME", help="The text's entry in .jsonl files. [default: text]")
+        str | None, typer.Option("--field", metavar="NAME", help="Key of the text in .jsonl files. [default: text]")
     ] = None,
     html: Page = None,
     model: opt.Model = "bundled",
@@ -230,7 +231,7 @@ def examples(
     quiet: opt.Quiet = False,
     json: opt.Json = False,
 ) -> None:
-    """Find the texts of a corpus at which neurons are most active; --html shows them coloured."""
+    """Find the texts of a corpus with the highest activations; --html writes an interactive page."""
     chosen = numbers(neurons, "--neurons") or []
     opt.check_force(force, "--html", html)
     check_file(html, force=force, option="--html", kinds=PAGE)
@@ -258,7 +259,7 @@ def examples(
         (str(one.neuron), str(one.rank + 1), f"{one.value:.3f}", repr(one.token), _around(one.tokens, one.position))
         for one in found.examples
     ]
-    display.print_rows(("neuron", "", "value", "token", "text around it"), rows, right=("neuron", "", "value"))
+    display.print_rows(("neuron", "", "value", "token", "context"), rows, right=("neuron", "", "value"))
     cut = f", {found.n_truncated:,} cut at {found.max_tokens:,} tokens" if found.n_truncated else ""
     display.print_line(f"{found.n_texts:,} texts, {found.n_tokens:,} tokens{cut}")
     if html is not None:

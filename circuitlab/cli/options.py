@@ -15,7 +15,7 @@ TaskName = Annotated[
     str,
     typer.Argument(
         metavar="TASK",
-        help="A task's name, or the path of a .py file that holds TASK.",
+        help="A task's name, or the path of a .py file that defines TASK.",
         autocompletion=complete_task,
     ),
 ]
@@ -27,7 +27,7 @@ Method = Annotated[
     typer.Option(
         "--method",
         metavar="NAME",
-        help=f"How edges are scored: {listed(names.METHODS)}. See: circuitlab methods.",
+        help=f"Scoring method: {listed(names.METHODS)}. See: circuitlab methods.",
         autocompletion=completing(names.METHODS),
     ),
 ]
@@ -36,14 +36,14 @@ Steps = Annotated[
 ]
 MethodOptions = Annotated[
     list[str] | None,
-    typer.Option("--method-option", metavar="KEY=VALUE", help="An option of the method; may be repeated."),
+    typer.Option("--method-option", metavar="KEY=VALUE", help="Method option; may be repeated."),
 ]
 Metric = Annotated[
     str | None,
     typer.Option(
         "--metric",
         metavar="NAME",
-        help=f"What is measured: {listed(names.METRICS)}; the task's own by default. See: circuitlab metrics.",
+        help=f"Metric: {listed(names.METRICS)}. [default: the task's] See: circuitlab metrics.",
         autocompletion=completing(names.METRICS),
     ),
 ]
@@ -52,20 +52,23 @@ Ablation = Annotated[
     typer.Option(
         "--ablation",
         metavar="NAME",
-        help=f"What takes the place of everything outside the circuit: {listed(names.ABLATIONS)}.",
+        help=f"Ablation of everything outside the circuit: {listed(names.ABLATIONS)}.",
         autocompletion=completing(names.ABLATIONS),
     ),
 ]
 Pairs = Annotated[int, typer.Option("-n", min=1, max=100_000, help="Pairs of prompts per split.")]
-Seed = Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="Same seed, same prompts and same numbers.")]
+Seed = Annotated[
+    int,
+    typer.Option("--seed", min=0, max=2**32 - 1, help="Random seed of prompts and numbers."),
+]
 Target = Annotated[
     float | None, typer.Option("--target", help="Faithfulness that the circuit must reach. [default: 0.9]")
 ]
 TopEdges = Annotated[
-    int | None, typer.Option("--n-edges", min=1, metavar="N", help="Instead of a target: take the N top edges.")
+    int | None, typer.Option("--n-edges", min=1, metavar="N", help="Select the N top edges instead of a target.")
 ]
 Threshold = Annotated[
-    float | None, typer.Option("--threshold", help="Instead of a target: take edges that score at least this.")
+    float | None, typer.Option("--threshold", help="Select edges with at least this score instead of a target.")
 ]
 Signed = Annotated[bool, typer.Option("--signed/--absolute", help="Rank edges by score, or by its absolute value.")]
 Greedy = Annotated[
@@ -78,38 +81,32 @@ MinAccuracy = Annotated[
         "--min-accuracy",
         min=0,
         max=1,
-        help="Share of pairs that the model must get right; 0 skips the check.",
+        help="Minimum share of pairs that the model answers correctly; 0 skips the check.",
     ),
 ]
 AllowWeakGap = Annotated[
-    bool, typer.Option("--allow-weak-gap", help="Also pairs whose clean and corrupted runs cannot be told apart.")
+    bool, typer.Option("--allow-weak-gap", help="Accept pairs without a significant clean-corrupted difference.")
 ]
 Stability = Annotated[
     int,
-    typer.Option(
-        "--stability", min=0, max=10_000, help="Repeat discovery on so many bootstrap resamples of its pairs."
-    ),
+    typer.Option("--stability", min=0, max=10_000, help="Repeat discovery on N bootstrap resamples of the pairs."),
 ]
 StabilitySeeds = Annotated[
     int,
-    typer.Option("--stability-seeds", min=0, max=10_000, help="Repeat discovery on new prompts of so many more seeds."),
+    typer.Option("--stability-seeds", min=0, max=10_000, help="Repeat discovery on new prompts with N other seeds."),
 ]
 Sites = Annotated[
     list[str] | None,
-    typer.Option(
-        "--sites", metavar="NAME", help="What is swept: names of sites, separated by commas; may be repeated."
-    ),
+    typer.Option("--sites", metavar="NAME", help="Sites to sweep, separated by commas; may be repeated."),
 ]
 NoSweep = Annotated[bool, typer.Option("--no-sweep", help="Skip the sweeps; no heatmaps.")]
 RandomCircuits = Annotated[
-    int, typer.Option("--random", min=0, max=10_000, help="How many random circuits to compare with.")
+    int, typer.Option("--random", min=0, max=10_000, help="Number of random circuits to compare with.")
 ]
-Knockouts = Annotated[int, typer.Option("--knockouts", min=0, max=10_000, help="How many random parts to take out.")]
-Out = Annotated[str | None, typer.Option("--out", metavar="PATH", help="Where the result goes.")]
-Force = Annotated[bool, typer.Option("--force", help="Replace what is there already.")]
-RunCode = Annotated[
-    bool, typer.Option("--run-code", help="Run the task file in the run folder as code. Read it first.")
-]
+Knockouts = Annotated[int, typer.Option("--knockouts", min=0, max=10_000, help="Number of random parts to remove.")]
+Out = Annotated[str | None, typer.Option("--out", metavar="PATH", help="Output path.")]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite existing output.")]
+RunCode = Annotated[bool, typer.Option("--run-code", help="Execute the task file in the run folder. Read it first.")]
 # Of `evaluate`, where a run folder has its own settings.
 RunsModel = Annotated[
     str | None,
@@ -125,8 +122,7 @@ RunsAblation = Annotated[
         "--ablation",
         metavar="NAME",
         help=(
-            f"What takes the place of everything outside the circuit: {listed(names.ABLATIONS)}. "
-            "[default: the run's, or corrupt]"
+            f"Ablation of everything outside the circuit: {listed(names.ABLATIONS)}. [default: the run's, or corrupt]"
         ),
         autocompletion=completing(names.ABLATIONS),
     ),
@@ -138,28 +134,31 @@ RunsPairs = Annotated[
 RunsSeed = Annotated[
     int | None,
     typer.Option(
-        "--seed", min=0, max=2**32 - 1, help="Same seed, same prompts and same numbers. [default: the run's, or 0]"
+        "--seed",
+        min=0,
+        max=2**32 - 1,
+        help="Random seed of prompts and numbers. [default: the run's, or 0]",
     ),
 ]
 RunsWeakGap = Annotated[
     bool | None,
     typer.Option(
         "--allow-weak-gap/--no-allow-weak-gap",
-        help="Also pairs whose clean and corrupted runs cannot be told apart. [default: the run's, or no]",
+        help="Accept pairs without a significant clean-corrupted difference. [default: the run's, or no]",
     ),
 ]
 RunsFoldLn = Annotated[
     bool | None,
     typer.Option(
         "--fold-ln/--no-fold-ln",
-        help="Fold the model's layer norms into the next weights. [default: the run's, or no]",
+        help="Fold the norms into the next weights. [default: the run's, or no]",
     ),
 ]
 RunsCenterWeights = Annotated[
     bool | None,
     typer.Option(
         "--center-weights/--no-center-weights",
-        help="Centre what it writes to the stream, and its unembedding. [default: the run's, or no]",
+        help="Center the writing weights and the unembedding. [default: the run's, or no]",
     ),
 ]
 Device = Annotated[str | None, typer.Option("--device", metavar="NAME", help="cpu, cuda or cuda:0.")]
@@ -169,19 +168,18 @@ Bos = Annotated[
     typer.Option(
         "--bos",
         metavar="NAME",
-        help="Put a beginning-of-sequence token in front of texts: auto (if the tokenizer does), always or never. "
-        "[default: auto]",
+        help="Prepend a beginning-of-sequence token: auto (if the tokenizer does), always or never. [default: auto]",
     ),
 ]
-FoldLn = Annotated[bool, typer.Option("--fold-ln", help="Fold the model's layer norms into the next weights.")]
+FoldLn = Annotated[bool, typer.Option("--fold-ln", help="Fold the norms into the next weights.")]
 CenterWeights = Annotated[
-    bool, typer.Option("--center-weights", help="Centre what it writes to the stream, and its unembedding.")
+    bool, typer.Option("--center-weights", help="Center the writing weights and the unembedding.")
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
 Contrast = Annotated[str | None, typer.Option("--contrast", metavar="VALUE", help="Short for --option contrast=VALUE.")]
 TaskOptions = Annotated[
-    list[str] | None, typer.Option("--option", metavar="KEY=VALUE", help="An option of the task; may be repeated.")
+    list[str] | None, typer.Option("--option", metavar="KEY=VALUE", help="Task option; may be repeated.")
 ]
 
 
@@ -189,7 +187,7 @@ def load(task: str, given: list[str] | None, contrast: str | None) -> "Task":
     """The task with the options of `--option KEY=VALUE` and `--contrast VALUE`.
 
     Raises:
-        ConfigError: An option is not spelt KEY=VALUE, or is given twice.
+        ConfigError: An option is not of the form KEY=VALUE, or is given twice.
         CircuitLabError: What `load_task` finds wrong.
     """
     from circuitlab.data.registry import load_task
@@ -201,7 +199,7 @@ def options_of(given: list[str] | None, contrast: str | None) -> dict[str, str]:
     """The task options of `--option KEY=VALUE` and `--contrast VALUE`.
 
     Raises:
-        ConfigError: One is not spelt KEY=VALUE, or is given twice.
+        ConfigError: One is not of the form KEY=VALUE, or is given twice.
     """
     texts = [*(given or []), *([f"contrast={contrast}"] if contrast is not None else [])]
     return keyed("--option", texts, "task option", "contrast=gender")
@@ -226,13 +224,13 @@ def keyed(flag: str, texts: list[str] | None, what: str, example: str) -> dict[s
     """What repeated options KEY=VALUE say.
 
     Raises:
-        ConfigError: One is not spelt KEY=VALUE, or a key has two values.
+        ConfigError: One is not of the form KEY=VALUE, or a key has two values.
     """
     chosen: dict[str, str] = {}
     for text in texts or []:
         key, equals, value = text.partition("=")
         if not (key and equals and value):
-            raise ConfigError(f"{flag} {text!r} is not spelt KEY=VALUE, such as {flag} {example}.")
+            raise ConfigError(f"{flag} {text!r} is not of the form KEY=VALUE, such as {flag} {example}.")
         if chosen.setdefault(key, value) != value:
             raise ConfigError(f"{what} {key!r} is given twice, as {chosen[key]!r} and as {value!r}. Give one.")
     return chosen

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 TABLE, TABLE_OR_PICTURE, PAGE = (".csv",), (".csv", ".png", ".svg"), (".html", ".htm")
 Page = Annotated[
-    str | None, typer.Option("--html", metavar="PATH", help="Write the text as a page, coloured token by token.")
+    str | None, typer.Option("--html", metavar="PATH", help="Write the text as an HTML page, coloured by token.")
 ]
 
 reservations = ExitStack()

@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 def predict(
     text: TextArgument = None,
     answer: Annotated[
-        list[str] | None, typer.Option("--answer", metavar="WORD", help="Ask for this token; may be repeated.")
+        list[str] | None, typer.Option("--answer", metavar="WORD", help="Token to report; may be repeated.")
     ] = None,
-    k: Annotated[int, typer.Option("-k", min=0, help="How many of the most likely tokens to list.")] = 10,
-    go_on: Annotated[int, typer.Option("--continue", metavar="N", min=0, help="Go on greedily by so many tokens.")] = 0,
+    k: Annotated[int, typer.Option("-k", min=0, help="Number of most likely tokens to list.")] = 10,
+    go_on: Annotated[int, typer.Option("--continue", metavar="N", min=0, help="Generate N tokens greedily.")] = 0,
     file: TextFile = None,
     html: Page = None,
     model: opt.Model = "bundled",

@@ -22,7 +22,7 @@ from circuitlab.errors import ConfigError
 
 Layer = Annotated[int, typer.Option("--layer", min=0, help="The layer, counted from 0.")]
 Neuron = Annotated[int, typer.Option("--neuron", min=0, help="The neuron, counted from 0.")]
-Table = Annotated[str | None, typer.Option("--out", metavar="PATH", help="Write the whole table as .csv.")]
+Table = Annotated[str | None, typer.Option("--out", metavar="PATH", help="Write the table (.csv).")]
 
 
 def sensitivity(
@@ -30,7 +30,7 @@ def sensitivity(
     neuron: Neuron,
     text: TextArgument = None,
     scale: Annotated[
-        float, typer.Option("--scale", help="Standard deviation of the noise, as a share of the embeddings' size.")
+        float, typer.Option("--scale", help="Standard deviation of the noise, relative to the rms of the embeddings.")
     ] = 0.5,
     samples: Annotated[
         int, typer.Option("--samples", min=1, max=10_000, help="Samples of noise, the same for every token.")
@@ -48,7 +48,7 @@ def sensitivity(
     center_weights: opt.CenterWeights = False,
     json: opt.Json = False,
 ) -> None:
-    """Add noise to one token at a time, and see how a neuron's activation at the last token moves."""
+    """Add noise to one token at a time, and measure the change of a neuron's activation at the last token."""
     given = text_of(text, file)
     opt.check_force(force, "--out or --html", out, html)
     check_file(html, force=force, option="--html", kinds=PAGE)
@@ -65,7 +65,7 @@ def sensitivity(
         display.print_json({"model": model, **found.to_record(), **places(out, html)})
         return
     display.print_line(
-        f"neuron {neuron} of layer {layer}: {found.activation:.3f} at the last token; {samples} samples of noise"
+        f"neuron L{layer}N{neuron} at the last token: {found.activation:.3f}; {samples} samples of noise"
     )
     rows = [
         (str(row["position"]), repr(row["token"]), *(f"{row[key]:.3f}" for key in ("mean", "standard_error", "size")))
@@ -80,9 +80,10 @@ def simplify(
     layer: Layer,
     neuron: Neuron,
     text: TextArgument = None,
-    keep: Annotated[int, typer.Option("--keep", min=1, help="Stop at so many tokens.")] = 1,
+    keep: Annotated[int, typer.Option("--keep", min=1, help="Stop at N tokens.")] = 1,
     until: Annotated[
-        float | None, typer.Option("--until", help="Stop before the activation falls below this share of the first.")
+        float | None,
+        typer.Option("--until", help="Stop before the activation falls below this share of the first."),
     ] = None,
     file: TextFile = None,
     out: Table = None,
@@ -95,7 +96,7 @@ def simplify(
     center_weights: opt.CenterWeights = False,
     json: opt.Json = False,
 ) -> None:
-    """Delete the tokens of a text that a neuron needs least, one after the other; the last token stays."""
+    """Delete tokens one by one, keeping the activation at the last token as high as possible."""
     given = text_of(text, file)
     opt.check_force(force, "--out", out)
     check_file(out, force=force, kinds=TABLE)
@@ -120,7 +121,7 @@ def simplify(
     ]
     display.print_rows(("tokens", "activation", "deleted", "text"), rows, right=("tokens", "activation"))
     if any(step.retokenises is False for step in found.steps):
-        display.print_line("* typed as it stands, this text is other tokens than those that were run")
+        display.print_line("* this text would be tokenized differently")
     tell(out)
 
 
@@ -146,7 +147,7 @@ def ablate(
     center_weights: opt.CenterWeights = False,
     json: opt.Json = False,
 ) -> None:
-    """Hold a set of neurons at a value, and see how the log-probability of every token changes."""
+    """Ablate a set of neurons, and measure the change of every token's log-probability."""
     given = texts_of(texts, file)
     chosen = _sets(layer, neurons, at)
     held = value if value in ("zero", "mean") else _number(value)
@@ -172,29 +173,27 @@ def ablate(
         )
         for row in found.to_frame().to_dict("records")
     ]  # fmt: skip
-    columns = ("text", "token", "log-prob", "change", "changed most", "by")
-    display.print_rows(columns, rows, right=("log-prob", "change", "by"))
+    columns = ("text", "token", "log-prob", "change", "most changed token", "its change")
+    display.print_rows(columns, rows, right=("log-prob", "change", "its change"))
     tell(out, html)
 
 
 def optimise(
     layer: Layer,
     neuron: Neuron,
-    prompts: Annotated[int, typer.Option("--prompts", min=1, max=10_000, help="How many prompts to find.")] = 8,
+    prompts: Annotated[int, typer.Option("--prompts", min=1, max=10_000, help="Number of prompts.")] = 8,
     tokens: Annotated[int, typer.Option("--tokens", min=1, help="Tokens of a prompt.")] = 8,
     fixed: Annotated[
         list[str] | None,
-        typer.Option("--fixed", metavar="POSITION=WORD", help="A word that stays, 0 the first, -1 the last token."),
+        typer.Option("--fixed", metavar="POSITION=WORD", help="A fixed word; 0 is the first, -1 the last token."),
     ] = None,
-    steps: Annotated[int, typer.Option("--steps", min=1, max=1_000_000, help="At most so many.")] = 200,
-    patience: Annotated[
-        int, typer.Option("--patience", min=1, help="Stop after so many steps without a better one.")
-    ] = 30,
-    diversity: Annotated[float, typer.Option("--diversity", help="Weight of the penalty for prompts alike.")] = 0.1,
+    steps: Annotated[int, typer.Option("--steps", min=1, max=1_000_000, help="Maximum number of steps.")] = 200,
+    patience: Annotated[int, typer.Option("--patience", min=1, help="Stop after N steps without improvement.")] = 30,
+    diversity: Annotated[float, typer.Option("--diversity", help="Weight of the penalty on similar prompts.")] = 0.1,
     direction: Annotated[str, typer.Option("--direction", metavar="NAME", help="max or min.")] = "max",
     seed: opt.Seed = 0,
     out: Annotated[
-        str | None, typer.Option("--out", metavar="PATH", help="Write the trace as .csv, or draw it as .png or .svg.")
+        str | None, typer.Option("--out", metavar="PATH", help="Write the trace (.csv) or a figure (.png, .svg).")
     ] = None,
     model: opt.Model = "bundled",
     force: opt.Force = False,
@@ -206,7 +205,7 @@ def optimise(
     quiet: opt.Quiet = False,
     json: opt.Json = False,
 ) -> None:
-    """Search by gradients for prompts that maximise a neuron at their last token, beside as many random ones."""
+    """Search prompts that maximize a neuron at the last token by gradients, compared with random prompts."""
     words = _fixed(fixed)
     opt.check_force(force, "--out", out)
     check_file(out, force=force, kinds=TABLE_OR_PICTURE)
@@ -228,7 +227,7 @@ def optimise(
     rows = [(f"{one.value:.3f}", str(one.step), one.tokens.text + _star(one.retokenises)) for one in found.prompts]
     display.print_rows(("value", "step", "prompt"), rows, right=("value", "step"))
     if any(one.retokenises is False for one in found.prompts):
-        display.print_line("* typed as it stands, this prompt is other tokens than those that were run")
+        display.print_line("* this prompt would be tokenized differently")
     display.print_line(f"best of {found.baseline.n:,} random prompts: {found.baseline.best[0]:.3f}")
     tell(out)
 
@@ -237,12 +236,12 @@ def outliers(
     texts: Texts = None,
     layer: Layer = 0,
     top: Annotated[
-        int, typer.Option("--top", min=1, help="How many positions to list, and to compare with random ones.")
+        int, typer.Option("--top", min=1, help="Number of positions to list and to compare with random ones.")
     ] = 10,
     seed: opt.Seed = 0,
     file: Lines = None,
     out: Annotated[
-        str | None, typer.Option("--out", metavar="PATH", help="Write all positions as .csv, or draw as .png or .svg.")
+        str | None, typer.Option("--out", metavar="PATH", help="Write all positions (.csv) or a figure (.png, .svg).")
     ] = None,
     model: opt.Model = "bundled",
     force: opt.Force = False,
@@ -253,7 +252,7 @@ def outliers(
     center_weights: opt.CenterWeights = False,
     json: opt.Json = False,
 ) -> None:
-    """Find positions where an MLP matters though no neuron stands out, in texts or in sentences of our own."""
+    """Find positions where an MLP matters but no single neuron does, in texts or the included sentences."""
     opt.check_force(force, "--out", out)
     check_file(out, force=force, kinds=TABLE_OR_PICTURE)
     from circuitlab.cli import display
@@ -277,12 +276,12 @@ def outliers(
     columns = ("token", "at", "loss", "score", "combined", "prompt")
     display.print_rows(columns, rows, right=columns[1:5])
     if ratios is None:
-        display.print_line("no layer norm inside this model's MLPs: its effect on the scores cannot be compared")
+        display.print_line("this model's MLPs have no inner layer norm to compare")
     else:
         one = ratios.difference
         display.print_line(
-            f"score behind the inner norm over before: {one.first_mean:.3f} at these, {one.second_mean:.3f} at random "
-            f"positions (p = {one.permutation_p:.3f})"
+            f"outlier score after / before the inner norm: {one.first_mean:.3f} at these positions, "
+            f"{one.second_mean:.3f} at random ones (p = {one.permutation_p:.3f})"
         )
     tell(out)
 

@@ -40,7 +40,7 @@ def show_run(run: "Run", *, json: bool) -> None:
         return
     example = run.pairs.held_out[0]
     asked = [
-        ("asked", run.task.summary),
+        ("task", run.task.summary),
         ("clean", repr(example.clean)),
         ("corrupted", repr(example.corrupt)),
         ("answer", f"{_words(example.answers)}{f', over {_words(wrong)}' if (wrong := example.distractors) else ''}"),
@@ -92,7 +92,7 @@ def _print_warnings(found: "Evaluation") -> None:
 def _verdict(result: "TestResult") -> str:
     """Whether the null hypothesis was rejected, and which way that speaks."""
     if result.least_p >= LEVEL:
-        return f"cannot be rejected by {result.n}"
+        return f"too few to reject: {result.n}"
     return f"{'rejected' if result.rejected else 'not rejected'}, {'for' if result.good else 'against'} the circuit"
 
 
@@ -109,16 +109,16 @@ def _more_facts(found: "Evaluation") -> list[tuple[str, str]]:
             ("CPR", f"{number(areas.cpr)}, logarithmic {number(areas.cpr_log)}"),
             ("CMD", f"{number(areas.cmd)}, logarithmic {number(areas.cmd_log)}"),
             (
-                "over pruned",
+                "pruned sizes",
                 f"CPR {number(areas.cpr_achieved)}, logarithmic {number(areas.cpr_achieved_log)}; "
                 f"CMD {number(areas.cmd_achieved)}, logarithmic {number(areas.cmd_achieved_log)}",
             ),
             ("smallest", f"{smallest.n_edges:,} edges reach 0.9" if smallest else "no size reaches 0.9"),
         ]
-    facts.append(("overshoot", "yes: a circuit does more than the whole model" if found.overshoot else "no"))
-    facts.append(("complement", f"{number(found.complement)} without the circuit"))
+    facts.append(("overshoot", "some circuit exceeds faithfulness 1" if found.overshoot else "no"))
+    facts.append(("complement", f"faithfulness without the circuit: {number(found.complement)}"))
     if found.knockouts:
-        facts.append(("incomplete by", f"{number(found.incompleteness)} under {len(found.knockouts)} knockouts"))
+        facts.append(("incompleteness", f"{number(found.incompleteness)} (mean over {len(found.knockouts)} knockouts)"))
     if found.minimality:
         spare = len(found.minimality.dispensable)
         facts.append(("minimality", f"not shown to be needed: {spare} of {found.n_edges:,} edges"))
@@ -171,7 +171,7 @@ def show_grids(grids: Mapping[str, "Grid"], *, folder: str | None, json: bool, c
         grid = grids[name]
         # What a patch that does nothing leaves: the run that is patched.
         neutral = 0.0 if grid.direction == "denoise" else 1.0
-        display.print_line(f"{name}, {grid.direction}, {grid.metric}: 0 is the corrupted run, 1 the clean one")
+        display.print_line(f"{name}, {grid.direction}, {grid.metric}: 0: corrupted run, 1: clean run")
         _print_cells(table.iloc[(table["value"] - neutral).abs().argsort()[::-1][:TOP_CELLS]])
     if folder:
         display.print_line(f"tables and heatmaps: {folder}")
@@ -191,9 +191,9 @@ def show_reproduction(again: "Reproduction", *, json: bool) -> None:
         files = [{"name": file.name, "status": file.status, "detail": file.detail} for file in again.files]
         display.print_json({"ok": again.ok, "same_weights": again.same_weights, "files": files})
         return
-    display.print_rows(("file", "came out", "detail"), [(file.name, file.status, file.detail) for file in again.files])
+    display.print_rows(("file", "result", "detail"), [(file.name, file.status, file.detail) for file in again.files])
     if not again.same_weights:
-        display.print_line("the model's weights are not those of the run")
+        display.print_line("the model's weights differ from those of the run")
     display.print_line("reproduced" if again.ok else "NOT reproduced: see the files that differ")
 
 
@@ -210,7 +210,7 @@ def _facts(found: "Evaluation") -> list[tuple[str, str]]:
             "faithfulness",
             f"{number(found.faithfulness)}, 95 % interval [{number(low)}, {number(high)}], held-out prompts",
         ),
-        ("random", f"{len(found.random)} random circuits of this size: {number(best)} at best"),
+        ("random", f"{len(found.random)} random circuits of this size, maximum {number(best)}"),
         ("edges", f"{found.n_edges:,} of {found.n_edges_total:,} ({share:.1%}), {found.n_nodes} nodes{_taken(found)}"),
         ("accuracy", f"model {number(found.accuracy_model)}, circuit {number(found.accuracy_circuit)}"),
     ]
@@ -219,8 +219,8 @@ def _facts(found: "Evaluation") -> list[tuple[str, str]]:
 def _taken(found: "Evaluation") -> str:
     """How many edges were taken, where pruning left fewer; how many they are, where nodes keep some neurons only."""
     nominal, weighted = found.n_edges_nominal, found.n_edges_weighted
-    pruned = f"; {nominal:,} taken before pruning" if nominal is not None and nominal != found.n_edges else ""
-    return pruned + (f"; {number(weighted, 1)} by their share of neurons" if weighted != found.n_edges else "")
+    pruned = f"; {nominal:,} selected before pruning" if nominal is not None and nominal != found.n_edges else ""
+    return pruned + (f"; {number(weighted, 1)} weighted by share of neurons" if weighted != found.n_edges else "")
 
 
 def _words(words: Sequence[str]) -> str:

@@ -46,7 +46,7 @@ def sweep(
         typer.Option(
             "--site",
             metavar="NAME",
-            help=f"What is patched; may be repeated: {opt.listed(names.SITES)}. See: circuitlab sites.",
+            help=f"Site to patch; may be repeated: {opt.listed(names.SITES)}. See: circuitlab sites.",
             autocompletion=opt.completing(names.SITES),
         ),
     ],
@@ -66,7 +66,7 @@ def sweep(
     ] = "corrupt",
     axis: Annotated[str, typer.Option("--axis", metavar="NAME", help="auto, position, span or all.")] = "auto",
     head_axis: Annotated[
-        str, typer.Option("--head-axis", metavar="NAME", help="The same for heads and neurons; all by default.")
+        str, typer.Option("--head-axis", metavar="NAME", help="The same for heads and neurons.")
     ] = "all",
     layers: Annotated[
         str | None, typer.Option("--layers", metavar="LIST", help="Only these, such as 0,3 or 4-7.")
@@ -85,15 +85,19 @@ def sweep(
     seed: opt.Seed = 0,
     contrast: opt.Contrast = None,
     option: opt.TaskOptions = None,
-    estimate: Annotated[bool, typer.Option("--estimate", help="Say what it would take, and stop.")] = False,
+    estimate: Annotated[bool, typer.Option("--estimate", help="Print the estimated cost and exit.")] = False,
     budget: Annotated[
         int | None,
         typer.Option(
-            "--budget", min=1, max=2**24, metavar="MB", help="Memory for patched runs; a share of the free by default."
+            "--budget",
+            min=1,
+            max=2**24,
+            metavar="MB",
+            help="Memory for patched runs. [default: a share of free memory]",
         ),
     ] = None,
     resume: Annotated[
-        str | None, typer.Option("--resume", metavar="FILE", help="Keep finished parts here, and go on from them.")
+        str | None, typer.Option("--resume", metavar="FILE", help="Save finished parts to FILE, and resume from it.")
     ] = None,
     out: Annotated[
         str | None, typer.Option("--out", metavar="PATH", help="Folder for CSV tables and heatmaps.")
@@ -107,9 +111,10 @@ def sweep(
     quiet: opt.Quiet = False,
     json: opt.Json = False,
 ) -> None:
-    """Patch every layer and position, or layer and head, of a site, and tell where it matters.
+    """Patch every layer and position, or layer and head, of a site, and measure the effect.
 
-    With --ablation mean, mean-position or mean-span the means are of the held-out pairs; the discovery pairs are swept.
+    With --ablation mean, mean-position or mean-span, means are computed on the held-out pairs; the discovery pairs are
+    swept.
     """
     wanted = opt.load(task, option, contrast)
     from circuitlab.cli import results, tables
