@@ -82,7 +82,7 @@ def quantities() -> tuple[Quantity, ...]:
     tools = "`transformer_lens.tools.analysis.attribution_patching"
     return (
         *found,
-        Quantity("exact edges", "`oracles.edge_effects`, a pass an edge", exact_difference),
+        Quantity("exact edges", "`oracles.edge_effects`, one pass per edge", exact_difference),
         Quantity("circuits", "`oracles.circuit_run`, node by node", circuit_difference),
         Quantity("reader gradients", "`oracles.reader_gradients`, autograd", reader_difference, "largest gradient"),
         Quantity("writer gradients", "`oracles.writer_gradients`, autograd", writer_difference, "largest gradient"),
@@ -198,7 +198,7 @@ def tables(names: Iterable[str], columns: Iterable[Quantity]) -> str:
         body = [[name, f"{_tolerance(name):.0e}", *(row[c] for c in chosen)] for name, row in rows.items()]
         found += [f"### {title}", as_markdown((ARCHITECTURE, TOLERANCE, *chosen), body)]
     told = [(q.name, q.oracle, q.of) for q in columns]
-    found += ["### What each is compared with", as_markdown(("Quantity", "Oracle", "As a share of the"), told)]
+    found += ["### Oracles", as_markdown(("Quantity", "Oracle", "Relative to the"), told)]
     return "\n\n".join(found)
 
 

@@ -140,12 +140,12 @@ def tables(found: Mapping[Case, Scored]) -> str:
         for norm, norms in NORMS.items():
             part = {case: value for case, value in found.items() if (case.ablation, case.norm) == (ablation, norm)}
             if part:
-                parts += [f"### Excluded edges carry {what}; models {norms}"]
-                parts += ["AUROC, with its 95 % interval over edges where it is not 1:", _table(part, _auroc)]
-                parts += [f"AUROC where scores of at most {FLOOR:g} of the largest tie:", _table(part, _floored)]
+                parts += [f"### Ablation: {what}; models {norms}"]
+                parts += ["AUROC, with a 95 % interval over edges unless it is 1:", _table(part, _auroc)]
+                parts += [f"AUROC with scores of at most {FLOOR:g} of the largest set to 0:", _table(part, _floored)]
                 parts += ["Average precision:", _table(part, _precision)]
     if refused := _refused(found):
-        parts += ["### Refused", refused]
+        parts += ["### Unsupported", refused]
     return "\n\n".join(parts)
 
 
@@ -193,7 +193,7 @@ def _edges(models: Iterable[str]) -> str:
             ", ".join(f"`{name}`" for name in in_order if name in names) or "none" for names in (first, more - first)
         ]
         rows.append([f"`{model}`", *listed])
-    return as_markdown(["Model", "Under the corrupted prompt's values", "Under zero or a mean, also"], rows)
+    return as_markdown(["Model", "With the corrupted prompt's values", "Additional edges with zero or a mean"], rows)
 
 
 def _refused(found: Mapping[Case, Scored]) -> str:

@@ -1,7 +1,7 @@
 """The `circuitlab` command: exit codes, and what the user sees when something goes wrong.
 
-Exit codes: 0 done; 1 a fault of ours, or a `reproduce` that did not come out the same; 2 something the user can mend,
-told in one line on stderr, an interruption among it. `CIRCUITLAB_DEBUG=1` adds the traceback.
+Exit codes: 0: success; 1: internal error, or a `reproduce` whose results differ; 2: user error, with a one-line message
+on stderr, or an interruption. `CIRCUITLAB_DEBUG=1` adds the traceback.
 
 The only place in the library that prints, and the only one that changes settings of the process.
 """
@@ -84,7 +84,7 @@ def _run(argv: list[str]) -> int:
 
 
 def _from_other(error: Exception, argv: Sequence[str]) -> int:
-    """Tell typer's usage errors, which the user can mend, from faults of ours."""
+    """Exit code of an error that is not ours: typer's usage errors are user errors, others internal errors."""
     usage = getattr(error, "format_message", None)
     if usage is not None:
         asked = getattr(getattr(error, "ctx", None), "command_path", None) or "circuitlab"
@@ -105,7 +105,7 @@ def _check_words(words: Sequence[str]) -> None:
     """
     for word in words:
         if "\0" in word or any("\ud800" <= character <= "\udfff" for character in word):
-            raise ConfigError(f"{word[:80]!r} holds a NUL or bytes that are not UTF-8. Write it as UTF-8.")
+            raise ConfigError(f"{word[:80]!r} contains a NUL or bytes that are not UTF-8. Write it as UTF-8.")
 
 
 def _silence() -> None:
@@ -146,7 +146,7 @@ def _say(message: str, code: int, words: Sequence[str] = ()) -> int:
 
 def _os_error(error: OSError) -> str:
     where = f" {str(error.filename)!r}" if error.filename else ""
-    return f"{error.strerror or error}{where}. Check that the path exists, may be written, and has room."
+    return f"{error.strerror or error}{where}. Check that the path exists, is writable, and has enough free space."
 
 
 def _prepare_process() -> None:

@@ -1,4 +1,4 @@
-"""What there is to choose from: tasks and models."""
+"""The lists of tasks, models, methods, metrics and sites."""
 
 import json as jsonlib
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ def list_tasks(*, json: bool) -> None:
     for task in found:
         options = [f"{name}: {', '.join(values)}" for name, values in task.options.items()]
         display.print_facts(task.name, [("", task.summary), ("version", task.version), ("options", "; ".join(options))])
-    display.print_line("\nA task of your own is a Python file: circuitlab discover path/to/task.py")
+    display.print_line("\nTo use your own task, pass its Python file: circuitlab discover path/to/task.py")
 
 
 def show_task(task: Task, *, json: bool) -> None:
@@ -69,11 +69,11 @@ def list_models(*, json: bool) -> None:
     if json:
         display.print_json({"bundled": shape, "hub_examples": HUB_EXAMPLES})
         return
-    told = f"GPT-2 architecture: {shape['n_layer']} layers, {shape['n_head']} heads, {shape['n_embd']} wide"
+    told = f"GPT-2 architecture: {shape['n_layer']} layers, {shape['n_head']} heads, d_model {shape['n_embd']}"
     display.print_facts(
         "models",
         [
-            ("bundled", f"{told}, {shape['vocab_size']} tokens; in the package, needs no network"),
+            ("bundled", f"{told}, {shape['vocab_size']} tokens; included, no download"),
             ("FOLDER", "a checkpoint in HuggingFace format with its tokenizer, such as ./my-model"),
             ("NAME", f"any name that TransformerLens loads: {', '.join(HUB_EXAMPLES)}, ..."),
             ("", "--fold-ln and --center-weights rewrite its weights as HookedTransformer did by default"),

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _READ = "A circuit file of any format that is read, or a run folder."
 OfModel = Annotated[
     str | None,
-    typer.Option("--model", metavar="NAME", help="The model, for files that do not say of which they are."),
+    typer.Option("--model", metavar="NAME", help="Model to assume for files that do not name one."),
 ]
 
 
@@ -25,16 +25,16 @@ def compare(
     second: Annotated[str, typer.Argument(metavar="B", help="Another circuit of the same model.")],
     model: OfModel = None,
     out: Annotated[
-        str | None, typer.Option("--out", metavar="PATH", help="Draw both circuits in one, as .png or .svg.")
+        str | None, typer.Option("--out", metavar="PATH", help="Draw both circuits in one picture (.png, .svg).")
     ] = None,
     force: opt.Force = False,
     json: opt.Json = False,
 ) -> None:
-    """Compare two circuits of one model: shared and own edges, Jaccard similarities, rank correlation of scores."""
+    """Compare two circuits of one model: shared edges, Jaccard indices, rank correlation of scores."""
     opt.check_force(force, "--out", out)
     if out is not None:
         if Path(out).suffix not in (".png", ".svg"):
-            raise ConfigError(f"--out {out!r} is no picture; drawings are written as .png or .svg.")
+            raise ConfigError(f"--out {out!r} is not a picture; drawings are written as .png or .svg.")
         check_file(out, force=force)
     from circuitlab.cli import results
     from circuitlab.graphs.circuit import check_circuit
@@ -57,11 +57,11 @@ def convert(
         str, typer.Argument(metavar="TO", help="A .json, .pt, .graphml, .node-link.json, .dot or .txt file.")
     ],
     model: OfModel = None,
-    prune: Annotated[bool, typer.Option("--prune", help="Keep only what connects input and logits.")] = False,
+    prune: Annotated[bool, typer.Option("--prune", help="Keep only edges on a path from input to logits.")] = False,
     force: opt.Force = False,
     json: opt.Json = False,
 ) -> None:
-    """Write a circuit in another format; what the format cannot hold is left out."""
+    """Write a circuit in another format; information that the format does not support is dropped."""
     check_file(target, force=force, option="TO")
     from circuitlab.cli import display
     from circuitlab.graphs.circuit import check_circuit

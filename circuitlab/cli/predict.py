@@ -30,7 +30,7 @@ def predict(
     center_weights: opt.CenterWeights = False,
     json: opt.Json = False,
 ) -> None:
-    """Say what the model expects after a text: rank, logit and probability of answers and of the likeliest tokens.
+    """Predict the next token: rank, logit and probability of answers and of the most likely tokens.
 
     With --continue also how it goes on; with --html how likely each token of the text itself was.
     """
@@ -60,7 +60,7 @@ def predict(
     if written is not None:
         display.print_line(f"continued: {written.continued!r}")
     if likely is not None:
-        display.print_line(f"the text: {likely.total:.3f} nats, perplexity {likely.perplexity:.4g}")
+        display.print_line(f"text: {likely.total:.3f} nats, perplexity {likely.perplexity:.4g}")
         display.print_line(f"page: {html}")
 
 

@@ -9,11 +9,11 @@ from circuitlab.errors import ConfigError
 from circuitlab.files import read_text
 
 TextArgument = Annotated[
-    str | None, typer.Argument(metavar="TEXT", help="The text, its spaces as they are; or give --file.")
+    str | None, typer.Argument(metavar="TEXT", help="Text, including its spaces; or use --file.")
 ]
 TextFile = Annotated[str | None, typer.Option("--file", metavar="PATH", help="Read the text from a file.")]
-Texts = Annotated[list[str] | None, typer.Argument(metavar="TEXT...", help="Texts, each in quotes; or give --file.")]
-Lines = Annotated[str | None, typer.Option("--file", metavar="PATH", help="Read texts from a file, one a line.")]
+Texts = Annotated[list[str] | None, typer.Argument(metavar="TEXT...", help="Texts, each in quotes; or use --file.")]
+Lines = Annotated[str | None, typer.Option("--file", metavar="PATH", help="Read texts from a file, one per line.")]
 
 
 def text_of(text: str | None, file: str | None) -> str:
@@ -31,7 +31,7 @@ def text_of(text: str | None, file: str | None) -> str:
         return text
     found = read_text(Path(file).expanduser(), "file")
     if not found.strip():
-        raise ConfigError(f"file {file!r} holds no text. Write one into it.")
+        raise ConfigError(f"file {file!r} contains no text. Write one into it.")
     return found
 
 
@@ -50,5 +50,5 @@ def texts_of(texts: list[str] | None, file: str | None) -> list[str]:
     lines = text_of(None, file).splitlines()
     found = [line for line in lines if line.strip()]
     if not found:
-        raise ConfigError(f"file {file!r} holds no text. Write one a line.")
+        raise ConfigError(f"file {file!r} contains no text. Write one per line.")
     return found
