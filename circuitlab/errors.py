@@ -61,7 +61,16 @@ def _clipped(text: str, limit: int) -> str:
 
 
 class CircuitLabError(Exception):
-    """Base class of all errors that a user can cause and fix."""
+    """Base class of all errors that a user can cause and fix.
+
+    Example:
+        >>> raise ConfigError("n is 0; it must be at least 1.")
+        Traceback (most recent call last):
+            ...
+        circuitlab.errors.ConfigError: n is 0; it must be at least 1.
+        >>> issubclass(ConfigError, CircuitLabError), issubclass(ConfigError, ValueError)
+        (True, True)
+    """
 
     def __str__(self) -> str:
         return Exception.__str__(self)  # the plain message; KeyError would quote it
@@ -82,6 +91,9 @@ class UnknownNameError(CircuitLabError, KeyError, ValueError):
             allowed: The names that exist.
             hint: One more sentence, such as the other way to say it.
             owner: Whose it would be ("task 'name-throw'"), where others have names of their own.
+
+        Returns:
+            The error, to be raised.
         """
         names = list(allowed)
         near = get_close_matches(str(given), names, n=1, cutoff=0.5)

@@ -53,6 +53,10 @@ class Node:
 
     Raises:
         GraphError: The kind and the indices do not go together.
+
+    Example:
+        >>> Node.parse("a0.h1").name, Node.parse("m2").layer
+        ('a0.h1', 2)
     """
 
     kind: Kind
@@ -86,6 +90,9 @@ class Node:
     def parse(cls, name: str) -> Node:
         """The node with this name.
 
+        Returns:
+            The node.
+
         Raises:
             UnknownNameError: The name is not spelt as a node.
         """
@@ -102,7 +109,12 @@ class Node:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Reader:
-    """A place where the stream is read: a node, and for a head the slot."""
+    """A place where the stream is read: a node, and for a head the slot.
+
+    Example:
+        >>> Edge.parse("m0->a3.h2<q>").reader.node.name
+        'a3.h2'
+    """
 
     node: Node
     slot: Slot | None = None
@@ -122,7 +134,13 @@ class Reader:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Edge:
-    """The direct path from a writer to a reader."""
+    """The direct path from a writer to a reader.
+
+    Example:
+        >>> edge = Edge.parse("m0->a3.h2<q>")
+        >>> edge.source.name, edge.reader.node.name, edge.reader.slot.value
+        ('m0', 'a3.h2', 'q')
+    """
 
     source: Node
     reader: Reader
@@ -138,6 +156,9 @@ class Edge:
     @classmethod
     def parse(cls, name: str) -> Edge:
         """The edge with this name; whether a model has it is for the graph to say.
+
+        Returns:
+            The edge.
 
         Raises:
             UnknownNameError: The name is not spelt as an edge.
@@ -174,6 +195,12 @@ class ModelSpec:
         has_mlp: False for attention-only models.
         causal: No token sees a later one; False for bidirectional models.
         d_vocab_in: Number of tokens that are read, where it is not `d_vocab`.
+
+    Example:
+        >>> from circuitlab import load_model
+        >>> spec = load_model("bundled").spec
+        >>> spec.n_layers, spec.n_heads, spec.d_model
+        (4, 8, 128)
     """
 
     name: str

@@ -14,6 +14,11 @@ class Reference:
         year: Year of publication.
         arxiv: arXiv identifier, or None.
         url: Address, or None.
+
+    Example:
+        >>> reference = Reference(key="a2020", title="A title", authors=("A. Author",), year=2020)
+        >>> reference.bibtex().splitlines()[0]
+        '@misc{a2020,'
     """
 
     key: str
@@ -24,7 +29,11 @@ class Reference:
     url: str | None = None
 
     def bibtex(self) -> str:
-        """The entry as BibTeX, one field a line."""
+        """The entry as BibTeX, one field a line.
+
+        Returns:
+            The BibTeX entry.
+        """
         kind = "article" if self.arxiv else "misc"
         fields = [("author", " and ".join(self.authors)), ("title", "{" + self.title + "}"), ("year", str(self.year))]
         if self.arxiv:

@@ -27,7 +27,14 @@ def test_it_prints_lens_parts_heads_and_writes_all_of_it(capsys, tmp_path, split
     *lines, place = shown.splitlines()
     assert max(map(len, lines)) <= 80
     assert place == f"tables, pictures, attention.html: {tmp_path / 'out'}"
-    for words in ("sum of contributions", "logit lens, logit_diff", "attention 3", "embed.token", "norm.bias", "top keys"):
+    for words in (
+        "sum of contributions",
+        "logit lens, logit_diff",
+        "attention 3",
+        "embed.token",
+        "norm.bias",
+        "top keys",
+    ):
         assert words in shown
     assert {path.name for path in (tmp_path / "out").iterdir()} == FILES
     table = pd.read_csv(tmp_path / "out" / "attribution-head.csv")

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 
@@ -133,9 +134,81 @@ def test_the_checks_above_can_fail(tmp_path):
         assert_shows("faithfulness 0.9\n", "loss 0.9\n")
 
 
+@pytest.fixture(scope="module")
+def load_once():
+    """`load_model` for the examples, which loads each model once."""
+    return cache(circuitlab.load_model)
+
+
 @pytest.mark.parametrize("name", MODULES)
-def test_docstring_examples_run(name):
+def test_docstring_examples_run(name, load_once, monkeypatch):
+    monkeypatch.setattr(circuitlab, "load_model", load_once)
     assert doctest.testmod(import_module(name)).failed == 0
+
+
+PACKAGE = Path(circuitlab.__file__).parent
+SECTIONS = ("Returns", "Raises")
+# Packages whose internal functions are held to the same rule as the front door.
+HELD = ("attribution", "compiled", "data", "graphs", "metrics", "predictions", "report", "viz")
+
+
+def functions(tree: ast.Module) -> Iterator[tuple[str, ast.FunctionDef]]:
+    """Public functions, and public methods of public classes, by name."""
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+            if isinstance(node, ast.FunctionDef):
+                yield node.name, node
+            else:
+                yield from ((f"{node.name}.{name}", one) for name, one in functions(node))
+
+
+def lacking(function: ast.FunctionDef) -> list[str]:
+    """Sections that a docstring lacks: Returns beside Args or at the front door, Raises for a `raise` of its own."""
+    text = ast.get_docstring(function) or ""
+    inner = [node for node in ast.walk(function) if isinstance(node, ast.FunctionDef | ast.Lambda) and node != function]
+    nested = {id(node) for one in inner for node in ast.walk(one)}
+    body = [node for node in ast.walk(function) if id(node) not in nested]
+    decorators = {ast.unparse(one) for one in function.decorator_list}
+    gives = any(isinstance(n, ast.Return) and n.value and ast.unparse(n.value) != "None" for n in body)
+    wants = {
+        "Returns": gives and not decorators & {"property", "cached_property", "overload"},
+        "Raises": any(isinstance(node, ast.Raise) and node.exc for node in body),
+    }
+    return [name for name in SECTIONS if wants[name] and f"{name}:" not in text]
+
+
+def front_door() -> set[tuple[str, str]]:
+    """File and name of everything that `circuitlab` exports."""
+    values = {name: getattr(circuitlab, name) for name in circuitlab.__all__}
+    return {(one.__module__, name) for name, one in values.items() if hasattr(one, "__module__")}
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_docstrings_say_what_comes_back_and_what_is_raised(path):
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    exported = {name for module, name in front_door() if module == ".".join(("circuitlab", *parts))}
+    missing = []
+    for name, function in functions(ast.parse(path.read_text(encoding="utf-8"))):
+        at_the_door = name.partition(".")[0] in exported
+        described = "Args:" in (ast.get_docstring(function) or "")
+        for section in lacking(function):
+            if at_the_door or (parts[0] in HELD and (section == "Raises" or described)):
+                missing.append(f"{name}: {section}")
+    assert not missing
+
+
+def test_every_exported_name_has_an_example():
+    """Errors aside, which docs/errors.md lists."""
+    values = [getattr(circuitlab, name) for name in circuitlab.__all__ if name != "__version__"]
+    errors = [one for one in values if isinstance(one, type) and issubclass(one, circuitlab.CircuitLabError)]
+    assert [one.__name__ for one in values if one not in errors and ">>>" not in (one.__doc__ or "")] == []
+    assert ">>>" in circuitlab.CircuitLabError.__doc__
+
+
+def test_the_docstring_checks_can_fail():
+    found = dict(functions(ast.parse("def f(x):\n    '''Text.'''\n    if x:\n        raise E\n    return x")))
+    assert lacking(found["f"]) == ["Returns", "Raises"]
+    assert lacking(dict(functions(ast.parse("def f(x):\n    '''Text.'''\n    x()")))["f"]) == []
 
 
 def test_conventions_list_the_axes():

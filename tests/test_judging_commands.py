@@ -84,7 +84,14 @@ def test_hypothesis_tests_on_the_command_line(run, capsys):
     asked = ["--task", TASK, "-n", "8", "--random", "1", "--knockouts", "2", "--quiet", "--tests"]
     assert main(["evaluate", str(run), *asked]) == 0
     shown = capsys.readouterr().out
-    for words in ("equivalence", "partial necessity", "for the circuit", "incompleteness", "pruned sizes", "complement"):
+    for words in (
+        "equivalence",
+        "partial necessity",
+        "for the circuit",
+        "incompleteness",
+        "pruned sizes",
+        "complement",
+    ):
         assert words in shown
     assert main(["evaluate", str(run), *asked, "--json"]) == 0
     record = json.loads(capsys.readouterr().out)["hypothesis_tests"]

@@ -155,10 +155,20 @@ def attention(
         run: Of a pair: "clean" or "corrupt".
         notes: Head -> a few words to stand beside it.
 
+    Returns:
+        The patterns of the heads, shape [head, query, key].
+
     Raises:
         UnknownNameError: A head that the model does not have, or no such run.
         ConfigError: No head, no prompt, or one too long.
         ModelError: Text, and the model has no tokenizer.
+
+    Example:
+        >>> from circuitlab import attention, load_model, load_task
+        >>> model = load_model("bundled")
+        >>> pairs = load_task("name-throw").pairs(model, n=4)
+        >>> attention(model, pairs.discovery[0], ["a0.h1", "a0.h6"]).patterns.shape
+        (2, 21, 21)
     """
     ids, tokens = tokens_of(model, prompt, run)
     layout = Layout.of(model.spec)

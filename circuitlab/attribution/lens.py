@@ -164,6 +164,13 @@ def logit_lens(
         UnknownNameError: No such metric, run or norm.
         ConfigError: A frozen norm and a metric that is no sum of logits.
         MetricError: The metric gives the wrong shape or NaN.
+
+    Example:
+        >>> from circuitlab import load_model, load_task, logit_lens
+        >>> model = load_model("bundled")
+        >>> pairs = load_task("name-throw").pairs(model, n=4)
+        >>> logit_lens(model, pairs.discovery).to_frame()["after"].tolist()[:3]
+        ['embedding', 'attention 0', 'block 0']
     """
     check_run(run)
     if norm not in NORMS:

@@ -96,10 +96,20 @@ def lens_tokens(model: Model, prompt: Prompt, k: int = 5, *, run: str = "clean")
         k: How many tokens.
         run: Of a pair: "clean" or "corrupt".
 
+    Returns:
+        For each point and token, the most likely next tokens with their probabilities.
+
     Raises:
         ConfigError: No prompt, one too long, or `k` out of range.
         ModelError: Text, and the model has no tokenizer.
         UnknownNameError: No such run.
+
+    Example:
+        >>> from circuitlab import lens_tokens, load_model, load_task
+        >>> model = load_model("bundled")
+        >>> pairs = load_task("name-throw").pairs(model, n=4)
+        >>> lens_tokens(model, pairs.discovery[0], k=2).to_frame().shape  # 9 points, 21 tokens, 2 ranks
+        (378, 8)
     """
     if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= model.spec.d_vocab:
         raise ConfigError(f"k is {k!r}; it counts tokens, from 1 to the {model.spec.d_vocab} of the vocabulary.")

@@ -24,6 +24,9 @@ def tokens_of(model: Model, prompt: Prompt, run: str) -> tuple[Int[Tensor, "1 se
         prompt: Text; a pair, of which `run` says which prompt; or token ids, one row or a vector.
         run: "clean" or "corrupt".
 
+    Returns:
+        Token ids, shape [1, seq], and the text of each token.
+
     Raises:
         ConfigError: There is no token, or it is no prompt.
         TokenError: There are more tokens than the context holds, or ids that the model does not have.

@@ -198,6 +198,13 @@ def top_heads(attribution: Attribution, k: int = 5) -> pd.DataFrame:
 
     Raises:
         ConfigError: It is no split by head, or k is no positive number.
+
+    Example:
+        >>> from circuitlab import direct_attribution, load_model, load_task, top_heads
+        >>> model = load_model("bundled")
+        >>> pairs = load_task("name-throw").pairs(model, n=4)
+        >>> top_heads(direct_attribution(model, pairs.discovery, by="head"), 1)["head"].tolist()
+        ['a2.h5', 'a3.h5']
     """
     check_number(k)
     import pandas as pd

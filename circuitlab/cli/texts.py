@@ -8,9 +8,7 @@ import typer
 from circuitlab.errors import ConfigError
 from circuitlab.files import read_text
 
-TextArgument = Annotated[
-    str | None, typer.Argument(metavar="TEXT", help="Text, including its spaces; or use --file.")
-]
+TextArgument = Annotated[str | None, typer.Argument(metavar="TEXT", help="Text, including its spaces; or use --file.")]
 TextFile = Annotated[str | None, typer.Option("--file", metavar="PATH", help="Read the text from a file.")]
 Texts = Annotated[list[str] | None, typer.Argument(metavar="TEXT...", help="Texts, each in quotes; or use --file.")]
 Lines = Annotated[str | None, typer.Option("--file", metavar="PATH", help="Read texts from a file, one per line.")]

@@ -45,6 +45,12 @@ class CompiledModel(Summary):
         entry: What it does, how prompts are drawn, whether paths of it are redundant.
         norm: Whether it has layer norms.
         model: The model; everything that takes a loaded model takes it.
+
+    Example:
+        >>> from circuitlab import compile_model
+        >>> built = compile_model("copier")
+        >>> built.model.spec.n_layers, len(built.pairs(n=8))
+        (1, 8)
     """
 
     name: str
@@ -63,6 +69,9 @@ class CompiledModel(Summary):
         Args:
             n: How many.
             seed: Same seed, same pairs.
+
+        Returns:
+            The pairs, in one batch.
 
         Raises:
             ConfigError: `n` is not positive.
@@ -84,6 +93,9 @@ class CompiledModel(Summary):
             pairs: The pairs that are scored.
             n: How many.
             seed: Same seed, same pairs.
+
+        Returns:
+            The pairs, in one batch.
 
         Raises:
             ConfigError: There are too few other prompts.
@@ -136,7 +148,16 @@ class CompiledModel(Summary):
 
 @checked
 def compiled_models() -> tuple[str, ...]:
-    """Names of the compiled models."""
+    """Names of the compiled models.
+
+    Returns:
+        The names, for `compile_model`.
+
+    Example:
+        >>> from circuitlab import compiled_models
+        >>> compiled_models()[:2]
+        ('copier', 'induction')
+    """
     return tuple(LIBRARY)
 
 
@@ -150,9 +171,18 @@ def compile_model(name: str, *, norm: bool = False, dtype: str = "float64") -> C
         norm: With layer norms, made harmless by a large constant in the stream; else without.
         dtype: "float64" (default) or "float32"; half precision would blur what is exact here.
 
+    Returns:
+        The model with its program, pairs and true circuit.
+
     Raises:
         UnknownNameError: No such model.
         ConfigError: Another dtype.
+
+    Example:
+        >>> from circuitlab import compile_model
+        >>> built = compile_model("copier")
+        >>> [edge.name for edge, _ in built.truth("corrupt", built.pairs(n=8)).edges()]
+        ['input->a0.h0<v>', 'a0.h0->logits']
     """
     if name not in LIBRARY:
         raise UnknownNameError.of("compiled model", name, LIBRARY)

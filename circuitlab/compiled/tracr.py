@@ -58,6 +58,11 @@ def from_tracr(assembled: Any, *, name: str = "tracr", dtype: str = "float64") -
     Raises:
         UnsupportedModelError: It has layer norms, or holds what no RASP expression compiles to.
         ConfigError: Another dtype.
+
+    Example:
+        >>> from tracr.compiler import compiling, lib  # doctest: +SKIP
+        >>> assembled = compiling.compile_rasp_to_model(lib.make_hist(), vocab={"a"}, max_seq_len=5)  # doctest: +SKIP
+        >>> built = from_tracr(assembled, name="hist")  # doctest: +SKIP
     """
     if dtype not in ("float64", "float32"):
         raise ConfigError(f"dtype is {dtype!r}; a compiled model is in 'float64' or 'float32'.")

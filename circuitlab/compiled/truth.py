@@ -53,6 +53,9 @@ def true_edges(
         ablation: What excluded edges carry: "corrupt", "zero", "mean" or "mean-position".
         reference: Prompts that means are taken of (their clean ones).
 
+    Returns:
+        Mask of the true edges.
+
     Raises:
         UnknownNameError: No such ablation, or one that no rule is known for (noise).
         ConfigError: A mean without reference prompts, or reference prompts of another length.

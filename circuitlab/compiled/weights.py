@@ -32,6 +32,9 @@ def compile_weights(program: Program, norm: bool) -> tuple[NativeShape, Weights]
     Args:
         program: The program.
         norm: With layer norms, made harmless; else without.
+
+    Returns:
+        The shape, and the weights by parameter name.
     """
     directions, constant = _directions(program, norm)
     heads = [operation for operation in program.operations if isinstance(operation, Attend)]

@@ -36,6 +36,14 @@ class PairBatch(Summary):
         reference: Logits of the clean run, for metrics that compare with it (`kl`).
         metric: Metric of the task that drew the prompts, which functions use where no other is given; None without a
             task.
+
+    Example:
+        >>> import torch
+        >>> from circuitlab import PairBatch
+        >>> clean, corrupt = torch.tensor([[1, 2, 3]]), torch.tensor([[1, 4, 3]])
+        >>> batch = PairBatch.from_tokens(clean, corrupt, answers=torch.tensor([5]), distractors=torch.tensor([6]))
+        >>> len(batch)
+        1
     """
 
     clean: Int[Tensor, "batch seq"]
@@ -67,6 +75,9 @@ class PairBatch(Summary):
             distractors: Wrong next tokens, in the same form; none for metrics that need none (`log_prob`, `kl`,
                 `accuracy`, `rank`).
             answer_at: Position to judge at; the last one by default.
+
+        Returns:
+            The batch.
 
         Raises:
             PairLengthError: Clean and corrupted prompts differ in length.
@@ -133,11 +144,19 @@ class PairBatch(Summary):
         return self.distractors.shape[1] > 0 and bool((self.distractors != NO_TOKEN).any(1).all())
 
     def swapped(self) -> PairBatch:
-        """The batch with clean and corrupted prompt in each other's place; answers stay."""
+        """The batch with clean and corrupted prompt in each other's place; answers stay.
+
+        Returns:
+            A new batch.
+        """
         return replace(self, clean=self.corrupt, corrupt=self.clean)
 
     def with_reference(self, logits: Float[Tensor, "batch d_vocab"]) -> PairBatch:
-        """The batch with the clean run's logits beside it."""
+        """The batch with the clean run's logits beside it.
+
+        Returns:
+            A new batch.
+        """
         return replace(self, reference=logits)
 
     def compact(self) -> tuple[Int[Tensor, " word"], PairBatch]:
@@ -145,6 +164,9 @@ class PairBatch(Summary):
 
         A metric that needs no other words gives the same on logits of these words alone; the clean run's logits are
         left out.
+
+        Returns:
+            Token ids of the words, and a batch whose answers and distractors are indices into them.
         """
         words, places = torch.cat([self.answers, self.distractors], 1).unique(return_inverse=True)
         filled = int(words[0] == NO_TOKEN)  # sorted, so -1 comes first and its number becomes -1 again
@@ -152,7 +174,11 @@ class PairBatch(Summary):
         return words[filled:], replace(self, answers=answers, distractors=distractors, reference=None)
 
     def take(self, rows: Int[Tensor, " kept"] | slice) -> PairBatch:
-        """The examples at these rows, in this order."""
+        """The examples at these rows, in this order.
+
+        Returns:
+            A new batch.
+        """
         values = {}
         for item in fields(self):
             value = getattr(self, item.name)

@@ -123,6 +123,9 @@ def check_spans(field: str, spans: object, text: str) -> dict[str, CharRange]:
         spans: Name -> half-open character range.
         text: The prompt that they are in.
 
+    Returns:
+        The ranges as pairs of whole numbers.
+
     Raises:
         SpanError: They are no mapping, a range is not a pair of whole numbers, is empty or lies outside the text.
         TaskError: A name is not one line of text.

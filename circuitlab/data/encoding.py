@@ -146,6 +146,9 @@ def continuations(
         words: What may come next.
         encoded: The prompt as tokens.
         text: The tokenizer of the model.
+
+    Returns:
+        Token ids, or the reason for the rejection.
     """
     ids = []
     for word in words:

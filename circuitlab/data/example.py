@@ -32,6 +32,11 @@ class Example(Summary):
         TaskError: Both prompts are equal, a prompt or an answer is empty or no text, or answer and distractor share a
             word.
         SpanError: A span is not a pair of whole numbers inside its prompt, or `corrupt_spans` has a name of its own.
+
+    Example:
+        >>> example = Example("Ann is here;", "Ann is here.", answer=" she", distractor=" She")
+        >>> example.clean
+        'Ann is here;'
     """
 
     clean: str
@@ -99,6 +104,9 @@ class Example(Summary):
             corrupt: The fields that differ in the corrupted prompt.
             answer: As in `Example`.
             distractor: As in `Example`.
+
+        Returns:
+            The example.
 
         Raises:
             TaskError: The template names a field that is not given, or `corrupt` one that the template lacks.

@@ -29,6 +29,13 @@ class PairSet(Summary):
 
     Raises:
         ConfigError: There is no pair in it.
+
+    Example:
+        >>> from circuitlab import load_model, load_task
+        >>> model = load_model("bundled")
+        >>> pairs = load_task("name-throw").pairs(model, n=4)
+        >>> len(pairs.discovery), pairs.discovery[0].answers
+        (4, (' Philip',))
     """
 
     _spelled = "task.pairs(...).discovery, .held_out"  # in messages about other types
@@ -65,7 +72,11 @@ class PairSet(Summary):
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
     def batches(self, device: torch.device | str = "cpu") -> tuple[PairBatch, ...]:
-        """The pairs as tensors, bucketed by length, never padded; `PairBatch.index` tells where each belongs."""
+        """The pairs as tensors, bucketed by length, never padded; `PairBatch.index` tells where each belongs.
+
+        Returns:
+            One batch per prompt length.
+        """
         from circuitlab.data.batch import batch_by_length
 
         return batch_by_length(self.pairs, device, self.metric)
@@ -93,6 +104,13 @@ class PairSplits(Summary):
         reference: Pairs that are never scored, to take means and deviations of; no text of them is in either split.
             None where nobody asked.
         dropped: Reason -> how many distinct examples the tokenizer could not serve.
+
+    Example:
+        >>> from circuitlab import load_model, load_task
+        >>> model = load_model("bundled")
+        >>> pairs = load_task("name-throw").pairs(model, n=4)
+        >>> len(pairs.discovery), len(pairs.held_out)
+        (4, 4)
     """
 
     discovery: PairSet

@@ -36,6 +36,11 @@ def load_task(task: str | Path | Task, **options: str) -> Task:
     Raises:
         UnknownNameError: No such task, option or value; the message lists what there is.
         TaskFileError: The file does not exist, does not import, ends the program, or holds no task.
+
+    Example:
+        >>> from circuitlab import load_task
+        >>> load_task("gendered-pronouns", contrast="gender").options["contrast"]
+        ('capital', 'gender')
     """
     if isinstance(task, Task):
         return task.with_options(**options)

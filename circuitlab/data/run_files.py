@@ -132,6 +132,9 @@ def task_of_run(folder: Path, manifest: Mapping[str, Any], *, run_code: bool = F
         manifest: What its `manifest.json` holds.
         run_code: Allow the code of the folder's task file to run. Without it a run of a task file is refused.
 
+    Returns:
+        The task.
+
     Raises:
         RunError: The code is not allowed, or is not what the manifest lists; the message names file and SHA-256. Or the
             options are none of the task's.

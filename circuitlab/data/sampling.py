@@ -72,7 +72,13 @@ def sample_pairs(
     exclude: Collection[str] = (),
     progress: Progress = silent,
 ) -> PairSplits:
-    """Draw `n` discovery and `n` held-out pairs, and as many of reference if asked for; see `Task.pairs`."""
+    """Draw `n` discovery and `n` held-out pairs, and as many of reference if asked for; see `Task.pairs`.
+
+    Raises:
+        ConfigError: `n` is out of range.
+        TaskFileError: `draw` raises, returns no example, or is not reproducible.
+        TooFewPromptsError: The task does not give enough distinct pairs that the tokenizer accepts.
+    """
     if isinstance(n, bool) or not isinstance(n, int) or n < 1:
         raise ConfigError(f"n is {n!r}; it counts pairs per split and must be a whole number of at least 1.")
     if n > MOST_PAIRS:

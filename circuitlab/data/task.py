@@ -52,6 +52,16 @@ class Task(Summary):
         TaskError: No name, no version, a field of the wrong type, a name or text that no file can hold, an option that
             is named like a setting of `discover`, or a `draw` that does not take the options.
         UnknownNameError: A chosen option or value does not exist.
+
+    Example:
+        >>> from random import Random
+        >>> from circuitlab import Example, Task
+        >>> def draw(rng):
+        ...     name = rng.choice(("Ann", "Mary"))
+        ...     return Example(f"{name} was tired;", f"{name} was tired.", answer=" she", distractor=" She")
+        >>> task = Task(name="pronoun", version="1", summary="Continue with a pronoun.", draw=draw)
+        >>> task.draw(Random(0)).answer
+        ' she'
     """
 
     name: str
@@ -104,17 +114,27 @@ class Task(Summary):
     def with_options(self, **chosen: str) -> Task:
         """The same task with other option values.
 
+        Returns:
+            A new task.
+
         Raises:
             UnknownNameError: An option or value does not exist.
         """
         return replace(self, chosen={**self.chosen, **chosen})
 
     def example(self, rng: Random) -> Example:
-        """Draw one example with the options in force."""
+        """Draw one example with the options in force.
+
+        Returns:
+            The example.
+        """
         return self.draw(rng, **self.settings)
 
     def fixed_examples(self) -> tuple[Example, ...]:
         """The examples that always come first.
+
+        Returns:
+            The examples, for the task's options.
 
         Raises:
             TaskError: `fixed` returned something else.
@@ -148,6 +168,9 @@ class Task(Summary):
                 found on with another seed (`pairs.discovery.texts`).
             progress: None draws a bar in a terminal or a notebook, True always, False never; or a function that is
                 called with (step, done, total).
+
+        Returns:
+            Discovery, held-out and, if requested, reference pairs.
 
         Raises:
             ConfigError: `n` is not a positive number.

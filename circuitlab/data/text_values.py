@@ -103,6 +103,9 @@ def text_page(texts: Sequence[TextValues], *, title: str = "") -> str:
         texts: A text is shown for the series that it has.
         title: Of the page; the first text's by default.
 
+    Returns:
+        The HTML of a self-contained page.
+
     Raises:
         ConfigError: There is no text.
     """

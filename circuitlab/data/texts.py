@@ -44,6 +44,9 @@ def encode_text(text: str, encoder: TextEncoder, n_ctx: int | None, room: int = 
         n_ctx: The model's context; None for no limit.
         room: How many more tokens the context has to hold.
 
+    Returns:
+        Token ids, character ranges and token texts.
+
     Raises:
         TokenError: The text has no token, or more than fit the context; the message has both numbers.
     """

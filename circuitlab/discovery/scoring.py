@@ -264,6 +264,13 @@ def score_edges(
         UnknownNameError: No such method, metric, ablation or axis.
         ConfigError: The method has no such option, or cannot take this ablation or axis.
         MetricError: The metric is of no use to the method, or gives the wrong shape or NaN.
+
+    Example:
+        >>> from circuitlab import load_model, load_task, score_edges
+        >>> model = load_model("bundled")
+        >>> pairs = load_task("name-throw").pairs(model, n=4)
+        >>> score_edges(model, pairs.discovery, "eap").values.shape  # writer, reader
+        (37, 101)
     """
     found, judged_by = find_method(method), metric_for(metric, pairs)
     given = _arguments(found, options, steps, ablation, reference, seed)
@@ -325,6 +332,13 @@ def score_nodes(
         UnknownNameError: No such method, level, metric or ablation.
         ConfigError: The method does not score this level, has no such option or cannot take this ablation.
         MetricError: The metric is of no use to the method, or gives the wrong shape or NaN.
+
+    Example:
+        >>> from circuitlab import load_model, load_task, score_nodes
+        >>> model = load_model("bundled")
+        >>> pairs = load_task("name-throw").pairs(model, n=4)
+        >>> score_nodes(model, pairs.discovery, "eap").values.shape  # writer
+        (37,)
     """
     found, judged_by = find_method(method), metric_for(metric, pairs)
     if level not in LEVELS:

@@ -103,6 +103,14 @@ def select(
         GraphError: The scores are of another model, or all of them are 0.
         MetricError: A target is asked for, and the metric does not tell the clean run and the empty circuit apart
             (`circuitlab.evaluation.gap`).
+
+    Example:
+        >>> from circuitlab import load_model, load_task, score_edges, select
+        >>> model = load_model("bundled")
+        >>> pairs = load_task("name-throw").pairs(model, n=4)
+        >>> scores = score_edges(model, pairs.discovery, "eap")
+        >>> select(model, scores, pairs.discovery, n_edges=20).n_edges <= 20
+        True
     """
     if scores.spec != model.spec:
         raise GraphError(f"the scores are of model {scores.spec.name!r}, not of {model.spec.name!r}.")

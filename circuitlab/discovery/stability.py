@@ -282,6 +282,14 @@ def stability(
         ConfigError: Fewer than 2 repetitions, seeds without a task, or two things that a selection shall reach.
         UnknownNameError: No such method, metric, ablation, task or way to other prompts.
         CircuitLabError: What scoring and selection refuse.
+
+    Example:
+        >>> from circuitlab import load_model, load_task, stability
+        >>> model = load_model("bundled")
+        >>> pairs = load_task("name-throw").pairs(model, n=4)
+        >>> found = stability(model, pairs.discovery, "eap", n_resamples=2, n_edges=20)
+        >>> 0 <= found.jaccard <= 1
+        True
     """
     if over not in OVER:
         raise UnknownNameError.of("way to other prompts", over, OVER)

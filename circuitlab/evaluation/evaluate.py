@@ -297,6 +297,9 @@ def evaluate(
         progress: None draws a bar in a terminal or a notebook, True always, False never; or a function that is called
             with (step, done, total).
 
+    Returns:
+        The numbers, the curve over sizes, random circuits, completeness and minimality.
+
     Raises:
         GraphError: The circuit is of a model of another shape.
         UnknownNameError: No such metric or ablation.
@@ -304,6 +307,16 @@ def evaluate(
             scored or do not go with them; reference prompts that nothing needs.
         MetricError: The metric does not tell the whole model and the empty circuit apart
             (`circuitlab.evaluation.gap`), or gives the wrong shape or NaN.
+
+    Example:
+        >>> from circuitlab import evaluate, load_model, load_task, score_edges, select
+        >>> model = load_model("bundled")
+        >>> pairs = load_task("name-throw").pairs(model, n=4)
+        >>> scores = score_edges(model, pairs.discovery, "eap")
+        >>> circuit = select(model, scores, pairs.discovery, n_edges=20)
+        >>> found = evaluate(model, circuit, pairs.held_out, n_random=2, n_knockouts=0, minimality=False)
+        >>> found.faithfulness > 0.8
+        True
     """
     for name, n, what in (("n_random", n_random, "circuits"), ("n_knockouts", n_knockouts, "parts")):
         if n < 0:

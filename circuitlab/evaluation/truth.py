@@ -87,9 +87,20 @@ def recovery(
         seed: Of the intervals.
         n_resamples: Of the intervals.
 
+    Returns:
+        AUROC and average precision.
+
     Raises:
         GraphError: A matrix has the wrong shape, a score is not a number, or the truth holds no edge, or all.
         ConfigError: The floor is not a share.
+
+    Example:
+        >>> from circuitlab import compile_model, recovery, score_edges
+        >>> built = compile_model("copier")
+        >>> pairs = built.pairs(n=8)
+        >>> scores = score_edges(built.model, pairs, "exact")
+        >>> recovery(scores.spec, scores.values, built.truth("corrupt", pairs).mask).auroc
+        1.0
     """
     if not 0 <= floor < 1:
         raise ConfigError(f"floor is {floor}; it is a share of the largest score, at least 0 and below 1.")

@@ -59,6 +59,11 @@ def load_autoencoder(
         ConfigError: An argument does not go with the files, or they do not fit the model.
         FormatError: A file is missing or damaged, arrays do not go together, or settings cannot be honoured.
         UnknownNameError: The architecture, the hook point or the site is not known, or the model has no such site.
+
+    Example:
+        >>> from circuitlab import load_autoencoder
+        >>> load_autoencoder("bundled").n_features
+        512
     """
     source = Path(str(files("circuitlab") / "bundled" / "autoencoder") if str(path) == BUNDLED else path).expanduser()
     if site is not None:

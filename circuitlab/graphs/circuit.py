@@ -39,19 +39,40 @@ class Circuit(CircuitData):
 
     Raises:
         GraphError: A matrix has the wrong shape, or the mask keeps an edge that the model does not have.
+
+    Example:
+        >>> from circuitlab import load_model, load_task, score_edges, select
+        >>> model = load_model("bundled")
+        >>> pairs = load_task("name-throw").pairs(model, n=4)
+        >>> scores = score_edges(model, pairs.discovery, "eap")
+        >>> circuit = select(model, scores, pairs.discovery, n_edges=20)
+        >>> circuit.mask.shape, circuit.n_edges <= 20
+        ((37, 101), True)
     """
 
     def pruned(self) -> Circuit:
-        """The circuit without edges that lie on no path from the input to the logits."""
+        """The circuit without edges that lie on no path from the input to the logits.
+
+        Returns:
+            A new circuit.
+        """
         return replace(self, mask=prune(self.mask, self.layout), node_parts=replace(self.node_parts, kept=None))
 
     @checked
     def with_mask(self, mask: Bool[np.ndarray, "writer reader"]) -> Circuit:
-        """The same scores with other edges kept, and no choice of neurons."""
+        """The same scores with other edges kept, and no choice of neurons.
+
+        Returns:
+            A new circuit.
+        """
         return replace(self, mask=mask, selection=None, node_parts=self.node_parts.scores_only())
 
     def with_node_effects(self, effects: Mapping[str, float]) -> Circuit:
-        """The circuit with swept effects on its nodes."""
+        """The circuit with swept effects on its nodes.
+
+        Returns:
+            A new circuit.
+        """
         return replace(self, node_effects=effects)
 
     @checked
@@ -89,7 +110,11 @@ class Circuit(CircuitData):
         save_circuit(self, Path(path))
 
     def plot(self, title: str = "") -> Any:
-        """A drawing as a matplotlib `Figure`: input at the bottom, logits at the top."""
+        """A drawing as a matplotlib `Figure`: input at the bottom, logits at the top.
+
+        Returns:
+            The figure.
+        """
         from circuitlab.graphs.drawn import drawn_parts
 
         return late.call("circuitlab.viz", "draw_parts", *drawn_parts(self), title=title)
@@ -132,6 +157,10 @@ def load_circuit(path: str | Path, spec: ModelSpec | None = None) -> Circuit:
         FormatError: The file is missing, in none of the formats, lacks a key, names an unknown node or edge, holds
             something else than true or false for `in_graph` or than a number for a score, describes a graph too large
             to hold, or belongs to a model of another shape.
+
+    Example:
+        >>> from circuitlab import load_circuit
+        >>> circuit = load_circuit("runs/throw")  # doctest: +SKIP
     """
     from circuitlab.graphs.files.formats import read_circuit
 

@@ -129,6 +129,16 @@ def compare(first: Circuit, second: Circuit, names: tuple[str, str] = ("first", 
 
     Raises:
         GraphError: They are of models of different shape.
+
+    Example:
+        >>> from circuitlab import compare, load_model, load_task, score_edges, select
+        >>> model = load_model("bundled")
+        >>> pairs = load_task("name-throw").pairs(model, n=4)
+        >>> scores = score_edges(model, pairs.discovery, "eap")
+        >>> small, large = (select(model, scores, pairs.discovery, n_edges=n) for n in (10, 20))
+        >>> found = compare(small, large)
+        >>> 0 < found.jaccard_edges < 1
+        True
     """
     same = ("n_layers", "n_heads", "d_model", "parallel", "has_mlp")
     ours, theirs = ({name: getattr(c.spec, name) for name in same} for c in (first, second))

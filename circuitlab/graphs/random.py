@@ -49,6 +49,9 @@ def random_path(layout: Layout, rng: np.random.Generator) -> list[tuple[int, int
     Args:
         layout: The graph.
         rng: All randomness comes from it.
+
+    Returns:
+        Row (writer) and column (reader) of each edge, from the input on.
     """
     return _Walks(layout).walk(rng)
 

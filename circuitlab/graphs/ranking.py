@@ -24,6 +24,9 @@ def ranked_edges(
         keys: What edges are ranked by.
         layout: Numbers of writers and readers.
         second: A second key of the edges that have no first one; NaN for all others. They come after all others.
+
+    Returns:
+        Row (writer) and column (reader) of each edge.
     """
     places = edge_places(layout)
     first = keys[places[:, 0], places[:, 1]]
@@ -53,6 +56,9 @@ def greedy_edges(
         layout: Numbers of writers and readers.
         second: As in `ranked_edges`.
         candidates: Edges that may be taken; all by default.
+
+    Returns:
+        Row (writer) and column (reader) of each edge.
 
     References:
         Hanna et al. 2024, arXiv:2403.17806; needed by Ferrando and Voita 2024, arXiv:2403.00824.

@@ -30,6 +30,10 @@ class SelectionRule:
 
     Raises:
         ConfigError: Two of the three are given, or one is out of range.
+
+    Example:
+        >>> SelectionRule(n_edges=40, signed=True).n_edges
+        40
     """
 
     target: float | None = None
@@ -75,6 +79,9 @@ class SelectionRule:
     @classmethod
     def of(cls, rule: SelectionRule | Mapping[str, Any] | None, target: float | None = None) -> SelectionRule:
         """A rule from itself or its record, with a target that is given beside it.
+
+        Returns:
+            The rule.
 
         Raises:
             ConfigError: Both say what to reach.

@@ -42,6 +42,12 @@ class Metric:
     Raises:
         WrongTypeError: A field is of another type than stated.
         MetricError: The name is empty, or a text is not one printable line.
+
+    Example:
+        >>> def first_logit(logits, batch):
+        ...     return logits[:, 0]
+        >>> Metric(name="first_logit", function=first_logit).needs_distractor
+        False
     """
 
     name: str
@@ -207,6 +213,9 @@ def metric_for(metric: MetricLike | None, pairs: object) -> Metric:
         metric: The metric asked for; the name of the task's own metric is understood. None: the metric of the task that
             drew the pairs, and `logit_diff` for pairs without a task (`PairBatch.from_tokens`).
         pairs: The pairs, a `PairSet` or `PairBatch`, or the task that draws them.
+
+    Returns:
+        The metric.
 
     Raises:
         UnknownNameError: No metric has this name.

@@ -18,6 +18,9 @@ def metric_of(task: Task, metric: MetricLike | None = None) -> Metric:
         metric: A name, a `Metric` or a function. A metric of the task's own may be asked for by its name, as a manifest
             does.
 
+    Returns:
+        The metric.
+
     Raises:
         UnknownNameError: No metric has this name.
         MetricError: It is no metric, or it needs distractors and the task has none.

@@ -74,6 +74,11 @@ def load_model(
             a tokenizer with tokens that the model has no embedding for.
         UnsupportedModelError: It is of a kind that is not supported (mixture of experts, encoder-decoder, ...), its
             parts do not add up, or it cannot be folded; the message has the reason or the measured number.
+
+    Example:
+        >>> from circuitlab import load_model
+        >>> load_model("bundled").spec.n_layers
+        4
     """
     place, kind = _device(device), _dtype(dtype)
     folding = Folding(fold_ln=fold_ln, center_weights=center_weights)

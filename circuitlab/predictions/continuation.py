@@ -77,6 +77,11 @@ def continue_text(model: Model, text: str | Sequence[str], n: int) -> Continuati
     Raises:
         ConfigError: There is no text, or n is below 1.
         TokenError: A text and n more tokens do not fit the context.
+
+    Example:
+        >>> from circuitlab import continue_text, load_model
+        >>> continue_text(load_model("bundled"), "<b>Some bold text</", n=1).continued
+        'b'
     """
     if n < 1:
         raise ConfigError(f"n is {n}; a continuation has at least one token.")

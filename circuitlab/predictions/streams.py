@@ -63,6 +63,9 @@ def last_streams(
         model: The model.
         ids: Tokens of each text.
         budget: Bytes of one run; a share of what is free by default.
+
+    Returns:
+        One row per text.
     """
     found = torch.empty(len(ids), model.spec.d_model, dtype=model.dtype, device=model.device)
     for chosen in packs_by_length(model, [len(row) for row in ids], budget):

@@ -48,6 +48,9 @@ def attention_values(data: AttentionData, png: bytes | None = None) -> dict[str,
     Args:
         data: The patterns; one view a page.
         png: Their picture; drawn if None.
+
+    Returns:
+        Title, picture, number of heads and the data of the script.
     """
     return {
         "title": data.title,

@@ -34,7 +34,11 @@ def strongest_cell(sweep: Sweep) -> str:
 
 
 def circuit_figure(run: RunFolder) -> Picture:
-    """The drawing of the circuit; drawn again where the folder has none."""
+    """The drawing of the circuit; drawn again where the folder has none.
+
+    Raises:
+        RunError: `circuit.svg` is not an SVG file.
+    """
     svg = run.drawing
     if svg is None:
         svg = figure_bytes(draw_circuit(run.nodes, run.edges), "svg").decode()
@@ -45,7 +49,11 @@ def circuit_figure(run: RunFolder) -> Picture:
 
 
 def curve_figure(run: RunFolder, evaluation: Mapping[str, Any]) -> Picture:
-    """Faithfulness against size."""
+    """Faithfulness against size.
+
+    Raises:
+        RunError: The curve in `evaluation.json` is damaged.
+    """
     try:
         curve = FaithfulnessCurve.of(evaluation)
     except FormatError as error:

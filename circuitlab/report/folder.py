@@ -103,6 +103,9 @@ def read_run(folder: str | Path, name: str | None = None) -> RunFolder:
         folder: Where it is.
         name: The path that the commands on the page give it; by default its path from the working folder.
 
+    Returns:
+        Its contents.
+
     Raises:
         RunError: It is no run folder, a file is missing or damaged, or is not the one that the run wrote; the message
             names the file and what to do.

@@ -119,8 +119,17 @@ def discover(
             with (step, done, total).
         options: The task's options, such as `contrast="gender"`.
 
+    Returns:
+        Pairs, sweeps, scores, circuit and evaluation of the run.
+
     Raises:
         CircuitLabError: Whatever is wrong with the task, the model or the settings, told before the work starts.
+
+    Example:
+        >>> from circuitlab import discover
+        >>> run = discover("name-throw", n=4, sites=())  # doctest: +SKIP
+        >>> run.circuit.n_edges < run.evaluation.n_edges_total  # doctest: +SKIP
+        True
     """
     asked = load_task(task, **options)
     judged_by = metric_of(asked, metric)

@@ -132,6 +132,11 @@ def reproduce(
     Raises:
         RunError: No manifest, a manifest of another schema, the run needs code that is not allowed (the message names
             the file and its SHA-256), or it cannot be repeated.
+
+    Example:
+        >>> from circuitlab import reproduce
+        >>> reproduce("runs/throw").ok  # doctest: +SKIP
+        True
     """
     folder = at_home(folder)
     manifest = read_manifest(folder)

@@ -17,10 +17,20 @@ P = ParamSpec("P")
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Run(RunRecord):
-    """Everything one discovery found, and the way to write it down; its attributes are those of `RunRecord`."""
+    """Everything one discovery found, and the way to write it down; its attributes are those of `RunRecord`.
+
+    Example:
+        >>> from circuitlab import discover
+        >>> run = discover("name-throw", n=4)  # doctest: +SKIP
+        >>> run.write("runs/throw").folder  # doctest: +SKIP
+        PosixPath('runs/throw')
+    """
 
     def write(self, folder: str | Path, force: bool = False) -> Run:
         """Write the run folder, whole or not at all.
+
+        Returns:
+            The run, with its folder.
 
         Raises:
             OutputExistsError: The folder is there and `force` is not given, or it may not be replaced.

@@ -38,6 +38,9 @@ def attention_figure(
         patterns: Their weights; above the diagonal, where no causal model looks, the picture is empty.
         title: Over the figure.
         notes: Head -> a few words to stand behind its name.
+
+    Returns:
+        The figure.
     """
     n = len(tokens)
     size = _label_size(n)

@@ -36,6 +36,9 @@ def bars(
         high: Upper ends.
         title: Over the figure.
         quantity: What the values are, with their unit.
+
+    Returns:
+        The figure.
     """
     height = _ROW * len(labels)
     with style():

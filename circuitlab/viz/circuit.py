@@ -182,6 +182,9 @@ def draw_comparison(
         edges: Name and owner ("both", "first" or "second") of every edge of either.
         names: What the two are called.
         title: Over the figure.
+
+    Returns:
+        The figure.
     """
     drawn = [DrawnEdge.of(name, math.nan) for name, _ in edges]
     return draw_circuit([DrawnNode(**node) for node in nodes], drawn, title=title, looks=by_owner(dict(edges), names))
@@ -205,6 +208,9 @@ def draw_stability(
         outside: Names of edges that the circuit itself does not keep.
         title: Over the figure.
         repeated: What the repetitions are.
+
+    Returns:
+        The figure.
     """
     looks = by_frequency(frequency, frozenset(outside), repeated)
     return draw_circuit([DrawnNode(**n) for n in nodes], [DrawnEdge(**e) for e in edges], title=title, looks=looks)

@@ -23,6 +23,9 @@ def feature_map(
         features: A name for each row.
         tokens: The text of each column.
         first: The number of the first of them.
+
+    Returns:
+        The figure.
     """
     return heatmap(
         LabelledGrid(

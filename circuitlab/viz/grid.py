@@ -141,6 +141,9 @@ def grid_from_frame(frame: pd.DataFrame, *, title: str | None = None, quantity: 
         title: Over the figure; by default what the site is.
         quantity: What the values are.
 
+    Returns:
+        The grid.
+
     Raises:
         FormatError: A column is missing, a cell stands twice, a number is not one, or there are several sites.
     """

@@ -19,6 +19,9 @@ def importance_heatmap(values: Float[np.ndarray, "row word"], neurons: Sequence[
         values: Shares of the neurons in the logit of the prompts' next tokens.
         neurons: Names of the rows, `layer.neuron`.
         words: Names of the columns, the next tokens.
+
+    Returns:
+        The figure.
     """
     grid = LabelledGrid(
         values=values,

@@ -47,6 +47,9 @@ def by_owner(owners: Mapping[str, str], names: tuple[str, str]) -> Looks:
     Args:
         owners: Name of the edge -> "both", "first" or "second".
         names: What the two circuits are called.
+
+    Returns:
+        Colours and line styles of nodes and edges, and the legend.
     """
     looks = {"both": Look(INK, 1.5, order=1.0), "first": Look(FIRST, 1.5), "second": Look(SECOND, 1.5, DASHED)}
     counts = {owner: list(owners.values()).count(owner) for owner in looks}
@@ -62,6 +65,9 @@ def by_frequency(frequency: Mapping[str, float], outside: frozenset[str], repeat
         frequency: Name of the edge -> share of repetitions that chose it, 0 to 1.
         outside: Names of edges that the circuit itself does not keep.
         repeated: What the repetitions are.
+
+    Returns:
+        Colours and line styles of nodes and edges, and the legend.
     """
 
     def look(edge: DrawnEdge) -> Look:

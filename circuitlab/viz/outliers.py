@@ -25,6 +25,9 @@ def outlier_figure(positions: pd.DataFrame, n_top: int = 10, title: str | None =
         positions: Columns prompt, position, token, ablation_loss, outlier_score; the highest combination first.
         n_top: How many of the first are marked.
         title: Above the figure.
+
+    Returns:
+        The figure.
     """
     with style():
         figure = new_figure(_SIZE[0] + 4, _SIZE[1] + 2)

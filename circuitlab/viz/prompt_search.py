@@ -22,6 +22,9 @@ def prompt_search_figure(trace: pd.DataFrame, baseline: float, direction: str = 
         trace: Columns step, search, hard (the neuron at the prompt of tokens).
         baseline: The neuron at the best of as many random prompts.
         direction: "max" or "min": what best means.
+
+    Returns:
+        The figure.
     """
     with style():
         figure = new_figure(_SIZE[0] + 2, _SIZE[1] + 2)

@@ -22,6 +22,9 @@ def simplification_figure(steps: pd.DataFrame) -> Figure:
 
     Args:
         steps: Columns activation, deleted (None at the first), text.
+
+    Returns:
+        The figure.
     """
     with style():
         texts = [drawable(clipped(visible_token(str(text)), _LONGEST)) for text in steps["text"]]

@@ -39,6 +39,9 @@ def stream_figure(
         high: Upper ends.
         title: Over the figure.
         quantity: What the values are, with their unit.
+
+    Returns:
+        The figure.
     """
     width = max(_LEAST_WIDTH, _POINT * len(labels))
     at, mean = np.arange(len(labels)), per_example.mean(-1)
@@ -80,6 +83,9 @@ def lens_figure(
         labels: What was written last before each point.
         words: The likeliest token, by point and token of the prompt.
         probabilities: Its probability.
+
+    Returns:
+        The figure.
     """
     start = max(0, len(tokens) - _MOST_TOKENS)
     shown = [[drawable(visible_token(word, 10)) for word in row[start:]] for row in words]

@@ -97,6 +97,9 @@ def mixed(colour: str, strength: float) -> tuple[float, float, float]:
     Args:
         colour: The full colour.
         strength: 0 = white, 1 = the full colour.
+
+    Returns:
+        Red, green and blue, between 0 and 1.
     """
     red, green, blue = (1.0 - strength * (1.0 - channel) for channel in to_rgb(colour))
     return red, green, blue

@@ -24,6 +24,9 @@ def visible_token(text: str, longest: int | None = None) -> str:
         text: The token, decoded on its own.
         longest: Clip to this many characters, the last being `…`; None never clips.
 
+    Returns:
+        The text to show.
+
     Example:
         >>> visible_token(" friend"), visible_token("\n"), visible_token("<|endoftext|>", 8)
         ('␣friend', '↵', '<|endof…')

@@ -151,11 +151,23 @@ def test_circuit(
         progress: None draws a bar in a terminal or a notebook, True always, False never; or a function that is called
             with (step, done, total).
 
+    Returns:
+        Statistic, p-value and decision of each test.
+
     Raises:
         ConfigError: The circuit has no edge or all of them; a number is out of range.
         UnknownNameError: No such metric, ablation or correction.
         GraphError: The circuit keeps only some neurons of a node.
         CircuitLabError: What `evaluate` refuses.
+
+    Example:
+        >>> from circuitlab import load_model, load_task, score_edges, select, test_circuit
+        >>> model = load_model("bundled")
+        >>> pairs = load_task("name-throw").pairs(model, n=4)
+        >>> scores = score_edges(model, pairs.discovery, "eap")
+        >>> circuit = select(model, scores, pairs.discovery, n_edges=10)
+        >>> [test.name for test in test_circuit(model, circuit, pairs.held_out, n_random=2).results][:2]
+        ['equivalence', 'independence']
     """
     _check(circuit, n_random, n_permutations, epsilon, quantile, correction)
     check_whole_nodes(circuit)

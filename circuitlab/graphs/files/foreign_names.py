@@ -31,6 +31,9 @@ def edges_of(given: Any, n_layers: int) -> list[Edge]:
         given: A name, a pair of names, or a tuple of four as ACDC has it.
         n_layers: Of the model, whose last stream ACDC calls by its layer.
 
+    Returns:
+        The edges.
+
     Raises:
         UnknownNameError: It is spelt as no edge.
     """

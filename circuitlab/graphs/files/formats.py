@@ -21,7 +21,12 @@ _PICKLES = (".pkl", ".pickle", ".pth", ".bin", ".joblib")
 
 
 def save_circuit(circuit: CircuitData, path: Path) -> None:
-    """See `Circuit.save`."""
+    """See `Circuit.save`.
+
+    Raises:
+        ConfigError: A folder has this name.
+        FormatError: The suffix is not that of a format that is written.
+    """
     write = _writer_of(circuit, path)
     path = Path(os.path.expanduser(path))
     if path.is_dir():

@@ -19,7 +19,11 @@ from circuitlab.parts import Edge, Layout, ModelSpec
 
 
 def read_lines(path: Path) -> list[Any]:
-    """One edge a line, a name or a tuple; empty lines and those that begin with # count as none."""
+    """One edge a line, a name or a tuple; empty lines and those that begin with # count as none.
+
+    Raises:
+        FormatError: A line is not an edge; the message names it.
+    """
     lines = read_text(path, "circuit file").splitlines()
     found: list[Any] = []
     for number, line in enumerate(map(str.strip, lines), start=1):
@@ -37,7 +41,11 @@ def read_lines(path: Path) -> list[Any]:
 
 
 def edges_listed(given: Sequence[Any], path: Path, spec: ModelSpec | None) -> CircuitData:
-    """A list of edges, none of them scored."""
+    """A list of edges, none of them scored.
+
+    Raises:
+        FormatError: An entry is not an edge of the model; the message names it.
+    """
     layout = layout_of(path, spec, "a list of edges")
     if not given:
         raise FormatError(f"circuit file {str(path)!r} holds no edge. Write one a line, or as a JSON list.")

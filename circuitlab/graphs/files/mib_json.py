@@ -138,7 +138,12 @@ def _as_constructed(layout: Layout) -> Iterator[tuple[int, int]]:
 
 
 def read_object(content: Mapping[str, Any], path: Path, spec: ModelSpec | None) -> CircuitData:
-    """A circuit from the JSON object of a file; see `load_circuit`."""
+    """A circuit from the JSON object of a file; see `load_circuit`.
+
+    Raises:
+        FormatError: A key is missing, has a value of the wrong type, or does not fit the graph.
+        UnknownNameError: A node or edge does not exist.
+    """
     parsed = _parsed(_as_today(content, path), path)
     try:
         nodes = {name: Node.parse(name) for name in parsed.nodes}

@@ -57,7 +57,11 @@ def to_bytes(circuit: CircuitData) -> bytes:
 
 
 def read_tensors(path: Path, spec: ModelSpec | None) -> CircuitData:
-    """A circuit from a `.pt` file; see `load_circuit`."""
+    """A circuit from a `.pt` file; see `load_circuit`.
+
+    Raises:
+        FormatError: The file contains anything but tensors, numbers and names, or they do not fit the graph.
+    """
     content = _loaded(path)
     cfg = dict(content["cfg"])
     for name, kind in _IN_CFG.items():

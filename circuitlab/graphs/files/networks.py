@@ -85,7 +85,11 @@ def quoted(text: str) -> str:
 
 
 def graph_edges(graph: nx.MultiDiGraph) -> Iterator[tuple[str, float]]:
-    """Full name and score of every edge of a graph made by `to_networkx`; NaN where it has no score."""
+    """Full name and score of every edge of a graph made by `to_networkx`; NaN where it has no score.
+
+    Raises:
+        FormatError: An edge has no valid name or score.
+    """
     for source, target, key, data in graph.edges(keys=True, data=True):
         slot = data.get("slot")
         name = f"{source}->{target}" + (f"<{slot}>" if slot else "")

@@ -88,6 +88,13 @@ def patch_edges(
             different length by position, no spans by span, a budget that holds no prompt; another ablation than
             "corrupt" with "denoise"; means without reference prompts, or with prompts that do not go with them.
         MetricError: The metric gives the wrong shape or NaN, or does not tell the two runs apart.
+
+    Example:
+        >>> from circuitlab import load_model, load_task, patch_edges
+        >>> model = load_model("bundled")
+        >>> pairs = load_task("name-throw").pairs(model, n=4)
+        >>> patch_edges(model, pairs.discovery, ["a0.h1->m0", "m0->m3"]).values.shape  # edge, metric
+        (2, 1)
     """
     plan = plan_edges(
         model,

@@ -91,6 +91,13 @@ def path_patch(
         ConfigError: No senders or receivers, one of them twice, a receiver that reads before a sender writes, "logits"
             beside other receivers, a budget that holds no prompt.
         MetricError: The metric gives the wrong shape or NaN, or does not tell the two runs apart.
+
+    Example:
+        >>> from circuitlab import load_model, load_task, path_patch
+        >>> model = load_model("bundled")
+        >>> pairs = load_task("name-throw").pairs(model, n=4)
+        >>> path_patch(model, pairs.discovery, "a0.h1", ["logits"])  # doctest: +ELLIPSIS
+        <PathEffects by noise: 1 sender, 4 pairs>...
     """
     plan = plan_paths(
         model,

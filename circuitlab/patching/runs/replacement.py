@@ -71,6 +71,10 @@ class Replacement(Summary):
     Raises:
         UnknownNameError: No replacement has this name.
         ConfigError: The statistics are of another kind, or the scale is not a positive number.
+
+    Example:
+        >>> Replacement(kind="noise", scale=2.0).scale
+        2.0
     """
 
     kind: str

@@ -60,8 +60,18 @@ def estimate_sweep(
         settings: `direction`, `replacement`, `reference`, `metric`, `axis`, `head_axis`, `layers`, `heads`, `neurons`,
             `positions`, `seed`, `budget`, as of `sweep`.
 
+    Returns:
+        Patched prompts to run, their cost in forward passes, seconds, and bytes of memory.
+
     Raises:
         CircuitLabError: What `sweep` would refuse.
+
+    Example:
+        >>> from circuitlab import estimate_sweep, load_model, load_task
+        >>> model = load_model("bundled")
+        >>> pairs = load_task("name-throw").pairs(model, n=4)
+        >>> estimate_sweep(model, pairs.discovery, "head_z").rows
+        128
     """
     plan = plan_sweep(model, pairs, site, **settings)
     run = start(plan)

@@ -97,6 +97,13 @@ def sweep(
         MetricError: The metric gives the wrong shape or NaN, or does not tell the two runs apart.
         RunError: `resume` is the file of another sweep.
         FileError: `resume` cannot be written.
+
+    Example:
+        >>> from circuitlab import load_model, load_task, sweep
+        >>> model = load_model("bundled")
+        >>> pairs = load_task("name-throw").pairs(model, n=4)
+        >>> sweep(model, pairs.discovery, "head_z").values.shape  # layer, head
+        (4, 8)
     """
     state = None if resume is None else check_state_file(resume)
     plan = plan_sweep(
