@@ -132,7 +132,7 @@ class TestNumbers:
         assert all(
             f'id="{edge.name.replace("<", "&lt;").replace(">", "&gt;")}"' in svg for edge, _ in found.circuit.edges()
         )
-        for text in ("chosen in resamples", "in 50 to 80 %", "stroke-dasharray"):
+        for text in ("selected in resamples", "in 50 to 80 %", "stroke-dasharray"):
             assert text in svg
 
 

@@ -354,7 +354,7 @@ class TestPromptsOfDifferentLength:
         assert grid.columns[-2] == " left"
         frame = grid.to_frame()
         assert sorted(set(frame["position"])) == list(grid.numbers)
-        assert "counted from the answer backwards" in grid.plot().axes[0].get_xlabel()
+        assert "counted from the end" in grid.plot().axes[0].get_xlabel()
         asked = sweep(load("gpt2"), mixed, "resid_pre", axis="position", positions=[-1, -3])
         assert asked.numbers == (-1, -3)
         assert np.allclose(asked.per_example[:, 0], grid.per_example[:, -1], atol=1e-6)

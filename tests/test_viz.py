@@ -368,9 +368,9 @@ class TestCircuit:
         assert fill["m0"][2] > fill["m0"][0]
         assert fill["m1"][0] > fill["m1"][2]
         assert fill["m2"][:3] == (1.0, 1.0, 1.0)
-        assert "node patched alone" in texts(figure)
+        assert "effect of patching the node alone" in texts(figure)
         bare = draw_circuit([DrawnNode.of("input"), DrawnNode.of("logits")], [DrawnEdge.of("input->logits", 1.0)])
-        assert "node patched alone" not in texts(bare)
+        assert "effect of patching the node alone" not in texts(bare)
 
     @pytest.mark.parametrize(("n_layers", "n_heads", "n_edges"), [(4, 8, 30), (4, 8, 150), (12, 12, 40)])
     def test_node_boxes_do_not_overlap_and_no_edge_runs_behind_one(self, n_layers, n_heads, n_edges):

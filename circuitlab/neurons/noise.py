@@ -88,7 +88,7 @@ class NoiseSensitivity(Summary):
     def coloured(self) -> TextValues:
         """The text coloured by both numbers, as a page or in a notebook's cell."""
         return TextValues(
-            title=f"Noise at one token, neuron {self.neuron} of layer {self.layer} at the last",
+            title=f"Noise at one token: neuron L{self.layer}N{self.neuron} at the last token",
             tokens=self.tokens.words,
             series=("mean change", "root mean square change"),
             values=np.stack([self.mean, self.size]),

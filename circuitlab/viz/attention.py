@@ -66,9 +66,9 @@ def attention_figure(
             note = (notes or {}).get(head, "")
             axes.set_title(drawable(f"{head}  {note}".rstrip()), fontsize=8, pad=4, color=INK)
             if column == 0:
-                axes.set_ylabel("looks", color=MUTED, fontsize=7)
+                axes.set_ylabel("query", color=MUTED, fontsize=7)
             if under:
-                axes.set_xlabel("is looked at", color=MUTED, fontsize=7)
+                axes.set_xlabel("key", color=MUTED, fontsize=7)
         assert mesh is not None, "there is at least one head"
         bar = figure.add_axes((0.8, 0.1, 0.1, 0.5), label="colour bar")
         top = 1.5 + label_width + (rows - 1) * step + side

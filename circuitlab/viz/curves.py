@@ -89,10 +89,10 @@ def faithfulness_figure(curve: FaithfulnessCurve, *, title: str = "") -> Figure:
         _frame(axes, curve, limits)
         if curve.points:
             axes.plot(
-                *zip(*curve.points, strict=True), color=POSITIVE, lw=1.4, marker="o", ms=3, label="best edges by score"
+                *zip(*curve.points, strict=True), color=POSITIVE, lw=1.4, marker="o", ms=3, label="top edges by score"
             )
         if curve.random:
-            label = f"{len(curve.random)} random circuits of its size"
+            label = f"{len(curve.random)} random circuits of this size"
             _marks(axes, [curve.circuit[0]] * len(curve.random), curve.random, limits, label)
         _draw_circuit_point(axes, curve)
         axes.legend(

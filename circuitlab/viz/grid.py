@@ -33,7 +33,7 @@ _TITLES = {
 SITES = tuple(_TITLES)
 """The known sites, in the order in which a layer computes them."""
 
-FROM_THE_ANSWER = "token, counted from the answer backwards (-1 is the answer position)"
+FROM_THE_ANSWER = "token position, counted from the end (-1: answer)"
 _COLUMN_TITLES = {"position": "token"}
 # What a layer has several of; a table has at most one of these columns.
 _MEMBERS = ("head", "neuron", "feature")

@@ -29,7 +29,7 @@ def importance_heatmap(values: Float[np.ndarray, "row word"], neurons: Sequence[
         col_labels=tuple(words),
         row_title="neuron",
         col_title="predicted token",
-        title="What neurons add to the prediction",
+        title="Direct effect of neurons on the prediction",
         quantity="share of all neurons",
     )
     return heatmap(grid)

@@ -41,7 +41,7 @@ def draw_legend(
         looks: What lines stand for, where that is not the score.
     """
     x, y = corner
-    y = _heading(axes, x, y, "edges, running upwards")
+    y = _heading(axes, x, y, "edges (upwards)")
     shown = scores if looks is None else [score for score in scores if score == score]
     for colour, text, wanted in (
         (POSITIVE, "helps (score > 0)", any(score >= 0 for score in shown)),
@@ -51,7 +51,7 @@ def draw_legend(
         if wanted:
             y = _line(axes, x, y, text, colour, line_width(strongest / 2))
     if len(scores) > 1:
-        axes.text(x, y, "edges of one node share a trunk", fontsize=6.5, color=MUTED, va="center")
+        axes.text(x, y, "edges leaving the same node are bundled", fontsize=6.5, color=MUTED, va="center")
         y -= _LINE
     if looks is not None:
         y = _heading(axes, x, y - 0.06, looks.heading)
@@ -69,7 +69,7 @@ def draw_legend(
             axes.text(x + _SAMPLE + 0.08, y, word, fontsize=7, color=INK, va="center")
             y -= _LINE
     if node_reach is not None:
-        y = _heading(axes, x, y - 0.06, "node patched alone")
+        y = _heading(axes, x, y - 0.06, "effect of patching the node alone")
         _bar(axes, x, y, node_reach)
 
 

@@ -59,10 +59,10 @@ def by_owner(owners: Mapping[str, str], names: tuple[str, str]) -> Looks:
 
 
 def by_frequency(frequency: Mapping[str, float], outside: frozenset[str], repeated: str = "resamples") -> Looks:
-    """Lines whole, dashed or dotted by how often an edge was chosen; blue and red by sign, grey outside the circuit.
+    """Lines whole, dashed or dotted by how often an edge was selected; blue and red by sign, grey outside the circuit.
 
     Args:
-        frequency: Name of the edge -> share of repetitions that chose it, 0 to 1.
+        frequency: Name of the edge -> share of repetitions that selected it, 0 to 1.
         outside: Names of edges that the circuit itself does not keep.
         repeated: What the repetitions are.
 
@@ -76,10 +76,10 @@ def by_frequency(frequency: Mapping[str, float], outside: frozenset[str], repeat
         colour = UNKNOWN if edge.name in outside else sign_colour(edge.score)
         return Look(mixed(colour, strength), 0.6 + 1.6 * share, dashes, order=share)
 
-    samples = ((1.0, "in 80 % or more"), (0.65, "in 50 to 80 %"), (0.25, "more rarely"))
+    samples = ((1.0, "in 80 % or more"), (0.65, "in 50 to 80 %"), (0.25, "in fewer"))
     key = [
         (Look(INK, 0.6 + 1.6 * share, next(d for low, d, _ in OFTEN if share >= low)), word) for share, word in samples
     ]
     if outside:
         key.append((Look(UNKNOWN, 1.4), "not in the circuit"))
-    return Looks(of=look, heading=f"chosen in {repeated}", key=key)
+    return Looks(of=look, heading=f"selected in {repeated}", key=key)

@@ -63,7 +63,7 @@ def stream_figure(
         axes.grid(axis="y", color=FAINT, lw=0.4, zorder=0)
         axes.set_xticks(at, labels, rotation=45, ha="right", rotation_mode="anchor", fontsize=7)
         axes.tick_params(length=2.5, width=0.6, labelsize=7)
-        axes.set_xlabel("stream after" + (" (hollow: half a layer)" if any(half) else ""), color=MUTED)
+        axes.set_xlabel("stream after" + (" (hollow: mid-layer)" if any(half) else ""), color=MUTED)
         axes.set_ylabel(drawable(f"{quantity}\nmean, 95 % interval"))
         axes.set_title(drawable(title), color=INK)
         fit(figure)
@@ -115,7 +115,7 @@ def lens_figure(
         axes.tick_params(length=0, pad=3)
         axes.set_ylabel("stream after", color=MUTED)
         where = f", last {_MOST_TOKENS} tokens" if start else ""
-        axes.set_title(f"Likeliest next token{where}", pad=8, color=INK)
+        axes.set_title(f"Most likely next token{where}", pad=8, color=INK)
         bar = figure.add_axes((0.8, 0.1, 0.1, 0.5), label="colour bar")
         place(figure, bar, 2.0 + n_cols * cell + 0.15, 1.5, 0.12, min(1.6, n_rows * _ROW))
         colours = figure.colorbar(mesh, cax=bar)
