@@ -31,12 +31,12 @@ SCHEMA = "circuitlab.attention/1"
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class AttentionPatterns(Summary):
-    """Attention weights of some heads on one prompt: each row of a pattern, a token that looks, sums to 1.
+    """Attention weights of some heads on one prompt; each row of a pattern (a query) sums to 1.
 
     Attributes:
         tokens: The prompt.
         heads: Names of the heads.
-        patterns: Their weights, the token that looks by the token that is looked at.
+        patterns: Their weights, query by key.
         title: What the prompt is.
         notes: Head -> a few words about it, such as its effect.
     """
@@ -74,7 +74,7 @@ class AttentionPatterns(Summary):
         )
 
     def to_record(self) -> dict[str, Any]:
-        """What `attention.json` holds: weights to four digits, each row up to the token that looks."""
+        """What `attention.json` holds: weights to four digits, each row up to the query."""
         heads = [
             {
                 "head": name,
@@ -96,7 +96,7 @@ class AttentionPatterns(Summary):
         )  # fmt: skip
 
     def to_html(self) -> str:
-        """A page by itself to look around in: choose a head, point at a token to see where it looks."""
+        """A self-contained interactive page: select a head, hover over a token to see its weights as query and key."""
         return late.call("circuitlab.report.attention_view", "attention_page", self.to_record())
 
     def save(self, path: str | Path) -> Path:
@@ -153,7 +153,7 @@ def attention(
         prompt: Text, a pair of a task, or one row of token ids.
         heads: Names such as "a3.h2", or nodes; all heads of the model by default.
         run: Of a pair: "clean" or "corrupt".
-        notes: Head -> a few words to stand beside it.
+        notes: Head -> a short note, shown with its name.
 
     Returns:
         The patterns of the heads, shape [head, query, key].

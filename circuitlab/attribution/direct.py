@@ -1,13 +1,13 @@
 """Direct logit attribution: what every part of the model adds to the answer by itself.
 
 1. Record a run. The final stream at the answer position is the sum of all that was written to it.
-2. The quantity is a weighted sum of logits: a direction behind the final norm. With the norm's scale as it was on the
+2. The quantity is a weighted sum of logits: a direction after the final norm. With the norm's scale as it was on the
    whole stream the norm is linear, so the direction has a twin in front of it.
 3. A component's share is the product of what it wrote with that twin. What is not in the stream (biases of norm and
    unembedding) is listed beside, so that the shares add up to the model's own value; `Attribution.gap` is by how much
    they do not.
 
-Where norms stand behind attention and MLP (Gemma 2 and 3), a head's or neuron's share is taken through them with the
+With post-norms (Gemma 2 and 3), a head's or neuron's contribution passes through them with the
 scale that they had on the whole layer. Where logits are capped (Gemma 2), the shares are those of the uncapped logits,
 and what the cap does to their sum is a component of its own, "softcap".
 

@@ -54,7 +54,7 @@ class Point:
 
     @property
     def label(self) -> str:
-        """What stands before it: "embedding", "attention 3", "MLP 3" or "block 3"."""
+        """What precedes it: "embedding", "attention 3", "MLP 3" or "block 3"."""
         words = {"resid_pre": "embedding", "resid_mid": f"attention {self.layer}", "resid_post": f"block {self.layer}"}
         return words[self.site]
 
@@ -237,7 +237,7 @@ def _frozen(
 def _clean_logits(
     model: Model, batch: PairBatch, final: Float[Tensor, "batch d_model"], run: str
 ) -> Float[Tensor, "batch d_vocab"]:
-    """What the clean run predicts; of a corrupted run the clean prompts stand in the other place."""
+    """Predictions of the clean run; for a corrupted run, clean and corrupted prompts are swapped."""
     if run != "clean":
         final = at_answer(model.record(batch.corrupt).resid_final, batch.answer_at)
     return model.logits(final)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class LensTokens(Summary):
-    """What the model would say next at every point and token of a prompt.
+    """Next-token predictions at every point and token of a prompt.
 
     Attributes:
         tokens: The prompt.

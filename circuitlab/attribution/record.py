@@ -23,7 +23,7 @@ ROWS_AT_ONCE = 2048
 
 @dataclass(frozen=True, slots=True, order=True, repr=False)
 class Component(Summary):
-    """Something that adds to the final stream, or to the logits behind it.
+    """A summand of the final stream, or of the logits.
 
     Attributes:
         name: "embed", "embed.token", "embed.position", "a0" (an attention layer with its bias), "a0.h1", "a0.bias",

@@ -28,7 +28,7 @@ def check_run(run: str) -> None:
 
 
 def batches(model: Model, pairs: PairSet | PairBatch, run: str) -> Iterator[PairBatch]:
-    """The pairs in batches small enough to be recorded; `clean` holds the prompts of the run that is asked for."""
+    """The pairs in batches small enough to be recorded; `clean` holds the prompts of the chosen run."""
     for whole in batches_for(model, pairs):
         chosen = whole if run == "clean" else whole.swapped()
         size = max(1, TOKENS_AT_ONCE // whole.n_tokens)

@@ -61,7 +61,7 @@ def answer_ids(text: str, words: Sequence[str], encoded: Encoded, encoder: TextE
     """The token that each word is right after a text.
 
     Raises:
-        TokenError: A word is not one token there; the message says how it was split.
+        TokenError: A word is not one token there; the message gives its tokens.
     """
     found = continuations(text, tuple(words), encoded, encoder)
     if isinstance(found, Rejection):

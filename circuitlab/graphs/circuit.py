@@ -34,7 +34,7 @@ class Circuit(CircuitData):
         node_effects: Node name -> effect of patching that node alone (0 corrupted, 1 clean), where it was swept.
         selection: How it was selected, where `select` did it.
         node_parts: Scores of nodes, and scores and choice of neurons, where a file or a method gives them.
-        second_scores: Scores of the edges that a search never asked about, by which they rank below all others; NaN for
+        second_scores: Secondary scores of edges that a search did not visit, which rank below all others; NaN for
             all others, None where there are none.
 
     Raises:
@@ -92,7 +92,7 @@ class Circuit(CircuitData):
 
     @checked
     def save(self, path: str | Path) -> None:
-        """Write a file in the format that its name tells; whole, or not at all.
+        """Write a file in the format given by its suffix, atomically.
 
         `.json` and `.pt` are the formats of MIB / EAP-IG and hold everything; `.graphml`, `.node-link.json` and `.dot`
         hold the kept edges with their scores, `.txt` their names, one a line.
@@ -150,7 +150,7 @@ def load_circuit(path: str | Path, spec: ModelSpec | None = None) -> Circuit:
             it.
 
     Returns:
-        The circuit, with its selection, the effects of its nodes and what is said of nodes and neurons where the file
+        The circuit, with its selection, the effects of its nodes and records of nodes and neurons if the file
         has them. Edges of a list have no score (NaN).
 
     Raises:

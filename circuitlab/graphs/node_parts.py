@@ -1,7 +1,7 @@
-"""What circuit files say of nodes and neurons beside the edges, kept as it stands: a file comes back without loss.
+"""Records of nodes and neurons in circuit files, preserved so that files round-trip without loss.
 
 Edges decide what a circuit is; a node's own `in_graph` is what follows from them unless a file says otherwise, and is
-then only carried along, as in EAP-IG, whose pruning looks at edges alone. Neurons are the entries of a writer's output.
+then only carried along, as in EAP-IG, which prunes by edges only. Neurons are the entries of a writer's output.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from circuitlab.summary import Summary
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class NodeParts(Summary):
-    """Matrices by the numbers of `Layout`; None where there is nothing to say.
+    """Matrices indexed as in `Layout`; None if absent.
 
     Attributes:
-        kept: Which writers a file calls part of the circuit, where that is not what its edges say.
+        kept: Writers that a file marks as part of the circuit, if that differs from what its edges imply.
         scores: Scores of writers, positive where they help; NaN: not scored, always kept.
         neurons: Which entries of each writer's output are part of the circuit.
         neuron_scores: Scores of these entries; NaN: not scored, always kept.
@@ -61,5 +61,5 @@ class NodeParts(Summary):
 
     def split(self, mask: Bool[np.ndarray, "writer reader"]) -> Bool[np.ndarray, " writer"]:
         """Writers with a kept edge of which only some neurons are kept."""
-        speaks = np.asarray(mask.any(1))
-        return np.zeros_like(speaks) if self.neurons is None else np.asarray(speaks & ~self.neurons.all(1))
+        writes = np.asarray(mask.any(1))
+        return np.zeros_like(writes) if self.neurons is None else np.asarray(writes & ~self.neurons.all(1))

@@ -14,8 +14,8 @@ def real_edges(layout: Layout) -> Bool[np.ndarray, "writer reader"]:
 def prune(mask: Bool[np.ndarray, "writer reader"], layout: Layout) -> Bool[np.ndarray, "writer reader"]:
     """Drop edges from nodes that nothing reaches and edges to nodes that reach nothing, until none is left.
 
-    The input counts as reached and the logits as heard. Equals EAP-IG's `prune` (with both masks compared, its issues
-    16 and 17), here as one forward and one backward pass over the nodes, which stand in topological order.
+    Equals EAP-IG's `prune` (with both masks compared, its issues 16 and 17), as one forward and one backward pass over
+    the nodes, which are in topological order.
 
     Returns:
         A new mask; the argument is not changed.
@@ -27,11 +27,12 @@ def prune(mask: Bool[np.ndarray, "writer reader"], layout: Layout) -> Bool[np.nd
     for node in range(1, n_writers + 1):
         columns = owner == node
         reached[node] = bool((kept[:, columns] & reached[:-1, None]).any())
-    heard = np.zeros(n_writers + 1, dtype=bool)
-    heard[n_writers] = True
+    reaches_logits = np.zeros(n_writers + 1, dtype=bool)
+    reaches_logits[n_writers] = True
     for node in range(n_writers - 1, -1, -1):
-        heard[node] = bool((kept[node] & heard[owner]).any())
-    return kept & reached[:-1, None] & heard[:-1, None] & reached[owner] & heard[owner]
+        reaches_logits[node] = bool((kept[node] & reaches_logits[owner]).any())
+    on_path = reached & reaches_logits
+    return kept & on_path[:-1, None] & on_path[owner]
 
 
 def kept_nodes(mask: Bool[np.ndarray, "writer reader"], layout: Layout) -> Bool[np.ndarray, " node"]:

@@ -27,7 +27,7 @@ def random_circuit(layout: Layout, n_edges: int, rng: np.random.Generator) -> Bo
         The mask; the same generator state gives the same one.
 
     Raises:
-        GraphError: The graph has fewer edges than that, or none are asked for.
+        GraphError: The graph has fewer edges, or `n_edges` is below 1.
     """
     if not 1 <= n_edges <= layout.n_edges:
         raise GraphError(f"a random circuit of {n_edges} edges is not possible; the graph has {layout.n_edges}.")
@@ -102,7 +102,7 @@ def _thinned(mask: np.ndarray, layout: Layout, n_edges: int, rng: np.random.Gene
 
 
 def _holds_without(mask: np.ndarray, row: int, column: int, owner: np.ndarray) -> bool:
-    """Whether a connected mask stays so without one of its edges: the edge's two ends tell, no pruning is needed."""
+    """Whether a connected mask stays connected without one of its edges; only the two ends of the edge are checked."""
     writes_on = row == 0 or mask[row].sum() > 1
     still_reads = owner[column] == len(mask) or mask[:, owner == owner[column]].sum() > 1
     return bool(writes_on and still_reads)

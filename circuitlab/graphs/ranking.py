@@ -18,7 +18,7 @@ def edge_places(layout: Layout) -> Int[np.ndarray, "edge 2"]:
 def ranked_edges(
     keys: Float[np.ndarray, "writer reader"], layout: Layout, second: Float[np.ndarray, "writer reader"] | None = None
 ) -> Int[np.ndarray, "edge 2"]:
-    """Row and column of every edge, largest key first; ties stand in the order of `Layout.edges`, NaN comes last.
+    """Row and column of every edge, largest key first; ties in the order of `Layout.edges`, NaN last.
 
     Args:
         keys: What edges are ranked by.

@@ -1,4 +1,4 @@
-"""How a circuit is selected out of scored edges: what is asked for, and what came of it."""
+"""Selection of a circuit from scored edges: the rule and its result."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ ASKED = ("target", "n_edges", "threshold")
 @checked_fields
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SelectionRule:
-    """What is asked of a selection: at most one of a target, a number of edges and a threshold, and how edges rank.
+    """Rule of a selection: at most one of a target, a number of edges and a threshold, and how edges are ranked.
 
     Attributes:
-        target: The smallest circuit with this faithfulness is looked for, above 0 and at most 1. Where nothing is asked
+        target: Select the smallest circuit found with this faithfulness, above 0 and at most 1. If nothing is given
             for, a method's own circuit is taken (`acdc`, `edge-pruning`), or one that reaches 0.9.
         n_edges: So many top edges are taken (before pruning), whatever their faithfulness.
         threshold: The edges that score at least so much are taken, whatever their faithfulness.
@@ -133,7 +133,7 @@ class Selection:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What was asked for and not reached, in sentences; empty if all was."""
+        """Sentences about parts of the rule that were not met; empty if there are none."""
         found = []
         if self.rule == "n_edges" and self.nominal < self.asked:
             found.append(
@@ -149,7 +149,7 @@ class Selection:
         return tuple(found)
 
     def to_record(self) -> dict[str, Any]:
-        """As it stands in `manifest.json` and `circuit.json`."""
+        """The record in `manifest.json` and `circuit.json`."""
         record = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "prompts"}
         interval, reached = record.pop("interval"), record["faithfulness"]
         if reached is not None and not math.isfinite(reached):

@@ -210,7 +210,7 @@ def metric_for(metric: MetricLike | None, pairs: object) -> Metric:
     """The metric that pairs are judged by: every function that takes both follows this rule.
 
     Args:
-        metric: The metric asked for; the name of the task's own metric is understood. None: the metric of the task that
+        metric: The metric; may be the name of the task's own metric. None: the metric of the task that
             drew the pairs, and `logit_diff` for pairs without a task (`PairBatch.from_tokens`).
         pairs: The pairs, a `PairSet` or `PairBatch`, or the task that draws them.
 

@@ -67,7 +67,7 @@ def check_gradient(
         method: Name of the method, for the message.
 
     Raises:
-        MetricError: It has no gradient: it says so (`smooth`), it detaches, or it is flat at all these places.
+        MetricError: It has no gradient: it declares so (`smooth`), it detaches, or it is flat at all these points.
     """
     if not metric.smooth:
         raise MetricError(no_gradient(metric, method))

@@ -11,7 +11,7 @@ from circuitlab.metrics.base import Metric, MetricLike, metric_for, no_distracto
 
 
 def metric_of(task: Task, metric: MetricLike | None = None) -> Metric:
-    """The metric asked for, or the task's own where none is.
+    """The given metric, or the task's default if it is None.
 
     Args:
         task: The task.

@@ -19,7 +19,7 @@ from circuitlab.summary import Results, Summary, plural, short
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Continuation(Summary):
-    """A text and what the model wrote behind it.
+    """A text and the model's continuation.
 
     Attributes:
         text: The text that was given.
@@ -60,15 +60,15 @@ def continue_text(model: Model, text: Sequence[str], n: int) -> tuple[Continuati
 @in_ordinary_modes
 @torch.no_grad()
 def continue_text(model: Model, text: str | Sequence[str], n: int) -> Continuation | tuple[Continuation, ...]:
-    """Go on greedily by n tokens, after one text or after each of several, which are run together.
+    """Generate n tokens greedily after one text, or after each of several, which are run together.
 
     The whole text is read again for every token: meant for a few of them. A token that ends texts is taken like any
-    other, and the writing goes on behind it.
+    other, and generation continues after it.
 
     Args:
         model: The model.
         text: One text, or several.
-        n: How many tokens to write.
+        n: Number of tokens to generate.
 
     Returns:
         One continuation for one text, a tuple for several. Of two tokens equally likely the first of the vocabulary is

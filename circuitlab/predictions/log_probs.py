@@ -34,7 +34,7 @@ class TextLogProbs(Summary):
 
     Attributes:
         text: The text.
-        tokens: Its tokens, as they stand in it.
+        tokens: Its tokens, as in the text.
         ids: Their numbers in the vocabulary.
         log_probs: Natural logarithm of each token's probability given those before it, in nats, at most 0; NaN for the
             first token, which nothing predicts, and for the tokens that the model's `bos` puts in front.

@@ -53,7 +53,7 @@ class Prediction(Summary):
     Attributes:
         text: The text.
         tokens: Its tokens.
-        answers: The tokens that were asked for, in the order they were asked for.
+        answers: The requested tokens, in the given order.
         top: The most likely tokens, best first; equals by their number in the vocabulary.
     """
 
@@ -105,7 +105,7 @@ def predict(
     Args:
         model: The model.
         text: One text, or several, which are run together.
-        answers: Words whose rank, logit and probability are asked for, with their leading space; each must be one token
+        answers: Words to report rank, logit and probability of, with their leading space; each must be one token
             right after the text. For several texts one word, or one list of words, a text.
         k: How many of the most likely tokens to list.
 
@@ -114,7 +114,7 @@ def predict(
 
     Raises:
         ConfigError: There is no text, k is outside the vocabulary, or there are not as many answers as texts.
-        TokenError: A text does not fit the context, or an answer is not one token; the message says how it was split.
+        TokenError: A text does not fit the context, or an answer is not one token; the message gives its tokens.
 
     Example:
         >>> from circuitlab import load_model
@@ -126,24 +126,24 @@ def predict(
     if not 0 <= k <= model.spec.d_vocab:
         raise ConfigError(f"k is {k}; the vocabulary has {model.spec.d_vocab:,} tokens, so take 0 to that many.")
     encoded = [encode_text(one, model.text, model.spec.n_ctx) for one in texts]
-    asked = [answer_ids(one, words, e, model.text) for one, words, e in zip(texts, wanted, encoded, strict=True)]
+    chosen_ids = [answer_ids(one, words, e, model.text) for one, words, e in zip(texts, wanted, encoded, strict=True)]
     streams = last_streams(model, [e.ids for e in encoded])
     found: list[Prediction] = []
     for rows, logits in logits_by_part(model, streams):
         for i, own in zip(range(rows.start, rows.stop), logits, strict=True):
-            chosen = next_tokens(model, own, asked[i], k)
+            chosen = next_tokens(model, own, chosen_ids[i], k)
             found.append(Prediction(text=texts[i], tokens=encoded[i].tokens, answers=chosen[0], top=chosen[1]))
     return found[0] if isinstance(text, str) else Results(found)
 
 
 def next_tokens(
-    model: Model, logits: Float[Tensor, " d_vocab"], asked: Sequence[int], k: int
+    model: Model, logits: Float[Tensor, " d_vocab"], chosen: Sequence[int], k: int
 ) -> tuple[tuple[NextToken, ...], tuple[NextToken, ...]]:
     """Chosen tokens, and the k most likely, out of one position's logits."""
     log_probs = logits.log_softmax(0)
     top = torch.sort(logits, descending=True, stable=True).indices[:k].tolist()
 
-    def told(ids: Sequence[int]) -> tuple[NextToken, ...]:
+    def described(ids: Sequence[int]) -> tuple[NextToken, ...]:
         words = model.text.decode(tuple(ids))
         return tuple(
             NextToken(
@@ -157,13 +157,13 @@ def next_tokens(
             for i, word in zip(ids, words, strict=True)
         )
 
-    return told(asked), told(top)
+    return described(chosen), described(top)
 
 
 def _one_each(
     answers: str | Sequence[str | Sequence[str]], text: str | Sequence[str], n_texts: int
 ) -> list[tuple[str, ...]]:
-    """The words asked for after each text."""
+    """The requested words after each text."""
     if isinstance(text, str):
         words = (answers,) if isinstance(answers, str) else tuple(answers)
         wrong = next((word for word in words if not isinstance(word, str)), None)

@@ -11,7 +11,7 @@ import numpy as np
 from circuitlab.report.folder import RunFolder
 from circuitlab.report.format import counted, interval, number, percent, significant
 
-# Above this faithfulness a circuit is said to exceed the model, not to recover it.
+# Above this faithfulness the text is "exceed" instead of "recover".
 _EXCEEDS = 1.15
 
 

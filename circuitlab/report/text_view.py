@@ -1,7 +1,7 @@
 """Texts coloured token by token: blue above zero, red below; the value is shown on hover, focus or tap.
 
 A page holds several texts and several series (neurons, features, log-probabilities), selected from a list. A series has
-one scale in all its texts, symmetric about zero. Tokens and values are stored apart, so that thousands of tokens
+one scale in all its texts, symmetric about zero. Tokens and values are stored separately, so that thousands of tokens
 with tens of series stay small. Without scripts the first series is shown.
 """
 

@@ -1,4 +1,4 @@
-"""Attention patterns as pictures: the token that looks on the left, the token that is looked at below."""
+"""Figures of attention patterns: queries on the left, keys below."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from circuitlab.viz.save import fit, new_figure, place
 from circuitlab.viz.style import BAND, FAINT, INK, MUTED, sequential, style, text_on
 from circuitlab.viz.text import drawable, number, text_width, visible_token
 
-# Inches. At 0.12 inch a cell, labels of 5.5 points stand clear of each other: a hundred tokens are a foot wide.
+# Inches. At 0.12 inch a cell, labels of 5.5 points do not overlap: a hundred tokens are a foot wide.
 _PANEL, _CELL = 2.5, (0.12, 0.3)
 _GAP, _TITLE = 0.28, 0.42
 _PAGE = 11.0
@@ -35,9 +35,9 @@ def attention_figure(
     Args:
         tokens: The prompt.
         heads: Names of the heads.
-        patterns: Their weights; above the diagonal, where no causal model looks, the picture is empty.
+        patterns: Their weights; above the diagonal, which is zero in causal models, the figure is empty.
         title: Over the figure.
-        notes: Head -> a few words to stand behind its name.
+        notes: Head -> a short note, shown after its name.
 
     Returns:
         The figure.
@@ -50,7 +50,7 @@ def attention_figure(
     label_width = max(text_width(label, size) for label in labels) + 0.1
     columns = max(1, min(len(heads), int((_PAGE - label_width + _GAP) // (side + _GAP))))
     rows = -(-len(heads) // columns)
-    columns = -(-len(heads) // rows)  # six heads stand three by three where four would fit
+    columns = -(-len(heads) // rows)  # six heads are placed three by three where four would fit
     step = side + _TITLE
     with style():
         figure = new_figure(columns * (side + _GAP) + label_width + 3.0, rows * step + label_width + 3.0)

@@ -24,7 +24,7 @@ from circuitlab.viz.save import fit, new_figure, place
 from circuitlab.viz.style import BAND, INK, MUTED, PAPER, Colour, diverging, mixed, sign_colour, style, text_on
 from circuitlab.viz.text import drawable
 
-# More edges than this tell a reader nothing; the strongest are drawn and the figure says so.
+# More edges than this are not legible; the strongest are drawn, as stated in the figure.
 MOST_EDGES = 800
 # Inches: width, height, and free room on either side.
 _SIZES = {"input": (0.66, 0.25), "head": (0.54, 0.33), "mlp": (0.5, 0.25), "logits": (0.66, 0.25)}
@@ -55,19 +55,19 @@ def draw_circuit(
 
     Edges run upwards; blue ones help, red ones hurt, thick dark ones are strong. The edges of one node share a trunk
     and branch off below their readers; those into a head end at its q, k or v. Nodes are filled by their
-    `sweep_effect` where one is given. Beyond 800 edges only the strongest 800 are drawn, and the figure says so.
+    `sweep_effect` where one is given. Beyond 800 edges only the strongest 800 are drawn, as stated in the figure.
 
     Args:
         nodes: Every node that an edge touches, and any others to be shown.
         edges: The edges of the circuit.
         title: Over the figure.
-        looks: What lines stand for; by default colour and width are the sign and size of the score.
+        looks: Meaning of the lines; by default colour and width show the sign and size of the score.
 
     Returns:
         A figure of its own size; the identifier of each edge in an SVG of it is the edge's name.
 
     Raises:
-        GraphError: No node, a name that stands twice, an edge that touches a node that is not given, or one that does
+        GraphError: No node, a name that occurs twice, an edge that touches a node that is not given, or one that does
             not run forward.
     """
     _check(nodes, edges)
@@ -217,7 +217,7 @@ def draw_stability(
 
 
 def _draw_edges(axes: Axes, scene: _Scene, looks: Looks | None) -> None:
-    """Source by source, weak ones first: each source's lines stand on a white casing, so that crossings show."""
+    """Source by source, weak ones first; lines of each source have a white outline, to show crossings."""
     by_source: dict[str, list[DrawnEdge]] = {}
     look_of = {e.name: _by_score(e, scene.strongest) if looks is None else looks.of(e) for e in scene.edges}
     for edge in sorted(scene.edges, key=lambda edge: (look_of[edge.name].order, edge.strength, edge.name)):

@@ -106,7 +106,7 @@ def faithfulness_figure(curve: FaithfulnessCurve, *, title: str = "") -> Figure:
 
 
 def _number(value: object) -> float:
-    """A number out of JSON, where null stands for what is not one."""
+    """A number from JSON; null is NaN."""
     return math.nan if value is None else float(value)  # type: ignore[arg-type]
 
 

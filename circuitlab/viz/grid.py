@@ -132,7 +132,7 @@ def grid_from_frame(frame: pd.DataFrame, *, title: str | None = None, quantity: 
 
     Rows are layers, columns heads, neurons, positions or spans; where a table has heads (neurons) and positions, each
     head is a row. Cells that the table lacks are NaN. Of more than 64 neurons a layer, or 192 rows of heads or neurons,
-    the `STRONGEST` are kept, one a row and the strongest first, and the title says so.
+    the `STRONGEST` are kept, one per row, strongest first, as stated in the title.
 
     Args:
         frame: Columns `site`, `layer`, one of `position`, `span`, `head`, `neuron`, `feature` (or one of the last three
@@ -145,7 +145,7 @@ def grid_from_frame(frame: pd.DataFrame, *, title: str | None = None, quantity: 
         The grid.
 
     Raises:
-        FormatError: A column is missing, a cell stands twice, a number is not one, or there are several sites.
+        FormatError: A column is missing, a cell occurs twice, a value is not a number, or there are several sites.
     """
     site = _only_site(frame)
     noise = "direction" in frame.columns and set(frame["direction"]) == {"noise"}

@@ -52,7 +52,7 @@ class _Plan:
 def heatmap(grid: LabelledGrid) -> Figure:
     """Draw a grid.
 
-    Blue is above the centre, red below it, near white at it; hatched cells were not measured. Numbers stand in the
+    Blue is above the centre, red below it, near white at it; hatched cells were not measured. Numbers are shown in the
     cells where they can be read, in bold where the 95 % interval excludes the centre.
 
     Args:

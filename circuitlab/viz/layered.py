@@ -1,8 +1,8 @@
-"""Where the nodes of a circuit stand and how its edges run: a layered layout after Sugiyama.
+"""Positions of nodes and routes of edges of a circuit drawing: a layered layout after Sugiyama.
 
-1. Nodes stand in rows, in the order in which they write: input, each layer's heads, its MLP, ..., logits.
+1. Nodes are placed in rows, in the order in which they write: input, each layer's heads, its MLP, ..., logits.
 2. All edges of one source share a trunk, which passes each row between source and reader at a point of its own, so
-   that no edge runs behind a node.
+   that no edge passes under a node.
 3. The order within the rows comes from barycentre sweeps up and down; the order with the fewest crossings is kept.
 4. Places within the order are those nearest to the neighbours that keep the least distances (a weighted isotonic
    regression); trunks weigh more than branches, so that they come out straight.
@@ -77,7 +77,7 @@ def lay_out(
 
     Args:
         rows: Node names from the lowest row to the highest, each row in its natural order.
-        edges: Source, target and arrival offset; a target stands in a higher row than its source.
+        edges: Source, target and arrival offset; a target is in a higher row than its source.
         half_width: Half the room that every node takes in its row, in inches.
         trunk: Half the width kept free for a passing trunk.
 
@@ -175,7 +175,7 @@ def _exchange(rows: list[list[Item]], by_gap: Sequence[Sequence[Link]], upward: 
         if i < len(rows) - 1:
             above = {item: float(at) for at, item in enumerate(rows[i + 1])}
             for link in by_gap[i]:
-                # A head's slots are apart: q left of k left of v.
+                # The slots of a head are separate: q left of k left of v.
                 ends[link.low][1].append(above[link.high] + 0.3 * np.sign(link.offset))
         arrays = {item: tuple(np.array(side) for side in sides) for item, sides in ends.items()}
         for at in range(len(rows[i]) - 1):

@@ -1,4 +1,4 @@
-"""The key to a circuit drawing: what colour, width, q k v and fill stand for."""
+"""The legend of a circuit drawing: colour, width, q k v and fill."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def draw_legend(
         scores: The scores of the edges drawn.
         slots: Whether an edge enters a head.
         node_reach: Largest effect of a node without its sign, if they are filled by their effects.
-        looks: What lines stand for, where that is not the score.
+        looks: Meaning of the lines, if it is not the score.
     """
     x, y = corner
     y = _heading(axes, x, y, "edges (upwards)")

@@ -1,4 +1,4 @@
-"""What the lines of a circuit drawing stand for beside the score: whose edge it is, how often it was chosen."""
+"""Line styles of circuit drawings that do not show the score: owner of an edge, selection frequency."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Look:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Looks:
-    """How every edge of a drawing is drawn, and what the key says of it.
+    """Line style of every edge of a drawing, and its legend.
 
     Attributes:
         of: Edge -> look.

@@ -1,4 +1,4 @@
-"""Where an MLP matters against how far its largest neuron stands out, one dot a position."""
+"""Ablation loss of an MLP against the outlier score of its largest neuron, one dot per position."""
 
 from __future__ import annotations
 

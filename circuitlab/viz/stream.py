@@ -14,7 +14,7 @@ from circuitlab.viz.style import FAINT, INK, MUTED, PAPER, POSITIVE, sequential,
 from circuitlab.viz.text import drawable, text_width, visible_token
 
 _POINT, _LEAST_WIDTH, _HEIGHT = 0.27, 2.4, 2.6
-# Single prompts behind the mean: more would be a grey surface.
+# Single prompts shown with the mean: more would be a grey surface.
 _MOST_LINES = 40
 _CELL, _ROW = (0.5, 0.86), 0.24
 # Columns of words: a page wide. Of a longer prompt the end is shown, where the answer is read.

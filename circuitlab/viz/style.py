@@ -1,6 +1,6 @@
 """The look of every figure: colours with a meaning, and the settings of matplotlib in force while one is drawn.
 
-Blue means positive, red means negative, in heatmaps, edges and nodes alike; both were chosen to be told apart by
+Blue means positive, red means negative, in heatmaps, edges and nodes alike; both were chosen to be distinguishable by
 colour-blind readers and in grey print (dark is strong, light is weak). Nothing here changes matplotlib's settings for
 anybody else: `style()` is a context.
 """

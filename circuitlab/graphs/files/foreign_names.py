@@ -25,7 +25,7 @@ _STARTS, _END = ("Resid Start",), ("Resid End", "Resid Final")
 
 
 def edges_of(given: Any, n_layers: int) -> list[Edge]:
-    """The edges that one entry of a list stands for: one; three for a head's inputs together; none inside a node.
+    """The edges of one entry of a list: one; three for a head without slot; none for edges inside a node.
 
     Args:
         given: A name, a pair of names, or a tuple of four as ACDC has it.

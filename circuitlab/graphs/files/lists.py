@@ -61,8 +61,8 @@ def edges_listed(given: Sequence[Any], path: Path, spec: ModelSpec | None) -> Ci
 def _check_embeddings(given: Sequence[Any], path: Path) -> None:
     """Refuse a list that keeps a reader's edge from one of two embeddings: here both are one writer."""
     acdc = [one for one in given if hooks_of(one)]
-    heard = {name: {str(list(one[:2])) for one in acdc if one[2] == name} for name in (EMBEDDING, POSITIONS)}
-    if heard[POSITIONS] and (odd := heard[EMBEDDING] ^ heard[POSITIONS]):
+    readers = {name: {str(list(one[:2])) for one in acdc if one[2] == name} for name in (EMBEDDING, POSITIONS)}
+    if readers[POSITIONS] and (odd := readers[EMBEDDING] ^ readers[POSITIONS]):
         raise FormatError(
             f"circuit file {str(path)!r}: {min(odd)} hears one of {EMBEDDING} and {POSITIONS} and not the other; here "
             "the input is one node. Keep both or neither."
@@ -86,7 +86,7 @@ def kept_edges(layout: Layout, edges: Iterable[tuple[Edge, float]]) -> CircuitDa
     """The circuit of some edges, each with its score.
 
     Raises:
-        FormatError: An edge stands there twice, with two scores.
+        FormatError: An edge occurs twice, with two scores.
     """
     mask = np.zeros((len(layout.writers), len(layout.readers)), dtype=bool)
     scores = np.zeros(mask.shape)

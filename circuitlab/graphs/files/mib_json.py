@@ -72,10 +72,10 @@ class _File(_Strict):
 
 
 def to_json(circuit: CircuitData) -> dict[str, Any]:
-    """The circuit as the object that EAP-IG's `Graph.from_json` reads; both fields stand on every edge.
+    """The circuit as the object that EAP-IG's `Graph.from_json` reads, with both fields for every edge.
 
-    Swept effects of nodes, second scores of edges and the selection stand under keys of ours, which their reader leaves
-    alone.
+    Swept effects of nodes, second scores of edges and the selection are stored under additional keys, which
+    EAP-IG ignores.
     """
     layout, second = circuit.layout, circuit.second_scores
     edges = {}
@@ -194,7 +194,7 @@ def selection_of(record: Any, path: Path) -> Selection | None:
 
 
 def _node_parts(parsed: _File, layout: Layout, mask: Bool[np.ndarray, "writer reader"], path: Path) -> NodeParts:
-    """What the file says of nodes; as in EAP-IG, nodes without a score have NaN where others have one."""
+    """Node records of the file; as in EAP-IG, nodes without a score have NaN if others have one."""
     entries = {layout.writer_index(Node.parse(n)): entry for n, entry in parsed.nodes.items() if n != Kind.LOGITS.value}
     n_writers, d_model = len(layout.writers), layout.spec.d_model
     derived = kept_nodes(mask, layout)[:-1]
@@ -254,7 +254,7 @@ def check_finite(values: Any, what: str, path: Path) -> None:
 
 
 def _parsed(content: Mapping[str, Any], path: Path) -> _File:
-    """The file with every value of the right kind; whether the names are the model's is not asked here."""
+    """The file with every value of the right type; names are checked elsewhere."""
     try:
         return _File.model_validate(content)
     except ValidationError as error:
@@ -289,7 +289,7 @@ def _as_today(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
 
 
 def _edge_as_today(edge: Any) -> Any:
-    """An edge that says only whether it is kept: kept ones are not scored, the others have the score 0."""
+    """An edge with only `in_graph`: kept ones are not scored, the others have score 0."""
     edge = {"in_graph": edge} if isinstance(edge, bool) else edge
     if isinstance(edge, dict) and "score" not in edge and isinstance(edge.get("in_graph"), bool):
         return {**edge, "score": None if edge["in_graph"] else 0.0}

@@ -65,7 +65,7 @@ def read_tensors(path: Path, spec: ModelSpec | None) -> CircuitData:
     content = _loaded(path)
     cfg = dict(content["cfg"])
     for name, kind in _IN_CFG.items():
-        # A cfg as old files have it may lack the last; others mean what they say.
+        # In old files the cfg may lack the last; the others are required.
         if name not in cfg and name != "parallel_attn_mlp":
             raise FormatError(f"circuit file {str(path)!r}: cfg.{name} is missing.")
         if type(cfg.setdefault(name, False)) is not kind or (kind is int and cfg[name] < 1):

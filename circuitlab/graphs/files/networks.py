@@ -52,7 +52,7 @@ def write_graphml(circuit: CircuitData, path: Path) -> None:
 
 
 def node_link(circuit: CircuitData) -> str:
-    """JSON that `networkx.node_link_graph(json.load(file), edges="edges")` reads back equal; NaN stands as NaN."""
+    """JSON that `networkx.node_link_graph(json.load(file), edges="edges")` reads back equal; NaN is written as NaN."""
     return json.dumps(nx.node_link_data(to_networkx(circuit, collapse=False), edges="edges"), indent=1) + "\n"
 
 
@@ -142,7 +142,7 @@ def read_graphml(path: Path) -> nx.MultiDiGraph:
 
 
 def read_node_link(content: Mapping[str, Any], path: Path) -> nx.MultiDiGraph:
-    """A node-link object as a multigraph; its edges stand under `edges` or, as older programs have it, `links`.
+    """A node-link object as a multigraph; its edges are under `edges` or, in older files, `links`.
 
     Raises:
         FormatError: It is no node-link object.
