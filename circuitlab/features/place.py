@@ -116,9 +116,4 @@ def run_on(
         stream = change + (after_heads(model, run, layer) if entry is Entry.MIDDLE else run.stream(layer + 1))
     if entry is Entry.MIDDLE:
         stream = finish_block(model, layer, stream)
-    start = enters_at(SITES[site], layer)
-    if not torch.is_grad_enabled():
-        return model.run_blocks(stream, start, arguments)
-    for later in range(start, model.spec.n_layers):
-        stream = model.whole_block(later, stream, arguments)
-    return stream
+    return model.run_blocks(stream, enters_at(SITES[site], layer), arguments)

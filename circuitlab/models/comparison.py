@@ -10,6 +10,7 @@ from torch import Tensor
 
 from circuitlab.models.anatomy import linear, mlp_down, mlp_gate, mlp_up, norm_inside, projection
 from circuitlab.models.recording import BlockArguments, Recording
+from circuitlab.models.steps import add_mlp, attend, half_block, head_inputs, mlp_input, once_per_kv_head, query_heads
 from circuitlab.models.traced import Window, slopes, trace
 from circuitlab.parts import Slot, Stage
 
@@ -67,16 +68,16 @@ def _of_the_ends(model: Any, tokens: Tensor, run: Recording) -> Iterator[Differe
 
 def _of_attention(model: Any, run: Recording, arguments: BlockArguments, layer: int) -> Iterator[Difference]:
     n_heads, before, attn = model.spec.n_heads, run.resid_pre[layer], run.attn_out[layer]
-    own = {Slot.Q: run.q[layer], Slot.K: run.k[layer], Slot.V: run.v[layer]}
+    own = run.head_inputs(layer)
     copies = before[None].expand(n_heads, -1, -1, -1)
     for slot, value in own.items():
         projected = model.project(layer, slot, range(n_heads), copies).permute(1, 2, 0, 3)
         yield f"the {slot.value} projection", projected, value
-    for slot, read in zip(Slot, _all_read(model, layer, before), strict=True):
+    for slot, read in head_inputs(model, layer, before).items():
         yield f"the {slot.value} of all heads", read, own[slot]
     yield "a head's values", _values_of_heads(model, layer, before), own[Slot.V]
     yield from _of_other_heads(model, run, arguments, layer)
-    yield "attention", model.attend(layer, own[Slot.Q], own[Slot.K], own[Slot.V], arguments), run.z[layer]
+    yield "attention", attend(model, layer, own, arguments), run.z[layer]
     if model.is_standard_attention(layer):
         read = model.attn_input(layer, before)
         sees = torch.ones(before.shape[:2], dtype=torch.bool, device=before.device)
@@ -101,8 +102,8 @@ def _values_of_heads(model: Any, layer: int, stream: Tensor) -> Tensor:
 
 def _of_other_heads(model: Any, run: Recording, arguments: BlockArguments, layer: int) -> Iterator[Difference]:
     """The z of all heads but the first (or the first group) when its query, key and value are something else."""
-    group = model.spec.n_heads // model.spec.n_kv_heads
-    q, k, v = run.q[layer], run.k[layer][:, :, ::group], run.v[layer][:, :, ::group]
+    group = len(query_heads(model.spec, 0))
+    q, k, v = run.q[layer], *(once_per_kv_head(model.spec, values[layer]) for values in (run.k, run.v))
     for rest, values in ((1, (_first_changed(q), k, v)), (group, (q, _first_changed(k), _first_changed(v)))):
         if rest < model.spec.n_heads:
             z = model.attend(layer, *values, arguments)
@@ -110,7 +111,7 @@ def _of_other_heads(model: Any, run: Recording, arguments: BlockArguments, layer
 
 
 def _of_the_mlp(model: Any, run: Recording, layer: int) -> Iterator[Difference]:
-    read = run.resid_pre[layer] if model.spec.parallel else run.resid_pre[layer] + run.attn_out[layer]
+    read = mlp_input(model, run, layer)
     mlp, neurons = run.mlp_out[layer], model.mlp_hidden(layer, read)
     yield "an MLP", model.mlp_output(layer, read), mlp
     yield "an MLP from its neurons", model.mlp_from_hidden(layer, neurons), mlp
@@ -134,10 +135,8 @@ def _of_the_block(model: Any, run: Recording, arguments: BlockArguments, layer: 
     at_end = torch.ones_like(before).cumsum(-1) / before.shape[-1]
     with torch.enable_grad():
         start = before.detach().clone().requires_grad_()
-        q, k, v = _all_read(model, layer, start)
-        behind = start + model.attn_output(layer, model.attend(layer, q, k, v, arguments))
-        if model.spec.has_mlp:
-            behind = behind + model.mlp_output(layer, start if model.spec.parallel else behind)
+        middle, read = half_block(model, layer, start, arguments)
+        behind = add_mlp(model, layer, middle, read)
         whole = model.whole_block(layer, start, arguments)
     yield "a block", whole, run.stream(layer + 1)
     (ours,), (theirs,) = (torch.autograd.grad(end, start, at_end) for end in (behind, whole))
@@ -172,17 +171,6 @@ def _first_changed(heads: Tensor) -> Tensor:
     changed = heads.clone()
     changed[:, :, 0] = 3 * changed[:, :, 0] + 1
     return changed
-
-
-def _all_read(model: Any, layer: int, stream: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """All heads' q, k and v read at once, keys and values repeated as in a recording."""
-
-    def split(flat: Tensor) -> Tensor:
-        heads = flat.unflatten(0, stream.shape[:2])
-        return heads.repeat_interleave(model.spec.n_heads // heads.shape[2], 2)
-
-    q, k, v = model.read_attention(layer, (Slot.Q, Slot.K, Slot.V), stream.flatten(0, 1))
-    return split(q), split(k), split(v)
 
 
 def _sum_of_heads(model: Any, layer: int, z: Tensor) -> Tensor:

@@ -75,12 +75,6 @@ class Model(LanguageModel, Protocol):
         """
         ...
 
-    def whole_block(
-        self, layer: int, stream: Float[Tensor, "row seq d_model"], arguments: BlockArguments
-    ) -> Float[Tensor, "row seq d_model"]:
-        """The stream behind one block; gradients follow if they are on."""
-        ...
-
     def rewriting(self, site: str, layer: int, change: Callable[[Tensor], Tensor]) -> AbstractContextManager[None]:
         """Whole forward passes inside have `change(activation)` in the place of an activation.
 

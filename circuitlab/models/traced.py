@@ -17,6 +17,7 @@ from torch import Tensor
 from circuitlab.data.batch import PairBatch
 from circuitlab.models.protocol import Model
 from circuitlab.models.recording import BlockArguments
+from circuitlab.models.steps import mlp_reads, once_per_query_head
 from circuitlab.parts import Slot
 
 
@@ -194,7 +195,7 @@ def _block(
     middle = kept + attn
     if not spec.has_mlp:
         return BlockPoints(q=q, k=k, v=v, z=z, attn=attn), middle
-    read = kept if spec.parallel else middle
+    read = mlp_reads(spec, kept, middle)
     mlp_read = read.view_as(read)  # a place of its own in the graph, so that its gradient leaves out the way past it
     mlp = model.mlp_output(layer, mlp_read)
     return BlockPoints(q=q, k=k, v=v, z=z, attn=attn, mlp_read=mlp_read, mlp=mlp), middle + mlp
@@ -202,11 +203,9 @@ def _block(
 
 def _read(model: Model, stream: Tensor, asking: Tensor, layer: int) -> tuple[Tensor, Tensor, Tensor]:
     """Queries of the asking tokens, keys and values of all, each once per query head."""
-    n_heads = model.spec.n_heads
 
     def split(flat: Tensor, like: Tensor) -> Tensor:
-        heads = flat.unflatten(0, like.shape[:2])
-        return heads.repeat_interleave(n_heads // heads.shape[2], 2) if heads.shape[2] < n_heads else heads
+        return once_per_query_head(model.spec, flat.unflatten(0, like.shape[:2]))
 
     if asking is stream:
         q, k, v = model.read_attention(layer, (Slot.Q, Slot.K, Slot.V), stream.flatten(0, 1))

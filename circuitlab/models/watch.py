@@ -20,6 +20,7 @@ from circuitlab.errors import UnsupportedModelError
 from circuitlab.models.anatomy import attn_adds, mlp_adds
 from circuitlab.models.exclusive import lock_of
 from circuitlab.models.recording import BlockArguments, Recording
+from circuitlab.models.steps import once_per_query_head
 from circuitlab.models.surgery import EnoughError, broadcast_rows, evaluating, first_tensor, forward_replaced, hooks
 from circuitlab.parts import ModelSpec
 
@@ -190,7 +191,7 @@ def _recording(internals: BridgeInternals, kept: dict[str, dict[int, Tensor]]) -
 
     def heads(name: str) -> tuple[Tensor, ...]:
         split = (kept[name][i].flatten(2).unflatten(-1, (-1, spec.d_head)) for i in range(spec.n_layers))
-        return tuple(t.repeat_interleave(spec.n_heads // t.shape[2], 2) for t in split)
+        return tuple(once_per_query_head(spec, values) for values in split)
 
     def layers(name: str) -> tuple[Tensor, ...]:
         return tuple(kept[name][i] for i in range(spec.n_layers))
