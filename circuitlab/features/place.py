@@ -111,7 +111,7 @@ def run_on(
         value: What is put there.
     """
     entry, stream = SITES[site].entry, value
-    if site not in STREAMS:
+    if site not in ("resid_pre", "resid_mid", "resid_post"):
         change = added(model, site, layer, value) - recorded(model, run, site, layer)
         stream = change + (after_heads(model, run, layer) if entry is Entry.MIDDLE else run.stream(layer + 1))
     if entry is Entry.MIDDLE:

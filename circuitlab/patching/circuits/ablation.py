@@ -7,7 +7,7 @@
 3. From its stream each node computes an output of its own. A kept edge out of it carries that, not r_u: the difference
    is the node's offset.
 
-A norm behind the heads (Gemma 2 and 3) is linear once its scale is given. A head's r_u is taken with the scale of the
+A post-norm after attention is linear once its scale is given. A head's r_u is taken with the scale of the
 layer with all its heads replaced, so that they add up to what that layer adds; its own output with the scale of what
 all heads of the layer compute on the floor, as in any circuit.
 
@@ -61,7 +61,7 @@ def floor_of(model: Model, baseline: Baseline, replacement: Replacement) -> Floo
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _StandIns:
-    """What is put in the place of every writer's output; heads by their z."""
+    """The replacement of every writer's output; heads by their z."""
 
     embedding: Float[Tensor, "batch seq d_model"]
     z: tuple[Float[Tensor, "batch seq head d_head"], ...]

@@ -1,4 +1,4 @@
-"""The heads of a layer in a circuit run: their z, and how far each is from what it says at the floor.
+"""The heads of a layer in a circuit run: their z, and the difference of each to its output at the floor.
 
 Heads of a layer do not see each other. Its attention is called once, on rows in which the versions of a head stand
 below each other in the column of that head; a column that is shorter than others is filled up with the floor's values.
@@ -107,7 +107,7 @@ class Heads:
     def _columns(
         self, heads: Sequence[int], vectors: Sequence[Float[Tensor, "token d_head"]]
     ) -> Float[Tensor, "token 1 head d_head"]:
-        """A z with these heads' vectors in their columns; nobody looks at the others."""
+        """A z with these heads' vectors in their columns; the others are not read."""
         if len(heads) == 1:
             return vectors[0][:, None, None].expand(-1, 1, self.model.spec.n_heads, -1)
         columns = vectors[0].new_zeros(len(vectors[0]), 1, self.model.spec.n_heads, vectors[0].shape[1])
@@ -117,7 +117,7 @@ class Heads:
     def _through_norm(
         self, layer: int, z: Float[Tensor, "_ d_head"], places: Mapping[int, int], since: int
     ) -> Iterator[Said]:
-        """Heads through the norm behind them, whose scale all of them make: what they say, less that at the floor."""
+        """Heads through a post-norm, whose scale depends on all of them: their outputs less those at the floor."""
         own, n_heads = self.floor.z[layer].flatten(0, 2), self.model.spec.n_heads
         rows, first, end = [], dict[int, int](), 0
         for number, step in self.plan.of(Mixed, self.plan.heads[layer]).items():
@@ -142,7 +142,7 @@ class Heads:
         return self.plan.sets.size * self.model.spec.n_heads
 
     def _asked(self, vectors: Int[np.ndarray, " token"], since: int) -> Int[np.ndarray, " token"]:
-        """Where vectors of whole prompts stand among those of the tokens that ask, the ones from `since` on."""
+        """Where vectors of whole prompts stand among those of the queries, from token `since` on."""
         whole = self.plan.sets.seq * self.model.spec.n_heads
         row, inside = np.divmod(vectors, whole)
         skipped = since * self.model.spec.n_heads

@@ -1,4 +1,4 @@
-"""Circuits with soft edges: every edge carries a mixture of what its writer says and its replacement.
+"""Circuits with soft edges: every edge carries a mixture of its writer's output and its replacement.
 
     x_v = sum over u of z_uv a_u(current run) + (1 - z_uv) r_u
 
@@ -29,7 +29,7 @@ from circuitlab.patching.runs.writers import writer_outputs
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Part:
-    """Some neurons of what writers say, on some of their edges; numbers 0 or 1.
+    """Some components of writers' outputs, on some of their edges; numbers 0 or 1.
 
     Attributes:
         edges: On which edges.
@@ -53,7 +53,7 @@ class SoftCircuit:
         self.model, self.baseline = model, baseline
         self._layout = Layout.of(model.spec)
         run = baseline.corrupt if floor is None else floor.run
-        # Nobody looks behind the last answer, if no token sees a later one.
+        # Under causal attention no token after the last answer reaches an answer.
         last = int(baseline.batch.answer_at.max()) + 1 if model.spec.causal else baseline.batch.n_tokens
         self._n_tokens = last
         self._replaced = (replaced_apart(model, baseline, floor) + writer_outputs(model, baseline.clean))[:, :, :last]
@@ -106,7 +106,7 @@ class SoftCircuit:
         return self.model.mlp_output(layer, run.read(column, 1, self._at_mlps[layer][rows]))
 
     def _whole(self, values: Float[Tensor, "batch seq head d_head"]) -> Float[Tensor, "batch _ head d_head"]:
-        """Padded to the length that blocks are called with; nobody who counts looks at what is filled in."""
+        """Padded to the length that blocks are called with; no token that counts attends to the padding."""
         missing = self.baseline.batch.n_tokens - self._n_tokens
         return torch.nn.functional.pad(values, (0, 0, 0, 0, 0, missing)) if missing else values
 
@@ -122,32 +122,32 @@ class _SoftRun:
         less: Part | None,
     ) -> None:
         self._layout, self._replaced, self._z, self._less = layout, replaced, z, less
-        self._apart = replaced[:0]
+        self._differences = replaced[:0]
 
     def add(self, outputs: Float[Tensor, "_ batch seq d_model"]) -> None:
         """Keep the outputs of the next writers."""
-        start = len(self._apart)
-        self._apart = torch.cat([self._apart, outputs - self._replaced[start : start + len(outputs)]])
+        start = len(self._differences)
+        self._differences = torch.cat([self._differences, outputs - self._replaced[start : start + len(outputs)]])
 
     def read(
         self, column: int, n: int, floor: Float[Tensor, "batch seq d_model"]
     ) -> Float[Tensor, "reader batch seq d_model"]:
         """What `n` readers from this one on read, which see the same writers."""
         visible = self._layout.visible[column]
-        seen = self._apart[:visible]
-        heard = torch.einsum("bwr,wbsm->rbsm", self._z[:, :visible, column : column + n], seen)
+        seen = self._differences[:visible]
+        read = torch.einsum("bwr,wbsm->rbsm", self._z[:, :visible, column : column + n], seen)
         if self._less is not None:
             edges, neurons = self._less.edges[:visible, column : column + n], self._less.neurons[:visible]
-            heard = heard - torch.einsum("wr,wm,wbsm->rbsm", edges, neurons, seen)
-        return floor + heard
+            read = read - torch.einsum("wr,wm,wbsm->rbsm", edges, neurons, seen)
+        return floor + read
 
     def at_answer(
         self, floor: Float[Tensor, "batch d_model"], at: Int[Tensor, " batch"]
     ) -> Float[Tensor, "batch d_model"]:
         """What the logits read."""
-        there = self._apart[:, torch.arange(len(at), device=at.device), at]
-        heard = torch.einsum("bw,wbm->bm", self._z[:, : len(there), -1], there)
+        there = self._differences[:, torch.arange(len(at), device=at.device), at]
+        read = torch.einsum("bw,wbm->bm", self._z[:, : len(there), -1], there)
         if self._less is not None:
             edges, neurons = self._less.edges[: len(there), -1], self._less.neurons[: len(there)]
-            heard = heard - torch.einsum("w,wm,wbm->bm", edges, neurons, there)
-        return floor + heard
+            read = read - torch.einsum("w,wm,wbm->bm", edges, neurons, there)
+        return floor + read

@@ -1,1 +1,1 @@
-"""Single edges, and single components of what a writer says, patched alone."""
+"""Single edges, and single components of what a writer adds to the stream, patched alone."""

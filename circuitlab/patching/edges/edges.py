@@ -1,7 +1,7 @@
 """Exact edge patching: one edge carries its writer's other value, alone, and everything after it follows.
 
 1. Check the request (`edge_plan`).
-2. Record the clean and the corrupted run of every batch, once, and take what every writer says in both.
+2. Record the clean and the corrupted run of every batch, once, and take every writer's output in both.
 3. Layer by layer, turn the edges into rows (`edge_rows`), and run only what comes after their readers, from the first
    token that differs to the answer, in packs that fit the memory.
 4. Take the metric at the answer.
@@ -55,7 +55,7 @@ def patch_edges(
     budget: int | None = None,
     progress: Progress | bool | None = None,
 ) -> EdgeEffects:
-    """Patch any set of edges, each alone: the direct path only, everything behind its reader recomputed.
+    """Patch any set of edges, each alone: the direct path only, everything after its reader recomputed.
 
     Args:
         model: A loaded model.

@@ -4,14 +4,13 @@ An edge u -> v carries a message, what u adds to the stream. With the message of
 
     x_v + (a'_u - a_u)
 
-and nobody else reads anything else; what v says then goes to everybody behind it.
+and no other reader reads anything else. What v then writes reaches all later readers.
 
-1. Into the logits: the stream at the answer, and nothing to run.
-2. Into an MLP: the MLP once more at the message's own tokens, then the blocks behind it.
-3. Into q, k or v of a head: all heads' projections of the one changed stream, and one call of the attention code for
-   all heads of the layer, since heads of a layer do not see each other; each edge takes its own head's z from it.
-   Queries change z at their own tokens, keys and values at every one that sees them. Then the MLP, and the blocks
-   behind it.
+1. Into the logits: the stream at the answer; no block runs.
+2. Into an MLP: the MLP once more at the tokens where the message differs, then the later blocks.
+3. Into q, k or v of a head: all heads' projections of the one changed stream, and one call of attention for all heads
+   of the layer, since heads of a layer do not read each other; each edge takes its own head's z from it. Queries change
+   z at their own tokens, keys and values at every token that attends to them. Then the MLP and the later blocks.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ from circuitlab.patching.runs.suffix import run_suffix
 SLOTS = tuple(Slot)
 # What stands in the place of a slot's number for readers that have none.
 WHOLE = len(SLOTS)
-# Rows that are looked at together; each takes 56 bytes, and as much again while they are put in order.
+# Rows that are listed together; each takes 56 bytes, and as much again while they are put in order.
 ROWS_AT_ONCE = 2**20
 
 
@@ -136,8 +135,8 @@ def run_rows(run: EdgeRun, layer: int, some: EdgeRows) -> Float[Tensor, "row d_m
     touched |= ((some.slot == SLOTS.index(Slot.K)) | (some.slot == SLOTS.index(Slot.V)))[rows.row]
     everywhere = bool(touched.all())
     at = torch.arange(len(touched), device=touched.device) if everywhere else touched.nonzero().flatten()
-    behind = _behind_reader(run, layer, some, rows.row[at], rows.position[at])
-    stream = behind if everywhere else rows.of(base.stream(layer + 1)).index_copy_(0, at, behind)
+    after = _after_readers(run, layer, some, rows.row[at], rows.position[at])
+    stream = after if everywhere else rows.of(base.stream(layer + 1)).index_copy_(0, at, after)
     final = run_suffix(model, base, run.baseline.arguments, rows, stream, layer + 1, None if everywhere else touched)
     return torch.empty_like(final).index_copy_(0, order, final)
 
@@ -149,16 +148,16 @@ def _slot_number(edge: Edge) -> int:
 def _unit(run: EdgeRun, rows: EdgeRows) -> Int[Tensor, " row"]:
     """A number for every column, slot, writer and example: heads of a layer can share a call of its attention.
 
-    Columns first: rows that begin at the same token fall into one pack, and attention asks from there on.
+    Columns first: rows that begin at the same token fall into one pack, and their queries start there.
     """
     n_writers, n_examples = len(run.writers), len(run.answer_at)
     return ((rows.column * (WHOLE + 1) + rows.slot) * n_writers + rows.writer) * n_examples + rows.example
 
 
-def _behind_reader(
+def _after_readers(
     run: EdgeRun, layer: int, some: EdgeRows, row: Int[Tensor, " touched"], position: Int[Tensor, " touched"]
 ) -> Float[Tensor, "touched d_model"]:
-    """The stream behind a block at the touched tokens; those of heads come first, head by head."""
+    """The stream after a block at the touched tokens; those of heads come first, head by head."""
     model, base, example = run.model, run.base, some.example[row]
     n_heads = int((some.slot[row] != WHOLE).sum())
     stream = at_tokens(after_heads(model, base, layer), example, position)

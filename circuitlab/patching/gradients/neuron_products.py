@@ -1,7 +1,7 @@
-"""Neurons of MLPs times gradients: how far each is from what would stand in its place, along the metric's slope.
+"""Neurons of MLPs times gradients: the difference of each to its replacement times the gradient of the metric.
 
-The slope at a neuron is that at what its MLP adds to the stream, pulled back through the output projection (and the
-norm behind it, where there is one).
+The gradient at a neuron is that at what its MLP adds to the stream, pulled back through the output projection and any
+post-norm.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ class NeuronProducts:
     def __init__(self, model: Model, clean: Traced, corrupt: Traced) -> None:
         self._model = model
         window, last = clean.window, model.spec.n_layers - 1
-        self._apart: list[Tensor] = []
+        self._differences: list[Tensor] = []
         for layer in range(model.spec.n_layers):
             other = _neurons(model, corrupt, layer)
-            self._apart.append(_neurons(model, clean, layer) - (other if layer == last else window.of(other)))
+            self._differences.append(_neurons(model, clean, layer) - (other if layer == last else window.of(other)))
 
     def scores(self, traced: Traced, found: Slopes) -> Float[Tensor, "batch layer neuron"]:
         """The products, summed over positions.
@@ -41,16 +41,16 @@ class NeuronProducts:
             found: Its gradients.
         """
         layers = []
-        for layer, apart in enumerate(self._apart):
+        for layer, difference in enumerate(self._differences):
             gradient, read = found.blocks[layer].mlp, traced.blocks[layer].mlp_read
             assert gradient is not None, "a model with MLPs has gradients after them"
-            assert read is not None, "asked of models with MLPs only"
-            layers.append((apart * neuron_gradients(self._model, layer, read, gradient)).sum(1))
+            assert read is not None, "called for models with MLPs only"
+            layers.append((difference * neuron_gradients(self._model, layer, read, gradient)).sum(1))
         return torch.stack(layers, 1)
 
 
 def _neurons(model: Model, run: Traced, layer: int) -> Float[Tensor, "batch _ neuron"]:
     """What goes into an MLP's output projection; in the last block at the answer alone."""
     read = run.blocks[layer].mlp_read
-    assert read is not None, "asked of models with MLPs only"
+    assert read is not None, "called for models with MLPs only"
     return model.mlp_hidden(layer, read.detach())

@@ -1,7 +1,7 @@
 """Runs along the path of one sublayer's output: what it adds to the stream goes from its clean value to another one.
 
 A sublayer is the embedding, an attention layer with all its heads, or an MLP. Everything before it stays clean and
-everything behind it follows, so only that is run, and gradients are taken there alone.
+everything after it follows, so only that is run, and gradients are taken there alone.
 """
 
 from __future__ import annotations
@@ -53,11 +53,11 @@ def sublayers(model: Model) -> tuple[Sublayer, ...]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Behind:
-    """What lies behind a sublayer in one run.
+    """Gradients after a sublayer in one run.
 
     Attributes:
         source: Gradient at what the sublayer adds to the stream.
-        readers: Gradients at the inputs of all readers behind it, by their numbers in the whole model's layout.
+        readers: Gradients at the inputs of all readers after it, by their numbers in the whole model's layout.
     """
 
     source: Float[Tensor, "batch _ d_model"]
@@ -65,7 +65,7 @@ class Behind:
 
 
 class SublayerPaths:
-    """Runs of one batch that differ from the clean one behind one sublayer.
+    """Runs of one batch that differ from the clean one after one sublayer.
 
     Args:
         model: The model.
@@ -94,7 +94,7 @@ class SublayerPaths:
         return judged(self._model, self._metric, self._batch, final)
 
     def gradients(self, at: Sublayer, shift: Float[Tensor, "batch _ d_model"]) -> Behind:
-        """Gradients behind the sublayer with its output shifted."""
+        """Gradients after the sublayer with its output shifted."""
         stream, mlp = self._shifted(at, shift)
         if at.layer == self._model.spec.n_layers - 1:
             at_stream, readers = self._at_logits(stream.detach())
@@ -117,7 +117,7 @@ class SublayerPaths:
         return Behind(at_stream + at_read, [ReaderSlopes([column], at_read[None], last), *readers])
 
     def _shifted(self, at: Sublayer, shift: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
-        """The stream behind the sublayer's block; the block's own MLP with its graph, where it reads the sublayer."""
+        """The stream after the sublayer's block; the block's own MLP with its graph, where it reads the sublayer."""
         clean, spec = self._clean, self._model.spec
         if at.kind is Kind.HEAD and mlp_reads_heads(spec):
             read = clean.blocks[at.layer].mlp_read

@@ -1,6 +1,6 @@
-"""Neurons of one MLP at every token of whole texts, in one pass up to their layer, with gradients where asked.
+"""Neurons of one MLP at every token of whole texts, in one pass up to their layer, with gradients if required.
 
-Blocks before the layer are run, its attention, and its MLP up to the stage; nothing behind it and no unembedding.
+Blocks before the layer are run, its attention, and its MLP up to the stage; no later block and no unembedding.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ def neuron_values(
         layer: Whose MLP.
         stage: Where its neurons are read; by default what goes into the output projection.
         neurons: Which of them, in this order; all by default.
-        start: The stream to start from; `model.embedding(tokens)` by default. Where it asks for gradients, and they are
-            on, they follow to it: the derivative of a neuron with respect to each token's embedding.
+        start: The stream to start from; `model.embedding(tokens)` by default. Where it requires gradients, and they
+            are on, they follow to it: the derivative of a neuron with respect to each token's embedding.
 
     Raises:
         ConfigError: No such layer or neuron.

@@ -1,8 +1,8 @@
-"""Where a change can come from and where it can go: which tokens a patch has to look at.
+"""Where a change can come from and where it can go: which tokens a patch can change.
 
-Where attention is causal, both prompts are the same before their first difference, a patched token changes nothing in
-front of it, and nobody looks behind the answer. Where it is not, every token sees every other: all of them count, and
-the answer may stand anywhere among them.
+Under causal attention both prompts are the same before their first difference, a patched token changes nothing before
+it, and no token after the answer reaches the metric. Otherwise every token sees every other: all of them count, and the
+answer may stand anywhere among them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def tokens_that_differ(spec: ModelSpec, batch: PairBatch) -> Bool[Tensor, "batch
     """Tokens at which the two runs of a pair can differ.
 
     Under causal attention they begin at the first different token: both prompts are the same before it, whatever the
-    last bits of their kernels say.
+    rounding of their kernels.
     """
     if not spec.causal:
         return torch.ones_like(batch.clean, dtype=torch.bool)
@@ -31,9 +31,9 @@ def tokens_that_matter(spec: ModelSpec, batch: PairBatch, *, from_difference: bo
     """Tokens whose change can reach the answer.
 
     Args:
-        spec: The model's shape; says whether attention is causal.
+        spec: The model's shape; whether attention is causal.
         batch: The prompts.
-        from_difference: What is put in is the other prompt's value, so that only `tokens_that_differ` change.
+        from_difference: The replacement is the other prompt's value, so that only `tokens_that_differ` change.
     """
     position = torch.arange(batch.n_tokens, device=batch.clean.device)
     inside = (position <= batch.answer_at[:, None]) | (not spec.causal)
@@ -44,7 +44,7 @@ def rows_from(spec: ModelSpec, batch: PairBatch, example: Int[Tensor, " row"], f
     """Rows of examples that a patch changes from a token on: up to the answer, or the whole prompts.
 
     Args:
-        spec: The model's shape; says whether attention is causal.
+        spec: The model's shape; whether attention is causal.
         batch: The prompts.
         example: Which example each row is a variant of.
         first: The first token that the patch itself changes.
@@ -58,6 +58,6 @@ def rows_from(spec: ModelSpec, batch: PairBatch, example: Int[Tensor, " row"], f
 
 
 def rows_at_answer(batch: PairBatch, example: Int[Tensor, " row"]) -> Rows:
-    """Rows of examples at their answer alone: all that counts behind the last attention layer."""
+    """Rows of examples at their answer alone: all that counts after the last attention layer."""
     answer = batch.answer_at[example]
     return Rows(example=example, first=answer, last=answer, answer=answer)

@@ -1,7 +1,7 @@
 """Turn the cells of a sweep into rows, and run the rows that differ.
 
 Cells of all sites whose next whole block is the same are run together. A cell that changes nothing (under causal
-attention a prefix that both prompts share, or a token behind the answer) has no row.
+attention a prefix that both prompts share, or a token after the answer) has no row.
 """
 
 from __future__ import annotations
@@ -60,12 +60,12 @@ class Cells:
 
 
 def window(runs: Runs, block: int, *, from_difference: bool) -> Bool[Tensor, "batch seq"]:
-    """Tokens whose change can reach the metric; behind the last block the answer alone.
+    """Tokens whose change can reach the metric; after the last block the answer alone.
 
     Args:
         runs: The runs.
-        block: The first whole block that runs behind the patch.
-        from_difference: What is put in is the other prompt's value.
+        block: The first whole block that runs after the patch.
+        from_difference: The replacement is the other prompt's value.
     """
     batch, spec = runs.baseline.batch, runs.model.spec
     inside = tokens_that_matter(spec, batch, from_difference=from_difference)
@@ -75,7 +75,7 @@ def window(runs: Runs, block: int, *, from_difference: bool) -> Bool[Tensor, "ba
 
 
 def rows_of(runs: Runs, cells: Cells, block: int) -> Rows:
-    """The tokens that these cells run, from the first whole block behind them on."""
+    """The tokens that these cells run, from the first whole block after them on."""
     batch, spec = runs.baseline.batch, runs.model.spec
     if block == spec.n_layers:
         return rows_at_answer(batch, cells.example)
@@ -93,7 +93,7 @@ def cells_of(patches: Sequence[Patches], inside: Bool[Tensor, "batch seq"]) -> C
             first = live[member, column, example].int().argmax(1)
             found.append(torch.stack([torch.full_like(member, number), member + start, column, example, first]))
     rows = torch.cat(found, 1)
-    # Rows that begin together are run together: attention asks from a pack's first token on.
+    # Rows that begin together are run together: queries are computed from a pack's first token on.
     patch, member, column, example, first = rows[:, rows[4].argsort(stable=True)]
     return Cells(patches=patches, patch=patch, member=member, column=column, example=example, first=first)
 
@@ -103,9 +103,9 @@ def run_cells(runs: Runs, cells: Cells, block: int, inside: Bool[Tensor, "batch 
     """The final stream of each row at its answer.
 
     Args:
-        runs: The run that is patched and what is put in.
+        runs: The run that is patched and its replacement.
         cells: The rows.
-        block: The first whole block behind all of them.
+        block: The first whole block after all of them.
         inside: The window that they were counted in.
     """
     base = runs.base

@@ -52,8 +52,8 @@ class Runs:
         model: The model.
         baseline: The batch they come from.
         base: The run that is patched.
-        source: What is put in, activation by activation.
-        hidden: An MLP's neurons to put in, by layer.
+        source: The replacement of each activation.
+        hidden: The replacement of an MLP's neurons, by layer.
     """
 
     model: Model
@@ -115,7 +115,7 @@ def _heads(runs: Runs, site: Site, layer: int, members: Sequence[int], where: Te
 
 
 def _patched_z(runs: Runs, site: Site, layer: int, where: Bool[Tensor, "batch seq"]) -> Tensor:
-    """The z of every head with every head's value of this site put in at these tokens."""
+    """The z of every head with every head's value of this site replaced at these tokens."""
     base, source = runs.base, runs.source
     if site.name == "head_z":
         return source.z[layer]

@@ -1,4 +1,4 @@
-"""Sites of a sweep: where a value of one run can be put into the other."""
+"""Sites of a sweep: where a value of one run can be replaced by that of another."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Entry(Enum):
 
     BEFORE = "before the block"
     MIDDLE = "between attention and MLP"
-    BEHIND = "behind the block"
+    AFTER = "after the block"
 
 
 class Member(Enum):
@@ -65,15 +65,15 @@ SITES: dict[str, Site] = {
     for site in (
         Site("resid_pre", Entry.BEFORE, Member.NONE, names.SITES["resid_pre"]),
         Site("resid_mid", Entry.MIDDLE, Member.NONE, names.SITES["resid_mid"]),
-        Site("resid_post", Entry.BEHIND, Member.NONE, names.SITES["resid_post"]),
+        Site("resid_post", Entry.AFTER, Member.NONE, names.SITES["resid_post"]),
         Site("attn_out", Entry.MIDDLE, Member.NONE, names.SITES["attn_out"]),
-        Site("mlp_out", Entry.BEHIND, Member.NONE, names.SITES["mlp_out"]),
+        Site("mlp_out", Entry.AFTER, Member.NONE, names.SITES["mlp_out"]),
         Site("head_z", Entry.MIDDLE, Member.HEAD, names.SITES["head_z"]),
         Site("head_q", Entry.MIDDLE, Member.HEAD, names.SITES["head_q"]),
         Site("head_k", Entry.MIDDLE, Member.KV_HEAD, names.SITES["head_k"]),
         Site("head_v", Entry.MIDDLE, Member.KV_HEAD, names.SITES["head_v"]),
         Site("pattern", Entry.MIDDLE, Member.HEAD, names.SITES["pattern"]),
-        Site("neuron", Entry.BEHIND, Member.NEURON, names.SITES["neuron"]),
+        Site("neuron", Entry.AFTER, Member.NEURON, names.SITES["neuron"]),
     )
 }
 
@@ -97,5 +97,5 @@ def find_site(name: str, spec: ModelSpec) -> Site:
 
 
 def enters_at(site: Site, layer: int) -> int:
-    """The first whole block that runs behind a patch; `n_layers` where none does."""
+    """The first whole block that runs after a patch; `n_layers` where none does."""
     return layer if site.entry is Entry.BEFORE else layer + 1
