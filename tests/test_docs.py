@@ -205,6 +205,14 @@ def test_every_exported_name_has_an_example():
     assert ">>>" in circuitlab.CircuitLabError.__doc__
 
 
+def test_every_metric_has_its_reference():
+    from circuitlab.metrics.base import METRICS
+
+    for metric in METRICS.values():
+        assert "Returns:" in metric.function.__doc__, metric.name
+        assert re.search(r"References:\n.*arXiv:\d", metric.function.__doc__), metric.name
+
+
 def test_the_docstring_checks_can_fail():
     found = dict(functions(ast.parse("def f(x):\n    '''Text.'''\n    if x:\n        raise E\n    return x")))
     assert lacking(found["f"]) == ["Returns", "Raises"]

@@ -43,7 +43,7 @@ Metric = Annotated[
     typer.Option(
         "--metric",
         metavar="NAME",
-        help=f"Metric: {listed(names.METRICS)}. [default: the task's] See: circuitlab metrics.",
+        help=f"Metric: {listed(names.METRICS)}. See: circuitlab metrics. [default: the task's]",
         autocompletion=completing(names.METRICS),
     ),
 ]

@@ -1,4 +1,4 @@
-"""The formulas: each from logits at the answer position to one number per example."""
+"""Formulas of the metrics: from logits at the answer position to one number per example."""
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -11,16 +11,16 @@ def _at(values: Float[Tensor, "batch d_vocab"], tokens: Int[Tensor, "batch answe
 
 
 def _mean_at(values: Float[Tensor, "batch d_vocab"], tokens: Int[Tensor, "batch answer"]) -> Float[Tensor, " batch"]:
-    """Mean over an example's own tokens; places filled with -1 do not count."""
+    """Mean over an example's own tokens; padding (-1) is ignored."""
     there = tokens != NO_TOKEN
     return (_at(values, tokens) * there).sum(1) / there.sum(1)
 
 
 def logit_diff(logits: Float[Tensor, "batch d_vocab"], batch: PairBatch) -> Float[Tensor, " batch"]:
-    """Mean logit of the answers minus mean logit of the distractors; places filled with -1 do not count.
+    """Mean logit of the answers minus mean logit of the distractors; padding (-1) is ignored.
 
     Returns:
-        In logits; positive where the answers are preferred.
+        One value per example, in logits; positive if the answers are preferred.
 
     References:
         Wang et al. 2023, arXiv:2211.00593.
@@ -30,6 +30,9 @@ def logit_diff(logits: Float[Tensor, "batch d_vocab"], batch: PairBatch) -> Floa
 
 def prob_diff(logits: Float[Tensor, "batch d_vocab"], batch: PairBatch) -> Float[Tensor, " batch"]:
     """Summed probability of the answers minus summed probability of the distractors; between -1 and 1.
+
+    Returns:
+        One value per example, a difference of probabilities; positive if the answers are preferred.
 
     References:
         Hanna et al. 2023, arXiv:2305.00586 (for greater-than).
@@ -41,7 +44,14 @@ def prob_diff(logits: Float[Tensor, "batch d_vocab"], batch: PairBatch) -> Float
 
 
 def log_prob(logits: Float[Tensor, "batch d_vocab"], batch: PairBatch) -> Float[Tensor, " batch"]:
-    """Log of the summed probability of the answers, in nats; at most 0. Distractors are not used."""
+    """Log of the summed probability of the answers, in nats; at most 0. Distractors are not used.
+
+    Returns:
+        One value per example, in nats.
+
+    References:
+        Heimersheim and Nanda 2024, arXiv:2404.15255.
+    """
     chosen = _at(logits.log_softmax(1), batch.answers)
     return chosen.masked_fill(batch.answers == NO_TOKEN, float("-inf")).logsumexp(1)
 
@@ -51,6 +61,9 @@ def kl(logits: Float[Tensor, "batch d_vocab"], batch: PairBatch) -> Float[Tensor
 
     Answers and distractors are not used. The gradient at the clean run is zero, so gradient methods need another
     metric.
+
+    Returns:
+        One value per example, in nats; at least 0.
 
     References:
         Conmy et al. 2023, arXiv:2304.14997.
@@ -67,10 +80,24 @@ def _rank(logits: Float[Tensor, "batch d_vocab"], batch: PairBatch) -> Int[Tenso
 
 
 def accuracy(logits: Float[Tensor, "batch d_vocab"], batch: PairBatch) -> Float[Tensor, " batch"]:
-    """1 where no token is more likely than the most likely of the answers, else 0. Distractors are not used."""
+    """1 if no token is more likely than the most likely answer, else 0. Distractors are not used.
+
+    Returns:
+        One value per example, 0 or 1; its mean is the accuracy.
+
+    References:
+        Heimersheim and Nanda 2024, arXiv:2404.15255 (on discrete metrics).
+    """
     return (_rank(logits, batch) == 0).to(logits.dtype)
 
 
 def rank(logits: Float[Tensor, "batch d_vocab"], batch: PairBatch) -> Float[Tensor, " batch"]:
-    """How many tokens are more likely than the most likely of the answers; 0 is best. Distractors are not used."""
+    """Number of tokens that are more likely than the most likely answer; 0 is best. Distractors are not used.
+
+    Returns:
+        One value per example, a number of tokens.
+
+    References:
+        Heimersheim and Nanda 2024, arXiv:2404.15255 (on discrete metrics).
+    """
     return _rank(logits, batch).to(logits.dtype)
