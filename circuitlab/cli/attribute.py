@@ -68,7 +68,7 @@ def attribute(
     check_number(k)
     named = [name.strip() for name in heads.split(",")] if heads is not None else []
     for name in named:
-        Node.parse(name)  # how it is spelt; whether the model has it is asked once it is there
+        Node.parse(name)  # checks the spelling; the model is checked once it is loaded
     if len(set(named)) < len(named):
         raise ConfigError(f"--heads {heads!r:.80} names a head twice. Name each once.")
     opt.check_force(force, "--out", out)
@@ -76,21 +76,21 @@ def attribute(
         out = check_folder(out, force=force)
     loaded = load_model(model, device=device, dtype=dtype, bos=bos, fold_ln=fold_ln, center_weights=center_weights)
     pairs = wanted.pairs(loaded, n=n, seed=seed).discovery
-    asked: dict[str, Any] = {"metric": metric, "run": run, "seed": seed}
+    common: dict[str, Any] = {"metric": metric, "run": run, "seed": seed}
     with progress(quiet=quiet) as report:
         report("attribution", 0, 3)
-        split = direct_attribution(loaded, pairs, by, **asked)
-        by_head = split if by == "head" else direct_attribution(loaded, pairs, "head", **asked)
+        split = direct_attribution(loaded, pairs, by, **common)
+        by_head = split if by == "head" else direct_attribution(loaded, pairs, "head", **common)
         report("attribution", 1, 3)
-        lens = logit_lens(loaded, pairs, **asked)
+        lens = logit_lens(loaded, pairs, **common)
         report("attribution", 2, 3)
         strongest = top_heads(by_head, k)
         chosen = named or list(strongest["head"])
         notes = {name: number(by_head.value(name), 2) for name in chosen if name in by_head.names}
-        looks = attention(loaded, pairs[0], chosen, run=run, notes=notes) if chosen else None
+        patterns = attention(loaded, pairs[0], chosen, run=run, notes=notes) if chosen else None
         report("attribution", 3, 3)
     rewritten = f" ({loaded.folding.told})" if loaded.folding.any else ""
-    found = Found(f"{wanted.label} on model {model}{rewritten}", lens, split, by_head, strongest, looks)
+    found = Found(f"{wanted.label} on model {model}{rewritten}", lens, split, by_head, strongest, patterns)
     if out is not None:
         write_folder(out, found.files())
     found.show(folder=out, json=json)
@@ -105,7 +105,7 @@ class Found:
     split: "Attribution"
     by_head: "Attribution"
     strongest: "pd.DataFrame"
-    looks: "AttentionPatterns | None"
+    patterns: "AttentionPatterns | None"
 
     def files(self) -> "dict[str, Callable[[Path], object]]":
         """Tables, pictures and the attention page: names of the files, and what writes each."""
@@ -116,11 +116,11 @@ class Found:
         for name, table in {**tables, "attribution-head": self.by_head}.items():
             files[f"{name}.csv"] = lambda path, table=table: table.to_frame().to_csv(path, index=False)
             files[f"{name}.png"] = lambda path, table=table: save_figure(table.plot(), path)
-        if self.looks is not None:
-            looks = self.looks
-            files["attention.csv"] = lambda path: looks.to_frame().to_csv(path, index=False)
-            files["attention.png"] = lambda path: save_figure(looks.plot(), path)
-            files["attention.html"] = looks.save
+        if self.patterns is not None:
+            patterns = self.patterns
+            files["attention.csv"] = lambda path: patterns.to_frame().to_csv(path, index=False)
+            files["attention.png"] = lambda path: save_figure(patterns.plot(), path)
+            files["attention.html"] = patterns.save
         return files
 
     def show(self, *, folder: str | None, json: bool) -> None:
@@ -130,8 +130,8 @@ class Found:
             tables = {"lens": self.lens, "attribution": split, "heads": self.by_head}
             records = {name: table.to_frame().to_dict(orient="records") for name, table in tables.items()}
             totals = {"metric": split.metric, "run": split.run, "total": split.total.mean(), "gap": split.gap}
-            looks = {"attention": None if self.looks is None else self.looks.to_record()}
-            display.print_json({"title": self.title, **totals, **records, **looks, "folder": folder})
+            patterns = {"attention": None if self.patterns is None else self.patterns.to_record()}
+            display.print_json({"title": self.title, **totals, **records, **patterns, "folder": folder})
             return
         sum_of = number(float(split.per_example.sum(0).mean()))
         display.print_facts(
@@ -153,9 +153,11 @@ class Found:
         _print_table(shown, ("component", "value", "ci_low", "ci_high"))
         display.print_line("\nheads with the largest contributions")
         _print_table(self.strongest, ("head", "value", "ci_low", "ci_high"))
-        if self.looks is not None:
-            display.print_line(f"\nattention from the answer position in {self.looks.title!r}")
-            display.print_rows(("head", "top keys"), [(head, _most(self.looks, head)) for head in self.looks.heads])
+        if self.patterns is not None:
+            display.print_line(f"\nattention from the answer position in {self.patterns.title!r}")
+            display.print_rows(
+                ("head", "top keys"), [(head, _most(self.patterns, head)) for head in self.patterns.heads]
+            )
         if folder:
             display.print_line(f"\ntables, pictures, attention.html: {folder}")
 
@@ -168,7 +170,9 @@ def _print_table(table: "pd.DataFrame", columns: tuple[str, ...]) -> None:
     display.print_rows(columns, rows, right=columns[1:])
 
 
-def _most(looks: "AttentionPatterns", head: str) -> str:
+def _most(patterns: "AttentionPatterns", head: str) -> str:
     """The three keys with the largest weight for the last query."""
-    weights = looks.pattern(head)[-1]
-    return ", ".join(f"{looks.tokens[i]!r} ({i}) {number(float(weights[i]), 2)}" for i in weights.argsort()[::-1][:3])
+    weights = patterns.pattern(head)[-1]
+    return ", ".join(
+        f"{patterns.tokens[i]!r} ({i}) {number(float(weights[i]), 2)}" for i in weights.argsort()[::-1][:3]
+    )

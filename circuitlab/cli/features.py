@@ -207,12 +207,12 @@ def sweep(
         fold_ln=fold_ln, center_weights=center_weights,
     )  # fmt: skip
     pairs = wanted.pairs(loaded, n=n, seed=seed).discovery
-    asked: dict[str, Any] = {"metric": judged_by, "seed": seed}
+    common: dict[str, Any] = {"metric": judged_by, "seed": seed}
     with progress(quiet=quiet) as report:
         if top is not None:
-            chosen = list(rank_features(loaded, own, pairs, **asked, progress=report).features[:top])
+            chosen = list(rank_features(loaded, own, pairs, **common, progress=report).features[:top])
         grid = sweep_features(
-            loaded, own, pairs, features=chosen, direction=direction, axis=axis, progress=report, **asked
+            loaded, own, pairs, features=chosen, direction=direction, axis=axis, progress=report, **common
         )
     table = grid.to_frame()
     table = table if words is None else words.join(table)
@@ -272,10 +272,10 @@ def rank(
         fold_ln=fold_ln, center_weights=center_weights,
     )  # fmt: skip
     pairs = wanted.pairs(loaded, n=n, seed=seed).discovery
-    asked: dict[str, Any] = {"metric": judged_by, "seed": seed}
+    common: dict[str, Any] = {"metric": judged_by, "seed": seed}
     with progress(quiet=quiet) as report:
-        found = rank_features(loaded, own, pairs, at=at, steps=steps, progress=report, **asked)
-        grid = sweep_features(loaded, own, pairs, axis="all", progress=report, **asked) if exact else None
+        found = rank_features(loaded, own, pairs, at=at, steps=steps, progress=report, **common)
+        grid = sweep_features(loaded, own, pairs, axis="all", progress=report, **common) if exact else None
     agreement = None if grid is None else found.agreement(grid)
     table = found.to_frame(words)
     sums = {

@@ -54,7 +54,7 @@ def predict(
         more |= {} if likely is None else {"log_probs": likely.to_record(), "html": html}
         display.print_json({"model": model, **found.to_record(), **more})
         return
-    rows = [("asked", *_row(one)) for one in found.answers] + [("", *_row(one)) for one in found.top]
+    rows = [("answer", *_row(one)) for one in found.answers] + [("", *_row(one)) for one in found.top]
     columns = ("", "token", "rank", "logit", "log-prob", "probability")
     display.print_rows(columns, rows, right=columns[2:])
     if written is not None:

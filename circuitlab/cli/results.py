@@ -28,25 +28,25 @@ TOP_CELLS = 10  # of a sweep, printed; all of them are in the CSV and in --json
 
 
 def show_run(run: "Run", *, json: bool) -> None:
-    """What was asked, of what model, what came out, and where the report is."""
+    """The task, an example, the main results, and the path of the report."""
     page = run.folder / "report.html" if run.folder else None
     found = run.evaluation
     if json:
         places = {"folder": run.folder and str(run.folder), "report": page and str(page)}
-        asked = {"task": run.task.label, "model": run.model_id}
-        told = {"stability": run.stability, "stability_seeds": run.stability_seeds}
-        repeated = {name: one.to_record() for name, one in told.items() if one}
-        display.print_json({**asked, **found.to_record(), **repeated, "seconds": dict(run.seconds), **places})
+        about = {"task": run.task.label, "model": run.model_id}
+        repeats = {"stability": run.stability, "stability_seeds": run.stability_seeds}
+        repeated = {name: one.to_record() for name, one in repeats.items() if one}
+        display.print_json({**about, **found.to_record(), **repeated, "seconds": dict(run.seconds), **places})
         return
     example = run.pairs.held_out[0]
-    asked = [
+    example_facts = [
         ("task", run.task.summary),
         ("clean", repr(example.clean)),
         ("corrupted", repr(example.corrupt)),
         ("answer", f"{_words(example.answers)}{f', over {_words(wrong)}' if (wrong := example.distractors) else ''}"),
     ]
     rest = [*_stability(run), ("seconds", number(sum(run.seconds.values()), 1))]
-    display.print_facts(f"{run.task.label} on model {run.model_id}", [*asked, *_facts(found), *rest])
+    display.print_facts(f"{run.task.label} on model {run.model_id}", [*example_facts, *_facts(found), *rest])
     _print_warnings(found)
     if page:
         display.print_line(f"report: {page}")
