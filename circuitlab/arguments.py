@@ -47,7 +47,7 @@ def checked(function: F) -> F:
     @functools.cache
     def hints() -> dict[str, Any]:
         names = inspect.unwrap(function).__globals__
-        return {p.name: _resolved(p.annotation, names) for p in signature.parameters.values()}
+        return {p.name: resolved(p.annotation, names) for p in signature.parameters.values()}
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -173,7 +173,8 @@ def spelled(hint: Any) -> str:
     return getattr(hint, "_spelled", None) or getattr(hint, "__name__", str(hint))
 
 
-def _resolved(annotation: Any, names: Mapping[str, Any]) -> Any:
+def resolved(annotation: Any, names: Mapping[str, Any]) -> Any:
+    """An annotation as an object; `Any` where a name in it is not known."""
     if not isinstance(annotation, str):
         return annotation
     try:

@@ -47,4 +47,10 @@ ABLATIONS = {
     "mean-span": "the mean over the reference prompts, span by span",
     "noise": "the value itself with Gaussian noise of three standard deviations",
 }
+BOS = {
+    "auto": "if the model's own tokenizer puts one there",
+    "always": "always",
+    "never": "never",
+    "transformer-lens": "if TransformerLens does, as versions without the setting did",
+}
 MEMBER_SITES = ("head_z", "head_q", "head_k", "head_v", "pattern", "neuron")

@@ -695,8 +695,8 @@ def test_options_follow_the_name_or_stand_by_themselves():
     for task in (
         load_task("gendered-pronouns:gender"),
         load_task("gendered-pronouns:contrast=gender"),
-        load_task("gendered-pronouns", contrast="gender"),
-        load_task(plain, contrast="gender"),
+        load_task("gendered-pronouns", task_options={"contrast": "gender"}),
+        load_task(plain, task_options={"contrast": "gender"}),
         plain.with_options(contrast="gender"),
     ):
         assert task.settings == {"contrast": "gender"}
@@ -719,7 +719,7 @@ def test_options_follow_the_name_or_stand_by_themselves():
 )
 def test_unknown_names_are_told_with_the_nearest(name, options, says):
     with pytest.raises(UnknownNameError) as told:
-        load_task(name, **options)
+        load_task(name, task_options=options)
     for word in says:
         assert word in str(told.value)
 
@@ -805,9 +805,9 @@ def test_what_a_task_says_about_itself_while_it_is_made_is_passed_on(tmp_path):
         ({"options": {"size": ("1", "2")}}, TaskError, r"draw\(\) has no parameter for the options \['size'\]"),
         ({"chosen": {"size": "1"}}, UnknownNameError, r"unknown option 'size' of task 'test'.*\(none\)"),
         (
-            {"options": {"seed": ("1", "2")}},
+            {"options": {"rng": ("1", "2")}},
             TaskError,
-            r"task 'test' has options \['seed'\], which are names of settings",
+            r"task 'test' has options \['rng'\], but draw",
         ),
     ],
 )
@@ -816,21 +816,28 @@ def test_a_task_that_cannot_be_is_refused(settings_, error, says):
         replace(task_of(numbered), **settings_)
 
 
-def test_no_option_may_be_named_like_a_setting():
-    """Whatever discover and the command line call a setting, a task's option of that name would never be seen."""
-    from circuitlab import discover
-    from circuitlab.cli.app import discover as command
-
-    settings_ = {*inspect.signature(discover).parameters, *inspect.signature(command).parameters}
-    assert settings_ - {"options", "contrast"} <= RESERVED  # a contrast is an option, with a flag of its own
+def test_an_option_may_be_named_like_a_setting():
+    """It is given in task_options: the keyword is the setting."""
 
     def draw(rng: Random, **options: str) -> Example:
-        return numbered(rng)
+        return Example(f"size {options} .", f"size {options} ;", " x", " y")
 
+    task = task_of(draw, options={"seed": ("1", "2"), "self": ("a", "b")})
+    assert load_task(task, task_options={"seed": "2", "self": "b"}).settings == {"seed": "2", "self": "b"}
+    with pytest.raises(ConfigError, match=r"load_task\(\): seed is a setting of discover. .* task_options={'seed': "):
+        load_task(task, seed="2")
     for name in RESERVED:
-        with pytest.raises(TaskError, match=rf"discover\(..., {name}=...\) would not reach the task"):
+        with pytest.raises(TaskError, match=rf"has options \['{name}'\], but draw\({name}, ...\) has its generator"):
             task_of(draw, options={name: ("1", "2")})
-    assert task_of(draw, options={"contrast": ("1", "2"), "size": ("1",)}).settings == {"contrast": "1", "size": "1"}
+
+
+def test_the_former_spelling_of_options_still_works_and_says_so():
+    with pytest.warns(FutureWarning, match=r"load_task\(..., task_options={'contrast': 'gender'}\)") as told:
+        found = load_task("gendered-pronouns", contrast="gender")
+    assert found == load_task("gendered-pronouns", task_options={"contrast": "gender"})
+    assert [str(one.filename) for one in told] == [__file__]
+    with pytest.raises(ConfigError, match="contrast is given twice"):
+        load_task("gendered-pronouns", task_options={"contrast": "gender"}, contrast="gender")
 
 
 def test_options_reach_draw():
@@ -872,7 +879,10 @@ def test_a_fingerprint_changes_with_words_version_and_options_and_not_otherwise(
 
 
 def test_options_change_the_fingerprint():
-    contrasts = [task_fingerprint(load_task("gendered-pronouns", contrast=value)) for value in ("capital", "gender")]
+    contrasts = [
+        task_fingerprint(load_task("gendered-pronouns", task_options={"contrast": value}))
+        for value in ("capital", "gender")
+    ]
     assert contrasts[0] != contrasts[1]
     assert task_fingerprint(load_task("gendered-pronouns:capital")) == contrasts[0]
 

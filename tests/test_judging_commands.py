@@ -119,7 +119,7 @@ def judged(capsys, *words: str) -> dict:
 @pytest.fixture(scope="module")
 def gendered(bundled, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("runs of tests") / "gendered"
-    discover("gendered-pronouns", contrast="gender", metric="prob_diff", n=8, out=folder)
+    discover("gendered-pronouns", task_options={"contrast": "gender"}, metric="prob_diff", n=8, out=folder)
     return folder
 
 

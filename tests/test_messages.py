@@ -78,7 +78,7 @@ MISTAKES: dict[str, tuple[Callable[[], object], type[CircuitLabError], str]] = {
         "html-tag-closing, name-throw. A task of your own is given as the path of its .py file.",
     ),
     "an option misspelt": (
-        lambda: load_task("gendered-pronouns", contrast="capitals"),
+        lambda: load_task("gendered-pronouns", task_options={"contrast": "capitals"}),
         errors.UnknownNameError,
         "unknown contrast 'capitals' of task 'gendered-pronouns'. Did you mean 'capital'? Allowed: capital, gender.",
     ),

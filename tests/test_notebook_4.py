@@ -133,7 +133,7 @@ def test_the_other_contrast_of_the_same_sentences(bundled):
     """The gender: its head looks back at the name, which is where the prompts differ."""
     from circuitlab import load_task
 
-    pairs = load_task("gendered-pronouns", contrast="gender").pairs(bundled, n=20, seed=0).discovery
+    pairs = load_task("gendered-pronouns", task_options={"contrast": "gender"}).pairs(bundled, n=20, seed=0).discovery
     split = direct_attribution(bundled, pairs, "head")
     assert split.total.mean() > 2
     assert split.gap < 1e-4

@@ -647,7 +647,7 @@ def test_the_seed_reaches_the_prompts_and_the_settings(run, bundled):
     same, other = (discover(TASK, model=bundled, n=N, seed=seed) for seed in (0, 1))
     assert same.pairs.fingerprint == run.pairs.fingerprint
     assert other.pairs.fingerprint != run.pairs.fingerprint
-    assert other.config == replace(run.config, seed=1)
+    assert other.config == run.config.replaced(seed=1)
 
 
 @pytest.mark.usefixtures("instant", "plain")

@@ -192,7 +192,7 @@ def load(task: str, given: list[str] | None, contrast: str | None) -> "Task":
     """
     from circuitlab.data.registry import load_task
 
-    return load_task(task, **options_of(given, contrast))
+    return load_task(task, task_options=options_of(given, contrast))
 
 
 def options_of(given: list[str] | None, contrast: str | None) -> dict[str, str]:

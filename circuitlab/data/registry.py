@@ -2,6 +2,8 @@
 
 import importlib
 import sys
+import warnings
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -9,7 +11,8 @@ from types import ModuleType
 from circuitlab.arguments import checked
 from circuitlab.data.sampling import global_randomness_kept
 from circuitlab.data.task import Task
-from circuitlab.errors import CircuitLabError, TaskFileError, UnknownNameError, in_one_line, shown
+from circuitlab.errors import CircuitLabError, ConfigError, TaskFileError, UnknownNameError, in_one_line, shown
+from circuitlab.settings import SETTINGS
 
 LARGEST_FILE = 10_000_000
 
@@ -22,19 +25,21 @@ BUNDLED = {
 
 
 @checked
-def load_task(task: str | Path | Task, **options: str) -> Task:
+def load_task(task: str | Path | Task, *, task_options: Mapping[str, str] | None = None, **options: str) -> Task:
     """Load a task.
 
     Args:
         task: A name (`"gendered-pronouns"`, or with an option value `"gendered-pronouns:gender"`), the path of a Python
             file that holds `TASK = Task(...)`, or a `Task`.
-        options: Option values by name, such as `contrast="gender"`.
+        task_options: Option values by name, such as `{"contrast": "gender"}`.
+        options: Former spelling of `task_options`, such as `contrast="gender"`.
 
     Returns:
         The task with the options in force.
 
     Raises:
         UnknownNameError: No such task, option or value; the message lists what there is.
+        ConfigError: An option is given twice, or one that is named like a setting of `discover` in the former spelling.
         TaskFileError: The file does not exist, does not import, ends the program, or holds no task.
 
     Example:
@@ -42,6 +47,7 @@ def load_task(task: str | Path | Task, **options: str) -> Task:
         >>> load_task("gendered-pronouns", contrast="gender").options["contrast"]
         ('capital', 'gender')
     """
+    options = former_options("load_task", task_options, options)
     if isinstance(task, Task):
         return task.with_options(**options)
     text = str(task)
@@ -51,7 +57,33 @@ def load_task(task: str | Path | Task, **options: str) -> Task:
     if name not in BUNDLED:
         raise UnknownNameError.of("task", name, BUNDLED, "A task of your own is given as the path of its .py file.")
     found: Task = importlib.import_module(f"circuitlab.tasks.{BUNDLED[name]}").TASK
-    return found.with_options(**_by_value(found, [v for v in values.split(",") if v]), **options)
+    return found.with_options(**_by_value(found, [v for v in values.split(",") if v]) | options)
+
+
+def former_options(called: str, task_options: Mapping[str, str] | None, former: Mapping[str, str]) -> dict[str, str]:
+    """The options of a task, of which some may be given as keywords, as they used to be; a warning says so.
+
+    Raises:
+        ConfigError: One is given twice, or is named like a setting of `discover`.
+    """
+    if former:
+        for name in former:
+            if name in SETTINGS or name in (task_options or {}):
+                what = "is a setting of discover" if name in SETTINGS else "is given twice"
+                raise ConfigError(
+                    f"{called}(): {name} {what}. Give the option in task_options={{{name!r}: ...}} alone."
+                )
+        message = f"options of a task are given in task_options: {called}(..., task_options={dict(former)!r})."
+        warnings.warn(message, FutureWarning, stacklevel=_frames_to_the_caller())
+    return {**(task_options or {}), **former}
+
+
+def _frames_to_the_caller() -> int:
+    """How far up the stack the code stands that called the library."""
+    frame, depth = sys._getframe(1), 1
+    while frame.f_back is not None and str(frame.f_globals.get("__name__")).partition(".")[0] == "circuitlab":
+        frame, depth = frame.f_back, depth + 1
+    return depth - 1
 
 
 def _by_value(task: Task, values: list[str]) -> dict[str, str]:

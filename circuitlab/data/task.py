@@ -19,16 +19,8 @@ from circuitlab.progress import Progress, callback, reports_progress
 from circuitlab.references import Reference
 from circuitlab.summary import Summary, short
 
-# Where options are given by name, they stand beside these: the settings of `discover` and of the command line, the
-# generator that `draw` gets, the task itself.
-RESERVED = frozenset(
-    (
-        "ablation", "allow_weak_gap", "bos", "center_weights", "device", "dtype", "fold_ln", "force", "greedy", "json",
-        "method", "method_option", "method_options", "metric", "min_accuracy", "model", "n", "n_edges", "no_sweep",
-        "option", "out", "progress", "quiet", "rng", "seed", "selection", "self", "signed", "sites", "stability",
-        "stability_seeds", "steps", "target", "task", "threshold",
-    )
-)  # fmt: skip
+# Parameters of `draw` that no option can be called by: the generator.
+RESERVED = frozenset(("rng",))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -40,8 +32,8 @@ class Task(Summary):
         version: Version of the prompts: any change of templates or words raises it.
         summary: One line: which behaviour.
         draw: `draw(rng, **options) -> Example`; all randomness comes from `rng`.
-        options: Option name -> allowed values, the default first. They are passed to `draw` as keyword arguments, so
-            none may be called as a setting of `discover` is (`RESERVED`).
+        options: Option name -> allowed values, the default first. They are passed to `draw` as keyword arguments,
+            beside its `rng`, so none may have that name (`RESERVED`).
         chosen: The values chosen, by option name; defaults where absent.
         metric: Name of the default metric, or a callable on `(logits [batch, d_vocab], batch)`.
         sources: Where the behaviour comes from.
@@ -49,8 +41,8 @@ class Task(Summary):
         origin: The file it was loaded from; empty for bundled tasks and tasks made in a session.
 
     Raises:
-        TaskError: No name, no version, a field of the wrong type, a name or text that no file can hold, an option that
-            is named like a setting of `discover`, or a `draw` that does not take the options.
+        TaskError: No name, no version, a field of the wrong type, a name or text that no file can hold, an option with
+            the name of the generator, or a `draw` that does not take the options.
         UnknownNameError: A chosen option or value does not exist.
 
     Example:
@@ -111,7 +103,7 @@ class Task(Summary):
         return "-".join([self.name, *changed])
 
     @checked
-    def with_options(self, **chosen: str) -> Task:
+    def with_options(self, /, **chosen: str) -> Task:
         """The same task with other option values.
 
         Returns:
@@ -231,8 +223,8 @@ def _checked_options(owner: str, options: object, draw: Callable[..., object]) -
         found[name] = tuple(map(str, allowed))
     if taken := sorted(RESERVED & set(found)):
         raise TaskError(
-            f"{owner} has options {taken}, which are names of settings: discover(..., {taken[0]}=...) "
-            "would not reach the task. Call them otherwise."
+            f"{owner} has options {taken}, but draw({taken[0]}, ...) has its generator by that name. "
+            "Call the option otherwise."
         )
     try:
         parameters = inspect.signature(draw).parameters

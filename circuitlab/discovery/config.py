@@ -5,216 +5,159 @@ from __future__ import annotations
 import hashlib
 import re
 import shlex
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import ConfigDict, ValidationError, create_model
+
+from circuitlab.declarations import OWN, Setting, options_of
 from circuitlab.discovery.scoring import METHODS, check_serves, find_method
-from circuitlab.errors import ConfigError, UnknownNameError, shown
+from circuitlab.errors import ConfigError, UnknownNameError, WrongTypeError
 from circuitlab.graphs.selection import SelectionRule
-from circuitlab.metrics import resolve
-from circuitlab.models.bos import AUTO, TRANSFORMER_LENS, check_choice
-from circuitlab.patching.runs.replacement import REPLACEMENTS
-from circuitlab.patching.sweeps.sites import SITES
+from circuitlab.settings import LARGEST_SEED, SETTINGS
 from circuitlab.summary import Summary, short
 
+# By their names in a record; the task has no default.
+RECORDED = {setting.record or name: setting for name, setting in SETTINGS.items() if setting.recorded}
+_FIELDS: Any = {name: (each.field(), each.recorded_default) for name, each in RECORDED.items()}
+_FIELDS["task"] = (str, ...)
+_Recorded: Any = create_model(
+    "_Recorded", __config__=ConfigDict(frozen=True, extra="forbid", strict=True), **_FIELDS
+)  # fmt: skip
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class DiscoverConfig(Summary):
+
+class DiscoverConfig(Summary, _Recorded):
     """What `discover` was asked for; enough to do it again.
 
-    Attributes:
-        task: Name or file of the task.
-        options: The task's options in force.
-        model: Name or folder of the model.
-        method: How edges are scored.
-        steps: Gradients along the path, for methods that integrate.
-        method_options: What the method alone is told.
-        metric: Name of the metric.
-        ablation: What stands in for everything outside the circuit.
-        n: Pairs per split.
-        seed: Of prompts, intervals and random circuits.
-        target: Faithfulness that the circuit must reach on the discovery pairs; None where the selection asks for a
-            number of edges or a threshold.
-        selection: How the circuit is taken out of the scored edges; in a record without the target.
-        min_accuracy: Share of pairs that the model must get right, or there is nothing to explain.
-        device: Where the model is.
-        dtype: Of its weights.
-        bos: Whether a beginning-of-sequence token is put in front of every text (see `load_model`).
-        fold_ln: Its norms were folded into the weights that read them.
-        center_weights: What it writes to the stream was centred.
-        allow_weak_gap: Pairs are taken that do not tell the clean run from the corrupted one or the empty circuit.
-        stability: On how many bootstrap resamples of the discovery pairs the discovery is done again; 0 for none.
-        stability_seeds: On the prompts of how many more seeds the discovery is done again; 0 for none.
-        sites: What is swept; None for the usual sites, an empty tuple for none.
+    Its attributes are the settings of `circuitlab.settings` that a manifest records, `task_options` as `options`.
 
     Raises:
-        UnknownNameError: No such method, metric, ablation, site or choice of `bos`.
+        UnknownNameError: No such setting, method, ablation, site or choice of `bos`.
+        WrongTypeError: A value is of another type.
         ConfigError: A number is out of range, the method has no such option or cannot take the ablation, or the
             selection contradicts itself or the target.
     """
 
-    task: str
-    model: str
-    options: dict[str, str] = field(default_factory=dict)
-    method: str = "eap-ig"
-    steps: int = 5
-    method_options: dict[str, Any] = field(default_factory=dict)
-    metric: str = "logit_diff"
-    ablation: str = "corrupt"
-    n: int = 100
-    seed: int = 0
-    target: float | None = None
-    selection: SelectionRule = field(default_factory=SelectionRule)
-    min_accuracy: float = 0.6
-    device: str = "cpu"
-    dtype: str = "float32"
-    bos: str = AUTO
-    fold_ln: bool = False
-    center_weights: bool = False
-    allow_weak_gap: bool = False
-    stability: int = 0
-    stability_seeds: int = 0
-    sites: tuple[str, ...] | None = None
+    def __init__(self, **given: Any) -> None:
+        try:
+            super().__init__(**{name: _as_recorded(name, value) for name, value in given.items()})
+        except ValidationError as error:
+            raise _refusal(error) from None
+        method = find_method(self.method)
+        check_serves(method, self.ablation)
+        rule = SelectionRule.of(self.selection, self.target)
+        # The usual target is recorded, except for a method with a circuit of its own, which it would replace.
+        target = rule.target if method.own_circuit else rule.aim
+        options = method.read(self.method_options)
+        self.__dict__.update(method_options=options, selection=replace(rule, target=target), target=target)
+        if self.seed + self.stability_seeds > LARGEST_SEED:
+            raise ConfigError(
+                f"stability_seeds is {self.stability_seeds}, so that the seeds after {self.seed} run past "
+                f"{LARGEST_SEED}. Give fewer, or a smaller seed."
+            )
+
+    @classmethod
+    def of_settings(cls, settings: Mapping[str, Any], **found: Any) -> DiscoverConfig:
+        """The record of settings as `discover` takes them.
+
+        Args:
+            settings: By keyword; None stands for the default.
+            found: What the task and the model turned out to be, by name in the record.
+        """
+        given = {name: settings.get(each.name) for name, each in RECORDED.items()} | found
+        return cls(**{name: value for name, value in given.items() if value is not None})
 
     @classmethod
     def of_record(cls, record: Any) -> DiscoverConfig:
-        """The settings that a manifest holds (`as_record`). A setting that is newer than it had its default.
+        """The settings that a manifest holds (`as_record`).
 
-        But for `allow_weak_gap`: older versions took any gap, and a method's own circuit whatever the target was. And
-        for `bos`: older versions did as TransformerLens does.
+        A setting that is newer than the manifest has the value that older versions acted by: mostly its default. Older
+        versions also took a method's own circuit whatever the target was.
 
         Raises:
-            TypeError: A setting is missing, unknown, or of another kind.
+            TypeError: A setting is missing, unknown, or of another type.
             CircuitLabError: A value is out of range.
         """
         if not isinstance(record, Mapping):
             raise TypeError(f"settings are {record!r}; they must be a mapping")
-        asked = {"allow_weak_gap": True, "bos": TRANSFORMER_LENS, **record}
-        if "allow_weak_gap" not in record and asked.get("method") in METHODS and METHODS[asked["method"]].own_circuit:
-            asked["target"] = None
-        rule = asked.pop("selection", {})
-        if not isinstance(rule, Mapping):
-            raise TypeError(f"selection is {rule!r}; it must be a mapping")
-        return cls(**asked, selection=SelectionRule.of(rule))
+        before = {name: setting.before for name, setting in RECORDED.items() if setting.before is not OWN}
+        given = before | dict(record)
+        if "allow_weak_gap" not in record and given.get("method") in METHODS and METHODS[given["method"]].own_circuit:
+            given["target"] = None
+        if not isinstance(given.get("selection", {}), Mapping):
+            raise TypeError(f"selection is {given['selection']!r}; it must be a mapping")
+        return cls(**given)
 
-    def __post_init__(self) -> None:
-        find_method(self.method).read(self.method_options)
-        if self.ablation not in REPLACEMENTS:
-            raise UnknownNameError.of("ablation", self.ablation, REPLACEMENTS)
-        check_serves(find_method(self.method), self.ablation)
-        check_choice(self.bos)
-        rule = SelectionRule.of(self.selection, self.target)
-        # What is usual is written down, but not where it would stand against a method's own circuit.
-        target = rule.target if find_method(self.method).own_circuit else rule.aim
-        object.__setattr__(self, "selection", replace(rule, target=target))
-        object.__setattr__(self, "target", target)
-        for name in ("fold_ln", "center_weights", "allow_weak_gap"):
-            if not isinstance(getattr(self, name), bool):
-                raise ConfigError(f"{name} is {getattr(self, name)!r}; it must be True or False.")
-        for name in ("n", "steps"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ConfigError(f"{name} is {value!r}; it must be a whole number of at least 1.")
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < 2**32:
-            raise ConfigError(f"seed is {self.seed!r}; it must be a whole number from 0 to {2**32 - 1}.")
-        for name, what in (("stability", "resamples"), ("stability_seeds", "seeds")):
-            repeats = getattr(self, name)
-            if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 0 or repeats == 1:
-                raise ConfigError(f"{name} is {repeats!r}; it counts {what}: 0 for none, or at least 2.")
-        if self.seed + self.stability_seeds >= 2**32:
-            raise ConfigError(
-                f"stability_seeds is {self.stability_seeds}, so that the seeds after {self.seed} run past {2**32 - 1}. "
-                "Give fewer, or a smaller seed."
-            )
-        if self.sites is not None:
-            object.__setattr__(self, "sites", checked_sites(self.sites))
-        if not 0 <= self.min_accuracy <= 1:
-            raise ConfigError(f"min_accuracy is {self.min_accuracy!r}; it is a share of pairs, 0 to 1.")
+    def replaced(self, **changes: Any) -> DiscoverConfig:
+        """The same settings but for some."""
+        return type(self)(**dict(self) | changes)
 
     def as_record(self) -> dict[str, Any]:
         """The settings as they stand in `manifest.json`."""
-        record = asdict(self)
-        del record["selection"]["target"]
-        record["sites"] = None if self.sites is None else list(self.sites)
-        return record
+        selection = asdict(self.selection)
+        del selection["target"]
+        return {**dict(self), "selection": selection, "sites": None if self.sites is None else list(self.sites)}
 
     @property
     def command(self) -> str:
         """The command line that asks for the same."""
+        usual = DiscoverConfig(task=self.task, method=self.method)
         words = ["circuitlab", "discover", self.task]
-        usual = asdict(DiscoverConfig(task=self.task, model="bundled"))
-        usual["target"] = DiscoverConfig(task=self.task, model="bundled", method=self.method).target
-        for name, flag in _FLAGS.items():
+        for name, setting in RECORDED.items():
             value = getattr(self, name)
-            if value is not None and value != usual[name]:
-                words += [flag] if value is True else [flag, str(value)]
-        words += _selection_flags(self.selection)
-        if self.sites is not None:
-            words += ["--sites", ",".join(self.sites)] if self.sites else ["--no-sweep"]
-        for key, value in self.method_options.items():
-            words += ["--method-option", f"{key}={value}"]
-        for key, value in self.options.items():
-            words += ["--option", f"{key}={value}"]
+            default = usual.target if name == "target" else setting.recorded_default
+            if setting.flag and value is not None and value != default:
+                words += _words(setting, value)
+        for part in options_of(SelectionRule):
+            value = getattr(self.selection, part.name)
+            if part.flag and value != part.default:
+                words += _words(part, value)
         return shlex.join(words)
 
     def _summary(self) -> str:
         return f"of {short(self.task, 30)} on {short(self.model, 30)}: {self.method}, n={self.n}, seed={self.seed}"
 
+    def _facts(self) -> Iterable[tuple[str, object]]:
+        return dict(self).items()
+
 
 # Bytes of a task's or a model's name in the name of a run folder, which may have 255.
 LONGEST_PART = 100
 
-_FLAGS = {
-    "model": "--model",
-    "method": "--method",
-    "steps": "--steps",
-    "metric": "--metric",
-    "ablation": "--ablation",
-    "n": "-n",
-    "seed": "--seed",
-    "target": "--target",
-    "min_accuracy": "--min-accuracy",
-    "device": "--device",
-    "dtype": "--dtype",
-    "bos": "--bos",
-    "fold_ln": "--fold-ln",
-    "center_weights": "--center-weights",
-    "allow_weak_gap": "--allow-weak-gap",
-    "stability": "--stability",
-    "stability_seeds": "--stability-seeds",
-}
+
+def _as_recorded(name: str, value: Any) -> Any:
+    """Texts, lists and mappings of a setting in the type of its record."""
+    if name == "sites" and isinstance(value, str):
+        value = [part.strip() for part in value.split(",")]
+    if name == "sites" and isinstance(value, list | tuple) and all(isinstance(one, str) for one in value):
+        return tuple(dict.fromkeys(value))
+    return dict(value) if isinstance(value, Mapping) else value
 
 
-def _selection_flags(rule: SelectionRule) -> list[str]:
-    """What the command line says of a selection, but for its target."""
-    words = [] if rule.n_edges is None else ["--n-edges", str(rule.n_edges)]
-    words += [] if rule.threshold is None else ["--threshold", str(rule.threshold)]
-    words += ["--signed"] if rule.signed else []
-    return words if rule.greedy is None else [*words, "--greedy" if rule.greedy else "--no-greedy"]
+def _refusal(error: ValidationError) -> Exception:
+    """The first thing that pydantic refuses, as an error of the library."""
+    first = error.errors()[0]
+    name, failed = str(first["loc"][0]), first["type"]
+    if failed == "extra_forbidden":
+        return UnknownNameError.of("setting", name, RECORDED)
+    if failed == "missing":
+        return WrongTypeError(f"{name} is missing. Give {name}=.")
+    value = first["input"] if len(first["loc"]) == 1 else {first["loc"][1]: first["input"]}
+    return RECORDED[name].refusal(value, failed)
 
 
-def checked_sites(sites: object) -> tuple[str, ...]:
-    """Names of sites, each once; one text may hold several, separated by commas.
-
-    Raises:
-        ConfigError: They are no list of names.
-        UnknownNameError: One is no site.
-    """
-    if isinstance(sites, str):
-        sites = [name.strip() for name in sites.split(",")]
-    if not isinstance(sites, list | tuple) or not all(isinstance(name, str) for name in sites):
-        raise ConfigError(f"sites is {shown(sites)}; it must be a list of names, such as ['head_z'], or empty.")
-    for name in sites:
-        if name not in SITES:
-            raise UnknownNameError.of("site", name, SITES)
-    return tuple(dict.fromkeys(sites))
-
-
-def metric_name(metric: Any) -> str:
-    """Name of a metric given in any form."""
-    return resolve(metric).name
+def _words(setting: Setting, value: Any) -> list[str]:
+    """What the command line says of a setting."""
+    yes, _, no = setting.flag.partition("/")
+    if isinstance(value, bool):
+        return [yes if value else no]
+    if isinstance(value, tuple):
+        return [yes, ",".join(value)] if value else ["--no-sweep"]
+    if isinstance(value, Mapping):
+        return [word for key, one in value.items() for word in (yes, f"{key}={one}")]
+    return [yes, str(value)]
 
 
 def default_folder(config: DiscoverConfig, task_label: str) -> Path:

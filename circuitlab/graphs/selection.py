@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Annotated, Any
 
 from circuitlab.arguments import checked_fields
+from circuitlab.declarations import Setting, options_of
 from circuitlab.errors import ConfigError
 
 USUAL_TARGET = 0.9
@@ -37,10 +38,20 @@ class SelectionRule:
     """
 
     target: float | None = None
-    n_edges: int | None = None
-    threshold: float | None = None
-    signed: bool = False
-    greedy: bool | None = None
+    n_edges: Annotated[
+        int | None,
+        Setting(what="Instead of a target: take the N top edges.", flag="--n-edges", metavar="N", least=1),
+    ] = None
+    threshold: Annotated[
+        float | None, Setting(what="Instead of a target: take edges that score at least this.", flag="--threshold")
+    ] = None
+    signed: Annotated[
+        bool, Setting(what="Rank edges by score, or by its absolute value.", flag="--signed/--absolute")
+    ] = False
+    greedy: Annotated[
+        bool | None,
+        Setting(what="Grow the circuit from the logits.", flag="--greedy/--no-greedy", shown="for ifr only"),
+    ] = None
 
     def __post_init__(self) -> None:
         given = [name for name in ASKED if getattr(self, name) is not None]
@@ -51,11 +62,8 @@ class SelectionRule:
             raise ConfigError(
                 f"target is {self.target}; a faithfulness to reach lies above 0 and at most at 1. 0.9 is usual."
             )
-        n = self.n_edges
-        if n is not None and (isinstance(n, bool) or not isinstance(n, int) or n < 1):
-            raise ConfigError(f"n_edges is {n!r}; it counts edges and must be a whole number of at least 1.")
-        if self.threshold is not None and not math.isfinite(self.threshold):
-            raise ConfigError(f"threshold is {self.threshold}; it must be a number in the unit of the scores.")
+        for part in options_of(SelectionRule):
+            part.read(getattr(self, part.name))
 
     @property
     def aim(self) -> float | None:

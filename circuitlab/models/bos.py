@@ -9,10 +9,11 @@ from typing import Any
 
 from circuitlab.errors import ModelError, UnknownNameError
 from circuitlab.models.recording import Bos
+from circuitlab.names import BOS
 
 AUTO, ALWAYS, NEVER = "auto", "always", "never"
 TRANSFORMER_LENS = "transformer-lens"  # what versions without the setting did
-CHOICES = (AUTO, ALWAYS, NEVER, TRANSFORMER_LENS)
+CHOICES = tuple(BOS)
 
 
 def check_choice(bos: str) -> str:

@@ -7,8 +7,7 @@ that are given instead are refused where they are.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
-from inspect import signature
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +28,11 @@ from circuitlab.patching.runs.replacement import needs_reference
 from circuitlab.progress import Progress
 from circuitlab.runs.reproduce import read_manifest
 from circuitlab.runs.run_folder import MANIFEST
+from circuitlab.settings import MODEL_SETTINGS
 
 DATASET = "dataset.jsonl"
 SHOWN = 12  # characters of a digest
-# Settings of `discover` that circuits are judged under, too; those of the model are the arguments of `load_model`.
-_OF_MODEL = frozenset(signature(load_model).parameters) & {item.name for item in fields(DiscoverConfig)}
+# Settings of `discover` that circuits are judged under, too, beside those of the model.
 _ALWAYS = ("metric", "ablation", "n", "seed", "allow_weak_gap")
 # Settings that another number of prompts, another machine or another draw may differ in.
 _FREE = frozenset(("n", "seed", "device", "allow_weak_gap"))
@@ -93,7 +92,7 @@ def judging(
         RunError: The folder is damaged, or its task file would run and is not allowed to.
         CircuitLabError: What the task, the model, the circuit or the settings have wrong.
     """
-    if unknown := sorted(set(settings) - _OF_MODEL - set(_ALWAYS)):
+    if unknown := sorted({*settings} - {*MODEL_SETTINGS, *_ALWAYS}):
         raise ConfigError(f"{unknown[0]!r} is no setting that circuits are judged under.")
     given = {name: value for name, value in settings.items() if value is not None}
     folder = at_home(circuit)
@@ -112,11 +111,12 @@ def judging(
     if run is not None and asked.name != run["task"].get("name"):
         given = {"metric": "", **given}  # another task has a metric of its own
     # How edges were scored has no part in this; of this method any ablation can be asked.
-    chosen = replace(kept, method="exact", method_options={}, **given)
+    source = given.pop("model", kept.model)
+    chosen = kept.replaced(method="exact", method_options={}, **given)
     metric = metric_of(asked, chosen.metric or None)
-    booted = not isinstance(chosen.model, str | Path)
-    loading: dict[str, Any] = {name: getattr(chosen, name) for name in _OF_MODEL if name == "model" or not booted}
-    model = load_model(**loading)
+    booted = not isinstance(source, str | Path)
+    loading = {} if booted else {name: getattr(chosen, name) for name in MODEL_SETTINGS}
+    model = load_model(**loading | {"model": source})
     found = load_circuit(folder if run is None else file_inside(folder, "circuit.json") or folder, spec=model.spec)
     seen = frozenset[str]() if run is None else discovery_texts(folder)
     reference = None
@@ -131,13 +131,13 @@ def judging(
             "held-out test. Leave them out, or have others drawn with seed=."
         )
     return Judging(
-        title=f"{circuit} on {asked.label}, model {model.id if booted else chosen.model}",
+        title=f"{circuit} on {asked.label}, model {model.id if booted else source}",
         model=model,
         circuit=found,
         held_out=pairs,
         arguments={"metric": metric, "ablation": chosen.ablation, "reference": reference, "seed": chosen.seed},
         allow_weak_gap=chosen.allow_weak_gap,
-        notes=() if run is None else _notes(run, kept, replace(chosen, metric=metric.name), asked, model),
+        notes=() if run is None else _notes(run, kept, chosen.replaced(metric=metric.name), asked, model),
     )
 
 
@@ -210,7 +210,7 @@ def _task(
     run_code: bool,
 ) -> Task:
     if task is not None:
-        return load_task(task, **(options or {}))
+        return load_task(task, task_options=options)
     assert run is not None
     return task_of_run(folder, run, run_code=run_code).with_options(**(options or {}))
 
@@ -229,7 +229,7 @@ def _notes(
         settings = about.get("settings") or {}
         compared["task version"] = about.get("version"), task.version
         compared |= {name: (settings.get(name), value) for name, value in task.settings.items()}
-    for name in (*sorted(_OF_MODEL - {"model"}), *_ALWAYS):
+    for name in (*sorted({*MODEL_SETTINGS} - {"model"}), *_ALWAYS):
         if name not in _FREE:
             compared[name] = getattr(then, name), getattr(now, name)
     if (weights := model.weights_sha256()) != run["model"]["weights_sha256"]:

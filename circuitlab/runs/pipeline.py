@@ -8,11 +8,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from circuitlab.arguments import checked
 from circuitlab.attribution.attention import AttentionPatterns, attention
@@ -21,15 +20,13 @@ from circuitlab.data.pairs import PairSet, PairSplits
 from circuitlab.data.registry import load_task
 from circuitlab.data.task import Task
 from circuitlab.discovery.behaviour import check_behaviour
-from circuitlab.discovery.config import DiscoverConfig, checked_sites, default_folder
+from circuitlab.discovery.config import DiscoverConfig, default_folder
 from circuitlab.discovery.scoring import find_method, score_edges, scored_under
 from circuitlab.discovery.selection import select, with_faithfulness
 from circuitlab.discovery.stability import stability as repeat
 from circuitlab.evaluation.evaluate import evaluate
 from circuitlab.graphs.circuit import Circuit
-from circuitlab.graphs.selection import SelectionRule
-from circuitlab.metrics import Metric, MetricLike, metric_of
-from circuitlab.models.bos import AUTO
+from circuitlab.metrics import Metric, metric_of
 from circuitlab.models.load import load_model
 from circuitlab.models.modes import in_ordinary_modes
 from circuitlab.models.protocol import Model
@@ -41,7 +38,9 @@ from circuitlab.patching.sweeps.nodes import sweep_nodes, sweep_some_nodes
 from circuitlab.patching.sweeps.sites import find_site
 from circuitlab.patching.sweeps.sweep import by_site, sweep
 from circuitlab.progress import Progress, callback, reports_progress
+from circuitlab.runs.keywords import takes_settings
 from circuitlab.runs.run import Run, writes_run
+from circuitlab.settings import MODEL_SETTINGS, Settings
 
 SWEPT_SITES = ("resid_pre", "attn_out", "mlp_out", "head_z")
 # Heads of the circuit whose patterns are kept: as many as one looks through.
@@ -54,70 +53,13 @@ __all__ = ["default_folder", "discover"]
 @in_ordinary_modes
 @reports_progress
 @writes_run
-def discover(
-    task: str | Path | Task,
-    *,
-    model: Any = "bundled",
-    method: str = "eap-ig",
-    steps: int = 5,
-    method_options: Mapping[str, Any] | None = None,
-    metric: MetricLike | None = None,
-    ablation: str = "corrupt",
-    n: int = 100,
-    seed: int = 0,
-    target: float | None = None,
-    selection: SelectionRule | Mapping[str, Any] | None = None,
-    min_accuracy: float = 0.6,
-    stability: int = 0,
-    stability_seeds: int = 0,
-    out: str | Path | None = None,
-    force: bool = False,
-    device: str | None = None,
-    dtype: str | None = None,
-    bos: str | None = None,
-    fold_ln: bool = False,
-    center_weights: bool = False,
-    allow_weak_gap: bool = False,
-    sites: str | Sequence[str] | None = None,
-    progress: Progress | bool | None = None,
-    **options: str,
-) -> Run:
+@takes_settings
+def discover(task: str | Path | Task, **settings: Unpack[Settings]) -> Run:
     """Find the circuit behind a task, test it on held-out prompts, and write it down if told where.
 
     Args:
         task: Name, path of a task file, or a `Task`.
-        model: Whatever `load_model` takes.
-        method: How edges are scored; a name of `METHODS`.
-        steps: Gradients along the path, for methods that integrate.
-        method_options: What the method alone is told, by name.
-        metric: What is measured; the task's own by default.
-        ablation: What stands in for everything outside the circuit, a name of `REPLACEMENTS`: scores, selection and
-            test are about it. Methods that compare with the corrupted run refuse others. Means and deviations are of
-            `n` reference pairs, which are never scored. The sweeps patch one prompt into the other in any case.
-        n: Pairs per split.
-        seed: Of prompts, intervals and random circuits; the same seed gives the same bytes.
-        target: Faithfulness to reach on the discovery pairs; 0.9 where nothing is asked of the selection.
-        selection: How the circuit is taken out of the scored edges, where more is to be said: a number of edges or a
-            threshold instead of a target, by signed scores, greedily.
-        min_accuracy: Share of pairs that the model must get right: with the metric on the better side of 0 where it has
-            a natural zero, else with an answer as the most likely token (`circuitlab.discovery.behaviour`).
-        stability: On how many bootstrap resamples of the discovery pairs the discovery is done again, to see which
-            edges stay; 0 for none.
-        stability_seeds: The same on new prompts of the seeds `seed` + 1, + 2, ...: on how many; 0 for none.
-        out: Folder to write; nothing is written without it.
-        force: Replace that folder if it is there.
-        device: Where the model goes.
-        dtype: Its dtype.
-        bos: Whether a beginning-of-sequence token is put in front of every text (see `load_model`).
-        fold_ln: Fold its norms into the weights that read them (see `load_model`).
-        center_weights: Centre what it writes to the stream, and its unembedding (see `load_model`).
-        allow_weak_gap: Go on where these pairs do not tell the clean run from the corrupted one, or from the empty
-            circuit: shares of a gap that may be nothing (`circuitlab.evaluation.gap`).
-        sites: What is swept, names of `SITES`; by default `SWEPT_SITES`, as far as the model has them. An empty tuple
-            skips the sweeps; then only the nodes of the circuit are patched, each alone, for its drawing.
-        progress: None draws a bar in a terminal or a notebook, True always, False never; or a function that is called
-            with (step, done, total).
-        options: The task's options, such as `contrast="gender"`.
+        {settings}
 
     Returns:
         Pairs, sweeps, scores, circuit and evaluation of the run.
@@ -131,22 +73,21 @@ def discover(
         >>> run.circuit.n_edges < run.evaluation.n_edges_total  # doctest: +SKIP
         True
     """
-    asked = load_task(task, **options)
-    judged_by = metric_of(asked, metric)
-    config = DiscoverConfig(
-        task=_spelling(task, asked), options=asked.settings, model=_model_name(model), method=method, steps=steps,
-        method_options=find_method(method).read(method_options), metric=judged_by.name, ablation=ablation, n=n,
-        seed=seed, target=target, selection=SelectionRule.of(selection, target), min_accuracy=min_accuracy,
-        stability=stability, stability_seeds=stability_seeds,
-        device=str(device or "cpu"), dtype=str(dtype or "float32").removeprefix("torch."),
-        bos=AUTO if bos is None else bos, fold_ln=fold_ln, center_weights=center_weights,
-        allow_weak_gap=allow_weak_gap, sites=None if sites is None else checked_sites(sites),
+    given: dict[str, Any] = dict(settings)
+    asked = load_task(task, task_options=given["task_options"])
+    judged_by = metric_of(asked, given["metric"])
+    config = DiscoverConfig.of_settings(
+        given, task=_spelling(task, asked), options=asked.settings, model=_model_name(given["model"]),
+        metric=judged_by.name,
     )  # fmt: skip
+    progress = given["progress"]
+    method, steps, ablation, n, seed = config.method, config.steps, config.ablation, config.n, config.seed
+    min_accuracy, allow_weak_gap = config.min_accuracy, config.allow_weak_gap
+    stability, stability_seeds = config.stability, config.stability_seeds
     clock = _Clock(callback(progress))
     with clock("load"):
-        asks = {"device": device, "dtype": dtype, "bos": bos, "fold_ln": fold_ln, "center_weights": center_weights}
-        loaded: Model = load_model(model, **asks)
-        config = replace(config, **_as_it_is(loaded))
+        loaded: Model = load_model(**{name: given[name] for name in MODEL_SETTINGS})
+        config = config.replaced(**_as_it_is(loaded))
         config.selection.check_size(Layout.of(loaded.spec).n_edges)
         _sites(config, loaded)  # refuses what the model does not have
     with clock("prompts"):

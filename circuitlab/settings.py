@@ -1,0 +1,248 @@
+"""The settings of a run, each declared once.
+
+From these declarations come the keywords of `discover` and their documentation, the options of the commands, and the
+record in a manifest with its command line. Nothing here needs torch.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, TypedDict, get_type_hints
+
+from circuitlab import names
+from circuitlab.declarations import Setting, declared
+
+LARGEST_SEED = 2**32 - 1
+
+
+class Settings(TypedDict, total=False):
+    """The keywords of `discover`, in the order of its signature and of the help.
+
+    What is `Any` here may be an object of a type that stands in a higher layer: see `given`.
+    """
+
+    model: Annotated[
+        Any,
+        Setting(
+            what="Whatever `load_model` takes.",
+            help="bundled, a name that TransformerLens loads, or a folder.",
+            flag="--model", metavar="NAME", kind=str, given="Any", default="bundled", of_model=True,
+        ),
+    ]  # fmt: skip
+    device: Annotated[
+        str | None,
+        Setting(
+            what="Device that the model goes to; by default the CPU.",
+            help="cpu, cuda or cuda:0.",
+            flag="--device", metavar="NAME", usual="cpu", of_model=True,
+        ),
+    ]  # fmt: skip
+    dtype: Annotated[
+        str | None,
+        Setting(
+            what="Dtype of its weights; by default float32.",
+            help="float32, bfloat16, ...",
+            flag="--dtype", metavar="NAME", usual="float32", of_model=True,
+        ),
+    ]  # fmt: skip
+    bos: Annotated[
+        str | None,
+        Setting(
+            what="Whether a beginning-of-sequence token is put in front of every text (see `load_model`).",
+            help="Put a beginning-of-sequence token in front of texts: auto (if the tokenizer does), always or never.",
+            flag="--bos", metavar="NAME", allowed=names.BOS, usual="auto", before="transformer-lens", of_model=True,
+        ),
+    ]  # fmt: skip
+    fold_ln: Annotated[
+        bool,
+        Setting(
+            what="Fold its norms into the weights that read them (see `load_model`).",
+            help="Fold the model's layer norms into the next weights.",
+            flag="--fold-ln", default=False, of_model=True,
+        ),
+    ]  # fmt: skip
+    center_weights: Annotated[
+        bool,
+        Setting(
+            what="Center the weights that write to the stream, and the unembedding (see `load_model`).",
+            help="Center the writing weights and the unembedding.",
+            flag="--center-weights", default=False, of_model=True,
+        ),
+    ]  # fmt: skip
+    method: Annotated[
+        str,
+        Setting(
+            what="How edges are scored; a name of `METHODS`.",
+            help=f"How edges are scored: {', '.join(names.METHODS)}. See: circuitlab methods.",
+            flag="--method", metavar="NAME", default="eap-ig", known=names.METHODS,
+        ),
+    ]  # fmt: skip
+    steps: Annotated[
+        int,
+        Setting(
+            what="Gradients along the path, for methods that integrate.",
+            help="Steps of integrated gradients.",
+            flag="--steps", default=5, least=1, most_typed=10_000,
+        ),
+    ]  # fmt: skip
+    method_options: Annotated[
+        Mapping[str, Any] | None,
+        Setting(
+            what="Options of the method, by name.",
+            help="An option of the method; may be repeated.",
+            flag="--method-option", metavar="KEY=VALUE", kind=dict[str, Any], given="Mapping[str, Any] | None",
+            usual={},
+        ),
+    ]  # fmt: skip
+    metric: Annotated[
+        Any,
+        Setting(
+            what="What is measured; the task's own by default.",
+            help=f"What is measured: {', '.join(names.METRICS)}; the task's own by default. See: circuitlab metrics.",
+            flag="--metric", metavar="NAME", kind=str, given="MetricLike | None", usual="logit_diff",
+            known=names.METRICS, shown="the task's",
+        ),
+    ]  # fmt: skip
+    ablation: Annotated[
+        str,
+        Setting(
+            what=(
+                "What takes the place of everything outside the circuit, a name of `REPLACEMENTS`: scores, selection "
+                "and test are under it. Methods that compare with the corrupted run refuse others. Means and "
+                "deviations are of `n` reference pairs, which are never scored. The sweeps patch one prompt into the "
+                "other in any case."
+            ),
+            help=f"What takes the place of everything outside the circuit: {', '.join(names.ABLATIONS)}.",
+            flag="--ablation", metavar="NAME", default="corrupt", allowed=names.ABLATIONS,
+        ),
+    ]  # fmt: skip
+    n: Annotated[
+        int,
+        Setting(
+            what="Pairs per split.",
+            help="Pairs of prompts per split.",
+            flag="-n", default=100, least=1, most_typed=100_000,
+        ),
+    ]  # fmt: skip
+    seed: Annotated[
+        int,
+        Setting(
+            what="Of prompts, intervals and random circuits; the same seed gives the same bytes.",
+            help="Same seed, same prompts and same numbers.",
+            flag="--seed", default=0, least=0, most=LARGEST_SEED,
+        ),
+    ]  # fmt: skip
+    target: Annotated[
+        float | None,
+        Setting(
+            what="Faithfulness to reach on the discovery pairs; 0.9 where nothing is asked of the selection.",
+            help="Faithfulness that the circuit must reach.",
+            flag="--target", shown="0.9",
+        ),
+    ]  # fmt: skip
+    selection: Annotated[
+        Any,
+        Setting(
+            what=(
+                "How the circuit is selected from the scored edges, where a target is not enough: a number of edges or "
+                "a threshold instead of it, by signed scores, greedily."
+            ),
+            kind=Any, given="SelectionRule | Mapping[str, Any] | None", usual={},
+        ),
+    ]  # fmt: skip
+    min_accuracy: Annotated[
+        float,
+        Setting(
+            what=(
+                "Share of pairs that the model must get right: with the metric on the better side of 0 where it has a "
+                "natural zero, else with an answer as the most likely token (`circuitlab.discovery.behaviour`)."
+            ),
+            help="Share of pairs that the model must get right; 0 skips the check.",
+            flag="--min-accuracy", default=0.6, least=0, most=1, rule="it is a share of pairs, 0 to 1",
+        ),
+    ]  # fmt: skip
+    allow_weak_gap: Annotated[
+        bool,
+        Setting(
+            what=(
+                "Go on where these pairs do not tell the clean run from the corrupted one, or from the empty circuit: "
+                "shares of a gap that may be nothing."
+            ),
+            help="Also pairs whose clean and corrupted runs cannot be told apart.",
+            flag="--allow-weak-gap", default=False, before=True,
+        ),
+    ]  # fmt: skip
+    stability: Annotated[
+        int,
+        Setting(
+            what=(
+                "Number of bootstrap resamples of the discovery pairs on which discovery is repeated, to see which "
+                "edges stay; 0 for none."
+            ),
+            help="Repeat discovery on so many bootstrap resamples of its pairs.",
+            flag="--stability", default=0, least=0, most_typed=10_000, refused=1,
+            rule="it counts resamples: 0 for none, or at least 2",
+        ),
+    ]  # fmt: skip
+    stability_seeds: Annotated[
+        int,
+        Setting(
+            what="The same on new prompts of the seeds `seed` + 1, + 2, ...: the number of seeds; 0 for none.",
+            help="Repeat discovery on new prompts of so many more seeds.",
+            flag="--stability-seeds", default=0, least=0, most_typed=10_000, refused=1,
+            rule="it counts seeds: 0 for none, or at least 2",
+        ),
+    ]  # fmt: skip
+    sites: Annotated[
+        Any,
+        Setting(
+            what=(
+                "What is swept, names of `SITES`; by default `SWEPT_SITES`, as far as the model has them. An empty "
+                "tuple skips the sweeps; then only the nodes of the circuit are patched, each alone, for its drawing."
+            ),
+            help="What is swept: names of sites, separated by commas; may be repeated.",
+            flag="--sites", metavar="NAME", kind=tuple[str, ...], given="str | Sequence[str] | None",
+            allowed=names.SITES, rule="it must be a list of names, such as ['head_z'], or empty",
+        ),
+    ]  # fmt: skip
+    task_options: Annotated[
+        Mapping[str, str] | None,
+        Setting(
+            what='Options of the task, such as `{"contrast": "gender"}`.',
+            help="An option of the task; may be repeated.",
+            flag="--option", metavar="KEY=VALUE", kind=dict[str, str], given="Mapping[str, str] | None", usual={},
+            record="options",
+        ),
+    ]  # fmt: skip
+    out: Annotated[
+        Any,
+        Setting(
+            what="Folder to write; nothing is written without it.",
+            help="Run folder.",
+            flag="--out", metavar="PATH", given="str | Path | None", shown="runs/TASK-MODEL-METHOD-SEED",
+            kind=str, recorded=False,
+        ),
+    ]  # fmt: skip
+    force: Annotated[
+        bool,
+        Setting(
+            what="Replace that folder if it is there.",
+            help="Replace what is there already.",
+            flag="--force", default=False, recorded=False,
+        ),
+    ]  # fmt: skip
+    progress: Annotated[
+        Any,
+        Setting(
+            what=(
+                "None draws a bar in a terminal or a notebook, True always, False never; or a function that is called "
+                "with (step, done, total)."
+            ),
+            given="Progress | bool | None", recorded=False,
+        ),
+    ]  # fmt: skip
+
+
+TASK = Setting(name="task", what="The task.", kind=str, given="str | Path | Task")
+# Every setting by its keyword. None of these keywords reaches a task: its options are in `task_options`.
+SETTINGS = {"task": TASK} | declared(get_type_hints(Settings, include_extras=True))
+# The arguments of `load_model` among them.
+MODEL_SETTINGS = tuple(name for name, setting in SETTINGS.items() if setting.of_model)
