@@ -47,7 +47,7 @@ class Settings(TypedDict, total=False):
         str | None,
         Setting(
             what="Whether a beginning-of-sequence token is put in front of every text (see `load_model`).",
-            help="Put a beginning-of-sequence token in front of texts: auto (if the tokenizer does), always or never.",
+            help="Prepend a beginning-of-sequence token: auto (if the tokenizer does), always or never.",
             flag="--bos", metavar="NAME", allowed=names.BOS, usual="auto", before="transformer-lens", of_model=True,
         ),
     ]  # fmt: skip
@@ -55,7 +55,7 @@ class Settings(TypedDict, total=False):
         bool,
         Setting(
             what="Fold its norms into the weights that read them (see `load_model`).",
-            help="Fold the model's layer norms into the next weights.",
+            help="Fold the norms into the next weights.",
             flag="--fold-ln", default=False, of_model=True,
         ),
     ]  # fmt: skip
@@ -71,7 +71,7 @@ class Settings(TypedDict, total=False):
         str,
         Setting(
             what="How edges are scored; a name of `METHODS`.",
-            help=f"How edges are scored: {', '.join(names.METHODS)}. See: circuitlab methods.",
+            help=f"Scoring method: {', '.join(names.METHODS)}. See: circuitlab methods.",
             flag="--method", metavar="NAME", default="eap-ig", known=names.METHODS,
         ),
     ]  # fmt: skip
@@ -87,7 +87,7 @@ class Settings(TypedDict, total=False):
         Mapping[str, Any] | None,
         Setting(
             what="Options of the method, by name.",
-            help="An option of the method; may be repeated.",
+            help="Method option; may be repeated.",
             flag="--method-option", metavar="KEY=VALUE", kind=dict[str, Any], given="Mapping[str, Any] | None",
             usual={},
         ),
@@ -96,9 +96,9 @@ class Settings(TypedDict, total=False):
         Any,
         Setting(
             what="What is measured; the task's own by default.",
-            help=f"What is measured: {', '.join(names.METRICS)}; the task's own by default. See: circuitlab metrics.",
+            help=f"Metric: {', '.join(names.METRICS)}. See: circuitlab metrics.",
             flag="--metric", metavar="NAME", kind=str, given="MetricLike | None", usual="logit_diff",
-            known=names.METRICS, shown="the task's",
+            known=names.METRICS, shown="the task's own",
         ),
     ]  # fmt: skip
     ablation: Annotated[
@@ -110,7 +110,7 @@ class Settings(TypedDict, total=False):
                 "deviations are of `n` reference pairs, which are never scored. The sweeps patch one prompt into the "
                 "other in any case."
             ),
-            help=f"What takes the place of everything outside the circuit: {', '.join(names.ABLATIONS)}.",
+            help=f"Ablation of everything outside the circuit: {', '.join(names.ABLATIONS)}.",
             flag="--ablation", metavar="NAME", default="corrupt", allowed=names.ABLATIONS,
         ),
     ]  # fmt: skip
@@ -126,7 +126,7 @@ class Settings(TypedDict, total=False):
         int,
         Setting(
             what="Of prompts, intervals and random circuits; the same seed gives the same bytes.",
-            help="Same seed, same prompts and same numbers.",
+            help="Random seed of prompts and numbers.",
             flag="--seed", default=0, least=0, most=LARGEST_SEED,
         ),
     ]  # fmt: skip
@@ -155,7 +155,7 @@ class Settings(TypedDict, total=False):
                 "Share of pairs that the model must get right: with the metric on the better side of 0 where it has a "
                 "natural zero, else with an answer as the most likely token (`circuitlab.discovery.behaviour`)."
             ),
-            help="Share of pairs that the model must get right; 0 skips the check.",
+            help="Minimum share of pairs that the model answers correctly; 0 skips the check.",
             flag="--min-accuracy", default=0.6, least=0, most=1, rule="it is a share of pairs, 0 to 1",
         ),
     ]  # fmt: skip
@@ -166,7 +166,7 @@ class Settings(TypedDict, total=False):
                 "Go on where these pairs do not tell the clean run from the corrupted one, or from the empty circuit: "
                 "shares of a gap that may be nothing."
             ),
-            help="Also pairs whose clean and corrupted runs cannot be told apart.",
+            help="Accept pairs without a significant clean-corrupted difference.",
             flag="--allow-weak-gap", default=False, before=True,
         ),
     ]  # fmt: skip
@@ -177,7 +177,7 @@ class Settings(TypedDict, total=False):
                 "Number of bootstrap resamples of the discovery pairs on which discovery is repeated, to see which "
                 "edges stay; 0 for none."
             ),
-            help="Repeat discovery on so many bootstrap resamples of its pairs.",
+            help="Repeat discovery on N bootstrap resamples of the pairs.",
             flag="--stability", default=0, least=0, most_typed=10_000, refused=1,
             rule="it counts resamples: 0 for none, or at least 2",
         ),
@@ -186,7 +186,7 @@ class Settings(TypedDict, total=False):
         int,
         Setting(
             what="The same on new prompts of the seeds `seed` + 1, + 2, ...: the number of seeds; 0 for none.",
-            help="Repeat discovery on new prompts of so many more seeds.",
+            help="Repeat discovery on new prompts with N other seeds.",
             flag="--stability-seeds", default=0, least=0, most_typed=10_000, refused=1,
             rule="it counts seeds: 0 for none, or at least 2",
         ),
@@ -198,7 +198,7 @@ class Settings(TypedDict, total=False):
                 "What is swept, names of `SITES`; by default `SWEPT_SITES`, as far as the model has them. An empty "
                 "tuple skips the sweeps; then only the nodes of the circuit are patched, each alone, for its drawing."
             ),
-            help="What is swept: names of sites, separated by commas; may be repeated.",
+            help="Sites to sweep, separated by commas; may be repeated.",
             flag="--sites", metavar="NAME", kind=tuple[str, ...], given="str | Sequence[str] | None",
             allowed=names.SITES, rule="it must be a list of names, such as ['head_z'], or empty",
         ),
@@ -207,7 +207,7 @@ class Settings(TypedDict, total=False):
         Mapping[str, str] | None,
         Setting(
             what='Options of the task, such as `{"contrast": "gender"}`.',
-            help="An option of the task; may be repeated.",
+            help="Task option; may be repeated.",
             flag="--option", metavar="KEY=VALUE", kind=dict[str, str], given="Mapping[str, str] | None", usual={},
             record="options",
         ),
@@ -225,7 +225,7 @@ class Settings(TypedDict, total=False):
         bool,
         Setting(
             what="Replace that folder if it is there.",
-            help="Replace what is there already.",
+            help="Overwrite existing output.",
             flag="--force", default=False, recorded=False,
         ),
     ]  # fmt: skip

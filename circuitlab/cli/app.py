@@ -61,15 +61,13 @@ def tasks(context: typer.Context, json: opt.Json = False) -> None:
 
 @tasks_app.command("show")
 def tasks_show(
-    task: opt.TaskName,
-    contrast: opt.Contrast = None,
-    option: opt.TaskOptions = None,
+    task: opt.TaskOptions,
     json: opt.Json = False,
 ) -> None:
     """Show a task: an example, its options, version, fingerprint and sources."""
     from circuitlab.cli.catalogue import show_task
 
-    show_task(opt.load(task, option, contrast), json=json)
+    show_task(task.load(), json=json)
 
 
 @app.command()
@@ -105,66 +103,23 @@ def sites(json: opt.Json = False) -> None:
 
 
 @app.command()
-def discover(
-    task: opt.TaskName,
-    model: opt.Model = "bundled",
-    method: opt.Method = "eap-ig",
-    steps: opt.Steps = None,
-    method_option: opt.MethodOptions = None,
-    metric: opt.Metric = None,
-    ablation: opt.Ablation = "corrupt",
-    n: opt.Pairs = 100,
-    seed: opt.Seed = 0,
-    target: opt.Target = None,
-    n_edges: opt.TopEdges = None,
-    threshold: opt.Threshold = None,
-    signed: opt.Signed = False,
-    greedy: opt.Greedy = None,
-    min_accuracy: opt.MinAccuracy = 0.6,
-    allow_weak_gap: opt.AllowWeakGap = False,
-    stability: opt.Stability = 0,
-    stability_seeds: opt.StabilitySeeds = 0,
-    sites: opt.Sites = None,
-    no_sweep: opt.NoSweep = False,
-    contrast: opt.Contrast = None,
-    option: opt.TaskOptions = None,
-    out: Annotated[
-        str | None, typer.Option("--out", metavar="PATH", help="Run folder [default: runs/TASK-MODEL-METHOD-SEED]")
-    ] = None,
-    force: opt.Force = False,
-    device: opt.Device = None,
-    dtype: opt.Dtype = None,
-    bos: opt.Bos = None,
-    fold_ln: opt.FoldLn = False,
-    center_weights: opt.CenterWeights = False,
-    quiet: opt.Quiet = False,
-    json: opt.Json = False,
-) -> None:
+def discover(asked: opt.RunOptions, quiet: opt.Quiet = False, json: opt.Json = False) -> None:
     """Run the whole pipeline: sweep, score, select, evaluate on held-out prompts, draw, and write a run folder.
 
     With --ablation mean, mean-position, mean-span or noise, means and deviations are computed on -n further pairs of
     the task, which are never scored.
     """
-    wanted = opt.load(task, option, contrast)  # before the imports that take seconds
-    told = opt.keyed("--method-option", method_option, "method option", "points=published-code")
-    to_sweep = opt.swept(sites, no_sweep=no_sweep)
+    wanted, settings = asked.load(), asked.keywords()  # before the imports that take seconds
     from circuitlab.cli import results
     from circuitlab.cli.progress import progress
     from circuitlab.discovery.config import DiscoverConfig, default_folder
-    from circuitlab.graphs.selection import SelectionRule
     from circuitlab.runs.pipeline import discover as run_discover
 
-    points = opt.steps_of(method, steps)
-    rule = SelectionRule(target=target, n_edges=n_edges, threshold=threshold, signed=signed, greedy=greedy)
-    main = DiscoverConfig(task=wanted.name, model=model, method=method, seed=seed)
+    opt.check_steps(asked["method"], settings.get("steps"))
+    main = DiscoverConfig(task=wanted.name, **{name: asked[name] for name in ("model", "method", "seed")})
+    settings = {"out": default_folder(main, wanted.label)} | settings
     with progress(quiet=quiet) as report:
-        run = run_discover(
-            wanted, model=model, method=method, steps=points, metric=metric, ablation=ablation, n=n, seed=seed,
-            selection=rule, min_accuracy=min_accuracy, device=device, dtype=dtype, bos=bos, force=force,
-            progress=report, method_options=told, stability=stability, stability_seeds=stability_seeds, fold_ln=fold_ln,
-            center_weights=center_weights, allow_weak_gap=allow_weak_gap, sites=to_sweep,
-            out=default_folder(main, wanted.label) if out is None else out,
-        )  # fmt: skip
+        run = run_discover(wanted, **settings, progress=report)
     results.show_run(run, json=json)
 
 
@@ -181,24 +136,13 @@ def evaluate(
         str | None,
         typer.Option("--task", metavar="TASK", help="A task's name, or the path of a .py file. [default: the run's]"),
     ] = None,
-    model: opt.RunsModel = None,
-    metric: opt.Metric = None,
-    ablation: opt.RunsAblation = None,
-    n: opt.RunsPairs = None,
-    seed: opt.RunsSeed = None,
-    allow_weak_gap: opt.RunsWeakGap = None,
-    contrast: opt.Contrast = None,
-    option: opt.TaskOptions = None,
+    *,
+    asked: opt.JudgedOptions,
     n_random: opt.RandomCircuits = 20,
     knockouts: opt.Knockouts = 10,
     minimality: Annotated[bool, typer.Option(help="Measure the effect of removing each edge.")] = True,
     tests: Annotated[bool, typer.Option("--tests", help="Also run the five hypothesis tests of Shi et al.")] = False,
     run_code: opt.RunCode = False,
-    device: opt.Device = None,
-    dtype: opt.Dtype = None,
-    bos: opt.Bos = None,
-    fold_ln: opt.RunsFoldLn = None,
-    center_weights: opt.RunsCenterWeights = None,
     quiet: opt.Quiet = False,
     json: opt.Json = False,
 ) -> None:
@@ -210,18 +154,14 @@ def evaluate(
     With --ablation mean, mean-position, mean-span or noise, means and deviations are computed on -n further pairs of
     the task, which are in neither split.
     """
-    chosen = opt.options_of(option, contrast)
-    wanted = None if task is None else opt.load(task, option, contrast)  # before the imports that take seconds
+    options = asked.options
+    wanted = None if task is None else asked.load(task)  # before the imports that take seconds
     from circuitlab.cli import results
     from circuitlab.cli.progress import progress
     from circuitlab.evaluation.hypotheses.battery import test_circuit
     from circuitlab.runs.judging import judging
 
-    judged = judging(
-        circuit, task=wanted, options=None if wanted else chosen, run_code=run_code, model=model, metric=metric,
-        ablation=ablation, n=n, seed=seed, allow_weak_gap=allow_weak_gap, device=device, dtype=dtype, bos=bos,
-        fold_ln=fold_ln, center_weights=center_weights,
-    )  # fmt: skip
+    judged = judging(circuit, task=wanted, options=None if wanted else options, run_code=run_code, **asked.keywords())
     with progress(quiet=quiet) as report:
         found = judged.evaluate(n_random=n_random, n_knockouts=knockouts, minimality=minimality, progress=report)
         tested = None
@@ -239,7 +179,8 @@ app.command()(predict)
 def reproduce(
     run: Annotated[str, typer.Argument(metavar="RUN", help="A run folder of discover.")],
     run_code: opt.RunCode = False,
-    device: opt.Device = None,
+    *,
+    device: opt.DeviceOption,
     quiet: opt.Quiet = False,
     json: opt.Json = False,
 ) -> None:
@@ -255,7 +196,7 @@ def reproduce(
     if run_code and (code := task_file(run)) is not None:
         typer.echo(f"circuitlab: running the task file {code.path} (SHA-256 {code.sha256})", err=True)
     with progress(quiet=quiet) as report:
-        again = run_again(run, run_code=run_code, progress=report, device=device)
+        again = run_again(run, run_code=run_code, progress=report, **device.given)
     results.show_reproduction(again, json=json)
     if not again.ok:
         raise typer.Exit(1)

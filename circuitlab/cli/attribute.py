@@ -24,10 +24,10 @@ MOST_ROWS = 30  # of a split, printed; all of them are in the CSV and in --json
 
 
 def attribute(
-    task: opt.TaskName,
-    model: opt.Model = "bundled",
+    task: opt.PairOptions,
+    *,
+    model: opt.ModelOptions,
     by: Annotated[str, typer.Option("--by", metavar="NAME", help="layer, head or neuron.")] = "layer",
-    metric: opt.Metric = None,
     run: Annotated[
         str, typer.Option("--run", metavar="NAME", help="Prompts that are run: clean or corrupt.")
     ] = "clean",
@@ -36,34 +36,24 @@ def attribute(
         typer.Option("--heads", metavar="LIST", help="Whose patterns: a1.h3,a3.h5; the strongest by default."),
     ] = None,
     k: Annotated[int, typer.Option("-k", help="Number of heads of either sign.")] = 3,
-    n: opt.Pairs = 100,
-    seed: opt.Seed = 0,
-    contrast: opt.Contrast = None,
-    option: opt.TaskOptions = None,
     out: Annotated[
         str | None, typer.Option("--out", metavar="PATH", help="Folder for tables, pictures and the attention page.")
     ] = None,
     force: opt.Force = False,
-    device: opt.Device = None,
-    dtype: opt.Dtype = None,
-    bos: opt.Bos = None,
-    fold_ln: opt.FoldLn = False,
-    center_weights: opt.CenterWeights = False,
     quiet: opt.Quiet = False,
     json: opt.Json = False,
 ) -> None:
     """Decompose a logit difference into contributions, with the logit lens and attention patterns."""
-    wanted = opt.load(task, option, contrast)
+    wanted = task.load()
     from circuitlab.attribution.attention import attention
     from circuitlab.attribution.direct import check_request, direct_attribution
     from circuitlab.attribution.lens import logit_lens
     from circuitlab.attribution.record import check_number, top_heads
     from circuitlab.cli.progress import progress
     from circuitlab.metrics import metric_of
-    from circuitlab.models.load import load_model
     from circuitlab.parts import Node
 
-    if (quantity := check_request(by, metric or wanted.metric, run)) != "logit":
+    if (quantity := check_request(by, task["metric"] or wanted.metric, run)) != "logit":
         metric_of(wanted, quantity)
     check_number(k)
     named = [name.strip() for name in heads.split(",")] if heads is not None else []
@@ -74,9 +64,9 @@ def attribute(
     opt.check_force(force, "--out", out)
     if out is not None:
         out = check_folder(out, force=force)
-    loaded = load_model(model, device=device, dtype=dtype, bos=bos, fold_ln=fold_ln, center_weights=center_weights)
-    pairs = wanted.pairs(loaded, n=n, seed=seed).discovery
-    common: dict[str, Any] = {"metric": metric, "run": run, "seed": seed}
+    loaded = model.load()
+    pairs = wanted.pairs(loaded, n=task["n"], seed=task["seed"]).discovery
+    common: dict[str, Any] = {"metric": task["metric"], "run": run, "seed": task["seed"]}
     with progress(quiet=quiet) as report:
         report("attribution", 0, 3)
         split = direct_attribution(loaded, pairs, by, **common)
@@ -90,7 +80,7 @@ def attribute(
         patterns = attention(loaded, pairs[0], chosen, run=run, notes=notes) if chosen else None
         report("attribution", 3, 3)
     rewritten = f" ({loaded.folding.told})" if loaded.folding.any else ""
-    found = Found(f"{wanted.label} on model {model}{rewritten}", lens, split, by_head, strongest, patterns)
+    found = Found(f"{wanted.label} on model {model.name}{rewritten}", lens, split, by_head, strongest, patterns)
     if out is not None:
         write_folder(out, found.files())
     found.show(folder=out, json=json)

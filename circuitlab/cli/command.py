@@ -1,12 +1,15 @@
 """What all commands share: layout of the help, checks of options given twice or empty, completion of names."""
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import wraps
+from inspect import Parameter, Signature, signature
 from typing import Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
 from circuitlab.errors import ConfigError
+from circuitlab.settings import SETTINGS
 
 LONGEST_HELP = 1000  # characters of a command's line in the list of commands
 BLANK, EMPTY = ("separator", "answer", "token"), ("separator",)  # what may be white space, and what nothing
@@ -95,6 +98,49 @@ def check_filled(order: Iterable[Any], values: Mapping[str, Any]) -> None:
                 raise ConfigError(f"{name.rstrip('.')} {value!r} is empty. Give a value, or leave it out.")
 
 
+class Options:
+    """A group of options, as one parameter of a command.
+
+    Attributes:
+        given: What was given on the command line, by name.
+    """
+
+    def __init__(self, given: Mapping[str, Any]) -> None:
+        self.given = {name: value for name, value in given.items() if value is not None}
+
+    def __getitem__(self, name: str) -> Any:
+        """What was given, or the declared default of the setting."""
+        return self.given.get(name, SETTINGS[name].default)
+
+    @classmethod
+    def parameters(cls) -> list[Parameter]:
+        """The parameters that stand in the place of the group."""
+        raise NotImplementedError
+
+
+def expanded(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A command with the options of its groups in the place of each."""
+    groups: dict[str, tuple[type[Options], list[str]]] = {}
+    found: list[Parameter] = []
+    for one in signature(function).parameters.values():
+        if isinstance(one.annotation, type) and issubclass(one.annotation, Options):
+            added = one.annotation.parameters()
+            groups[one.name] = one.annotation, [parameter.name for parameter in added]
+            found += added
+        else:
+            found.append(one.replace(kind=Parameter.KEYWORD_ONLY))
+
+    @wraps(function)
+    def command(**given: Any) -> Any:
+        for name, (group, names) in groups.items():
+            given[name] = group({each: given.pop(each) for each in names})
+        return function(**given)
+
+    vars(command)["__signature__"] = Signature(found)
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in found}
+    return command
+
+
 class App(typer.Typer):
     """A group of such commands. Its help is plain text: in tables of 80 columns, names would be cut."""
 
@@ -102,8 +148,9 @@ class App(typer.Typer):
         super().__init__(**{"cls": Group, "rich_markup_mode": None, **settings})
 
     def command(self, name: str | None = None, **settings: Any) -> Callable[[Any], Any]:
-        """Register a function as a command; see the parent class."""
-        return super().command(name, **{"cls": Command, **settings})
+        """Register a function as a command, its groups of options expanded; see the parent class."""
+        register = super().command(name, **{"cls": Command, **settings})
+        return lambda function: register(expanded(function))
 
 
 def completing(names: Mapping[str, str]) -> Callable[[str], list[tuple[str, str]]]:

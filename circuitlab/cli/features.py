@@ -51,32 +51,27 @@ def show(
     autoencoder: Annotated[
         str, typer.Argument(metavar="AUTOENCODER", help="bundled, a folder in SAELens's format, or a params.npz.")
     ] = "bundled",
-    model: Annotated[
-        str | None, typer.Option("--model", metavar="NAME", help="Evaluate it on this model; needs --text.")
-    ] = None,
     text: Annotated[
         list[str] | None, typer.Option("--text", metavar="TEXT", help="A text to evaluate it on; may be repeated.")
     ] = None,
     site: Site = None,
     layer: Layer = None,
     scaling_factor: Factor = None,
-    bos: opt.Bos = None,
-    fold_ln: opt.FoldLn = False,
-    center_weights: opt.CenterWeights = False,
+    *,
+    model: opt.ModelOptions,
     json: opt.Json = False,
 ) -> None:
     """Show an autoencoder: architecture, site, size; with --text also its reconstruction quality."""
     from circuitlab.features import load_autoencoder, quality
-    from circuitlab.models.load import load_model
 
     _check_place(autoencoder, site, layer)
     given: dict[str, Any] = {"site": site, "layer": layer, "scaling_factor": scaling_factor}
-    if not text and model is None:
-        if fold_ln or center_weights or bos is not None:
-            raise ConfigError("--bos, --fold-ln and --center-weights need --model and --text.")
+    if not text and "model" not in model.given:
+        if model.given:
+            raise ConfigError("--device, --dtype, --bos, --fold-ln and --center-weights need --model and --text.")
         found, measured = load_autoencoder(autoencoder, **given), None
     else:
-        loaded = load_model(model or "bundled", bos=bos, fold_ln=fold_ln, center_weights=center_weights)
+        loaded = model.load()
         found = load_autoencoder(autoencoder, model=loaded, **given)
         measured = quality(loaded, found, text) if text else None
     facts = {
@@ -115,28 +110,21 @@ def active(
     text: Annotated[str, typer.Option("--text", metavar="TEXT", help="Input text.")],
     position: Annotated[int, typer.Option("--position", help="Token position; negative: from the end.")] = -1,
     autoencoder: AutoencoderPath = "bundled",
-    model: opt.Model = "bundled",
+    *,
+    model: opt.ModelOptions,
     top: Top = TOP,
     descriptions: DescriptionsPath = None,
     source: Source = None,
     site: Site = None,
     layer: Layer = None,
     scaling_factor: Factor = None,
-    device: opt.Device = None,
-    dtype: opt.Dtype = None,
-    bos: opt.Bos = None,
-    fold_ln: opt.FoldLn = False,
-    center_weights: opt.CenterWeights = False,
     json: opt.Json = False,
 ) -> None:
     """List the features active at a token of a text, strongest first."""
     from circuitlab.features import features
 
     words = _descriptions(descriptions, source)
-    loaded, own = _loaded(
-        model, autoencoder, site, layer, scaling_factor, device=device, dtype=dtype, bos=bos,
-        fold_ln=fold_ln, center_weights=center_weights,
-    )  # fmt: skip
+    loaded, own = _loaded(model, autoencoder, site, layer, scaling_factor)
     found = features(loaded, own, text)
     here = found.active(position, top)
     tokens = found.tokens[0]
@@ -149,7 +137,7 @@ def active(
     if json:
         display.print_json({"tokens": tokens, "position": place, "token": tokens[place], "active": rows})
         return
-    display.print_line(f"{own.hook} of model {model}, token {place} {tokens[place]!r}")
+    display.print_line(f"{own.hook} of model {model.name}, token {place} {tokens[place]!r}")
     for row in rows:
         row["strongest at"] = repr(tokens[row["strongest_at"]])
     _print_table(rows, ("feature", "activation", "strongest at"), right=("feature", "activation"))
@@ -157,9 +145,10 @@ def active(
 
 @app.command()
 def sweep(
-    task: opt.TaskName,
+    task: opt.PairOptions,
     autoencoder: AutoencoderPath = "bundled",
-    model: opt.Model = "bundled",
+    *,
+    model: opt.ModelOptions,
     features: Annotated[
         str | None, typer.Option("--features", metavar="LIST", help="Features, such as 0,3 or 4-7.")
     ] = None,
@@ -170,21 +159,11 @@ def sweep(
         str, typer.Option("--direction", metavar="NAME", help="denoise: patch the corrupted run; noise: the clean run.")
     ] = "denoise",
     axis: Annotated[str, typer.Option("--axis", metavar="NAME", help="auto, position, span or all.")] = "all",
-    metric: opt.Metric = None,
-    n: opt.Pairs = 100,
-    seed: opt.Seed = 0,
-    contrast: opt.Contrast = None,
-    option: opt.TaskOptions = None,
     descriptions: DescriptionsPath = None,
     source: Source = None,
     site: Site = None,
     layer: Layer = None,
     scaling_factor: Factor = None,
-    device: opt.Device = None,
-    dtype: opt.Dtype = None,
-    bos: opt.Bos = None,
-    fold_ln: opt.FoldLn = False,
-    center_weights: opt.CenterWeights = False,
     quiet: opt.Quiet = False,
     json: opt.Json = False,
 ) -> None:
@@ -192,22 +171,19 @@ def sweep(
 
     By default, sweeps every feature that differs between the runs, at all tokens at once.
     """
-    wanted = opt.load(task, option, contrast)
+    wanted = task.load()
     from circuitlab.cli.progress import progress
     from circuitlab.features import rank_features, sweep_features
     from circuitlab.metrics import metric_of
 
-    judged_by = metric_of(wanted, metric)
+    judged_by = metric_of(wanted, task["metric"])
     chosen = numbers(features, "--features")
     if chosen is not None and top is not None:
         raise ConfigError("--features and --top exclude each other; give one.")
     words = _descriptions(descriptions, source)
-    loaded, own = _loaded(
-        model, autoencoder, site, layer, scaling_factor, device=device, dtype=dtype, bos=bos,
-        fold_ln=fold_ln, center_weights=center_weights,
-    )  # fmt: skip
-    pairs = wanted.pairs(loaded, n=n, seed=seed).discovery
-    common: dict[str, Any] = {"metric": judged_by, "seed": seed}
+    loaded, own = _loaded(model, autoencoder, site, layer, scaling_factor)
+    pairs = wanted.pairs(loaded, n=task["n"], seed=task["seed"]).discovery
+    common: dict[str, Any] = {"metric": judged_by, "seed": task["seed"]}
     with progress(quiet=quiet) as report:
         if top is not None:
             chosen = list(rank_features(loaded, own, pairs, **common, progress=report).features[:top])
@@ -229,9 +205,10 @@ def sweep(
 
 @app.command()
 def rank(
-    task: opt.TaskName,
+    task: opt.PairOptions,
     autoencoder: AutoencoderPath = "bundled",
-    model: opt.Model = "bundled",
+    *,
+    model: opt.ModelOptions,
     at: Annotated[str, typer.Option("--at", metavar="NAME", help="Run of the gradient: corrupt or clean.")] = "corrupt",
     steps: Annotated[
         int,
@@ -241,38 +218,25 @@ def rank(
     exact: Annotated[
         bool, typer.Option("--exact", help="Also sweep all of them, and report the rank correlation.")
     ] = False,
-    metric: opt.Metric = None,
-    n: opt.Pairs = 100,
-    seed: opt.Seed = 0,
-    contrast: opt.Contrast = None,
-    option: opt.TaskOptions = None,
     descriptions: DescriptionsPath = None,
     source: Source = None,
     site: Site = None,
     layer: Layer = None,
     scaling_factor: Factor = None,
-    device: opt.Device = None,
-    dtype: opt.Dtype = None,
-    bos: opt.Bos = None,
-    fold_ln: opt.FoldLn = False,
-    center_weights: opt.CenterWeights = False,
     quiet: opt.Quiet = False,
     json: opt.Json = False,
 ) -> None:
     """Rank features by attribution: their first-order effect on the metric, from one gradient."""
-    wanted = opt.load(task, option, contrast)
+    wanted = task.load()
     from circuitlab.cli.progress import progress
     from circuitlab.features import rank_features, sweep_features
     from circuitlab.metrics import metric_of
 
-    judged_by = metric_of(wanted, metric)
+    judged_by = metric_of(wanted, task["metric"])
     words = _descriptions(descriptions, source)
-    loaded, own = _loaded(
-        model, autoencoder, site, layer, scaling_factor, device=device, dtype=dtype, bos=bos,
-        fold_ln=fold_ln, center_weights=center_weights,
-    )  # fmt: skip
-    pairs = wanted.pairs(loaded, n=n, seed=seed).discovery
-    common: dict[str, Any] = {"metric": judged_by, "seed": seed}
+    loaded, own = _loaded(model, autoencoder, site, layer, scaling_factor)
+    pairs = wanted.pairs(loaded, n=task["n"], seed=task["seed"]).discovery
+    common: dict[str, Any] = {"metric": judged_by, "seed": task["seed"]}
     with progress(quiet=quiet) as report:
         found = rank_features(loaded, own, pairs, at=at, steps=steps, progress=report, **common)
         grid = sweep_features(loaded, own, pairs, axis="all", progress=report, **common) if exact else None
@@ -343,20 +307,18 @@ def _check_place(path: str, site: str | None, layer: int | None) -> None:
 
 
 def _loaded(
-    model: str,
+    model: opt.ModelOptions,
     autoencoder: str,
     site: str | None,
     layer: int | None,
     scaling_factor: float | None,
-    **loading: Any,
 ) -> "tuple[BridgeModel, Autoencoder]":
     from circuitlab.features import load_autoencoder
     from circuitlab.features.place import check_fits
-    from circuitlab.models.load import load_model
 
     _check_place(autoencoder, site, layer)
     found = load_autoencoder(autoencoder, site=site, layer=layer, scaling_factor=scaling_factor)  # files first
-    loaded = load_model(model, **loading)
+    loaded = model.load()
     check_fits(loaded, found)
     return loaded, found.to(loaded.device, loaded.dtype)
 

@@ -53,13 +53,9 @@ def importance(
     out: Annotated[
         str | None, typer.Option("--out", metavar="PATH", help="Write the table (.csv) or a heatmap (.png, .svg).")
     ] = None,
-    model: opt.Model = "bundled",
+    *,
+    model: opt.ModelOptions,
     force: opt.Force = False,
-    device: opt.Device = None,
-    dtype: opt.Dtype = None,
-    bos: opt.Bos = None,
-    fold_ln: opt.FoldLn = False,
-    center_weights: opt.CenterWeights = False,
     json: opt.Json = False,
 ) -> None:
     """List the neurons with the largest direct effect on the next token, as a share of all neurons' effect."""
@@ -67,10 +63,9 @@ def importance(
     opt.check_force(force, "--out", out)
     check_file(out, force=force, kinds=TABLE_OR_PICTURE)
     from circuitlab.cli import display
-    from circuitlab.models.load import load_model
     from circuitlab.neurons.direct_effects import importance as run_importance
 
-    loaded = load_model(model, device=device, dtype=dtype, bos=bos, fold_ln=fold_ln, center_weights=center_weights)
+    loaded = model.load()
     found = run_importance(loaded, prompts, layers, answer or None)
     write_result(found.to_frame, out, lambda: found.plot(k))
     if json:
@@ -100,22 +95,17 @@ def tokens(
     k: Count = 10,
     lowest: Lowest = False,
     bare: Bare = False,
-    model: opt.Model = "bundled",
-    device: opt.Device = None,
-    dtype: opt.Dtype = None,
-    bos: opt.Bos = None,
-    fold_ln: opt.FoldLn = False,
-    center_weights: opt.CenterWeights = False,
+    *,
+    model: opt.ModelOptions,
     json: opt.Json = False,
 ) -> None:
     """List the tokens that neurons promote most, from the weights alone (W_out W_U)."""
-    from circuitlab.models.load import load_model
     from circuitlab.neurons.weights import WeightTable, top_tokens
 
     chosen = numbers(neurons, "--neurons") or []
-    loaded = load_model(model, device=device, dtype=dtype, bos=bos, fold_ln=fold_ln, center_weights=center_weights)
+    loaded = model.load()
     tables = [top_tokens(loaded, layer, one, k, lowest=lowest, final_norm=not bare) for one in chosen]
-    _show(WeightTable(entries=tuple(entry for table in tables for entry in table.entries)), model, json=json)
+    _show(WeightTable(entries=tuple(entry for table in tables for entry in table.entries)), model.name, json=json)
 
 
 @neurons_app.command("top-neurons")
@@ -125,22 +115,17 @@ def of_token(
     k: Count = 10,
     lowest: Lowest = False,
     bare: Bare = False,
-    model: opt.Model = "bundled",
-    device: opt.Device = None,
-    dtype: opt.Dtype = None,
-    bos: opt.Bos = None,
-    fold_ln: opt.FoldLn = False,
-    center_weights: opt.CenterWeights = False,
+    *,
+    model: opt.ModelOptions,
     json: opt.Json = False,
 ) -> None:
     """List the neurons that promote a token most, from the weights alone (W_out W_U)."""
     layers = numbers(layer, "--layer")
-    from circuitlab.models.load import load_model
     from circuitlab.neurons.weights import top_neurons
 
-    loaded = load_model(model, device=device, dtype=dtype, bos=bos, fold_ln=fold_ln, center_weights=center_weights)
+    loaded = model.load()
     found = top_neurons(loaded, token, layers, k, lowest=lowest, final_norm=not bare)
-    _show(found, model, json=json)
+    _show(found, model.name, json=json)
 
 
 def _show(found: "WeightTable", model: str, *, json: bool) -> None:
@@ -161,13 +146,9 @@ def activations(
     file: TextFile = None,
     stage: Stage = "post",
     html: Page = None,
-    model: opt.Model = "bundled",
+    *,
+    model: opt.ModelOptions,
     force: opt.Force = False,
-    device: opt.Device = None,
-    dtype: opt.Dtype = None,
-    bos: opt.Bos = None,
-    fold_ln: opt.FoldLn = False,
-    center_weights: opt.CenterWeights = False,
     json: opt.Json = False,
 ) -> None:
     """Show neuron activations at every token of a text; --html writes an interactive page."""
@@ -175,16 +156,21 @@ def activations(
     opt.check_force(force, "--html", html)
     check_file(html, force=force, option="--html", kinds=PAGE)
     from circuitlab.cli import display
-    from circuitlab.models.load import load_model
     from circuitlab.neurons.chosen import stage_of
     from circuitlab.neurons.over_text import activations as run_activations
 
     stage_of(stage)
-    loaded = load_model(model, device=device, dtype=dtype, bos=bos, fold_ln=fold_ln, center_weights=center_weights)
+    loaded = model.load()
     found = run_activations(loaded, given, layer, chosen, stage)
     write_file(html, found.save_html)
     if json:
-        told = {"model": model, "layer": layer, "stage": stage, "neurons": list(chosen), "tokens": list(found.tokens)}
+        told = {
+            "model": model.name,
+            "layer": layer,
+            "stage": stage,
+            "neurons": list(chosen),
+            "tokens": list(found.tokens),
+        }
         display.print_json({**told, "values": found.values.tolist(), "html": html})
         return
     highest = found.values.argmax(1)
@@ -221,13 +207,9 @@ def examples(
         str | None, typer.Option("--field", metavar="NAME", help="Key of the text in .jsonl files. [default: text]")
     ] = None,
     html: Page = None,
-    model: opt.Model = "bundled",
+    *,
+    model: opt.ModelOptions,
     force: opt.Force = False,
-    device: opt.Device = None,
-    dtype: opt.Dtype = None,
-    bos: opt.Bos = None,
-    fold_ln: opt.FoldLn = False,
-    center_weights: opt.CenterWeights = False,
     quiet: opt.Quiet = False,
     json: opt.Json = False,
 ) -> None:
@@ -237,7 +219,6 @@ def examples(
     check_file(html, force=force, option="--html", kinds=PAGE)
     from circuitlab.cli import display
     from circuitlab.cli.progress import progress
-    from circuitlab.models.load import load_model
     from circuitlab.neurons.chosen import stage_of
     from circuitlab.neurons.corpus import check_corpus
     from circuitlab.neurons.examples import top_examples
@@ -245,7 +226,7 @@ def examples(
     stage_of(stage)
     between = None if separator is None else separator.replace("\\n", "\n").replace("\\t", "\t")
     check_corpus(corpus, separator=between, field=field)
-    loaded = load_model(model, device=device, dtype=dtype, bos=bos, fold_ln=fold_ln, center_weights=center_weights)
+    loaded = model.load()
     with progress(quiet=quiet) as report:
         found = top_examples(
             loaded, corpus, layer, chosen, k, stage=stage, max_tokens=max_tokens, progress=report,

@@ -1,15 +1,26 @@
-"""Arguments and options that several commands share, declared once."""
+"""Options of the commands, made from the declarations of the settings, in groups that commands share.
 
-from typing import TYPE_CHECKING, Annotated
+A command with a parameter of a group's type, such as `model: ModelOptions`, has the options of the group in its place
+(`App.command`), and gets what was given as one value.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from inspect import Parameter
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
 from circuitlab import names
-from circuitlab.cli.command import complete_task, completing, listed
+from circuitlab.cli.command import Options, complete_task, completing
+from circuitlab.declarations import Setting, options_of
 from circuitlab.errors import ConfigError
+from circuitlab.graphs.selection import SelectionRule
+from circuitlab.settings import MODEL_SETTINGS, SETTINGS
 
 if TYPE_CHECKING:
     from circuitlab.data.task import Task
+    from circuitlab.models.bridge import BridgeModel
 
 TaskName = Annotated[
     str,
@@ -19,190 +30,186 @@ TaskName = Annotated[
         autocompletion=complete_task,
     ),
 ]
-Model = Annotated[
-    str, typer.Option("--model", metavar="NAME", help="bundled, a name that TransformerLens loads, or a folder.")
-]
-Method = Annotated[
-    str,
-    typer.Option(
-        "--method",
-        metavar="NAME",
-        help=f"Scoring method: {listed(names.METHODS)}. See: circuitlab methods.",
-        autocompletion=completing(names.METHODS),
-    ),
-]
-Steps = Annotated[
-    int | None, typer.Option("--steps", min=1, max=10_000, help="Steps of integrated gradients. [default: 5]")
-]
-MethodOptions = Annotated[
-    list[str] | None,
-    typer.Option("--method-option", metavar="KEY=VALUE", help="Method option; may be repeated."),
-]
-Metric = Annotated[
-    str | None,
-    typer.Option(
-        "--metric",
-        metavar="NAME",
-        help=f"Metric: {listed(names.METRICS)}. See: circuitlab metrics. [default: the task's]",
-        autocompletion=completing(names.METRICS),
-    ),
-]
-Ablation = Annotated[
-    str,
-    typer.Option(
-        "--ablation",
-        metavar="NAME",
-        help=f"Ablation of everything outside the circuit: {listed(names.ABLATIONS)}.",
-        autocompletion=completing(names.ABLATIONS),
-    ),
-]
-Pairs = Annotated[int, typer.Option("-n", min=1, max=100_000, help="Pairs of prompts per split.")]
-Seed = Annotated[
-    int,
-    typer.Option("--seed", min=0, max=2**32 - 1, help="Random seed of prompts and numbers."),
-]
-Target = Annotated[
-    float | None, typer.Option("--target", help="Faithfulness that the circuit must reach. [default: 0.9]")
-]
-TopEdges = Annotated[
-    int | None, typer.Option("--n-edges", min=1, metavar="N", help="Select the N top edges instead of a target.")
-]
-Threshold = Annotated[
-    float | None, typer.Option("--threshold", help="Select edges with at least this score instead of a target.")
-]
-Signed = Annotated[bool, typer.Option("--signed/--absolute", help="Rank edges by score, or by its absolute value.")]
-Greedy = Annotated[
-    bool | None,
-    typer.Option("--greedy/--no-greedy", help="Grow the circuit from the logits. [default: for ifr only]"),
-]
-MinAccuracy = Annotated[
-    float,
-    typer.Option(
-        "--min-accuracy",
-        min=0,
-        max=1,
-        help="Minimum share of pairs that the model answers correctly; 0 skips the check.",
-    ),
-]
-AllowWeakGap = Annotated[
-    bool, typer.Option("--allow-weak-gap", help="Accept pairs without a significant clean-corrupted difference.")
-]
-Stability = Annotated[
-    int,
-    typer.Option("--stability", min=0, max=10_000, help="Repeat discovery on N bootstrap resamples of the pairs."),
-]
-StabilitySeeds = Annotated[
-    int,
-    typer.Option("--stability-seeds", min=0, max=10_000, help="Repeat discovery on new prompts with N other seeds."),
-]
-Sites = Annotated[
-    list[str] | None,
-    typer.Option("--sites", metavar="NAME", help="Sites to sweep, separated by commas; may be repeated."),
-]
-NoSweep = Annotated[bool, typer.Option("--no-sweep", help="Skip the sweeps; no heatmaps.")]
 RandomCircuits = Annotated[
     int, typer.Option("--random", min=0, max=10_000, help="Number of random circuits to compare with.")
 ]
 Knockouts = Annotated[int, typer.Option("--knockouts", min=0, max=10_000, help="Number of random parts to remove.")]
-Out = Annotated[str | None, typer.Option("--out", metavar="PATH", help="Output path.")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite existing output.")]
 RunCode = Annotated[bool, typer.Option("--run-code", help="Execute the task file in the run folder. Read it first.")]
-# Of `evaluate`, where a run folder has its own settings.
-RunsModel = Annotated[
-    str | None,
-    typer.Option(
-        "--model",
-        metavar="NAME",
-        help="bundled, a name of TransformerLens, or a folder. [default: the run's, or bundled]",
-    ),
-]
-RunsAblation = Annotated[
-    str | None,
-    typer.Option(
-        "--ablation",
-        metavar="NAME",
-        help=(
-            f"Ablation of everything outside the circuit: {listed(names.ABLATIONS)}. [default: the run's, or corrupt]"
-        ),
-        autocompletion=completing(names.ABLATIONS),
-    ),
-]
-RunsPairs = Annotated[
-    int | None,
-    typer.Option("-n", min=1, max=100_000, help="Pairs of prompts per split. [default: the run's, or 100]"),
-]
-RunsSeed = Annotated[
-    int | None,
-    typer.Option(
-        "--seed",
-        min=0,
-        max=2**32 - 1,
-        help="Random seed of prompts and numbers. [default: the run's, or 0]",
-    ),
-]
-RunsWeakGap = Annotated[
-    bool | None,
-    typer.Option(
-        "--allow-weak-gap/--no-allow-weak-gap",
-        help="Accept pairs without a significant clean-corrupted difference. [default: the run's, or no]",
-    ),
-]
-RunsFoldLn = Annotated[
-    bool | None,
-    typer.Option(
-        "--fold-ln/--no-fold-ln",
-        help="Fold the norms into the next weights. [default: the run's, or no]",
-    ),
-]
-RunsCenterWeights = Annotated[
-    bool | None,
-    typer.Option(
-        "--center-weights/--no-center-weights",
-        help="Center the writing weights and the unembedding. [default: the run's, or no]",
-    ),
-]
-Device = Annotated[str | None, typer.Option("--device", metavar="NAME", help="cpu, cuda or cuda:0.")]
-Dtype = Annotated[str | None, typer.Option("--dtype", metavar="NAME", help="float32, bfloat16, ...")]
-Bos = Annotated[
-    str | None,
-    typer.Option(
-        "--bos",
-        metavar="NAME",
-        help="Prepend a beginning-of-sequence token: auto (if the tokenizer does), always or never. [default: auto]",
-    ),
-]
-FoldLn = Annotated[bool, typer.Option("--fold-ln", help="Fold the norms into the next weights.")]
-CenterWeights = Annotated[
-    bool, typer.Option("--center-weights", help="Center the writing weights and the unembedding.")
-]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
 Contrast = Annotated[str | None, typer.Option("--contrast", metavar="VALUE", help="Short for --option contrast=VALUE.")]
-TaskOptions = Annotated[
-    list[str] | None, typer.Option("--option", metavar="KEY=VALUE", help="Task option; may be repeated.")
-]
+NoSweep = Annotated[bool, typer.Option("--no-sweep", help="Skip the sweeps; no heatmaps.")]
 
 
-def load(task: str, given: list[str] | None, contrast: str | None) -> "Task":
-    """The task with the options of `--option KEY=VALUE` and `--contrast VALUE`.
+def parameter(setting: Setting, *, of_run: bool = False) -> Parameter:
+    """The parameter of a command for a setting. Its default is None: the library has the declared one.
 
-    Raises:
-        ConfigError: An option is not of the form KEY=VALUE, or is given twice.
-        CircuitLabError: What `load_task` finds wrong.
+    Args:
+        setting: The declaration.
+        of_run: The default is that of a run folder.
     """
-    from circuitlab.data.registry import load_task
+    repeated = setting.flag and setting.plain in (dict[str, str], dict[str, Any], tuple[str, ...])
+    listed = setting.allowed or setting.known
+    option = typer.Option(
+        f"{setting.flag}/--no-{setting.flag[2:]}" if of_run and setting.plain is bool else setting.flag,
+        metavar=setting.metavar or None,
+        min=setting.least,
+        max=setting.most_typed if setting.most is None else setting.most,
+        help=(setting.help or setting.what) + _default(setting, of_run=of_run),
+        show_default=False,
+        autocompletion=completing(listed) if isinstance(listed, Mapping) else None,
+    )
+    kind = list[str] if repeated else setting.plain
+    return Parameter(setting.name, Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option])
 
-    return load_task(task, task_options=options_of(given, contrast))
+
+def _default(setting: Setting, *, of_run: bool) -> str:
+    """What help says of a default; nothing for a flag, or where nothing is the default."""
+    default, off = setting.shown or setting.recorded_default, setting.flag.partition("/")[2].lstrip("-")
+    if default is False:
+        default = off or ("no" if of_run else None)
+    default = None if default in (None, {}) else f"the run's, or {default}" if of_run else default
+    return "" if default is None else f" [default: {default}]"
 
 
-def options_of(given: list[str] | None, contrast: str | None) -> dict[str, str]:
-    """The task options of `--option KEY=VALUE` and `--contrast VALUE`.
+class ModelOptions(Options):
+    """Which model, and how it is loaded."""
 
-    Raises:
-        ConfigError: One is not of the form KEY=VALUE, or is given twice.
-    """
-    texts = [*(given or []), *([f"contrast={contrast}"] if contrast is not None else [])]
-    return keyed("--option", texts, "task option", "contrast=gender")
+    settings: ClassVar = MODEL_SETTINGS
+
+    @classmethod
+    def parameters(cls) -> list[Parameter]:
+        """See `Options`."""
+        return [parameter(SETTINGS[name]) for name in cls.settings]
+
+    @property
+    def name(self) -> str:
+        """The model, as it was named."""
+        return self["model"]
+
+    def load(self) -> "BridgeModel":
+        """Load it; see `load_model`."""
+        from circuitlab.models.load import load_model
+
+        return load_model(**{name: value for name, value in self.given.items() if name in MODEL_SETTINGS})
+
+
+class SeededOptions(ModelOptions):
+    """The same, and the seed of what is drawn."""
+
+    settings: ClassVar = (*MODEL_SETTINGS, "seed")
+
+
+class DeviceOption(Options):
+    """Another device than that of a run."""
+
+    @classmethod
+    def parameters(cls) -> list[Parameter]:
+        """See `Options`."""
+        return [parameter(replace(SETTINGS["device"], shown="the run's"))]
+
+
+class TaskOptions(Options):
+    """A task and its options."""
+
+    settings: ClassVar = ("task_options",)
+
+    @classmethod
+    def parameters(cls) -> list[Parameter]:
+        """See `Options`."""
+        task = Parameter("task", Parameter.KEYWORD_ONLY, annotation=TaskName)
+        contrast = Parameter("contrast", Parameter.KEYWORD_ONLY, default=None, annotation=Contrast)
+        return [task, contrast, *(parameter(SETTINGS[name]) for name in cls.settings)]
+
+    @property
+    def options(self) -> dict[str, str]:
+        """The options of `--option KEY=VALUE` and `--contrast VALUE`.
+
+        Raises:
+            ConfigError: One is not spelt KEY=VALUE, or is given twice.
+        """
+        contrast = self.given.get("contrast")
+        texts = [*self.given.get("task_options", ()), *([] if contrast is None else [f"contrast={contrast}"])]
+        return keyed("--option", texts, "task option", "contrast=gender")
+
+    def load(self, task: str | None = None) -> "Task":
+        """The task with these options; another one than the argument, if given.
+
+        Raises:
+            ConfigError: An option is not spelt KEY=VALUE, or is given twice.
+            CircuitLabError: What `load_task` finds wrong.
+        """
+        from circuitlab.data.registry import load_task
+
+        return load_task(self.given["task"] if task is None else task, task_options=self.options)
+
+
+class PairOptions(TaskOptions):
+    """A task, which of its pairs, and what is measured on them."""
+
+    settings: ClassVar = ("task_options", "metric", "n", "seed")
+
+
+class SweepOptions(PairOptions):
+    """The same, and the replacement."""
+
+    @classmethod
+    def parameters(cls) -> list[Parameter]:
+        """See `Options`."""
+        listed = ", ".join(names.ABLATIONS)
+        ablation = replace(SETTINGS["ablation"], help=f"Replacement: {listed}; corrupt is the other prompt's value.")
+        return [*super().parameters(), parameter(ablation)]
+
+
+class RunOptions(TaskOptions):
+    """The settings of `discover`."""
+
+    @classmethod
+    def parameters(cls) -> list[Parameter]:
+        """See `Options`."""
+        found = [Parameter("task", Parameter.KEYWORD_ONLY, annotation=TaskName)]
+        for name, setting in SETTINGS.items():
+            if setting.flag:
+                found.append(parameter(setting))
+            if name == "selection":
+                found += [parameter(part) for part in options_of(SelectionRule)]
+            if name == "sites":
+                found.append(Parameter("no_sweep", Parameter.KEYWORD_ONLY, default=False, annotation=NoSweep))
+                found.append(Parameter("contrast", Parameter.KEYWORD_ONLY, default=None, annotation=Contrast))
+        return found
+
+    def keywords(self) -> dict[str, Any]:
+        """What was given, as keywords of `discover` other than the task and its options.
+
+        Raises:
+            ConfigError: An option of the method is not spelt KEY=VALUE or given twice; `--sites` with `--no-sweep`.
+        """
+        parts = [part.name for part in options_of(SelectionRule)]
+        found = {name: value for name, value in self.given.items() if name in SETTINGS}
+        found |= {"selection": {name: self.given[name] for name in parts if name in self.given}}
+        found["method_options"] = keyed(
+            "--method-option", found.get("method_options"), "method option", "points=published-code"
+        )
+        found["sites"] = swept(found.get("sites"), no_sweep=self.given["no_sweep"])
+        return {name: value for name, value in found.items() if name not in ("task", "task_options")}
+
+
+class JudgedOptions(TaskOptions):
+    """The settings that a circuit is judged under; by default those of its run."""
+
+    settings: ClassVar = (*MODEL_SETTINGS, "metric", "ablation", "n", "seed", "allow_weak_gap")
+
+    @classmethod
+    def parameters(cls) -> list[Parameter]:
+        """See `Options`."""
+        _, contrast, *_ = super().parameters()
+        found = [parameter(SETTINGS[name], of_run=True) for name in cls.settings]
+        return [*found, contrast, parameter(SETTINGS["task_options"])]
+
+    def keywords(self) -> dict[str, Any]:
+        """What was given, as keywords of `judging`."""
+        return {name: value for name, value in self.given.items() if name in self.settings}
 
 
 def swept(sites: list[str] | None, *, no_sweep: bool) -> tuple[str, ...] | None:
@@ -213,31 +220,31 @@ def swept(sites: list[str] | None, *, no_sweep: bool) -> tuple[str, ...] | None:
     """
     if sites is None:
         return () if no_sweep else None
-    names = tuple(name.strip() for text in sites for name in text.split(","))
-    if no_sweep or not all(names):
+    chosen = tuple(name.strip() for text in sites for name in text.split(","))
+    if no_sweep or not all(chosen):
         what = f"--sites {','.join(sites)!r}" + (" and --no-sweep exclude each other" if no_sweep else " holds no name")
         raise ConfigError(f"{what}. Give --sites resid_pre,head_z or --no-sweep.")
-    return names
+    return chosen
 
 
 def keyed(flag: str, texts: list[str] | None, what: str, example: str) -> dict[str, str]:
     """What repeated options KEY=VALUE say.
 
     Raises:
-        ConfigError: One is not of the form KEY=VALUE, or a key has two values.
+        ConfigError: One is not spelt KEY=VALUE, or a key has two values.
     """
     chosen: dict[str, str] = {}
     for text in texts or []:
         key, equals, value = text.partition("=")
         if not (key and equals and value):
-            raise ConfigError(f"{flag} {text!r} is not of the form KEY=VALUE, such as {flag} {example}.")
+            raise ConfigError(f"{flag} {text!r} is not spelt KEY=VALUE, such as {flag} {example}.")
         if chosen.setdefault(key, value) != value:
             raise ConfigError(f"{what} {key!r} is given twice, as {chosen[key]!r} and as {value!r}. Give one.")
     return chosen
 
 
-def steps_of(method: str, steps: int | None) -> int:
-    """The steps of integrated gradients; refused where the method takes none.
+def check_steps(method: str, steps: int | None) -> None:
+    """Refuse steps of integrated gradients where the method takes none.
 
     Raises:
         UnknownNameError: There is no such method.
@@ -250,7 +257,6 @@ def steps_of(method: str, steps: int | None) -> int:
         raise ConfigError(
             f"--steps {steps} goes with methods that integrate ({those}); {method!r} does not. Leave it out."
         )
-    return 5 if steps is None else steps
 
 
 def check_force(force: bool, options: str, *files: str | None) -> None:

@@ -21,13 +21,9 @@ def predict(
     go_on: Annotated[int, typer.Option("--continue", metavar="N", min=0, help="Generate N tokens greedily.")] = 0,
     file: TextFile = None,
     html: Page = None,
-    model: opt.Model = "bundled",
+    *,
+    model: opt.ModelOptions,
     force: opt.Force = False,
-    device: opt.Device = None,
-    dtype: opt.Dtype = None,
-    bos: opt.Bos = None,
-    fold_ln: opt.FoldLn = False,
-    center_weights: opt.CenterWeights = False,
     json: opt.Json = False,
 ) -> None:
     """Predict the next token: rank, logit and probability of answers and of the most likely tokens.
@@ -38,12 +34,11 @@ def predict(
     opt.check_force(force, "--html", html)
     check_file(html, force=force, option="--html", kinds=PAGE)
     from circuitlab.cli import display
-    from circuitlab.models.load import load_model
     from circuitlab.predictions.continuation import continue_text
     from circuitlab.predictions.log_probs import text_log_probs
     from circuitlab.predictions.next_token import predict as run_predict
 
-    loaded = load_model(model, device=device, dtype=dtype, bos=bos, fold_ln=fold_ln, center_weights=center_weights)
+    loaded = model.load()
     found = run_predict(loaded, given, answer or (), k)
     written = continue_text(loaded, given, go_on) if go_on else None
     likely = text_log_probs(loaded, given) if html is not None else None
@@ -52,7 +47,7 @@ def predict(
     if json:
         more: dict[str, Any] = {} if written is None else {"continuation": written.to_record()}
         more |= {} if likely is None else {"log_probs": likely.to_record(), "html": html}
-        display.print_json({"model": model, **found.to_record(), **more})
+        display.print_json({"model": model.name, **found.to_record(), **more})
         return
     rows = [("answer", *_row(one)) for one in found.answers] + [("", *_row(one)) for one in found.top]
     columns = ("", "token", "rank", "logit", "log-prob", "probability")

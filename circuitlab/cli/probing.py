@@ -35,17 +35,12 @@ def sensitivity(
     samples: Annotated[
         int, typer.Option("--samples", min=1, max=10_000, help="Samples of noise, the same for every token.")
     ] = 32,
-    seed: opt.Seed = 0,
     file: TextFile = None,
     html: Page = None,
     out: Table = None,
-    model: opt.Model = "bundled",
+    *,
+    model: opt.SeededOptions,
     force: opt.Force = False,
-    device: opt.Device = None,
-    dtype: opt.Dtype = None,
-    bos: opt.Bos = None,
-    fold_ln: opt.FoldLn = False,
-    center_weights: opt.CenterWeights = False,
     json: opt.Json = False,
 ) -> None:
     """Add noise to one token at a time, and measure the change of a neuron's activation at the last token."""
@@ -54,15 +49,14 @@ def sensitivity(
     check_file(html, force=force, option="--html", kinds=PAGE)
     check_file(out, force=force, kinds=TABLE)
     from circuitlab.cli import display
-    from circuitlab.models.load import load_model
     from circuitlab.neurons import noise_sensitivity
 
-    loaded = load_model(model, device=device, dtype=dtype, bos=bos, fold_ln=fold_ln, center_weights=center_weights)
-    found = noise_sensitivity(loaded, given, layer, neuron, scale=scale, n_samples=samples, seed=seed)
+    loaded = model.load()
+    found = noise_sensitivity(loaded, given, layer, neuron, scale=scale, n_samples=samples, seed=model["seed"])
     write_file(html, found.coloured().save_html)
     write_result(found.to_frame, out)
     if json:
-        display.print_json({"model": model, **found.to_record(), **places(out, html)})
+        display.print_json({"model": model.name, **found.to_record(), **places(out, html)})
         return
     display.print_line(
         f"neuron L{layer}N{neuron} at the last token: {found.activation:.3f}; {samples} samples of noise"
@@ -87,13 +81,9 @@ def simplify(
     ] = None,
     file: TextFile = None,
     out: Table = None,
-    model: opt.Model = "bundled",
+    *,
+    model: opt.ModelOptions,
     force: opt.Force = False,
-    device: opt.Device = None,
-    dtype: opt.Dtype = None,
-    bos: opt.Bos = None,
-    fold_ln: opt.FoldLn = False,
-    center_weights: opt.CenterWeights = False,
     json: opt.Json = False,
 ) -> None:
     """Delete tokens one by one, keeping the activation at the last token as high as possible."""
@@ -101,14 +91,13 @@ def simplify(
     opt.check_force(force, "--out", out)
     check_file(out, force=force, kinds=TABLE)
     from circuitlab.cli import display
-    from circuitlab.models.load import load_model
     from circuitlab.neurons import simplify as run_simplify
 
-    loaded = load_model(model, device=device, dtype=dtype, bos=bos, fold_ln=fold_ln, center_weights=center_weights)
+    loaded = model.load()
     found = run_simplify(loaded, given, layer, neuron, keep=keep, until=until)
     write_result(found.to_frame, out)
     if json:
-        display.print_json({"model": model, **found.to_record(), **places(out)})
+        display.print_json({"model": model.name, **found.to_record(), **places(out)})
         return
     rows = [
         (
@@ -138,13 +127,9 @@ def ablate(
     file: Lines = None,
     html: Page = None,
     out: Table = None,
-    model: opt.Model = "bundled",
+    *,
+    model: opt.ModelOptions,
     force: opt.Force = False,
-    device: opt.Device = None,
-    dtype: opt.Dtype = None,
-    bos: opt.Bos = None,
-    fold_ln: opt.FoldLn = False,
-    center_weights: opt.CenterWeights = False,
     json: opt.Json = False,
 ) -> None:
     """Ablate a set of neurons, and measure the change of every token's log-probability."""
@@ -155,15 +140,14 @@ def ablate(
     check_file(html, force=force, option="--html", kinds=PAGE)
     check_file(out, force=force, kinds=TABLE)
     from circuitlab.cli import display
-    from circuitlab.models.load import load_model
     from circuitlab.neurons import ablation_effect
 
-    loaded = load_model(model, device=device, dtype=dtype, bos=bos, fold_ln=fold_ln, center_weights=center_weights)
+    loaded = model.load()
     found = ablation_effect(loaded, given, chosen, value=held)
     write_file(html, found.save_html)
     write_result(found.to_frame, out)
     if json:
-        display.print_json({"model": model, **found.to_record(), **places(out, html)})
+        display.print_json({"model": model.name, **found.to_record(), **places(out, html)})
         return
     display.print_line(f"mean change of the true token's log-probability: {found.mean_change:.4f} nats")
     rows = [
@@ -191,17 +175,12 @@ def optimise(
     patience: Annotated[int, typer.Option("--patience", min=1, help="Stop after N steps without improvement.")] = 30,
     diversity: Annotated[float, typer.Option("--diversity", help="Weight of the penalty on similar prompts.")] = 0.1,
     direction: Annotated[str, typer.Option("--direction", metavar="NAME", help="max or min.")] = "max",
-    seed: opt.Seed = 0,
     out: Annotated[
         str | None, typer.Option("--out", metavar="PATH", help="Write the trace (.csv) or a figure (.png, .svg).")
     ] = None,
-    model: opt.Model = "bundled",
+    *,
+    model: opt.SeededOptions,
     force: opt.Force = False,
-    device: opt.Device = None,
-    dtype: opt.Dtype = None,
-    bos: opt.Bos = None,
-    fold_ln: opt.FoldLn = False,
-    center_weights: opt.CenterWeights = False,
     quiet: opt.Quiet = False,
     json: opt.Json = False,
 ) -> None:
@@ -211,18 +190,17 @@ def optimise(
     check_file(out, force=force, kinds=TABLE_OR_PICTURE)
     from circuitlab.cli import display
     from circuitlab.cli.progress import progress
-    from circuitlab.models.load import load_model
     from circuitlab.neurons import optimise_prompts
 
-    loaded = load_model(model, device=device, dtype=dtype, bos=bos, fold_ln=fold_ln, center_weights=center_weights)
+    loaded = model.load()
     with progress(quiet=quiet) as report:
         found = optimise_prompts(
             loaded, layer, neuron, n_prompts=prompts, n_tokens=tokens, fixed=words, steps=steps, patience=patience,
-            diversity=diversity, direction=direction, seed=seed, progress=report,
+            diversity=diversity, direction=direction, seed=model["seed"], progress=report,
         )  # fmt: skip
     write_result(lambda: found.trace, out, found.plot)
     if json:
-        display.print_json({"model": model, **found.to_record(), **places(out)})
+        display.print_json({"model": model.name, **found.to_record(), **places(out)})
         return
     rows = [(f"{one.value:.3f}", str(one.step), one.tokens.text + _star(one.retokenises)) for one in found.prompts]
     display.print_rows(("value", "step", "prompt"), rows, right=("value", "step"))
@@ -238,32 +216,26 @@ def outliers(
     top: Annotated[
         int, typer.Option("--top", min=1, help="Number of positions to list and to compare with random ones.")
     ] = 10,
-    seed: opt.Seed = 0,
     file: Lines = None,
     out: Annotated[
         str | None, typer.Option("--out", metavar="PATH", help="Write all positions (.csv) or a figure (.png, .svg).")
     ] = None,
-    model: opt.Model = "bundled",
+    *,
+    model: opt.SeededOptions,
     force: opt.Force = False,
-    device: opt.Device = None,
-    dtype: opt.Dtype = None,
-    bos: opt.Bos = None,
-    fold_ln: opt.FoldLn = False,
-    center_weights: opt.CenterWeights = False,
     json: opt.Json = False,
 ) -> None:
     """Find positions where an MLP matters but no single neuron does, in texts or the included sentences."""
     opt.check_force(force, "--out", out)
     check_file(out, force=force, kinds=TABLE_OR_PICTURE)
     from circuitlab.cli import display
-    from circuitlab.models.load import load_model
     from circuitlab.neurons import SENTENCES, norm_ratios
     from circuitlab.neurons import outliers as run_outliers
 
     given = list(SENTENCES) if texts is None and file is None else texts_of(texts, file)
-    loaded = load_model(model, device=device, dtype=dtype, bos=bos, fold_ln=fold_ln, center_weights=center_weights)
+    loaded = model.load()
     found = run_outliers(loaded, given, layer)
-    ratios = norm_ratios(found, n=top, seed=seed) if found.has_norm else None
+    ratios = norm_ratios(found, n=top, seed=model["seed"]) if found.has_norm else None
     write_result(found.to_frame, out, lambda: found.plot(top))
     if json:
         more = {"norm_ratios": None if ratios is None else ratios.to_record()}

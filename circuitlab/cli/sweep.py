@@ -7,8 +7,10 @@ import typer
 
 from circuitlab import names
 from circuitlab.cli import options as opt
+from circuitlab.cli.command import completing, listed
 from circuitlab.cli.outputs import check_folder, write_folder
-from circuitlab.errors import ConfigError, UnknownNameError
+from circuitlab.errors import ConfigError
+from circuitlab.settings import SETTINGS
 
 MOST_NUMBERS = 100_000  # of a list on the command line
 
@@ -40,30 +42,22 @@ def numbers(text: str | None, option: str) -> list[int] | None:
 
 
 def sweep(
-    task: opt.TaskName,
+    task: opt.SweepOptions,
     site: Annotated[
         list[str],
         typer.Option(
             "--site",
             metavar="NAME",
-            help=f"Site to patch; may be repeated: {opt.listed(names.SITES)}. See: circuitlab sites.",
-            autocompletion=opt.completing(names.SITES),
+            help=f"Site to patch; may be repeated: {listed(names.SITES)}. See: circuitlab sites.",
+            autocompletion=completing(names.SITES),
         ),
     ],
-    model: opt.Model = "bundled",
+    *,
+    model: opt.ModelOptions,
     direction: Annotated[
         str | None,
         typer.Option("--direction", metavar="NAME", help="denoise: patch the corrupted run; noise: the clean run."),
     ] = None,
-    ablation: Annotated[
-        str,
-        typer.Option(
-            "--ablation",
-            metavar="NAME",
-            help=f"Replacement: {opt.listed(names.ABLATIONS)}; corrupt is the other prompt's value.",
-            autocompletion=opt.completing(names.ABLATIONS),
-        ),
-    ] = "corrupt",
     axis: Annotated[str, typer.Option("--axis", metavar="NAME", help="auto, position, span or all.")] = "auto",
     head_axis: Annotated[
         str, typer.Option("--head-axis", metavar="NAME", help="The same for heads and neurons.")
@@ -80,11 +74,6 @@ def sweep(
             "--correction", metavar="NAME", help="Correct p-values over the grid: holm or benjamini-hochberg."
         ),
     ] = None,
-    metric: opt.Metric = None,
-    n: opt.Pairs = 100,
-    seed: opt.Seed = 0,
-    contrast: opt.Contrast = None,
-    option: opt.TaskOptions = None,
     estimate: Annotated[bool, typer.Option("--estimate", help="Print the estimated cost and exit.")] = False,
     budget: Annotated[
         int | None,
@@ -103,11 +92,6 @@ def sweep(
         str | None, typer.Option("--out", metavar="PATH", help="Folder for CSV tables and heatmaps.")
     ] = None,
     force: opt.Force = False,
-    device: opt.Device = None,
-    dtype: opt.Dtype = None,
-    bos: opt.Bos = None,
-    fold_ln: opt.FoldLn = False,
-    center_weights: opt.CenterWeights = False,
     quiet: opt.Quiet = False,
     json: opt.Json = False,
 ) -> None:
@@ -116,11 +100,10 @@ def sweep(
     With --ablation mean, mean-position or mean-span, means are computed on the held-out pairs; the discovery pairs are
     swept.
     """
-    wanted = opt.load(task, option, contrast)
+    wanted = task.load()
     from circuitlab.cli import results, tables
     from circuitlab.cli.progress import progress
     from circuitlab.metrics import metric_of
-    from circuitlab.models.load import load_model
     from circuitlab.outputs import check_state_file
     from circuitlab.patching.grid import check_correction
     from circuitlab.patching.runs.baseline import check_direction
@@ -136,8 +119,7 @@ def sweep(
         "neurons": numbers(neurons, "--neurons"), "positions": numbers(positions, "--positions"),
     }  # fmt: skip
     check_correction(correction)
-    if ablation not in names.ABLATIONS:
-        raise UnknownNameError.of("ablation", ablation, names.ABLATIONS)
+    ablation = SETTINGS["ablation"].read(task["ablation"])
     if direction is not None:
         check_direction(direction)
     if repeated := [name for name in dict.fromkeys(site) if site.count(name) > 1]:
@@ -147,7 +129,7 @@ def sweep(
     )
     if resume is not None:
         check_resumable(check_state_file(resume))
-    judged_by = metric_of(wanted, metric)
+    judged_by = metric_of(wanted, task["metric"])
     if estimate:
         unused = {"--out": out, "--resume": resume, "--correction": correction, "--force": force or None}
         if given := [name for name, value in unused.items() if value is not None]:
@@ -159,11 +141,11 @@ def sweep(
         raise ConfigError(f"--head-axis goes with sites of heads and neurons; for {', '.join(site)} give --axis.")
     if out is not None:
         out = check_folder(out, force=force)
-    loaded = load_model(model, device=device, dtype=dtype, bos=bos, fold_ln=fold_ln, center_weights=center_weights)
-    pairs = wanted.pairs(loaded, n=n, seed=seed)
+    loaded = model.load()
+    pairs = wanted.pairs(loaded, n=task["n"], seed=task["seed"])
     settings = {
         "site": site, "direction": direction, "replacement": ablation, "metric": judged_by, "axis": axis,
-        "head_axis": head_axis, "reference": pairs.held_out if ablation in MEANS else None, "seed": seed,
+        "head_axis": head_axis, "reference": pairs.held_out if ablation in MEANS else None, "seed": task["seed"],
         "budget": None if budget is None else budget * 2**20, **chosen,
     }  # fmt: skip
     if estimate:

@@ -40,10 +40,10 @@ class SelectionRule:
     target: float | None = None
     n_edges: Annotated[
         int | None,
-        Setting(what="Instead of a target: take the N top edges.", flag="--n-edges", metavar="N", least=1),
+        Setting(what="Select the N top edges instead of a target.", flag="--n-edges", metavar="N", least=1),
     ] = None
     threshold: Annotated[
-        float | None, Setting(what="Instead of a target: take edges that score at least this.", flag="--threshold")
+        float | None, Setting(what="Select edges with at least this score instead of a target.", flag="--threshold")
     ] = None
     signed: Annotated[
         bool, Setting(what="Rank edges by score, or by its absolute value.", flag="--signed/--absolute")
