@@ -83,7 +83,7 @@ def _frames_to_the_caller() -> int:
     frame, depth = sys._getframe(1), 1
     while frame.f_back is not None and str(frame.f_globals.get("__name__")).partition(".")[0] == "circuitlab":
         frame, depth = frame.f_back, depth + 1
-    return depth - 1
+    return depth
 
 
 def _by_value(task: Task, values: list[str]) -> dict[str, str]:
