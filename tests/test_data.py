@@ -701,7 +701,7 @@ def test_options_follow_the_name_or_stand_by_themselves():
     ):
         assert task.settings == {"contrast": "gender"}
         assert task.label == "gendered-pronouns-gender"
-    several = load_task("name-throw:starter,chain=4", objects="any")
+    several = load_task("name-throw:starter,chain=4", task_options={"objects": "any"})
     assert several.settings == {"corruption": "starter", "chain": "4", "objects": "any"}
     assert plain.settings == {"contrast": "capital"}, "the module's own task was changed"
 
