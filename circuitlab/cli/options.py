@@ -127,7 +127,7 @@ class TaskOptions(Options):
         """The options of `--option KEY=VALUE` and `--contrast VALUE`.
 
         Raises:
-            ConfigError: One is not spelt KEY=VALUE, or is given twice.
+            ConfigError: One is not of the form KEY=VALUE, or is given twice.
         """
         contrast = self.given.get("contrast")
         texts = [*self.given.get("task_options", ()), *([] if contrast is None else [f"contrast={contrast}"])]
@@ -137,7 +137,7 @@ class TaskOptions(Options):
         """The task with these options; another one than the argument, if given.
 
         Raises:
-            ConfigError: An option is not spelt KEY=VALUE, or is given twice.
+            ConfigError: An option is not of the form KEY=VALUE, or is given twice.
             CircuitLabError: What `load_task` finds wrong.
         """
         from circuitlab.data.registry import load_task
@@ -183,7 +183,7 @@ class RunOptions(TaskOptions):
         """What was given, as keywords of `discover` other than the task and its options.
 
         Raises:
-            ConfigError: An option of the method is not spelt KEY=VALUE or given twice; `--sites` with `--no-sweep`.
+            ConfigError: An option of the method is not of the form KEY=VALUE or given twice; `--sites` with `--no-sweep`.
         """
         parts = [part.name for part in options_of(SelectionRule)]
         found = {name: value for name, value in self.given.items() if name in SETTINGS}
@@ -231,13 +231,13 @@ def keyed(flag: str, texts: list[str] | None, what: str, example: str) -> dict[s
     """What repeated options KEY=VALUE say.
 
     Raises:
-        ConfigError: One is not spelt KEY=VALUE, or a key has two values.
+        ConfigError: One is not of the form KEY=VALUE, or a key has two values.
     """
     chosen: dict[str, str] = {}
     for text in texts or []:
         key, equals, value = text.partition("=")
         if not (key and equals and value):
-            raise ConfigError(f"{flag} {text!r} is not spelt KEY=VALUE, such as {flag} {example}.")
+            raise ConfigError(f"{flag} {text!r} is not of the form KEY=VALUE, such as {flag} {example}.")
         if chosen.setdefault(key, value) != value:
             raise ConfigError(f"{what} {key!r} is given twice, as {chosen[key]!r} and as {value!r}. Give one.")
     return chosen
