@@ -183,7 +183,7 @@ class RunOptions(TaskOptions):
         """What was given, as keywords of `discover` other than the task and its options.
 
         Raises:
-            ConfigError: An option of the method is not of the form KEY=VALUE or given twice; `--sites` with `--no-sweep`.
+            ConfigError: A method option is not of the form KEY=VALUE or given twice; `--sites` with `--no-sweep`.
         """
         parts = [part.name for part in options_of(SelectionRule)]
         found = {name: value for name, value in self.given.items() if name in SETTINGS}
