@@ -300,7 +300,9 @@ class TestLists:
         both = load_circuit(listed(hears("hook_embed", "hook_pos_embed"), tmp_path), SPEC)
         assert [edge.name for edge, _ in both.edges()] == ["input->m0"]
         assert load_circuit(listed(hears("hook_embed"), tmp_path), SPEC).n_edges == 1
-        with pytest.raises(FormatError, match="hears one of hook_embed and hook_pos_embed and not the other"):
+        with pytest.raises(
+            FormatError, match="has an edge from one of hook_embed and hook_pos_embed but not from the other"
+        ):
             load_circuit(listed(hears("hook_pos_embed"), tmp_path), SPEC)
 
     @pytest.mark.parametrize(

@@ -95,7 +95,7 @@ class TestZeros:
         circuit = select(load("gpt2"), with_zeros(12), pairs(), n_edges=40)
         assert (circuit.selection.nominal, circuit.selection.asked, circuit.selection.n_scored) == (12, 40, 12)
         assert circuit.selection.warnings == (
-            "40 edges were asked for and 12 taken: no other edge that can be taken has a score other than 0.",
+            "40 edges were requested and 12 selected: no other selectable edge has a score other than 0.",
         )
         assert select(load("gpt2"), with_zeros(12), pairs(), n_edges=12).selection.warnings == ()
 
@@ -103,7 +103,7 @@ class TestZeros:
         circuit = select(load("gpt2"), with_zeros(3), pairs(), target=0.99)
         assert circuit.selection.nominal == 3
         (said,) = circuit.selection.warnings
-        assert said.startswith("The target 0.99 is not reached: all 3 edges with a score other than 0 are taken")
+        assert said.startswith("The target 0.99 is not reached: all 3 edges with a score other than 0 are selected")
         assert said in evaluate(load("gpt2"), circuit, pairs(), **FEW).warnings
         assert select(load("gpt2"), score_edges(load("gpt2"), pairs()), pairs(), target=0.8).selection.warnings == ()
 

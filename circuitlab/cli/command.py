@@ -68,7 +68,7 @@ def wrapping_at_spaces(formatter: Any) -> Any:
 
 
 def check_once(order: Iterable[Any]) -> None:
-    """Refuse an option that stands twice among the parsed ones.
+    """Reject an option that occurs twice among the parsed ones.
 
     Raises:
         ConfigError: One does, and is neither one that may be repeated nor a plain flag.

@@ -1,4 +1,4 @@
-"""Compiled models in which every token sees every other: what they say depends on words behind the answer too."""
+"""Bidirectional compiled models: predictions also depend on tokens after the answer."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from circuitlab.compiled.entry import BOS, Drawn, Entry, alphabet, another
 from circuitlab.compiled.program import POSITION, TOKEN, Apply, Attend, Program
 from circuitlab.compiled.terms import equal, prefer, selection, table
 
-# Between words that are counted and others, in nats: counts are told apart by differences of a twentieth.
+# Between words that are counted and others, in nats: counts are distinguished by differences of a twentieth.
 COUNTED = 12.0
 
 
@@ -22,12 +22,12 @@ def mirror() -> Entry:
 
     def draw(number: int, rng: np.random.Generator) -> Drawn:
         def prompt(n: int, text: list[int]) -> list[int]:
-            """A text of `n` letters; what stands behind its end belongs to no text."""
+            """A text of `n` letters; tokens after its end are not part of it."""
             return [BOS, *text[:n], end, *text[n:]]
 
         own = list(map(int, rng.integers(1, end, n_ctx - 2)))
         n = int(rng.integers(6, 11))
-        if number % 2:  # another letter in the place that is asked for
+        if number % 2:  # another letter at the mirrored position
             at = int(rng.integers(1, n + 1))
             other = list(own)
             other[n - at] = another(own[n - at], range(1, end), rng)
@@ -53,11 +53,11 @@ def mirror() -> Entry:
         unembed=np.eye(size),
         causal=False,
     )
-    return Entry(what="says the letter at the mirrored place of the text", program=program, draw=draw)
+    return Entry(what="predicts the letter at the mirrored position of the text", program=program, draw=draw)
 
 
 def histogram() -> Entry:
-    """How often the letter at a place stands in the whole prompt: once, twice or three times."""
+    """How often the letter at a position occurs in the whole prompt: once, twice or three times."""
     counts, n_letters, n_ctx = ("once", "twice", "three times"), 6, 10
     words = ("BOS", *alphabet(n_letters), *counts)
     size, most = len(words), len(counts)
@@ -68,7 +68,7 @@ def histogram() -> Entry:
 
         while True:
             clean, corrupt, at = prompt(), prompt(), int(rng.integers(1, n_ctx))
-            if number % 2:  # another letter is asked for, all others as they are
+            if number % 2:  # another letter at the answer position, all others unchanged
                 corrupt = [*clean[:at], another(clean[at], range(1, 1 + n_letters), rng), *clean[at + 1 :]]
             else:  # the same letter, in another text
                 corrupt[at] = clean[at]
@@ -95,7 +95,7 @@ def histogram() -> Entry:
         unembed=selection(size, [[words.index(count)] for count in counts]).T,
         causal=False,
     )
-    return Entry(what="says how often the letter stands in the whole text", program=program, draw=draw)
+    return Entry(what="predicts how often the letter occurs in the whole text", program=program, draw=draw)
 
 
 def _counted(writes: str, share: str, most: int) -> Apply:

@@ -32,7 +32,7 @@ from circuitlab.models.native import native_model
 from circuitlab.summary import Summary
 
 N_PAIRS = 64
-# Prompts drawn for each reference prompt that is asked for: some stand among the scored ones.
+# Prompts drawn for each requested reference prompt: some are among the scored ones.
 DRAWS = 4
 
 
@@ -118,7 +118,7 @@ class CompiledModel(Summary):
 
         Args:
             ablation: What excluded edges carry: "corrupt", "zero", "mean" or "mean-position".
-            pairs: The prompts it speaks of; `pairs()` by default.
+            pairs: The prompts; `pairs()` by default.
             reference: Prompts that means are taken of; `reference(pairs)` by default.
 
         Returns:

@@ -40,7 +40,7 @@ def _copier() -> Entry:
         output="copied",
         unembed=np.eye(size),
     )
-    return Entry(what="says the token three back once more", program=program, draw=draw)
+    return Entry(what="repeats the token three positions back", program=program, draw=draw)
 
 
 def _induction() -> Entry:
@@ -55,7 +55,7 @@ def _induction() -> Entry:
         if rng.random() < 0.5:
             first, second = second, first
         clean = [BOS, *fill[:cut], *first, *second, *fill[cut:], key]
-        # In turn: what stood behind the key, where the key stood, and what is asked for. All lead to `after_other`.
+        # Alternately: the token after the key, the position of the key, and the query. All lead to `after_other`.
         swapped = ({after: after_other, after_other: after}, {key: other, other: key})
         if number % 3 == 2:
             return Drawn(clean, [*clean[:-1], other], n_ctx - 1)
@@ -79,7 +79,7 @@ def _induction() -> Entry:
         output="next",
         unembed=same,
     )
-    return Entry(what="says what stood behind the last token when it came before", program=program, draw=draw)
+    return Entry(what="predicts the token that followed the last token before", program=program, draw=draw)
 
 
 def _tag_stack() -> Entry:
@@ -215,7 +215,7 @@ def _reverser() -> Entry:
     size = len(words)
 
     def source(sep_at: int, position: int) -> int | None:
-        """Where the letter stands that comes next at this position."""
+        """Position of the letter that comes next at this position."""
         found = 2 * sep_at - position - 1
         return found if sep_at <= position and found >= 1 else None
 
@@ -252,7 +252,7 @@ def _reverser() -> Entry:
         output="next",
         unembed=np.eye(size),
     )
-    return Entry(what="says the letters before SEP backwards", program=program, draw=draw)
+    return Entry(what="predicts the letters before SEP in reverse order", program=program, draw=draw)
 
 
 def _either() -> Entry:
@@ -288,7 +288,7 @@ def _either() -> Entry:
         output="either",
         unembed=selection(size, [[4], [5]]).T,
     )
-    what = "says whether the mark is there, seen by either of two heads"
+    what = "predicts whether the mark occurs, found by either of two heads"
     return Entry(what=what, program=program, draw=draw, redundant=True)
 
 
@@ -298,8 +298,8 @@ LIBRARY: Mapping[str, Entry] = {
         _copier(),
         _induction(),
         _tag_stack(),
-        _counting("majority", "says which of two letters there are more of", steps=True),
-        _counting("fraction", "says how much more of one letter there is", steps=False),
+        _counting("majority", "predicts the more frequent of two letters", steps=True),
+        _counting("fraction", "predicts the difference of the shares of two letters", steps=False),
         _reverser(),
         _either(),
         mirror(),

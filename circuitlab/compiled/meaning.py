@@ -1,4 +1,4 @@
-"""What a program says of a prompt: the value of every variable at every token, without a model.
+"""Run a program on a prompt: the value of every variable at every token, without a model.
 
 Attention is hard here: a head attends, in equal parts, to the visible tokens of the highest score. The compiled model
 attends softly, with a few nats between the highest score and the others.

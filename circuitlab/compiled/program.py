@@ -113,7 +113,7 @@ class Program(Summary):
         name: What it is called.
         words: The vocabulary.
         n_ctx: Longest prompt.
-        operations: In an order in which each reads what stands before it.
+        operations: In an order in which each reads only earlier ones.
         output: The variable that the logits are read from.
         unembed: From its value to logits, `[value, word]`.
         causal: Whether no token sees a later one.
@@ -150,7 +150,7 @@ class Program(Summary):
 
     @property
     def sizes(self) -> dict[str, int]:
-        """How wide each variable is, in the order in which they stand in the stream."""
+        """Width of each variable, in the order of the stream."""
         found = {TOKEN: len(self.words), POSITION: self.n_ctx}
         for operation in self.operations:
             found[operation.writes] = (operation.through if isinstance(operation, Attend) else operation.out).shape[1]
@@ -197,7 +197,7 @@ class Program(Summary):
 
 
 def _reads(operation: Operation) -> Iterator[tuple[Slot | None, str, Matrix]]:
-    """Slot, variable and what is made of its value; terms that read the same through one slot stand side by side."""
+    """Slot, variable and function of its value; terms that read the same through one slot are adjacent."""
     if isinstance(operation, Apply):
         for variable, weight in operation.reads.items():
             yield None, variable, weight

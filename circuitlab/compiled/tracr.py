@@ -117,7 +117,7 @@ class _Held:
         return len(self.weights["pos.weight"])
 
     def directions(self, variable: str) -> list[int]:
-        """Where in the stream a variable stands."""
+        """Directions of a variable in the stream."""
         return [number for number, label in enumerate(self.labels) if _variable(label) == variable]
 
     def read(self, into: np.ndarray, known: Sequence[str]) -> Matrices:
@@ -127,7 +127,7 @@ class _Held:
         return {variable: weight for variable, weight in found.items() if weight.any()}
 
     def written(self, out: np.ndarray) -> dict[str, list[int]]:
-        """From `[_, d_model]` weights of a writer: the variables that it writes, and where they stand."""
+        """From `[_, d_model]` weights of a writer: the variables that it writes, and their directions."""
         names = dict.fromkeys(_variable(self.labels[number]) for number in np.flatnonzero(out.any(0)))
         return {variable: self.directions(variable) for variable in names}
 
@@ -215,7 +215,7 @@ def _applies(held: _Held, layer: int, known: Sequence[str]) -> list[Apply]:
 
 
 def _check_erased(held: _Held, layer: int, known: Sequence[str]) -> None:
-    """A selector's width is counted by a head, and made one-hot and erased by the MLP behind it: nobody reads on."""
+    """The width of a selector, which a head counts, is made one-hot and erased by the next MLP; nothing else reads it."""
     out = held.weights[f"layers.{layer}.mlp.fc_out.weight"].T
     for variable in set(held.written(out)) & set(known):
         places = held.directions(variable)
@@ -288,7 +288,7 @@ class _Draw:
         raise ConfigError(f"no pair of {TRIES} random prompts of {self.program.name!r} has different outputs.")
 
     def _differ(self, clean: np.ndarray, corrupt: np.ndarray) -> np.ndarray:
-        """By position behind the first, which is tracr's own: whether the two outputs are there and differ."""
+        """By position after the first, which is tracr's own: whether the two outputs are there and differ."""
         if self.numeric:
             found = np.abs(clean - corrupt)[:, 0] > APART
         else:

@@ -11,7 +11,7 @@ An edge u -> v belongs to the circuit if
 
 The values are the program's (`run_program`); no model is run and nothing is patched. Two things follow from taking
 edges at their word. An edge whose reader compares two values that change together can have an effect when it is patched
-alone, and is no part of the circuit if what the reader says is the same in the end. And a constant that makes no
+alone, and is no part of the circuit if the reader's output is the same. And a constant that makes no
 difference, such as a key of a head that attends to all tokens alike, is taken in under "zero" if it is read at all.
 """
 
@@ -61,13 +61,13 @@ def true_edges(
         ConfigError: A mean without reference prompts, or reference prompts of another length.
     """
     clean = run_program(program, pairs.clean.cpu().numpy())
-    stand_in = _replacements(program, pairs, clean, ablation, reference)
+    replaced = _replacements(program, pairs, clean, ablation, reference)
     counts = tokens_that_count(program, clean, pairs.answer_at.cpu().numpy())
     layout = Layout.of(spec)
     mask = np.zeros((len(layout.writers), len(layout.readers)), dtype=bool)
     for read in program.reads():
-        apart = (clean.values[read.variable] - stand_in[read.variable]) @ read.through
-        if bool(((np.abs(apart) > SAME).any(2) & counts[read.writes, read.reader]).any()):
+        difference = (clean.values[read.variable] - replaced[read.variable]) @ read.through
+        if bool(((np.abs(difference) > SAME).any(2) & counts[read.writes, read.reader]).any()):
             mask[layout.edge_index(Edge(read.writer, read.reader))] = True
     return prune(mask, layout)
 

@@ -142,7 +142,7 @@ def _write_mlp(program: Program, mlp: Apply, directions: dict[str, np.ndarray], 
 
 
 def _gains(shape: NativeShape) -> Weights:
-    """Gains that undo the norms of the streams they stand behind."""
+    """Gains that undo the norms of the streams."""
     embedded = np.full(shape.d_model, np.sqrt(2 / shape.d_model + EPS))
     later = np.full(shape.d_model, np.sqrt((SIZE**2 + 2) / shape.d_model + EPS))
     found = {"ln_out.weight": later}

@@ -1,1 +1,1 @@
-"""Tasks, pairs and batches: what is asked of a model, before any model is involved."""
+"""Tasks, pairs and batches, independent of any model."""

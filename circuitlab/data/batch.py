@@ -160,7 +160,7 @@ class PairBatch(Summary):
         return replace(self, reference=logits)
 
     def compact(self) -> tuple[Int[Tensor, " word"], PairBatch]:
-        """The words that stand among answers and distractors, and the batch with their numbers in that list.
+        """The tokens among answers and distractors, and the batch with indices into them.
 
         A metric that needs no other words gives the same on logits of these words alone; the clean run's logits are
         left out.

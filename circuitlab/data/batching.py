@@ -1,4 +1,4 @@
-"""Whatever stands for pairs, as batches on a model's device that the model can read."""
+"""Pairs in any form, as batches on a model's device."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def prompt_keys(pairs: PairSet | PairBatch) -> list[tuple[int, int]]:
 
 
 def batches_of(pairs: PairSet | PairBatch, device: torch.device | str) -> tuple[PairBatch, ...]:
-    """Whatever stands for pairs, as batches on a device.
+    """Pairs in any form, as batches on a device.
 
     Raises:
         ConfigError: It is neither a `PairSet` nor a `PairBatch`.
@@ -37,7 +37,7 @@ def batches_of(pairs: PairSet | PairBatch, device: torch.device | str) -> tuple[
         kept = ("clean", "corrupt", "answers", "distractors", "answer_at")
         moved = {name: _moved(getattr(pairs, name), device) for name in kept}
         spans = {name: _moved(span, device) for name, span in pairs.spans.items()}
-        # A batch given by itself is a data set of its own: results stand in the order of its rows.
+        # A batch given by itself is a data set of its own: results are in the order of its rows.
         index = torch.arange(len(pairs), device=device)
         return (PairBatch(**moved, spans=spans, index=index, metric=pairs.metric),)
     if hasattr(pairs, "batches"):
@@ -46,7 +46,7 @@ def batches_of(pairs: PairSet | PairBatch, device: torch.device | str) -> tuple[
 
 
 def batches_for(model: LanguageModel, pairs: PairSet | PairBatch) -> tuple[PairBatch, ...]:
-    """Whatever stands for pairs, as batches on the model's device that the model can read.
+    """Pairs in any form, as batches on the model's device, checked against its limits.
 
     Raises:
         ConfigError: It is neither a `PairSet` nor a `PairBatch`.

@@ -1,4 +1,4 @@
-"""Checks of what a task file gives: names, texts, answers and spans. Each fault is an error of one line."""
+"""Checks of the contents of a task file: names, texts, answers and spans. Errors are one line."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def check_words(what: str, words: object) -> tuple[str, ...]:
     """One word or several as a tuple.
 
     Raises:
-        TaskError: It is neither a text nor a tuple or list of texts, none is given, one is empty or stands twice.
+        TaskError: It is neither a text nor a tuple or list of texts, none is given, one is empty or occurs twice.
     """
     found = (words,) if isinstance(words, str) else check_sequence(what, words, "texts, or one text")
     for word in found:

@@ -48,7 +48,7 @@ METHOD_SOURCES: Mapping[str, tuple[Reference, ...]] = {
     "ugs": (LI_2024,),
 }
 FAITHFULNESS_SOURCES = (MARKS_2024, MIB_2025)
-SHORT = 16  # hexadecimal digits of a fingerprint that are printed: 64 bits tell any two apart
+SHORT = 16  # hexadecimal digits of a fingerprint that are printed: 64 bits distinguish any two
 
 
 @checked
@@ -140,7 +140,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
 
 
 def _task_sources(task: Mapping[str, Any]) -> tuple[Reference, ...]:
-    """What the task named as its sources when it ran; its file, which may be anybody's, is not asked."""
+    """The sources that the task named when it ran; its file, which may be untrusted, is not run."""
     return tuple(Reference(**{**source, "authors": tuple(source["authors"])}) for source in task.get("sources", ()))
 
 

@@ -25,7 +25,7 @@ class Encoded:
 
     Attributes:
         ids: Token ids, the beginning-of-sequence token included where the model expects one.
-        offsets: Half-open character range of each token in the text; (0, 0) for tokens that stand for no text.
+        offsets: Half-open character range of each token in the text; (0, 0) for special tokens.
         tokens: Each token decoded on its own.
     """
 
@@ -39,7 +39,7 @@ class TextEncoder(Protocol):
 
     @property
     def special_ids(self) -> frozenset[int]:
-        """Tokens that stand for no text, such as the beginning of a sequence or padding."""
+        """Special tokens without text, such as the beginning of a sequence or padding."""
         ...
 
     @property
@@ -86,7 +86,7 @@ class Rejection:
     """Why an example cannot be served.
 
     Attributes:
-        kind: The error that stands for this reason when nothing else is left.
+        kind: The error class to raise for this reason.
         reason: The reason without the example, for counting.
         message: The whole story of this example: prompt, tokens, way out.
     """

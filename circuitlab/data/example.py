@@ -126,7 +126,7 @@ class Example(Summary):
             raise TaskError(f"template {template!r}: corrupt changes {sorted(unused)}, which fields do not hold.")
         clean_text, spans = _fill(template, fields)
         corrupt_text, corrupt_spans = _fill(template, {**fields, **corrupt})
-        # A field without text has no token, so there is nothing that a span could stand for in both prompts.
+        # A field without text has no token, so it has no span in both prompts.
         named = [name for name in spans if all(start < end for start, end in (spans[name], corrupt_spans[name]))]
         return cls(
             clean_text,

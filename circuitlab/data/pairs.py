@@ -72,7 +72,7 @@ class PairSet(Summary):
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
     def batches(self, device: torch.device | str = "cpu") -> tuple[PairBatch, ...]:
-        """The pairs as tensors, bucketed by length, never padded; `PairBatch.index` tells where each belongs.
+        """The pairs as tensors, bucketed by length, never padded; `PairBatch.index` maps rows to pairs.
 
         Returns:
             One batch per prompt length.
@@ -102,7 +102,7 @@ class PairSplits(Summary):
         discovery: Pairs to find the circuit on.
         held_out: Pairs to test it on; no text of them is in `discovery`.
         reference: Pairs that are never scored, to take means and deviations of; no text of them is in either split.
-            None where nobody asked.
+            None if it was not checked.
         dropped: Reason -> how many distinct examples the tokenizer could not serve.
 
     Example:

@@ -87,7 +87,7 @@ def _frames_to_the_caller() -> int:
 
 
 def _by_value(task: Task, values: list[str]) -> dict[str, str]:
-    """Which option each value belongs to; `key=value` says so itself."""
+    """The option of each value; `key=value` names it."""
     chosen = {}
     for value in values:
         if "=" in value:

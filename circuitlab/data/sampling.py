@@ -1,4 +1,4 @@
-"""Draw distinct pairs from a task and split them so that no text stands in both splits."""
+"""Draw distinct pairs from a task and split them so that no text is in both splits."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def sample_pairs(
     exclude: Collection[str] = (),
     progress: Progress = silent,
 ) -> PairSplits:
-    """Draw `n` discovery and `n` held-out pairs, and as many of reference if asked for; see `Task.pairs`.
+    """Draw `n` discovery and `n` held-out pairs, and as many reference pairs if requested; see `Task.pairs`.
 
     Raises:
         ConfigError: `n` is out of range.

@@ -25,7 +25,7 @@ RESERVED = frozenset(("rng",))
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Task(Summary):
-    """What is asked of a model, as a citable module defines it.
+    """A task: prompts, answers and metric, as a citable module defines it.
 
     Attributes:
         name: Lower-case name with hyphens, unique among tasks; run folders are named after it.
@@ -147,7 +147,7 @@ class Task(Summary):
     ) -> PairSplits:
         """Draw `n` discovery and `n` held-out pairs for a model's tokenizer.
 
-        No text, clean or corrupted, stands in both splits. Words that the tokenizer cannot serve are dropped and
+        No text, clean or corrupted, is in both splits. Examples that the tokenizer cannot represent are dropped and
         counted.
 
         Args:
@@ -167,7 +167,7 @@ class Task(Summary):
         Raises:
             ConfigError: `n` is not a positive number.
             TaskFileError: `draw` raised, returned no `Example`, or gave other examples from the same generator.
-            TooFewPromptsError: Fewer distinct pairs than asked for; the message counts what was dropped and why.
+            TooFewPromptsError: Fewer distinct pairs than requested; the message counts what was dropped and why.
             TokenError: A prompt is longer than the model's context; the message has the prompt and both lengths.
         """
         from circuitlab.data.batching import check_pairs  # brings torch

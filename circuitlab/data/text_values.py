@@ -29,7 +29,7 @@ class TextValues(Summary):
         values: The values; NaN where a token has none.
         unit: What they are in, such as "logits"; may be empty.
         details: One more line a token, shown with its value; none by default.
-        note: A sentence or two above the text: what the values mean, and what their sign says.
+        note: A sentence or two above the text: the meaning of the values and of their sign.
         kind: What a series is, such as "neuron": the list in which one is chosen is called so.
 
     Raises:

@@ -70,7 +70,7 @@ def answer_ids(text: str, words: Sequence[str], encoded: Encoded, encoder: TextE
 
 
 def shown_tokens(text: str, encoded: Encoded) -> tuple[str, ...]:
-    r"""Each token as a reader should see it: as it stands in the text, its leading space included.
+    r"""Each token as in the text, including its leading space.
 
     Tokenizers disagree on whether a space belongs to the range of its token, and a character may be split into several
     tokens, none of which is text by itself; these are shown as the character with the number of the part.
@@ -86,7 +86,7 @@ def shown_tokens(text: str, encoded: Encoded) -> tuple[str, ...]:
         members = list(group)
         for number, at in enumerate(members, start=1):
             (first, last), token = pieces[at]
-            if last <= first:  # stands for no text, as the beginning of the sequence
+            if last <= first:  # no text, such as the beginning of the sequence
                 shown.append(token)
                 continue
             if is_part:
@@ -105,9 +105,9 @@ def _part_of(piece: tuple[tuple[int, int], str], text: str) -> tuple[int, int] |
 
 
 def filled(ids: Sequence[Sequence[int]]) -> tuple[Int[Tensor, "batch seq"], Int[Tensor, " batch"]]:
-    """Token lists as one tensor, each filled up behind its end, and their lengths.
+    """Token lists as one tensor, padded at the end, and their lengths.
 
-    A model that looks back only gives the same values at a text's own tokens whatever stands behind them; the texts'
+    A causal model gives the same values at a text's own tokens whatever follows them; the texts'
     last tokens are repeated there. For models that look ahead the lengths have to be one (`packs_by_length`).
     """
     longest = max(len(row) for row in ids)

@@ -145,14 +145,14 @@ class Selection:
         found = []
         if self.rule == "n_edges" and self.nominal < self.asked:
             found.append(
-                f"{self.asked:,} edges were asked for and {self.nominal:,} taken: no other edge that can be taken has "
-                "a score other than 0."
+                f"{self.asked:,} edges were requested and {self.nominal:,} selected: no other selectable edge has a "
+                "score other than 0."
             )
-        reached, slack = self.faithfulness, 1e-4  # the whole graph of a float32 model comes out up to 1e-5 beside 1
+        reached, slack = self.faithfulness, 1e-4  # the whole graph of a float32 model may differ from 1 by 1e-5
         if self.rule == "target" and reached is not None and not abs(reached - 1) <= 1 - self.asked + slack:
             found.append(
                 f"The target {self.asked:g} is not reached: all {self.nominal:,} edges with a score other than 0 are "
-                f"taken, and have faithfulness {reached:.3f} on the pairs the circuit was selected on."
+                f"selected, and have faithfulness {reached:.3f} on the pairs the circuit was selected on."
             )
         return tuple(found)
 

@@ -106,7 +106,7 @@ def _check(nodes: Sequence[DrawnNode], edges: Sequence[DrawnEdge]) -> None:
     if not nodes:
         raise GraphError("a circuit without nodes cannot be drawn. Give at least input and logits.")
     if len(rank) < len(nodes) or len({edge.name for edge in edges}) < len(edges):
-        raise GraphError("a node or edge stands twice in the circuit to draw. Give each once.")
+        raise GraphError("a node or edge occurs twice in the circuit to draw. Give each once.")
     for edge in edges:
         if missing := [name for name in (edge.source, edge.target) if name not in rank]:
             raise GraphError(

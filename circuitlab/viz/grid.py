@@ -152,7 +152,7 @@ def grid_from_frame(frame: pd.DataFrame, *, title: str | None = None, quantity: 
     centre, title = 1.0 if noise else 0.0, title if title is not None else _TITLES.get(site, site)
     keys = _keys(frame)
     if len(set(zip(keys.rows, keys.cols, strict=True))) < len(frame):
-        raise FormatError(f"sweep table of {site!r}: a cell stands more than once. Keep one line per cell.")
+        raise FormatError(f"sweep table of {site!r}: a cell occurs more than once. Keep one line per cell.")
     if kept := _strongest(frame, keys, centre):
         title = f"{title}: the {len(kept)} strongest of {len(set(keys.member_rows)):,}"
         inside = [row in kept for row in keys.member_rows]

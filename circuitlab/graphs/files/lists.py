@@ -64,7 +64,8 @@ def _check_embeddings(given: Sequence[Any], path: Path) -> None:
     readers = {name: {str(list(one[:2])) for one in acdc if one[2] == name} for name in (EMBEDDING, POSITIONS)}
     if readers[POSITIONS] and (odd := readers[EMBEDDING] ^ readers[POSITIONS]):
         raise FormatError(
-            f"circuit file {str(path)!r}: {min(odd)} hears one of {EMBEDDING} and {POSITIONS} and not the other; here "
+            f"circuit file {str(path)!r}: {min(odd)} has an edge from one of {EMBEDDING} and "
+            f"{POSITIONS} but not from the other; here "
             "the input is one node. Keep both or neither."
         )
 
@@ -93,6 +94,6 @@ def kept_edges(layout: Layout, edges: Iterable[tuple[Edge, float]]) -> CircuitDa
     for edge, score in edges:
         place = layout.edge_index(edge)
         if mask[place] and score == score and scores[place] != score:
-            raise FormatError(f"edge {edge.name!r} stands there twice, with the scores {scores[place]} and {score}.")
+            raise FormatError(f"edge {edge.name!r} occurs twice, with the scores {scores[place]} and {score}.")
         mask[place], scores[place] = True, score
     return CircuitData(spec=layout.spec, mask=mask, scores=scores)

@@ -262,7 +262,7 @@ def _parsed(content: Mapping[str, Any], path: Path) -> _File:
         where = ".".join(map(str, first["loc"]))
         got = "" if first["type"] == "missing" else f"; got {repr(first['input'])[:SHOWN]}"
         raise FormatError(
-            f"circuit file {str(path)!r}: {where}: {first['msg']}{got} ({error.error_count()} faults in all). Expected "
+            f"circuit file {str(path)!r}: {where}: {first['msg']}{got} ({error.error_count()} errors). Expected "
             "the MIB / EAP-IG format: cfg, nodes and edges."
         ) from error
 
