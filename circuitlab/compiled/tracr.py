@@ -215,7 +215,7 @@ def _applies(held: _Held, layer: int, known: Sequence[str]) -> list[Apply]:
 
 
 def _check_erased(held: _Held, layer: int, known: Sequence[str]) -> None:
-    """The width of a selector, which a head counts, is made one-hot and erased by the next MLP; nothing else reads it."""
+    """A selector width, counted by a head, is made one-hot and erased by the next MLP; nothing else reads it."""
     out = held.weights[f"layers.{layer}.mlp.fc_out.weight"].T
     for variable in set(held.written(out)) & set(known):
         places = held.directions(variable)
