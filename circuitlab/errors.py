@@ -1,30 +1,30 @@
-"""Every error that circuitlab raises on purpose, in one tree, and the built-in exception that each of them is too.
+"""The errors of circuitlab, each of which is also a built-in exception.
 
     CircuitLabError
-    ├── UnknownNameError        a task, model, method, site, metric, node, edge or option that does not exist
-    ├── ConfigError             a value outside what is allowed (n, target, device, dtype, paths)
-    │   ├── WrongTypeError      an argument of another Python type than the function takes
+    ├── UnknownNameError        an unknown task, model, method, site, metric, node, edge or option
+    ├── ConfigError             a value that is not allowed (n, target, device, dtype, paths)
+    │   ├── WrongTypeError      an argument of the wrong Python type
     │   ├── FileError           a file or folder that cannot be read or written
     │   │   └── MissingFileError    a file or folder that does not exist
-    │   └── OutputExistsError   an output folder that is already there
-    ├── TaskError               a task file that cannot serve
-    │   ├── TaskFileError       does not import, or defines no task
-    │   ├── TokenError          an answer that is not one token, a prompt that the model cannot read
+    │   └── OutputExistsError   an output path that exists
+    ├── TaskError               an invalid task
+    │   ├── TaskFileError       cannot be imported, or defines no task
+    │   ├── TokenError          an answer that is not one token, a prompt that exceeds the context
     │   ├── SpanError           a span that is not in the prompt
     │   ├── PairLengthError     clean and corrupted prompt differ in length
-    │   ├── TooFewPromptsError  fewer distinct prompts than asked for
-    │   └── TaskNotDoneError    the model does not do the task
+    │   ├── TooFewPromptsError  fewer distinct prompts than requested
+    │   └── TaskNotDoneError    the model does not perform the task
     ├── ModelError              a model that cannot be loaded
-    │   └── UnsupportedModelError   a kind of model that is not supported, or parts that do not add up
+    │   └── UnsupportedModelError   an unsupported kind of model, or an inexact decomposition
     ├── MetricError             a metric that returns the wrong shape, NaN, infinity, or a gap of zero
     ├── GraphError              a circuit that does not fit its graph
-    │   └── FormatError         a file that is not what its name says
+    │   └── FormatError         a file that does not conform to its format
     └── RunError                a run folder that is incomplete or damaged
 
 Each message names the value, the rule and the fix. The command line prints the message as one line and exits with 2.
 
-Code that catches built-in exceptions catches these as well: values are `ValueError`, types `TypeError`, names
-`KeyError`, files, folders and models that cannot be loaded `OSError`.
+Values are `ValueError`, types `TypeError`, names `KeyError`; files, folders and models that cannot be loaded are
+`OSError`.
 """
 
 from collections.abc import Callable, Iterable

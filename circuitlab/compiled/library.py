@@ -1,7 +1,7 @@
 """The compiled models: what each does, its program, and how its prompts are drawn.
 
 Prompts begin with the word BOS. Every model also has parts that do nothing for the answer: heads and MLPs that write
-what nobody reads, some of which differ between the two prompts.
+unread outputs, some of which differ between the two prompts.
 """
 
 from __future__ import annotations

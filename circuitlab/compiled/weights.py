@@ -5,7 +5,7 @@ transposed directions of their variables, writers write along their own; an unus
 
 Without layer norm the directions are the axes. With it they are rows of a cosine transform, which sum to 0, so that
 taking off the mean changes nothing; and the first attention layer's bias, which belongs to no writer, adds SIZE along
-a direction that nobody reads, so that all else in the stream hardly changes its norm: by at most about |x|^2 / (2
+an unread direction, so that all else in the stream hardly changes its norm: by at most about |x|^2 / (2
 SIZE^2), some 1e-4. The first layer reads the embedding alone, a token and a position, which always has the norm of two.
 """
 

@@ -69,7 +69,7 @@ class TextValues(Summary):
         )
 
     def to_html(self) -> str:
-        """A page that needs nothing but itself: each token a block, blue above zero and red below."""
+        """A self-contained page: each token a block, blue above zero and red below."""
         return text_page([self])
 
     def save_html(self, path: str | Path, *, force: bool = False) -> Path:
@@ -81,7 +81,7 @@ class TextValues(Summary):
         return save_text_page([self], path, force=force)
 
     def _repr_html_(self) -> str:
-        """The same page in a frame of its own, for a notebook's cell."""
+        """The page in a frame, for a notebook cell."""
         return text_frame([self])
 
     def _summary(self) -> str:
@@ -113,7 +113,7 @@ def text_page(texts: Sequence[TextValues], *, title: str = "") -> str:
 
 
 def text_frame(texts: Sequence[TextValues], *, title: str = "") -> str:
-    """`text_page` in a frame of its own, for a notebook's cell."""
+    """`text_page` in a frame, for a notebook cell."""
     return str(late.call("circuitlab.report.text_view", "frame", texts, title=title))
 
 

@@ -115,7 +115,7 @@ class TextLogProbs(Summary):
         return f"{told.replace('-', MINUS)}, perplexity {self.perplexity:.4g}."
 
     def to_html(self) -> str:
-        """A page that needs nothing but itself: the text coloured, rank and most likely token on hover."""
+        """A self-contained page: the text coloured by log-probability, rank and most likely token on hover."""
         return self.to_values().to_html()
 
     def save_html(self, path: str | Path, *, force: bool = False) -> Path:

@@ -1,7 +1,7 @@
 """Positions of nodes and routes of edges of a circuit drawing: a layered layout after Sugiyama.
 
 1. Nodes are placed in rows, in the order in which they write: input, each layer's heads, its MLP, ..., logits.
-2. All edges of one source share a trunk, which passes each row between source and reader at a point of its own, so
+2. All edges of one source are bundled; the bundle crosses each row between source and reader at its own point, so
    that no edge passes under a node.
 3. The order within the rows comes from barycentre sweeps up and down; the order with the fewest crossings is kept.
 4. Places within the order are those nearest to the neighbours that keep the least distances (a weighted isotonic
