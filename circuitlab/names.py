@@ -14,9 +14,9 @@ METHODS = {
     "relp": "one backward pass that propagates relevance instead of gradients",
     "ifr": "each writer's share of a reader's input; no metric, selected greedily",
     "random": "seeded random numbers, the baseline to beat",
-    "acdc": "edges cut one after the other from the logits backwards, each tested on top of the others",
+    "acdc": "edges removed one by one from the logits backwards, each tested given the others",
     "edge-pruning": "hard-concrete gates on edges, learned under a target sparsity",
-    "ugs": "how likely each edge belongs to the circuit, learned by uniform gradient sampling",
+    "ugs": "edge probabilities learned by uniform gradient sampling",
 }
 METRICS = {
     "logit_diff": "logit of the answer minus logit of the distractor",
@@ -30,8 +30,8 @@ SITES = {
     "resid_pre": "the residual stream before a block",
     "resid_mid": "the residual stream between attention and MLP",
     "resid_post": "the residual stream after a block",
-    "attn_out": "what an attention layer adds to the stream",
-    "mlp_out": "what an MLP adds to the stream",
+    "attn_out": "output of an attention layer",
+    "mlp_out": "output of an MLP",
     "head_z": "a head's weighted sum of values, before its output projection",
     "head_q": "a head's queries",
     "head_k": "a head's keys (the model's own key/value heads)",

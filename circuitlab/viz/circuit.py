@@ -53,8 +53,8 @@ def draw_circuit(
 ) -> Figure:
     """Draw a circuit.
 
-    Edges run upwards; blue ones help, red ones hurt, thick dark ones are strong. Edges leaving the same node are bundled
-    and branch off below their readers; those into a head end at its q, k or v. Nodes are filled by their
+    Edges run upwards; blue ones help, red ones hurt, thick dark ones are strong. Edges leaving the same node are
+    bundled and branch off below their readers; those into a head end at its q, k or v. Nodes are filled by their
     `sweep_effect` where one is given. Beyond 800 edges only the strongest 800 are drawn, as stated in the figure.
 
     Args:
