@@ -19,226 +19,138 @@ class Settings(TypedDict, total=False):
     What is `Any` here may be an object of a type that stands in a higher layer: see `given`.
     """
 
-    model: Annotated[
-        Any,
-        Setting(
-            what="Whatever `load_model` takes.",
-            help="bundled, a name that TransformerLens loads, or a folder.",
-            flag="--model", metavar="NAME", kind=str, given="Any", default="bundled", of_model=True,
+    # fmt: off
+    model: Annotated[Any, Setting(
+        what="Whatever `load_model` takes.", help="bundled, a name that TransformerLens loads, or a folder.",
+        flag="--model", metavar="NAME", kind=str, given="Any", default="bundled", of_model=True,
+    )]
+    device: Annotated[str | None, Setting(
+        what="Device that the model goes to; by default the CPU.", help="cpu, cuda or cuda:0.", flag="--device",
+        metavar="NAME", usual="cpu", of_model=True,
+    )]
+    dtype: Annotated[str | None, Setting(
+        what="Dtype of its weights; by default float32.", help="float32, bfloat16, ...", flag="--dtype", metavar="NAME",
+        usual="float32", of_model=True,
+    )]
+    bos: Annotated[str | None, Setting(
+        what="Whether a beginning-of-sequence token is put in front of every text (see `load_model`).",
+        help="Prepend a beginning-of-sequence token: auto (if the tokenizer does), always or never.", flag="--bos",
+        metavar="NAME", allowed=names.BOS, usual="auto", before="transformer-lens", of_model=True,
+    )]
+    fold_ln: Annotated[bool, Setting(
+        what="Fold its norms into the weights that read them (see `load_model`).",
+        help="Fold the norms into the next weights.", flag="--fold-ln", default=False, of_model=True,
+    )]
+    center_weights: Annotated[bool, Setting(
+        what="Center the weights that write to the stream, and the unembedding (see `load_model`).",
+        help="Center the writing weights and the unembedding.", flag="--center-weights", default=False, of_model=True,
+    )]
+    method: Annotated[str, Setting(
+        what="How edges are scored; a name of `METHODS`.",
+        help=f"Scoring method: {', '.join(names.METHODS)}. See: circuitlab methods.", flag="--method", metavar="NAME",
+        default="eap-ig", known=names.METHODS,
+    )]
+    steps: Annotated[int, Setting(
+        what="Gradients along the path, for methods that integrate.", help="Steps of integrated gradients.",
+        flag="--steps", default=5, least=1, most_typed=10_000,
+    )]
+    method_options: Annotated[Mapping[str, Any] | None, Setting(
+        what="Options of the method, by name.", help="Method option; may be repeated.", flag="--method-option",
+        metavar="KEY=VALUE", kind=dict[str, Any], given="Mapping[str, Any] | None", usual={},
+    )]
+    metric: Annotated[Any, Setting(
+        what="What is measured; the task's own by default.",
+        help=f"Metric: {', '.join(names.METRICS)}. See: circuitlab metrics.", flag="--metric", metavar="NAME", kind=str,
+        given="MetricLike | None", usual="logit_diff", known=names.METRICS, shown="the task's own",
+    )]
+    ablation: Annotated[str, Setting(
+        what=(
+            "What takes the place of everything outside the circuit, a name of `REPLACEMENTS`: scores, selection "
+            "and test are under it. Methods that compare with the corrupted run refuse others. Means and deviations "
+            "are of `n` reference pairs, which are never scored. The sweeps patch one prompt into the other in any "
+            "case."
         ),
-    ]  # fmt: skip
-    device: Annotated[
-        str | None,
-        Setting(
-            what="Device that the model goes to; by default the CPU.",
-            help="cpu, cuda or cuda:0.",
-            flag="--device", metavar="NAME", usual="cpu", of_model=True,
+        help=f"Ablation of everything outside the circuit: {', '.join(names.ABLATIONS)}.", flag="--ablation",
+        metavar="NAME", default="corrupt", allowed=names.ABLATIONS,
+    )]
+    n: Annotated[int, Setting(
+        what="Pairs per split.", help="Pairs of prompts per split.", flag="-n", default=100, least=1,
+        most_typed=100_000,
+    )]
+    seed: Annotated[int, Setting(
+        what="Of prompts, intervals and random circuits; the same seed gives the same bytes.",
+        help="Random seed of prompts and numbers.", flag="--seed", default=0, least=0, most=LARGEST_SEED,
+    )]
+    target: Annotated[float | None, Setting(
+        what="Faithfulness to reach on the discovery pairs; 0.9 where nothing is asked of the selection.",
+        help="Faithfulness that the circuit must reach.", flag="--target", shown="0.9",
+    )]
+    selection: Annotated[Any, Setting(
+        what=(
+            "How the circuit is selected from the scored edges, where a target is not enough: a number of edges or "
+            "a threshold instead of it, by signed scores, greedily."
         ),
-    ]  # fmt: skip
-    dtype: Annotated[
-        str | None,
-        Setting(
-            what="Dtype of its weights; by default float32.",
-            help="float32, bfloat16, ...",
-            flag="--dtype", metavar="NAME", usual="float32", of_model=True,
+        kind=Any, given="SelectionRule | Mapping[str, Any] | None", usual={},
+    )]
+    min_accuracy: Annotated[float, Setting(
+        what=(
+            "Share of pairs that the model must get right: with the metric on the better side of 0 where it has a "
+            "natural zero, else with an answer as the most likely token (`circuitlab.discovery.behaviour`)."
         ),
-    ]  # fmt: skip
-    bos: Annotated[
-        str | None,
-        Setting(
-            what="Whether a beginning-of-sequence token is put in front of every text (see `load_model`).",
-            help="Prepend a beginning-of-sequence token: auto (if the tokenizer does), always or never.",
-            flag="--bos", metavar="NAME", allowed=names.BOS, usual="auto", before="transformer-lens", of_model=True,
+        help="Minimum share of pairs that the model answers correctly; 0 skips the check.", flag="--min-accuracy",
+        default=0.6, least=0, most=1, rule="it is a share of pairs, 0 to 1",
+    )]
+    allow_weak_gap: Annotated[bool, Setting(
+        what=(
+            "Go on where these pairs do not tell the clean run from the corrupted one, or from the empty circuit: "
+            "shares of a gap that may be nothing."
         ),
-    ]  # fmt: skip
-    fold_ln: Annotated[
-        bool,
-        Setting(
-            what="Fold its norms into the weights that read them (see `load_model`).",
-            help="Fold the norms into the next weights.",
-            flag="--fold-ln", default=False, of_model=True,
+        help="Accept pairs without a significant clean-corrupted difference.", flag="--allow-weak-gap", default=False,
+        before=True,
+    )]
+    stability: Annotated[int, Setting(
+        what=(
+            "Number of bootstrap resamples of the discovery pairs on which discovery is repeated, to see which "
+            "edges stay; 0 for none."
         ),
-    ]  # fmt: skip
-    center_weights: Annotated[
-        bool,
-        Setting(
-            what="Center the weights that write to the stream, and the unembedding (see `load_model`).",
-            help="Center the writing weights and the unembedding.",
-            flag="--center-weights", default=False, of_model=True,
+        help="Repeat discovery on N bootstrap resamples of the pairs.", flag="--stability", default=0, least=0,
+        most_typed=10_000, refused=1, rule="it counts resamples: 0 for none, or at least 2",
+    )]
+    stability_seeds: Annotated[int, Setting(
+        what="The same on new prompts of the seeds `seed` + 1, + 2, ...: the number of seeds; 0 for none.",
+        help="Repeat discovery on new prompts with N other seeds.", flag="--stability-seeds", default=0, least=0,
+        most_typed=10_000, refused=1, rule="it counts seeds: 0 for none, or at least 2",
+    )]
+    sites: Annotated[Any, Setting(
+        what=(
+            "What is swept, names of `SITES`; by default `SWEPT_SITES`, as far as the model has them. An empty "
+            "tuple skips the sweeps; then only the nodes of the circuit are patched, each alone, for its drawing."
         ),
-    ]  # fmt: skip
-    method: Annotated[
-        str,
-        Setting(
-            what="How edges are scored; a name of `METHODS`.",
-            help=f"Scoring method: {', '.join(names.METHODS)}. See: circuitlab methods.",
-            flag="--method", metavar="NAME", default="eap-ig", known=names.METHODS,
+        help="Sites to sweep, separated by commas; may be repeated.", flag="--sites", metavar="NAME",
+        kind=tuple[str, ...], given="str | Sequence[str] | None", allowed=names.SITES,
+        rule="it must be a list of names, such as ['head_z'], or empty",
+    )]
+    task_options: Annotated[Mapping[str, str] | None, Setting(
+        what='Options of the task, such as `{"contrast": "gender"}`.', help="Task option; may be repeated.",
+        flag="--option", metavar="KEY=VALUE", kind=dict[str, str], given="Mapping[str, str] | None", usual={},
+        record="options",
+    )]
+    out: Annotated[Any, Setting(
+        what="Folder to write; nothing is written without it.", help="Run folder.", flag="--out", metavar="PATH",
+        given="str | Path | None", shown="runs/TASK-MODEL-METHOD-SEED", kind=str, recorded=False,
+    )]
+    force: Annotated[bool, Setting(
+        what="Replace that folder if it is there.", help="Overwrite existing output.", flag="--force", default=False,
+        recorded=False,
+    )]
+    progress: Annotated[Any, Setting(
+        what=(
+            "None draws a bar in a terminal or a notebook, True always, False never; or a function that is called "
+            "with (step, done, total)."
         ),
-    ]  # fmt: skip
-    steps: Annotated[
-        int,
-        Setting(
-            what="Gradients along the path, for methods that integrate.",
-            help="Steps of integrated gradients.",
-            flag="--steps", default=5, least=1, most_typed=10_000,
-        ),
-    ]  # fmt: skip
-    method_options: Annotated[
-        Mapping[str, Any] | None,
-        Setting(
-            what="Options of the method, by name.",
-            help="Method option; may be repeated.",
-            flag="--method-option", metavar="KEY=VALUE", kind=dict[str, Any], given="Mapping[str, Any] | None",
-            usual={},
-        ),
-    ]  # fmt: skip
-    metric: Annotated[
-        Any,
-        Setting(
-            what="What is measured; the task's own by default.",
-            help=f"Metric: {', '.join(names.METRICS)}. See: circuitlab metrics.",
-            flag="--metric", metavar="NAME", kind=str, given="MetricLike | None", usual="logit_diff",
-            known=names.METRICS, shown="the task's own",
-        ),
-    ]  # fmt: skip
-    ablation: Annotated[
-        str,
-        Setting(
-            what=(
-                "What takes the place of everything outside the circuit, a name of `REPLACEMENTS`: scores, selection "
-                "and test are under it. Methods that compare with the corrupted run refuse others. Means and "
-                "deviations are of `n` reference pairs, which are never scored. The sweeps patch one prompt into the "
-                "other in any case."
-            ),
-            help=f"Ablation of everything outside the circuit: {', '.join(names.ABLATIONS)}.",
-            flag="--ablation", metavar="NAME", default="corrupt", allowed=names.ABLATIONS,
-        ),
-    ]  # fmt: skip
-    n: Annotated[
-        int,
-        Setting(
-            what="Pairs per split.",
-            help="Pairs of prompts per split.",
-            flag="-n", default=100, least=1, most_typed=100_000,
-        ),
-    ]  # fmt: skip
-    seed: Annotated[
-        int,
-        Setting(
-            what="Of prompts, intervals and random circuits; the same seed gives the same bytes.",
-            help="Random seed of prompts and numbers.",
-            flag="--seed", default=0, least=0, most=LARGEST_SEED,
-        ),
-    ]  # fmt: skip
-    target: Annotated[
-        float | None,
-        Setting(
-            what="Faithfulness to reach on the discovery pairs; 0.9 where nothing is asked of the selection.",
-            help="Faithfulness that the circuit must reach.",
-            flag="--target", shown="0.9",
-        ),
-    ]  # fmt: skip
-    selection: Annotated[
-        Any,
-        Setting(
-            what=(
-                "How the circuit is selected from the scored edges, where a target is not enough: a number of edges or "
-                "a threshold instead of it, by signed scores, greedily."
-            ),
-            kind=Any, given="SelectionRule | Mapping[str, Any] | None", usual={},
-        ),
-    ]  # fmt: skip
-    min_accuracy: Annotated[
-        float,
-        Setting(
-            what=(
-                "Share of pairs that the model must get right: with the metric on the better side of 0 where it has a "
-                "natural zero, else with an answer as the most likely token (`circuitlab.discovery.behaviour`)."
-            ),
-            help="Minimum share of pairs that the model answers correctly; 0 skips the check.",
-            flag="--min-accuracy", default=0.6, least=0, most=1, rule="it is a share of pairs, 0 to 1",
-        ),
-    ]  # fmt: skip
-    allow_weak_gap: Annotated[
-        bool,
-        Setting(
-            what=(
-                "Go on where these pairs do not tell the clean run from the corrupted one, or from the empty circuit: "
-                "shares of a gap that may be nothing."
-            ),
-            help="Accept pairs without a significant clean-corrupted difference.",
-            flag="--allow-weak-gap", default=False, before=True,
-        ),
-    ]  # fmt: skip
-    stability: Annotated[
-        int,
-        Setting(
-            what=(
-                "Number of bootstrap resamples of the discovery pairs on which discovery is repeated, to see which "
-                "edges stay; 0 for none."
-            ),
-            help="Repeat discovery on N bootstrap resamples of the pairs.",
-            flag="--stability", default=0, least=0, most_typed=10_000, refused=1,
-            rule="it counts resamples: 0 for none, or at least 2",
-        ),
-    ]  # fmt: skip
-    stability_seeds: Annotated[
-        int,
-        Setting(
-            what="The same on new prompts of the seeds `seed` + 1, + 2, ...: the number of seeds; 0 for none.",
-            help="Repeat discovery on new prompts with N other seeds.",
-            flag="--stability-seeds", default=0, least=0, most_typed=10_000, refused=1,
-            rule="it counts seeds: 0 for none, or at least 2",
-        ),
-    ]  # fmt: skip
-    sites: Annotated[
-        Any,
-        Setting(
-            what=(
-                "What is swept, names of `SITES`; by default `SWEPT_SITES`, as far as the model has them. An empty "
-                "tuple skips the sweeps; then only the nodes of the circuit are patched, each alone, for its drawing."
-            ),
-            help="Sites to sweep, separated by commas; may be repeated.",
-            flag="--sites", metavar="NAME", kind=tuple[str, ...], given="str | Sequence[str] | None",
-            allowed=names.SITES, rule="it must be a list of names, such as ['head_z'], or empty",
-        ),
-    ]  # fmt: skip
-    task_options: Annotated[
-        Mapping[str, str] | None,
-        Setting(
-            what='Options of the task, such as `{"contrast": "gender"}`.',
-            help="Task option; may be repeated.",
-            flag="--option", metavar="KEY=VALUE", kind=dict[str, str], given="Mapping[str, str] | None", usual={},
-            record="options",
-        ),
-    ]  # fmt: skip
-    out: Annotated[
-        Any,
-        Setting(
-            what="Folder to write; nothing is written without it.",
-            help="Run folder.",
-            flag="--out", metavar="PATH", given="str | Path | None", shown="runs/TASK-MODEL-METHOD-SEED",
-            kind=str, recorded=False,
-        ),
-    ]  # fmt: skip
-    force: Annotated[
-        bool,
-        Setting(
-            what="Replace that folder if it is there.",
-            help="Overwrite existing output.",
-            flag="--force", default=False, recorded=False,
-        ),
-    ]  # fmt: skip
-    progress: Annotated[
-        Any,
-        Setting(
-            what=(
-                "None draws a bar in a terminal or a notebook, True always, False never; or a function that is called "
-                "with (step, done, total)."
-            ),
-            given="Progress | bool | None", recorded=False,
-        ),
-    ]  # fmt: skip
+        given="Progress | bool | None", recorded=False,
+    )]
+    # fmt: on
 
 
 TASK = Setting(name="task", what="The task.", kind=str, given="str | Path | Task")
