@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
@@ -261,8 +262,10 @@ class BridgeModel(HeldBridge):
         """Each head's own share of `attn_output`, without the bias."""
         self.require("head_outputs")
         block = self._blocks[layer]
+        columns = rearrange(z, "row seq head d_head -> head row seq d_head")
         chosen = range(self.spec.n_heads) if heads is None else heads
-        out = products_by_head([z[:, :, head] for head in chosen], output_weight(block, self.spec), None, chosen)
+        of_chosen = columns if heads is None else [columns[head] for head in chosen]
+        out = products_by_head(of_chosen, output_weight(block, self.spec), None, chosen)
         if self.has_post_norm(layer):
             out = out * norm_gain(block.ln1_post, first_tensor(block.attn.o(z.flatten(2))))
         return out

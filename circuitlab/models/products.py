@@ -67,10 +67,12 @@ def products_by_head(
         bias: Of all heads; None for none.
         heads: The chosen ones.
     """
-    if torch.is_grad_enabled() and any(one.requires_grad for one in values):
-        chosen, whole = list(heads), values if isinstance(values, Tensor) else torch.stack(list(values))
-        found = torch.bmm(whole.flatten(1, -2), weight[chosen]).unflatten(1, whole.shape[1:-1])
-        return found if bias is None else found + bias[chosen, None, None]
+    if torch.is_grad_enabled():
+        whole, chosen = values if isinstance(values, Tensor) else torch.stack(list(values)), list(heads)
+        if chosen != list(range(len(weight))):
+            weight, bias = weight[chosen], None if bias is None else bias[chosen]
+        found = torch.bmm(whole.flatten(1, -2), weight).unflatten(1, whole.shape[1:-1])
+        return found if bias is None else found + bias[:, None, None]
     found = [
         product(one, weight[head], None if bias is None else bias[head])
         for head, one in zip(heads, values, strict=True)

@@ -134,7 +134,8 @@ class _SoftRun:
     ) -> Float[Tensor, "reader batch seq d_model"]:
         """What `n` readers from this one on read, which see the same writers."""
         visible = self._layout.visible[column]
-        seen = self._differences[:visible]
+        # In a parallel block the MLP does not see the heads; a slice of everything would cost a copy on the way back.
+        seen = self._differences if visible == len(self._differences) else self._differences[:visible]
         read = torch.einsum("bwr,wbsm->rbsm", self._z[:, :visible, column : column + n], seen)
         if self._less is not None:
             edges, neurons = self._less.edges[:visible, column : column + n], self._less.neurons[:visible]
