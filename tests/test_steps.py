@@ -93,6 +93,24 @@ class TestOneBlock:
             other = finish_block(model, 1 - layer, after_heads(model, run, layer))
             assert not model.spec.has_mlp or model.spec.parallel or (other - run.stream(layer + 1)).abs().max() > loose
 
+    def test_heads_one_by_one_follow_gradients(self, name):
+        model, batch = load(name), pairs()
+        run, n_heads = model.record(batch.clean), model.spec.n_heads
+        streams = run.resid_pre[0].expand(n_heads, *run.resid_pre[0].shape)
+        asked = streams.clone().requires_grad_()
+        found = model.project(0, Slot.K, range(n_heads), asked)
+        assert (found - model.project(0, Slot.K, range(n_heads), streams)).abs().max() <= TOLERANCE[name]
+        (gradient,) = torch.autograd.grad(found.sum(), asked)
+        wanted = model.pull_back(0, run.resid_pre[0], {Slot.K: torch.ones_like(run.k[0])})
+        assert (gradient - wanted).abs().max() <= TOLERANCE[name] * wanted.abs().max()
+        some, z = [2, 0], run.z[0].clone().requires_grad_()
+        written = model.head_outputs(0, z, some)
+        assert (written - model.head_outputs(0, run.z[0], some)).abs().max() <= TOLERANCE[name]
+        (at_z,) = torch.autograd.grad(written[0].sum(), z)
+        assert (at_z[:, :, 2] != 0).all()
+        # Another head matters through a post-norm alone.
+        assert bool((at_z[:, :, 1] != 0).any()) == model.has_post_norm(0)
+
     @torch.no_grad()
     def test_a_change_of_all_heads_is_the_difference_of_the_layer(self, name):
         model, batch = load(name), pairs()
