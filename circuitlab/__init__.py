@@ -9,8 +9,9 @@ Example:
     'm0'
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from circuitlab.lazy import lazy_names
 
 __version__ = "0.1.0"
 
@@ -149,15 +150,4 @@ if TYPE_CHECKING:
     from circuitlab.runs.reproduce import reproduce
     from circuitlab.runs.run import Run
 
-
-def __getattr__(name: str) -> Any:
-    """Load a public name from its home when it is first asked for (PEP 562)."""
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(_HOMES[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

@@ -35,7 +35,7 @@ from circuitlab.data.batching import batches_of
 from circuitlab.data.encoding import Encoded, Rejection, check_spans, encode_example
 from circuitlab.data.fingerprint import task_fingerprint
 from circuitlab.data.pair import Pair
-from circuitlab.data.registry import BUNDLED
+from circuitlab.data.registry import task_names
 from circuitlab.data.sampling import sample_pairs
 from circuitlab.data.task import RESERVED
 
@@ -683,7 +683,7 @@ def test_what_is_no_pairs_is_refused(given_):
 
 
 def test_bundled_tasks_are_found_by_name():
-    for name in BUNDLED:
+    for name in task_names():
         task = load_task(name)
         assert (task.name, task.origin) == (name, "")
 

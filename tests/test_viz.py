@@ -3,7 +3,6 @@
 import math
 import re
 import warnings
-from dataclasses import asdict
 from itertools import pairwise
 from xml.etree import ElementTree
 
@@ -22,7 +21,6 @@ from circuitlab.viz import (
     FaithfulnessCurve,
     LabelledGrid,
     draw_circuit,
-    draw_parts,
     faithfulness_figure,
     figure_bytes,
     grid_from_frame,
@@ -322,11 +320,6 @@ class TestCircuit:
         assert {node.name for node in nodes} | {"a $title$ & more"} <= set(texts(figure))
         ids = {element.get("id") for element in svg(figure).iter()}
         assert {edge.name for edge in edges} <= ids
-
-    def test_plain_records_draw_the_same(self):
-        nodes, edges = random_circuit(2, 2, 5)
-        records = [asdict(node) for node in nodes], [asdict(edge) for edge in edges]
-        assert figure_bytes(draw_parts(*records), "svg") == figure_bytes(draw_circuit(nodes, edges), "svg")
 
     def test_input_is_at_the_bottom_and_layers_follow(self):
         nodes, edges = random_circuit(3, 4, 30)

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from circuitlab import late
 from circuitlab.arguments import checked
 from circuitlab.attribution.prompts import Prompt, text_of, tokens_of
+from circuitlab.drawing import cell, draw, page
 from circuitlab.errors import ConfigError, UnknownNameError
 from circuitlab.files import write_bytes
 from circuitlab.models.modes import in_ordinary_modes
@@ -90,14 +90,11 @@ class AttentionPatterns(Summary):
 
     def plot(self) -> Any:
         """The patterns side by side as a matplotlib `Figure`, tokens on both axes."""
-        return late.call(
-            "circuitlab.viz", "attention_figure", self.tokens, self.heads, self.patterns, title=self.title,
-            notes=self.notes,
-        )  # fmt: skip
+        return draw(self)
 
     def to_html(self) -> str:
         """A self-contained interactive page: select a head, hover over a token to see its weights as query and key."""
-        return late.call("circuitlab.report.attention_view", "attention_page", self.to_record())
+        return page(self)
 
     def save(self, path: str | Path) -> Path:
         """Write the page of `to_html` to an `.html` file; whole, or not at all.
@@ -113,7 +110,7 @@ class AttentionPatterns(Summary):
 
     def _repr_html_(self) -> str:
         """In a notebook cell: the picture, which needs no script."""
-        return late.call("circuitlab.report.attention_view", "attention_picture", self.to_record())
+        return cell(self)
 
     @property
     def _causal(self) -> bool:

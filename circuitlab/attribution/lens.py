@@ -24,12 +24,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitlab import late, stats
+from circuitlab import stats
 from circuitlab.arguments import checked
 from circuitlab.attribution.quantity import QUANTITIES, check_quantity, weighted_words
 from circuitlab.attribution.runs import batches, check_run
 from circuitlab.data.batch import PairBatch
 from circuitlab.data.pairs import PairSet
+from circuitlab.drawing import draw
 from circuitlab.errors import UnknownNameError
 from circuitlab.metrics import Metric, MetricLike, metric_for
 from circuitlab.models.modes import in_ordinary_modes
@@ -115,12 +116,7 @@ class LogitLens(Summary):
 
     def plot(self) -> Any:
         """The metric along the stream as a matplotlib `Figure`, with its interval; thin lines are single prompts."""
-        kind = "Logit lens" if self.norm == "own" else "Stream so far, final norm's scale frozen"
-        unit = f" [{self.unit}]" if self.unit else ""
-        return late.call(
-            "circuitlab.viz", "stream_figure", self.labels, self.per_example, self.interval.low, self.interval.high,
-            title=f"{kind}, {self.run} prompts", quantity=self.metric.replace("_", " ") + unit,
-        )  # fmt: skip
+        return draw(self)
 
     def _summary(self) -> str:
         return f"of {self.metric}: {plural(len(self.points), 'point')}, {plural(self.per_example.shape[-1], 'prompt')}"

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
-from circuitlab import late
 from circuitlab.arguments import checked
 from circuitlab.attribution.lens import Point, points_of, streams_of
 from circuitlab.attribution.prompts import Prompt, tokens_of
+from circuitlab.drawing import draw
 from circuitlab.errors import ConfigError
 from circuitlab.models.modes import in_ordinary_modes
 from circuitlab.models.protocol import Model
@@ -67,9 +67,7 @@ class LensTokens(Summary):
 
     def plot(self) -> Any:
         """A matplotlib `Figure`: points by tokens, in each cell the likeliest next token, darker where likelier."""
-        first = [[words[0] for words in row] for row in self.words]
-        labels = [point.label for point in self.points]
-        return late.call("circuitlab.viz", "lens_figure", self.tokens, labels, first, self.probabilities[:, :, 0])
+        return draw(self)
 
     def _summary(self) -> str:
         return f"of {plural(len(self.points), 'point')} x {plural(len(self.tokens), 'token')}"

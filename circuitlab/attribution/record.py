@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float
 
-from circuitlab import late, stats
+from circuitlab import stats
 from circuitlab.arguments import checked
+from circuitlab.drawing import draw
 from circuitlab.errors import ConfigError
 from circuitlab.summary import Summary, largest, plural, short
 
@@ -135,11 +136,7 @@ class Attribution(Summary):
 
     def plot(self) -> Any:
         """A matplotlib `Figure`: heads as a heatmap, layers as bars, neurons as the bars of the 24 largest rows."""
-        if self.by == "head":
-            return late.call("circuitlab.viz", "head_heatmap", self.heads, self._title, self._quantity)
-        rows = range(len(self.components))
-        shown = list(rows) if self.by == "layer" else sorted(sorted(rows, key=lambda i: -abs(self.values[i]))[:24])
-        return self._bars(shown)
+        return draw(self)
 
     def plot_components(self, names: Sequence[str]) -> Any:
         """Bars of some components, in this order.
@@ -149,22 +146,7 @@ class Attribution(Summary):
         """
         for name in names:
             self.value(name)
-        return self._bars([self.names.index(name) for name in names])
-
-    def _bars(self, shown: Sequence[int]) -> Any:
-        interval = self.interval
-        return late.call(
-            "circuitlab.viz", "bars", [self.names[i] for i in shown], self.values[shown], interval.low[shown],
-            interval.high[shown], title=self._title, quantity=self._quantity,
-        )  # fmt: skip
-
-    @property
-    def _title(self) -> str:
-        return f"Direct logit attribution by {self.by}, {self.run} prompts"
-
-    @property
-    def _quantity(self) -> str:
-        return f"adds to {self.metric.replace('_', ' ')} [logits]"
+        return draw(self, names=names)
 
     def _rows(self, kind: str) -> list[tuple[Component, float]]:
         rows = [(c, float(v)) for c, v in zip(self.components, self.values, strict=True) if c.kind == kind]

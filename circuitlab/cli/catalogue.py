@@ -7,7 +7,7 @@ from random import Random
 
 from circuitlab.cli import display
 from circuitlab.data.fingerprint import task_fingerprint
-from circuitlab.data.registry import BUNDLED, load_task
+from circuitlab.data.registry import load_task, task_names
 from circuitlab.data.sampling import draw
 from circuitlab.data.task import Task
 
@@ -17,8 +17,8 @@ HUB_EXAMPLES = ("gpt2", "solu-1l", "gelu-2l", "attn-only-1l", "tiny-stories-1M",
 
 
 def list_tasks(*, json: bool) -> None:
-    """All bundled tasks, one a row."""
-    found = [load_task(name) for name in BUNDLED]
+    """All tasks, bundled and of other packages, one a row."""
+    found = [load_task(name) for name in task_names()]
     if json:
         display.print_json({"tasks": [_record(task) for task in found]})
         return

@@ -163,10 +163,10 @@ def completing(names: Mapping[str, str]) -> Callable[[str], list[tuple[str, str]
 
 
 def complete_task(incomplete: str) -> list[str]:
-    """Names of bundled tasks."""
-    from circuitlab.data.registry import BUNDLED
+    """Names of tasks."""
+    from circuitlab.data.registry import task_names
 
-    return [name for name in BUNDLED if name.startswith(incomplete)]
+    return [name for name in task_names() if name.startswith(incomplete)]
 
 
 def listed(names: Iterable[str]) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from circuitlab.arguments import checked
 from circuitlab.data.fingerprint import task_fingerprint
-from circuitlab.data.registry import BUNDLED, load_task
+from circuitlab.data.registry import is_bundled, load_task
 from circuitlab.data.run_files import file_inside
 from circuitlab.data.task import Task
 from circuitlab.errors import FileError, FormatError, MissingFileError, RunError
@@ -160,7 +160,7 @@ def _library(release: str) -> str:
 
 def _task(name: str, label: str, release: str, fingerprint: str, summary: str) -> str:
     """A task's entry; the author of a task that is not ours is for its author to add."""
-    ours = {"author": "{" + LIBRARY_AUTHOR + "}", "year": str(LIBRARY_YEAR)} if name in BUNDLED else {}
+    ours = {"author": "{" + LIBRARY_AUTHOR + "}", "year": str(LIBRARY_YEAR)} if is_bundled(name) else {}
     fields = {
         "title": "{" + _plain(f"{label}: a circuitlab task") + "}",
         "version": release,

@@ -1,6 +1,8 @@
-"""Find a task by name, by file, or take it as it is."""
+"""Find a task by name, by file, or take it as it is.
 
-import importlib
+Names are entry points of the group `circuitlab.tasks`: the bundled tasks' and those that other packages add.
+"""
+
 import sys
 import warnings
 from collections.abc import Mapping
@@ -8,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
+from circuitlab import plugins
 from circuitlab.arguments import checked
 from circuitlab.data.sampling import global_randomness_kept
 from circuitlab.data.task import Task
@@ -16,12 +19,18 @@ from circuitlab.settings import SETTINGS
 
 LARGEST_FILE = 10_000_000
 
-# The bundled tasks: name -> module of circuitlab.tasks. Listed, so that an unknown name costs no import.
-BUNDLED = {
-    "gendered-pronouns": "gendered_pronouns",
-    "html-tag-closing": "html_tag_closing",
-    "name-throw": "name_throw",
-}
+GROUP = "circuitlab.tasks"
+
+
+def task_names() -> list[str]:
+    """Names of all tasks, the bundled ones first; none of them is imported."""
+    return list(plugins.installed(GROUP))
+
+
+def is_bundled(name: str) -> bool:
+    """Whether a task of this name is part of this package."""
+    entries = plugins.installed(GROUP)
+    return name in entries and plugins.is_ours(entries[name])
 
 
 @checked
@@ -29,8 +38,8 @@ def load_task(task: str | Path | Task, *, task_options: Mapping[str, str] | None
     """Load a task.
 
     Args:
-        task: A name (`"gendered-pronouns"`, or with an option value `"gendered-pronouns:gender"`), the path of a Python
-            file that holds `TASK = Task(...)`, or a `Task`.
+        task: A name that `circuitlab tasks` lists (`"gendered-pronouns"`, or with an option value
+            `"gendered-pronouns:gender"`), the path of a Python file that holds `TASK = Task(...)`, or a `Task`.
         task_options: Option values by name, such as `{"contrast": "gender"}`.
         options: Former spelling of `task_options`, such as `contrast="gender"`.
 
@@ -40,7 +49,8 @@ def load_task(task: str | Path | Task, *, task_options: Mapping[str, str] | None
     Raises:
         UnknownNameError: No such task, option or value; the message lists what there is.
         ConfigError: An option is given twice, or one that is named like a setting of `discover` in the former spelling.
-        TaskFileError: The file does not exist, does not import, ends the program, or holds no task.
+        TaskFileError: The file does not exist, does not import, ends the program, or holds no task; or another package
+            lists something else than a `Task` under this name.
 
     Example:
         >>> from circuitlab import load_task
@@ -54,9 +64,12 @@ def load_task(task: str | Path | Task, *, task_options: Mapping[str, str] | None
     if text.endswith(".py") or "/" in text:
         return _from_file(Path(text)).with_options(**options)
     name, _, values = text.partition(":")
-    if name not in BUNDLED:
-        raise UnknownNameError.of("task", name, BUNDLED, "A task of your own is given as the path of its .py file.")
-    found: Task = importlib.import_module(f"circuitlab.tasks.{BUNDLED[name]}").TASK
+    entries = plugins.installed(GROUP)
+    if name not in entries:
+        raise UnknownNameError.of("task", name, entries, "A task of your own is given as the path of its .py file.")
+    found = plugins.load(entries[name])
+    if not isinstance(found, Task):
+        raise TaskFileError(f"task {name!r}, {entries[name].value}, is {shown(found)}; it must be a Task.")
     return found.with_options(**_by_value(found, [v for v in values.split(",") if v]) | options)
 
 
@@ -139,7 +152,7 @@ def _source(path: Path) -> bytes:
         raise TaskFileError(f"task file {str(path)!r} is a folder. Give the path of the .py file in it.")
     if not path.is_file():
         raise TaskFileError(
-            f"task file {str(path)!r} does not exist. Give a bundled name ({', '.join(BUNDLED)}) or a file."
+            f"task file {str(path)!r} does not exist. Give a name ({', '.join(task_names())}) or a file."
         )
     if path.suffix != ".py":
         raise TaskFileError(f"task file {str(path)!r} does not end in .py, so it is not run. Give a Python file.")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from circuitlab.data.registry import BUNDLED, load_task
+from circuitlab.data.registry import load_task, task_names
 from circuitlab.data.task import Task
 from circuitlab.errors import RunError, UnknownNameError
 
@@ -103,13 +103,13 @@ def task_file_of(folder: Path, manifest: Mapping[str, Any]) -> TaskFile | None:
         UnknownNameError: The task is a name that does not exist.
     """
     task, listed = manifest["config"]["task"], manifest.get("files")
-    if isinstance(task, str) and task in BUNDLED:
+    if isinstance(task, str) and task in task_names():
         return None
     path = file_inside(folder, TASK_FILE)
     expected = listed.get(TASK_FILE) if isinstance(listed, Mapping) else None
     if path is None or expected is None:
         if isinstance(task, str) and "/" not in task and not task.endswith(".py") and path is None:
-            raise UnknownNameError.of("task", task, BUNDLED, f"The run folder keeps no {TASK_FILE} either.")
+            raise UnknownNameError.of("task", task, task_names(), f"The run folder keeps no {TASK_FILE} either.")
         lacks = "is not in the folder" if path is None else "is not listed in the manifest"
         raise RunError(
             f"run {str(folder)!r} is of a task file, {task!r}, but its copy {TASK_FILE} {lacks}. Task files are taken "

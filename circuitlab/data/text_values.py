@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float
 
-from circuitlab import late
-from circuitlab.errors import ConfigError
+from circuitlab import drawing
+from circuitlab.errors import ConfigError, OutputExistsError
+from circuitlab.files import write_bytes
 from circuitlab.summary import Summary, plural, short
 
 if TYPE_CHECKING:
@@ -96,6 +97,14 @@ class TextValues(Summary):
             yield short(name), "no values" if best is None else f"{row[best]:.4g} at {self.tokens[best]!r}"
 
 
+@dataclass(frozen=True, slots=True)
+class TextPage:
+    """Several texts on one page, whose series are chosen from one list."""
+
+    texts: Sequence[TextValues]
+    title: str = ""
+
+
 def text_page(texts: Sequence[TextValues], *, title: str = "") -> str:
     """One page for several texts, whose series are chosen from one list.
 
@@ -109,19 +118,25 @@ def text_page(texts: Sequence[TextValues], *, title: str = "") -> str:
     Raises:
         ConfigError: There is no text.
     """
-    return str(late.call("circuitlab.report.text_view", "page", texts, title=title))
+    return drawing.page(TextPage(texts, title))
 
 
 def text_frame(texts: Sequence[TextValues], *, title: str = "") -> str:
     """`text_page` in a frame, for a notebook cell."""
-    return str(late.call("circuitlab.report.text_view", "frame", texts, title=title))
+    return drawing.cell(TextPage(texts, title))
 
 
 def save_text_page(texts: Sequence[TextValues], path: str | Path, *, title: str = "", force: bool = False) -> Path:
     """Write `text_page` to a file, under a temporary name first.
 
     Raises:
-        ConfigError: There is no text.
+        ConfigError: There is no text, or units or kinds differ.
         OutputExistsError: The file exists, and `force` is not given.
     """
-    return late.call("circuitlab.report.text_view", "save", texts, path, title=title, force=force)
+    target = Path(path).expanduser()
+    if target.is_dir() or (target.exists() and not force):
+        raise OutputExistsError(
+            f"page {str(path)!r} exists. Name another file, or replace it with force=True (--force)."
+        )
+    write_bytes(target, text_page(texts, title=title).encode("utf-8"), "page")
+    return target

@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from circuitlab import late
 from circuitlab.arguments import checked
 from circuitlab.data.batch import PairBatch
 from circuitlab.data.pairs import PairSet
@@ -33,15 +32,14 @@ from circuitlab.discovery.resampling import by_example, resampled
 from circuitlab.discovery.scores import EdgeScores
 from circuitlab.discovery.scoring import find_method, score_edges, scored_under
 from circuitlab.discovery.selection import select
+from circuitlab.drawing import draw
 from circuitlab.errors import ConfigError, UnknownNameError
 from circuitlab.graphs.circuit import Circuit
-from circuitlab.graphs.drawn import drawn_nodes
 from circuitlab.graphs.ranking import edge_places
 from circuitlab.graphs.selection import SelectionRule
 from circuitlab.metrics import Metric, MetricLike, metric_for
 from circuitlab.models.modes import in_ordinary_modes
 from circuitlab.models.protocol import Model
-from circuitlab.parts import Edge
 from circuitlab.patching.runs.replacement import Replacement, needs_reference, resolve_replacement
 from circuitlab.progress import Progress, callback, reports_progress
 from circuitlab.summary import Summary, largest, plural
@@ -50,8 +48,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 OVER = ("bootstrap", "seeds")
-# An edge outside the circuit is drawn if it was chosen in so many repetitions.
-DRAWN_OUTSIDE = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
@@ -166,15 +162,7 @@ class Stability(Summary):
 
         Edges that the circuit has not and at least half of the repetitions kept are there too, in grey.
         """
-        frequency, mask = self.frequency, self.circuit.mask
-        shown = self.circuit.with_mask(mask | (frequency >= DRAWN_OUTSIDE))
-        at = {edge.name: self.circuit.layout.edge_index(edge) for edge, _ in shown.edges()}
-        records = [_drawn(edge, score) for edge, score in shown.edges()]
-        return late.call(
-            "circuitlab.viz", "draw_stability", drawn_nodes(shown.nodes, self.circuit.node_effects), records,
-            frequency={name: float(frequency[place]) for name, place in at.items()},
-            outside=[name for name, place in at.items() if not mask[place]], title=title, repeated=self.repeated,
-        )  # fmt: skip
+        return draw(self, title=title)
 
     def _summary(self) -> str:
         return f"over {plural(len(self.chosen), self.repeated[:-1])}: mean Jaccard index {self.jaccard:.3f}"
@@ -191,11 +179,6 @@ class Stability(Summary):
         yield from largest(
             share.tolist(), lambda number: layout.edge_name(*places[number].tolist()), label="most frequent"
         )
-
-
-def _drawn(edge: Edge, score: float) -> dict[str, Any]:
-    slot = edge.reader.slot.value if edge.reader.slot else None
-    return {"source": edge.source.name, "target": edge.reader.node.name, "slot": slot, "score": score}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -5,7 +5,7 @@ What is public is loaded when it is first asked for, so that importing this pack
 
 from typing import TYPE_CHECKING
 
-from circuitlab import late
+from circuitlab.lazy import lazy_names
 
 _HOMES = {
     "ActiveFeature": "circuitlab.features.activations",
@@ -39,4 +39,4 @@ if TYPE_CHECKING:
     from circuitlab.features.splicing import Quality, Splice, attached, quality, splice
     from circuitlab.features.sweep import sweep_features
 
-__getattr__, __dir__ = late.names(__name__, _HOMES)
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from circuitlab import late
 from circuitlab.arguments import checked
+from circuitlab.drawing import draw
 from circuitlab.errors import ConfigError
 from circuitlab.features.autoencoder import Autoencoder
 from circuitlab.features.descriptions import Descriptions
@@ -143,20 +143,7 @@ class FeatureActivations(Summary):
         Raises:
             ConfigError: There is no such prompt, or no feature is active in it.
         """
-        chosen = [each.feature for each in self.strongest(k, prompt, first)]
-        if not chosen:
-            raise ConfigError(f"no feature is active in prompt {prompt}; there is nothing to draw.")
-        peak = {feature: int(self.of(feature, prompt)[first:].argmax()) for feature in chosen}
-        order = sorted(chosen, key=lambda feature: (peak[feature], feature))
-        words = names or {}
-        return late.call(
-            "circuitlab.viz.features",
-            "feature_map",
-            np.stack([self.of(feature, prompt)[first:] for feature in order]),
-            [f"{feature} {words[feature]}" if feature in words else str(feature) for feature in order],
-            self.tokens[prompt][first:],
-            first,
-        )
+        return draw(self, k=k, prompt=prompt, first=first, names=names)
 
     def _prompt(self, prompt: int) -> int:
         if not 0 <= prompt < len(self.tokens):

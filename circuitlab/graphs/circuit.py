@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Bool
 
-from circuitlab import late
 from circuitlab.arguments import checked
+from circuitlab.drawing import draw
 from circuitlab.errors import FormatError
 from circuitlab.graphs.circuit_data import CircuitData
 from circuitlab.graphs.prune import prune
@@ -115,9 +115,7 @@ class Circuit(CircuitData):
         Returns:
             The figure.
         """
-        from circuitlab.graphs.drawn import drawn_parts
-
-        return late.call("circuitlab.viz", "draw_parts", *drawn_parts(self), title=title)
+        return draw(self, title=title)
 
     def _summary(self) -> str:
         total, nodes = self.layout.n_edges, plural(len(self.nodes), "node")

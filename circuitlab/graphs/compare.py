@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float
 
-from circuitlab import late
 from circuitlab.arguments import checked
+from circuitlab.drawing import draw
 from circuitlab.errors import GraphError
 from circuitlab.graphs.circuit import Circuit
-from circuitlab.graphs.drawn import drawn_nodes
 from circuitlab.graphs.files.mib_json import UNKNOWN
 from circuitlab.graphs.prune import real_edges
 from circuitlab.graphs.ranking import edge_places
@@ -93,12 +92,7 @@ class Comparison(Summary):
 
     def plot(self, title: str = "") -> Any:
         """Both circuits in one drawing as a matplotlib `Figure`: edges of both dark, of one alone in its colour."""
-        owners = {"both": self.shared, "first": self.only_first, "second": self.only_second}
-        edges = [(edge.name, owner) for owner, group in owners.items() for edge in group]
-        nodes = dict.fromkeys((*self.first.nodes, *self.second.nodes))
-        return late.call(
-            "circuitlab.viz", "draw_comparison", drawn_nodes(nodes, {}), edges, names=self.names, title=title
-        )
+        return draw(self, title=title)
 
     def _summary(self) -> str:
         first, second = (short(name, 20)[1:-1] for name in self.names)

@@ -10,7 +10,7 @@ Example:
 
 from typing import TYPE_CHECKING
 
-from circuitlab import late
+from circuitlab.lazy import lazy_names
 
 # Public name -> the module it lives in; no module may be called like a name. The imports below tell type checkers the
 # same; a test compares the two.
@@ -43,4 +43,4 @@ if TYPE_CHECKING:
     from circuitlab.neurons.simplification import simplify
     from circuitlab.neurons.weights import top_neurons, top_tokens
 
-__getattr__, __dir__ = late.names(__name__, _HOMES)
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

@@ -23,9 +23,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from circuitlab import late
 from circuitlab.arguments import checked
 from circuitlab.data.texts import answer_ids, as_texts, encode_text, filled
+from circuitlab.drawing import draw
 from circuitlab.errors import ConfigError
 from circuitlab.models.modes import in_ordinary_modes
 from circuitlab.models.protocol import Model
@@ -122,14 +122,7 @@ class Importance(Summary):
 
     def plot(self, k: int = 10) -> Any:
         """A heatmap as a matplotlib `Figure`: the first k neurons by prompt, and their average."""
-        chosen = self.top(k)
-        return late.call(
-            "circuitlab.viz.importance",
-            "importance_heatmap",
-            np.column_stack([self.shares[chosen], self.average[chosen]]),
-            [f"{self.layers[i]}.{self.neurons[i]}" for i in chosen],
-            [*self.answers, AVERAGE],
-        )
+        return draw(self, k=k)
 
     def _summary(self) -> str:
         count, prompts = plural(len(self.neurons), "neuron"), plural(len(self.prompts), "prompt")

@@ -24,8 +24,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from circuitlab import late
 from circuitlab.arguments import checked
+from circuitlab.drawing import draw
 from circuitlab.errors import ConfigError
 from circuitlab.models.modes import in_ordinary_modes
 from circuitlab.models.protocol import BlockArguments, Model
@@ -120,7 +120,7 @@ class Outliers(Summary):
 
     def plot(self, n_top: int = 10) -> Any:
         """Ablation loss against outlier score as a matplotlib `Figure`, the top positions marked."""
-        return late.call("circuitlab.viz", "outlier_figure", self.to_frame(), n_top)
+        return draw(self, n_top=n_top)
 
     def to_record(self, n_top: int = 10) -> dict[str, Any]:
         """The top positions and every prompt's loss, for JSON."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float
 
-from circuitlab import late
+from circuitlab.drawing import draw
 from circuitlab.neurons.asked import Tokens
 from circuitlab.summary import Summary, plural, short
 
@@ -126,8 +126,7 @@ class OptimisedPrompts(Summary):
 
     def plot(self) -> Any:
         """The best prompt so far of each search against the step, with the random ones, as a matplotlib `Figure`."""
-        baseline = float(self.baseline.best[0])
-        return late.call("circuitlab.viz", "prompt_search_figure", self.trace, baseline, self.direction)
+        return draw(self)
 
     def to_record(self) -> dict[str, Any]:
         """For JSON: what was asked, the prompts, and the baseline."""

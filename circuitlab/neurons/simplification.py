@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from circuitlab import late
 from circuitlab.arguments import checked
+from circuitlab.drawing import draw
 from circuitlab.errors import ConfigError
 from circuitlab.models.modes import in_ordinary_modes
 from circuitlab.models.protocol import Model
@@ -98,7 +98,7 @@ class Simplification(Summary):
 
     def plot(self) -> Any:
         """Every step's text with the activation beside it, as a matplotlib `Figure`."""
-        return late.call("circuitlab.viz", "simplification_figure", self.to_frame())
+        return draw(self)
 
     def to_record(self) -> dict[str, Any]:
         """The same for JSON, with what was asked."""

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from circuitlab import late, stats
+from circuitlab import stats
+from circuitlab.drawing import draw
 from circuitlab.errors import UnknownNameError
 from circuitlab.summary import Summary, largest, plural
 
@@ -133,9 +134,7 @@ class Grid(Summary):
 
     def plot(self) -> Any:
         """A heatmap as a matplotlib `Figure`: colours centred on "the patch does nothing"."""
-        raw = {} if self.normalised else {"quantity": f"{self.metric} [{self.unit}]" if self.unit else self.metric}
-        drawn = late.call("circuitlab.viz", "grid_from_frame", self.to_frame().assign(direction=self.direction), **raw)
-        return late.call("circuitlab.viz", "heatmap", drawn)
+        return draw(self)
 
     def _column(self, place: int) -> int | str:
         if self.column_kind == "span":

@@ -10,13 +10,15 @@ import base64
 import hashlib
 import json
 from functools import cache
-from importlib import resources
+from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from circuitlab.report.format import counted
+
+_TEMPLATES = Path(__file__).parent / "templates"
 
 
 def render(template: str, **values: Any) -> Markup:
@@ -39,7 +41,7 @@ def render(template: str, **values: Any) -> Markup:
 @cache
 def asset(name: str) -> Markup:
     """A style sheet or script of `templates/`, not escaped."""
-    return Markup((resources.files("circuitlab.report") / "templates" / name).read_text(encoding="utf-8"))
+    return Markup((_TEMPLATES / name).read_text(encoding="utf-8"))
 
 
 def json_text(value: Any) -> Markup:
@@ -61,7 +63,7 @@ def json_text(value: Any) -> Markup:
 @cache
 def _environment() -> Environment:
     made = Environment(
-        loader=PackageLoader("circuitlab.report"),
+        loader=FileSystemLoader(_TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -10,15 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from markupsafe import Markup
 
 from circuitlab.data.text_values import TextValues
-from circuitlab.errors import ConfigError, OutputExistsError
-from circuitlab.files import write_bytes
+from circuitlab.errors import ConfigError
 from circuitlab.report.format import MINUS
 from circuitlab.report.render import render
 from circuitlab.viz.style import diverging, luminance
@@ -89,26 +87,6 @@ def frame(texts: Sequence[TextValues], *, title: str = "") -> Markup:
         title=title or texts[0].title,
         height=min(max(height, _FRAME_HEIGHT[0]), _FRAME_HEIGHT[1]),
     )
-
-
-def save(texts: Sequence[TextValues], path: str | Path, *, title: str = "", force: bool = False) -> Path:
-    """Write the page to a file, under a temporary name first.
-
-    Returns:
-        The path of the file.
-
-    Raises:
-        ConfigError: There is no text, or units or kinds differ.
-        OutputExistsError: The file exists, and `force` is not given.
-    """
-    target = Path(path).expanduser()
-    if target.is_dir() or (target.exists() and not force):
-        raise OutputExistsError(
-            f"page {str(path)!r} exists. Name another file, or replace it with force=True (--force)."
-        )
-    written = page(texts, title=title).encode("utf-8")
-    write_bytes(target, written, "page")
-    return target
 
 
 def level(value: float, reach: float) -> str:

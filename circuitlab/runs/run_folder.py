@@ -16,10 +16,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from circuitlab import late
 from circuitlab.data.citation import cite_run
 from circuitlab.discovery.scoring import find_method
 from circuitlab.discovery.stability import Stability
+from circuitlab.drawing import report
 from circuitlab.errors import OutputExistsError
 from circuitlab.files import path_from_here
 from circuitlab.outputs import LOCK, Reserved, Rules, reserved
@@ -64,7 +64,7 @@ def write_run(run: RunRecord, place: Reserved, folder: Path) -> Path:
     manifest["bibtex"] = cite_run(manifest, str(folder))
     _write_json(new / MANIFEST, manifest)
     # The page tells no times, so that the same seed gives the same page.
-    late.call("circuitlab.report", "write_report", new, name=path_from_here(folder))
+    report(run, new, name=path_from_here(folder))
     manifest["files"] = _digests(new)
     _write_json(new / MANIFEST, manifest)
     place.put_in_place()
@@ -230,19 +230,16 @@ def _write_data(run: RunRecord, folder: Path) -> None:
 
 
 def _write_pictures(run: RunRecord, folder: Path) -> None:
-    def save(figure: Any, path: Path) -> None:
-        late.call("circuitlab.viz", "save_figure", figure, path)
-
     for site, grid in run.grids.items():
-        save(grid.plot(), folder / "sweeps" / f"{site}.png")
+        grid.plot().save(folder / "sweeps" / f"{site}.png")
     drawing = run.circuit.plot(title=f"{run.task.label} in {Path(run.model_id).name}")
     for name in ("circuit.png", "circuit.svg"):
-        save(drawing, folder / name)
+        drawing.save(folder / name)
     if run.attention:
-        save(run.attention.plot(), folder / "attention.png")
+        run.attention.plot().save(folder / "attention.png")
     for name, found in _repeated(run):
         title = f"{run.task.label} in {Path(run.model_id).name}: {len(found.chosen)} {found.repeated}"
-        save(found.plot(title=title), folder / f"{name}.png")
+        found.plot(title=title).save(folder / f"{name}.png")
 
 
 def _repeated(run: RunRecord) -> list[tuple[str, Stability]]:

@@ -1,12 +1,15 @@
 """Figures out of results, never out of models: whatever is drawn can be drawn again from a run folder.
 
+`plot(result)` draws any result.
+
 Heatmaps of sweeps, drawings of circuits, faithfulness curves, attributions, attention patterns. Only this package
 imports matplotlib.
 """
 
+from circuitlab.drawing import draw as plot
 from circuitlab.viz.attention import attention_figure
 from circuitlab.viz.bars import bars, head_heatmap
-from circuitlab.viz.circuit import draw_circuit, draw_comparison, draw_parts, draw_stability
+from circuitlab.viz.circuit import draw_circuit
 from circuitlab.viz.curves import FaithfulnessCurve, faithfulness_figure
 from circuitlab.viz.drawn import DrawnEdge, DrawnNode
 from circuitlab.viz.grid import SITES, LabelledGrid, grid_from_frame, read_sweep
@@ -28,9 +31,6 @@ __all__ = [
     "attention_figure",
     "bars",
     "draw_circuit",
-    "draw_comparison",
-    "draw_parts",
-    "draw_stability",
     "faithfulness_figure",
     "figure_bytes",
     "grid_from_frame",
@@ -38,6 +38,7 @@ __all__ = [
     "heatmap",
     "lens_figure",
     "outlier_figure",
+    "plot",
     "prompt_search_figure",
     "read_sweep",
     "save_figure",

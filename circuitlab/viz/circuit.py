@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -19,7 +18,7 @@ from circuitlab.parts import Kind
 from circuitlab.viz.drawn import DrawnEdge, DrawnNode
 from circuitlab.viz.layered import Layered, lay_out, path_of
 from circuitlab.viz.legend import draw_legend
-from circuitlab.viz.looks import Look, Looks, by_frequency, by_owner
+from circuitlab.viz.looks import Look, Looks
 from circuitlab.viz.save import fit, new_figure, place
 from circuitlab.viz.style import BAND, INK, MUTED, PAPER, Colour, diverging, mixed, sign_colour, style, text_on
 from circuitlab.viz.text import drawable
@@ -96,11 +95,6 @@ def draw_circuit(
     return figure
 
 
-def draw_parts(nodes: Sequence[Mapping[str, Any]], edges: Sequence[Mapping[str, Any]], *, title: str = "") -> Figure:
-    """Draw a circuit that is given as plain records, with the fields of `DrawnNode` and `DrawnEdge`."""
-    return draw_circuit([DrawnNode(**node) for node in nodes], [DrawnEdge(**edge) for edge in edges], title=title)
-
-
 def _check(nodes: Sequence[DrawnNode], edges: Sequence[DrawnEdge]) -> None:
     rank = {node.name: _row_key(node) for node in nodes}
     if not nodes:
@@ -170,50 +164,6 @@ def _draw_bands(axes: Axes, scene: _Scene) -> None:
             size = (scene.layout.width + 0.75, high - low)
             axes.add_patch(Rectangle((-0.65, low), *size, facecolor=BAND, linewidth=0, zorder=0, clip_on=False))
         axes.text(-0.58, (low + high) / 2, f"layer {layer}", fontsize=7, color=MUTED, va="center", ha="left")
-
-
-def draw_comparison(
-    nodes: Sequence[Mapping[str, Any]], edges: Sequence[tuple[str, str]], *, names: tuple[str, str], title: str = ""
-) -> Figure:
-    """Draw two circuits in one.
-
-    Args:
-        nodes: The nodes of both, with the fields of `DrawnNode`.
-        edges: Name and owner ("both", "first" or "second") of every edge of either.
-        names: What the two are called.
-        title: Over the figure.
-
-    Returns:
-        The figure.
-    """
-    drawn = [DrawnEdge.of(name, math.nan) for name, _ in edges]
-    return draw_circuit([DrawnNode(**node) for node in nodes], drawn, title=title, looks=by_owner(dict(edges), names))
-
-
-def draw_stability(
-    nodes: Sequence[Mapping[str, Any]],
-    edges: Sequence[Mapping[str, Any]],
-    *,
-    frequency: Mapping[str, float],
-    outside: Sequence[str],
-    title: str = "",
-    repeated: str = "resamples",
-) -> Figure:
-    """Draw a circuit with how often each edge was chosen.
-
-    Args:
-        nodes: With the fields of `DrawnNode`.
-        edges: With the fields of `DrawnEdge`.
-        frequency: Name of each edge -> share of repetitions that chose it.
-        outside: Names of edges that the circuit itself does not keep.
-        title: Over the figure.
-        repeated: What the repetitions are.
-
-    Returns:
-        The figure.
-    """
-    looks = by_frequency(frequency, frozenset(outside), repeated)
-    return draw_circuit([DrawnNode(**n) for n in nodes], [DrawnEdge(**e) for e in edges], title=title, looks=looks)
 
 
 def _draw_edges(axes: Axes, scene: _Scene, looks: Looks | None) -> None:

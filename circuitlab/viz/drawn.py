@@ -55,7 +55,7 @@ class DrawnEdge:
     score: float = math.nan
 
     @classmethod
-    def of(cls, name: str, score: float) -> DrawnEdge:
+    def of(cls, name: str, score: float = math.nan) -> DrawnEdge:
         """The edge of this name, `m0->a3.h2<q>`.
 
         Raises:

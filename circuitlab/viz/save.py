@@ -28,6 +28,10 @@ _METADATA = {
 class InlineFigure(Figure):
     """A figure that a notebook shows where it is the last value of a cell, with or without `%matplotlib inline`."""
 
+    def save(self, path: str | Path) -> Path:
+        """Write the figure as `.png` or `.svg`; see `save_figure`."""
+        return save_figure(self, path)
+
     def _repr_png_(self) -> bytes:
         return figure_bytes(self, "png")
 
