@@ -9,6 +9,7 @@ import torch
 from architectures import TOLERANCE, load, pairs
 
 from circuitlab.models.changes import change_of_heads, change_of_neurons, head_differences
+from circuitlab.models.grouped_heads import once_per_kv_head, once_per_query_head, query_heads
 from circuitlab.models.steps import (
     after_heads,
     attend,
@@ -18,9 +19,6 @@ from circuitlab.models.steps import (
     head_inputs,
     mlp_input,
     mlp_stream,
-    once_per_kv_head,
-    once_per_query_head,
-    query_heads,
 )
 from circuitlab.parts import Slot
 

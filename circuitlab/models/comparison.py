@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from circuitlab.models.anatomy import linear, mlp_down, mlp_gate, mlp_up, norm_inside, projection
+from circuitlab.models.grouped_heads import once_per_kv_head, query_heads
 from circuitlab.models.recording import BlockArguments, Recording
-from circuitlab.models.steps import add_mlp, attend, half_block, head_inputs, mlp_input, once_per_kv_head, query_heads
+from circuitlab.models.steps import add_mlp, attend, half_block, head_inputs, mlp_input
 from circuitlab.models.traced import Window, slopes, trace
 from circuitlab.parts import Slot, Stage
 

@@ -11,17 +11,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from circuitlab.models.grouped_heads import once_per_kv_head, once_per_query_head
 from circuitlab.models.protocol import BlockArguments, Model, Recording
 from circuitlab.models.rows import Rows
-from circuitlab.models.steps import (
-    SLOTS,
-    HeadInputs,
-    attend,
-    mlp_reads_heads,
-    once_per_kv_head,
-    once_per_query_head,
-    weigh_values,
-)
+from circuitlab.models.steps import SLOTS, HeadInputs, attend, mlp_reads_heads, weigh_values
 from circuitlab.parts import Slot
 
 

@@ -20,6 +20,7 @@ from einops import einsum
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from circuitlab.models.grouped_heads import once_per_query_head
 from circuitlab.models.protocol import BlockArguments, Model, Recording
 from circuitlab.parts import ModelSpec, Slot
 
@@ -166,23 +167,6 @@ def weigh_values(
     """Every head's z under a given attention pattern."""
     names = "batch head query key, batch key head d_head -> batch query head d_head"
     return einsum(pattern.to(values.dtype), values, names)
-
-
-def once_per_query_head(spec: ModelSpec, values: Float[Tensor, "*row _ d_head"]) -> Float[Tensor, "*row head d_head"]:
-    """Queries, keys or values with one copy per query head, from one per key/value head or per query head."""
-    group = spec.n_heads // values.shape[-2]
-    return values if group == 1 else values.repeat_interleave(group, -2)
-
-
-def once_per_kv_head(spec: ModelSpec, values: Float[Tensor, "*row head d_head"]) -> Float[Tensor, "*row _ d_head"]:
-    """Keys or values once per key/value head, from one copy per query head; a view."""
-    return values[..., :: spec.n_heads // spec.n_kv_heads, :]
-
-
-def query_heads(spec: ModelSpec, kv_head: int) -> list[int]:
-    """The query heads that share a key/value head."""
-    group = spec.n_heads // spec.n_kv_heads
-    return list(range(kv_head * group, (kv_head + 1) * group))
 
 
 def column_of_head(spec: ModelSpec, head: int, n_columns: int) -> int:

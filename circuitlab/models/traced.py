@@ -15,9 +15,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuitlab.data.batch import PairBatch
+from circuitlab.models.grouped_heads import once_per_query_head
 from circuitlab.models.protocol import Model
 from circuitlab.models.recording import BlockArguments
-from circuitlab.models.steps import mlp_reads, once_per_query_head
+from circuitlab.models.steps import mlp_reads
 from circuitlab.parts import Slot
 
 

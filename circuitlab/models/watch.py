@@ -19,8 +19,8 @@ from circuitlab.data.limits import check_tokens
 from circuitlab.errors import UnsupportedModelError
 from circuitlab.models.anatomy import attn_adds, mlp_adds
 from circuitlab.models.exclusive import lock_of
+from circuitlab.models.grouped_heads import once_per_query_head
 from circuitlab.models.recording import BlockArguments, Recording
-from circuitlab.models.steps import once_per_query_head
 from circuitlab.models.surgery import EnoughError, broadcast_rows, evaluating, first_tensor, forward_replaced, hooks
 from circuitlab.parts import ModelSpec
 

@@ -34,8 +34,9 @@ from circuitlab.data.batch import PairBatch
 from circuitlab.data.batching import batches_for
 from circuitlab.data.pairs import PairSet
 from circuitlab.errors import ConfigError, UnknownNameError
+from circuitlab.models.grouped_heads import once_per_kv_head, once_per_query_head
 from circuitlab.models.protocol import Model, Recording
-from circuitlab.models.steps import mlp_input, once_per_kv_head, once_per_query_head
+from circuitlab.models.steps import mlp_input
 from circuitlab.patching.runs.baseline import Baseline
 from circuitlab.patching.runs.reference import (
     BY_TOKEN,

@@ -14,8 +14,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from circuitlab.models.changes import Change, change_of_heads, change_of_neurons
+from circuitlab.models.grouped_heads import query_heads
 from circuitlab.models.protocol import Model, Recording
-from circuitlab.models.steps import attend, query_heads, weigh_values
+from circuitlab.models.steps import attend, weigh_values
 from circuitlab.parts import Slot
 from circuitlab.patching.runs.baseline import Baseline
 from circuitlab.patching.sweeps.sites import Member, Site
