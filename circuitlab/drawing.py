@@ -73,7 +73,7 @@ def _shown(view: str, value: Any, options: dict[str, Any]) -> Any:
         if (view, cls.__name__) in _views:
             return _views[view, cls.__name__](value, **options)
     known = ", ".join(sorted(name for kind, name in _views if kind == view))
-    raise WrongTypeError(f"a {type(value).__name__} has no {view}. Give one of {known}.")
+    raise WrongTypeError(f"{type(value).__name__} has no {view}. Give one of {known}.")
 
 
 @cache

@@ -30,7 +30,7 @@ def measured(value, title=""):
     return figure
 
 TASK = Task(name="other-task", version="1", summary="From another package.",
-            draw=lambda rng: Example(clean="a b", corrupt="a c", answers=(" d",)))
+            draw=lambda rng: Example(clean="a b", corrupt="a c", answer=" d", distractor=" e"))
 NO_TASK = 3
 """
 ENTRIES = """
@@ -71,7 +71,7 @@ def test_every_result_that_can_plot_has_a_picture():
 
 
 def test_a_value_without_a_picture_is_refused():
-    with pytest.raises(WrongTypeError, match=r"^a int has no figure\. Give one of Attribution, "):
+    with pytest.raises(WrongTypeError, match=r"^int has no figure\. Give one of AttentionPatterns, Attribution, "):
         viz.plot(3)
 
 
