@@ -141,6 +141,7 @@ def wheel(tmp_path_factory) -> Path:
 def test_the_wheel_holds_both_folders_and_nothing_else(wheel):
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     assert names == shipped_files()
+    assert {"circuitlab/report/templates/report.html.j2", "circuitlab/report/templates/page.css"} <= names
 
 
 def test_the_wheel_carries_licence_and_command(wheel):
