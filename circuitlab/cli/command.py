@@ -9,7 +9,6 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from circuitlab.errors import ConfigError
-from circuitlab.settings import SETTINGS
 
 LONGEST_HELP = 1000  # characters of a command's line in the list of commands
 BLANK, EMPTY = ("separator", "answer", "token"), ("separator",)  # what may be white space, and what nothing
@@ -98,33 +97,13 @@ def check_filled(order: Iterable[Any], values: Mapping[str, Any]) -> None:
                 raise ConfigError(f"{name.rstrip('.')} {value!r} is empty. Give a value, or leave it out.")
 
 
-class Options:
-    """A group of options, as one parameter of a command.
-
-    Attributes:
-        given: What was given on the command line, by name.
-    """
-
-    def __init__(self, given: Mapping[str, Any]) -> None:
-        self.given = {name: value for name, value in given.items() if value is not None}
-
-    def __getitem__(self, name: str) -> Any:
-        """What was given, or the declared default of the setting."""
-        return self.given.get(name, SETTINGS[name].default)
-
-    @classmethod
-    def parameters(cls) -> list[Parameter]:
-        """The parameters that stand in the place of the group."""
-        raise NotImplementedError
-
-
 def expanded(function: Callable[..., Any]) -> Callable[..., Any]:
     """A command with the options of its groups in the place of each."""
-    groups: dict[str, tuple[type[Options], list[str]]] = {}
+    groups: dict[str, tuple[Any, list[str]]] = {}
     found: list[Parameter] = []
     for one in signature(function).parameters.values():
-        if isinstance(one.annotation, type) and issubclass(one.annotation, Options):
-            added = one.annotation.parameters()
+        if hasattr(one.annotation, "parameters"):  # a subclass of `options.Options`
+            added: list[Parameter] = one.annotation.parameters()
             groups[one.name] = one.annotation, [parameter.name for parameter in added]
             found += added
         else:

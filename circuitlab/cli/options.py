@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 import typer
 
 from circuitlab import names
-from circuitlab.cli.command import Options, complete_task, completing
+from circuitlab.cli.command import complete_task, completing
 from circuitlab.declarations import Setting, options_of
 from circuitlab.errors import ConfigError
 from circuitlab.graphs.selection import SelectionRule
@@ -40,6 +40,7 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
 Contrast = Annotated[str | None, typer.Option("--contrast", metavar="VALUE", help="Short for --option contrast=VALUE.")]
 NoSweep = Annotated[bool, typer.Option("--no-sweep", help="Skip the sweeps; no heatmaps.")]
+PARTS = options_of(SelectionRule)  # of the setting `selection`
 
 
 def parameter(setting: Setting, *, of_run: bool = False) -> Parameter:
@@ -73,15 +74,41 @@ def _default(setting: Setting, *, of_run: bool) -> str:
     return "" if default is None else f" [default: {default}]"
 
 
-class ModelOptions(Options):
-    """Which model, and how it is loaded."""
+class Options:
+    """A group of options, as one parameter of a command.
 
-    settings: ClassVar = MODEL_SETTINGS
+    Attributes:
+        settings: What it consists of.
+        plain: Further parameters by name, with annotation and default.
+        of_run: Whether defaults are those of a run folder.
+        given: What was given on the command line, by name.
+    """
+
+    settings: ClassVar[tuple[Setting, ...]] = ()
+    plain: ClassVar[dict[str, tuple[Any, Any]]] = {}
+    of_run: ClassVar = False
+
+    def __init__(self, given: Mapping[str, Any]) -> None:
+        self.given = {name: value for name, value in given.items() if value is not None}
+
+    def __getitem__(self, name: str) -> Any:
+        """What was given, or the declared default of the setting."""
+        return self.given.get(name, SETTINGS[name].default)
 
     @classmethod
     def parameters(cls) -> list[Parameter]:
-        """See `Options`."""
-        return [parameter(SETTINGS[name]) for name in cls.settings]
+        """The parameters of a command that stand in the place of the group."""
+        found = [parameter(setting, of_run=cls.of_run) for setting in cls.settings]
+        return found + [
+            Parameter(name, Parameter.KEYWORD_ONLY, annotation=annotation, default=default)
+            for name, (annotation, default) in cls.plain.items()
+        ]
+
+
+class ModelOptions(Options):
+    """Which model, and how it is loaded."""
+
+    settings = tuple(SETTINGS[name] for name in MODEL_SETTINGS)
 
     @property
     def name(self) -> str:
@@ -98,29 +125,20 @@ class ModelOptions(Options):
 class SeededOptions(ModelOptions):
     """The same, and the seed of what is drawn."""
 
-    settings: ClassVar = (*MODEL_SETTINGS, "seed")
+    settings = (*ModelOptions.settings, SETTINGS["seed"])
 
 
 class DeviceOption(Options):
     """Another device than that of a run."""
 
-    @classmethod
-    def parameters(cls) -> list[Parameter]:
-        """See `Options`."""
-        return [parameter(replace(SETTINGS["device"], shown="the run's"))]
+    settings = (replace(SETTINGS["device"], shown="the run's"),)
 
 
 class TaskOptions(Options):
     """A task and its options."""
 
-    settings: ClassVar = ("task_options",)
-
-    @classmethod
-    def parameters(cls) -> list[Parameter]:
-        """See `Options`."""
-        task = Parameter("task", Parameter.KEYWORD_ONLY, annotation=TaskName)
-        contrast = Parameter("contrast", Parameter.KEYWORD_ONLY, default=None, annotation=Contrast)
-        return [task, contrast, *(parameter(SETTINGS[name]) for name in cls.settings)]
+    settings = (SETTINGS["task_options"],)
+    plain: ClassVar = {"task": (TaskName, Parameter.empty), "contrast": (Contrast, None)}
 
     @property
     def options(self) -> dict[str, str]:
@@ -148,36 +166,31 @@ class TaskOptions(Options):
 class PairOptions(TaskOptions):
     """A task, which of its pairs, and what is measured on them."""
 
-    settings: ClassVar = ("task_options", "metric", "n", "seed")
+    settings = (*TaskOptions.settings, *(SETTINGS[name] for name in ("metric", "n", "seed")))
 
 
 class SweepOptions(PairOptions):
     """The same, and the replacement."""
 
-    @classmethod
-    def parameters(cls) -> list[Parameter]:
-        """See `Options`."""
-        listed = ", ".join(names.ABLATIONS)
-        ablation = replace(SETTINGS["ablation"], help=f"Replacement: {listed}; corrupt is the other prompt's value.")
-        return [*super().parameters(), parameter(ablation)]
+    settings = (
+        *PairOptions.settings,
+        replace(
+            SETTINGS["ablation"],
+            help=f"Replacement: {', '.join(names.ABLATIONS)}; corrupt is the other prompt's value.",
+        ),
+    )
 
 
 class RunOptions(TaskOptions):
     """The settings of `discover`."""
 
-    @classmethod
-    def parameters(cls) -> list[Parameter]:
-        """See `Options`."""
-        found = [Parameter("task", Parameter.KEYWORD_ONLY, annotation=TaskName)]
-        for name, setting in SETTINGS.items():
-            if setting.flag:
-                found.append(parameter(setting))
-            if name == "selection":
-                found += [parameter(part) for part in options_of(SelectionRule)]
-            if name == "sites":
-                found.append(Parameter("no_sweep", Parameter.KEYWORD_ONLY, default=False, annotation=NoSweep))
-                found.append(Parameter("contrast", Parameter.KEYWORD_ONLY, default=None, annotation=Contrast))
-        return found
+    settings = tuple(
+        one
+        for setting in SETTINGS.values()
+        for one in (PARTS if setting.name == "selection" else (setting,))
+        if one.flag
+    )
+    plain: ClassVar = {**TaskOptions.plain, "no_sweep": (NoSweep, False)}
 
     def keywords(self) -> dict[str, Any]:
         """What was given, as keywords of `discover` other than the task and its options.
@@ -185,31 +198,26 @@ class RunOptions(TaskOptions):
         Raises:
             ConfigError: A method option is not of the form KEY=VALUE or given twice; `--sites` with `--no-sweep`.
         """
-        parts = [part.name for part in options_of(SelectionRule)]
-        found = {name: value for name, value in self.given.items() if name in SETTINGS}
-        found |= {"selection": {name: self.given[name] for name in parts if name in self.given}}
+        found = {name: self.given[name] for name in self.given if name in SETTINGS and not name.startswith("task")}
+        found["selection"] = {part.name: self.given[part.name] for part in PARTS if part.name in self.given}
         found["method_options"] = keyed(
             "--method-option", found.get("method_options"), "method option", "points=published-code"
         )
         found["sites"] = swept(found.get("sites"), no_sweep=self.given["no_sweep"])
-        return {name: value for name, value in found.items() if name not in ("task", "task_options")}
+        return found
 
 
 class JudgedOptions(TaskOptions):
     """The settings that a circuit is judged under; by default those of its run."""
 
-    settings: ClassVar = (*MODEL_SETTINGS, "metric", "ablation", "n", "seed", "allow_weak_gap")
-
-    @classmethod
-    def parameters(cls) -> list[Parameter]:
-        """See `Options`."""
-        _, contrast, *_ = super().parameters()
-        found = [parameter(SETTINGS[name], of_run=True) for name in cls.settings]
-        return [*found, contrast, parameter(SETTINGS["task_options"])]
+    judged: ClassVar = (*MODEL_SETTINGS, "metric", "ablation", "n", "seed", "allow_weak_gap")
+    settings = (*(SETTINGS[name] for name in judged), *TaskOptions.settings)
+    plain: ClassVar = {"contrast": TaskOptions.plain["contrast"]}
+    of_run = True
 
     def keywords(self) -> dict[str, Any]:
         """What was given, as keywords of `judging`."""
-        return {name: value for name, value in self.given.items() if name in self.settings}
+        return {name: value for name, value in self.given.items() if name in self.judged}
 
 
 def swept(sites: list[str] | None, *, no_sweep: bool) -> tuple[str, ...] | None:
