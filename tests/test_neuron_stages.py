@@ -15,7 +15,7 @@ from circuitlab.errors import ConfigError, UnsupportedModelError
 from circuitlab.models.load import load_model
 from circuitlab.models.surgery import hook_tables
 from circuitlab.parts import Stage
-from circuitlab.patching.runs.neuron_values import mlp_reads, neuron_values
+from circuitlab.patching.runs.neuron_values import neuron_values, run_to_mlp
 
 # Where plain torch hooks see each stage: a module's path in the block as a checkpoint has it, and which side of it.
 SIDES: dict[str, dict[Stage, tuple[str, str]]] = {
@@ -76,7 +76,7 @@ class TestStages:
     @pytest.mark.parametrize(("name", "stage"), CASES)
     def test_the_rest_follows_from_a_stage(self, name, stage):
         model, run = load(name), load(name).record(pairs().clean)
-        read = mlp_reads(model, run.resid_pre[0], 1, model.block_arguments(pairs().clean))
+        read = run_to_mlp(model, run.resid_pre[0], 1, model.block_arguments(pairs().clean))
         hidden = model.mlp_hidden(1, read, stage)
         if stage is Stage.PRE and name in GATED:
             with pytest.raises(UnsupportedModelError, match=r"has gated MLPs: .* Use stage mid or post"):

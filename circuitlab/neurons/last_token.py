@@ -10,7 +10,7 @@ from torch import Tensor
 
 from circuitlab.models.protocol import BlockArguments, Model
 from circuitlab.parts import Stage
-from circuitlab.patching.runs.neuron_values import mlp_reads
+from circuitlab.patching.runs.neuron_values import run_to_mlp
 from circuitlab.patching.runs.packing import Packer, rows_at_once
 
 Change = Callable[[Float[Tensor, "row seq d_model"], slice], Tensor]
@@ -20,7 +20,7 @@ def at_last_token(
     model: Model, arguments: BlockArguments, start: Float[Tensor, "row seq d_model"], layer: int, neuron: int
 ) -> Float[Tensor, " row"]:
     """A neuron's value at the last token, from the stream on entry to the first block; gradients follow if on."""
-    return model.mlp_hidden(layer, mlp_reads(model, start, layer, arguments)[:, -1], Stage.POST)[:, neuron]
+    return model.mlp_hidden(layer, run_to_mlp(model, start, layer, arguments)[:, -1], Stage.POST)[:, neuron]
 
 
 @torch.no_grad()

@@ -45,7 +45,7 @@ def neuron_values(
     _check_layer(model, layer)
     start = model.embedding(tokens) if start is None else start
     arguments = model.block_arguments(tokens)
-    values = model.mlp_hidden(layer, mlp_reads(model, start, layer, arguments), stage)
+    values = model.mlp_hidden(layer, run_to_mlp(model, start, layer, arguments), stage)
     if neurons is None:
         return values
     outside = [n for n in neurons if not 0 <= n < values.shape[-1]]
@@ -54,7 +54,7 @@ def neuron_values(
     return values[..., torch.tensor(list(neurons), dtype=torch.long, device=values.device)]
 
 
-def mlp_reads(
+def run_to_mlp(
     model: Model, start: Float[Tensor, "batch seq d_model"], layer: int, arguments: BlockArguments
 ) -> Float[Tensor, "batch seq d_model"]:
     """The stream that an MLP reads (before its norm), from the embedding; gradients follow if they are on.
