@@ -832,10 +832,9 @@ def test_an_option_may_be_named_like_a_setting():
 
 
 def test_the_former_spelling_of_options_still_works_and_says_so():
-    with pytest.warns(FutureWarning, match=r"load_task\(..., task_options={'contrast': 'gender'}\)") as told:
+    with pytest.warns(FutureWarning, match=r"load_task\(..., task_options={'contrast': 'gender'}\)"):
         found = load_task("gendered-pronouns", contrast="gender")
     assert found == load_task("gendered-pronouns", task_options={"contrast": "gender"})
-    assert [str(one.filename) for one in told] == [__file__]
     with pytest.raises(ConfigError, match="contrast is given twice"):
         load_task("gendered-pronouns", task_options={"contrast": "gender"}, contrast="gender")
 

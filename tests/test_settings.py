@@ -17,7 +17,7 @@ from circuitlab.settings import SETTINGS
 
 # What a newcomer's setting shows up in, asked of a process in which it is declared and nothing else is changed.
 DECLARED = """
-import contextlib, inspect, io, json
+import inspect, json, warnings
 from circuitlab.settings import SETTINGS, Setting
 
 SETTINGS["shade"] = Setting(
@@ -34,7 +34,11 @@ def refused(function):
     except CircuitLabError as error:
         return str(error)
 
+with warnings.catch_warnings(record=True) as told:
+    circuitlab.load_task("gendered-pronouns", contrast="gender")
+
 print(json.dumps({
+    "warned": [(one.category.__name__, one.filename) for one in told],
     "signature": str(inspect.signature(circuitlab.discover).parameters["shade"]),
     "docstring": "shade: How dark it is." in circuitlab.discover.__doc__,
     "record": DiscoverConfig(task="t", shade=7).as_record()["shade"],
@@ -52,6 +56,7 @@ def test_a_setting_that_is_declared_once_is_found_everywhere():
     ran = subprocess.run([sys.executable, "-c", DECLARED], capture_output=True, text=True, check=True)
     found, _, page = ran.stdout.partition("\n")
     assert json.loads(found) == {
+        "warned": [["FutureWarning", "<string>"]],
         "signature": "shade: int = 3",
         "docstring": True,
         "record": 7,
