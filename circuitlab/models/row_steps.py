@@ -14,7 +14,7 @@ from torch import Tensor
 from circuitlab.models.grouped_heads import once_per_kv_head, once_per_query_head
 from circuitlab.models.protocol import BlockArguments, Model, Recording
 from circuitlab.models.rows import Rows
-from circuitlab.models.steps import SLOTS, HeadInputs, attend, mlp_reads_heads, weigh_values
+from circuitlab.models.steps import SLOTS, HeadInputs, attend, finish_block, mlp_reads_heads, weigh_values
 from circuitlab.parts import Slot
 
 
@@ -60,12 +60,10 @@ def finish_block_rows(
     touched: Bool[Tensor, " token"] | None = None,
 ) -> Float[Tensor, "token d_model"]:
     """The stream after a block from that which its heads have written to; untouched tokens are the recorded ones."""
-    if not mlp_reads_heads(model.spec):
-        return middle
-    if touched is None:
-        return model.mlp_output(layer, middle).add_(middle)
-    after, changed = rows.of(base.stream(layer + 1)), middle[touched]
-    after[touched] = model.mlp_output(layer, changed).add_(changed)
+    if touched is None or not mlp_reads_heads(model.spec):
+        return finish_block(model, layer, middle)
+    after = rows.of(base.stream(layer + 1))
+    after[touched] = finish_block(model, layer, middle[touched])
     return after
 
 
@@ -159,8 +157,7 @@ def _after_attention(
     if model.spec.parallel and model.spec.has_mlp:
         mixed = mixed + model.mlp_output(layer, stream)
     # In place: these are ours alone, and at 3,000 tokens a pass over the stream costs as much as a small product.
-    middle = mixed.add_(stream)
-    return model.mlp_output(layer, middle).add_(middle) if mlp_reads_heads(model.spec) else middle
+    return finish_block(model, layer, mixed.add_(stream))
 
 
 def _answers_attend(
