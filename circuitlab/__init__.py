@@ -54,7 +54,7 @@ _HOMES = {
     "UnsupportedModelError": "circuitlab.errors",
     "WrongTypeError": "circuitlab.errors",
     "attention": "circuitlab.attribution.attention",
-    "cite": "circuitlab.data.citation",
+    "cite": "circuitlab.runs.cite",
     "compare": "circuitlab.graphs.compare",
     "compile_model": "circuitlab.compiled.build",
     "compiled_models": "circuitlab.compiled.build",
@@ -68,6 +68,8 @@ _HOMES = {
     "load_autoencoder": "circuitlab.features.load",
     "load_circuit": "circuitlab.graphs.circuit",
     "load_model": "circuitlab.models.load",
+    "load_run": "circuitlab.runs.load",
+    "load_scores": "circuitlab.discovery.scores",
     "load_task": "circuitlab.data.registry",
     "logit_lens": "circuitlab.attribution.lens",
     "patch_edges": "circuitlab.patching.edges.edges",
@@ -96,11 +98,11 @@ if TYPE_CHECKING:
     from circuitlab.compiled.build import CompiledModel, compile_model, compiled_models
     from circuitlab.compiled.tracr import from_tracr
     from circuitlab.data.batch import PairBatch
-    from circuitlab.data.citation import cite
     from circuitlab.data.example import Example
     from circuitlab.data.pairs import PairSet, PairSplits
     from circuitlab.data.registry import load_task
     from circuitlab.data.task import Task
+    from circuitlab.discovery.scores import load_scores
     from circuitlab.discovery.scoring import score_edges, score_nodes
     from circuitlab.discovery.selection import select
     from circuitlab.discovery.stability import stability
@@ -146,6 +148,8 @@ if TYPE_CHECKING:
     from circuitlab.predictions.next_token import predict
     from circuitlab.references import Reference
     from circuitlab.report.page import write_report
+    from circuitlab.runs.cite import cite
+    from circuitlab.runs.load import load_run
     from circuitlab.runs.pipeline import discover
     from circuitlab.runs.reproduce import reproduce
     from circuitlab.runs.run import Run

@@ -24,12 +24,12 @@ from circuitlab import (
     FormatError,
     MissingFileError,
     RunError,
+    cite,
     load_autoencoder,
     load_circuit,
     write_report,
 )
 from circuitlab.cli.texts import text_of
-from circuitlab.data.citation import cite
 from circuitlab.features import load_descriptions
 from circuitlab.files import MOST_LEVELS, MOST_TEXT, parse_json, read_bytes, read_text, write_bytes
 from circuitlab.graphs.circuit import Circuit

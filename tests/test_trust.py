@@ -16,7 +16,7 @@ from test_report import Reader, forget_hashes
 from circuitlab import CircuitLabError, ModelError, RunError, cite, load_circuit, load_model, reproduce, write_report
 from circuitlab.cli import main
 from circuitlab.cli.visible import visible, visible_json
-from circuitlab.data.run_files import file_inside
+from circuitlab.files import file_inside
 
 MODULE = import_module("circuitlab.runs.reproduce")
 EVIL = "from pathlib import Path\nPath({mark!r}).write_text('ran')\nfrom circuitlab import Example, Task\n" + (

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from circuitlab.arguments import checked
 from circuitlab.attribution.prompts import Prompt, text_of, tokens_of
 from circuitlab.drawing import cell, draw, page
-from circuitlab.errors import ConfigError, UnknownNameError
+from circuitlab.errors import ConfigError, FormatError, UnknownNameError
 from circuitlab.files import write_bytes
 from circuitlab.models.modes import in_ordinary_modes
 from circuitlab.models.protocol import Model
@@ -87,6 +87,33 @@ class AttentionPatterns(Summary):
             for name, pattern in zip(self.heads, self.patterns, strict=True)
         ]
         return {"schema": SCHEMA, "title": self.title, "tokens": list(self.tokens), "heads": heads}
+
+    @classmethod
+    def of_record(cls, record: Mapping[str, Any]) -> AttentionPatterns:
+        """The patterns out of `to_record`; rows end at the last token that is seen.
+
+        Raises:
+            FormatError: A field is missing or is not what it should be; the message names it.
+        """
+        try:
+            tokens, heads = tuple(map(str, record["tokens"])), list(record["heads"])
+            patterns = np.zeros((len(heads), len(tokens), len(tokens)))
+            for number, head in enumerate(heads):
+                if len(head["weights"]) != len(tokens):
+                    raise ValueError(f"head {head['head']!r} has {len(head['weights'])} rows for {len(tokens)} tokens")
+                for at, row in enumerate(head["weights"]):
+                    patterns[number, at, : len(row)] = [float(weight) for weight in row]
+            if not heads or not tokens or not np.isfinite(patterns).all():
+                raise ValueError("there is no head, no token, or a weight that is no number")
+            notes = {str(head["head"]): str(head.get("note") or "") for head in heads}
+            title = str(record.get("title") or "")
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise FormatError(
+                f"attention patterns: {type(error).__name__} {error}. Needed are tokens (texts) and heads "
+                "[{head, note, weights: one row a token}]."
+            ) from error
+        names = tuple(str(head["head"]) for head in heads)
+        return cls(tokens=tokens, heads=names, patterns=patterns, title=title, notes=notes)
 
     def plot(self) -> Any:
         """The patterns side by side as a matplotlib `Figure`, tokens on both axes."""

@@ -209,7 +209,7 @@ def cite(
 ) -> None:
     """Print BibTeX for the library, a task or a run, with versions and fingerprints."""
     from circuitlab.cli import display
-    from circuitlab.data.citation import cite as bibtex
+    from circuitlab.runs.cite import cite as bibtex
 
     text = bibtex(target)
     if json:

@@ -1,19 +1,14 @@
 """BibTeX for the library, a task or a run folder, with versions and fingerprints: a paper can say exactly what ran."""
 
-import os
 import re
 from collections.abc import Iterable, Mapping
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
-from circuitlab.arguments import checked
 from circuitlab.data.fingerprint import task_fingerprint
-from circuitlab.data.registry import is_bundled, load_task
-from circuitlab.data.run_files import file_inside
+from circuitlab.data.registry import is_bundled
 from circuitlab.data.task import Task
-from circuitlab.errors import FileError, FormatError, MissingFileError, RunError
-from circuitlab.files import read_json
+from circuitlab.errors import RunError
 from circuitlab.references import (
     BHASKAR_2024,
     CONMY_2023,
@@ -51,35 +46,15 @@ FAITHFULNESS_SOURCES = (MARKS_2024, MIB_2025)
 SHORT = 16  # hexadecimal digits of a fingerprint that are printed: 64 bits distinguish any two
 
 
-@checked
-def cite(target: str | Path | Task) -> str:
-    """BibTeX entries, one for each thing to be cited, separated by blank lines.
+def cite_library() -> str:
+    """The BibTeX entry of this version of the library."""
+    return _library(version("circuitlab"))
 
-    Args:
-        target: `"circuitlab"`, a task (its name, its file, or the `Task`), or a run folder of `discover`.
 
-    Returns:
-        The library; for a task also the task and its sources; for a run also the run and its method's sources, as its
-        manifest has them: no code of a run folder is executed.
-
-    Raises:
-        UnknownNameError: No task has this name and no folder this path.
-        TaskFileError: A task file that cannot be used.
-        RunError: A folder without a readable manifest.
-
-    Example:
-        >>> print(cite("name-throw").splitlines()[0])
-        @software{circuitlab,
-    """
-    if target == "circuitlab":
-        return _library(version("circuitlab"))
-    if not isinstance(target, Task) and (folder := Path(os.path.expanduser(target))).is_dir():
-        manifest = _manifest(folder)
-        written = manifest.get("bibtex")
-        return written if isinstance(written, str) and written else cite_run(manifest, str(folder))
-    task = load_task(target)
+def cite_task(task: Task) -> str:
+    """BibTeX entries of the library, a task and the task's sources."""
     about = _task(task.name, task.label, task.version, task_fingerprint(task), task.summary)
-    return _joined([_library(version("circuitlab")), about, *(source.bibtex() for source in task.sources)])
+    return _joined([cite_library(), about, *(source.bibtex() for source in task.sources)])
 
 
 def cite_run(manifest: Mapping[str, Any], where: str) -> str:
@@ -122,21 +97,6 @@ def cite_run(manifest: Mapping[str, Any], where: str) -> str:
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise RunError(f"manifest.json of run {where!r} lacks {error}. Run discover again.") from error
     return _joined(entries)
-
-
-def _manifest(folder: Path) -> dict[str, Any]:
-    path = file_inside(folder, "manifest.json") or folder / "manifest.json"
-    try:
-        manifest = read_json(path, "manifest")
-    except MissingFileError:
-        raise RunError(
-            f"{str(folder)!r} has no manifest.json, so it is no run folder of `circuitlab discover`."
-        ) from None
-    except (FileError, FormatError) as error:
-        raise RunError(f"{str(path)!r} is damaged: {error}. Run discover again.") from error
-    if not isinstance(manifest, dict):
-        raise RunError(f"{str(path)!r} is damaged: it holds no JSON object. Run discover again.")
-    return manifest
 
 
 def _task_sources(task: Mapping[str, Any]) -> tuple[Reference, ...]:

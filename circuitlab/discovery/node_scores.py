@@ -4,17 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float
 
+from circuitlab.arguments import checked
+from circuitlab.outputs import at_home
+from circuitlab.outputs.records import load_record, save_record, score_file
 from circuitlab.parts import Layout, ModelSpec
 from circuitlab.summary import Summary, short
 
 if TYPE_CHECKING:
     import pandas as pd
 
+SCHEMA = "circuitlab.node-scores/1"
+FILE = "score file"
 LEVELS: dict[str, str] = {
     "node": "whole nodes: the input, heads, MLPs",
     "neuron": "components of the stream that a node writes, d_model of them a node (the neurons of MIB)",
@@ -47,6 +53,26 @@ class NodeScores(Summary):
     metric: str
     n_examples: int
     checks: Mapping[str, float] = field(default_factory=dict)
+
+    @checked
+    def save(self, path: str | Path) -> None:
+        """Write the scores to a `.safetensors` file; whole, or not at all.
+
+        Raises:
+            FormatError: The name does not end in `.safetensors`.
+            FileError: Nothing can be written there.
+        """
+        save_record(score_file(path), self, SCHEMA, FILE)
+
+    @classmethod
+    def load(cls, path: str | Path) -> NodeScores:
+        """Read scores that `save` wrote, as they were.
+
+        Raises:
+            MissingFileError: There is no such file.
+            FormatError: It is no file of node scores, or damaged.
+        """
+        return load_record(at_home(path), NodeScores, (SCHEMA,), FILE)
 
     def turned(self) -> NodeScores:
         """The same with the other sign, for metrics where less is better."""

@@ -4,20 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Bool, Float
 
-from circuitlab.errors import ConfigError
+from circuitlab.arguments import checked
+from circuitlab.errors import ConfigError, FormatError
 from circuitlab.graphs.circuit import Circuit
 from circuitlab.graphs.prune import real_edges
 from circuitlab.graphs.ranking import edge_places, greedy_edges, mask_of, ranked_edges
+from circuitlab.outputs import at_home
+from circuitlab.outputs.records import load_record, save_record, score_file
 from circuitlab.parts import Layout, ModelSpec
 from circuitlab.summary import Summary, largest, plural, short
 
 if TYPE_CHECKING:
     import pandas as pd
+
+SCHEMA = "circuitlab.edge-scores/1"
+FILE = "score file"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
@@ -160,6 +167,19 @@ class EdgeScores(Summary):
             }
         )
 
+    @checked
+    def save(self, path: str | Path) -> None:
+        """Write the scores with everything that belongs to them to a `.safetensors` file; whole, or not at all.
+
+        Args:
+            path: The file; `~` is the home folder. A file of this name is replaced.
+
+        Raises:
+            FormatError: The name does not end in `.safetensors`.
+            FileError: Nothing can be written there.
+        """
+        save_record(score_file(path), self, SCHEMA, FILE)
+
     def training_frame(self) -> pd.DataFrame:
         """One row a step, counted from 1: step and the columns of `training`."""
         import pandas as pd
@@ -201,6 +221,47 @@ class EdgeScores(Summary):
         if self.checks:
             yield "checks", self.checks
         yield from largest(values.tolist(), lambda number: self.layout.edge_name(*places[number].tolist()))
+
+
+@checked
+def load_scores(path: str | Path) -> EdgeScores:
+    """Read scores that `EdgeScores.save` wrote; no model is needed.
+
+    Args:
+        path: A `.safetensors` file; `~` is the home folder.
+
+    Returns:
+        The scores as they were saved, to the last bit: standard errors, checks, scores by position or span and the
+        method's own circuit included.
+
+    Raises:
+        MissingFileError: There is no such file.
+        FormatError: It is no file of edge scores, or damaged; the matrices do not fit the model's shape.
+
+    Example:
+        >>> import numpy as np
+        >>> from tempfile import TemporaryDirectory
+        >>> from circuitlab import ModelSpec
+        >>> spec = ModelSpec(name="tiny", n_layers=1, n_heads=1, n_kv_heads=1, d_model=4, d_head=4, d_vocab=8, n_ctx=4)
+        >>> scores = EdgeScores(spec=spec, values=np.ones((3, 5)), standard_error=np.zeros((3, 5)), method="eap",
+        ...                     metric="logit_diff", n_examples=2)
+        >>> with TemporaryDirectory() as folder:
+        ...     scores.save(f"{folder}/scores.safetensors")
+        ...     load_scores(f"{folder}/scores.safetensors").top(1).sum()
+        np.int64(1)
+    """
+    file = at_home(path)
+    found = load_record(file, EdgeScores, (SCHEMA,), FILE)
+    named = {name: getattr(found, name) for name in ("values", "standard_error", "chosen", "second_scores")}
+    columns = () if found.by_column is None else found.by_column.scores
+    wanted = (len(found.layout.writers), len(found.layout.readers))
+    for matrix in (*named.values(), *columns):
+        if matrix is not None and matrix.shape != wanted:
+            raise FormatError(
+                f"{FILE} {str(file)!r} has a matrix {matrix.shape}; model {found.spec.name!r} has {wanted} writers, "
+                "readers. Save the scores again."
+            )
+    return found
 
 
 class RunningMean:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from circuitlab.errors import FormatError
+from circuitlab.attribution.attention import AttentionPatterns
 from circuitlab.viz import attention_figure, figure_bytes, visible_token
 
 DIGITS = 4
@@ -41,25 +40,8 @@ class AttentionData:
         Raises:
             FormatError: A field is missing or is not what it should be; the message names it.
         """
-        try:
-            tokens, heads = [str(token) for token in record["tokens"]], list(record["heads"])
-            patterns = np.zeros((len(heads), len(tokens), len(tokens)))
-            for number, head in enumerate(heads):
-                if len(head["weights"]) != len(tokens):
-                    raise ValueError(f"head {head['head']!r} has {len(head['weights'])} rows for {len(tokens)} tokens")
-                for at, row in enumerate(head["weights"]):
-                    patterns[number, at, : len(row)] = [float(weight) for weight in row]
-            if not heads or not tokens or not all(map(math.isfinite, patterns.flat)):
-                raise ValueError("there is no head, no token, or a weight that is no number")
-            names = tuple(str(head["head"]) for head in heads)
-            notes = {str(head["head"]): str(head.get("note") or "") for head in heads}
-            title = str(record.get("title") or "")
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise FormatError(
-                f"attention patterns: {type(error).__name__} {error}. Needed are tokens (texts) and heads "
-                "[{head, note, weights: one row a token}]."
-            ) from error
-        return cls(title=title, tokens=tuple(tokens), heads=names, notes=notes, patterns=patterns)
+        found = AttentionPatterns.of_record(record)
+        return cls(**{name: getattr(found, name) for name in cls.__dataclass_fields__})
 
     def png(self) -> bytes:
         """The picture of the patterns."""

@@ -11,9 +11,10 @@ from markupsafe import Markup
 from circuitlab.arguments import checked
 from circuitlab.errors import CircuitLabError, RunError
 from circuitlab.files import write_bytes
-from circuitlab.report.folder import REPORT, RunFolder, read_run
+from circuitlab.report.folder import RunFolder, read_run
 from circuitlab.report.render import render
 from circuitlab.report.sections import values_of
+from circuitlab.runs.manifest import REPORT
 
 
 @checked

@@ -13,12 +13,10 @@ from typing import Any
 
 from circuitlab.data.pairs import PairSet
 from circuitlab.data.registry import load_task
-from circuitlab.data.run_files import file_inside, task_of_run
 from circuitlab.data.task import Task
 from circuitlab.discovery.config import DiscoverConfig
 from circuitlab.errors import ConfigError, RunError
 from circuitlab.evaluation.evaluate import Evaluation, evaluate
-from circuitlab.files import parse_json, read_text
 from circuitlab.graphs.circuit import Circuit, check_circuit, load_circuit
 from circuitlab.metrics import metric_of
 from circuitlab.models.load import load_model
@@ -26,11 +24,11 @@ from circuitlab.models.protocol import Model
 from circuitlab.outputs import at_home
 from circuitlab.patching.runs.replacement import needs_reference
 from circuitlab.progress import Progress
-from circuitlab.runs.reproduce import read_manifest
-from circuitlab.runs.run_folder import MANIFEST
+from circuitlab.runs.manifest import MANIFEST
+from circuitlab.runs.reader import RunReader
+from circuitlab.runs.task_files import task_of_run
 from circuitlab.settings import MODEL_SETTINGS
 
-DATASET = "dataset.jsonl"
 SHOWN = 12  # characters of a digest
 # Settings of `discover` that circuits are judged under, too, beside those of the model.
 _ALWAYS = ("metric", "ablation", "n", "seed", "allow_weak_gap")
@@ -96,7 +94,8 @@ def judging(
         raise ConfigError(f"{unknown[0]!r} is no setting that circuits are judged under.")
     given = {name: value for name, value in settings.items() if value is not None}
     folder = at_home(circuit)
-    run = read_manifest(folder) if (folder / MANIFEST).is_file() else None
+    read = RunReader.open(folder) if (folder / MANIFEST).is_file() else None
+    run = None if read is None else read.manifest
     if run is not None and not isinstance(run.get("task"), Mapping):
         raise RunError(f"{str(folder / MANIFEST)!r} does not say which task the run is of. Run discover again.")
     if run is None:
@@ -107,7 +106,7 @@ def judging(
             "(--task NAME)."
         )
     asked = _task(folder, run, task, options, run_code)
-    kept = DiscoverConfig(task=asked.name, model="bundled", metric="") if run is None else _config(run)
+    kept = DiscoverConfig(task=asked.name, model="bundled", metric="") if read is None else read.config()
     if run is not None and asked.name != run["task"].get("name"):
         given = {"metric": "", **given}  # another task has a metric of its own
     # How edges were scored has no part in this; of this method any ablation can be asked.
@@ -117,8 +116,8 @@ def judging(
     booted = not isinstance(source, str | Path)
     loading = {} if booted else {name: getattr(chosen, name) for name in MODEL_SETTINGS}
     model = load_model(**loading | {"model": source})
-    found = load_circuit(folder if run is None else file_inside(folder, "circuit.json") or folder, spec=model.spec)
-    seen = frozenset[str]() if run is None else discovery_texts(folder)
+    found = load_circuit(folder, spec=model.spec) if read is None else read.circuit(model.spec)
+    seen = frozenset[str]() if read is None else read.discovery_texts()
     reference = None
     if pairs is None:
         drawn = asked.pairs(
@@ -178,28 +177,9 @@ def evaluate_run(
         CircuitLabError: What `evaluate` refuses.
     """
     if not (at_home(folder) / MANIFEST).is_file():
-        read_manifest(at_home(folder))  # says what is wrong
+        RunReader.open(folder)  # says what is wrong
     found = judging(folder, task=task, options=options, pairs=pairs, run_code=run_code, **settings)
     return found.evaluate(n_random=n_random, n_knockouts=n_knockouts, minimality=minimality, progress=progress)
-
-
-def discovery_texts(folder: Path) -> frozenset[str]:
-    """Every prompt text, clean and corrupted, that a run was found on.
-
-    Raises:
-        RunError: The folder does not keep its data set, or keeps it damaged.
-    """
-    path = file_inside(folder, DATASET)
-    if path is None:
-        raise RunError(f"run {str(folder)!r} has no {DATASET}, which says what it was found on. Run discover again.")
-    text = read_text(path, "data set")
-    try:
-        lines = [parse_json(line, str(path)) for line in text.split("\n") if line]
-        return frozenset(
-            str(line[side]) for line in lines if line["split"] == "discovery" for side in ("clean", "corrupt")
-        )
-    except (ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{str(path)!r} is damaged: {type(error).__name__}: {error}. Run discover again.") from error
 
 
 def _task(
@@ -213,10 +193,6 @@ def _task(
         return load_task(task, task_options=options)
     assert run is not None
     return task_of_run(folder, run, run_code=run_code).with_options(**(options or {}))
-
-
-def _config(run: Mapping[str, Any]) -> DiscoverConfig:
-    return DiscoverConfig.of_record(run["config"])
 
 
 def _notes(

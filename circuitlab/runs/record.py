@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from circuitlab.attribution.attention import AttentionPatterns
@@ -20,6 +20,8 @@ from circuitlab.models.protocol import Bos
 from circuitlab.parts import ModelSpec
 from circuitlab.patching.grid import Grid
 from circuitlab.summary import Summary, plural, short
+
+RESULTS_SCHEMA = "circuitlab.results/1"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
@@ -93,3 +95,29 @@ class RunRecord(Summary):
                 yield name, getattr(self, name)
         yield "seconds", f"{sum(self.seconds.values()):.1f}"
         yield "folder", self.folder or "not written; write(folder) does"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Results:
+    """What `results.safetensors` holds exactly; the tables of a run folder are made from it, for other programs.
+
+    Attributes:
+        behaviour: As in `RunRecord`.
+        grids: As in `RunRecord`.
+        evaluation: As in `RunRecord`.
+        attention: As in `RunRecord`.
+        stability: As in `RunRecord`.
+        stability_seeds: As in `RunRecord`.
+    """
+
+    behaviour: Behaviour
+    grids: Mapping[str, Grid]
+    evaluation: Evaluation
+    attention: AttentionPatterns | None = None
+    stability: Stability | None = None
+    stability_seeds: Stability | None = None
+
+    @classmethod
+    def of(cls, run: RunRecord) -> Results:
+        """These results of a run."""
+        return cls(**{item.name: getattr(run, item.name) for item in fields(cls)})

@@ -13,15 +13,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from circuitlab.arguments import checked
-from circuitlab.data.run_files import TaskFile, file_inside, task_file_of, task_of_run
 from circuitlab.discovery.config import DiscoverConfig
-from circuitlab.errors import CircuitLabError, FileError, FormatError, RunError
-from circuitlab.files import read_json
+from circuitlab.errors import CircuitLabError, RunError
+from circuitlab.files import file_inside
 from circuitlab.models.modes import in_ordinary_modes
 from circuitlab.outputs import at_home
+from circuitlab.outputs.records import read_arrays
 from circuitlab.progress import Progress, reports_progress
+from circuitlab.runs.manifest import MANIFEST, REPORT, RESULTS, SCORES, read_manifest
 from circuitlab.runs.pipeline import discover
-from circuitlab.runs.run_folder import MANIFEST, REPORT, SCHEMA
+from circuitlab.runs.reader import RunReader
+from circuitlab.runs.task_files import TaskFile, task_file_of, task_of_run
 from circuitlab.summary import Summary, plural
 
 # Numbers of another machine or version may differ in the last bits of float32, and a bit more after many layers: by so
@@ -31,6 +33,7 @@ TOLERANCE = 1e-3
 # which float32 resolves to 1e-6; a score is made of products, which keep their digits however small they are.
 NOISE, NOISE_OF_SCORES = 1e-6, 1e-12
 SCORE = "score"
+IN_METRIC = ("clean", "corrupt", "empty", "circuit", "per_example")
 # What a manifest says besides the data that have files of their own: not seconds, versions and hashes.
 SAID = ("seed", "dtype", "dataset_fingerprint", "dataset", "model", "behaviour", "method")
 SAID_OF_TASK = ("name", "label", "version", "settings", "fingerprint")
@@ -39,10 +42,10 @@ NEWER = {
     "metric_gap", "metric_gap_se", "causal", "bos_tokens", "bos_ids", "discovery", "n_seen", "selection",
     "edges_never_asked", "steps", "rule",
 }  # fmt: skip
+# Files that folders of earlier versions lack; they too are compared where the folder has them.
+NEWER_FILES = {SCORES, RESULTS}
 # Sentences that follow from numbers, which are compared themselves: another last digit may stand in them.
 IN_WORDS = "warnings"
-# Settings that are texts: a number or a list would reach code that does not expect it.
-TEXTS = ("task", "model", "method", "metric", "ablation", "device", "dtype", "bos")
 DRAWN = (".png", ".svg", ".html")
 OTHER_ROWS = "other rows or keys"
 SAME_BYTES, SAME_NUMBERS, REDRAWN, DIFFERS, MISSING = "same bytes", "same numbers", "redrawn", "differs", "missing"
@@ -139,8 +142,8 @@ def reproduce(
         True
     """
     folder = at_home(folder)
-    manifest = read_manifest(folder)
-    config = DiscoverConfig.of_record(manifest["config"]).as_record()
+    read = RunReader.open(folder)
+    manifest, config = read.manifest, read.config().as_record()
     others = set[str]()  # settings that are not those of the run, and rightly so
     if device is not None:
         config["device"] = device
@@ -161,7 +164,7 @@ def reproduce(
                 f"run {str(folder)!r} cannot be repeated: its task file ends the program (exit {error.code!r})."
             ) from error
         new_manifest = read_manifest(again)
-        names = sorted(set(manifest["files"]) | set(new_manifest["files"]))
+        names = sorted(set(manifest["files"]) | set(new_manifest["files"]) - NEWER_FILES)
         checks = tuple(_compare(name, file_inside(folder, name), file_inside(again, name)) for name in names)
         checks += (_compare_manifests(manifest, new_manifest, others),)
         same_weights = manifest["model"]["weights_sha256"] == new_manifest["model"]["weights_sha256"]
@@ -176,38 +179,6 @@ def task_file(folder: str | Path) -> TaskFile | None:
     """
     folder = at_home(folder)
     return task_file_of(folder, read_manifest(folder))
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a run folder, checked.
-
-    Raises:
-        RunError: There is none, it is damaged, or of another schema.
-    """
-    path = file_inside(folder, MANIFEST) if folder.is_dir() else None
-    if path is None:
-        raise RunError(
-            f"{str(folder)!r} is not a run folder: it has no {MANIFEST}. Give the folder that discover wrote."
-        )
-    try:
-        manifest = read_json(path, "manifest")
-        schema, files, weights = manifest["schema"], manifest["files"], manifest["model"]["weights_sha256"]
-        if schema == SCHEMA:
-            DiscoverConfig.of_record(manifest["config"])
-            if not (
-                isinstance(files, dict) and isinstance(weights, str) and isinstance(manifest["config"]["options"], dict)
-            ):
-                raise TypeError("files, weights or options are not what they should be")
-            for name in TEXTS:
-                if not isinstance(text := manifest["config"].get(name, ""), str):
-                    raise TypeError(f"{name} is {text!r}; it must be a text")
-            for name in files:  # before the work: a name that leads out of the folder ends it
-                file_inside(folder, name)
-    except (FileError, FormatError, KeyError, TypeError, AttributeError) as error:
-        raise RunError(f"{str(path)!r} is damaged: {type(error).__name__}: {error}. Run discover again.") from error
-    if schema != SCHEMA:
-        raise RunError(f"{str(path)!r} has the schema {schema!r}; this version reads {SCHEMA}.")
-    return manifest
 
 
 def _compare(name: str, old: Path | None, new: Path | None) -> FileCheck:
@@ -282,6 +253,9 @@ def _same(a: object, b: object, allowed: float) -> bool:
 
 def _values(path: Path) -> Iterator[Value]:
     """Every value of a data file with its place and the column it belongs to."""
+    if path.suffix == ".safetensors":
+        yield from _values_of_arrays(path)
+        return
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".json":
         yield from _leaves("", "", json.loads(text))
@@ -300,6 +274,17 @@ def _values(path: Path) -> Iterator[Value]:
         for number, line in enumerate(text.replace("<", "\n<").replace(">", ">\n").splitlines(), 1):
             tag = line.strip('<>"') if line.startswith("<") else tag
             yield Value(f"part {number}", tag, _number(line))
+
+
+def _values_of_arrays(path: Path) -> Iterator[Value]:
+    """Every value of a file of arrays; arrays in the metric's unit that belong together make a column."""
+    content, arrays = read_arrays(path, "data file")
+    yield from _leaves("", "", content)
+    for name, array in sorted(arrays.items()):
+        part, own = name.rpartition(".")[::2]
+        column = f"{part} {SCORE}" if path.name == SCORES else f"{part} metric" if own in IN_METRIC else name
+        for number, value in enumerate(array.ravel().tolist()):
+            yield Value(f"{name}[{number}]", column, value)
 
 
 def _leaves(where: str, column: str, value: object) -> Iterator[Value]:

@@ -10,7 +10,8 @@ from typing import Any, ParamSpec
 
 from circuitlab.outputs import at_home
 from circuitlab.runs.record import RunRecord
-from circuitlab.runs.run_folder import reserve_run, write_run
+from circuitlab.runs.reserve import reserve_run
+from circuitlab.runs.write import write_run
 
 P = ParamSpec("P")
 

@@ -9,9 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from circuitlab.data.run_files import file_inside
 from circuitlab.errors import ConfigError, FormatError, UnknownNameError
-from circuitlab.files import parsing, read_json, whole_file
+from circuitlab.files import file_inside, parsing, read_json, whole_file
 from circuitlab.graphs.circuit_data import CircuitData
 from circuitlab.graphs.files import lists, mib_json, mib_tensors, networks
 from circuitlab.parts import Edge, ModelSpec

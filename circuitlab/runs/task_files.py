@@ -1,17 +1,17 @@
-"""Files of a run folder that somebody else may have made: read from inside the folder only, and never run unasked."""
+"""The task of a run folder that somebody else may have made: its code never runs unasked."""
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
 from circuitlab.data.registry import load_task, task_names
 from circuitlab.data.task import Task
+from circuitlab.digests import file_sha256
 from circuitlab.errors import RunError, UnknownNameError
+from circuitlab.files import file_inside
 
 TASK_FILE = "task.py"
 
@@ -27,64 +27,6 @@ class TaskFile:
 
     path: Path
     sha256: str
-
-
-def file_inside(folder: Path, name: str) -> Path | None:
-    """The path of a file that a run folder or its manifest names, if it is there.
-
-    Args:
-        folder: The run folder; it may be a symbolic link itself.
-        name: A relative path with forward slashes, such as `sweeps/head_z.csv`.
-
-    Returns:
-        The path, or None where nothing has this name.
-
-    Raises:
-        RunError: The name leads out of the folder (absolute, `..`, or through a symbolic link), or names something that
-            is no regular file.
-
-    Example:
-        >>> file_inside(Path("."), "no such file") is None
-        True
-    """
-    pure = PurePosixPath(name)
-    if not name or "\0" in name or "\\" in name or pure.is_absolute() or PureWindowsPath(name).drive:
-        raise RunError(f"run {str(folder)!r} names a file {name!r}; files of a run have paths inside its folder.")
-    if ".." in pure.parts:
-        raise RunError(f"run {str(folder)!r} names a file {name!r} outside its folder; such files are not read.")
-    path = folder / pure
-    try:
-        there, linked = path.exists(), path.is_symlink()
-        real, regular = path.resolve(), path.is_file()
-        inside = real.is_relative_to(folder.resolve())
-    except (OSError, RuntimeError) as error:  # a name that is too long, a loop of links
-        raise RunError(f"{name[:80]!r} in the run folder {str(folder)!r} cannot be read: {error}.") from error
-    if not there and not linked:
-        return None
-    if not inside:
-        raise RunError(
-            f"{name} in the run folder {str(folder)!r} is a symbolic link that leads out of the folder, to "
-            f"{str(real)!r}; it is not followed. Put a copy of the file there."
-        )
-    if there and not regular:
-        raise RunError(f"{name} in the run folder {str(folder)!r} is no regular file.")
-    return path if there else None
-
-
-def files_inside(folder: Path) -> dict[str, Path]:
-    """Every file of a run folder by its name in it.
-
-    Raises:
-        RunError: A symbolic link leads out of the folder or to a folder, or something is no regular file.
-    """
-    found = dict[str, Path]()
-    for where, folders, names in os.walk(folder):
-        linked = [name for name in folders if (Path(where) / name).is_symlink()]
-        for name in (*names, *linked):
-            inner = (Path(where) / name).relative_to(folder).as_posix()
-            if (path := file_inside(folder, inner)) is not None:
-                found[inner] = path
-    return dict(sorted(found.items()))
 
 
 def task_file_of(folder: Path, manifest: Mapping[str, Any]) -> TaskFile | None:
@@ -115,7 +57,7 @@ def task_file_of(folder: Path, manifest: Mapping[str, Any]) -> TaskFile | None:
             f"run {str(folder)!r} is of a task file, {task!r}, but its copy {TASK_FILE} {lacks}. Task files are taken "
             "from inside the run folder only."
         )
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    found = file_sha256(path)
     if found != expected:
         raise RunError(
             f"{TASK_FILE} in the run folder {str(folder)!r} is not the file that the run used: its SHA-256 is {found}, "

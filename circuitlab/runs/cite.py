@@ -1,0 +1,41 @@
+"""BibTeX for the library, a task or a run folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from circuitlab.arguments import checked
+from circuitlab.data.citation import cite_library, cite_run, cite_task
+from circuitlab.data.registry import load_task
+from circuitlab.data.task import Task
+from circuitlab.outputs import at_home
+from circuitlab.runs.manifest import read_manifest
+
+
+@checked
+def cite(target: str | Path | Task) -> str:
+    """BibTeX entries, one for each thing to be cited, separated by blank lines.
+
+    Args:
+        target: `"circuitlab"`, a task (its name, its file, or the `Task`), or a run folder of `discover`.
+
+    Returns:
+        The library; for a task also the task and its sources; for a run also the run and its method's sources, as its
+        manifest has them: no code of a run folder is executed.
+
+    Raises:
+        UnknownNameError: No task has this name and no folder this path.
+        TaskFileError: A task file that cannot be used.
+        RunError: A folder without a readable manifest.
+
+    Example:
+        >>> print(cite("name-throw").splitlines()[0])
+        @software{circuitlab,
+    """
+    if target == "circuitlab":
+        return cite_library()
+    if not isinstance(target, Task) and (folder := at_home(target)).is_dir():
+        manifest = read_manifest(folder)
+        written = manifest.get("bibtex")
+        return written if isinstance(written, str) and written else cite_run(manifest, str(folder))
+    return cite_task(load_task(target))

@@ -1,0 +1,161 @@
+"""A run folder as the `Run` that wrote it. No model is loaded, and no code of the folder is run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from circuitlab.arguments import checked
+from circuitlab.data.batching import prompt_keys
+from circuitlab.data.pairs import Pair, PairSet, PairSplits
+from circuitlab.data.registry import is_bundled, load_task
+from circuitlab.data.task import Task
+from circuitlab.discovery.config import DiscoverConfig
+from circuitlab.errors import RunError
+from circuitlab.graphs.circuit import Circuit
+from circuitlab.graphs.selection import Selection
+from circuitlab.metrics import Metric
+from circuitlab.metrics.base import METRICS
+from circuitlab.models.protocol import Bos
+from circuitlab.outputs.records import from_plain
+from circuitlab.references import Reference
+from circuitlab.runs.earlier import results_of_tables, scores_of_table, spec_of
+from circuitlab.runs.manifest import DATASET, MANIFEST, OF_METRIC
+from circuitlab.runs.reader import RunReader
+from circuitlab.runs.run import Run
+from circuitlab.runs.task_files import TASK_FILE
+
+
+@checked
+def load_run(folder: str | Path) -> Run:
+    """Read a run folder of `discover`.
+
+    Args:
+        folder: The folder; `~` is the home folder.
+
+    Returns:
+        The run as `discover` returned it, with `config`, `pairs`, `scores`, `circuit`, `evaluation`, `grids` and all
+        else, to the last bit; times are in milliseconds. What a task file computes (`task.draw`, a metric of its own)
+        is named but not there: `load_task(folder / "task.py")` runs that file. From a folder of an earlier version, in
+        which tables are all there is, scores have no standard errors, and what was measured pair by pair is NaN.
+
+    Raises:
+        RunError: It is no run folder, or a file is missing, damaged, or was changed after the run.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from circuitlab import discover
+        >>> with TemporaryDirectory() as folder:
+        ...     run = discover("name-throw", n=8, sites=[], out=f"{folder}/run", progress=False)
+        ...     again = load_run(f"{folder}/run")
+        >>> again.evaluation.faithfulness == run.evaluation.faithfulness
+        True
+    """
+    read = RunReader.open(folder)
+    read.digests()
+    try:
+        return _run(read)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise read.damaged(MANIFEST, f"{type(error).__name__}: {error}") from error
+
+
+def _run(read: RunReader) -> Run:
+    manifest, config = read.manifest, read.config()
+    scores, results = read.scores(), read.results()
+    spec = spec_of(read) if scores is None else scores.spec
+    circuit = read.circuit(spec)
+    model, task = read.about("model"), _task(read, config)
+    metric = _metric(read.about("metric"))
+    pairs = _pairs(read, _metric_of(task, metric))
+    scores = scores_of_table(read, circuit) if scores is None else scores
+    results = results_of_tables(read) if results is None else results
+    known = _Prompts(pairs.discovery)
+    return Run(
+        config=config, task=task, task_fingerprint=read.about("task")["fingerprint"], spec=spec,
+        weights_sha256=model["weights_sha256"], metric=metric, pairs=pairs, scores=scores,
+        bos=Bos(choice=config.bos, ids=tuple(model.get("bos_ids", ())), tokens=tuple(model.get("bos_tokens", ()))),
+        circuit=known.circuit(circuit), behaviour=results.behaviour, grids=results.grids,
+        evaluation=replace(results.evaluation, selection=known.selection(results.evaluation.selection)),
+        attention=results.attention,
+        **{
+            name: found and replace(found, circuit=known.circuit(found.circuit))
+            for name, found in (("stability", results.stability), ("stability_seeds", results.stability_seeds))
+        },
+        seconds=dict(manifest["seconds"]), folder=read.path,
+    )  # fmt: skip
+
+
+class _Prompts:
+    """Which prompts a circuit was selected on, which selections keep in memory only."""
+
+    def __init__(self, pairs: PairSet) -> None:
+        self._keys = frozenset(key for keys in prompt_keys(pairs) for key in keys)
+
+    def selection(self, selection: Selection | None) -> Selection | None:
+        return selection and replace(selection, prompts=self._keys)
+
+    def circuit(self, circuit: Circuit) -> Circuit:
+        return replace(circuit, selection=self.selection(circuit.selection))
+
+
+def _pairs(read: RunReader, metric: str | Callable[..., Any]) -> PairSplits:
+    splits: dict[str, list[Pair]] = {}
+    for number, line in enumerate(read.pairs(), start=1):
+        try:
+            record = dict(line)
+            splits.setdefault(record.pop("split"), []).append(from_plain(Pair, record))
+        except (KeyError, TypeError, ValueError) as error:
+            raise read.damaged(DATASET, f"line {number} is no pair ({type(error).__name__}: {error})") from error
+    sets = {name: PairSet(tuple(pairs), metric) for name, pairs in splits.items()}
+    if not {"discovery", "held_out"} <= set(sets) <= {"discovery", "held_out", "reference"}:
+        raise read.damaged(DATASET, f"its splits are {', '.join(sets)}; a run has discovery and held_out pairs")
+    return PairSplits(
+        discovery=sets["discovery"], held_out=sets["held_out"], reference=sets.get("reference"),
+        dropped=dict(read.about("dataset").get("dropped", {})),
+    )  # fmt: skip
+
+
+def _task(read: RunReader, config: DiscoverConfig) -> Task:
+    """The task: a built-in one of the same version, or what the manifest says of it, without its code."""
+    about = read.about("task")
+    if is_bundled(config.task) and (ours := load_task(config.task)).version == about["version"]:
+        changed = {name: value for name, value in config.options.items() if value != ours.settings.get(name)}
+        return ours.with_options(**changed)
+    settings = about.get("settings", {})
+    options = about.get("options", {name: [value] for name, value in settings.items()})
+    missing = _missing(read, "the prompts of this task")
+    kept = read.find(TASK_FILE)
+    return Task(
+        name=about["name"], version=about["version"], summary=about.get("summary", ""), draw=missing,
+        options={name: tuple(values) for name, values in options.items()}, chosen=settings,
+        metric=about.get("metric") or _missing(read, read.about("metric")["name"]),
+        sources=tuple(from_plain(Reference, source) for source in about.get("sources", ())),
+        origin="" if kept is None else str(kept),
+    )  # fmt: skip
+
+
+def _metric(about: Mapping[str, Any]) -> Metric:
+    name = about["name"]
+    if name in METRICS:
+        return METRICS[name]
+    declared = {field: about[field] for field in OF_METRIC if field in about}
+    return Metric(name=name, function=_missing(None, f"metric {name!r}"), **declared)
+
+
+def _metric_of(task: Task, metric: Metric) -> str | Callable[..., Any]:
+    """The metric that functions use for these pairs where no other is given: the task's."""
+    return task.metric if isinstance(task.metric, str) else metric
+
+
+def _missing(read: RunReader | None, what: str) -> Callable[..., Any]:
+    """What stands where code of a task file would; it says so when it is called."""
+    where = "" if read is None else f" {str(read.path)!r}"
+
+    def missing(*given: object, **options: object) -> Any:
+        raise RunError(
+            f"{what} is code of a task file, which load_run does not run{where}. Read that file, then load_task it."
+        )
+
+    return missing

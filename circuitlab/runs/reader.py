@@ -1,0 +1,266 @@
+"""The one reader of run folders: every file is read from inside the folder, within bounds, and as its run wrote it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from circuitlab.digests import file_sha256
+from circuitlab.discovery.config import DiscoverConfig
+from circuitlab.discovery.scores import EdgeScores, load_scores
+from circuitlab.errors import CircuitLabError, FileError, FormatError, MissingFileError, RunError, UnknownNameError
+from circuitlab.files import file_inside, files_inside, parse_json, read_bytes, read_text
+from circuitlab.graphs.circuit import Circuit, load_circuit
+from circuitlab.outputs import at_home
+from circuitlab.outputs.records import load_record
+from circuitlab.parts import Edge, Layout, ModelSpec
+from circuitlab.runs.manifest import DATASET, MANIFEST, REPORT, RESULTS, SCORES, read_manifest
+from circuitlab.runs.record import RESULTS_SCHEMA, Results
+
+T = TypeVar("T")
+# Settings that are texts: a number or a list would reach code that does not expect it.
+TEXTS = ("task", "model", "method", "metric", "ablation", "device", "dtype", "bos")
+EDGES, CIRCUIT, EVALUATION = "edges.csv", "circuit.json", "evaluation.json"
+
+
+def damaged(folder: Path, name: str, what: str) -> RunError:
+    """The error for a file of a run folder that cannot be used: which, why, and what to do."""
+    return RunError(
+        f"{name} in the run folder {str(folder)!r} is damaged: {what.rstrip('. ')}. Restore the file, or make the run "
+        f"again with `circuitlab discover ... --out {folder} --force`."
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EdgeTable:
+    """What `edges.csv` says, by the numbers of a layout.
+
+    Attributes:
+        scores: Score of every edge.
+        mask: Edges of the circuit.
+        second_scores: Second scores, where the table has them.
+    """
+
+    scores: np.ndarray
+    mask: np.ndarray
+    second_scores: np.ndarray | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class RunReader:
+    """A run folder that is open for reading.
+
+    Attributes:
+        path: Where it is.
+        manifest: What ran.
+    """
+
+    path: Path
+    manifest: Mapping[str, Any]
+
+    @classmethod
+    def open(cls, folder: str | Path) -> RunReader:
+        """The folder, its manifest read.
+
+        Raises:
+            RunError: It is no run folder, or its manifest is damaged or of another schema.
+        """
+        path = at_home(folder)
+        return cls(path=path, manifest=read_manifest(path))
+
+    def about(self, part: str) -> Mapping[str, Any]:
+        """A part of the manifest that is a mapping ("task", "model", "config", ...); empty where it is absent."""
+        value = self.manifest.get(part)
+        return value if isinstance(value, Mapping) else {}
+
+    def damaged(self, name: str, what: object) -> RunError:
+        """The error for a file that cannot be used: which, why, and what to do."""
+        return damaged(self.path, name, str(what))
+
+    def find(self, name: str) -> Path | None:
+        """A file, if it is there; its content is what the manifest lists.
+
+        Raises:
+            RunError: It was changed after the run, is listed and not there, or leads out of the folder.
+        """
+        path, listed = file_inside(self.path, name), self.manifest["files"].get(name)
+        if path is None and listed is not None:
+            raise RunError(
+                f"{name} is missing in the run folder {str(self.path)!r}. Restore the file, or make the run again with "
+                f"`circuitlab discover ... --out {self.path} --force`."
+            )
+        if path is not None and listed is not None and (found := file_sha256(path)) != listed:
+            what = f"its SHA-256 is {found[:12]}, the manifest says {str(listed)[:12]}"
+            raise self.damaged(name, f"{what}: it was changed after the run")
+        return path
+
+    def digests(self) -> dict[str, str]:
+        """SHA-256 of every file but manifest and report; those that the manifest lists are there and unchanged.
+
+        Raises:
+            RunError: One is not, or leads out of the folder.
+        """
+        there = files_inside(self.path)
+        for name in sorted({*self.manifest["files"]} - {REPORT, MANIFEST}):
+            self.find(name)
+        kept = {name: path for name, path in there.items() if not path.name.startswith(".")}
+        return {name: file_sha256(path) for name, path in kept.items() if name not in (REPORT, MANIFEST)}
+
+    def bytes(self, name: str) -> bytes | None:
+        """The content of a file; None where there is none."""
+        path = self.find(name)
+        return None if path is None else self._read(name, lambda: read_bytes(path, "file"))
+
+    def text(self, name: str) -> str:
+        """The text of a file.
+
+        Raises:
+            RunError: It is missing or damaged.
+        """
+        path = self.find(name) or self.path / name
+        return self._read(name, lambda: read_text(path, "file"))
+
+    def json(self, name: str) -> dict[str, Any]:
+        """The JSON object of a file.
+
+        Raises:
+            RunError: It is missing or damaged.
+        """
+        text = self.text(name)
+        value = self._read(name, lambda: parse_json(text, "it", expected=""))
+        if not isinstance(value, dict):
+            raise self.damaged(name, "it holds no JSON object")
+        return value
+
+    def rows(self, name: str) -> list[dict[str, str]]:
+        """The rows of a table, every cell as it is written.
+
+        Raises:
+            RunError: It is missing or damaged.
+        """
+        try:
+            return list(csv.DictReader(io.StringIO(self.text(name), newline="")))
+        except csv.Error as error:
+            raise self.damaged(name, f"it is no table ({error})") from error
+
+    def config(self) -> DiscoverConfig:
+        """The settings of the run.
+
+        Raises:
+            RunError: They are not those of a run.
+        """
+        record = self.manifest.get("config")
+        try:
+            found = DiscoverConfig.of_record(record)
+            assert isinstance(record, Mapping)
+            if not isinstance(record["options"], dict):
+                raise TypeError("options are no mapping")
+            for name in TEXTS:
+                if not isinstance(text := record.get(name, ""), str):
+                    raise TypeError(f"{name} is {text!r}; it must be a text")
+        except (FileError, FormatError, KeyError, TypeError, AttributeError) as error:
+            path = str(self.path / MANIFEST)
+            raise RunError(f"{path!r} is damaged: {type(error).__name__}: {error}. Run discover again.") from error
+        return found
+
+    def pairs(self) -> tuple[Mapping[str, Any], ...]:
+        """The lines of the data set; each has the texts `clean` and `corrupt` and a `split`.
+
+        Raises:
+            RunError: It is missing or damaged.
+        """
+        found = []
+        for i, line in enumerate(self.text(DATASET).splitlines(), start=1):
+            try:
+                pair = parse_json(line, "it")
+                texts = pair["clean"], pair["corrupt"], pair["split"]
+            except (FormatError, KeyError, TypeError) as error:
+                raise self.damaged(DATASET, f"line {i} is no pair ({type(error).__name__}: {error})") from error
+            if not all(isinstance(text, str) for text in texts):
+                raise self.damaged(DATASET, f"line {i} holds prompts that are no text")
+            found.append(pair)
+        return tuple(found)
+
+    def discovery_texts(self) -> frozenset[str]:
+        """Every prompt text, clean and corrupted, that the run was found on.
+
+        Raises:
+            RunError: The folder does not keep its data set, or keeps it damaged.
+        """
+        found = (pair for pair in self.pairs() if pair["split"] == "discovery")
+        return frozenset(pair[side] for pair in found for side in ("clean", "corrupt"))
+
+    def circuit(self, spec: ModelSpec | None = None) -> Circuit:
+        """The circuit.
+
+        Raises:
+            RunError: It is missing or damaged, or of a model of another shape.
+        """
+        path = self.find(CIRCUIT) or self.path / CIRCUIT
+        found = self._read(CIRCUIT, lambda: load_circuit(path, spec))
+        graph = None if found.node_effects else self.find("circuit.graphml")
+        if graph is None:
+            return found
+        # Versions before 0.2 wrote the effects of nodes into the drawing's file alone.
+        effects = self._read(graph.name, lambda: load_circuit(graph, found.spec)).node_effects
+        return found.with_node_effects(effects)
+
+    def edge_table(self, layout: Layout) -> EdgeTable:
+        """The table of all edges.
+
+        Raises:
+            RunError: It is missing or damaged.
+        """
+        try:
+            rows = self.rows(EDGES)
+            at = tuple(
+                zip(*(layout.edge_index(Edge.parse(f"{r['source']}->{r['target']}")) for r in rows), strict=True)
+            )
+            shape = (len(layout.writers), len(layout.readers))
+            mask, scores, second = np.zeros(shape, dtype=bool), np.zeros(shape), None
+            mask[at] = [row["in_circuit"].lower() in ("true", "1", "1.0") for row in rows]
+            scores[at] = [float(row["score"] or "nan") for row in rows]
+            if "second_score" in rows[0]:
+                second = np.full(shape, np.nan)
+                second[at] = [float(row["second_score"] or "nan") for row in rows]
+        except (KeyError, ValueError, TypeError, AttributeError, IndexError, UnknownNameError) as error:
+            what = f"it is no table with the columns source, target, score, in_circuit ({type(error).__name__}: "
+            raise self.damaged(EDGES, f"{what}{error})") from error
+        return EdgeTable(scores=scores, mask=mask, second_scores=second)
+
+    def sweeps(self) -> tuple[str, ...]:
+        """Names of the tables of sweeps."""
+        return tuple(name for name in files_inside(self.path) if re.fullmatch(r"sweeps/[^/]*\.csv", name))
+
+    def scores(self) -> EdgeScores | None:
+        """The scores of every edge; None in a folder of an earlier version."""
+        path = self.find(SCORES)
+        return None if path is None else self._read(SCORES, lambda: load_scores(path))
+
+    def results(self) -> Results | None:
+        """Behaviour, sweeps, evaluation and whatever else was measured; None in a folder of an earlier version."""
+        path = self.find(RESULTS)
+        if path is None:
+            return None
+        return self._read(RESULTS, lambda: load_record(path, Results, (RESULTS_SCHEMA,), "results"))
+
+    def _read(self, name: str, read: Any) -> Any:
+        """What a reader gives; what it refuses is damage of this file."""
+        try:
+            return read()
+        except MissingFileError:
+            raise RunError(
+                f"{name} is missing in the run folder {str(self.path)!r}. Restore the file, or make the run again with "
+                f"`circuitlab discover ... --out {self.path} --force`."
+            ) from None
+        except RunError:
+            raise
+        except CircuitLabError as error:
+            raise self.damaged(name, error) from error

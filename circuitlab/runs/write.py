@@ -1,0 +1,110 @@
+"""Write what a discovery found as a folder that other programs read; whole, or not at all."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from circuitlab.data.citation import cite_run
+from circuitlab.digests import file_sha256
+from circuitlab.discovery.stability import Stability
+from circuitlab.drawing import report
+from circuitlab.files import path_from_here
+from circuitlab.outputs import LOCK, Reserved
+from circuitlab.outputs.records import save_record
+from circuitlab.runs.manifest import DATASET, MANIFEST, RESULTS, SCORES, manifest_of
+from circuitlab.runs.record import RESULTS_SCHEMA, Results, RunRecord
+
+
+def write_run(run: RunRecord, place: Reserved, folder: Path) -> Path:
+    """Write a run folder in the place that was reserved for it.
+
+    Returns:
+        Where it is: the folder asked for, `~` replaced.
+    """
+    new = place.part
+    _write_data(run, new)
+    _write_pictures(run, new)
+    manifest = manifest_of(run) | {"files": _digests(new)}
+    manifest["bibtex"] = cite_run(manifest, str(folder))
+    _write_json(new / MANIFEST, manifest)
+    # The page tells no times, so that the same seed gives the same page.
+    report(run, new, name=path_from_here(folder))
+    manifest["files"] = _digests(new)
+    _write_json(new / MANIFEST, manifest)
+    place.put_in_place()
+    return folder
+
+
+def _write_data(run: RunRecord, folder: Path) -> None:
+    pairs = run.pairs
+    splits = {"discovery": pairs.discovery, "held_out": pairs.held_out, "reference": pairs.reference or ()}
+    lines = [_one_line(pair.as_record(name)) for name, split in splits.items() for pair in split]
+    (folder / DATASET).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    if run.grids:
+        (folder / "sweeps").mkdir()
+    for site, grid in run.grids.items():
+        grid.to_frame().to_csv(folder / "sweeps" / f"{site}.csv", index=False)
+    run.circuit.to_frame().to_csv(folder / "edges.csv", index=False)
+    run.scores.save(folder / SCORES)
+    save_record(folder / RESULTS, Results.of(run), RESULTS_SCHEMA, "results")
+    if run.scores.training:
+        run.scores.training_frame().to_csv(folder / "training.csv", index=False)
+    run.circuit.save(folder / "circuit.json")
+    run.circuit.save(folder / "circuit.graphml")
+    _write_json(folder / "evaluation.json", run.evaluation.to_record())
+    if run.attention:
+        _write_json(folder / "attention.json", run.attention.to_record())
+    for name, found in _repeated(run):
+        _write_json(folder / f"{name}.json", found.to_record())
+        found.to_frame().to_csv(folder / f"{name}.csv", index=False)
+    if run.task.origin:
+        shutil.copyfile(run.task.origin, folder / "task.py")
+
+
+def _write_pictures(run: RunRecord, folder: Path) -> None:
+    for site, grid in run.grids.items():
+        grid.plot().save(folder / "sweeps" / f"{site}.png")
+    drawing = run.circuit.plot(title=f"{run.task.label} in {Path(run.model_id).name}")
+    for name in ("circuit.png", "circuit.svg"):
+        drawing.save(folder / name)
+    if run.attention:
+        run.attention.plot().save(folder / "attention.png")
+    for name, found in _repeated(run):
+        title = f"{run.task.label} in {Path(run.model_id).name}: {len(found.chosen)} {found.repeated}"
+        found.plot(title=title).save(folder / f"{name}.png")
+
+
+def _repeated(run: RunRecord) -> list[tuple[str, Stability]]:
+    """Repetitions of the discovery that were asked for, with the names of their files."""
+    found = (("stability", run.stability), ("stability-seeds", run.stability_seeds))
+    return [(name, one) for name, one in found if one is not None]
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in (MANIFEST, LOCK))
+    return {p.relative_to(folder).as_posix(): file_sha256(p) for p in files}
+
+
+def _one_line(record: dict[str, Any]) -> str:
+    """A record as one line of JSON, also for readers that take Unicode's other line ends for one."""
+    text = json.dumps(record, ensure_ascii=False)
+    return re.sub("[\x85\u2028\u2029]", lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def _write_json(path: Path, content: Any) -> None:
+    text = json.dumps(_finite(content), indent=1, ensure_ascii=False, allow_nan=False)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def _finite(value: Any) -> Any:
+    """The value with null for NaN and infinity, for which JSON has no word."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
