@@ -25,7 +25,8 @@ from circuitlab import (
 )  # fmt: skip
 from circuitlab.cli import main
 from circuitlab.discovery.scoring import METHODS
-from circuitlab.runs.judging import discovery_texts, evaluate_run, judging
+from circuitlab.runs.judging import evaluate_run, judging
+from circuitlab.runs.reader import RunReader
 
 TASK = "name-throw"
 
@@ -154,7 +155,7 @@ def test_every_setting_that_is_not_the_runs_is_named_in_one_line(gendered, capsy
 
 def test_no_held_out_prompt_is_one_that_the_run_was_found_on(run, bundled):
     task = load_task(TASK)
-    own, seen = task.pairs(bundled, n=8, seed=0), discovery_texts(run)
+    own, seen = task.pairs(bundled, n=8, seed=0), RunReader.open(run).discovery_texts()
     assert seen == own.discovery.texts
     assert judging(run).held_out == own.held_out
     assert len(judging(run, seed=3, n=20).held_out) == 20

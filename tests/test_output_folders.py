@@ -20,7 +20,7 @@ from circuitlab.outputs import check_path, put_file, put_tables, reserved_file, 
 from circuitlab.outputs import reserve as reserve_module
 from circuitlab.outputs.exchange import exchange
 from circuitlab.outputs.lock import LOCK
-from circuitlab.runs.run_folder import reserve_run
+from circuitlab.runs.reserve import reserve_run
 
 # Changes of the disk: a process is killed before each of them in turn.
 CALLS = ("rename", "replace", "mkdir", "rmdir", "unlink", "open", "ftruncate", "write")

@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -157,7 +158,8 @@ def reproduce_nothing(**settings: Any) -> None:
 
     manifest = {"config": DiscoverConfig(task="name-throw", model="bundled").as_record()}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reproducing, "read_manifest", lambda folder: manifest)
+        read = reproducing.RunReader(path=Path("no-folder"), manifest=manifest)
+        patch.setattr(reproducing.RunReader, "open", lambda folder: read)
         patch.setattr(reproducing, "task_file_of", lambda folder, manifest: None)
         patch.setattr(reproducing, "task_of_run", lambda folder, manifest, run_code: "name-throw")
         patch.setattr(reproducing, "discover", discover)

@@ -77,7 +77,13 @@ def _write_circuit(folder: Path, nodes: list, edges: list) -> None:
     cfg = {"n_layers": 4, "n_heads": 8, "parallel_attn_mlp": False, "d_model": 128}
     circuit = {
         "cfg": cfg,
-        "nodes": {node.name: {"in_graph": node.name in effects} for node in layout.nodes},
+        "nodes": {
+            node.name: {
+                "in_graph": node.name in effects,
+                **({} if effects.get(node.name) is None else {"sweep_effect": effects[node.name]}),
+            }
+            for node in layout.nodes
+        },
         "edges": {name: {"score": score, "in_graph": name in kept} for name, score in scores.items()},
     }
     _write_json(folder / "circuit.json", circuit)
@@ -139,7 +145,7 @@ def _evaluation(n_edges: int) -> dict[str, object]:
 
 def _manifest() -> dict[str, object]:
     return {
-        "schema": 1,
+        "schema": "circuitlab.run/1",
         "circuitlab_version": "0.1.0",
         "command": ["circuitlab", "discover", "html-tag-closing", "-n", "100"],
         "config": {

@@ -452,7 +452,7 @@ TASK = Task(name="own", version="1", summary="Mine.", draw=draw, metric={metric}
 def plainly() -> Iterator[None]:
     """Without pictures and page, and with Python's compiled files, which the shell that runs the tests may forbid."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("circuitlab.runs.run_folder._write_pictures", lambda run, folder: None)
+        patch.setattr("circuitlab.runs.write._write_pictures", lambda run, folder: None)
         patch.setattr("circuitlab.report.write_report", lambda folder, **options: None)
         patch.setattr(sys, "dont_write_bytecode", False)
         yield

@@ -45,16 +45,18 @@ from circuitlab.discovery.config import DiscoverConfig
 from circuitlab.evaluation.areas import MIB_SHARES, mib_sizes
 from circuitlab.graphs.prune import prune
 from circuitlab.graphs.selection import SelectionRule
+from circuitlab.outputs import reserve
 from circuitlab.report.findings import caveats, headline
 from circuitlab.report.folder import read_run
 from circuitlab.report.render import asset
-from circuitlab.runs import pipeline, run_folder
+from circuitlab.runs import pipeline, write
 from circuitlab.viz.curves import FaithfulnessCurve
 
 SCRIPT = asset("attention.js")
 SITES = ("resid_pre", "attn_out", "mlp_out", "head_z")
 FILES = {
-    "manifest.json", "dataset.jsonl", "edges.csv", "circuit.json", "circuit.graphml", "circuit.png", "circuit.svg",
+    "manifest.json", "scores.safetensors", "results.safetensors",
+    "dataset.jsonl", "edges.csv", "circuit.json", "circuit.graphml", "circuit.png", "circuit.svg",
     "evaluation.json", "report.html", "attention.json", "attention.png",
     *(f"sweeps/{site}.{kind}" for site in SITES for kind in ("csv", "png")),
 }  # fmt: skip
@@ -215,7 +217,7 @@ def test_the_numbers_follow_from_the_tokens_in_the_folder(folder):
     """Plain HuggingFace on the tokens that the file says ran: the same means on clean and corrupted prompts."""
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(Path(run_folder.__file__).parents[1] / "bundled").eval()
+    model = AutoModelForCausalLM.from_pretrained(Path(write.__file__).parents[1] / "bundled").eval()
     held_out = [pair for pair in lines(folder) if pair["split"] == "held_out"]
     means, right = {}, []
     for side in ("clean", "corrupt"):
@@ -354,7 +356,7 @@ def test_another_process_writes_the_same_bytes(folder, elsewhere):
 @pytest.fixture
 def plain(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs are written without pictures and page, for tests of the folder alone."""
-    monkeypatch.setattr(run_folder, "_write_pictures", lambda run, folder: None)
+    monkeypatch.setattr(write, "_write_pictures", lambda run, folder: None)
     monkeypatch.setattr("circuitlab.report.write_report", lambda folder, **options: None)
 
 
@@ -447,7 +449,7 @@ def test_a_write_that_is_interrupted_leaves_what_was_there(error, step, there_be
             (given[-1] / "half").write_text("written")
         raise error
 
-    monkeypatch.setattr(run_folder, step, stopped)
+    monkeypatch.setattr(write, step, stopped)
     with pytest.raises(error):
         run.write(place, force=True)
     assert (bytes_in(place) == {"manifest.json": EARLIER.encode()}) if there_before else not place.exists()
@@ -476,7 +478,7 @@ def test_the_old_run_is_put_back_when_the_last_rename_fails(run, place, monkeypa
         rename(source, target)
 
     monkeypatch.setattr("circuitlab.outputs.reserve.exchange", lambda one, other: False)
-    monkeypatch.setattr(run_folder.os, "rename", fails_once)
+    monkeypatch.setattr(reserve.os, "rename", fails_once)
     with pytest.raises(KeyboardInterrupt):
         run.write(place, force=True)
     assert told
