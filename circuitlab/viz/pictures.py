@@ -135,7 +135,11 @@ def attention(found: AttentionPatterns) -> Figure:
 def features(
     found: FeatureActivations, k: int = 12, prompt: int = 0, first: int = 0, names: Mapping[int, str] | None = None
 ) -> Figure:
-    """The strongest features of a prompt, token by token, in the order of their peaks."""
+    """The strongest features of a prompt, token by token, in the order of their peaks.
+
+    Raises:
+        ConfigError: No feature is active in the prompt.
+    """
     chosen = [each.feature for each in found.strongest(k, prompt, first)]
     if not chosen:
         raise ConfigError(f"no feature is active in prompt {prompt}; there is nothing to draw.")
