@@ -1,4 +1,4 @@
-"""Small random models of five architectures, loaded by the library as any checkpoint is, and prompts for them.
+"""Small random models of eight architectures, loaded by the library as any checkpoint is, and prompts for them.
 
 Beside them TransformerLens's own toy models, as `gelu-2l`, `attn-only-2l` and `solu-2l` arrive: booted, not loaded.
 
@@ -29,9 +29,12 @@ from circuitlab.models.verify import adapted
 
 # What each stands for: GPT-2 (biases, learned positions), Llama (grouped queries, rotation, gated MLP), GPT-NeoX
 # (attention and MLP in parallel), Qwen3 (norms on queries and keys), Gemma 2 (norms behind attention and MLP, softcaps,
-# windows).
-ARCHITECTURES = ("gpt2", "llama", "neox", "qwen3", "gemma2")
-GROUPED = ("llama", "qwen3", "gemma2")
+# windows), OLMo 2 (norms after attention and MLP and none before, norms over all heads' queries and keys together),
+# Granite (multipliers), MPT (scores with a bias by distance, MLPs that add the stream).
+ARCHITECTURES = ("gpt2", "llama", "neox", "qwen3", "gemma2", "olmo2", "granite", "mpt")
+GROUPED = ("llama", "qwen3", "gemma2", "olmo2", "granite", "cohere")
+# Where what one head adds depends on the others.
+HEADS_INTERACT = ("gemma2", "olmo2")
 # Settings of TransformerLens's own models: GELU, attention alone (its norms folded into the weights), and SoLU, which
 # has a layer norm between its activation and its output projection.
 NATIVE: dict[str, dict[str, Any]] = {
@@ -44,11 +47,12 @@ BIDIRECTIONAL: dict[str, dict[str, Any]] = {"bidirectional": {"act_fn": "gelu", 
 # The same with their weights rewritten: `FOLDED["gpt2-folded"]` is the architecture and what is done to it.
 BOTH, NORMS_ALONE = Folding(fold_ln=True, center_weights=True), Folding(fold_ln=True)
 FOLDED = {f"{name}-folded": (name, BOTH) for name in ("gpt2", "neo", "neox", *NATIVE)}
-FOLDED |= {f"{name}-folded": (name, NORMS_ALONE) for name in ("llama", "gemma2")}
+FOLDED["mpt-folded"] = ("mpt", BOTH)
+FOLDED |= {f"{name}-folded": (name, NORMS_ALONE) for name in ("llama", "gemma2", "olmo2", "granite", "bloom")}
 # Largest difference allowed between two ways to the same number in float64. GPT-2 and TransformerLens's own models are
 # float64 throughout, but for norms without weights; the others rotate, norm or take softmaxes in float32 whatever their
 # weights are, where 2e-6 was measured.
-TOLERANCE = {"gpt2": 1e-10, "llama": 2e-5, "neox": 2e-5, "qwen3": 2e-5, "gemma2": 2e-5}
+TOLERANCE = {"gpt2": 1e-10, **dict.fromkeys(("llama", "neox", "qwen3", *ARCHITECTURES[4:], "bloom", "cohere"), 2e-5)}
 TOLERANCE |= {"neo": 2e-5, "native": 1e-10, "attn-only": 2e-5, "solu": 1e-10, "bidirectional": 1e-10}
 TOLERANCE |= {name: TOLERANCE[plain] for name, (plain, _) in FOLDED.items()}
 N_LAYERS, N_HEADS, D_MODEL, D_VOCAB = 2, 4, 32, 300
@@ -144,6 +148,10 @@ def _untrained(name: str, n_kv_heads: int) -> Any:
     # One layer looks at everything, the next at the last four tokens only.
     neo = {"num_layers": N_LAYERS, "num_heads": N_HEADS, "hidden_size": D_MODEL, "max_position_embeddings": 64}
     neo |= {**common, "attention_types": [[["global", "local"], N_LAYERS // 2]], "window_size": 4}
+    multipliers = {"embedding_multiplier": 3.0, "attention_multiplier": 0.2, "residual_multiplier": 0.4}
+    multipliers["logits_scaling"] = 2.5
+    mpt = {**common, "n_layers": N_LAYERS, "n_heads": N_HEADS, "d_model": D_MODEL, "max_seq_len": 64}
+    bloom = {**common, "n_layer": N_LAYERS, "n_head": N_HEADS, "hidden_size": D_MODEL}
     makers = {
         "neo": lambda: hf.GPTNeoForCausalLM(hf.GPTNeoConfig(**neo)),
         "gpt2": lambda: hf.GPT2LMHeadModel(hf.GPT2Config(**gpt2)),
@@ -152,14 +160,18 @@ def _untrained(name: str, n_kv_heads: int) -> Any:
         "qwen3": lambda: hf.Qwen3ForCausalLM(hf.Qwen3Config(**grouped, head_dim=12)),
         "gemma2": lambda: hf.Gemma2ForCausalLM(hf.Gemma2Config(**grouped, head_dim=12, sliding_window=4)),
         "olmo2": lambda: hf.Olmo2ForCausalLM(hf.Olmo2Config(**grouped)),
-        "olmo2-ungrouped": lambda: hf.Olmo2ForCausalLM(hf.Olmo2Config(**shape)),
+        "granite": lambda: hf.GraniteForCausalLM(hf.GraniteConfig(**grouped, **multipliers)),
+        "mpt": lambda: hf.MptForCausalLM(hf.MptConfig(**mpt)),
+        "bloom": lambda: hf.BloomForCausalLM(hf.BloomConfig(**bloom)),
+        "cohere": lambda: hf.CohereForCausalLM(hf.CohereConfig(**grouped, logit_scale=0.5)),
         "opt": lambda: hf.OPTForCausalLM(hf.OPTConfig(**shape, ffn_dim=48, word_embed_proj_dim=D_MODEL)),
     }
     return makers[name]()
 
 
 def _per_query_head(key: str, weight: torch.Tensor) -> torch.Tensor:
-    if "k_proj" not in key and "v_proj" not in key:
+    of_all_keys = "k_norm" in key and weight.numel() == D_MODEL // 2  # OLMo 2's
+    if "k_proj" not in key and "v_proj" not in key and not of_all_keys:
         return weight
     return weight.unflatten(0, (2, -1)).repeat_interleave(N_HEADS // 2, 0).flatten(0, 1)
 

@@ -22,7 +22,7 @@ from circuitlab.parts import Kind, Layout
 from circuitlab.patching.circuits.metric import circuit_values, prepare
 from circuitlab.patching.cuts.values import CutValues
 
-NAMES = ("gpt2", "llama", "neox", "gemma2", "attn-only")
+NAMES = ("gpt2", "llama", "neox", "gemma2", "olmo2", "attn-only")
 
 
 def one_by_one(name: str, data: PairBatch | PairSet, metric: str, threshold: float, ablation: str = "corrupt"):

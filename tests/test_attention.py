@@ -22,7 +22,7 @@ TOKENS = torch.tensor([[0, 5, 9, 2, 7, 3]])
 NASTY = "</script><script>alert(1)</script>"
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama", "neox", "gemma2", *NATIVE])
+@pytest.mark.parametrize("name", ["gpt2", "llama", "neox", "gemma2", "olmo2", "granite", "mpt", "bloom", *NATIVE])
 def test_patterns_are_the_models_own(name):
     model = load(name)
     found = attention(model, TOKENS, ["a1.h3", "a0.h2"])

@@ -27,7 +27,7 @@ from circuitlab.models.surgery import forward_replaced
 
 NAMES = (*ARCHITECTURES, *NATIVE)
 # Their norms are float32 whatever the weights are: the model's own value is rounded there, and 2e-7 was measured.
-ROUNDED = {"llama", "qwen3", "gemma2"}
+ROUNDED = {"llama", "qwen3", "gemma2", "olmo2", "granite"}
 
 
 def splits(model: BridgeModel) -> tuple[str, ...]:

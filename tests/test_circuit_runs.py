@@ -10,6 +10,7 @@ from architectures import (
     ARCHITECTURES,
     BIDIRECTIONAL,
     GROUPED,
+    HEADS_INTERACT,
     N_HEADS,
     N_LAYERS,
     NATIVE,
@@ -26,6 +27,7 @@ from node_by_node import floor_by_hand, walk
 from circuitlab import sweep
 from circuitlab.data.batch import PairBatch
 from circuitlab.data.pairs import PairSet
+from circuitlab.errors import UnsupportedModelError
 from circuitlab.graphs.prune import prune, real_edges
 from circuitlab.metrics import resolve
 from circuitlab.parts import Edge, Kind, Layout, Node, Slot
@@ -94,7 +96,7 @@ class TestLaws:
         assert (pruned.sum((1, 2)) < masks.sum((1, 2))).any()
         changed = np.abs(values(name, pruned) - values(name, masks)).max()
         # In a post-norm model a head that writes to nobody still moves the norm of its layer: there it does count.
-        assert changed > 1e-3 if name == "gemma2" else changed < TOLERANCE[name]
+        assert changed > 1e-3 if name in HEADS_INTERACT else changed < TOLERANCE[name]
 
     def test_one_edge_cut_is_the_exact_effect_of_the_edge(self, name):
         model, layout = load(name), layout_of(name)
@@ -143,7 +145,7 @@ class TestLaws:
         assert steps[-1] == ("x", 4, 4)
         assert [done for _, done, _ in steps] == sorted({done for _, done, _ in steps})
 
-    @pytest.mark.parametrize("name", ["gpt2", "llama", "gemma2"])
+    @pytest.mark.parametrize("name", ["gpt2", "llama", "gemma2", "olmo2"])
     def test_prompts_of_different_length_are_as_if_alone(self, name):
         model, masks = load(name), random_masks(layout_of(name))
         mixed = mixed_pairs()
@@ -172,13 +174,15 @@ class TestNodes:
 
     def test_no_edges_into_it(self, name):
         layout, nodes = layout_of(name), self.nodes(name)
+        if name == "olmo2":  # what a head reads moves the other heads of its layer, through the norm of all queries
+            nodes = [node for node in nodes if node.kind is Kind.MLP]
         masks = np.stack([real_edges(layout)] * len(nodes))
         for mask, node in zip(masks, nodes, strict=True):
             mask[:, list(layout.readers_of(node))] = False
         expected = np.stack([self.noised(name, node) for node in nodes])
         assert values(name, masks) == pytest.approx(expected, abs=TOLERANCE[name])
 
-    @pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name != "gemma2"])
+    @pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name not in HEADS_INTERACT])
     def test_no_edges_out_of_it(self, name):
         # Not in post-norm models: there a head that nobody listens to still has its part in its layer's norm.
         layout, nodes = layout_of(name), self.nodes(name)
@@ -261,7 +265,7 @@ class TestFloors:
         assert (found - torch.stack(expected)).abs().max() < TOLERANCE[name] * scale
         # The twins: the corrupted run in the place of the floor, and no offsets (a model without biases has none at 0).
         assert (run_circuits(model, baseline, masks) - found).abs().max() > 0.01 * scale
-        biased = kind == "noise" or name not in GROUPED
+        biased = kind == "noise" or name not in (*GROUPED, "mpt")
         without = run_circuits(model, baseline, masks, Floor(run=floor.run, offsets={}))
         assert ((without - found).abs().max() > 0.01 * scale) == biased
 
@@ -350,6 +354,12 @@ class TestFloors:
 
     def test_bfloat16_within_its_precision(self, name):
         """Two per cent of the largest component, which is what the model itself is off by in bfloat16."""
+        if name == "olmo2":
+            with pytest.raises(
+                UnsupportedModelError, match="rotates queries in float32, which fails in half precision"
+            ):
+                load(name, "bfloat16")
+            return
         model = load(name, "bfloat16")
         (baseline,) = prepare(model, pairs()).baselines
         real = torch.tensor(real_edges(layout_of(name)))

@@ -69,7 +69,7 @@ def test_exact_effects(name, ablation, stand_in):
     assert np.abs(corrupt - expected).max(1).min() > 1e-3
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama", "neox", "gemma2"])
+@pytest.mark.parametrize("name", ["gpt2", "llama", "neox", "gemma2", "olmo2", "granite"])
 def test_every_edge_into_a_node_by_position_is_the_whole_message_in_parts(name):
     """By position: the last columns are behind the answer, and into the logits only the answer's tokens count."""
     model, batch = load(name), pairs()

@@ -120,23 +120,28 @@ class TestGptNeo:
         assert float(second[..., beyond].abs().max()) == 0
         assert float(first[..., beyond].min()) > 0
 
+
+@pytest.mark.parametrize("name", ["neo", "bloom", "cohere"])
+class TestBesideTheOtherArchitectures:
+    """Families that not every test is run on."""
+
     @pytest.mark.parametrize("site", ["resid_pre", "attn_out", "mlp_out", "head_z", "head_k"])
-    def test_sweeps_are_plain_hooks(self, site):
-        expected = brute_force("neo", pairs(), site, "denoise")
-        assert largest_error(sweep(load("neo"), pairs(), site), expected) < TOLERANCE["neo"]
+    def test_sweeps_are_plain_hooks(self, site, name):
+        expected = brute_force(name, pairs(), site, "denoise")
+        assert largest_error(sweep(load(name), pairs(), site), expected) < TOLERANCE[name]
         assert np.ptp(expected, axis=1).max() > 0.05
 
-    def test_edges_are_plain_hooks(self):
-        oracle, everywhere, edges = PlainHooks("neo", "noise"), torch.ones_like(pairs().clean), some_edges("neo")
-        found = patch_edges(load("neo"), pairs(), edges)
+    def test_edges_are_plain_hooks(self, name):
+        oracle, everywhere, edges = PlainHooks(name, "noise"), torch.ones_like(pairs().clean), some_edges(name)
+        found = patch_edges(load(name), pairs(), edges)
         expected = np.stack([oracle.effect(edge, everywhere) for edge in edges])
-        assert found.per_example[:, 0] == pytest.approx(expected, abs=TOLERANCE["neo"])
+        assert found.per_example[:, 0] == pytest.approx(expected, abs=TOLERANCE[name])
         assert np.abs(expected).max() > 0.05
 
     @torch.no_grad()
-    def test_it_computes_what_huggingface_does(self):
-        theirs = huggingface("neo").double()(pairs().clean).logits
-        assert fresh("neo").whole_logits(pairs().clean).numpy() == pytest.approx(theirs.numpy(), abs=TOLERANCE["neo"])
+    def test_it_computes_what_huggingface_does(self, name):
+        theirs = huggingface(name).double()(pairs().clean).logits
+        assert fresh(name).whole_logits(pairs().clean).numpy() == pytest.approx(theirs.numpy(), abs=TOLERANCE[name])
 
 
 def test_short_names_are_those_of_the_registry():

@@ -11,7 +11,7 @@ from circuitlab import ConfigError, TokenError, UnknownNameError, direct_attribu
 from circuitlab.attribution.lens import points_of
 from circuitlab.metrics import resolve
 
-NAMES = ("gpt2", "llama", "neox", "gemma2", *NATIVE)
+NAMES = ("gpt2", "llama", "neox", "gemma2", "granite", *NATIVE)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -300,7 +300,7 @@ class TestLaws:
         assert gaps[1] < 0.4 * gaps[0]
         assert gaps[1] < 0.25
 
-    @pytest.mark.parametrize("name", ["gpt2", "llama", "gemma2", "attn-only"])
+    @pytest.mark.parametrize("name", ["gpt2", "llama", "gemma2", "olmo2", "granite", "attn-only"])
     def test_ifr_shares_sum_to_one(self, name):
         scores = scored("ifr", name)
         assert np.abs(scores.values.sum(0) - 1).max() < 1e-6

@@ -37,6 +37,7 @@ from circuitlab.errors import ConfigError, ModelError, UnsupportedModelError
 from circuitlab.models.anatomy import mlp_gate
 from circuitlab.models.bridge import BridgeModel
 from circuitlab.models.comparison import TOLERANCE as ALLOWED
+from circuitlab.models.families import Family
 from circuitlab.models.protocol import Bos
 from circuitlab.models.text import TokenizerText
 from circuitlab.models.verify import measure, verify
@@ -155,7 +156,7 @@ HALF_SCORE_OFF = {"bfloat16": 0.06, "float16": 0.006}
 class TestHalfPrecision:
     """In bfloat16 and float16 every number is the float32 model's, as closely as these can tell."""
 
-    @pytest.mark.parametrize("name", ["gpt2", "llama", "gemma2"])
+    @pytest.mark.parametrize("name", ["gpt2", "llama", "gemma2", "granite"])
     @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
     def test_the_numbers_are_those_of_float32(self, name, dtype):
         model, single = fresh(name, dtype), load(name, "float32")
@@ -353,7 +354,6 @@ class TestRefusals:
         ("architecture", "message"),
         [
             ("opt", r"^model '.*opt' does not run the MLP of layer 0 as a module of its own \(2 such parts\), so that"),
-            ("olmo2", rf"^model '.*olmo2': the other heads' z when one head changes {DIFFERS}"),
         ],
     )
     def test_architectures_that_it_cannot_take_apart(self, architecture, message, tmp_path):
@@ -364,10 +364,22 @@ class TestRefusals:
         assert "use_" not in told  # no advice about what this user has not set
         assert "hooks" not in told  # TransformerLens puts some on OPT itself
 
-    def test_heads_that_see_each_other(self, tmp_path):
-        """OLMo 2 norms queries over all heads. Its parts add up; one head's edges would move the other heads."""
-        with pytest.raises(UnsupportedModelError, match=rf"the other heads' z when one head changes {DIFFERS}"):
-            load_model(save("olmo2-ungrouped", tmp_path / "olmo2"))
+    @pytest.mark.parametrize(
+        ("architecture", "part"),
+        [
+            ("olmo2", "the other heads' z when one head changes"),
+            ("granite", r"the stream \(attention \+ MLP\)"),
+            ("mpt", r"the stream \(attention \+ MLP\)"),
+            ("bloom", r"the stream \(attention \+ MLP\)"),
+            ("cohere", "the vector of logits"),
+        ],
+    )
+    def test_a_family_without_its_file(self, architecture, part, tmp_path, monkeypatch):
+        """The twin of every record of models/families: without it the model is measured and refused."""
+        for module in ("anatomy", "held_bridge"):
+            monkeypatch.setattr(f"circuitlab.models.{module}.family_of", lambda bridge: Family())
+        with pytest.raises(UnsupportedModelError, match=rf"^model '.*': {part} {DIFFERS}"):
+            load_model(save(architecture, tmp_path / architecture))
 
     @pytest.mark.parametrize("primitive", PRIMITIVES)
     def test_a_primitive_that_is_off(self, primitive, monkeypatch):

@@ -24,10 +24,14 @@ SIDES: dict[str, dict[Stage, tuple[str, str]]] = {
     "neox": {Stage.PRE: ("mlp.in", "out"), Stage.MID: ("mlp.out", "in"), Stage.POST: ("mlp.out", "in")},
     "llama": {Stage.PRE: ("mlp.gate", "out"), Stage.MID: ("mlp.out", "in"), Stage.POST: ("mlp.out", "in")},
     "gemma2": {Stage.PRE: ("mlp.gate", "out"), Stage.MID: ("mlp.out", "in"), Stage.POST: ("mlp.out", "in")},
+    "olmo2": {Stage.PRE: ("mlp.gate", "out"), Stage.MID: ("mlp.out", "in"), Stage.POST: ("mlp.out", "in")},
+    "granite": {Stage.PRE: ("mlp.gate", "out"), Stage.MID: ("mlp.out", "in"), Stage.POST: ("mlp.out", "in")},
+    "mpt": {Stage.PRE: ("mlp.in", "out"), Stage.MID: ("mlp.out", "in"), Stage.POST: ("mlp.out", "in")},
+    "bloom": {Stage.PRE: ("mlp.in", "out"), Stage.MID: ("mlp.out", "in"), Stage.POST: ("mlp.out", "in")},
     "native": {Stage.PRE: ("mlp.in", "out"), Stage.MID: ("mlp.out", "in"), Stage.POST: ("mlp.out", "in")},
     "solu": {Stage.PRE: ("mlp.in", "out"), Stage.MID: ("mlp.ln", "in"), Stage.POST: ("mlp.out", "in")},
 }
-GATED = ("llama", "gemma2")
+GATED = ("llama", "gemma2", "olmo2", "granite")
 CASES = [(name, stage) for name in SIDES for stage in Stage]
 
 

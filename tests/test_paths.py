@@ -12,6 +12,7 @@ from architectures import (
     ARCHITECTURES,
     BIDIRECTIONAL,
     GROUPED,
+    HEADS_INTERACT,
     N_HEADS,
     N_LAYERS,
     NATIVE,
@@ -96,6 +97,10 @@ class TwoRuns:
         """Points are spelt `q 0`, `z 0`, `attn 0`, `mlp 0`, `into mlp 0`, `pattern 0`, `embed`, `into logits`."""
         *what, layer = point.rsplit(" ", 1)
         block: Any = self.bridge.blocks[int(layer)] if layer.isdigit() else None
+        own = None if block is None else block.original_component
+        # Granite multiplies what these modules return; MPT's MLP returns the stream with its output added.
+        factor = getattr(own, "residual_multiplier", 1.0) if what in (["attn"], ["mlp"]) else 1.0
+        adds_the_stream = type(own).__name__ == "MptBlock"
 
         def before(_module: Any, args: tuple, kwargs: dict) -> Any:
             if args:
@@ -105,12 +110,13 @@ class TwoRuns:
             return None if new is None else (args, {**kwargs, "hidden_states": new})
 
         def behind(_module: Any, _args: tuple, output: Any) -> Any:
-            new = see(output[0] if isinstance(output, tuple) else output)
+            new = see(factor * (output[0] if isinstance(output, tuple) else output))
+            new = None if new is None else new / factor
             return new if new is None or not isinstance(output, tuple) else (new, *output[1:])
 
         after = {
             "attn": lambda: getattr(block, "ln1_post", block.attn),
-            "mlp": lambda: getattr(block, "ln2_post", block.mlp),
+            "mlp": lambda: getattr(block, "ln2_post", block.mlp.out if adds_the_stream else block.mlp),
             "pattern": lambda: block.attn.hook_pattern,
             **{slot: lambda slot=slot: getattr(block.attn, slot) for slot in "qkv"},
         }
@@ -221,7 +227,7 @@ class TestLaws:
         grids = sweep(load(name), pairs(), sites, axis="all", direction=direction, normalise=False)
         for sender, effect in zip(found.senders, found.per_example, strict=True):
             # Behind a norm of its own, patching a head moves its whole layer, and patching its message does not.
-            if sender.kind is Kind.INPUT or (sender.kind is Kind.HEAD and name == "gemma2"):
+            if sender.kind is Kind.INPUT or (sender.kind is Kind.HEAD and name in HEADS_INTERACT):
                 continue
             grid = grids["mlp_out" if sender.kind is Kind.MLP else "head_z"]
             cell = grid.per_example[sender.layer, 0 if sender.head is None else sender.head]
@@ -252,7 +258,7 @@ class TestLaws:
             found = patched(name, ("a1.h1",), frozen, False, "denoise")
             assert found.per_example == pytest.approx(-swapped.per_example, abs=TOLERANCE[name])
 
-    @pytest.mark.parametrize("name", ["gpt2", "llama", "gemma2"])
+    @pytest.mark.parametrize("name", ["gpt2", "llama", "gemma2", "olmo2"])
     @pytest.mark.parametrize("frozen", FROZEN)
     def test_packing_and_order_change_nothing(self, name, frozen):
         whole, order = patched(name, ("a1.h1",), frozen, False, "noise"), torch.tensor([2, 0, 3, 1])

@@ -344,7 +344,7 @@ class TestNoise:
         own = Replacement(kind="noise", seed=5)
         assert (resolved("gpt2", own, seed=1).seed, resolved("gpt2", "noise", seed=1).seed) == (5, 1)
 
-    @pytest.mark.parametrize("name", ["llama", "gemma2"])
+    @pytest.mark.parametrize("name", ["llama", "gemma2", "olmo2", "granite"])
     def test_query_heads_share_a_noisy_key(self, name):
         found, clean = put_in(name, "noise"), baseline(name).clean
         for noisy, own in ((found.k[0], clean.k[0]), (found.v[1], clean.v[1])):
@@ -353,7 +353,7 @@ class TestNoise:
             assert not torch.equal(noisy, own)
         assert not torch.equal(found.z[0][:, :, 0] - clean.z[0][:, :, 0], found.z[0][:, :, 1] - clean.z[0][:, :, 1])
 
-    @pytest.mark.parametrize("name", ["gpt2", "gemma2"])
+    @pytest.mark.parametrize("name", ["gpt2", "gemma2", "olmo2"])
     def test_hidden_keys_stay_hidden(self, name):
         found, clean = put_in(name, "noise"), baseline(name).clean
         for noisy, own in zip(found.pattern, clean.pattern, strict=True):

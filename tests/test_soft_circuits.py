@@ -52,7 +52,7 @@ def test_each_example_has_its_own_mask():
     assert (together - soft.final(masks.flip(0))).abs().max() > 1e-2
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama", "neox", "gemma2"])
+@pytest.mark.parametrize("name", ["gpt2", "llama", "neox", "gemma2", "olmo2", "granite"])
 def test_the_slope_is_that_of_finite_differences(name):
     model, soft, real = made(name)
     rng = np.random.default_rng(0)

@@ -6,14 +6,16 @@ Functions of one block and the model's shape; nothing here runs the model.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import einops
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from circuitlab.errors import UnsupportedModelError
-from circuitlab.models.surgery import attributes
+from circuitlab.models.families import Family, family_of
+from circuitlab.models.surgery import attributes, first_tensor, parameter_replaced
 from circuitlab.parts import ModelSpec, Slot
 
 CONTEXT_LENGTHS = (
@@ -28,7 +30,7 @@ def spec_of(bridge: Any, name: str) -> ModelSpec:
     Raises:
         UnsupportedModelError: It is not a decoder with attention in every block.
     """
-    cfg = bridge.cfg
+    cfg, family = bridge.cfg, family_of(bridge)
     for needed in ("blocks", "ln_final", "unembed"):
         if not hasattr(bridge, needed):
             raise UnsupportedModelError(
@@ -48,22 +50,22 @@ def spec_of(bridge: Any, name: str) -> ModelSpec:
         d_model=cfg.d_model,
         d_head=cfg.d_head,
         d_vocab=words_out(cfg),
-        n_ctx=context_of(bridge),
-        parallel=bool(getattr(cfg, "parallel_attn_mlp", False)) and not is_native(cfg),
+        n_ctx=context_of(bridge, family),
+        parallel=bool(getattr(cfg, "parallel_attn_mlp", False)) if family.parallel is None else family.parallel,
         has_mlp=all(with_mlp),
         causal=getattr(cfg, "attention_dir", "causal") == "causal",
         d_vocab_in=cfg.d_vocab if words_out(cfg) != cfg.d_vocab else None,
     )
 
 
-def context_of(bridge: Any) -> int | None:
+def context_of(bridge: Any, family: Family) -> int | None:
     """How many tokens the model reads at most; None for ALiBi, and for configurations that name no length.
 
     A sliding window is no limit: tokens beyond it still act through layers between.
     """
     cfg = bridge.cfg
-    if is_native(cfg):
-        return cfg.n_ctx
+    if family.n_ctx is not None:
+        return family.n_ctx
     saved: Any = getattr(bridge.original_model, "config", None)
     saved = saved.get_text_config() if hasattr(saved, "get_text_config") else saved
     if getattr(cfg, "positional_embedding_type", None) == "alibi":
@@ -78,11 +80,6 @@ def words_out(cfg: Any) -> int:
     return out if out > 0 else cfg.d_vocab
 
 
-def is_native(cfg: Any) -> bool:
-    """Whether it is one of TransformerLens's own models; their blocks run one after the other, whatever is set."""
-    return getattr(cfg, "architecture", None) == "TransformerLensNative"
-
-
 def attn_norm(block: Any) -> Callable[[Tensor], Tensor]:
     """The norm that a block's heads read through; nothing where there is none."""
     return getattr(block, "ln1", None) or _identity
@@ -95,14 +92,24 @@ def mlp_norm(block: Any, spec: ModelSpec) -> Callable[[Tensor], Tensor]:
     return attn_norm(block) if shared else getattr(block, "ln2", None) or _identity
 
 
-def attn_adds(block: Any) -> nn.Module:
-    """The module whose output attention adds to the stream: itself, or the norm behind it."""
-    return block.ln1_post if hasattr(block, "ln1_post") else block.attn
+def attn_adds(block: Any, family: Family) -> nn.Module:
+    """The module whose output attention adds to the stream, but for the family's `residual_multiplier`."""
+    if hasattr(block, "ln1_post"):
+        return block.ln1_post
+    return block.attn.o if "attn" in family.adds_residual else block.attn
 
 
-def mlp_adds(block: Any) -> nn.Module:
-    """The module whose output the MLP adds to the stream: itself, or the norm behind it."""
-    return block.ln2_post if hasattr(block, "ln2_post") else block.mlp
+def mlp_adds(block: Any, family: Family) -> nn.Module:
+    """The module whose output the MLP adds to the stream, but for the family's `residual_multiplier`."""
+    if hasattr(block, "ln2_post"):
+        return block.ln2_post
+    return mlp_down(block) if "mlp" in family.adds_residual else block.mlp
+
+
+def run_mlp(block: Any, normed: Tensor, family: Family) -> Tensor:
+    """The MLP's output, before a post-norm, from its normed input; nothing else is added."""
+    stream = (normed.new_zeros(()),) if "mlp" in family.adds_residual else ()
+    return first_tensor(block.mlp(normed, *stream))
 
 
 def projection(
@@ -148,16 +155,25 @@ def norm_inside(block: Any) -> Any | None:
 
 
 @contextmanager
-def one_key_per_query_head(attn: Any, spec: ModelSpec) -> Iterator[None]:
+def one_key_per_query_head(attn: Any, spec: ModelSpec, family: Family) -> Iterator[None]:
     """Let attention code take keys and values that are already repeated per query head."""
     if spec.n_kv_heads == spec.n_heads:
         yield
         return
-    with (
+    with ExitStack() as stack:
         # The first is HuggingFace's name, the others are of TransformerLens's own attention.
-        attributes(attn.original_component, num_key_value_groups=1, n_kv_heads=spec.n_heads, kv_repeats=1),
-        attributes(attn.config, n_key_value_heads=spec.n_heads),
-    ):
+        names = {"num_key_value_groups": 1, "n_kv_heads": spec.n_heads, "kv_repeats": 1}
+        stack.enter_context(attributes(attn.original_component, **names))
+        stack.enter_context(attributes(attn.config, n_key_value_heads=spec.n_heads))
+        if family.norms_span_heads:  # of copies the mean square is that of the keys themselves
+            norm = attn.k_norm.original_component
+            gain = einops.repeat(
+                norm.weight.detach(),
+                "(kv_head d_head) -> (kv_head copy d_head)",
+                kv_head=spec.n_kv_heads,
+                copy=spec.n_heads // spec.n_kv_heads,
+            )
+            stack.enter_context(parameter_replaced(norm, "weight", gain))
         yield
 
 

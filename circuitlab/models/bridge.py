@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from circuitlab.models import watch
 from circuitlab.models.absorbed import attend_last_query
-from circuitlab.models.anatomy import attn_norm, linear, mlp_norm, output_weight, projection, spec_of
+from circuitlab.models.anatomy import attn_norm, linear, mlp_norm, output_weight, projection, run_mlp, spec_of
 from circuitlab.models.direct import DirectWrites
 from circuitlab.models.exclusive import exclusive
 from circuitlab.models.held_bridge import HeldBridge
@@ -46,6 +46,7 @@ from circuitlab.models.surgery import (
     hook_tables,
     hooked,
     norm_gain,
+    times,
 )
 from circuitlab.models.text import TokenizerText, text_of
 from circuitlab.models.watch import BridgeArguments, BridgeInternals
@@ -81,14 +82,16 @@ class BridgeModel(HeldBridge):
         spec = spec_of(bridge, name)
         super().__init__(bridge, spec if causal is None else replace(spec, causal=causal), folding, digest)
         self._text = text
-        self._internals = BridgeInternals(bridge, self.spec, self._modules)
+        self._internals = BridgeInternals(bridge, self.spec, self.family, self._modules)
         width = self.spec.d_model
         self._attn_norms = tuple(fused_norm(attn_norm(block), width) for block in bridge.blocks)
         like = next(bridge.original_model.parameters())
         self._attn_slopes = tuple(norm_slope(attn_norm(block), like, width) for block in bridge.blocks)
         self._mlp_norms = tuple(fused_norm(mlp_norm(block, self.spec), width) for block in bridge.blocks)
-        self._plain_attn = tuple(plain_attention_of(block.attn, self.spec) for block in bridge.blocks)
-        self._plain_mlps = tuple(plain_mlp(block.mlp, width) if self.spec.has_mlp else None for block in bridge.blocks)
+        self._plain_attn = tuple(plain_attention_of(block.attn, self.spec, self.family) for block in bridge.blocks)
+        self._plain_mlps = tuple(
+            plain_mlp(block.mlp, width, self.family) if self.spec.has_mlp else None for block in bridge.blocks
+        )
         self._final_norm = fused_norm(bridge.ln_final, width)
         self._unembed_tables = hook_tables(bridge.unembed)
         self.direct = DirectWrites(self._internals, self._final_norm)
@@ -153,6 +156,7 @@ class BridgeModel(HeldBridge):
         else:
             weight, bias = linear(self.bridge.unembed)
             logits = product(normed.squeeze(1), weight[:, tokens], None if bias is None else bias[tokens])
+        logits = times(logits, self.family.logit_multiplier)
         cap = getattr(self.bridge.cfg, "output_logits_soft_cap", None)
         return cap * torch.tanh(logits / cap) if cap is not None and cap > 0 else logits
 
@@ -199,9 +203,8 @@ class BridgeModel(HeldBridge):
 
     def _attend_by_itself(self, layer: int, q: Tensor, k: Tensor, v: Tensor, arguments: BlockArguments) -> Tensor:
         with evaluating(self._modules):
-            return attend_by_itself(
-                self._blocks[layer].attn, q, k, v, watch.ours(arguments).attn_calls[layer], self.spec
-            )
+            call = watch.ours(arguments).attn_calls[layer]
+            return attend_by_itself(self._blocks[layer].attn, q, k, v, call, self.spec, self.family)
 
     def is_standard_attention(self, layer: int) -> bool:
         """Whether attention is a softmax of scaled scores and nothing else."""
@@ -254,7 +257,7 @@ class BridgeModel(HeldBridge):
         with fast_products():
             out = first_tensor(block.attn.o(flat.reshape(1, -1, flat.shape[-1])))
         out = block.ln1_post(out) if self.has_post_norm(layer) else out
-        return out.reshape(*flat.shape[:-1], -1)
+        return times(out, self.family.residual_multiplier).reshape(*flat.shape[:-1], -1)
 
     def head_outputs(
         self, layer: int, z: Float[Tensor, "row seq head d_head"], heads: Sequence[int] | None = None
@@ -268,7 +271,7 @@ class BridgeModel(HeldBridge):
         out = products_by_head(of_chosen, output_weight(block, self.spec), None, chosen)
         if self.has_post_norm(layer):
             out = out * norm_gain(block.ln1_post, first_tensor(block.attn.o(z.flatten(2))))
-        return out
+        return times(out, self.family.residual_multiplier)
 
     def mlp_output(self, layer: int, stream: Float[Tensor, "*row d_model"]) -> Float[Tensor, "*row d_model"]:
         """What an MLP adds to the stream, from the stream it reads."""
@@ -276,9 +279,9 @@ class BridgeModel(HeldBridge):
         if plain is not None and plain.usable:
             return plain.output(self._mlp_input(layer, stream)[0]).reshape(stream.shape)
         with evaluating(self._modules), self._quick(layer):
-            out = first_tensor(block.mlp(self._mlp_input(layer, stream)))
+            out = run_mlp(block, self._mlp_input(layer, stream), self.family)
             out = block.ln2_post(out) if hasattr(block, "ln2_post") else out
-        return out.reshape(stream.shape)
+        return times(out, self.family.residual_multiplier).reshape(stream.shape)
 
     def mlp_hidden(
         self, layer: int, stream: Float[Tensor, "*row d_model"], stage: Stage = Stage.POST
@@ -297,7 +300,7 @@ class BridgeModel(HeldBridge):
                 found = plain.before(normed) if stage is Stage.PRE else plain.hidden(normed)
                 return found.reshape(*stream.shape[:-1], -1)
             with evaluating(self._modules), self._quick(layer):
-                found = neurons_at(block, self._mlp_input(layer, stream), stage)
+                found = neurons_at(block, self._mlp_input(layer, stream), stage, self.family)
                 return found.reshape(*stream.shape[:-1], -1)
 
     def mlp_from_hidden(
@@ -311,9 +314,10 @@ class BridgeModel(HeldBridge):
         check_stage(self.bridge, self.spec, stage, whole=True)
         block = self._blocks[layer]
         with evaluating(self._modules), self._quick(layer):
-            out = from_neurons(block, hidden.reshape(1, -1, hidden.shape[-1]), stage, self.spec.d_model)
+            row = hidden.reshape(1, -1, hidden.shape[-1])
+            out = from_neurons(block, row, stage, self.spec.d_model, self.family)
         out = block.ln2_post(out) if hasattr(block, "ln2_post") else out
-        return out.reshape(*hidden.shape[:-1], -1)
+        return times(out, self.family.residual_multiplier).reshape(*hidden.shape[:-1], -1)
 
     @torch.no_grad()
     def pull_back(

@@ -146,7 +146,7 @@ def add_change_of_heads(
     if heads_interact(model, layer):
         patched = at_tokens(own, *at)
         patched[torch.arange(len(head), device=head.device), head] = z
-        stream += model.attn_output(layer, patched) - at_tokens(run.attn_out[layer], *at)
+        add_change_of_layer(model, run, layer, stream, patched, at)
         return
     example, position = at
     change, start = z.sub_(at_tokens(own.flatten(0, 1), example * own.shape[1] + position, head)), 0
@@ -155,6 +155,18 @@ def add_change_of_heads(
             alone = change[start : start + count][None, :, None].expand(1, count, model.spec.n_heads, -1)
             stream[start : start + count] += model.head_outputs(layer, alone, [number])[0, 0]
         start += count
+
+
+def add_change_of_layer(
+    model: Model,
+    run: Recording,
+    layer: int,
+    stream: Float[Tensor, "token d_model"],
+    z: Float[Tensor, "token head d_head"],
+    at: tuple[Int[Tensor, " token"], Int[Tensor, " token"]],
+) -> None:
+    """Add to the stream, in place, what all heads of a layer add with another z; see `add_change_of_heads`."""
+    stream += model.attn_output(layer, z) - at_tokens(run.attn_out[layer], *at)
 
 
 def finish_block_shifted(

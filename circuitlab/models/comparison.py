@@ -105,7 +105,10 @@ def _of_other_heads(model: Any, run: Recording, arguments: BlockArguments, layer
     """The z of all heads but the first (or the first group) when its query, key and value are something else."""
     group = len(query_heads(model.spec, 0))
     q, k, v = run.q[layer], *(once_per_kv_head(model.spec, values[layer]) for values in (run.k, run.v))
-    for rest, values in ((1, (_first_changed(q), k, v)), (group, (q, _first_changed(k), _first_changed(v)))):
+    changed = [(group, (q, k, _first_changed(v)))]
+    if not model.heads_share_a_norm(layer):
+        changed += [(1, (_first_changed(q), k, v)), (group, (q, _first_changed(k), v))]
+    for rest, values in changed:
         if rest < model.spec.n_heads:
             z = model.attend(layer, *values, arguments)
             yield "the other heads' z when one head changes", z[:, :, rest:], run.z[layer][:, :, rest:]
@@ -126,7 +129,8 @@ def _of_the_mlp(model: Any, run: Recording, layer: int) -> Iterator[Difference]:
     if not model.has_post_norm(layer):
         bias = linear(mlp_down(model.bridge.blocks[layer]))[1]
         added = neurons @ model.neuron_weight(layer)
-        yield "the sum of the neurons", added if bias is None else added + bias, mlp
+        factor = model.family.residual_multiplier
+        yield "the sum of the neurons", added if bias is None else added + factor * bias, mlp
 
 
 def _of_the_block(model: Any, run: Recording, arguments: BlockArguments, layer: int) -> Iterator[Difference]:

@@ -20,7 +20,7 @@ from circuitlab.errors import UnsupportedModelError
 from circuitlab.models import watch
 from circuitlab.models.anatomy import linear, mlp_down
 from circuitlab.models.exclusive import exclusive
-from circuitlab.models.surgery import first_tensor, hooks, norm_gain
+from circuitlab.models.surgery import first_tensor, hooks, norm_gain, times
 from circuitlab.models.watch import BridgeInternals
 
 # Largest difference between a norm and its linear form, relative to its largest value: roundings. A norm of another
@@ -89,9 +89,9 @@ class DirectWrites:
     @torch.no_grad()
     def unembedding(self, words: Int[Tensor, " word"]) -> tuple[Float[Tensor, "d_model word"], Float[Tensor, " word"]]:
         """Columns of the unembedding and their biases, zeros where there are none."""
-        weight, bias = linear(self.internals.bridge.unembed)
-        columns = weight[:, words].detach()
-        return columns, columns.new_zeros(len(words)) if bias is None else bias[words].detach()
+        (weight, bias), factor = linear(self.internals.bridge.unembed), self.internals.family.logit_multiplier
+        columns = times(weight[:, words].detach(), factor)
+        return columns, columns.new_zeros(len(words)) if bias is None else times(bias[words].detach(), factor)
 
     @torch.no_grad()
     def embedding(
@@ -128,7 +128,7 @@ class DirectWrites:
         bias = linear(block.attn.o)[1]
         if bias is None:
             return None
-        added = bias.detach().expand(len(z), -1)
+        added = times(bias.detach(), self.internals.family.residual_multiplier).expand(len(z), -1)
         if hasattr(block, "ln1_post"):
             return added * norm_gain(block.ln1_post, _whole(block.attn.o, z.flatten(1)))
         return added
@@ -140,6 +140,7 @@ class DirectWrites:
         """What each neuron of an MLP, and its bias, write along a direction; a post-norm with these neurons' scale."""
         block = self.internals.bridge.blocks[layer]
         weight, bias = linear(mlp_down(block))
+        direction = times(direction, self.internals.family.residual_multiplier)
         if hasattr(block, "ln2_post"):
             direction = direction * norm_gain(block.ln2_post, _whole(mlp_down(block), hidden))
         by_neuron = hidden * (direction @ weight.detach().T)

@@ -14,10 +14,12 @@ from circuitlab.errors import UnsupportedModelError
 from circuitlab.models.anatomy import linear, mlp_down
 from circuitlab.models.digest import edited, weights_digest
 from circuitlab.models.exclusive import exclusive, lock_of
+from circuitlab.models.families import family_of
 from circuitlab.models.model_summary import ModelSummary
 from circuitlab.models.recording import Folding
 from circuitlab.models.reload import Recipe, how_to_load
 from circuitlab.models.rewriting import rewriting
+from circuitlab.models.surgery import times
 from circuitlab.models.user_hooks import UserHooks, refusal
 from circuitlab.parts import ModelSpec
 
@@ -35,6 +37,7 @@ class HeldBridge(ModelSummary):
 
     def __init__(self, bridge: Any, spec: ModelSpec, folding: Folding, digest: str | None) -> None:
         self.bridge, self.spec, self.folding = bridge, spec, folding
+        self.family = family_of(bridge)
         self._digest_as_saved = digest
         self._digest_as_rewritten = None if digest is None else weights_digest(bridge)
         self.recipe: Recipe | None = None
@@ -86,7 +89,7 @@ class HeldBridge(ModelSummary):
 
     def neuron_weight(self, layer: int) -> Float[Tensor, "neuron d_model"]:
         """The output projection of an MLP: what a neuron of value 1 adds to the stream, before any post-norm."""
-        return linear(mlp_down(self._blocks[layer]))[0].detach()
+        return times(linear(mlp_down(self._blocks[layer]))[0].detach(), self.family.residual_multiplier)
 
     @property
     def embedding_matrix(self) -> Float[Tensor, "_ d_model"]:
@@ -96,12 +99,17 @@ class HeldBridge(ModelSummary):
     def unembedding(self) -> tuple[Float[Tensor, "d_model word"], Float[Tensor, " word"]]:
         """Weight and bias from the normed final stream to the logits (before a softcap); zeros without a bias."""
         weight, bias = linear(self.bridge.unembed)
-        weight = weight.detach()
-        return weight, weight.new_zeros(weight.shape[1]) if bias is None else bias.detach()
+        weight, factor = weight.detach(), self.family.logit_multiplier
+        bias = weight.new_zeros(weight.shape[1]) if bias is None else bias.detach()
+        return times(weight, factor), times(bias, factor)
 
     def has_post_norm(self, layer: int) -> bool:
         """Whether norms stand behind attention and MLP and couple the heads, and the neurons (Gemma 2 and 3)."""
         return hasattr(self._blocks[layer], "ln1_post")
+
+    def heads_share_a_norm(self, layer: int) -> bool:
+        """Whether one norm spans all heads' queries, and one their keys, so that each moves the others' z (OLMo 2)."""
+        return self.family.norms_span_heads
 
     @property
     def _blocks(self) -> Any:

@@ -13,7 +13,7 @@ from circuitlab.errors import UnsupportedModelError
 
 SUPPORTED = (
     "Supported are decoder-only language models whose layers are attention and a dense MLP on one residual stream, "
-    "such as GPT-2, GPT-NeoX, Llama, Mistral, Qwen, Gemma and Phi."
+    "such as GPT-2, GPT-NeoX, Llama, Mistral, Qwen, Gemma, Phi, OLMo and Granite."
 )
 # What a model is, and why it is not supported.
 Kind = tuple[str, str]
@@ -38,23 +38,6 @@ NOT_SUPPORTED = {
     "wav2vec2": SPEECH,
     "xlnet": TWO_STREAMS,
     "xlstm": STATE_SPACE,
-}
-# Types that TransformerLens wraps and that do not add up all the same. What was measured comes first in the message.
-NO_MLP_MODULE = "the MLPs are not modules of their own"
-SCALED_LOGITS = "the logits are scaled after the unembedding"
-WIDE_NORMS = "the norms of queries and keys span all heads, so that heads are not independent"
-REASONS = {
-    "bitnet": "a norm spans the outputs of all heads, so that heads are not independent",
-    "bloom": "the attention and MLP modules add the residual stream themselves",
-    "cohere": SCALED_LOGITS,
-    "cohere2": SCALED_LOGITS,
-    "hrm_text": "the layers run several times",
-    "modernbert-decoder": "a layer with an activation and a norm comes before the unembedding",
-    "mpt": "the MLP modules add the residual stream themselves",
-    "olmo2": WIDE_NORMS,
-    "olmo3": WIDE_NORMS,
-    "opt": NO_MLP_MODULE,
-    "xglm": NO_MLP_MODULE,
 }
 # What a checkpoint was saved as, by how the class's name ends.
 TASK_HEADS = {
@@ -87,12 +70,6 @@ def refuse_unsupported(config: Any, name: str) -> None:
         raise UnsupportedModelError(
             f"model {name!r} ({described(config)}) is {what}: not supported ({why}). {SUPPORTED}"
         )
-
-
-def known_reason(config: Any) -> str | None:
-    """Why models of this type do not add up, as a sentence, if it is known."""
-    model_type = _type(config)
-    return f"In models of type {model_type} {REASONS[model_type]}." if model_type in REASONS else None
 
 
 def described(config: Any) -> str:

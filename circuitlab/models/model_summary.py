@@ -28,6 +28,7 @@ class ModelSummary(Summary):
         yield "parts", "attention and MLP" if spec.has_mlp else "attention only"
         yield "key/value heads", spec.n_kv_heads
         yield "graph", plural(Layout.of(spec).n_edges, "edge")
-        yield "vocabulary", f"{spec.d_vocab:,} tokens, context {spec.n_ctx:,}"
+        context = "no limit" if spec.n_ctx is None else f"{spec.n_ctx:,}"
+        yield "vocabulary", f"{spec.d_vocab:,} tokens, context {context}"
         yield "weights", f"{str(weight.dtype).removeprefix('torch.')}, on {weight.device}"
         yield "folding", self.folding

@@ -233,6 +233,10 @@ class Model(LanguageModel, Protocol):
         """Whether norms behind attention and MLP couple the heads, and the neurons (Gemma 2 and 3)."""
         ...
 
+    def heads_share_a_norm(self, layer: int) -> bool:
+        """Whether one norm spans all heads' queries, and one their keys, so that each moves the others' z (OLMo 2)."""
+        ...
+
     def pull_back(
         self,
         layer: int,

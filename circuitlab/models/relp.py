@@ -32,7 +32,7 @@ from circuitlab.models.comparison import TOLERANCE
 from circuitlab.models.exclusive import exclusive
 from circuitlab.models.modes import ordinary_modes
 from circuitlab.models.recording import BlockArguments
-from circuitlab.models.surgery import forward_replaced, hooks
+from circuitlab.models.surgery import forward_replaced, hooks, times
 from circuitlab.parts import Slot
 
 # Below it the ratio act(z) / z is taken as 0, as in the published code.
@@ -123,7 +123,8 @@ class RelevanceModel:
             return self._model.attn_output(layer, z)
         with torch.no_grad():
             value = self._model.attn_output(layer, z)
-        return _valued(post(_product(z.flatten(-2), self._blocks[layer].attn.o)), value)
+        out = post(_product(z.flatten(-2), self._blocks[layer].attn.o))
+        return _valued(times(out, self._model.family.residual_multiplier), value)
 
     def mlp_output(self, layer: int, stream: Float[Tensor, "*row d_model"]) -> Float[Tensor, "*row d_model"]:
         """What an MLP adds to the stream; see `Model`."""
@@ -171,13 +172,14 @@ class RelevanceModel:
         # Of a product each factor gets half: the ratio to a factor is what the others made of it.
         shared = [factor * _ratio(hidden, factor) / len(before) for factor in before]
         out = _product(sum(shared[1:], shared[0]), mlp_down(self._blocks[layer]))
-        return out if post is None else post(out)
+        return times(out if post is None else post(out), self._model.family.residual_multiplier)
 
     def _words(self, stream: Tensor, tokens: Tensor | None) -> Tensor:
         weight, bias = linear(self._model.bridge.unembed)
         chosen = slice(None) if tokens is None else tokens
         logits = self._final(stream) @ weight[:, chosen].detach()
         logits = logits if bias is None else logits + bias[chosen].detach()
+        logits = times(logits, self._model.family.logit_multiplier)
         cap = getattr(self._model.bridge.cfg, "output_logits_soft_cap", None)
         return cap * torch.tanh(logits / cap) if cap is not None and cap > 0 else logits
 

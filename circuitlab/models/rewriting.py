@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from circuitlab.models.anatomy import attn_adds, mlp_adds, mlp_down
+from circuitlab.models.families import family_of
 from circuitlab.models.surgery import hooks
 
 Change = Callable[[Tensor], Tensor]
@@ -28,16 +29,21 @@ def rewriting(bridge: Any, site: str, layer: int, change: Change) -> Iterator[No
         layer: In which layer.
         change: From the activation `[batch, seq, width]` to what takes its place.
     """
-    block = bridge.blocks[layer]
+    block, family = bridge.blocks[layer], family_of(bridge)
+    factor = family.residual_multiplier
+
+    def added(out: Tensor) -> Tensor:
+        return change(out * factor) / factor
+
     with hooks() as add:
         if site == "resid_pre":
             add.input(block, change)
         elif site == "resid_post":
             add.output(block, change)
         elif site == "attn_out":
-            add.output(attn_adds(block), change)
+            add.output(attn_adds(block, family), added)
         elif site == "mlp_out":
-            add.output(mlp_adds(block), change)
+            add.output(mlp_adds(block, family), added)
         elif site == "head_z":
             add.input(block.attn.o, lambda z: change(z.flatten(2)).reshape(z.shape))
         elif site == "neuron":
@@ -46,5 +52,7 @@ def rewriting(bridge: Any, site: str, layer: int, change: Change) -> Iterator[No
             assert site == "resid_mid", f"no way to rewrite {site}"
             before: list[Tensor] = []
             add.input(block, before.append)
-            add.output(attn_adds(block), lambda out: change(before[-1] + out) - before.pop())
+            add.output(
+                attn_adds(block, family), lambda out: (change(before[-1] + out * factor) - before.pop()) / factor
+            )
         yield

@@ -124,6 +124,7 @@ def attend_with_slot(
     read: Float[Tensor, "token d_model"],
     since: int,
     arguments: BlockArguments,
+    head: Int[Tensor, " variant"] | None = None,
 ) -> Float[Tensor, "variant asking head d_head"]:
     """Every head's z in variants of recorded prompts, with one slot read from another stream at some tokens.
 
@@ -137,6 +138,7 @@ def attend_with_slot(
         read: The stream there.
         since: The first token whose z is wanted.
         arguments: What blocks are called with at this length.
+        head: The head of each variant that reads it; by default every head does.
     """
     inputs = {
         Slot.Q: base.q[layer][:, since:].index_select(0, example),
@@ -145,6 +147,12 @@ def attend_with_slot(
     }
     variant, position = at
     (own,) = model.read_attention(layer, (slot,), read)
+    if head is not None:
+        inputs[slot], own = (once_per_query_head(model.spec, values) for values in (inputs[slot], own))
+        which = head[variant]
+        there = inputs[slot][variant, position - since if slot is Slot.Q else position]
+        alone = torch.arange(model.spec.n_heads, device=which.device) == which[:, None]
+        own = torch.where(alone[..., None], own, there)
     inputs[slot][variant, position - since if slot is Slot.Q else position] = own
     return attend(model, layer, inputs, arguments)
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from circuitlab.models.anatomy import linear
+from circuitlab.models.families import Family
 from circuitlab.models.products import gelu_product, product
 from circuitlab.models.surgery import first_tensor, hook_tables, hooked
 from circuitlab.parts import ModelSpec
@@ -64,9 +65,9 @@ def fused_activations(mlp: nn.Module) -> dict[nn.Module, Function]:
 
 
 @torch.no_grad()
-def plain_mlp(mlp: Any, width: int) -> PlainMLP | None:
+def plain_mlp(mlp: Any, width: int, family: Family) -> PlainMLP | None:
     """An MLP as two products around one tanh GELU, where it is that and nothing else; None otherwise."""
-    if type(getattr(mlp, "original_component", None)).__name__ != "GPT2MLP" or not fused_activations(mlp):
+    if not family.fused_mlp or not fused_activations(mlp):
         return None
     if not all(hasattr(getattr(mlp, part, None), "original_component") for part in ("in", "out")):
         return None
@@ -128,28 +129,10 @@ class PlainAttention:
         return (scores * self.scale).masked_fill_(~sees, -torch.inf).softmax(-1)
 
 
-def plain_attention_of(attn: Any, spec: ModelSpec) -> PlainAttention | None:
-    """The layer if it is one of the classes known for plain attention."""
-    scale = _plain_scale(attn, spec)
+def plain_attention_of(attn: Any, spec: ModelSpec, family: Family) -> PlainAttention | None:
+    """The layer if its family is known for plain attention."""
+    scale = None if family.score_scale is None else family.score_scale(attn, spec)
     return None if scale is None else PlainAttention(attn, hook_tables(attn), scale)
-
-
-def _plain_scale(attn: Any, spec: ModelSpec) -> float | None:
-    """By what queries times keys are scaled, where attention is a causal softmax of them and nothing else.
-
-    Classes known for it only, since a window or a bias by distance might not show on a short probe; None otherwise. The
-    verification of a model compares the result with the model's own pattern.
-    """
-    inner, config = getattr(attn, "original_component", None), getattr(attn, "config", None)
-    if type(attn).__name__ != "JointQKVAttentionBridge" or type(inner).__name__ != "GPT2Attention":
-        return None
-    if not spec.causal:
-        return None
-    if getattr(inner, "reorder_and_upcast_attn", False) or not getattr(inner, "scale_attn_weights", True):
-        return None
-    if getattr(config, "scale_attn_by_inverse_layer_idx", False) or spec.n_kv_heads != spec.n_heads:
-        return None
-    return spec.d_head**-0.5
 
 
 def plain_projections(

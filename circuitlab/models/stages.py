@@ -13,7 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitlab.errors import UnsupportedModelError
-from circuitlab.models.anatomy import mlp_down, mlp_gate, mlp_up, norm_inside
+from circuitlab.models.anatomy import mlp_down, mlp_gate, mlp_up, norm_inside, run_mlp
+from circuitlab.models.families import Family
 from circuitlab.models.surgery import EnoughError, first_tensor, forward_replaced, hooks
 from circuitlab.parts import ModelSpec, Stage
 
@@ -47,7 +48,9 @@ def check_stage(bridge: Any, spec: ModelSpec, stage: Stage, *, whole: bool = Fal
         )
 
 
-def neurons_at(block: Any, normed: Float[Tensor, "1 row d_model"], stage: Stage) -> Float[Tensor, "1 row neuron"]:
+def neurons_at(
+    block: Any, normed: Float[Tensor, "1 row d_model"], stage: Stage, family: Family
+) -> Float[Tensor, "1 row neuron"]:
     """The neurons of a block's MLP from its normed input; the rest of the MLP is not run."""
     kept: list[Tensor] = []
 
@@ -64,18 +67,18 @@ def neurons_at(block: Any, normed: Float[Tensor, "1 row d_model"], stage: Stage)
         else:
             # Where a bridge multiplies by folded weights itself, the projection is not called, only its hook.
             add.output(mlp_down(block).hook_in, keep)
-        block.mlp(normed)
+        run_mlp(block, normed, family)
     return kept[0]
 
 
 def from_neurons(
-    block: Any, hidden: Float[Tensor, "1 row neuron"], stage: Stage, d_model: int
+    block: Any, hidden: Float[Tensor, "1 row neuron"], stage: Stage, d_model: int, family: Family
 ) -> Float[Tensor, "1 row d_model"]:
     """The rest of a block's MLP from its neurons, its bias included and a post-norm not."""
     if stage is Stage.PRE:
         dummy = hidden.new_zeros(()).expand(*hidden.shape[:-1], d_model)
         with forward_replaced(_shown(mlp_up(block)), lambda *_args, **_kwargs: hidden):
-            return first_tensor(block.mlp(dummy))
+            return run_mlp(block, dummy, family)
     inside = norm_inside(block)
     if stage is Stage.MID and inside is not None:
         hidden = first_tensor(inside(hidden))

@@ -5,6 +5,8 @@ What differs between architectures inside a block is decided here and in the mod
 - **Sequential or parallel.** In a sequential block the MLP reads the stream after attention; in a parallel one both
   read the stream before the block; some models have attention alone.
 - **Post-norms.** A norm after attention or MLP makes what one head or neuron adds depend on all of its layer.
+- **Norms over all heads' queries and keys.** The query or key of one head scales those of the others, and with them
+  their z.
 - **Grouped queries.** Several query heads may share a key/value head. Recordings hold keys and values once per query
   head, attention takes them either way.
 
@@ -35,8 +37,13 @@ def mlp_reads_heads(spec: ModelSpec) -> bool:
 
 
 def heads_interact(model: Model, layer: int) -> bool:
-    """Whether what one head adds to the stream depends on the other heads of its layer, through a post-norm."""
-    return model.has_post_norm(layer)
+    """Whether what one head adds to the stream depends on the others, through a post-norm or a norm of all queries."""
+    return model.has_post_norm(layer) or model.heads_share_a_norm(layer)
+
+
+def changes_other_heads(model: Model, layer: int, slot: Slot) -> bool:
+    """Whether another query or key of one head changes the z of the others, through a norm over all of them."""
+    return slot is not Slot.V and model.heads_share_a_norm(layer)
 
 
 def neurons_interact(model: Model, layer: int) -> bool:

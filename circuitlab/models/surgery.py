@@ -83,6 +83,18 @@ def forward_replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator
 
 
 @contextmanager
+def parameter_replaced(module: nn.Module, name: str, value: Tensor) -> Iterator[None]:
+    """Let a module compute with another tensor in the place of one of its parameters, for a while."""
+    parameters: dict[str, Any] = module._parameters
+    before = parameters[name]
+    try:
+        parameters[name] = value
+        yield
+    finally:
+        parameters[name] = before
+
+
+@contextmanager
 def attributes(target: Any, **values: Any) -> Iterator[None]:
     """Set attributes that the target already has, and set them back. Absent ones are left alone."""
     before = {name: getattr(target, name) for name in values if getattr(target, name, None) is not None}
@@ -161,3 +173,8 @@ def norm_gain(norm: nn.Module, normed_of: Tensor) -> Tensor:
     scaled, normed = normed_of * gain, norm(normed_of)
     inverse = (normed * scaled).sum(-1, keepdim=True) / (scaled * scaled).sum(-1, keepdim=True).clamp_min(1e-30)
     return gain * inverse
+
+
+def times(values: Tensor, factor: float) -> Tensor:
+    """The product; by 1 the values themselves."""
+    return values if factor == 1 else values * factor

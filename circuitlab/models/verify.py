@@ -17,8 +17,9 @@ from circuitlab.models.bridge import BridgeModel
 from circuitlab.models.comparison import LOOKS_BACK, allowed, differences, relative
 from circuitlab.models.digest import weights_digest
 from circuitlab.models.exclusive import lock_of
+from circuitlab.models.families import family_of
 from circuitlab.models.folding import fold_weights
-from circuitlab.models.model_kinds import SUPPORTED, described, known_reason
+from circuitlab.models.model_kinds import SUPPORTED, described
 from circuitlab.models.recording import AS_SAVED, Folding
 from circuitlab.models.text import TokenizerText
 
@@ -127,5 +128,5 @@ def _advice(bridge: Any) -> str:
     if on:
         calls = " and ".join(f"set_{flag}(False)" for flag in on)
         return f" It has {' and '.join(on)} set; call {calls} on it."
-    reason = known_reason(getattr(bridge.original_model, "config", None))
-    return f" {reason}" if reason else ""
+    reason, config = family_of(bridge).refused, getattr(bridge.original_model, "config", None)
+    return f" In models of type {config.model_type} {reason}." if reason and config is not None else ""

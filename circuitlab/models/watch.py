@@ -19,9 +19,18 @@ from circuitlab.data.limits import check_tokens
 from circuitlab.errors import UnsupportedModelError
 from circuitlab.models.anatomy import attn_adds, mlp_adds
 from circuitlab.models.exclusive import lock_of
+from circuitlab.models.families import Family
 from circuitlab.models.grouped_heads import once_per_query_head
 from circuitlab.models.recording import BlockArguments, Recording
-from circuitlab.models.surgery import EnoughError, broadcast_rows, evaluating, first_tensor, forward_replaced, hooks
+from circuitlab.models.surgery import (
+    EnoughError,
+    broadcast_rows,
+    evaluating,
+    first_tensor,
+    forward_replaced,
+    hooks,
+    times,
+)
 from circuitlab.parts import ModelSpec
 
 # Where each part of a recording is seen, for the message where it is not.
@@ -47,11 +56,13 @@ class BridgeInternals:
     Attributes:
         bridge: The bridge.
         spec: Its shape.
+        family: What its modules do not show.
         modules: Every module in it, walked once.
     """
 
     bridge: Any
     spec: ModelSpec
+    family: Family
     modules: tuple[nn.Module, ...]
 
     @property
@@ -92,11 +103,14 @@ def ours(arguments: BlockArguments) -> BridgeArguments:
     return arguments
 
 
-def call_again(module: Any, stream: Tensor, call: Call) -> Any:
+def call_again(module: Any, stream: Tensor, call: Call, family: Family) -> Any:
     """Call a module with its recorded arguments and another stream."""
     args, kwargs = call
     rows = stream.shape[0]
-    kwargs = {key: broadcast_rows(value, rows) for key, value in kwargs.items()}
+    kwargs = {
+        key: torch.cat([value] * rows) if key in family.by_row_and_head else broadcast_rows(value, rows)
+        for key, value in kwargs.items()
+    }
     if args:
         return module(stream, *(broadcast_rows(value, rows) for value in args[1:]), **kwargs)
     key = "hidden_states" if "hidden_states" in kwargs else "query_input"
@@ -139,9 +153,10 @@ def embedding(internals: BridgeInternals, tokens: Int[Tensor, "batch seq"]) -> F
 def record(internals: BridgeInternals, tokens: Int[Tensor, "batch seq"]) -> Recording:
     """Run the model once and keep everything."""
     kept: dict[str, dict[int, Tensor]] = {name: {} for name in Recording.__slots__}
+    family = internals.family
 
-    def keep(name: str, layer: int) -> Callable[[Tensor], None]:
-        return lambda tensor: kept[name].__setitem__(layer, tensor.detach())
+    def keep(name: str, layer: int, factor: float = 1.0) -> Callable[[Tensor], None]:
+        return lambda tensor: kept[name].__setitem__(layer, times(tensor.detach(), factor))
 
     with hooks() as add:
         for layer, block in enumerate(internals.bridge.blocks):
@@ -151,9 +166,9 @@ def record(internals: BridgeInternals, tokens: Int[Tensor, "batch seq"]) -> Reco
             add.output(block.attn.v, keep("v", layer))
             add.output(block.attn.hook_pattern, keep("pattern", layer))
             add.input(block.attn.o, keep("z", layer))
-            add.output(attn_adds(block), keep("attn_out", layer))
+            add.output(attn_adds(block, family), keep("attn_out", layer, family.residual_multiplier))
             if internals.spec.has_mlp:
-                add.output(mlp_adds(block), keep("mlp_out", layer))
+                add.output(mlp_adds(block, family), keep("mlp_out", layer, family.residual_multiplier))
         add.input(internals.bridge.ln_final, keep("resid_final", 0))
         internals.forward_until(internals.bridge.ln_final, tokens)
     return _recording(internals, kept)
@@ -176,7 +191,9 @@ def run_block(
     internals: BridgeInternals, layer: int, stream: Float[Tensor, "row seq d_model"], arguments: BlockArguments
 ) -> Float[Tensor, "row seq d_model"]:
     """The stream behind one block; gradients follow if they are on."""
-    return first_tensor(call_again(internals.bridge.blocks[layer], stream, ours(arguments).block_calls[layer]))
+    return first_tensor(
+        call_again(internals.bridge.blocks[layer], stream, ours(arguments).block_calls[layer], internals.family)
+    )
 
 
 def _recording(internals: BridgeInternals, kept: dict[str, dict[int, Tensor]]) -> Recording:

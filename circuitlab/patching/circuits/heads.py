@@ -2,6 +2,7 @@
 
 Heads of a layer do not see each other. Its attention is called once, on rows in which the versions of a head stand
 below each other in the column of that head; a column that is shorter than others is filled up with the floor's values.
+Where one norm spans all heads' queries or keys, they do: there each row holds the heads of one combination (`Mixed`).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuitlab.models.protocol import BlockArguments, Model, Recording
-from circuitlab.models.steps import attend_vectors, heads_interact
+from circuitlab.models.steps import attend_vectors, changes_other_heads
 from circuitlab.parts import Layout, Slot
 from circuitlab.patching.circuits.plan import Attended, Made, Mixed, Plan
 from circuitlab.patching.circuits.reads import Vectors, read_heads
@@ -50,7 +51,9 @@ class Heads:
         attended = self.plan.of(Attended, self.plan.heads[layer])
         if not attended:
             return
-        places = self._places(attended)
+        mixed = self.plan.of(Mixed, self.plan.heads[layer])
+        together = changes_other_heads(self.model, layer, Slot.Q)
+        places = self._places_together(attended, mixed) if together else self._places(attended)
         vectors = read_heads(self.model, layer, self.plan, self.table, self.floor)
         since = min(int((self.plan.sets.indices(self.plan.tokens[n]) % self.plan.sets.seq).min()) for n in attended)
         where = {
@@ -58,29 +61,43 @@ class Heads:
             for number, slot in enumerate(Slot)
         }
         z = attend_vectors(self.model, layer, vectors.values, where, self.arguments).flatten(0, 2)
-        if heads_interact(self.model, layer):
-            yield from self._through_norm(layer, z, places, since)
+        if mixed:
+            yield from self._through_norms(layer, z, mixed, None if together else dict(places), since)
         else:
-            yield from self._each(layer, z, places, since)
+            yield from self._each(layer, z, dict(places), since)
 
-    def _places(self, attended: Mapping[int, Attended]) -> dict[int, int]:
-        """Where each z stands in its head's column at the first token, counted in vectors."""
-        depth, places = Counter[int](), dict[int, int]()
+    def _places(self, attended: Mapping[int, Attended]) -> list[tuple[int, int]]:
+        """Each z, and where it stands in its head's column at the first token, counted in vectors."""
+        depth, places = Counter[int](), list[tuple[int, int]]()
         for number, step in attended.items():
-            places[number] = depth[step.head] * self._size + step.head
+            places.append((number, depth[step.head] * self._size + step.head))
             depth[step.head] += 1
         return places
 
+    def _places_together(self, attended: Mapping[int, Attended], mixed: Mapping[int, Mixed]) -> list[tuple[int, int]]:
+        """The same with the heads of a combination in one row; a z is in as many rows as there are combinations."""
+        return [
+            (number, row * self._size + head)
+            for row, step in enumerate(mixed.values())
+            for head, number in enumerate(step.heads)
+            if number is not None and number in attended
+        ]
+
     def _arranged(
-        self, slot: int, vectors: Vectors, attended: Mapping[int, Attended], places: Mapping[int, int], since: int = 0
+        self,
+        slot: int,
+        vectors: Vectors,
+        attended: Mapping[int, Attended],
+        places: Sequence[tuple[int, int]],
+        since: int = 0,
     ) -> Int[Tensor, "row _ head"]:
         """Which vectors attention is called with in one slot, from a token on."""
-        n_rows = 1 + max(places.values()) // self._size
+        n_rows = 1 + max(place for _, place in places) // self._size
         source = np.tile(slot * self._size + np.arange(self._size), n_rows)
-        for number, step in attended.items():
-            read = step.reads[slot]
+        for number, place in places:
+            read = attended[number].reads[slot]
             if read is not None and read in vectors.of:
-                source[places[number] + self._tokens(self.plan.tokens[read])] = vectors.of[read]
+                source[place + self._tokens(self.plan.tokens[read])] = vectors.of[read]
         source = source.reshape(n_rows * self.plan.sets.batch, self.plan.sets.seq, -1)[:, since:]
         return self._put(source)
 
@@ -114,22 +131,33 @@ class Heads:
         columns[:, 0, list(heads)] = torch.stack(list(vectors), 1)
         return columns
 
-    def _through_norm(
-        self, layer: int, z: Float[Tensor, "_ d_head"], places: Mapping[int, int], since: int
+    def _through_norms(
+        self,
+        layer: int,
+        z: Float[Tensor, "_ d_head"],
+        mixed: Mapping[int, Mixed],
+        places: Mapping[int, int] | None,
+        since: int,
     ) -> Iterator[Said]:
-        """Heads through a post-norm, whose scale depends on all of them: their outputs less those at the floor."""
+        """Heads whose outputs depend on each other, through a norm: their outputs less those at the floor.
+
+        Without places each row of z is one combination of heads.
+        """
         own, n_heads = self.floor.z[layer].flatten(0, 2), self.model.spec.n_heads
         rows, first, end = [], dict[int, int](), 0
-        for number, step in self.plan.of(Mixed, self.plan.heads[layer]).items():
-            source = np.arange(self._size)
-            for attended in step.heads:
-                if attended is not None and attended in places:
-                    here = places[attended] + self._tokens(self.plan.tokens[attended])
-                    source[here % self._size] = self._size + self._asked(here, since)
-            rows.append(source.reshape(-1, n_heads)[self.plan.sets.indices(self.plan.tokens[number])])
+        for row, (number, step) in enumerate(mixed.items()):
+            tokens, source = self.plan.sets.indices(self.plan.tokens[number]), np.arange(self._size)
+            if places is None:
+                parts = [row * self._size + self._tokens(self.plan.tokens[number])[:, None] + np.arange(n_heads)]
+            else:
+                found = [attended for attended in step.heads if attended is not None and attended in places]
+                parts = [places[attended] + self._tokens(self.plan.tokens[attended]) for attended in found]
+            for here in parts:
+                source[here % self._size] = self._size + self._asked(here, since)
+            rows.append(source.reshape(-1, n_heads)[tokens])
             first[number], end = end, end + len(rows[-1])
-        mixed = torch.cat([own, z])[self._put(np.concatenate(rows))]
-        now = self.model.head_outputs(layer, mixed[:, None])[:, :, 0]
+        heads = torch.cat([own, z])[self._put(np.concatenate(rows))]
+        now = self.model.head_outputs(layer, heads[:, None])[:, :, 0]
         was = self.model.head_outputs(layer, own.unflatten(0, (-1, 1, n_heads)))[:, :, 0]
         for one in self.plan.made(self.plan.heads[layer]):
             head, tokens = self._head(one.writer), self.plan.sets.indices(one.tokens)
@@ -141,7 +169,7 @@ class Heads:
         """How many vectors z of one run has: tokens times heads."""
         return self.plan.sets.size * self.model.spec.n_heads
 
-    def _asked(self, vectors: Int[np.ndarray, " token"], since: int) -> Int[np.ndarray, " token"]:
+    def _asked(self, vectors: Int[np.ndarray, "*token"], since: int) -> Int[np.ndarray, "*token"]:
         """Where vectors of whole prompts stand among those of the queries, from token `since` on."""
         whole = self.plan.sets.seq * self.model.spec.n_heads
         row, inside = np.divmod(vectors, whole)

@@ -22,10 +22,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from circuitlab.models.changes import add_change_of_heads, finish_block_shifted
+from circuitlab.models.changes import add_change_of_heads, add_change_of_layer, finish_block_shifted
 from circuitlab.models.row_steps import attend_with_slot
 from circuitlab.models.rows import at_tokens
-from circuitlab.models.steps import after_heads
+from circuitlab.models.steps import after_heads, changes_other_heads
 from circuitlab.parts import Edge, Layout, Slot
 from circuitlab.patching.edges.carried import EdgeRun
 from circuitlab.patching.edges.plan import reader_layer
@@ -165,7 +165,10 @@ def _after_readers(
     if len(heads):
         z = _changed_z(run, layer, some, heads, position[:n_heads])
         at = (example[:n_heads], position[:n_heads])
-        add_change_of_heads(model, base, layer, stream[:n_heads], z, some.head[heads], at)
+        if z.ndim == 3:
+            add_change_of_layer(model, base, layer, stream[:n_heads], z, at)
+        else:
+            add_change_of_heads(model, base, layer, stream[:n_heads], z, some.head[heads], at)
     at = (example[n_heads:], position[n_heads:])
     return finish_block_shifted(model, base, layer, stream, _messages(run, some.writer[mlps], *at), at)
 
@@ -178,35 +181,42 @@ def _messages(
 
 def _changed_z(
     run: EdgeRun, layer: int, some: EdgeRows, row: Int[Tensor, " touched"], position: Int[Tensor, " touched"]
-) -> Float[Tensor, "touched d_head"]:
-    """Each row's own head, with one slot read from the changed stream: its z."""
-    n_writers, n_examples = len(run.writers), len(run.answer_at)
-    found = run.messages.new_empty((len(row), run.model.spec.d_head))
+) -> Float[Tensor, "touched *head d_head"]:
+    """Each row's own head, with one slot read from the changed stream: its z, or all heads' where that changes them."""
+    n_writers, n_examples, spec = len(run.writers), len(run.answer_at), run.model.spec
+    whole = any(changes_other_heads(run.model, layer, slot) for slot in SLOTS)
+    found = run.messages.new_empty((len(row), *([spec.n_heads] if whole else []), spec.d_head))
     since, slot_of_token = int(position.min()), some.slot[row]
     for number, slot in enumerate(SLOTS):
         chosen, here = (some.slot == number).nonzero().flatten(), (slot_of_token == number).nonzero().flatten()
         if not len(chosen):
             continue
-        key, unit = _unit(run, some.take(chosen)).unique(return_inverse=True)
+        rows = some.take(chosen)
+        key = _unit(run, rows)
+        key, unit = (key * spec.n_heads + rows.head if whole else key).unique(return_inverse=True)
+        head, key = (key % spec.n_heads, key // spec.n_heads) if whole else (None, key)
         units = _Units(
             writer=key // n_examples % n_writers,
             column=key // (n_examples * n_writers * (WHOLE + 1)),
             example=key % n_examples,
+            head=head,
         )
         z = _attend(run, layer, slot, units, since)
         unit_of_row = torch.empty_like(some.slot)
         unit_of_row[chosen] = unit
-        found[here] = z[unit_of_row[row[here]], position[here] - since, some.head[row[here]]]
+        at = (unit_of_row[row[here]], position[here] - since)
+        found[here] = z[at] if whole else z[*at, some.head[row[here]]]
     return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Units:
-    """Streams with one changed message; every head of a layer can read each of them."""
+    """Streams with one changed message, and the head that alone reads each of them; by default every head does."""
 
     writer: Int[Tensor, " unit"]
     column: Int[Tensor, " unit"]
     example: Int[Tensor, " unit"]
+    head: Int[Tensor, " unit"] | None
 
 
 def _attend(
@@ -220,4 +230,5 @@ def _attend(
     unit, position = changed.nonzero().T
     where = (example[unit], position)
     read = at_tokens(base.resid_pre[layer], *where).add_(_messages(run, units.writer[unit], *where))
-    return attend_with_slot(model, base, layer, slot, example, (unit, position), read, since, run.baseline.arguments)
+    arguments = run.baseline.arguments
+    return attend_with_slot(model, base, layer, slot, example, (unit, position), read, since, arguments, units.head)

@@ -1,13 +1,14 @@
 """What each cell of a sweep adds to the stream, token by token, worked out when a pack needs it.
 
 A cell is a member (a head, a neuron; the whole layer for the others) at the tokens of a column. Heads of a layer do not
-see each other, so all of them are patched in one call of the attention code and each cell takes its own head's z.
+see each other, so all of them are patched in one call of the attention code and each cell takes its own head's z. Where
+one norm spans all heads' queries or keys each cell has a call of its own, and takes the z of every head.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float
@@ -16,7 +17,7 @@ from torch import Tensor
 from circuitlab.models.changes import Change, change_of_heads, change_of_neurons
 from circuitlab.models.grouped_heads import query_heads
 from circuitlab.models.protocol import Model, Recording
-from circuitlab.models.steps import attend, weigh_values
+from circuitlab.models.steps import attend, changes_other_heads, weigh_values
 from circuitlab.parts import Slot
 from circuitlab.patching.runs.baseline import Baseline
 from circuitlab.patching.sweeps.sites import Member, Site
@@ -34,6 +35,7 @@ class Patches:
         live: Where a member's value differs between the runs.
         tokens: The tokens of each column.
         delta: What the patch adds to the stream, from (place in `members`, example, position) of each token.
+        start: Place of the first member among those of the sweep.
     """
 
     site: Site
@@ -43,6 +45,7 @@ class Patches:
     live: Bool[Tensor, "member batch seq"]
     tokens: Bool[Tensor, "column batch seq"]
     delta: Change
+    start: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -72,6 +75,10 @@ def patches_of(
     A key or value at one position changes its head's z at every one that sees it, so there each column is worked out
     by itself; everywhere else the columns are cuts of one difference.
     """
+    if len(members) > 1 and _changes_other_heads(runs.model, site, layer):
+        for start, member in enumerate(members):
+            yield from (replace(one, start=start) for one in patches_of(runs, site, layer, [member], tokens))
+        return
     everywhere = torch.ones_like(tokens[:1])
     several = bool((~tokens.all((1, 2))).any())
     if site.member is Member.KV_HEAD and several:
@@ -108,22 +115,38 @@ def _stream(runs: Runs, site: Site, layer: int, _members: Sequence[int], _where:
 
 def _heads(runs: Runs, site: Site, layer: int, members: Sequence[int], where: Tensor) -> tuple[Tensor, Change]:
     """Heads: what their changed z adds through the output projection."""
-    spec, z = runs.model.spec, _patched_z(runs, site, layer, where)
+    spec = runs.model.spec
     groups = [query_heads(spec, m) if site.member is Member.KV_HEAD else [m] for m in members]
+    if _changes_other_heads(runs.model, site, layer):
+        z = _patched_z(runs, site, layer, where, groups[0])
+        groups = [list(range(spec.n_heads))]
+    else:
+        z = _patched_z(runs, site, layer, where)
     heads = torch.tensor(groups, device=z.device)
     live = (z != runs.base.z[layer]).any(3)[:, :, heads].any(3).permute(2, 0, 1)
     return live, change_of_heads(runs.model, runs.base, layer, z, heads)
 
 
-def _patched_z(runs: Runs, site: Site, layer: int, where: Bool[Tensor, "batch seq"]) -> Tensor:
-    """The z of every head with every head's value of this site replaced at these tokens."""
+def _changes_other_heads(model: Model, site: Site, layer: int) -> bool:
+    """Whether a patch of one head changes the z of others, so that each member has a call of its own."""
+    return site.name in ("head_q", "head_k") and changes_other_heads(model, layer, Slot(site.name[-1]))
+
+
+def _patched_z(
+    runs: Runs, site: Site, layer: int, where: Bool[Tensor, "batch seq"], heads: Sequence[int] | None = None
+) -> Tensor:
+    """The z of every head with these heads' values of this site (by default all heads') replaced at these tokens."""
     base, source = runs.base, runs.source
     if site.name == "head_z":
         return source.z[layer]
     if site.name == "pattern":
         return weigh_values(source.pattern[layer], base.v[layer])
     slot, inputs = Slot(site.name[-1]), base.head_inputs(layer)
-    inputs[slot] = torch.where(where[..., None, None], source.head_inputs(layer)[slot], inputs[slot])
+    there = where[..., None]
+    if heads is not None:
+        every = torch.arange(runs.model.spec.n_heads, device=where.device)
+        there = there & torch.isin(every, torch.tensor(heads, device=where.device))
+    inputs[slot] = torch.where(there[..., None], source.head_inputs(layer)[slot], inputs[slot])
     return attend(runs.model, layer, inputs, runs.baseline.arguments)
 
 

@@ -164,7 +164,7 @@ class SweepRun:
             made, here = cells.patches[number], patch == number
             table = self.tables[metric, made.site.name][self.plan.layers.index(made.layer)]
             columns = np.array(made.columns)[column[here]]
-            table[member[here], columns, where[example[here]]] = values[here]
+            table[made.start + member[here], columns, where[example[here]]] = values[here]
 
 
 def start(plan: SweepPlan) -> SweepRun:
