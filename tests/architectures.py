@@ -48,7 +48,7 @@ BIDIRECTIONAL: dict[str, dict[str, Any]] = {"bidirectional": {"act_fn": "gelu", 
 BOTH, NORMS_ALONE = Folding(fold_ln=True, center_weights=True), Folding(fold_ln=True)
 FOLDED = {f"{name}-folded": (name, BOTH) for name in ("gpt2", "neo", "neox", *NATIVE)}
 FOLDED["mpt-folded"] = ("mpt", BOTH)
-FOLDED |= {f"{name}-folded": (name, NORMS_ALONE) for name in ("llama", "gemma2", "olmo2", "granite", "bloom")}
+FOLDED |= {f"{name}-folded": (name, NORMS_ALONE) for name in ("llama", "gemma2", "olmo2", "granite")}
 # Largest difference allowed between two ways to the same number in float64. GPT-2 and TransformerLens's own models are
 # float64 throughout, but for norms without weights; the others rotate, norm or take softmaxes in float32 whatever their
 # weights are, where 2e-6 was measured.
@@ -149,7 +149,7 @@ def _untrained(name: str, n_kv_heads: int) -> Any:
     neo = {"num_layers": N_LAYERS, "num_heads": N_HEADS, "hidden_size": D_MODEL, "max_position_embeddings": 64}
     neo |= {**common, "attention_types": [[["global", "local"], N_LAYERS // 2]], "window_size": 4}
     multipliers = {"embedding_multiplier": 3.0, "attention_multiplier": 0.2, "residual_multiplier": 0.4}
-    multipliers["logits_scaling"] = 2.5
+    multipliers["logits_scaling"] = 1.25
     mpt = {**common, "n_layers": N_LAYERS, "n_heads": N_HEADS, "d_model": D_MODEL, "max_seq_len": 64}
     bloom = {**common, "n_layer": N_LAYERS, "n_head": N_HEADS, "hidden_size": D_MODEL}
     makers = {
