@@ -148,8 +148,8 @@ def attend_with_slot(
     variant, position = at
     (own,) = model.read_attention(layer, (slot,), read)
     if head is not None:
-        inputs[slot], own = (once_per_query_head(model.spec, values) for values in (inputs[slot], own))
-        which = head[variant]
+        inputs = {each: once_per_query_head(model.spec, values) for each, values in inputs.items()}
+        own, which = once_per_query_head(model.spec, own), head[variant]
         there = inputs[slot][variant, position - since if slot is Slot.Q else position]
         alone = torch.arange(model.spec.n_heads, device=which.device) == which[:, None]
         own = torch.where(alone[..., None], own, there)
