@@ -1,4 +1,4 @@
-"""Families of models that need more than the anatomy of their blocks: one file a family, found by being here.
+"""Families of models that need more than the anatomy of their blocks: one file a family, and its name below.
 
 A file names the model types of its family (`model_type` in config.json) in `MODEL_TYPES`, and has a function `family`
 from a model's config to its `Family`. Whatever is not listed in any file has the defaults.
@@ -6,13 +6,14 @@ from a model's config to its `Family`. Whatever is not listed in any file has th
 
 from __future__ import annotations
 
-import pkgutil
 from collections.abc import Callable, Mapping
 from functools import cache
-from importlib import import_module
 from typing import Any
 
+from circuitlab.models.families import bloom, cohere, gpt2, granite, mpt, native, not_supported, olmo2
 from circuitlab.models.families.family import Family
+
+MODULES = (bloom, cohere, gpt2, granite, mpt, native, not_supported, olmo2)
 
 __all__ = ["Family", "family_of"]
 
@@ -39,5 +40,4 @@ def _made(config: Any, model_type: Any) -> Family:
 @cache
 def _families() -> Mapping[str, Callable[[Any], Family]]:
     """By model type, the function of its family's file."""
-    modules = [import_module(f"{__name__}.{found.name}") for found in pkgutil.iter_modules(__path__)]
-    return {model_type: module.family for module in modules for model_type in getattr(module, "MODEL_TYPES", ())}
+    return {model_type: module.family for module in MODULES for model_type in module.MODEL_TYPES}
