@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from circuitlab.errors import FormatError
+from circuitlab.errors import FormatError, RunError
 from circuitlab.files import path_from_here
 from circuitlab.graphs.circuit import Circuit
 from circuitlab.report.attention_data import AttentionData
@@ -108,6 +108,10 @@ def read_run(folder: str | Path, name: str | None = None) -> RunFolder:
         RunError: It is no run folder, a file is missing or damaged, or is not the one that the run wrote; the message
             names the file and what to do.
     """
+    if not Path(folder).is_dir():
+        raise RunError(
+            f"there is no run folder {str(folder)!r}. Make one with: circuitlab discover TASK --out {folder}"
+        )
     read = RunReader.open(folder)
     for part, key in (("task", "name"), ("model", "id")):
         if not read.about(part).get(key):

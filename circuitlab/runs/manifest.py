@@ -104,6 +104,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         )
     try:
         manifest = read_json(path, "manifest")
+        if not isinstance(manifest, dict):
+            raise TypeError("it holds no JSON object")
         schema = manifest["schema"]
         if schema == SCHEMA:
             files, weights = manifest["files"], manifest["model"]["weights_sha256"]
