@@ -20,7 +20,7 @@ from circuitlab.graphs.prune import prune, real_edges
 from circuitlab.metrics import resolve
 from circuitlab.parts import Kind, Layout
 from circuitlab.patching.circuits.metric import circuit_values, prepare
-from circuitlab.patching.cuts.values import CutValues
+from circuitlab.patching.circuits.values import CircuitValues
 
 NAMES = ("gpt2", "llama", "neox", "gemma2", "olmo2", "attn-only")
 
@@ -267,4 +267,4 @@ class TestResult:
 
 
 def _costs(name: str, metric: str) -> Costs:
-    return Costs(CutValues(load(name), pairs(), resolve(metric)), silent_cuts=False)
+    return Costs(CircuitValues(load(name), pairs(), resolve(metric)), silent_cuts=False)

@@ -31,10 +31,9 @@ from circuitlab.metrics import resolve
 from circuitlab.models.bridge import BridgeModel
 from circuitlab.parts import Kind, Layout
 from circuitlab.patching.circuits.circuits import run_circuits
+from circuitlab.patching.circuits.clean_start import CleanStart
 from circuitlab.patching.circuits.metric import circuit_values, prepare
 from circuitlab.patching.circuits.soft_circuit import SoftCircuit
-from circuitlab.patching.cuts.cuts import Cuts
-from circuitlab.patching.cuts.rebased import RebasedCuts
 from circuitlab.patching.edges.edges import patch_edges
 from circuitlab.patching.paths.paths import path_patch
 from circuitlab.patching.paths.plan import FROZEN
@@ -269,7 +268,7 @@ class TestCircuits:
         assert apart(found, expected) < CLOSE
         floor = prepared.floors[0]
         from_floor = run_circuits(model, baseline(), torch.tensor(chosen), floor)
-        assert apart(Cuts(model, baseline(), floor).run(chosen), from_floor) < CLOSE
+        assert apart(CleanStart(model, baseline(), floor).run(chosen), from_floor) < CLOSE
         assert apart(found[:1], found[2:4]) > 0.01
         twin = circuit_values(taken_as_causal(), prepared, chosen, [METRIC])["logit_diff"]
         assert apart(twin, expected) > 0.01
@@ -356,14 +355,14 @@ class TestScores:
 @pytest.mark.parametrize("batch", [pairs, anywhere])
 @pytest.mark.parametrize("ablation", ["corrupt", "zero"])
 def test_circuits_of_a_search(batch, ablation):
-    """Each from one that was run before; a cut in front of the first difference is seen, too."""
+    """From the clean run; a cut before the first difference is seen, too."""
     model, at = load(NAME), batch()
     rng, real = np.random.default_rng(0), real_edges(layout())
     masks = np.stack([real & (rng.random(real.shape) < share) for share in (0, 0.2, 0.5, 0.8, 0.97, 1)])
 
     def run(one: BridgeModel) -> Tensor:
         prepared = prepare(one, at, replacement=ablation)
-        return RebasedCuts(one, prepared.baselines[0], prepared.floors[0]).run(masks)
+        return CleanStart(one, prepared.baselines[0], prepared.floors[0]).run(masks)
 
     prepared = prepare(model, at, replacement=ablation)
     expected = run_circuits(model, prepared.baselines[0], torch.tensor(masks), prepared.floors[0])

@@ -42,7 +42,7 @@ from circuitlab.metrics import Metric, metric_for, resolve
 from circuitlab.models.protocol import Model
 from circuitlab.models.steps import heads_interact
 from circuitlab.parts import Layout
-from circuitlab.patching.cuts.values import CutValues
+from circuitlab.patching.circuits.values import CircuitValues
 from circuitlab.patching.runs.replacement import Replacement
 from circuitlab.progress import Progress, silent
 
@@ -105,7 +105,7 @@ def score_acdc(
     if n_edges is not None and not 1 <= n_edges <= layout.n_edges:
         raise ConfigError(f"n_edges is {n_edges}; the graph has {layout.n_edges} edges, so 1 to that many.")
     judged_by = resolve("kl") if objective == "kl" else metric
-    values = CutValues(model, pairs, judged_by, ablation=ablation, reference=reference, seed=seed, budget=budget)
+    values = CircuitValues(model, pairs, judged_by, ablation=ablation, reference=reference, seed=seed, budget=budget)
     interact = any(heads_interact(model, layer) for layer in range(model.spec.n_layers))
     costs = Costs(values, silent_cuts=interact or values.prepared.replacement.kind != "corrupt")
     asking = _Asking.on(costs, model, pairs, speculate=speculate, budget=budget, progress=progress)
@@ -152,7 +152,7 @@ def sweep_acdc(
     if not len(thresholds) or min(thresholds) <= 0:
         raise ConfigError(f"thresholds are {list(thresholds)}; a sweep takes at least one, all of them positive.")
     judged_by = metric_for(metric, pairs)
-    values = CutValues(model, pairs, judged_by, ablation=ablation, reference=reference, seed=seed, budget=budget)
+    values = CircuitValues(model, pairs, judged_by, ablation=ablation, reference=reference, seed=seed, budget=budget)
     interact = any(heads_interact(model, layer) for layer in range(model.spec.n_layers))
     costs = Costs(values, silent_cuts=interact or values.prepared.replacement.kind != "corrupt")
     asking = _Asking.on(costs, model, pairs, speculate=None, budget=budget, progress=progress)
@@ -174,7 +174,6 @@ class _Asking:
     layout: Layout
     speculate: int | None
     estimates: Float[np.ndarray, "writer reader"] | None
-    refined: bool
     progress: Progress
     answered: Bool[np.ndarray, "writer reader"]
     questions: int = 0
@@ -192,12 +191,11 @@ class _Asking:
         budget: int | None,
         progress: Progress,
     ) -> _Asking:
-        """With what answers are guessed from: gradients on the way, or one in the clean run, or none."""
-        refined = speculate != 1 and costs.values.has_worth
-        estimates = None if refined or speculate == 1 else _estimates(model, pairs, costs.values.metric, budget)
+        """With what answers are predicted from: a gradient in the clean run, or nothing."""
+        estimates = None if speculate == 1 else _estimates(model, pairs, costs.values, budget)
         layout = Layout.of(model.spec)
         nothing = np.zeros((len(layout.writers), len(layout.readers)), dtype=bool)
-        return cls(costs, layout, speculate, estimates, refined, progress, nothing)
+        return cls(costs, layout, speculate, estimates, progress, nothing)
 
     @property
     def gap(self) -> float:
@@ -218,7 +216,6 @@ class _Asking:
             threshold,
             speculate=self.speculate,
             estimates=self.estimates,
-            refined=self.refined,
             progress=self.progress,
         )
         self.answered |= found.mask
@@ -292,16 +289,17 @@ class _Asking:
 
 
 def _estimates(
-    model: Model, pairs: PairSet | PairBatch, metric: Metric, budget: int | None
+    model: Model, pairs: PairSet | PairBatch, values: CircuitValues, budget: int | None
 ) -> Float[np.ndarray, "writer reader"] | None:
-    """A first guess of what edges are worth; None where the metric has no gradient in the clean run."""
+    """First-order effects of cutting edges; None where the metric has no gradient in the clean run."""
+    metric, under = values.metric, values.prepared.replacement
     if not metric.smooth or metric.needs_reference:
         return None
     try:
-        values = score_eap(model, pairs, metric, budget=budget, progress=silent).values
+        effects = score_eap(model, pairs, metric, ablation=under, budget=budget, progress=silent).values
     except MetricError:
         return None
-    return values if metric.higher_is_better else -values
+    return effects if metric.higher_is_better else -effects
 
 
 def _with_second_scores(

@@ -81,7 +81,7 @@ def plan_of(model: Model, baseline: Baseline, masks: Bool[Tensor, "circuit write
 
 
 class CircuitRun:
-    """A plan on its way; `neurons` as of `run_circuits`, `room` memory for its table, as of a run that is over."""
+    """A plan on its way; `neurons` as of `run_circuits`."""
 
     def __init__(
         self,
@@ -89,12 +89,11 @@ class CircuitRun:
         baseline: Baseline,
         floor: Floor,
         plan: Plan,
-        room: Float[Tensor, "_ d_model"] | None = None,
         neurons: Bool[Tensor, "writer d_model"] | None = None,
     ) -> None:
         self.neurons = neurons
         self.model, self.baseline, self.floor, self.plan = model, baseline, floor, plan
-        self.table = Table(plan, baseline.clean.resid_pre[0], room)
+        self.table = Table(plan, baseline.clean.resid_pre[0])
         self.heads = Heads(model, baseline.arguments, floor.run, plan, self.table)
 
     def at_rest(self) -> None:

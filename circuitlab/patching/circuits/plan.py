@@ -73,15 +73,7 @@ class Resting:
     writer: int
 
 
-@dataclass(frozen=True, slots=True)
-class Cut:
-    """What the cut edges into a reader add to the clean run: their writers' replacements, less what these say there."""
-
-    reader: int
-    writers: tuple[int, ...]
-
-
-Step = Stream | Read | Attended | Mixed | Version | Resting | Cut
+Step = Stream | Read | Attended | Mixed | Version | Resting
 AnyStep = TypeVar("AnyStep", bound=Step)
 
 
@@ -156,33 +148,6 @@ def plan_circuits(
     return forward.plan(answers, heads_interact)
 
 
-def plan_cuts(
-    layout: Layout,
-    masks: Bool[np.ndarray, "circuit writer reader"],
-    sets: TokenSets,
-    *,
-    replaced: Mapping[int, int],
-    answers: int,
-    heads_interact: Sequence[bool],
-) -> Plan:
-    """The plan of the same run from the other side: from the clean run, where every edge is kept.
-
-    What the cut edges change is added up, reader by reader, and only the nodes that it reaches are computed. A node
-    upstream of every cut edge costs nothing.
-
-    Args:
-        layout: Numbers of writers and readers.
-        masks: Kept edges, all of them edges of the model.
-        sets: The batch's tokens.
-        replaced: By writer, where its replacement is not what it says in the clean run.
-        answers: The answer position of each example.
-        heads_interact: By layer, whether what one head adds depends on the other heads (a post-norm).
-    """
-    forward = _Forward(layout, masks, sets)
-    forward.cut_out(replaced)
-    return forward.plan(answers, heads_interact)
-
-
 class _Forward:
     """The first pass: the steps, and where each can differ from the floor."""
 
@@ -204,8 +169,6 @@ class _Forward:
         # By circuit, the versions of the writers so far; none where a writer is its replacement.
         self.said: list[dict[int, int]] = [{} for _ in range(n_circuits)]
         self.offset_at: Mapping[int, int] = {}
-        # By circuit and reader, what cut edges add to it; none where the run begins at the floor.
-        self.cuts: list[dict[int, int]] = [{} for _ in range(n_circuits)]
 
     def plan(self, answers: int, heads_interact: Sequence[bool]) -> Plan:
         """All steps, and where each is computed."""
@@ -217,26 +180,6 @@ class _Forward:
         steps = tuple(self.numbers)
         tokens = _computed(steps, self.changed, dict.fromkeys(final, answers), self.sets)
         return Plan(self.sets, steps, tokens, tuple(heads), tuple(mlps), final)
-
-    def cut_out(self, replaced: Mapping[int, int]) -> None:
-        """What the cut edges of every circuit add to their readers, given where each writer's replacement differs."""
-        known: dict[tuple[int, tuple[int, ...]], int | None] = {}
-        for cuts, heard in zip(self.cuts, self.heard, strict=True):
-            for reader, (kept, n_visible) in enumerate(zip(heard, self.layout.visible, strict=True)):
-                if len(kept) == n_visible:
-                    continue
-                if (reader, kept) not in known:
-                    known[reader, kept] = self._cut(reader, set(range(n_visible)).difference(kept), replaced)
-                number = known[reader, kept]
-                if number is not None:
-                    cuts[reader] = number
-
-    def _cut(self, reader: int, writers: set[int], replaced: Mapping[int, int]) -> int | None:
-        """What these writers' cut edges into a reader add; None where their replacements are what they say."""
-        where, apart = 0, tuple(sorted(writers & replaced.keys()))
-        for writer in apart:
-            where |= replaced[writer]
-        return self.step(Cut(reader, apart), where) if apart else None
 
     def at_rest(self, differs: Mapping[int, int]) -> None:
         """Versions that nothing makes, by writer with the tokens at which it is not its replacement."""
@@ -297,8 +240,6 @@ class _Forward:
     def _stream(self, circuit: int, place: int, column: int) -> int | None:
         said = self.said[circuit]
         sources = tuple(said[w] for w in self.heard[circuit][column] if w in said) if said else ()
-        if column in self.cuts[circuit]:
-            sources = (self.cuts[circuit][column], *sources)
         return self.step(Stream(place, sources), self._either(sources)) if sources else None
 
     def _attended(self, circuit: int, place: int, head: int, columns: Sequence[int]) -> int | None:

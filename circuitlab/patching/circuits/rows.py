@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from circuitlab.patching.circuits.plan import Cut, Plan, Read, Resting, Stream, Version
+from circuitlab.patching.circuits.plan import Plan, Read, Resting, Stream, Version
 
 # Line of the index in which the floor's stream stands.
 FLOOR = 0
@@ -31,25 +31,19 @@ Heard = tuple[tuple[int, ...], int]
 
 
 class Table:
-    """Rows: the floor's stream at the place that is being read, the versions writer by writer, and room for streams.
+    """Rows: the floor's stream at the place that is being read, the versions writer by writer, and space for streams.
 
     Args:
         plan: What will be computed.
         like: A stream of the run; rows have its width, dtype and device.
-        room: Memory for the rows, which is overwritten; new memory where there is none or too little.
     """
 
     __slots__ = ("_line", "_plan", "_row_at", "_spare", "rows")
 
-    def __init__(
-        self,
-        plan: Plan,
-        like: Float[Tensor, "batch seq d_model"],
-        room: Float[Tensor, "_ d_model"] | None = None,
-    ) -> None:
+    def __init__(self, plan: Plan, like: Float[Tensor, "batch seq d_model"]) -> None:
         self._plan = plan
         versions = sorted([*plan.of(Resting).items(), *plan.of(Version).items()], key=lambda item: item[1].writer)
-        numbers = [*plan.of(Cut), *(number for number, _ in versions)]
+        numbers = [number for number, _ in versions]
         lines, extra = _most_shared(plan)
         # Where each of them has its rows, a line each; before them the floor, behind them streams that are shared.
         self._row_at = np.full((1 + len(numbers) + lines, plan.sets.size), -1)
@@ -59,8 +53,7 @@ class Table:
             end = self._fill(line, plan.tokens[number], end)
         self._spare = (1 + len(numbers), end)
         n_rows = end + extra
-        enough = room is not None and len(room) >= n_rows
-        self.rows = room if room is not None and enough else like.new_empty(n_rows, like.shape[2])
+        self.rows = like.new_empty(n_rows, like.shape[2])
 
     def of(self, versions: Sequence[int]) -> Float[Tensor, "token d_model"]:
         """The rows of versions of one writer that follow each other, to be filled."""
@@ -76,7 +69,7 @@ class Table:
     ) -> Iterator[Float[Tensor, "token d_model"]]:
         """What is read at one place, group by group: one row for every token of every stream of the group.
 
-        All of it is to be taken before the next call. Only heads share streams, and there is room for theirs alone.
+        All of it is to be taken before the next call. Only heads share streams, and there is space for theirs alone.
         """
         self.rows[: self._plan.sets.size] = floor.flatten(0, 1)
         times = Counter(stream for group in groups for stream, _ in group)

@@ -11,23 +11,21 @@ from circuitlab.data.batch import PairBatch
 from circuitlab.data.pairs import PairSet
 from circuitlab.metrics import Metric
 from circuitlab.models.protocol import Model
-from circuitlab.models.steps import heads_interact
 from circuitlab.parts import Layout
+from circuitlab.patching.circuits.clean_start import CleanStart
 from circuitlab.patching.circuits.metric import Prepared, prepare
-from circuitlab.patching.cuts.cuts import Cuts
-from circuitlab.patching.cuts.rebased import RebasedCuts
 from circuitlab.patching.runs.baseline import Baseline
 from circuitlab.patching.runs.packing import packs, rows_per_pack
 from circuitlab.patching.runs.replacement import Replacement
 
 # Tokens in one run of several circuits: so many, and at most half as many more where runs of one size come out even.
 # Measured on the 4-layer model of the benchmark, two threads: ACDC takes 1.9 s with 16 circuits of 64 x 16 tokens in a
-# run, 2.0 s with 12 or 20, 1.8 s with 32 (and twice the memory), 2.1 s with 48, where more guesses are in vain.
+# run, 2.0 s with 12 or 20, 1.8 s with 32 (and twice the memory), 2.1 s with 48, where more predictions are in vain.
 TOKENS_AT_ONCE, MOST_TOKENS = 16384, 24576
 
 
-class CutValues:
-    """A data set with both runs recorded, ready to judge circuits that differ from the whole model by cut edges.
+class CircuitValues:
+    """A data set with both runs recorded, ready to judge circuits that share most of their edges.
 
     Args:
         model: The model.
@@ -56,54 +54,27 @@ class CutValues:
     ) -> None:
         self._model, self.metric, self._budget = model, metric, budget
         layout = Layout.of(model.spec)
-        # What replaces every writer, how far it is from the clean run and its gradient; what every reader reads.
-        streams = 3 * len(layout.writers) + len(layout.readers)
+        # How far every writer's replacement is from the clean run, and what every reader reads.
+        streams = len(layout.writers) + len(layout.readers)
         self.prepared: Prepared = prepare(
             model, pairs, budget, replacement=ablation, reference=reference, seed=seed, extra_streams=streams
         )
-        interact = any(heads_interact(model, layer) for layer in range(model.spec.n_layers))
-        runs = list(zip(self.prepared.baselines, self.prepared.floors, strict=True))
-        self._rebased = [] if interact else [RebasedCuts(model, baseline, floor) for baseline, floor in runs]
+        runs = zip(self.prepared.baselines, self.prepared.floors, strict=True)
+        self._starts = [CleanStart(model, baseline, floor) for baseline, floor in runs]
         self._words = dict[tuple[int, int], tuple[Tensor | None, PairBatch]]()
-        self._cuts = self._rebased or [Cuts(model, baseline, floor) for baseline, floor in runs]
-
-    def begin(self, mask: Bool[np.ndarray, "writer reader"]) -> None:
-        """Run this circuit; those that keep no other edges are quicker from now on. Needs no call."""
-        for cuts in self._rebased:
-            cuts.begin(mask)
 
     @property
-    def has_worth(self) -> bool:
-        """Whether `worth` can be asked for: the metric has a gradient, and no norms behind the heads couple them."""
-        return bool(self._rebased) and self.metric.smooth
-
-    def worth(self, layer: int) -> Float[np.ndarray, "writer reader"]:
-        """How much the mean metric changes, to first order, when an edge is cut from the circuit begun with.
-
-        Args:
-            layer: Into whose readers; as many as there are layers: the logits'. Other edges get NaN.
-        """
-        layout = Layout.of(self._model.spec)
-        out = np.full((len(layout.writers), len(layout.readers)), np.nan)
-        for cuts in self._rebased:
-            columns, found = cuts.worth(self.metric, layer)
-            out[:, columns] = np.nan_to_num(out[:, columns]) + found.double().cpu().numpy()
-        return out / self.prepared.n_examples
-
-    @property
-    def at_once(self) -> tuple[int, int]:
-        """How many circuits to run in one call, and how many at most; by the largest batch."""
-        batches = [baseline.batch for baseline in self.prepared.baselines]
-        few, many = (min(self._fitting(batch, n) for batch in batches) for n in (TOKENS_AT_ONCE, MOST_TOKENS))
-        return few, many
+    def at_once(self) -> int:
+        """How many circuits to run in one call, by the largest batch."""
+        return min(self._fitting(baseline.batch, TOKENS_AT_ONCE) for baseline in self.prepared.baselines)
 
     def of(self, masks: Bool[np.ndarray, "circuit writer reader"]) -> Float[np.ndarray, "circuit example"]:
         """The metric of every circuit on every example, in the order of the data set."""
         out = np.zeros((len(masks), self.prepared.n_examples))
-        for baseline, cuts in zip(self.prepared.baselines, self._cuts, strict=True):
+        for baseline, start in zip(self.prepared.baselines, self._starts, strict=True):
             where = baseline.batch.index.cpu().numpy()
             for part in packs(len(masks), self._fitting(baseline.batch, MOST_TOKENS)):
-                final = cuts.run(masks[part])
+                final = start.run(masks[part])
                 values = self._judged(baseline, final)
                 out[part, where] = values.double().unflatten(0, (len(final), -1)).cpu().numpy()
         return out
@@ -120,7 +91,7 @@ class CutValues:
 
     def _fitting(self, batch: PairBatch, n_tokens: int) -> int:
         """How many circuits on a batch have so many tokens and fit the budget."""
-        # What writers say, and where no circuit is run from another, what readers read.
-        streams = len(Layout.of(self._model.spec).nodes) * (1 if self._rebased else 2)
+        # How far every writer is from the clean run, at most.
+        streams = len(Layout.of(self._model.spec).nodes)
         fit = rows_per_pack(self._model, batch.n_tokens, self._budget, extra_streams=streams) // len(batch)
         return max(1, min(fit, n_tokens // (len(batch) * batch.n_tokens)))
