@@ -43,6 +43,8 @@ def test_circuits_from_the_clean_run_are_those_from_the_ablated_run(name, ablati
     rng, real = np.random.default_rng(0), real_edges(Layout.of(load(name).spec))
     masks = np.stack([thinned(real, share, rng) for share in (0, 0.2, 0.5, 0.8, 0.97, 1)])
     expected = whole(name, prepared, masks)
+    found = run_circuits(load(name), prepared.baselines[0], torch.tensor(masks), prepared.floors[0], start="clean")
+    torch.testing.assert_close(found, expected, **close(name))
     cuts = CleanStart(load(name), prepared.baselines[0], prepared.floors[0])
     torch.testing.assert_close(cuts.run(masks), expected, **close(name))
     # What is kept from call to call serves the next one; asked for again they are the same.

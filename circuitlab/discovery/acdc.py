@@ -116,7 +116,8 @@ def score_acdc(
         scores = asking.scores(model, judged_by, asking.of_size(n_edges))
     else:
         scores = asking.scores(model, judged_by, asking.at(SHARE * asking.gap if threshold is None else threshold))
-    return _with_second_scores(scores, asking.answered, model, pairs, metric, **under)
+    known = asking.estimates if judged_by.name == metric.name else None
+    return _with_second_scores(scores, asking.answered, model, pairs, metric, known, **under)
 
 
 def sweep_acdc(
@@ -157,7 +158,7 @@ def sweep_acdc(
     costs = Costs(values, silent_cuts=interact or values.prepared.replacement.kind != "corrupt")
     asking = _Asking.on(costs, model, pairs, speculate=None, budget=budget, progress=progress)
     return _with_second_scores(
-        asking.swept(model, judged_by, thresholds), asking.answered, model, pairs, judged_by,
+        asking.swept(model, judged_by, thresholds), asking.answered, model, pairs, judged_by, asking.estimates,
         ablation=values.prepared.replacement, seed=seed, budget=budget,
     )  # fmt: skip
 
@@ -308,11 +309,15 @@ def _with_second_scores(
     model: Model,
     pairs: PairSet | PairBatch,
     metric: Metric,
+    known: Float[np.ndarray, "writer reader"] | None,
     **under: Any,
 ) -> EdgeScores:
-    """The scores with those of EAP for edges without an answer, by the first metric that has a gradient there."""
-    second = np.zeros(answered.shape)
-    for judged_by in dict.fromkeys((metric.name, *GUESSED_BY)):
+    """The scores with those of EAP for edges without an answer, by the first metric that has a gradient there.
+
+    Those by the metric may be `known`.
+    """
+    second = np.zeros(answered.shape) if known is None else known
+    for judged_by in () if known is not None else dict.fromkeys((metric.name, *GUESSED_BY)):
         judged = metric if judged_by == metric.name else resolve(judged_by)
         if not judged.smooth or judged.needs_reference:
             continue

@@ -12,7 +12,7 @@ from circuitlab.discovery.acdc_walk import Place
 # Questions in the first batch, and at least in one after a wrong prediction.
 FIRST_BATCH = 8
 # By what share of its questions a batch may end earlier or later than the others, after an uncertain prediction.
-SLACK = 0.25
+SLACK = 0.5
 
 
 @dataclass(slots=True, eq=False)

@@ -14,15 +14,18 @@ needed (`circuit_plan`). Several circuits are run as one batch and share what th
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Literal
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from circuitlab.errors import ConfigError
 from circuitlab.models.protocol import Model
 from circuitlab.models.steps import heads_interact, mlp_input
 from circuitlab.parts import Layout
+from circuitlab.patching.circuits.clean_start import CleanStart
 from circuitlab.patching.circuits.heads import Heads
 from circuitlab.patching.circuits.plan import Made, Plan, Resting, Version, plan_circuits
 from circuitlab.patching.circuits.rows import Table
@@ -41,6 +44,8 @@ def run_circuits(
     masks: Bool[Tensor, "circuit writer reader"],
     floor: Floor | None = None,
     neurons: Bool[Tensor, "writer d_model"] | None = None,
+    *,
+    start: Literal["empty", "clean"] = "empty",
 ) -> Float[Tensor, "circuit batch d_model"]:
     """Final stream at the answer position with only the masked edges kept.
 
@@ -51,10 +56,20 @@ def run_circuits(
         floor: The run with every edge replaced; the corrupted run by default.
         neurons: Which components of a writer's output its kept edges carry; the others stay at their replacement, and
             all are carried by default.
+        start: Where the run begins, which changes its cost and not its result: with the circuit without edges, where
+            nodes without a kept edge into them cost nothing, or with the clean run, where nodes upstream of every cut
+            edge do. The clean run carries all components of a writer's output.
 
     Returns:
         One final stream per circuit and example. All edges kept: the clean run; none: the floor.
+
+    Raises:
+        ConfigError: Neurons are given and the run begins with the clean run.
     """
+    if start == "clean":
+        if neurons is not None:
+            raise ConfigError("start='clean' takes no neurons=; run circuits of neurons with start='empty'.")
+        return CleanStart(model, baseline, floor).run(masks.cpu().numpy())
     floor = Floor.corrupted(baseline) if floor is None else floor
     run = CircuitRun(model, baseline, floor, plan_of(model, baseline, masks, floor), neurons=neurons)
     run.at_rest()

@@ -13,8 +13,7 @@ on nearly all nodes: whatever a node computes is computed once for all circuits 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import count
 from math import prod
@@ -28,6 +27,7 @@ from circuitlab.graphs.prune import real_edges
 from circuitlab.models.protocol import Model
 from circuitlab.models.steps import attend, heads_interact, mlp_input
 from circuitlab.parts import Kind, Layout, Slot
+from circuitlab.patching.circuits.variants import Variants, distinct, runs, taken
 from circuitlab.patching.runs.baseline import Baseline
 from circuitlab.patching.runs.floor import Floor, replaced_apart
 from circuitlab.patching.runs.reach import tokens_that_differ
@@ -36,23 +36,6 @@ from circuitlab.patching.runs.reach import tokens_that_differ
 NOWHERE, ANSWER, EVERYWHERE = 0, 1, 2
 SLOTS = tuple(Slot)
 Q, K, V = range(3)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Variants:
-    """What a node reads or computes in several circuits.
-
-    Attributes:
-        values: The distinct ones.
-        of: By circuit, which of them it has.
-    """
-
-    values: Float[Tensor, "variant batch token _"]
-    of: Int[np.ndarray, " circuit"]
-
-    def at(self, circuits: Int[np.ndarray, " chosen"]) -> Float[Tensor, "_ batch token _"]:
-        """The values of chosen circuits; a single one where all of these have the same."""
-        return _taken(self.values, self.of[circuits])
 
 
 class CleanStart:
@@ -81,7 +64,7 @@ class CleanStart:
         self.heads_in = [stream[:, since:].contiguous() for stream in clean.resid_pre]
         self.mlp_in = [mlp_input(model, clean, layer)[:, since:].contiguous() for layer in range(spec.n_layers)]
         self._buffers = dict[object, Tensor]()
-        # By node or reader, the last value that all circuits of a run agreed on, a number for it, and what it depended on.
+        # By node or reader, the last value that all circuits of a run agreed on: what it depended on, its number, it.
         self.recent = dict[tuple[str, int], tuple[tuple[object, ...], int, Tensor | None]]()
         self.numbers = count()
         self._normed = dict[int, Tensor]()
@@ -242,9 +225,9 @@ class _Run:
         if not writers and not self.cut_by_any[column]:
             return None
         cut = self.cut[:, :, column]
-        of_cut, cuts = _distinct(cut)
+        of_cut, cuts = distinct(cut)
         which = [np.where(self.masks[:, w, column], self.changes[w].of, -1) for w in writers]
-        of, first = _distinct(np.stack([of_cut, *which], 1))
+        of, first = distinct(np.stack([of_cut, *which], 1))
         parts = [(self.start.inputs(column, cut[cuts], need), of_cut[first])]
         parts += [(self._change(w, need), index[first]) for w, index in zip(writers, which, strict=True)]
         return Variants(self._sum(parts), of)
@@ -266,7 +249,7 @@ class _Run:
         if base is None:
             # Only the first part may have something for all variants, and has it.
             (values, index), *varying = varying
-            base = _taken(values, index)
+            base = taken(values, index)
             if not varying:
                 return base
         out = self.start.buffer("input", len(varying[0][1]), *base.shape[1:])
@@ -275,7 +258,7 @@ class _Run:
             out[:] = base
         for number, (values, index) in enumerate(varying):
             first = number == 0 and index.min() >= 0
-            for places, which in _runs(index):
+            for places, which in runs(index):
                 if first:
                     torch.add(base[places], values[which], out=out[places])
                 else:
@@ -302,7 +285,7 @@ class _Run:
         found = [variants for variants in (pattern, read) if variants is not None]
         if not found:
             return None
-        of, circuits = _distinct(np.stack([variants.of for variants in found], 1))
+        of, circuits = distinct(np.stack([variants.of for variants in found], 1))
         weights = start.clean_pattern(layer, head, need)[None] if pattern is None else pattern.at(circuits)
         own, change = start.clean.v[layer][:, :, head], None
         if pattern is not None:
@@ -327,7 +310,7 @@ class _Run:
         found = [variants for variants in (q, k) if variants is not None]
         if not found:
             return None
-        of, circuits = _distinct(np.stack([variants.of for variants in found], 1))
+        of, circuits = distinct(np.stack([variants.of for variants in found], 1))
         start, own = self.start, self.start.clean.k[layer][:, :, head]
         queries = start.clean_queries(layer, head, need)[None] if q is None else q.at(circuits)
         if k is None:
@@ -362,7 +345,7 @@ class _Run:
                     reads[slot, head] = read
         if not reads:
             return
-        of, circuits = _distinct(np.stack([read.of for read in reads.values()], 1))
+        of, circuits = distinct(np.stack([read.of for read in reads.values()], 1))
         z, own = self._z(layer, need, reads, circuits), self._clean_z(layer, range(n_heads), need)
         if heads_interact(self.model, layer):
             now, was = (self.model.head_outputs(layer, values.flatten(0, 1)) for values in (z, own))
@@ -394,42 +377,3 @@ class _Run:
     def _clean_z(self, layer: int, heads: Sequence[int], need: int) -> Float[Tensor, "1 batch here head d_head"]:
         z = self.start.clean.z[layer][None, :, self.start.since :, heads]
         return z if need == EVERYWHERE else self.start.at_answer(z.flatten(3)).unflatten(3, z.shape[3:])
-
-
-def _distinct(keys: np.ndarray) -> tuple[Int[np.ndarray, " circuit"], Int[np.ndarray, " variant"]]:
-    """Number equal rows alike, in the order in which they first appear: the number of each, and where each is first."""
-    numbers, of, first = dict[bytes, int](), list[int](), list[int]()
-    raw, size = keys.tobytes(), keys.shape[1] * keys.itemsize
-    for row in range(len(keys)):
-        number = numbers.setdefault(raw[row * size : (row + 1) * size], len(numbers))
-        if number == len(first):
-            first.append(row)
-        of.append(number)
-    return np.array(of), np.array(first)
-
-
-def _taken(
-    values: Float[Tensor, "variant batch token _"], index: Int[np.ndarray, " chosen"]
-) -> Float[Tensor, "_ batch token _"]:
-    """Chosen values; a single one where all are the same, and no copy where they are taken in their order."""
-    if (index == index[0]).all():
-        return values[index[0]][None]
-    if len(index) == len(values) and (index == np.arange(len(index))).all():
-        return values
-    return values[torch.from_numpy(index).to(values.device)]
-
-
-def _runs(index: Int[np.ndarray, " place"]) -> Iterator[tuple[slice, slice]]:
-    """An index as slices: places, and the values that stand there, one each or one for all; negative ones left out."""
-    step = np.diff(index)
-    # A run goes on while its step stays the same, 0 or 1.
-    start = 0
-    while start < len(index):
-        end = start + 1
-        if index[start] >= 0 and end < len(index) and step[start] in (0, 1):
-            while end < len(index) and step[end - 1] == step[start]:
-                end += 1
-        if index[start] >= 0:
-            one = int(index[start])
-            yield slice(start, end), slice(one, one + (1 if end - start == 1 or step[start] == 0 else end - start))
-        start = end

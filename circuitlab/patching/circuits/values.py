@@ -18,10 +18,10 @@ from circuitlab.patching.runs.baseline import Baseline
 from circuitlab.patching.runs.packing import packs, rows_per_pack
 from circuitlab.patching.runs.replacement import Replacement
 
-# Tokens in one run of several circuits: so many, and at most half as many more where runs of one size come out even.
-# Measured on the 4-layer model of the benchmark, two threads: ACDC takes 1.9 s with 16 circuits of 64 x 16 tokens in a
-# run, 2.0 s with 12 or 20, 1.8 s with 32 (and twice the memory), 2.1 s with 48, where more predictions are in vain.
-TOKENS_AT_ONCE, MOST_TOKENS = 16384, 24576
+# Tokens in one run of several circuits: so many, and at most twice as many after predictions that are certain. Measured
+# on the 4-layer model of the benchmark, one thread: ACDC takes 2.6 s with 12 circuits of 64 x 16 tokens in a run, 2.8 s
+# with 14, 2.9 s with 16, where more predictions are in vain, and 3.0 s with 8.
+TOKENS_AT_ONCE, MOST_TOKENS = 12288, 24576
 
 
 class CircuitValues:
