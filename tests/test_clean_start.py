@@ -128,5 +128,5 @@ class TestPredictions:
             seen.append((least + most) // 2)
             sizes.note(seen[-1], n_taken)
         assert seen == [FIRST_BATCH, 2 * FIRST_BATCH, 4 * FIRST_BATCH, FIRST_BATCH]
-        assert BatchSizes(at_once=2, fixed=None).bounds() == (2, 2)
+        assert BatchSizes(at_once=2, fixed=None).bounds() == (1, 3)
         assert BatchSizes(at_once=16, fixed=3).bounds() == (3, 3)
