@@ -153,12 +153,12 @@ class _Run:
         self.start, self.model, self.layout = start, start.model, start.layout
         self.masks, self.kept_by_any = masks, np.asarray(masks.any(0))
         self.cut = (start.real & start.differs[:, None]) & ~masks
-        self.cut_by_any = self.cut.any((0, 1))
+        self.cut_by_any = np.asarray(self.cut.any((0, 1)))
         # By writer that differs from the clean run in any circuit, by how much.
         self.changes = dict[int, Variants]()
         # By such a writer on which all circuits agree, a number that stands for its value.
         self.states = dict[int, int]()
-        self.agreed = (masks == masks[0]).all((0, 1))
+        self.agreed = np.asarray((masks == masks[0]).all((0, 1)))
         self.needed = self._needed()
 
     def finished(self) -> Float[Tensor, "circuit batch d_model"]:
@@ -200,7 +200,7 @@ class _Run:
     ) -> Variants | None:
         """What is computed from some readers' inputs; the same as in earlier circuits, where it depends on the same."""
         part = slice(columns[0], columns[-1] + 1, columns[1] - columns[0] if len(columns) > 1 else 1)
-        kept_by_any = self.kept_by_any[:, part].any(1)
+        kept_by_any = np.asarray(self.kept_by_any[:, part].any(1))
         before = [self.states.get(writer) for writer in self.changes if kept_by_any[writer]]
         if None in before or not self.agreed[part].all():
             return compute()
@@ -287,20 +287,20 @@ class _Run:
             return None
         of, circuits = distinct(np.stack([variants.of for variants in found], 1))
         weights = start.clean_pattern(layer, head, need)[None] if pattern is None else pattern.at(circuits)
-        own, change = start.clean.v[layer][:, :, head], None
+        own, changes = start.clean.v[layer][:, :, head], list[Tensor]()
         if pattern is not None:
-            change = torch.matmul(weights, own) - self._clean_z(layer, [head], need)[:, :, :, 0]
+            changes.append(torch.matmul(weights, own) - self._clean_z(layer, [head], need)[:, :, :, 0])
         if read is not None:
             weights = weights[..., start.since :]
             if need == ANSWER:
                 # What the head reads is mixed first, and projected at one token.
                 mixed = torch.matmul(weights, self.model.attn_input(layer, read.at(circuits)))
                 mixed = mixed - torch.matmul(weights, start.normed(layer))
-                by_values = self.model.head_values(layer, head, mixed)
+                changes.append(self.model.head_values(layer, head, mixed))
             else:
                 values = self._projected(layer, V, head, read).at(circuits) - own[:, start.since :]
-                by_values = torch.matmul(weights, values)
-            change = by_values if change is None else change + by_values
+                changes.append(torch.matmul(weights, values))
+        change = changes[0] if len(changes) == 1 else changes[0] + changes[1]
         z = change.flatten(0, 1)[:, :, None].expand(-1, -1, self.model.spec.n_heads, -1)
         out = self.model.head_outputs(layer, z, [head])[0]
         return Variants(out.unflatten(0, change.shape[:2]), of)
