@@ -23,10 +23,12 @@ from circuitlab.models.steps import (
 from circuitlab.parts import Slot
 
 PACKAGE = Path(__file__).parent.parent / "circuitlab"
-# Sequential, parallel, post-norms with grouped queries, attention alone.
-KINDS = ("gpt2", "neox", "gemma2", "attn-only")
+# Sequential, parallel, post-norms with grouped queries, norms over all heads, attention alone.
+KINDS = ("gpt2", "neox", "gemma2", "olmo2", "attn-only")
 # What only `models` decides: the order inside a block, post-norms, attention from queries, keys and values.
-OF_A_BLOCK = {"parallel", "has_post_norm", "attend", "attend_last_query", "is_standard_attention"}
+OF_A_BLOCK = {
+    "parallel", "has_post_norm", "heads_share_a_norm", "attend", "attend_last_query", "is_standard_attention",
+}  # fmt: skip
 # The shape of a graph follows from whether an MLP sees the heads of its own block.
 GRAPH = {"parallel"}
 
@@ -59,6 +61,7 @@ def test_blocks_are_known_in_models_alone(path):
         "if self._model.has_post_norm(layer): pass",
         "z = model.attend(layer, q, k, v, arguments)",
         "plain = self.model.is_standard_attention(0)",
+        "together = model.heads_share_a_norm(layer)",
         "group = spec.n_heads // spec.n_kv_heads",
     ],
 )

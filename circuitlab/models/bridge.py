@@ -184,11 +184,11 @@ class BridgeModel(HeldBridge):
     def attend(
         self,
         layer: int,
-        q: Float[Tensor, "row asking head d_head"],
+        q: Float[Tensor, "row query head d_head"],
         k: Float[Tensor, "row seq _ d_head"],
         v: Float[Tensor, "row seq _ d_head"],
         arguments: BlockArguments,
-    ) -> Float[Tensor, "row asking head d_head"]:
+    ) -> Float[Tensor, "row query head d_head"]:
         """Every head's z at the tokens that ask, the last ones.
 
         By the model's own attention code with its projections skipped, or by one kernel where that is all it does.
@@ -212,8 +212,8 @@ class BridgeModel(HeldBridge):
 
     @torch.no_grad()
     def attention_pattern(
-        self, layer: int, scores: Float[Tensor, "*row asking seq"], sees: Bool[Tensor, "*_ asking seq"]
-    ) -> Float[Tensor, "*row asking seq"]:
+        self, layer: int, scores: Float[Tensor, "*row query seq"], sees: Bool[Tensor, "*_ asking seq"]
+    ) -> Float[Tensor, "*row query seq"]:
         """Where heads look; for layers that attend plainly."""
         return self._plainly(layer, scores.dtype).pattern(scores, sees)
 
@@ -240,15 +240,15 @@ class BridgeModel(HeldBridge):
     def attend_last_query(
         self,
         layer: int,
-        asking: Float[Tensor, "row d_model"],
-        seen: Float[Tensor, "row seq d_model"],
-        sees: Bool[Tensor, "row seq"],
+        last: Float[Tensor, "row d_model"],
+        read: Float[Tensor, "row seq d_model"],
+        visible: Bool[Tensor, "row seq"],
     ) -> Float[Tensor, "row head d_head"]:
         """Every head's z at one token of each row, without keys or values of the others."""
-        block, plain = self._blocks[layer], self._plainly(layer, asking.dtype)
-        q = product(asking, *linear(block.attn.q)).unflatten(1, (-1, self.spec.d_head))
+        block, plain = self._blocks[layer], self._plainly(layer, last.dtype)
+        q = product(last, *linear(block.attn.q)).unflatten(1, (-1, self.spec.d_head))
         keys, (values, bias) = projection(block, Slot.K, self.spec)[0], projection(block, Slot.V, self.spec)
-        return attend_last_query(q, seen, sees, keys, values, bias, plain.scale)
+        return attend_last_query(q, read, visible, keys, values, bias, plain.scale)
 
     def attn_output(self, layer: int, z: Float[Tensor, "*row head d_head"]) -> Float[Tensor, "*row d_model"]:
         """What an attention layer adds to the stream, bias and post-norm included."""

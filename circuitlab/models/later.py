@@ -51,11 +51,11 @@ class LaterBlocks:
     def attend(
         self,
         layer: int,
-        q: Float[Tensor, "row asking head d_head"],
+        q: Float[Tensor, "row query head d_head"],
         k: Float[Tensor, "row seq _ d_head"],
         v: Float[Tensor, "row seq _ d_head"],
         arguments: BlockArguments,
-    ) -> Float[Tensor, "row asking head d_head"]:
+    ) -> Float[Tensor, "row query head d_head"]:
         """See `Model`."""
         return self._model.attend(layer + self._first, q, k, v, arguments)
 

@@ -117,12 +117,12 @@ class Model(LanguageModel, Protocol):
     def attend(
         self,
         layer: int,
-        q: Float[Tensor, "row asking head d_head"],
+        q: Float[Tensor, "row query head d_head"],
         k: Float[Tensor, "row seq _ d_head"],
         v: Float[Tensor, "row seq _ d_head"],
         arguments: BlockArguments,
-    ) -> Float[Tensor, "row asking head d_head"]:
-        """Every head's z from its queries, keys and values; or that of some heads alone, where attention is plain.
+    ) -> Float[Tensor, "row query head d_head"]:
+        """Every head's z from its queries, keys and values; or that of some heads alone, where attention is standard.
 
         Args:
             layer: The layer.
@@ -138,19 +138,19 @@ class Model(LanguageModel, Protocol):
         ...
 
     def attention_pattern(
-        self, layer: int, scores: Float[Tensor, "*row asking seq"], sees: Bool[Tensor, "*_ asking seq"]
-    ) -> Float[Tensor, "*row asking seq"]:
-        """Where heads look; for layers that attend plainly.
+        self, layer: int, scores: Float[Tensor, "*row query seq"], sees: Bool[Tensor, "*_ asking seq"]
+    ) -> Float[Tensor, "*row query seq"]:
+        """Attention patterns; for layers of standard attention.
 
         Args:
             layer: The layer.
             scores: Products of queries with keys.
-            sees: Which tokens a query may look at.
+            sees: Which keys a query attends to.
         """
         ...
 
     def head_values(self, layer: int, head: int, read: Float[Tensor, "*row d_model"]) -> Float[Tensor, "*row d_head"]:
-        """A head's values without their bias, from what it reads behind the norm (`attn_input`)."""
+        """A head's values without their bias, from what it reads after the norm (`attn_input`)."""
         ...
 
     def attn_input(self, layer: int, stream: Float[Tensor, "*row d_model"]) -> Float[Tensor, "*row d_model"]:
@@ -160,17 +160,17 @@ class Model(LanguageModel, Protocol):
     def attend_last_query(
         self,
         layer: int,
-        asking: Float[Tensor, "row d_model"],
-        seen: Float[Tensor, "row seq d_model"],
-        sees: Bool[Tensor, "row seq"],
+        last: Float[Tensor, "row d_model"],
+        read: Float[Tensor, "row seq d_model"],
+        visible: Bool[Tensor, "row seq"],
     ) -> Float[Tensor, "row head d_head"]:
         """Every head's z at one token of each row, without keys or values of the others.
 
         Args:
             layer: The layer.
-            asking: What the heads read at that token (`attn_input`).
-            seen: The same at all tokens.
-            sees: Which tokens it may look at.
+            last: What the heads read at that token (`attn_input`).
+            read: The same at all tokens.
+            visible: Which tokens the query attends to.
         """
         ...
 
@@ -230,7 +230,7 @@ class Model(LanguageModel, Protocol):
         ...
 
     def has_post_norm(self, layer: int) -> bool:
-        """Whether norms behind attention and MLP couple the heads, and the neurons (Gemma 2 and 3)."""
+        """Whether norms follow attention and MLP, so that what one head or neuron adds depends on all (Gemma 2)."""
         ...
 
     def heads_share_a_norm(self, layer: int) -> bool:

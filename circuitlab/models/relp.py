@@ -94,11 +94,11 @@ class RelevanceModel:
     def attend(
         self,
         layer: int,
-        q: Float[Tensor, "row asking head d_head"],
+        q: Float[Tensor, "row query head d_head"],
         k: Float[Tensor, "row seq _ d_head"],
         v: Float[Tensor, "row seq _ d_head"],
         arguments: BlockArguments,
-    ) -> Float[Tensor, "row asking head d_head"]:
+    ) -> Float[Tensor, "row query head d_head"]:
         """Every head's z from its queries, keys and values; see `Model`."""
         if self._attention_rule:
             q, k = q.detach(), k.detach()

@@ -125,7 +125,7 @@ def attend_with_slot(
     since: int,
     arguments: BlockArguments,
     head: Int[Tensor, " variant"] | None = None,
-) -> Float[Tensor, "variant asking head d_head"]:
+) -> Float[Tensor, "variant query head d_head"]:
     """Every head's z in variants of recorded prompts, with one slot read from another stream at some tokens.
 
     Args:

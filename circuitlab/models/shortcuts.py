@@ -123,8 +123,8 @@ class PlainAttention:
         return not hooked(self.tables)
 
     def pattern(
-        self, scores: Float[Tensor, "*row asking seq"], sees: Bool[Tensor, "*_ asking seq"]
-    ) -> Float[Tensor, "*row asking seq"]:
+        self, scores: Float[Tensor, "*row query seq"], sees: Bool[Tensor, "*_ asking seq"]
+    ) -> Float[Tensor, "*row query seq"]:
         """Where heads look, from products of queries with keys and what each query may look at."""
         return (scores * self.scale).masked_fill_(~sees, -torch.inf).softmax(-1)
 
@@ -160,11 +160,11 @@ def _side_by_side(parts: Sequence[Tensor]) -> Tensor | None:
 
 
 def plain_attention(
-    q: Float[Tensor, "row asking head d_head"],
+    q: Float[Tensor, "row query head d_head"],
     k: Float[Tensor, "row seq head d_head"],
     v: Float[Tensor, "row seq head d_head"],
     scale: float,
-) -> Float[Tensor, "row asking head d_head"]:
+) -> Float[Tensor, "row query head d_head"]:
     """Causal softmax attention in one kernel; the queries are those of the last tokens."""
     asking, seq = q.shape[1], k.shape[1]
     position = torch.arange(seq, device=q.device)

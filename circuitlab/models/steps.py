@@ -154,7 +154,7 @@ def attend_vectors(
     vectors: Float[Tensor, "_ d_head"],
     places: Mapping[Slot, Int[Tensor, "row _ head"]],
     arguments: BlockArguments,
-) -> Float[Tensor, "row asking head d_head"]:
+) -> Float[Tensor, "row query head d_head"]:
     """Every head's z, with queries, keys and values taken from one table.
 
     Args:

@@ -7,7 +7,7 @@ and p-values are those of the tables.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -34,11 +34,9 @@ from circuitlab.runs.record import Results
 def spec_of(read: RunReader) -> ModelSpec:
     """The model's shape, from the manifest and the circuit's file; how long its prompts may be is not known."""
     about, shape = read.about("model"), read.circuit().spec
-    return ModelSpec(
-        name=str(about["id"]), n_layers=shape.n_layers, n_heads=shape.n_heads,
-        n_kv_heads=about.get("n_kv_heads", shape.n_kv_heads), d_model=shape.d_model, d_head=shape.d_head,
-        d_vocab=about["d_vocab"], n_ctx=None, parallel=shape.parallel, has_mlp=shape.has_mlp,
-        causal=about.get("causal", True),
+    return replace(
+        shape, name=str(about["id"]), n_kv_heads=about.get("n_kv_heads", shape.n_kv_heads), d_vocab=about["d_vocab"],
+        n_ctx=None, causal=about.get("causal", True),
     )  # fmt: skip
 
 

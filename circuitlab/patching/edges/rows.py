@@ -219,9 +219,7 @@ class _Units:
     head: Int[Tensor, " unit"] | None
 
 
-def _attend(
-    run: EdgeRun, layer: int, slot: Slot, units: _Units, since: int
-) -> Float[Tensor, "unit asking head d_head"]:
+def _attend(run: EdgeRun, layer: int, slot: Slot, units: _Units, since: int) -> Float[Tensor, "unit query head d_head"]:
     """All heads' z at the tokens from `since` on, each head with this one slot read from the changed stream."""
     model, base, example = run.model, run.base, units.example
     changed = run.live[units.writer, example] & run.tokens[units.column, example]
