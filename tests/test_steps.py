@@ -48,8 +48,6 @@ def test_blocks_are_known_in_models_alone(path):
     if place.parts[0] == "models":
         return
     allowed = GRAPH if place.parts[0] in ("graphs", "parts.py") else set()
-    if place.parts[:2] == ("patching", "cuts"):  # what it computes from weights needs standard attention
-        allowed = {"is_standard_attention"}
     found = [(line, what) for line, what in knowledge(path.read_text(encoding="utf-8")) if what not in allowed]
     assert not found, f"{place}: ask circuitlab.models.steps instead"
 

@@ -41,6 +41,11 @@ def heads_interact(model: Model, layer: int) -> bool:
     return model.has_post_norm(layer) or model.heads_share_a_norm(layer)
 
 
+def heads_run_alone(model: Model, layer: int) -> bool:
+    """Whether one head can be computed from its own scores and values: standard attention, no norm over all heads."""
+    return model.is_standard_attention(layer) and not heads_interact(model, layer)
+
+
 def changes_other_heads(model: Model, layer: int, slot: Slot) -> bool:
     """Whether another query or key of one head changes the z of the others, through a norm over all of them."""
     return slot is not Slot.V and model.heads_share_a_norm(layer)

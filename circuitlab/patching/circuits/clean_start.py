@@ -25,7 +25,7 @@ from torch import Tensor
 
 from circuitlab.graphs.prune import real_edges
 from circuitlab.models.protocol import Model
-from circuitlab.models.steps import attend, heads_interact, mlp_input
+from circuitlab.models.steps import attend, heads_interact, heads_run_alone, mlp_input
 from circuitlab.parts import Kind, Layout, Slot
 from circuitlab.patching.circuits.variants import Variants, distinct, runs, taken
 from circuitlab.patching.runs.baseline import Baseline
@@ -217,7 +217,7 @@ class _Run:
 
     def _joint(self, layer: int) -> bool:
         """Whether all heads of a layer are computed together: where one norm or the model's own code needs them all."""
-        return heads_interact(self.model, layer) or not self.model.is_standard_attention(layer)
+        return not heads_run_alone(self.model, layer)
 
     def _input(self, column: int, need: int) -> Variants | None:
         """What a reader reads; None where no circuit changes it. It is overwritten by the next."""
