@@ -91,12 +91,22 @@ class PlainHooks:
             logits = self.bridge.run_with_hooks(self.tokens, fwd_hooks=hooks)
         else:
             reads = self.bridge.ln_final if block is None else getattr(block, "ln2", block.mlp)
-            handle = reads.register_forward_pre_hook(lambda _, args: (args[0] + message, *args[1:]))
+            changed = self._read_by_mlp_of(block, message)
+            handle = reads.register_forward_pre_hook(lambda _, args: (changed(args[0]), *args[1:]))
             try:
                 logits = self.bridge(self.tokens)
             finally:
                 handle.remove()
         return (self.sign * (self.untouched - logit_diff(logits, self.batch))).numpy()
+
+    def _read_by_mlp_of(self, block, message):
+        """What the module that is hooked reads; an MLP that shares the norm of attention reads it after the norm."""
+        if block is None or hasattr(block, "ln2") or not getattr(block, "ln1", None):
+            return lambda read: read + message
+        stream = self.bridge.run_with_cache(self.tokens)[1][
+            f"blocks.{list(self.bridge.blocks).index(block)}.hook_resid_pre"
+        ]
+        return lambda _: block.ln1(stream + message)
 
     def _head(self, edge, block, message):
         stream = self.bridge.run_with_cache(self.tokens)[1][f"blocks.{edge.reader.node.layer}.hook_resid_pre"]

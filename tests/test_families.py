@@ -132,8 +132,6 @@ class TestBesideTheOtherArchitectures:
         assert np.ptp(expected, axis=1).max() > 0.05
 
     def test_edges_are_plain_hooks(self, name):
-        if name == "cohere":
-            pytest.skip("these hooks need a norm of the MLP's own; Cohere's attention and MLP share one")
         oracle, everywhere, edges = PlainHooks(name, "noise"), torch.ones_like(pairs().clean), some_edges(name)
         found = patch_edges(load(name), pairs(), edges)
         expected = np.stack([oracle.effect(edge, everywhere) for edge in edges])
