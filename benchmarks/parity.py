@@ -28,7 +28,7 @@ from circuitlab.graphs.prune import prune, real_edges
 from circuitlab.metrics import resolve
 from circuitlab.models.bridge import BridgeModel
 from circuitlab.parts import Layout
-from circuitlab.patching.circuits.metric import circuit_values, prepare
+from circuitlab.patching.experiment import Experiment
 from circuitlab.patching.gradients.slopes import Gradients, metric_gradients
 from circuitlab.patching.grid import Grid
 
@@ -268,7 +268,7 @@ def _share(name: str, ours: np.ndarray, theirs: np.ndarray) -> float:
 
 def _circuit_values(name: str, batch: PairBatch, masks: np.ndarray) -> np.ndarray:
     model = _model(name)
-    return circuit_values(model, prepare(model, batch), masks, [METRIC])[METRIC.name]
+    return Experiment(model, batch).measure(masks, [METRIC])[METRIC.name]
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from architectures import load, mixed_pairs, pairs
+from experiments import clean_and_empty
 
 from circuitlab import score_edges, select
 from circuitlab.data.batch import PairBatch
@@ -19,8 +20,8 @@ from circuitlab.errors import ConfigError, MetricError, UnknownNameError
 from circuitlab.graphs.prune import prune, real_edges
 from circuitlab.metrics import resolve
 from circuitlab.parts import Kind, Layout
-from circuitlab.patching.circuits.metric import circuit_values, prepare
-from circuitlab.patching.circuits.values import CircuitValues
+from circuitlab.patching.circuit_values import CircuitValues
+from circuitlab.patching.experiment import Experiment
 
 NAMES = ("gpt2", "llama", "neox", "gemma2", "olmo2", "attn-only")
 
@@ -28,12 +29,12 @@ NAMES = ("gpt2", "llama", "neox", "gemma2", "olmo2", "attn-only")
 def one_by_one(name: str, data: PairBatch | PairSet, metric: str, threshold: float, ablation: str = "corrupt"):
     """The algorithm as published, on circuits that are run whole: kept edges, and every edge's answer."""
     model, judged_by = load(name), resolve(metric)
-    layout, prepared = Layout.of(model.spec), prepare(load(name), data, replacement=ablation)
+    layout, prepared = Layout.of(model.spec), Experiment(load(name), data, ablation=ablation)
     sign = -1 if judged_by.higher_is_better else 1
     mask, answers = real_edges(layout).copy(), {}
 
     def cost() -> float:
-        return sign * circuit_values(model, prepared, mask[None], [judged_by])[metric].mean()
+        return sign * prepared.measure(mask[None], [judged_by])[metric].mean()
 
     def drop(node: int) -> None:
         columns = [c for c, owner in enumerate(layout.owners) if owner == node]
@@ -183,15 +184,15 @@ class TestResult:
     def test_the_circuit_connects_and_costs_what_was_recorded(self):
         model = load("gpt2")
         scores = score_edges(model, pairs(), "acdc", threshold=0.05)
-        layout, prepared = Layout.of(model.spec), prepare(model, pairs())
+        layout, prepared = Layout.of(model.spec), Experiment(model, pairs())
         assert (prune(scores.chosen, layout) == scores.chosen).all()
-        cost = circuit_values(model, prepared, scores.chosen[None], [resolve("kl")])["kl"].mean()
+        cost = prepared.measure(scores.chosen[None], [resolve("kl")])["kl"].mean()
         assert scores.checks["cost"] == pytest.approx(cost, abs=1e-9)
         # A random circuit of as many edges costs more.
         rng, places = np.random.default_rng(0), np.argwhere(real_edges(layout))
         other = np.zeros_like(scores.chosen)
         other[tuple(rng.permutation(places)[: scores.chosen.sum()].T)] = True
-        assert circuit_values(model, prepared, other[None], [resolve("kl")])["kl"].mean() > 1.5 * cost
+        assert prepared.measure(other[None], [resolve("kl")])["kl"].mean() > 1.5 * cost
 
     def test_scores_rank_kept_edges_first(self):
         scores = score_edges(load("gpt2"), pairs(), "acdc", threshold=0.05)
@@ -212,9 +213,9 @@ class TestResult:
         model, batch = load("gpt2"), pairs()
         turned = PairBatch.from_tokens(batch.clean, batch.corrupt, batch.distractors, batch.answers, batch.answer_at)
         found = [score_edges(model, b, "acdc", threshold=0.05, objective="metric") for b in (batch, turned)]
-        layout, prepared = Layout.of(model.spec), prepare(model, batch)
-        clean, corrupt = (values.mean() for values in prepared.gaps(resolve("logit_diff")))
-        kept = [circuit_values(model, prepared, s.chosen[None], [resolve("logit_diff")])["logit_diff"] for s in found]
+        layout, prepared = Layout.of(model.spec), Experiment(model, batch)
+        clean, corrupt = (values.mean() for values in clean_and_empty(prepared, resolve("logit_diff")))
+        kept = [prepared.measure(s.chosen[None], [resolve("logit_diff")])["logit_diff"] for s in found]
         assert abs(clean - corrupt) > 0.1
         assert kept[0].mean() > kept[1].mean() + 0.1
         assert (found[0].chosen != found[1].chosen).any()
@@ -222,7 +223,7 @@ class TestResult:
 
     def test_a_sweep_gives_each_edge_the_largest_threshold_it_survives(self):
         model, thresholds = load("gpt2"), [0.05, 0.002, 0.01]
-        scores = sweep_acdc(model, pairs(), thresholds)
+        scores = sweep_acdc(Experiment(model, pairs(), resolve("kl")), thresholds)
         expected = np.zeros_like(scores.values)
         for threshold in sorted(thresholds):
             expected[score_edges(model, pairs(), "acdc", threshold=threshold).chosen] = threshold
@@ -263,8 +264,8 @@ class TestResult:
         with pytest.raises(MetricError, match="give threshold="):
             score_edges(load("gpt2"), same, "acdc")
         with pytest.raises(ConfigError, match="all of them positive"):
-            sweep_acdc(load("gpt2"), batch, [0.0, 0.1])
+            sweep_acdc(Experiment(load("gpt2"), batch, resolve("kl")), [0.0, 0.1])
 
 
 def _costs(name: str, metric: str) -> Costs:
-    return Costs(CircuitValues(load(name), pairs(), resolve(metric)), silent_cuts=False)
+    return Costs(CircuitValues(Experiment(load(name), pairs(), resolve(metric))), silent_cuts=False)

@@ -15,6 +15,7 @@ from circuitlab.discovery.scoring import METHODS, score_edges
 from circuitlab.metrics import names, resolve
 from circuitlab.metrics.checks import check_gradient, check_row_wise
 from circuitlab.models.load import load_model
+from circuitlab.resources import Resources
 
 N = 6
 
@@ -147,7 +148,7 @@ def clocked(monkeypatch, seconds) -> list[Example]:
 def test_slow_draws_make_a_short_fingerprint_that_says_so(monkeypatch):
     seen = []
     drawn = clocked(monkeypatch, lambda number: 0.1)
-    slow = task_fingerprint(task_of(clocked.draw), lambda *step: seen.append(step))
+    slow = task_fingerprint(task_of(clocked.draw), Resources(progress=lambda *step: seen.append(step)))
     assert len(drawn) == fingerprint.SLOW_DRAWS
     assert slow.startswith("64-")
     assert len(slow) == 3 + 64

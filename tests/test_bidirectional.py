@@ -4,6 +4,7 @@ The oracle is the model written out in plain torch, every edge with a share of i
 hooks. The twin of it all is the same model taken as causal: each kind of patching then gives other numbers.
 """
 
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -32,9 +33,9 @@ from circuitlab.models.bridge import BridgeModel
 from circuitlab.parts import Kind, Layout
 from circuitlab.patching.circuits.circuits import run_circuits
 from circuitlab.patching.circuits.clean_start import CleanStart
-from circuitlab.patching.circuits.metric import circuit_values, prepare
 from circuitlab.patching.circuits.soft_circuit import SoftCircuit
 from circuitlab.patching.edges.edges import patch_edges
+from circuitlab.patching.experiment import Experiment
 from circuitlab.patching.paths.paths import path_patch
 from circuitlab.patching.paths.plan import FROZEN
 from circuitlab.patching.runs.baseline import Baseline, record_baseline
@@ -261,16 +262,17 @@ class TestCircuits:
     def test_by_hand(self, ablation):
         """From the floor, from the clean run, and with soft masks."""
         model, chosen = load(NAME), masks(1, 0.9, 0.6, 0.3, 0)
-        prepared = prepare(model, anywhere(), replacement=ablation)
+        prepared = Experiment(model, anywhere(), ablation=ablation)
         put = outputs()[1] if ablation == "corrupt" else [torch.zeros_like(said) for said in outputs()[0]]
         expected = np.stack([of_shares(torch.tensor(mask).double(), put) for mask in chosen])
-        found = circuit_values(model, prepared, chosen, [METRIC])["logit_diff"]
+        found = prepared.measure(chosen, [METRIC])["logit_diff"]
         assert apart(found, expected) < CLOSE
-        floor = prepared.floors[0]
+        floor = prepared.ablated(next(prepared.baselines))
         from_floor = run_circuits(model, baseline(), torch.tensor(chosen), floor)
         assert apart(CleanStart(model, baseline(), floor).run(chosen), from_floor) < CLOSE
         assert apart(found[:1], found[2:4]) > 0.01
-        twin = circuit_values(taken_as_causal(), prepared, chosen, [METRIC])["logit_diff"]
+        prepared = replace(prepared, model=taken_as_causal())
+        twin = prepared.measure(chosen, [METRIC])["logit_diff"]
         assert apart(twin, expected) > 0.01
 
     @torch.no_grad()
@@ -361,11 +363,12 @@ def test_circuits_of_a_search(batch, ablation):
     masks = np.stack([real & (rng.random(real.shape) < share) for share in (0, 0.2, 0.5, 0.8, 0.97, 1)])
 
     def run(one: BridgeModel) -> Tensor:
-        prepared = prepare(one, at, replacement=ablation)
-        return CleanStart(one, prepared.baselines[0], prepared.floors[0]).run(masks)
+        prepared = Experiment(one, at, ablation=ablation)
+        return CleanStart(one, *next(prepared.runs)).run(masks)
 
-    prepared = prepare(model, at, replacement=ablation)
-    expected = run_circuits(model, prepared.baselines[0], torch.tensor(masks), prepared.floors[0])
+    prepared = Experiment(model, at, ablation=ablation)
+    recorded, floor = next(prepared.runs)
+    expected = run_circuits(model, recorded, torch.tensor(masks), floor)
     torch.testing.assert_close(run(model), expected, rtol=0, atol=CLOSE)
     if ablation == "corrupt" and batch is pairs:
         assert (run(taken_as_causal()) - expected).abs().max() > 1e-3

@@ -1,5 +1,6 @@
 """Circuits run as defined: laws on every architecture, GPT-2 by hand, and TransformerLens's own faithfulness."""
 
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -21,6 +22,7 @@ from architectures import (
     mixed_pairs,
     pairs,
 )
+from experiments import clean_and_empty
 from gpt2_by_hand import Gpt2ByHand
 from node_by_node import floor_by_hand, walk
 
@@ -32,8 +34,8 @@ from circuitlab.graphs.prune import prune, real_edges
 from circuitlab.metrics import resolve
 from circuitlab.parts import Edge, Kind, Layout, Node, Slot
 from circuitlab.patching.circuits.circuits import run_circuits
-from circuitlab.patching.circuits.metric import Prepared, circuit_values, prepare
 from circuitlab.patching.edges.edges import edge_effects
+from circuitlab.patching.experiment import Experiment
 from circuitlab.patching.grid import Grid
 from circuitlab.patching.runs.baseline import at_answer
 from circuitlab.patching.runs.floor import Floor
@@ -52,13 +54,13 @@ def layout_of(name: str) -> Layout:
 
 
 @cache
-def prepared(name: str) -> Prepared:
-    return prepare(load(name), pairs())
+def prepared(name: str) -> Experiment:
+    return Experiment(load(name), pairs())
 
 
 def values(name: str, masks: np.ndarray, budget: int | None = None) -> np.ndarray:
     """The logit difference of circuits, `[circuit, example]`."""
-    return circuit_values(load(name), prepared(name), masks, [METRIC], budget=budget)["logit_diff"]
+    return replace(prepared(name), budget=budget).measure(masks, [METRIC])["logit_diff"]
 
 
 def random_masks(layout: Layout, shares: tuple[float, ...] = (0.8, 0.5, 0.3, 0.15), seed: int = 0) -> np.ndarray:
@@ -69,7 +71,7 @@ def random_masks(layout: Layout, shares: tuple[float, ...] = (0.8, 0.5, 0.3, 0.1
 
 class TestLaws:
     def test_all_edges_are_the_clean_run_and_none_the_corrupted_one(self, name):
-        clean, corrupt = prepared(name).gaps(METRIC)
+        clean, corrupt = clean_and_empty(prepared(name), METRIC)
         real = real_edges(layout_of(name))
         everything, nothing = values(name, np.stack([real, np.zeros_like(real)]))
         assert everything == pytest.approx(clean, abs=TOLERANCE[name])
@@ -78,7 +80,9 @@ class TestLaws:
 
     def test_entries_that_are_no_edges_do_not_count(self, name):
         ones = np.ones_like(real_edges(layout_of(name)))
-        assert values(name, ones[None])[0] == pytest.approx(prepared(name).gaps(METRIC)[0], abs=TOLERANCE[name])
+        assert values(name, ones[None])[0] == pytest.approx(
+            clean_and_empty(prepared(name), METRIC)[0], abs=TOLERANCE[name]
+        )
 
     def test_circuits_in_one_batch_are_the_circuits_one_by_one(self, name):
         masks = random_masks(layout_of(name))
@@ -100,11 +104,11 @@ class TestLaws:
 
     def test_one_edge_cut_is_the_exact_effect_of_the_edge(self, name):
         model, layout = load(name), layout_of(name)
-        effects = edge_effects(model, prepared(name).baselines[0], METRIC)
+        effects = edge_effects(model, next(prepared(name).baselines), METRIC)
         places = np.random.default_rng(1).permutation(np.argwhere(real_edges(layout)))[:40]
         masks = np.stack([real_edges(layout)] * len(places))
         masks[np.arange(len(places)), *places.T] = False
-        clean, _ = prepared(name).gaps(METRIC)
+        clean, _ = clean_and_empty(prepared(name), METRIC)
         cut = clean - values(name, masks)
         assert cut == pytest.approx(effects[:, *places.T].T, abs=TOLERANCE[name])
         assert np.abs(cut).max() > 0.05
@@ -124,14 +128,13 @@ class TestLaws:
     def test_several_metrics_share_a_run(self):
         masks = random_masks(layout_of("gpt2"))
         names = ["logit_diff", "kl", "accuracy", "log_prob"]
-        model = load("gpt2")
-        found = circuit_values(model, prepared("gpt2"), masks, [resolve(metric) for metric in names])
+        found = prepared("gpt2").measure(masks, [resolve(metric) for metric in names])
         assert list(found) == names
         for metric in names:
-            alone = circuit_values(model, prepared("gpt2"), masks, [resolve(metric)])
+            alone = prepared("gpt2").measure(masks, [resolve(metric)])
             assert found[metric] == pytest.approx(alone[metric])
         everything = real_edges(layout_of("gpt2"))[None]
-        assert circuit_values(model, prepared("gpt2"), everything, [resolve("kl")])["kl"] == pytest.approx(0, abs=1e-12)
+        assert prepared("gpt2").measure(everything, [resolve("kl")])["kl"] == pytest.approx(0, abs=1e-12)
         assert (found["kl"] > 1e-4).any()
 
     def test_no_circuits_give_no_values(self):
@@ -141,7 +144,7 @@ class TestLaws:
     def test_progress_counts_circuits(self):
         steps = []
         masks = random_masks(layout_of("gpt2"))
-        circuit_values(load("gpt2"), prepared("gpt2"), masks, [METRIC], progress=lambda *at: steps.append(at), step="x")
+        prepared("gpt2").measure(masks, [METRIC], progress=lambda *at: steps.append(at), step="x")
         assert steps[-1] == ("x", 4, 4)
         assert [done for _, done, _ in steps] == sorted({done for _, done, _ in steps})
 
@@ -149,10 +152,10 @@ class TestLaws:
     def test_prompts_of_different_length_are_as_if_alone(self, name):
         model, masks = load(name), random_masks(layout_of(name))
         mixed = mixed_pairs()
-        together = circuit_values(model, prepare(model, mixed), masks, [METRIC])["logit_diff"]
+        together = Experiment(model, mixed).measure(masks, [METRIC])["logit_diff"]
         for place in range(3):  # one of each length
-            one = prepare(model, PairSet((mixed[place],)))
-            alone = circuit_values(model, one, masks, [METRIC])["logit_diff"]
+            one = Experiment(model, PairSet((mixed[place],)))
+            alone = one.measure(masks, [METRIC])["logit_diff"]
             assert together[:, place] == pytest.approx(alone[:, 0], abs=TOLERANCE[name])
 
 
@@ -240,7 +243,7 @@ class TestByHand:
 
 def replacements(name: str, kind: str) -> list[torch.Tensor]:
     """What excluded edges carry, by writer: nothing at all, or noise of about the size of outputs."""
-    like = prepared(name).baselines[0].clean.resid_pre[0]
+    like = next(prepared(name).baselines).clean.resid_pre[0]
     generator = torch.Generator().manual_seed(3)
     size = {"zero": 0.0, "noise": 0.3}[kind]
     return [
@@ -361,7 +364,7 @@ class TestFloors:
                 load(name, "bfloat16")
             return
         model = load(name, "bfloat16")
-        (baseline,) = prepare(model, pairs()).baselines
+        (baseline,) = Experiment(model, pairs()).baselines
         real = torch.tensor(real_edges(layout_of(name)))
         everything, nothing = run_circuits(model, baseline, torch.stack([real, real & False]))
         clean, corrupt = (
@@ -455,10 +458,10 @@ class TestTransformerLens:
         from transformer_lens.tools.analysis import faithfulness
 
         bridge, batch, layout = self.bridge(name), pairs(n=2), layout_of(name)
-        ready = prepare(load(name), batch)
-        clean, corrupt = ready.gaps(METRIC)
+        ready = Experiment(load(name), batch)
+        clean, corrupt = clean_and_empty(ready, METRIC)
         masks = np.stack([prune(mask, layout) for mask in random_masks(layout)])
-        found = circuit_values(load(name), ready, masks, [METRIC])["logit_diff"]
+        found = ready.measure(masks, [METRIC])["logit_diff"]
         for mask, ours in zip(masks, found, strict=True):
             edges = transformer_lens_edges(layout, mask, batch.n_tokens)
             theirs = []
@@ -506,12 +509,12 @@ def test_grouped_queries_are_the_same_model_written_out_per_query_head(name):
     spelt_out = load(name, ungrouped=True)
     assert spelt_out.spec.n_kv_heads == 2 * load(name).spec.n_kv_heads
     assert [e.name for e in Layout.of(spelt_out.spec).edges()] == [e.name for e in layout_of(name).edges()]
-    expected = circuit_values(spelt_out, prepare(spelt_out, pairs()), masks, [METRIC])["logit_diff"]
+    expected = Experiment(spelt_out, pairs()).measure(masks, [METRIC])["logit_diff"]
     assert values(name, masks) == pytest.approx(expected, abs=TOLERANCE[name])
 
 
 def test_values_stand_in_the_order_of_the_examples():
     batch, rows = pairs(n=5), torch.tensor([3, 1, 4])
-    whole, part = (prepare(load("gpt2"), given).gaps(METRIC) for given in (batch, batch.take(rows)))
+    whole, part = (clean_and_empty(Experiment(load("gpt2"), given), METRIC) for given in (batch, batch.take(rows)))
     for everything, some in zip(whole, part, strict=True):
         assert some == pytest.approx(everything[rows])

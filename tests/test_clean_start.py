@@ -10,10 +10,10 @@ from circuitlab.discovery.acdc_search import Costs, search
 from circuitlab.graphs.prune import real_edges
 from circuitlab.metrics import resolve
 from circuitlab.parts import Kind, Layout, Node, Reader, Slot
+from circuitlab.patching.circuit_values import CircuitValues
 from circuitlab.patching.circuits.circuits import run_circuits
 from circuitlab.patching.circuits.clean_start import CleanStart
-from circuitlab.patching.circuits.metric import Prepared, prepare
-from circuitlab.patching.circuits.values import CircuitValues
+from circuitlab.patching.experiment import Experiment
 
 ALL = (*ARCHITECTURES, *NATIVE, *BIDIRECTIONAL)
 METRIC = resolve("logit_diff")
@@ -23,9 +23,9 @@ def close(name: str) -> dict[str, float]:
     return {"rtol": 0, "atol": 1e-10 if load(name).dtype == torch.float64 and name == "gpt2" else 5e-5}
 
 
-def whole(name: str, prepared: Prepared, masks: np.ndarray) -> torch.Tensor:
+def whole(name: str, prepared: Experiment, masks: np.ndarray) -> torch.Tensor:
     """The circuits run from the ablated run."""
-    return run_circuits(load(name), prepared.baselines[0], torch.tensor(masks), prepared.floors[0])
+    return run_circuits(load(name), next(prepared.baselines), torch.tensor(masks), next(prepared.runs)[1])
 
 
 def thinned(mask: np.ndarray, share: float, rng: np.random.Generator, columns: list[int] | None = None) -> np.ndarray:
@@ -39,13 +39,15 @@ def thinned(mask: np.ndarray, share: float, rng: np.random.Generator, columns: l
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("ablation", ["corrupt", "zero"])
 def test_circuits_from_the_clean_run_are_those_from_the_ablated_run(name, ablation):
-    prepared = prepare(load(name), pairs(), replacement=ablation)
+    prepared = Experiment(load(name), pairs(), ablation=ablation)
     rng, real = np.random.default_rng(0), real_edges(Layout.of(load(name).spec))
     masks = np.stack([thinned(real, share, rng) for share in (0, 0.2, 0.5, 0.8, 0.97, 1)])
     expected = whole(name, prepared, masks)
-    found = run_circuits(load(name), prepared.baselines[0], torch.tensor(masks), prepared.floors[0], start="clean")
+    found = run_circuits(
+        load(name), next(prepared.baselines), torch.tensor(masks), next(prepared.runs)[1], start="clean"
+    )
     torch.testing.assert_close(found, expected, **close(name))
-    cuts = CleanStart(load(name), prepared.baselines[0], prepared.floors[0])
+    cuts = CleanStart(load(name), *next(prepared.runs))
     torch.testing.assert_close(cuts.run(masks), expected, **close(name))
     # What is kept from call to call serves the next one; asked for again they are the same.
     torch.testing.assert_close(cuts.run(masks[::-1].copy()), expected.flip(0), **close(name))
@@ -58,8 +60,8 @@ def test_circuits_from_the_clean_run_are_those_from_the_ablated_run(name, ablati
 def test_circuits_of_a_search(name, slots, ablation):
     """Edges into readers of one kind are cut, layer by layer from the last, on top of those cut before."""
     model, layout = load(name), Layout.of(load(name).spec)
-    prepared = prepare(model, pairs(), replacement=ablation, reference=pairs(seed=1) if ablation == "mean" else None)
-    cuts = CleanStart(model, prepared.baselines[0], prepared.floors[0])
+    prepared = Experiment(model, pairs(), ablation=ablation, reference=pairs(seed=1) if ablation == "mean" else None)
+    cuts = CleanStart(model, *next(prepared.runs))
     rng, begun, apart = np.random.default_rng(1), real_edges(layout), 0.0
     for layer in reversed(range(model.spec.n_layers)):
         here = [c for c, r in enumerate(layout.readers) if r.node.layer == layer]
@@ -81,9 +83,9 @@ def test_circuits_of_a_search(name, slots, ablation):
 def test_what_is_kept_of_a_head_says_where_it_was_heard(name):
     """The same cut into a head's values, first heard at every token and then at the answer alone."""
     model, layout = load(name), Layout.of(load(name).spec)
-    prepared, real = prepare(model, pairs()), real_edges(layout)
+    prepared, real = Experiment(model, pairs()), real_edges(layout)
     head = layout.writer_index(Node(Kind.HEAD, 0, 1))
-    cuts, found = CleanStart(model, prepared.baselines[0], prepared.floors[0]), []
+    cuts, found = CleanStart(model, *next(prepared.runs)), []
     column = layout.reader_index(Reader(layout.writers[head], Slot.V))
     # Readers of the answer alone: few enough are cut for the second circuits to be run from the clean run, too.
     asking = np.array([r.node.layer != 0 and r.slot in (None, Slot.Q) for r in layout.readers])

@@ -6,6 +6,7 @@ from functools import cache, partial
 import numpy as np
 import pytest
 import torch
+from experiments import clean_and_empty
 
 from circuitlab import PairBatch, compile_model, compiled_models, evaluate, patch_edges, score_edges
 from circuitlab.compiled.build import CompiledModel
@@ -23,7 +24,7 @@ from circuitlab.metrics import resolve
 from circuitlab.models.native import NativeShape, native_model
 from circuitlab.models.verify import measure
 from circuitlab.parts import Edge, Layout
-from circuitlab.patching.circuits.metric import circuit_values, prepare
+from circuitlab.patching.experiment import Experiment
 
 METRIC = resolve("logit_diff")
 NAMES = compiled_models()
@@ -224,12 +225,12 @@ class TestTruth:
     @pytest.mark.parametrize("ablation", ["corrupt", "zero"])
     def test_the_true_circuit_is_the_model_and_less_is_not(self, name, norm, ablation):
         circuit = truth(name, norm, ablation)
-        prepared = prepare(built(name, norm).model, drawn(name), replacement=ablation)
+        prepared = Experiment(built(name, norm).model, drawn(name), ablation=ablation)
         without = [circuit.mask.copy() for _ in circuit.edges()]
         for mask, (edge, _) in zip(without, circuit.edges(), strict=True):
             mask[circuit.layout.edge_index(edge)] = False
-        found = circuit_values(built(name, norm).model, prepared, np.stack([circuit.mask, *without]), [METRIC])
-        clean, empty = (values.mean() for values in prepared.gaps(METRIC))
+        found = prepared.measure(np.stack([circuit.mask, *without]), [METRIC])
+        clean, empty = (values.mean() for values in clean_and_empty(prepared, METRIC))
         whole, *less = (found[METRIC.name].mean(1) - empty) / (clean - empty)
         assert whole == pytest.approx(1, abs=2e-3)
         if name != "either":

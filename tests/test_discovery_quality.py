@@ -15,7 +15,7 @@ from circuitlab.errors import TaskNotDoneError
 from circuitlab.evaluation.evaluate import evaluate
 from circuitlab.metrics import resolve
 from circuitlab.models.bridge import BridgeModel
-from circuitlab.patching.circuits.metric import prepare
+from circuitlab.patching.experiment import Experiment
 
 TASKS = ("gendered-pronouns", "gendered-pronouns:gender", "name-throw", "html-tag-closing")
 N = 30
@@ -58,7 +58,7 @@ def test_shuffled_answers_are_a_task_that_the_model_does_not_do(bundled: BridgeM
         shuffled.append(replace(pair, answer_ids=words[0], distractor_ids=words[1]))
     chosen = PairSet(tuple(shuffled))
     with pytest.raises(TaskNotDoneError, match=r"logit_diff is above 0 on \d+ of 30 clean prompts"):
-        check_behaviour(prepare(bundled, chosen), chosen, resolve("logit_diff"), min_accuracy=0.75)
+        check_behaviour(Experiment(bundled, chosen, resolve("logit_diff")), min_accuracy=0.75)
 
 
 def test_exact_scores_and_eap_ig_agree_on_what_matters(bundled: BridgeModel) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from architectures import load, logit_diff, mixed_pairs, pairs
+from experiments import clean_and_empty
 from gpt2_by_hand import Gpt2ByHand
 
 from circuitlab import Circuit, evaluate, score_edges, select
@@ -28,13 +29,12 @@ from circuitlab.evaluation.areas import (
 )
 from circuitlab.evaluation.completeness import knockouts
 from circuitlab.evaluation.curve import overshoots
-from circuitlab.evaluation.judge import Judge
 from circuitlab.graphs.prune import prune, real_edges
 from circuitlab.graphs.random import random_circuit
 from circuitlab.metrics import resolve
 from circuitlab.parts import Edge, Layout
 from circuitlab.patching.circuits.circuits import run_circuits
-from circuitlab.patching.circuits.metric import circuit_values, prepare
+from circuitlab.patching.experiment import Experiment
 from circuitlab.patching.runs.baseline import record_baseline
 
 METRIC = resolve("logit_diff")
@@ -64,18 +64,18 @@ def result(circuit: Circuit, held_out: PairBatch) -> module.Evaluation:
 
 def values(circuit: Circuit, batch: PairBatch | PairSet, metric: str = "logit_diff") -> np.ndarray:
     model = load("gpt2")
-    return circuit_values(model, prepare(model, batch), circuit.mask[None], [resolve(metric)])[metric][0]
+    return Experiment(model, batch).measure(circuit.mask[None], [resolve(metric)])[metric][0]
 
 
 def ratio_of_means(circuit: Circuit, batch: PairBatch) -> float:
     """Faithfulness from its definition."""
-    clean, corrupt = (found.mean() for found in prepare(load("gpt2"), batch).gaps(METRIC))
+    clean, corrupt = (found.mean() for found in clean_and_empty(Experiment(load("gpt2"), batch), METRIC))
     return float((values(circuit, batch).mean() - corrupt) / (clean - corrupt))
 
 
 class TestFaithfulness:
     def test_it_is_a_ratio_of_means(self, result, circuit, held_out):
-        clean, corrupt = prepare(load("gpt2"), held_out).gaps(METRIC)
+        clean, corrupt = clean_and_empty(Experiment(load("gpt2"), held_out), METRIC)
         own = values(circuit, held_out)
         assert result.circuit == pytest.approx(own)
         assert result.clean == pytest.approx(clean)
@@ -110,7 +110,7 @@ class TestFaithfulness:
         for metric in ("log_prob", "kl"):
             found = quick(load("gpt2"), circuit, held_out, metric=metric, n_random=0)
             own = values(circuit, held_out, metric)
-            clean, corrupt = prepare(load("gpt2"), held_out).gaps(resolve(metric))
+            clean, corrupt = clean_and_empty(Experiment(load("gpt2"), held_out), resolve(metric))
             assert found.metric == metric
             expected = (own.mean() - corrupt.mean()) / (clean.mean() - corrupt.mean())
             assert found.faithfulness == pytest.approx(expected)
@@ -147,7 +147,9 @@ class TestFaithfulness:
         for place, pair in enumerate(mixed):
             alone = values(circuit, PairSet((pair,)))
             assert together.circuit[place] == pytest.approx(alone[0], abs=1e-10)
-            assert together.clean[place] == pytest.approx(prepare(load("gpt2"), PairSet((pair,))).gaps(METRIC)[0][0])
+            assert together.clean[place] == pytest.approx(
+                clean_and_empty(Experiment(load("gpt2"), PairSet((pair,))), METRIC)[0][0]
+            )
 
     def test_the_budget_changes_nothing(self, result, circuit, held_out):
         packed = quick(load("gpt2"), circuit, held_out, budget=200_000)
@@ -177,7 +179,7 @@ class TestTheCircuit:
         scores = score_edges(model, batch)
         loose = scores.circuit(scores.top(30))
         found, pruned = (quick(model, c, batch, n_random=0) for c in (loose, loose.pruned()))
-        expected = circuit_values(model, prepare(model, batch), loose.mask[None], [METRIC])["logit_diff"][0]
+        expected = Experiment(model, batch).measure(loose.mask[None], [METRIC])["logit_diff"][0]
         assert found.circuit == pytest.approx(expected)
         assert pruned.circuit != pytest.approx(expected, abs=1e-3)
 
@@ -365,8 +367,7 @@ class TestCompleteness:
         assert len({one.n_edges for one in whole.knockouts}) > 5
 
     def test_knockouts_by_hand(self, circuit, held_out):
-        judge = Judge.of(load("gpt2"), circuit, held_out)
-        found = knockouts(judge, circuit, 4, np.random.default_rng(7))
+        found = knockouts(Experiment(load("gpt2"), held_out), circuit, 4, np.random.default_rng(7))
         rng, places = np.random.default_rng(7), np.flatnonzero(circuit.mask)
         for one in found:
             part = np.zeros(circuit.mask.size, dtype=bool)
@@ -396,7 +397,7 @@ class TestMinimality:
     def test_each_edge_by_brute_force(self, result, circuit, held_out):
         found = result.minimality
         assert [edge.name for edge in found.edges] == [edge.name for edge, _ in circuit.edges()]
-        clean, corrupt = prepare(load("gpt2"), held_out).gaps(METRIC)
+        clean, corrupt = clean_and_empty(Experiment(load("gpt2"), held_out), METRIC)
         for edge, effect, low, high in zip(found.edges, found.effect, found.low, found.high, strict=True):
             mask = circuit.mask.copy()
             mask[circuit.layout.edge_index(edge)] = False

@@ -7,6 +7,7 @@ from random import Random
 
 import numpy as np
 import pytest
+from experiments import clean_and_empty
 from scipy import stats as scipy_stats
 
 from circuitlab import discover, evaluate, score_edges, select, stability
@@ -17,10 +18,10 @@ from circuitlab.data.registry import load_task
 from circuitlab.data.task import Task
 from circuitlab.discovery.config import DiscoverConfig
 from circuitlab.errors import MetricError
-from circuitlab.evaluation.gap import FEWEST, Gap, check_data
 from circuitlab.metrics import resolve
 from circuitlab.models.bridge import BridgeModel
-from circuitlab.patching.circuits.metric import prepare
+from circuitlab.patching.experiment import Experiment
+from circuitlab.patching.gap import FEWEST, Gap, check_gap
 
 METRIC = resolve("logit_diff")
 N, SEEDS = 16, range(10)
@@ -66,12 +67,12 @@ SHUFFLES: dict[str, Callable[[PairSet, int], PairSet]] = {"swapped": swapped, "p
 
 
 def gap_of(model: BridgeModel, pairs: PairSet) -> Gap:
-    return Gap.of(*prepare(model, pairs).gaps(METRIC))
+    return Gap.of(*clean_and_empty(Experiment(model, pairs), METRIC))
 
 
 def refused(clean: np.ndarray, empty: np.ndarray) -> bool:
     try:
-        check_data(METRIC, clean, empty)
+        check_gap(METRIC, clean, empty)
     except MetricError:
         return True
     return False
@@ -107,19 +108,19 @@ class TestTheRule:
 
     def test_the_message(self):
         with pytest.raises(MetricError) as told:
-            check_data(METRIC, np.resize([3.0, -2.0], 10), np.zeros(10))
+            check_gap(METRIC, np.resize([3.0, -2.0], 10), np.zeros(10))
         said = str(told.value)
         assert said == (
             "metric 'logit_diff' is 0.5 on the clean and 0 on the corrupted prompts: the mean gap is 0.5, its standard "
             "error over 10 pairs 0.833, and its 99% interval (-2.21 to 3.21) holds 0, so that no share of it means "
-            "anything. Check answers and corruption, or take more pairs; allow_weak_gap (--allow-weak-gap) looks "
-            "anyway."
+            "anything. Check answers and corruption, or take more pairs; allow_weak_gap (--allow-weak-gap) "
+            "overrides the check."
         )
-        assert check_data(METRIC, np.resize([3.0, -2.0], 10), np.zeros(10), allow_weak_gap=True).mean == 0.5
+        assert check_gap(METRIC, np.resize([3.0, -2.0], 10), np.zeros(10), allow_weak_gap=True).mean == 0.5
 
     def test_a_tie_is_refused_in_any_case(self):
         with pytest.raises(MetricError, match="nothing to explain"):
-            check_data(METRIC, np.ones(3), np.ones(3), allow_weak_gap=True)
+            check_gap(METRIC, np.ones(3), np.ones(3), allow_weak_gap=True)
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -137,7 +138,7 @@ def test_shuffled_answers_find_no_circuit(bundled, name, kind):
         pytest.skip("a capital stays a capital: see the test of that")
     pairs = drawn(bundled, name).discovery
     every = PairSet(tuple(pair for seed in SEEDS for pair in SHUFFLES[kind](pairs, seed)))
-    clean, empty = (values.reshape(len(SEEDS), N) for values in prepare(bundled, every).gaps(METRIC))
+    clean, empty = (values.reshape(len(SEEDS), N) for values in clean_and_empty(Experiment(bundled, every), METRIC))
     found = [refused(*runs) for runs in zip(clean, empty, strict=True)]
     passed = len(found) - sum(found)
     assert scipy_stats.binomtest(passed, len(found), 0.01, alternative="greater").pvalue > 0.01

@@ -17,10 +17,10 @@ from circuitlab.evaluation.hypotheses.necessity import necessity_test
 from circuitlab.evaluation.hypotheses.quantile import quantile_p
 from circuitlab.evaluation.hypotheses.result import corrected
 from circuitlab.evaluation.hypotheses.sufficiency import sufficiency_test
-from circuitlab.evaluation.judge import Judge
 from circuitlab.graphs.prune import prune, real_edges
 from circuitlab.graphs.random import random_circuit
 from circuitlab.parts import Layout
+from circuitlab.patching.experiment import Experiment
 
 RNG = np.random.default_rng(0)
 MODEL = RNG.normal(size=60)
@@ -196,21 +196,21 @@ def decided(n: int) -> PairBatch:
 
 class TestBattery:
     def test_each_statistic_from_runs_of_its_own(self, found, circuit):
-        judge = Judge.of(load("gpt2"), circuit, pairs(n=24), allow_weak_gap=True)
+        alone = Experiment(load("gpt2"), pairs(n=24), allow_weak_gap=True)
         real = real_edges(circuit.layout)
-        own, rest = judge.values(np.stack([circuit.mask, real & ~circuit.mask]))
+        own, rest = alone.values(np.stack([circuit.mask, real & ~circuit.mask]))
         rng = np.random.default_rng([0, 10])
         chance = np.stack([random_circuit(circuit.layout, circuit.n_edges, rng) for _ in range(30)])
-        loss = np.abs(judge.values(chance) - judge.clean).mean(1)
-        assert found["sufficiency"].statistic == (np.abs(own - judge.clean).mean() < loss).mean()
-        missed = np.abs(judge.values(real & ~chance) - judge.clean).mean(1)
-        assert found["partial necessity"].statistic == (np.abs(rest - judge.clean).mean() > missed).mean()
-        assert found["equivalence"].statistic == pytest.approx(abs((own > judge.clean).mean() - 0.5))
-        assert found["independence"].statistic == pytest.approx(hsic(rest, judge.clean))
+        loss = np.abs(alone.values(chance) - alone.clean).mean(1)
+        assert found["sufficiency"].statistic == (np.abs(own - alone.clean).mean() < loss).mean()
+        missed = np.abs(alone.values(real & ~chance) - alone.clean).mean(1)
+        assert found["partial necessity"].statistic == (np.abs(rest - alone.clean).mean() > missed).mean()
+        assert found["equivalence"].statistic == pytest.approx(abs((own > alone.clean).mean() - 0.5))
+        assert found["independence"].statistic == pytest.approx(hsic(rest, alone.clean))
         edge = found.edges.edges[3]
         mask = circuit.mask.copy()
         mask[circuit.layout.edge_index(edge)] = False
-        assert found.edges.effect[3] == pytest.approx(np.abs(own - judge.values(mask[None])[0]).mean())
+        assert found.edges.effect[3] == pytest.approx(np.abs(own - alone.values(mask[None])[0]).mean())
 
     def test_the_twin_a_random_circuit_fails(self, circuit):
         random = circuit.with_mask(random_circuit(circuit.layout, 10, np.random.default_rng(8)))
@@ -226,8 +226,8 @@ class TestBattery:
         mask = real_edges(circuit.layout)
         mask[np.unravel_index(weakest.argmin(), mask.shape)] = False
         nearly = test_circuit(load("gpt2"), circuit.with_mask(mask), pairs(n=24), n_random=1, n_permutations=20)
-        judge = Judge.of(load("gpt2"), circuit, pairs(n=24), allow_weak_gap=True)
-        assert nearly["sufficiency"].details["loss"] < 0.05 * abs(judge.gap.mean)
+        alone = Experiment(load("gpt2"), pairs(n=24), allow_weak_gap=True)
+        assert nearly["sufficiency"].details["loss"] < 0.05 * abs(alone.gap.mean)
 
     def test_the_same_seed_gives_the_same(self, found, circuit):
         again, other = (

@@ -16,7 +16,7 @@ from circuitlab.errors import ConfigError, RunError
 from circuitlab.graphs.prune import prune, real_edges
 from circuitlab.metrics import resolve
 from circuitlab.parts import Layout
-from circuitlab.patching.circuits.metric import circuit_values, prepare
+from circuitlab.patching.experiment import Experiment
 
 METHODS = ("edge-pruning", "ugs")
 # A KL in which an edge counts: the random models are sharper than trained ones.
@@ -57,7 +57,7 @@ class TestGates:
 class TestLoss:
     def test_its_slope_falls_along_what_edges_are_worth(self):
         """At half-open gates: opening the edges with the steepest fall lowers the KL, and the others raise it."""
-        loss = MaskLoss(load("gpt2"), pairs(), batch_size=4, seed=0, budget=None)
+        loss = MaskLoss(Experiment(load("gpt2"), pairs(), seed=0, budget=None), batch_size=4)
         circuit, rows = loss.draw(loss.generator(0))
         gates = torch.full((len(rows), int(loss.edges.sum())), 0.5, dtype=torch.float64)
         kl, slope = loss.slopes(circuit, rows, gates)
@@ -70,7 +70,7 @@ class TestLoss:
     def test_a_budget_splits_a_step_and_changes_nothing_else(self):
         found = []
         for budget in (None, 700_000):
-            loss = MaskLoss(load("gpt2"), pairs(), batch_size=4, seed=0, budget=budget)
+            loss = MaskLoss(Experiment(load("gpt2"), pairs(), seed=0, budget=budget), batch_size=4)
             circuit, rows = loss.draw(loss.generator(0))
             found.append(loss.slopes(circuit, rows, loss.noise(len(rows), loss.generator(0)).double()))
             found[-1] = (*found[-1], loss)
@@ -78,13 +78,13 @@ class TestLoss:
         torch.testing.assert_close(found[0][:2], found[1][:2])
 
     def test_every_length_is_drawn_as_often_as_it_has_examples(self):
-        loss = MaskLoss(load("gpt2"), mixed_pairs(), batch_size=4, seed=0, budget=None)
+        loss = MaskLoss(Experiment(load("gpt2"), mixed_pairs(), seed=0, budget=None), batch_size=4)
         seen = [loss.draw(loss.generator(step))[0].baseline.batch.n_tokens for step in range(60)]
         assert len(set(seen)) == 3
-        assert loss.n_examples == 6
+        assert loss.experiment.n_examples == 6
 
     def test_what_is_drawn_depends_on_seed_and_step_alone(self):
-        loss = MaskLoss(load("gpt2"), pairs(), batch_size=2, seed=3, budget=None)
+        loss = MaskLoss(Experiment(load("gpt2"), pairs(), seed=3, budget=None), batch_size=2)
         torch.manual_seed(1)
         first = loss.noise(2, loss.generator(5))
         torch.manual_seed(2)
@@ -97,7 +97,7 @@ class TestLearning:
     def test_it_finds_edges_that_matter(self, method):
         model = load("gpt2")
         scores = score_edges(model, pairs(), method, updates=150, **OPTIONS[method])
-        layout, prepared = Layout.of(model.spec), prepare(model, pairs())
+        layout, prepared = Layout.of(model.spec), Experiment(model, pairs())
         n = 30
         rng, places = np.random.default_rng(0), np.argwhere(real_edges(layout))
         masks = [prune(scores.top(n), layout), np.zeros_like(real_edges(layout))]
@@ -105,7 +105,7 @@ class TestLearning:
         shuffled = np.zeros_like(scores.values)
         shuffled[real_edges(layout)] = rng.permutation(scores.values[real_edges(layout)])
         masks.append(shuffled >= np.sort(shuffled[real_edges(layout)])[-n])
-        own, random, mixed = circuit_values(model, prepared, np.stack(masks), [resolve("kl")])["kl"].mean(1)
+        own, random, mixed = prepared.measure(np.stack(masks), [resolve("kl")])["kl"].mean(1)
         assert own < 0.5 * min(random, mixed)
         assert ((scores.values >= 0) & (scores.values <= 1)).all()
         assert (scores.values[~real_edges(layout)] == 0).all()

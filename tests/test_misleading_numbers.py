@@ -13,11 +13,11 @@ from circuitlab.discovery.scores import EdgeScores
 from circuitlab.discovery.scoring import METHODS
 from circuitlab.errors import FormatError, GraphError
 from circuitlab.evaluation.curve import curves
-from circuitlab.evaluation.judge import Judge
 from circuitlab.graphs.prune import prune, real_edges
 from circuitlab.graphs.ranking import greedy_edges, mask_of, ranked_edges
 from circuitlab.graphs.selection import Selection
 from circuitlab.parts import Layout
+from circuitlab.patching.experiment import Experiment
 
 FEW = {"n_random": 0, "n_knockouts": 0, "minimality": False}
 HIGH = 0.05  # nats: many edges are never asked about
@@ -125,8 +125,8 @@ class TestFiles:
         assert np.array_equal(back.second_scores, circuit.second_scores, equal_nan=True)
         assert back.selection == circuit.selection
         assert back.selection.metric == "logit_diff"
-        judge = Judge.of(load("gpt2"), circuit, pairs())
-        assert curves(judge, back) == curves(judge, circuit) != curves(judge, replace(circuit, second_scores=None))
+        on, without = Experiment(load("gpt2"), pairs()), replace(circuit, second_scores=None)
+        assert curves(on, back) == curves(on, circuit) != curves(on, without)
 
     @pytest.mark.parametrize("selection", [3, {"rule": 1}, {"rule": "target"}, {"faithfulness_ci": "ab"}])
     def test_a_selection_that_is_none(self, selection, tmp_path):

@@ -22,6 +22,7 @@ from architectures import (
     native,
     pairs,
 )
+from experiments import clean_and_empty
 from test_circuit_runs import layout_of, prepared, random_masks, values
 from test_sweep import HOOKS, brute_force, largest_error
 from toy_by_hand import TOYS, publish
@@ -156,7 +157,7 @@ class TestSweeps:
 
 class TestCircuits:
     def test_all_edges_are_the_clean_run_and_none_the_corrupted_one(self, name):
-        clean, corrupt = prepared(name).gaps(METRIC)
+        clean, corrupt = clean_and_empty(prepared(name), METRIC)
         real = real_edges(layout_of(name))
         everything, nothing = values(name, np.stack([real, np.zeros_like(real)]))
         assert everything == pytest.approx(clean, abs=TOLERANCE[name])
@@ -178,7 +179,7 @@ class TestEdges:
 
     def test_exact_effects(self, name):
         model, layout = load(name), layout_of(name)
-        effects = edge_effects(model, prepared(name).baselines[0], METRIC)
+        effects = edge_effects(model, next(prepared(name).baselines), METRIC)
         edges = [Edge.parse(edge) for edge in (*self.EDGES, *(self.OF_MLPS if model.spec.has_mlp else ()))]
         expected = np.stack([self.brute_force(name, edge) for edge in edges])
         found = np.stack([effects[:, *layout.edge_index(edge)] for edge in edges])
@@ -232,7 +233,7 @@ class TestEdges:
 class TestScores:
     def test_integrated_gradients(self, name):
         scores = score_edges(load(name), pairs(), "eap-ig", steps=5)
-        clean, corrupt = prepared(name).gaps(METRIC)
+        clean, corrupt = clean_and_empty(prepared(name), METRIC)
         truth = float((clean - corrupt).mean())
         missed = abs(scores.values[0].sum() - truth) / abs(truth)
         assert missed == pytest.approx(scores.checks["completeness_gap"], rel=1e-3, abs=1e-5)

@@ -17,7 +17,7 @@ from circuitlab.graphs.prune import real_edges
 from circuitlab.metrics.formulas import logit_diff
 from circuitlab.parts import Layout
 from circuitlab.patching.circuits.circuits import run_circuits
-from circuitlab.patching.circuits.metric import prepare
+from circuitlab.patching.experiment import Experiment
 from circuitlab.patching.runs.baseline import at_answer
 
 
@@ -39,7 +39,7 @@ def carried(mask: np.ndarray, neurons: np.ndarray) -> torch.Tensor:
 @torch.no_grad()
 def test_each_node_written_out(name, kind):
     model, batch = load(name), pairs()
-    (baseline,) = prepare(model, batch).baselines
+    (baseline,) = Experiment(model, batch).baselines
     start, arguments, at = baseline.clean.resid_pre[0], baseline.arguments, batch.answer_at
     layout, (mask, neurons) = Layout.of(model.spec), some(name)
     if kind == "corrupt":
@@ -81,7 +81,7 @@ class TestJudging:
     @torch.no_grad()
     def test_every_number_by_hand(self):
         model, batch, (circuit, neurons) = load("gpt2"), pairs(n=4), judged()
-        (baseline,) = prepare(model, batch).baselines
+        (baseline,) = Experiment(model, batch).baselines
         start, every = baseline.clean.resid_pre[0], torch.tensor(real_edges(circuit.layout))
         replaced = walk(model, baseline.arguments, baseline.corrupt.resid_pre[0], every, [start] * len(every)).said
 

@@ -19,9 +19,9 @@ from circuitlab.data.registry import load_task
 from circuitlab.discovery.scoring import score_nodes
 from circuitlab.discovery.selection import with_faithfulness
 from circuitlab.errors import ConfigError
-from circuitlab.evaluation.judge import Judge
 from circuitlab.metrics import metric_for, resolve
 from circuitlab.patching.edges.edges import patch_edges
+from circuitlab.patching.experiment import Experiment
 from circuitlab.patching.paths.paths import path_patch
 
 FEW = {"n_random": 2, "n_knockouts": 0, "minimality": False}
@@ -57,8 +57,8 @@ FUNCTIONS: dict[str, Callable] = {
     "patch_edges": lambda m, p, **k: patch_edges(m, p, ["m0->logits"], **k).metric,
     "path_patch": lambda m, p, **k: path_patch(m, p, ["a0.h0"], ["logits"], **k).metric,
     "logit_lens": lambda m, p, **k: logit_lens(m, p, **k).metric,
-    "Judge.of": lambda m, p, **k: Judge.of(m, circuit(), p, allow_weak_gap=True, **k).metric.name,
-    "with_faithfulness": lambda m, p, **k: with_faithfulness(m, circuit(), p, **k).selection.metric,
+    "Experiment": lambda m, p, **k: Experiment(m, p, *k.values()).metric.name,
+    "with_faithfulness": lambda m, p, **k: with_faithfulness(Experiment(m, p, *k.values()), circuit()).selection.metric,
 }  # fmt: skip
 
 
@@ -84,7 +84,7 @@ def test_every_public_function_with_pairs_and_a_metric_is_among_these():
         if inspect.isfunction(value):
             parameters = inspect.signature(value).parameters
             assert not {"pairs", "metric"} <= set(parameters), name
-    for name in known - {"Judge.of", "with_faithfulness"}:
+    for name in known - {"Experiment", "with_faithfulness"}:
         function = getattr(circuitlab, name, score_nodes)
         assert inspect.signature(function).parameters["metric"].default is None, name
 

@@ -31,8 +31,8 @@ from circuitlab.errors import ConfigError, UnknownNameError
 from circuitlab.graphs.prune import real_edges
 from circuitlab.metrics import resolve
 from circuitlab.parts import Kind, Layout, Node, Reader, Slot
-from circuitlab.patching.circuits.metric import circuit_values, prepare
 from circuitlab.patching.edges.edges import patch_edges
+from circuitlab.patching.experiment import Experiment
 from circuitlab.patching.paths.effects import PathEffects
 from circuitlab.patching.paths.paths import path_patch
 from circuitlab.patching.paths.plan import FROZEN
@@ -216,7 +216,7 @@ class TestLaws:
         columns = [layout.reader_index(reader) for reader in receivers]
         for number, sender in enumerate(found.senders):
             masks[number, layout.writer_index(sender), columns] = False
-        values = circuit_values(load(name), prepare(load(name), pairs()), masks, [resolve("logit_diff")])["logit_diff"]
+        values = Experiment(load(name), pairs()).measure(masks, [resolve("logit_diff")])["logit_diff"]
         assert found.per_example == pytest.approx(found.clean - values, abs=TOLERANCE[name])
         assert np.abs(found.per_example).max() > 1e-3
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from architectures import ARCHITECTURES, N_HEADS, N_LAYERS, TOLERANCE, huggingface, load, logit_diff, mixed_pairs, pairs
+from experiments import clean_and_empty
 from gpt2_by_hand import Gpt2ByHand
 
 from circuitlab.data.batch import PairBatch
@@ -20,8 +21,8 @@ from circuitlab.metrics import resolve
 from circuitlab.models.bridge import BridgeModel
 from circuitlab.models.protocol import Recording
 from circuitlab.parts import Kind, Layout
-from circuitlab.patching.circuits.ablation import floor_of
-from circuitlab.patching.circuits.metric import circuit_values, prepare
+from circuitlab.patching.experiment import Experiment
+from circuitlab.patching.runs.ablation import floor_of
 from circuitlab.patching.runs.baseline import Baseline, at_answer, record_baseline
 from circuitlab.patching.runs.replacement import (
     MEANS,
@@ -256,7 +257,7 @@ class TestMeans:
 
     def test_they_have_the_models_dtype(self):
         chosen = resolved("gpt2", "mean")
-        short = resolve_replacement(load("gpt2", "float32"), "mean", pairs=scored(), reference=reference(), seed=0)
+        short = resolve_replacement(load("gpt2", "float32"), "mean", pairs=scored(), means_of=reference(), seed=0)
         table = short.statistics.tables[("z", 1)]
         assert table.dtype == torch.float32
         assert (table - chosen.statistics.tables[("z", 1)]).abs().max() < 1e-5
@@ -492,41 +493,41 @@ class TestCircuits:
         expected = [
             logit_diff(by_hand.run(scored().clean, torch.tensor(mask).double(), fixed)[0], scored()) for mask in masks
         ]
-        ready = prepare(load("gpt2"), scored(), replacement=kind, reference=None if kind == "zero" else reference())
-        found = circuit_values(load("gpt2"), ready, masks, [METRIC])["logit_diff"]
+        ready = Experiment(load("gpt2"), scored(), ablation=kind, reference=None if kind == "zero" else reference())
+        found = ready.measure(masks, [METRIC])["logit_diff"]
         assert found == pytest.approx(np.stack(expected), abs=1e-9)
-        resampled = circuit_values(load("gpt2"), prepare(load("gpt2"), scored()), masks, [METRIC])["logit_diff"]
+        resampled = Experiment(load("gpt2"), scored()).measure(masks, [METRIC])["logit_diff"]
         assert np.abs(found - resampled).max() > 0.05
 
     @pytest.mark.parametrize("name", ARCHITECTURES)
     @pytest.mark.parametrize("kind", ["zero", "mean", "noise"])
     def test_all_edges_are_the_model_and_none_the_floor(self, name, kind):
         model = load(name)
-        ready = prepare(model, scored(), replacement=kind, reference=reference() if kind == "mean" else None)
-        clean, empty = ready.gaps(METRIC)
+        ready = Experiment(model, scored(), ablation=kind, reference=reference() if kind == "mean" else None)
+        clean, empty = clean_and_empty(ready, METRIC)
         real = real_edges(Layout.of(model.spec))
-        everything, nothing = circuit_values(model, ready, np.stack([real, np.zeros_like(real)]), [METRIC])[
-            "logit_diff"
-        ]
+        everything, nothing = ready.measure(np.stack([real, np.zeros_like(real)]), [METRIC])["logit_diff"]
         assert everything == pytest.approx(clean, abs=10 * TOLERANCE[name])
         assert nothing == pytest.approx(empty, abs=1e-12)
         assert np.abs(clean - empty).min() > 1e-3
-        assert clean == pytest.approx(prepare(model, scored()).gaps(METRIC)[0])
-        assert ready.corrupted(METRIC) == pytest.approx(prepare(model, scored()).gaps(METRIC)[1])
+        assert clean == pytest.approx(clean_and_empty(Experiment(model, scored()), METRIC)[0])
+        assert ready.measured_by(METRIC).corrupt == pytest.approx(
+            clean_and_empty(Experiment(model, scored()), METRIC)[1]
+        )
 
     def test_a_node_that_hears_nothing_says_what_it_computes_on_the_floor(self):
         """Not its stand-in: the kept edges out of an MLP with none into it carry the MLP of the empty stream."""
         model = load("gpt2")
-        ready, layout = prepare(model, scored(), replacement="zero"), Layout.of(model.spec)
+        ready, layout = Experiment(model, scored(), ablation="zero"), Layout.of(model.spec)
         mask = np.zeros((1, len(layout.writers), len(layout.readers)), dtype=bool)
         writer = next(i for i, node in enumerate(layout.writers) if node.kind is Kind.MLP)
         mask[0, writer, -1] = True
-        found = circuit_values(model, ready, mask, [METRIC])["logit_diff"][0]
-        run = ready.floors[0].run
+        found = ready.measure(mask, [METRIC])["logit_diff"][0]
+        run = ready.ablated(next(ready.baselines)).run
         said = model.mlp_output(0, run.resid_pre[0] + run.attn_out[0])
         final = at_answer(run.resid_final + said, scored().answer_at)
         assert found == pytest.approx(METRIC(model.logits(final), scored()).numpy())
-        assert np.abs(found - ready.gaps(METRIC)[1]).min() > 1e-3
+        assert np.abs(found - clean_and_empty(ready, METRIC)[1]).min() > 1e-3
 
     def test_prompts_of_different_length_are_each_as_if_alone(self):
         model, (given, averaged) = load("gpt2"), halves()
@@ -534,8 +535,8 @@ class TestCircuits:
         masks = np.stack([real & (rng.random(real.shape) < 0.5)])
 
         def values(part: PairSet, budget: int | None = None) -> np.ndarray:
-            ready = prepare(model, part, budget, replacement="mean-span", reference=averaged)
-            return circuit_values(model, ready, masks, [METRIC], budget=budget)["logit_diff"][0]
+            ready = Experiment(model, part, budget=budget, ablation="mean-span", reference=averaged)
+            return ready.measure(masks, [METRIC])["logit_diff"][0]
 
         together = values(given)
         assert together == pytest.approx([values(PairSet((pair,)))[0] for pair in given], abs=1e-10)

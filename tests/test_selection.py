@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from architectures import load, mixed_pairs, pairs
+from experiments import clean_and_empty
 
 from circuitlab import Circuit, evaluate, score_edges, select
 from circuitlab.data.batch import PairBatch
@@ -15,7 +16,7 @@ from circuitlab.errors import ConfigError, GraphError, MetricError, TaskNotDoneE
 from circuitlab.graphs.prune import prune
 from circuitlab.graphs.ranking import mask_of
 from circuitlab.metrics import resolve
-from circuitlab.patching.circuits.metric import circuit_values, prepare
+from circuitlab.patching.experiment import Experiment
 
 METRIC = resolve("logit_diff")
 
@@ -36,9 +37,9 @@ def faithfulness_by_size(name: str, signed: bool) -> np.ndarray:
     """Faithfulness of the pruned top-n circuit for every n there is; index 0 is the empty circuit."""
     scores, order = scored(name), candidates(name, signed)
     masks = [prune(mask_of(order[:n], scores.layout), scores.layout) for n in range(len(order) + 1)]
-    ready = prepare(load(name), pairs())
-    clean, corrupt = ready.gaps(METRIC)
-    values = circuit_values(load(name), ready, np.stack(masks), [METRIC])["logit_diff"].mean(1)
+    ready = Experiment(load(name), pairs())
+    clean, corrupt = clean_and_empty(ready, METRIC)
+    values = ready.measure(np.stack(masks), [METRIC])["logit_diff"].mean(1)
     return (values - corrupt.mean()) / (clean.mean() - corrupt.mean())
 
 
@@ -172,7 +173,7 @@ class TestBehaviour:
 
     def measured(self, min_accuracy: float):
         mixed = mixed_pairs()
-        return check_behaviour(prepare(load("gpt2"), mixed), mixed, METRIC, min_accuracy)
+        return check_behaviour(Experiment(load("gpt2"), mixed, METRIC), min_accuracy)
 
     def by_hand(self) -> np.ndarray:
         """Answer minus distractor at the end of each clean and corrupted prompt."""
@@ -208,10 +209,10 @@ class TestBehaviour:
 
     def test_a_metric_that_does_not_speak_for_the_clean_prompts_is_refused_too(self):
         mixed = mixed_pairs()
-        ready = prepare(load("gpt2"), mixed)
-        clean, corrupt = ready.gaps(METRIC)
+        ready = Experiment(load("gpt2"), mixed)
+        clean, corrupt = clean_and_empty(ready, METRIC)
         sign = np.sign(corrupt.mean() - clean.mean())  # turns the metric against the clean prompts
         backwards = resolve(lambda logits, batch: float(sign) * METRIC(logits, batch))
         with pytest.raises(TaskNotDoneError):
-            check_behaviour(ready, mixed, backwards, min_accuracy=1e-9)
-        assert check_behaviour(ready, mixed, backwards, min_accuracy=0.0)
+            check_behaviour(ready.measured_by(backwards), min_accuracy=1e-9)
+        assert check_behaviour(ready.measured_by(backwards), min_accuracy=0.0)

@@ -11,8 +11,8 @@ from circuitlab.metrics import resolve
 from circuitlab.models.protocol import Model
 from circuitlab.parts import Layout
 from circuitlab.patching.circuits.circuits import run_circuits
-from circuitlab.patching.circuits.metric import prepare
 from circuitlab.patching.circuits.soft_circuit import SoftCircuit
+from circuitlab.patching.experiment import Experiment
 
 ALL = (*ARCHITECTURES, *NATIVE, *BIDIRECTIONAL)
 METRIC = resolve("logit_diff")
@@ -20,8 +20,8 @@ METRIC = resolve("logit_diff")
 
 def made(name: str, ablation: str = "corrupt") -> tuple[Model, SoftCircuit, np.ndarray]:
     model = load(name)
-    prepared = prepare(model, pairs(), replacement=ablation)
-    soft = SoftCircuit(model, prepared.baselines[0], prepared.floors[0])
+    prepared = Experiment(model, pairs(), ablation=ablation)
+    soft = SoftCircuit(model, *next(prepared.runs))
     return model, soft, real_edges(Layout.of(model.spec))
 
 
@@ -34,7 +34,9 @@ def random_mask(real: np.ndarray, share: float, seed: int = 0) -> np.ndarray:
 def test_hard_masks_are_circuits(name, ablation):
     model, soft, real = made(name, ablation)
     masks = np.stack([random_mask(real, share) for share in (0, 0.3, 0.7, 1)])
-    floor = prepare(model, pairs(), replacement=ablation).floors[0]
+    floor = Experiment(model, pairs(), ablation=ablation).ablated(
+        next(Experiment(model, pairs(), ablation=ablation).baselines)
+    )
     expected = run_circuits(model, soft.baseline, torch.tensor(masks), floor)
     for mask, final in zip(masks, expected, strict=True):
         found = soft.final(torch.tensor(mask).to(model.dtype).expand(len(soft), -1, -1))

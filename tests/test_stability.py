@@ -12,8 +12,10 @@ from architectures import load, mixed_pairs, pairs
 from circuitlab import ConfigError, PairSet, UnknownNameError, score_edges, select, stability
 from circuitlab.discovery import stability as module
 from circuitlab.discovery.resampling import by_example, resampled
+from circuitlab.discovery.scoring import score
 from circuitlab.discovery.stability import Stability
 from circuitlab.graphs.ranking import edge_places
+from circuitlab.patching.experiment import Experiment
 from circuitlab.viz import figure_bytes
 
 BATCH = pairs(n=5)
@@ -39,7 +41,7 @@ class TestResamples:
         """The short way against the long one: every resample scored by the model."""
         options = {"steps": 2} if method == "eap-ig" else {}
         scores = score_edges(load("gpt2"), BATCH, method, **options)
-        each = by_example(BATCH, lambda p: score_edges(load("gpt2"), p, method, **options), lambda *_: None)
+        each = by_example(Experiment(load("gpt2"), BATCH), lambda p: score_edges(load("gpt2"), p, method, **options))
         drawn = resampled(BATCH, scores, each, lambda p: pytest.fail("the model was run"), 3, seed=0)
         for number, (given, short) in enumerate(drawn):
             long = score_edges(load("gpt2"), taken(resample(number, 5)), method, **options)
@@ -62,12 +64,12 @@ class TestResamples:
         """The median over examples, for one: found out, not assumed."""
         calls = []
 
-        def by_square(model, given, method, **options):
-            calls.append(len(given))
-            scores = score_edges(model, given, "eap")
+        def by_square(experiment, method, **options):
+            calls.append(experiment.n_examples)
+            scores = score(experiment, "eap")
             return replace(scores, values=scores.values * np.abs(scores.values))
 
-        monkeypatch.setattr(module, "score_edges", by_square)
+        monkeypatch.setattr(module, "score", by_square)
         found = stability(load("gpt2"), BATCH, "eap", n_resamples=3, n_edges=20)
         assert found.rescored
         assert calls == [5, 1, 1, 2, 5, 5, 5]
@@ -140,11 +142,11 @@ class TestTask:
     def test_over_seeds_every_repetition_has_new_prompts(self, bundled, monkeypatch):
         seen = []
 
-        def spy(model, given, *args, **options):
-            seen.append(given.fingerprint)
-            return score_edges(model, given, *args, **options)
+        def spy(experiment, *args, **options):
+            seen.append(experiment.pairs.fingerprint)
+            return score(experiment, *args, **options)
 
-        monkeypatch.setattr(module, "score_edges", spy)
+        monkeypatch.setattr(module, "score", spy)
         found = stability(bundled, "gendered-pronouns", "eap", n_resamples=3, over="seeds", n=6, n_edges=20)
         assert found.over == "seeds"
         assert len(set(seen)) == 4

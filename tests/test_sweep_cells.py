@@ -10,6 +10,7 @@ from circuitlab import sweep
 from circuitlab.data.batch import PairBatch
 from circuitlab.errors import CircuitLabError, ConfigError, MetricError, RunError, UnknownNameError
 from circuitlab.metrics import resolve
+from circuitlab.patching.experiment import Experiment
 from circuitlab.patching.grid import Grid
 from circuitlab.patching.runs.baseline import record_baseline
 from circuitlab.patching.runs.packing import Packer
@@ -403,7 +404,7 @@ class TestEstimate:
 
 
 def test_the_parts_of_a_sweep_are_its_blocks():
-    run = start(plan_sweep(load("gpt2"), pairs(), ["resid_pre", "head_z"]))
+    run = start(plan_sweep(Experiment(load("gpt2"), pairs()), ["resid_pre", "head_z"]))
     assert [part.block for part in run.parts] == [0, 1, 2]
     assert [part.work for part in run.parts] == [12, 8, 4]
 

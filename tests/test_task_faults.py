@@ -20,6 +20,7 @@ from circuitlab.discovery.config import DiscoverConfig, default_folder
 from circuitlab.errors import CircuitLabError, TooFewPromptsError, WrongTypeError
 from circuitlab.metrics import resolve
 from circuitlab.references import Reference
+from circuitlab.resources import Resources
 
 SURROGATE, NUL = "a\ud800b", "a\0b"
 
@@ -275,7 +276,7 @@ def test_draws_end_after_a_time_and_show_progress(monkeypatch):
     steps = []
     few = task_of(lambda rng: numbered(rng, below=3))
     with pytest.raises(TooFewPromptsError, match=r"draws in 60 s brought no other"):
-        sample_pairs(few, Words(), 40, 0, progress=lambda *at: steps.append(at))
+        sample_pairs(few, Words(), 40, 0, resources=Resources(progress=lambda *at: steps.append(at)))
     assert steps == [("prompts", done, 80) for done in range(1, len(steps) + 1)]
     monkeypatch.undo()
     with pytest.raises(TooFewPromptsError, match="the last 4,000 draws brought no other"):

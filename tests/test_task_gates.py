@@ -8,6 +8,7 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -35,6 +36,7 @@ from circuitlab.discovery.behaviour import TOP_TOKEN, Behaviour, check_behaviour
 from circuitlab.errors import WrongTypeError
 from circuitlab.metrics import metric_of, names, resolve
 from circuitlab.metrics.base import METRICS
+from circuitlab.patching.experiment import Experiment
 from circuitlab.runs import judging, pipeline
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -44,21 +46,21 @@ NEED_ONE = [name for name, metric in METRICS.items() if metric.needs_distractor]
 
 @dataclass(frozen=True)
 class Given:
-    """A data set whose logits are given, with what `check_behaviour` asks of a prepared one."""
+    """Recordings whose logits are given."""
 
     batch: PairBatch
     clean: torch.Tensor
     corrupt: torch.Tensor
-    empty_is: str = "on the corrupted prompts"
+
+    @property
+    def n_examples(self) -> int:
+        return len(self.batch)
+
+    def ends(self, *metrics: Metric) -> list[tuple[np.ndarray, np.ndarray]]:
+        return [(self._of(metric, self.clean), self._of(metric, self.corrupt)) for metric in metrics]
 
     def _of(self, metric: Metric, logits: torch.Tensor) -> np.ndarray:
         return metric(logits, self.batch.with_reference(self.clean)).double().numpy()
-
-    def gaps(self, metric: Metric) -> tuple[np.ndarray, np.ndarray]:
-        return self._of(metric, self.clean), self._of(metric, self.corrupt)
-
-    def corrupted(self, metric: Metric) -> np.ndarray:
-        return self._of(metric, self.corrupt)
 
 
 def pair_of(number: int, answers: tuple[int, ...], distractors: tuple[int, ...] = ()) -> Pair:
@@ -83,9 +85,10 @@ def checked(
 ) -> Behaviour:
     (batch,) = batch_by_length(pairs)
     with as_users_run_it():
-        return check_behaviour(
-            Given(batch, clean, corrupt), PairSet(tuple(pairs)), resolve(metric), min_accuracy, allow_weak_gap=True
-        )
+        recordings, model = Given(batch, clean, corrupt), cast("Any", None)
+        experiment = Experiment(model, PairSet(tuple(pairs)), resolve(metric), allow_weak_gap=True)
+        vars(experiment)["recordings"] = recordings
+        return check_behaviour(experiment, min_accuracy)
 
 
 def greater_than(n: int = 20) -> tuple[list[Pair], torch.Tensor, torch.Tensor]:

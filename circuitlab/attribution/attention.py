@@ -17,7 +17,7 @@ from circuitlab.drawing import cell, draw, page
 from circuitlab.errors import ConfigError, FormatError, UnknownNameError
 from circuitlab.files import write_bytes
 from circuitlab.models.modes import in_ordinary_modes
-from circuitlab.models.protocol import Model
+from circuitlab.models.protocol import Model, Recording
 from circuitlab.parts import Kind, Layout, Node
 from circuitlab.summary import Summary, plural
 
@@ -194,10 +194,23 @@ def attention(
         >>> attention(model, pairs.discovery[0], ["a0.h1", "a0.h6"]).patterns.shape
         (2, 21, 21)
     """
-    ids, tokens = tokens_of(model, prompt, run)
-    layout = Layout.of(model.spec)
-    chosen = head_nodes(layout, heads)
-    recorded = model.record(ids)
+    ids, _ = tokens_of(model, prompt, run)
+    chosen = head_nodes(Layout.of(model.spec), heads)
+    return attention_in(model, prompt, model.record(ids), chosen, run=run, notes=notes)
+
+
+def attention_in(
+    model: Model,
+    prompt: Prompt,
+    recorded: Recording,
+    heads: Iterable[str | Node],
+    *,
+    run: str = "clean",
+    notes: Mapping[str, str] | None = None,
+) -> AttentionPatterns:
+    """The same from a recording of this one prompt; other arguments as of `attention`."""
+    _, tokens = tokens_of(model, prompt, run)
+    chosen = head_nodes(Layout.of(model.spec), heads)
     patterns = torch.stack([recorded.pattern[node.layer or 0][0, node.head] for node in chosen])
     weights = patterns.double().cpu().numpy()
     return AttentionPatterns(

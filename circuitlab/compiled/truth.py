@@ -42,7 +42,7 @@ def true_edges(
     spec: ModelSpec,
     pairs: PairBatch,
     ablation: str = "corrupt",
-    reference: PairBatch | None = None,
+    means_of: PairBatch | None = None,
 ) -> Bool[np.ndarray, "writer reader"]:
     """The circuit of a program on some pairs, under one replacement.
 
@@ -51,7 +51,7 @@ def true_edges(
         spec: The model's shape.
         pairs: The prompts.
         ablation: What excluded edges carry: "corrupt", "zero", "mean" or "mean-position".
-        reference: Prompts that means are taken of (their clean ones).
+        means_of: Prompts that means are taken of (their clean ones).
 
     Returns:
         Mask of the true edges.
@@ -61,7 +61,7 @@ def true_edges(
         ConfigError: A mean without reference prompts, or reference prompts of another length.
     """
     clean = run_program(program, pairs.clean.cpu().numpy())
-    replaced = _replacements(program, pairs, clean, ablation, reference)
+    replaced = _replacements(program, pairs, clean, ablation, means_of)
     counts = tokens_that_count(program, clean, pairs.answer_at.cpu().numpy())
     layout = Layout.of(spec)
     mask = np.zeros((len(layout.writers), len(layout.readers)), dtype=bool)
@@ -111,7 +111,7 @@ def tokens_that_count(
 
 
 def _replacements(
-    program: Program, pairs: PairBatch, clean: Meaning, ablation: str, reference: PairBatch | None
+    program: Program, pairs: PairBatch, clean: Meaning, ablation: str, means_of: PairBatch | None
 ) -> Mapping[str, Float[np.ndarray, ...]]:
     if ablation not in ABLATIONS:
         raise UnknownNameError.of("ablation", ablation, ABLATIONS)
@@ -119,13 +119,13 @@ def _replacements(
         return run_program(program, pairs.corrupt.cpu().numpy()).values
     if ablation == "zero":
         return {name: np.zeros(value.shape[2]) for name, value in clean.values.items()}
-    if reference is None:
+    if means_of is None:
         raise ConfigError(f"ablation {ablation!r} needs reference prompts to take means of. Give reference=.")
-    if ablation == "mean-position" and reference.n_tokens != pairs.n_tokens:
+    if ablation == "mean-position" and means_of.n_tokens != pairs.n_tokens:
         raise ConfigError(
-            f"ablation 'mean-position': prompts of {pairs.n_tokens} tokens, reference prompts of {reference.n_tokens}; "
+            f"ablation 'mean-position': prompts of {pairs.n_tokens} tokens, reference prompts of {means_of.n_tokens}; "
             "they must be as long."
         )
     axes = (0, 1) if ablation == "mean" else (0,)
-    values = run_program(program, reference.clean.cpu().numpy()).values
+    values = run_program(program, means_of.clean.cpu().numpy()).values
     return {name: value.mean(axes) for name, value in values.items()}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from circuitlab.data.example import Example
 from circuitlab.data.sampling import draw, fixed_examples, global_randomness_kept
-from circuitlab.progress import Progress, silent
+from circuitlab.resources import DEFAULT, Resources
 
 if TYPE_CHECKING:
     from circuitlab.data.task import Task
@@ -26,12 +26,12 @@ SLOW = 0.02
 TIMED = 9
 
 
-def task_fingerprint(task: Task, progress: Progress = silent) -> str:
+def task_fingerprint(task: Task, resources: Resources = DEFAULT) -> str:
     """SHA-256 over name, version, options and the first draws of a task: changes when its words or templates do.
 
     Args:
         task: The task, with its options.
-        progress: Called with ("fingerprint", done, total).
+        resources: Its progress is called with ("fingerprint", done, total).
 
     Returns:
         64 hexadecimal digits, over 2,048 draws. Of a task whose draw takes more than 0.02 s, "64-" and the digits over
@@ -53,7 +53,7 @@ def task_fingerprint(task: Task, progress: Progress = silent) -> str:
             if drawn == TIMED and median(times) > SLOW:
                 total = SLOW_DRAWS
             if drawn % SLOW_DRAWS == 0 or times[-1] > SLOW:
-                progress("fingerprint", drawn, total)
+                resources.progress("fingerprint", drawn, total)
     digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()
     return digest if total == DRAWS else f"{SLOW_DRAWS}-{digest}"
 

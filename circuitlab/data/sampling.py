@@ -17,7 +17,7 @@ from circuitlab.data.example import Example
 from circuitlab.data.pair import Pair
 from circuitlab.data.pairs import PairSet, PairSplits
 from circuitlab.errors import CircuitLabError, ConfigError, TaskFileError, TooFewPromptsError, in_one_line, shown
-from circuitlab.progress import Progress, silent
+from circuitlab.resources import DEFAULT, Resources
 
 # A task is taken as exhausted when this many draws in a row (at least; and four for every pair found) brought no pair.
 # With k of K pairs still missing, a draw misses all of them with probability (1 - k/K).
@@ -68,9 +68,9 @@ def sample_pairs(
     n: int,
     seed: int,
     *,
-    reference: bool = False,
+    with_reference: bool = False,
     exclude: Collection[str] = (),
-    progress: Progress = silent,
+    resources: Resources = DEFAULT,
 ) -> PairSplits:
     """Draw `n` discovery and `n` held-out pairs, and as many reference pairs if requested; see `Task.pairs`.
 
@@ -87,13 +87,13 @@ def sample_pairs(
     dropped = Counter[str]()
     worst: Rejection | None = None
     seen, idle, last_pair = set[tuple[str, str]](), 0, time.monotonic()
-    total = (len(SPLITS) + reference) * n
+    total = (len(SPLITS) + with_reference) * n
     # Reference pairs come last, so that the splits are the same with them and without.
     with global_randomness_kept():
         check_repeatable(task, f"{task.name}/{seed}")
         rng = Random(f"{task.name}/{seed}")
         queue = list(fixed_examples(task))[::-1]
-        for wanted in (SPLITS, (REFERENCE,))[: 1 + reference]:
+        for wanted in (SPLITS, (REFERENCE,))[: 1 + with_reference]:
             while not splits.full(wanted):
                 patience = max(PATIENCE, PATIENCE_A_PAIR * sum(splits.counts))
                 if idle >= patience or time.monotonic() - last_pair > LONGEST_WAIT:
@@ -109,14 +109,14 @@ def sample_pairs(
                     worst = worst or made
                 elif splits.place(made, wanted):
                     idle, last_pair = 0, time.monotonic()
-                    progress("prompts", sum(splits.counts), total)
+                    resources.progress("prompts", sum(splits.counts), total)
             if not splits.full(wanted):
                 waited = f"the last {idle:,} draws" if idle >= patience else f"{idle:,} draws in {LONGEST_WAIT:.0f} s"
-                raise _too_few(task, n, len(seen), splits, 2 + reference, dropped, worst, waited)
+                raise _too_few(task, n, len(seen), splits, 2 + with_reference, dropped, worst, waited)
     return PairSplits(
         discovery=splits.named("discovery", task.metric),
         held_out=splits.named("held_out", task.metric),
-        reference=splits.named(REFERENCE, task.metric) if reference else None,
+        reference=splits.named(REFERENCE, task.metric) if with_reference else None,
         dropped=dict(dropped),
     )
 

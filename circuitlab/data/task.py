@@ -17,6 +17,7 @@ from circuitlab.data.sampling import sample_pairs
 from circuitlab.errors import TaskError, UnknownNameError, shown
 from circuitlab.progress import Progress, callback, reports_progress
 from circuitlab.references import Reference
+from circuitlab.resources import Resources
 from circuitlab.summary import Summary, short
 
 # Parameters of `draw` that no option can be called by: the generator.
@@ -173,7 +174,13 @@ class Task(Summary):
         from circuitlab.data.batching import check_pairs  # brings torch
 
         drawn = sample_pairs(
-            self, model.text, n=n, seed=seed, reference=reference, exclude=exclude, progress=callback(progress)
+            self,
+            model.text,
+            n=n,
+            seed=seed,
+            with_reference=reference,
+            exclude=exclude,
+            resources=Resources(progress=callback(progress)),
         )
         for part in (drawn.discovery, drawn.held_out, *([drawn.reference] if drawn.reference else [])):
             check_pairs(part, model.spec)

@@ -26,25 +26,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
 
-from circuitlab.data.batch import PairBatch
-from circuitlab.data.pairs import PairSet
 from circuitlab.discovery.acdc_search import Costs, Search, search
 from circuitlab.discovery.eap import score_eap
 from circuitlab.discovery.scores import EdgeScores
 from circuitlab.errors import ConfigError, MetricError, UnknownNameError
 from circuitlab.graphs.prune import real_edges
-from circuitlab.metrics import Metric, metric_for, resolve
-from circuitlab.models.protocol import Model
+from circuitlab.metrics import resolve
 from circuitlab.models.steps import heads_interact
 from circuitlab.parts import Layout
-from circuitlab.patching.circuits.values import CircuitValues
-from circuitlab.patching.runs.replacement import Replacement
-from circuitlab.progress import Progress, silent
+from circuitlab.patching.circuit_values import CircuitValues
+from circuitlab.patching.experiment import Experiment
 
 OBJECTIVES = ("kl", "metric")
 # Share of the empty circuit's cost that an edge must be worth where no threshold is given.
@@ -57,27 +52,18 @@ RANGE = (1e-5, 1.0)
 
 
 def score_acdc(
-    model: Model,
-    pairs: PairSet | PairBatch,
-    metric: Metric,
+    experiment: Experiment,
     *,
     threshold: float | None = None,
     n_edges: int | None = None,
     sweep: int | None = None,
     objective: str = "kl",
     speculate: int | None = None,
-    ablation: str | Replacement = "corrupt",
-    reference: PairSet | PairBatch | None = None,
-    seed: int = 0,
-    budget: int | None = None,
-    progress: Progress = silent,
 ) -> EdgeScores:
     """Search for the circuit whose edges each are worth the threshold; see the module.
 
     Args:
-        model: The model.
-        pairs: The examples; every one counts in every question.
-        metric: Its cost, with objective "metric".
+        experiment: The examples; every one counts in every question. Its metric is the cost with objective "metric".
         threshold: What an edge must be worth, in the unit of the cost; by default a hundredth of what the empty
             circuit costs more than the whole model.
         n_edges: Instead: at most so many edges, as many as bisection over the threshold finds.
@@ -85,11 +71,6 @@ def score_acdc(
         objective: "kl": divergence from the whole model. "metric": the metric.
         speculate: Questions a batch, 1 for one at a time; by default as many as come true. The circuit does not
             depend on it.
-        ablation: What cut edges carry.
-        reference: Prompts that means are taken of.
-        seed: Of noise.
-        budget: Bytes that a packed run may take.
-        progress: Called with (step, done, total).
 
     Returns:
         Scores in the unit of the cost, nats for "kl", with `chosen` the circuit; `checks` tell the threshold, the
@@ -100,67 +81,38 @@ def score_acdc(
         ConfigError: More than one of `threshold`, `n_edges` and `sweep`, or one out of range.
         MetricError: The whole model and the empty circuit cost the same.
     """
-    layout = Layout.of(model.spec)
+    layout = Layout.of(experiment.model.spec)
     check_acdc(threshold=threshold, n_edges=n_edges, sweep=sweep, speculate=speculate, objective=objective)
     if n_edges is not None and not 1 <= n_edges <= layout.n_edges:
         raise ConfigError(f"n_edges is {n_edges}; the graph has {layout.n_edges} edges, so 1 to that many.")
-    judged_by = resolve("kl") if objective == "kl" else metric
-    values = CircuitValues(model, pairs, judged_by, ablation=ablation, reference=reference, seed=seed, budget=budget)
-    interact = any(heads_interact(model, layer) for layer in range(model.spec.n_layers))
-    costs = Costs(values, silent_cuts=interact or values.prepared.replacement.kind != "corrupt")
-    asking = _Asking.on(costs, model, pairs, speculate=speculate, budget=budget, progress=progress)
-    under = {"ablation": values.prepared.replacement, "seed": seed, "budget": budget}
+    judged_by = resolve("kl") if objective == "kl" else experiment.metric
+    asking = _Asking.on(experiment.measured_by(judged_by), speculate)
     if sweep is not None:
-        scores = asking.swept(model, judged_by, _spread(asking.gap, sweep))
+        scores = asking.swept(_spread(asking.gap, sweep))
     elif n_edges is not None:
-        scores = asking.scores(model, judged_by, asking.of_size(n_edges))
+        scores = asking.scores(asking.of_size(n_edges))
     else:
-        scores = asking.scores(model, judged_by, asking.at(SHARE * asking.gap if threshold is None else threshold))
-    known = asking.estimates if judged_by.name == metric.name else None
-    return _with_second_scores(scores, asking.answered, model, pairs, metric, known, **under)
+        scores = asking.scores(asking.at(SHARE * asking.gap if threshold is None else threshold))
+    known = asking.estimates if judged_by.name == experiment.metric.name else None
+    return _with_second_scores(scores, asking.answered, experiment, known)
 
 
-def sweep_acdc(
-    model: Model,
-    pairs: PairSet | PairBatch,
-    thresholds: Sequence[float],
-    metric: str | Metric = "kl",
-    *,
-    ablation: str | Replacement = "corrupt",
-    reference: PairSet | PairBatch | None = None,
-    seed: int = 0,
-    budget: int | None = None,
-    progress: Progress = silent,
-) -> EdgeScores:
+def sweep_acdc(experiment: Experiment, thresholds: Sequence[float]) -> EdgeScores:
     """Give each edge the largest of these thresholds at which it is kept; 0 where it never is.
 
     This ranks the edges for a curve over thresholds (AUROC), which a single search cannot.
 
     Args:
-        model: The model.
-        pairs: The examples.
+        experiment: The examples. Its metric is the cost: itself where less is better, else with its sign turned.
         thresholds: Positive numbers, in the unit of the cost.
-        metric: The cost: itself where less is better, else with its sign turned.
-        ablation: What cut edges carry.
-        reference: Prompts that means are taken of.
-        seed: Of noise.
-        budget: Bytes that a packed run may take.
-        progress: Called with (step, done, total).
 
     Raises:
         ConfigError: No thresholds, or one that is not positive.
     """
     if not len(thresholds) or min(thresholds) <= 0:
         raise ConfigError(f"thresholds are {list(thresholds)}; a sweep takes at least one, all of them positive.")
-    judged_by = metric_for(metric, pairs)
-    values = CircuitValues(model, pairs, judged_by, ablation=ablation, reference=reference, seed=seed, budget=budget)
-    interact = any(heads_interact(model, layer) for layer in range(model.spec.n_layers))
-    costs = Costs(values, silent_cuts=interact or values.prepared.replacement.kind != "corrupt")
-    asking = _Asking.on(costs, model, pairs, speculate=None, budget=budget, progress=progress)
-    return _with_second_scores(
-        asking.swept(model, judged_by, thresholds), asking.answered, model, pairs, judged_by, asking.estimates,
-        ablation=values.prepared.replacement, seed=seed, budget=budget,
-    )  # fmt: skip
+    asking = _Asking.on(experiment, None)
+    return _with_second_scores(asking.swept(thresholds), asking.answered, experiment, asking.estimates)
 
 
 @dataclass(slots=True, eq=False)
@@ -175,28 +127,19 @@ class _Asking:
     layout: Layout
     speculate: int | None
     estimates: Float[np.ndarray, "writer reader"] | None
-    progress: Progress
     answered: Bool[np.ndarray, "writer reader"]
     questions: int = 0
     batches: int = 0
     circuits: int = 0
 
     @classmethod
-    def on(
-        cls,
-        costs: Costs,
-        model: Model,
-        pairs: PairSet | PairBatch,
-        *,
-        speculate: int | None,
-        budget: int | None,
-        progress: Progress,
-    ) -> _Asking:
+    def on(cls, experiment: Experiment, speculate: int | None) -> _Asking:
         """With what answers are predicted from: a gradient in the clean run, or nothing."""
-        estimates = None if speculate == 1 else _estimates(model, pairs, costs.values, budget)
-        layout = Layout.of(model.spec)
+        model, layout = experiment.model, Layout.of(experiment.model.spec)
+        interact = any(heads_interact(model, layer) for layer in range(model.spec.n_layers))
+        costs = Costs(CircuitValues(experiment), silent_cuts=interact or experiment.replacement.kind != "corrupt")
         nothing = np.zeros((len(layout.writers), len(layout.readers)), dtype=bool)
-        return cls(costs, layout, speculate, estimates, progress, nothing)
+        return cls(costs, layout, speculate, None if speculate == 1 else _estimates(experiment), nothing)
 
     @property
     def gap(self) -> float:
@@ -217,7 +160,6 @@ class _Asking:
             threshold,
             speculate=self.speculate,
             estimates=self.estimates,
-            progress=self.progress,
         )
         self.answered |= found.mask
         for answer in found.answers:
@@ -250,14 +192,14 @@ class _Asking:
             )
         return best
 
-    def swept(self, model: Model, metric: Metric, thresholds: Sequence[float]) -> EdgeScores:
+    def swept(self, thresholds: Sequence[float]) -> EdgeScores:
         """The largest threshold at which each edge is kept."""
         values = np.zeros((len(self.layout.writers), len(self.layout.readers)))
         for threshold in sorted(thresholds):
             values[self.at(threshold).mask] = threshold
-        return self._made(model, metric, values, np.zeros_like(values), chosen=None, checks={})
+        return self._made(values, np.zeros_like(values), chosen=None, checks={})
 
-    def scores(self, model: Model, metric: Metric, found: Search) -> EdgeScores:
+    def scores(self, found: Search) -> EdgeScores:
         """One search as scores."""
         values = np.zeros(found.mask.shape)
         errors = np.zeros(found.mask.shape)
@@ -265,39 +207,36 @@ class _Asking:
             if found.mask[answer.edge] or answer.cut:
                 values[answer.edge], errors[answer.edge] = answer.effect, answer.standard_error
         checks = {"threshold": found.threshold, "cost": found.cost}
-        return self._made(model, metric, values, errors, found.mask, checks)
+        return self._made(values, errors, found.mask, checks)
 
     def _made(
         self,
-        model: Model,
-        metric: Metric,
         values: Float[np.ndarray, "writer reader"],
         errors: Float[np.ndarray, "writer reader"],
         chosen: np.ndarray | None,
         checks: dict[str, float],
     ) -> EdgeScores:
+        experiment = self.costs.values.experiment
         asked = {"questions": self.questions, "batches": self.batches, "circuits": self.circuits}
         return EdgeScores(
-            spec=model.spec,
+            spec=experiment.model.spec,
             values=values,
             standard_error=errors,
             method="acdc",
-            metric=metric.name,
-            n_examples=self.costs.values.prepared.n_examples,
+            metric=experiment.metric.name,
+            n_examples=experiment.n_examples,
             checks={**checks, **{name: float(count) for name, count in asked.items()}},
             chosen=chosen,
         )
 
 
-def _estimates(
-    model: Model, pairs: PairSet | PairBatch, values: CircuitValues, budget: int | None
-) -> Float[np.ndarray, "writer reader"] | None:
+def _estimates(experiment: Experiment) -> Float[np.ndarray, "writer reader"] | None:
     """First-order effects of cutting edges; None where the metric has no gradient in the clean run."""
-    metric, under = values.metric, values.prepared.replacement
+    metric = experiment.metric
     if not metric.smooth or metric.needs_reference:
         return None
     try:
-        effects = score_eap(model, pairs, metric, ablation=under, budget=budget, progress=silent).values
+        effects = score_eap(experiment.quiet()).values
     except MetricError:
         return None
     return effects if metric.higher_is_better else -effects
@@ -306,23 +245,20 @@ def _estimates(
 def _with_second_scores(
     scores: EdgeScores,
     answered: Bool[np.ndarray, "writer reader"],
-    model: Model,
-    pairs: PairSet | PairBatch,
-    metric: Metric,
+    experiment: Experiment,
     known: Float[np.ndarray, "writer reader"] | None,
-    **under: Any,
 ) -> EdgeScores:
     """The scores with those of EAP for edges without an answer, by the first metric that has a gradient there.
 
     Those by the metric may be `known`.
     """
-    second = np.zeros(answered.shape) if known is None else known
+    metric, second = experiment.metric, np.zeros(answered.shape) if known is None else known
     for judged_by in () if known is not None else dict.fromkeys((metric.name, *GUESSED_BY)):
         judged = metric if judged_by == metric.name else resolve(judged_by)
         if not judged.smooth or judged.needs_reference:
             continue
         try:
-            found = score_eap(model, pairs, judged, progress=silent, **under).values
+            found = score_eap(experiment.quiet().measured_by(judged)).values
         except MetricError:
             continue
         second = found if judged.higher_is_better else -found

@@ -22,8 +22,7 @@ from jaxtyping import Bool, Float
 from circuitlab.discovery.acdc_predictions import BatchSizes, Predictions
 from circuitlab.discovery.acdc_walk import Place, Walk
 from circuitlab.parts import Layout
-from circuitlab.patching.circuits.values import CircuitValues
-from circuitlab.progress import Progress, silent
+from circuitlab.patching.circuit_values import CircuitValues
 from circuitlab.stats import standard_error
 
 
@@ -88,12 +87,12 @@ class Costs:
     whole: Float[np.ndarray, " example"] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.whole = self._sign * self.values.prepared.gaps(self.values.metric)[0]
+        self.whole = self._sign * self.values.experiment.clean
 
     @property
     def empty(self) -> Float[np.ndarray, " example"]:
         """Cost of the circuit without edges."""
-        return self._sign * self.values.prepared.gaps(self.values.metric)[1]
+        return self._sign * self.values.experiment.empty
 
     def of(self, masks: Sequence[Bool[np.ndarray, "writer reader"]]) -> Float[np.ndarray, "circuit example"]:
         """Cost of every circuit on every example."""
@@ -111,7 +110,6 @@ def search(
     *,
     speculate: int | None = None,
     estimates: Float[np.ndarray, "writer reader"] | None = None,
-    progress: Progress = silent,
 ) -> Search:
     """Ask about every edge.
 
@@ -121,9 +119,8 @@ def search(
         threshold: An edge is cut where this costs less than the threshold.
         speculate: Questions a batch; 1: one at a time; None: as many as come true.
         estimates: First-order effects, for the first predictions; without them every edge is predicted to be cut.
-        progress: Called with (step, steps done, all steps).
     """
-    run = _Run(costs, Walk.from_all(layout), Predictions(threshold), progress)
+    run = _Run(costs, Walk.from_all(layout), Predictions(threshold))
     if estimates is not None:
         run.predictions.learn(estimates)
     sizes = BatchSizes(costs.values.at_once, speculate)
@@ -154,9 +151,9 @@ class _Asked:
 class _Run:
     """A search on its way."""
 
-    def __init__(self, costs: Costs, walk: Walk, predictions: Predictions, progress: Progress) -> None:
+    def __init__(self, costs: Costs, walk: Walk, predictions: Predictions) -> None:
         self.predictions = predictions
-        self._costs, self._walk, self._progress = costs, walk, progress
+        self._costs, self._walk = costs, walk
         self._current = costs.whole
         self._answers = list[Answer]()
         self._batches = self._circuits = 0
@@ -195,7 +192,7 @@ class _Run:
             # The next circuit is the one that was predicted, right or wrong.
             right = right and cut == one.cut
             current = cost if one.cut else current
-        self._progress("acdc", self._walk.at, len(self._walk.steps))
+        self._costs.values.experiment.progress("acdc", self._walk.at, len(self._walk.steps))
         return taken
 
     def _take(self, one: _Asked, cost: Float[np.ndarray, " example"], cut: bool) -> None:

@@ -15,9 +15,9 @@ from jaxtyping import Bool, Float
 
 from circuitlab.data.pairs import PairSet
 from circuitlab.errors import TaskNotDoneError
-from circuitlab.evaluation.gap import Gap, check_data
-from circuitlab.metrics import Metric, resolve
-from circuitlab.patching.circuits.metric import Prepared
+from circuitlab.metrics import resolve
+from circuitlab.patching.experiment import Experiment
+from circuitlab.patching.gap import Gap
 from circuitlab.summary import Summary, plural
 
 WORST = 5
@@ -51,36 +51,31 @@ class Behaviour(Summary):
         )
 
 
-def check_behaviour(
-    prepared: Prepared, pairs: PairSet, metric: Metric, min_accuracy: float, *, allow_weak_gap: bool = False
-) -> Behaviour:
+def check_behaviour(experiment: Experiment, min_accuracy: float) -> Behaviour:
     """Measure the behaviour and refuse a model that does not show it, or shows nothing that could be explained.
 
     Args:
-        prepared: The pairs, with what excluded edges carry.
-        pairs: The same pairs, for their words.
-        metric: What is measured.
+        experiment: Pairs of texts, what is measured, and what excluded edges carry.
         min_accuracy: Share of pairs that must pass (see the module); 0 to go on in any case.
-        allow_weak_gap: Go on where the metric does not tell the clean run from the corrupted one or the empty circuit.
 
     Raises:
         TaskNotDoneError: Too few pairs pass, or the mean metric is no better on the clean prompts than on the corrupted
             ones; the message has the rule that failed, its numbers and the five worst prompts.
         MetricError: These pairs do not tell the clean run from the corrupted one, which sweeps are measured by, or from
-            the empty circuit, which faithfulness is measured by (`circuitlab.evaluation.gap`); or the metric gives the
+            the empty circuit, which faithfulness is measured by (`circuitlab.patching.gap`); or the metric gives the
             wrong shape, or values that are not finite.
     """
-    (clean, empty), corrupt = prepared.gaps(metric), prepared.corrupted(metric)
-    rule, right, right_when_corrupted = _passes(prepared, metric, clean, corrupt)
+    metric, clean, corrupt = experiment.metric, experiment.clean, experiment.corrupt
+    rule, right, right_when_corrupted = _passes(experiment)
     better = 1 if metric.higher_is_better else -1
     prefers = float(right.mean())
     if prefers < min_accuracy:
-        order = better * clean if metric.natural_zero else -prepared.gaps(resolve("rank"))[0]
+        order = better * clean if metric.natural_zero else -_rank(experiment)
         share, needed = different_digits(100 * prefers, 100 * min_accuracy)
         _refuse(
-            f"{rule} on {int(right.sum())} of {len(pairs)} clean prompts ({share}%), and min_accuracy asks for "
-            f"{needed}%",
-            _worst(prepared, pairs, metric, clean, order),
+            f"{rule} on {int(right.sum())} of {experiment.n_examples} clean prompts ({share}%), and min_accuracy asks "
+            f"for {needed}%",
+            _worst(experiment, order),
         )
     if min_accuracy > 0 and (better * (clean - corrupt)).mean() <= 0:
         one, other = different_digits(float(clean.mean()), float(corrupt.mean()))
@@ -88,14 +83,13 @@ def check_behaviour(
         _refuse(
             f"{metric.name} is {one} on the clean and {other} on the corrupted prompts, and it should be {way} on the "
             f"clean ones",
-            _worst(prepared, pairs, metric, clean, better * (clean - corrupt), corrupt),
+            _worst(experiment, better * (clean - corrupt), of_both=True),
             ""
             if metric.natural_zero or better < 0
             else f" If less {metric.name} is better, declare the metric so: higher_is_better=False.",
         )
-    check_data(metric, clean, corrupt, allow_weak_gap=allow_weak_gap)
-    gap = check_data(metric, clean, empty, prepared.empty_is, allow_weak_gap=allow_weak_gap)
-    return Behaviour(rule, prefers, float(1 - right_when_corrupted.mean()), clean, corrupt, gap)
+    experiment.prompt_gap  # noqa: B018 - refuses pairs that sweeps cannot be measured on
+    return Behaviour(rule, prefers, float(1 - right_when_corrupted.mean()), clean, corrupt, experiment.gap)
 
 
 def different_digits(one: float, other: float, least: int = 3) -> tuple[str, str]:
@@ -112,13 +106,12 @@ def different_digits(one: float, other: float, least: int = 3) -> tuple[str, str
     return repr(one), repr(other)
 
 
-def _passes(
-    prepared: Prepared, metric: Metric, clean: Float[np.ndarray, " example"], corrupt: Float[np.ndarray, " example"]
-) -> tuple[str, Bool[np.ndarray, " example"], Bool[np.ndarray, " example"]]:
+def _passes(experiment: Experiment) -> tuple[str, Bool[np.ndarray, " example"], Bool[np.ndarray, " example"]]:
     """The rule in words, and which clean and which corrupted prompts keep it."""
+    metric, clean, corrupt = experiment.metric, experiment.clean, experiment.corrupt
     if not metric.natural_zero:
-        accuracy = resolve("accuracy")
-        return TOP_TOKEN, prepared.gaps(accuracy)[0] == 1, prepared.corrupted(accuracy) == 1
+        right, right_when_corrupted = experiment.recordings.ends(resolve("accuracy"))[0]
+        return TOP_TOKEN, right == 1, right_when_corrupted == 1
     if metric.higher_is_better:
         return f"{metric.name} is above 0", clean > 0, corrupt > 0
     return f"{metric.name} is below 0", clean < 0, corrupt < 0
@@ -131,21 +124,20 @@ def _refuse(reason: str, worst: str, hint: str = "") -> None:
     )
 
 
-def _worst(
-    prepared: Prepared,
-    pairs: PairSet,
-    metric: Metric,
-    clean: Float[np.ndarray, " example"],
-    order: Float[np.ndarray, " example"],
-    corrupt: Float[np.ndarray, " example"] | None = None,
-) -> str:
+def _rank(experiment: Experiment) -> Float[np.ndarray, " example"]:
+    return experiment.recordings.ends(resolve("rank"))[0][0]
+
+
+def _worst(experiment: Experiment, order: Float[np.ndarray, " example"], *, of_both: bool = False) -> str:
     """The prompts that come first in this order, with the numbers of the rule that failed."""
-    above = prepared.gaps(resolve("rank"))[0]
+    metric, clean, corrupt, above = experiment.metric, experiment.clean, experiment.corrupt, _rank(experiment)
+    pairs = experiment.pairs
+    assert isinstance(pairs, PairSet), "a task draws pairs of texts"
     told = []
     for i in np.argsort(order, kind="stable")[:WORST].tolist():
         pair = pairs[i]
         over = f" over {_words(pair.distractors)}" if pair.distractors and metric.needs_distractor else ""
-        if corrupt is not None:
+        if of_both:
             value = f"{clean[i]:.3g} clean, {corrupt[i]:.3g} corrupted"
         elif metric.natural_zero:
             value = f"{clean[i]:+.3g} {metric.unit}".strip()

@@ -12,29 +12,17 @@ References:
 
 from __future__ import annotations
 
-from circuitlab.data.batch import PairBatch
-from circuitlab.data.pairs import PairSet
 from circuitlab.discovery.input_path import attribute
 from circuitlab.discovery.node_scores import NodeScores
 from circuitlab.discovery.scores import EdgeScores
-from circuitlab.metrics import Metric
-from circuitlab.models.protocol import Model
-from circuitlab.patching.runs.replacement import Replacement
-from circuitlab.progress import Progress
+from circuitlab.patching.experiment import Experiment
 
 
 def score_clean_corrupted(
-    model: Model,
-    pairs: PairSet | PairBatch,
-    metric: Metric,
+    experiment: Experiment,
     *,
-    ablation: str | Replacement = "corrupt",
-    reference: PairSet | PairBatch | None = None,
-    seed: int = 0,
     axis: str = "all",
     level: str = "edge",
-    budget: int | None = None,
-    progress: Progress,
 ) -> EdgeScores | NodeScores:
     """Estimate every edge's effect from the gradients at both prompts; arguments as of `attribute`.
 
@@ -46,7 +34,4 @@ def score_clean_corrupted(
         ConfigError: The ablation does not go with these pairs.
         MetricError: The metric has no gradient.
     """
-    return attribute(
-        model, pairs, metric, name="clean-corrupted", shares=(1.0, 0.0), ablation=ablation, reference=reference,
-        seed=seed, axis=axis, level=level, budget=budget, progress=progress,
-    )  # fmt: skip
+    return attribute(experiment, name="clean-corrupted", shares=(1.0, 0.0), axis=axis, level=level)

@@ -13,29 +13,17 @@ References:
 
 from __future__ import annotations
 
-from circuitlab.data.batch import PairBatch
-from circuitlab.data.pairs import PairSet
 from circuitlab.discovery.input_path import attribute
 from circuitlab.discovery.node_scores import NodeScores
 from circuitlab.discovery.scores import EdgeScores
-from circuitlab.metrics import Metric
-from circuitlab.models.protocol import Model
-from circuitlab.patching.runs.replacement import Replacement
-from circuitlab.progress import Progress
+from circuitlab.patching.experiment import Experiment
 
 
 def score_eap(
-    model: Model,
-    pairs: PairSet | PairBatch,
-    metric: Metric,
+    experiment: Experiment,
     *,
-    ablation: str | Replacement = "corrupt",
-    reference: PairSet | PairBatch | None = None,
-    seed: int = 0,
     axis: str = "all",
     level: str = "edge",
-    budget: int | None = None,
-    progress: Progress,
 ) -> EdgeScores | NodeScores:
     """Estimate every edge's effect from the gradient in the clean run; arguments as of `attribute`.
 
@@ -47,7 +35,4 @@ def score_eap(
         ConfigError: The ablation does not go with these pairs.
         MetricError: The metric has no gradient, or none in the clean run (`kl`).
     """
-    return attribute(
-        model, pairs, metric, name="eap", shares=(1.0,), ablation=ablation, reference=reference, seed=seed, axis=axis,
-        level=level, budget=budget, progress=progress,
-    )  # fmt: skip
+    return attribute(experiment, name="eap", shares=(1.0,), axis=axis, level=level)

@@ -16,43 +16,31 @@ References:
 
 from __future__ import annotations
 
-from circuitlab.data.batch import PairBatch
-from circuitlab.data.pairs import PairSet
 from circuitlab.discovery.input_path import attribute
 from circuitlab.discovery.node_scores import NodeScores
 from circuitlab.discovery.scores import EdgeScores
 from circuitlab.errors import ConfigError, UnknownNameError
-from circuitlab.metrics import Metric
-from circuitlab.models.protocol import Model
-from circuitlab.progress import Progress
+from circuitlab.patching.experiment import Experiment
 
 POINTS = ("paper", "published-code")
 
 
 def score_eap_ig(
-    model: Model,
-    pairs: PairSet | PairBatch,
-    metric: Metric,
+    experiment: Experiment,
     *,
     steps: int = 5,
     points: str = "paper",
     axis: str = "all",
     level: str = "edge",
-    budget: int | None = None,
-    progress: Progress,
 ) -> EdgeScores | NodeScores:
     """Estimate every edge's effect from `steps` gradients; see the module.
 
     Args:
-        model: A loaded model.
-        pairs: What is scored.
-        metric: What is differentiated.
+        experiment: What is scored.
         steps: How many gradients.
         points: Where on the path they are taken: "paper" or "published-code".
         axis: "all", "position" or "span".
         level: "edge", "node" or "neuron".
-        budget: Bytes that a run may take.
-        progress: Called with (step, done, total).
 
     Returns:
         Scores whose `checks["completeness_gap"]` says how far the gradients, summed along the path, miss the true
@@ -68,9 +56,7 @@ def score_eap_ig(
         raise UnknownNameError.of("value of option 'points'", points, POINTS)
     first = int(points == "paper")
     shares = [(k + first) / steps for k in range(steps)]
-    return attribute(
-        model, pairs, metric, name="eap-ig", shares=shares, axis=axis, level=level, budget=budget, progress=progress
-    )
+    return attribute(experiment, name="eap-ig", shares=shares, axis=axis, level=level)
 
 
 def check_steps(steps: int, who: str) -> None:

@@ -16,7 +16,6 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,50 +25,26 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitlab.data.batch import PairBatch
-from circuitlab.data.batching import batches_for
-from circuitlab.data.pairs import PairSet
 from circuitlab.discovery.eap_ig import check_steps
 from circuitlab.discovery.input_path import check_slope, streams_alive
 from circuitlab.discovery.node_scores import NodeScores
 from circuitlab.discovery.scores import EdgeScores, RunningMean
-from circuitlab.metrics import Metric
-from circuitlab.models.protocol import Model
 from circuitlab.models.traced import Slopes, Window, run_plain, trace
 from circuitlab.parts import Kind, Layout
+from circuitlab.patching.experiment import Experiment
 from circuitlab.patching.gradients.edge_products import EdgeProducts, Said, stand_ins
 from circuitlab.patching.gradients.slopes import metric_slopes
 from circuitlab.patching.gradients.sublayer_path import Sublayer, SublayerPaths, sublayers
-from circuitlab.patching.runs.packing import fitting
-from circuitlab.patching.runs.replacement import Replacement, resolve_replacement
-from circuitlab.progress import Progress
+from circuitlab.resources import Resources
 
 
-def score_eap_ig_activations(
-    model: Model,
-    pairs: PairSet | PairBatch,
-    metric: Metric,
-    *,
-    steps: int = 5,
-    ablation: str | Replacement = "corrupt",
-    reference: PairSet | PairBatch | None = None,
-    seed: int = 0,
-    level: str = "edge",
-    budget: int | None = None,
-    progress: Progress,
-) -> EdgeScores | NodeScores:
+def score_eap_ig_activations(experiment: Experiment, *, steps: int = 5, level: str = "edge") -> EdgeScores | NodeScores:
     """Estimate every edge's effect from `steps` gradients along its source's own path; see the module.
 
     Args:
-        model: A loaded model.
-        pairs: What is scored.
-        metric: What is differentiated.
+        experiment: What is scored: pairs, the metric that is differentiated, and what a corrupted edge carries.
         steps: How many gradients a sublayer.
-        ablation: What a corrupted edge carries.
-        reference: Prompts that means are taken of.
-        seed: Of noise.
         level: "edge"; "node" or "neuron", with the mean gradient at the writer's output.
-        budget: Bytes that a run may take.
-        progress: Called with (step, done, total).
 
     Returns:
         Scores whose `checks["completeness_gap"]` says how far the integrals along the sublayers' paths miss the exact
@@ -81,17 +56,13 @@ def score_eap_ig_activations(
         MetricError: The metric has no gradient.
     """
     check_steps(steps, "EAP-IG along activations")
-    put_in = resolve_replacement(model, ablation, pairs=pairs, reference=reference, seed=seed, budget=budget)
-    whole, alive = batches_for(model, pairs), streams_alive(model, put_in) + 3 * model.spec.n_heads
-    batches = [part for batch in whole for part in fitting(model, batch, budget, alive)]
+    model, metric = experiment.model, experiment.metric
+    alive = streams_alive(model, experiment.replacement) + 3 * model.spec.n_heads
+    batches = experiment.recordings.parts(alive)
     running = RunningMean(Layout.of(model.spec) if level == "edge" else None)
     integrals, effects = [], []
     for number, batch in enumerate(batches):
-
-        def part(done: int, total: int, number: int = number) -> None:
-            progress("eap-ig-activations", number * total + done, len(batches) * total)
-
-        found = _attributed(model, batch, metric, steps, put_in, level, part)
+        found = _attributed(experiment, batch, steps, level, experiment.resources.part(number, len(batches)))
         running.add(found.scores.double().cpu().numpy())
         integrals.append(found.integrals.double().cpu().numpy())
         effects.append(found.effects.double().cpu().numpy())
@@ -116,20 +87,17 @@ class _Attributed:
 
 
 @torch.no_grad()
-def _attributed(
-    model: Model,
-    batch: PairBatch,
-    metric: Metric,
-    steps: int,
-    put_in: Replacement,
-    level: str,
-    progress: Callable[[int, int], None],
-) -> _Attributed:
+def _attributed(experiment: Experiment, batch: PairBatch, steps: int, level: str, resources: Resources) -> _Attributed:
+    model, metric, put_in = experiment.model, experiment.metric, experiment.replacement
     arguments = model.block_arguments(batch.clean)
     clean, start = model.embedding(batch.clean), model.embedding(batch.corrupt)
     whole = Window.whole(batch)
     corrupt = run_plain(model, arguments, whole, start)
-    other = Said.by(corrupt) if put_in.kind == "corrupt" else stand_ins(model, put_in, batch)
+    other = (
+        Said.by(corrupt)
+        if put_in.kind == "corrupt"
+        else stand_ins(model, put_in, batch, experiment.recordings.clean(batch))
+    )
     corrupted = put_in.kind == "corrupt"
     window = Window.between(batch, clean - start, causal=model.spec.causal) if corrupted else whole
 
@@ -157,7 +125,7 @@ def _attributed(
                 scores[:, at.writers, part.columns] += more
         integrals.append(integral / steps)
         effects.append(value - paths.value(at, -apart))
-        progress(number + 1, len(all_of_them))
+        resources.progress("eap-ig-activations", number + 1, len(all_of_them))
     scores = scores.sum(2) if level == "node" else scores
     return _Attributed(scores / steps, torch.stack(integrals), torch.stack(effects))
 

@@ -25,15 +25,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from circuitlab.data.batch import PairBatch
-from circuitlab.data.pairs import PairSet
 from circuitlab.discovery.gates import hard_concrete, open_gates, settled
 from circuitlab.discovery.mask_training import MaskLoss, Training, check_learning, training_key
 from circuitlab.discovery.scores import EdgeScores
 from circuitlab.errors import ConfigError
-from circuitlab.metrics import Metric
-from circuitlab.models.protocol import Model
-from circuitlab.progress import Progress
+from circuitlab.patching.experiment import Experiment
 
 # Gates begin mostly open, and many of them between 0 and 1, where there is a slope.
 BEGIN = 2.0
@@ -53,33 +49,23 @@ def check_edge_pruning(*, sparsity: float, **learning: Any) -> None:
 
 
 def score_edge_pruning(
-    model: Model,
-    pairs: PairSet | PairBatch,
-    metric: Metric,
+    experiment: Experiment,
     *,
     sparsity: float = 0.95,
     updates: int = 400,
     rate: float = 0.1,
     batch_size: int = 16,
     checkpoint: str | None = None,
-    seed: int = 0,
-    budget: int | None = None,
-    progress: Progress,
 ) -> EdgeScores:
     """Learn gates; see the module.
 
     Args:
-        model: The model.
-        pairs: The examples.
-        metric: Not used: what is kept small is the divergence from the whole model.
+        experiment: The examples. Its metric is not used: what is kept small is the divergence from the whole model.
         sparsity: Share of the edges that shall go.
         updates: Steps.
         rate: Step size of log alpha and of the lambdas.
         batch_size: Examples a step.
         checkpoint: File (safetensors) that keeps the state; a run that finds it goes on from there.
-        seed: Of examples and gates; the same seed gives the same bytes.
-        budget: Bytes that a packed run may take.
-        progress: Called with (step, done, total).
 
     Returns:
         Scores between 0 and 1 with `chosen` the kept edges, `training` the curve (kl, sparsity, target), and in
@@ -91,22 +77,22 @@ def score_edge_pruning(
         RunError: The checkpoint is of another training.
     """
     check_edge_pruning(sparsity=sparsity, updates=updates, rate=rate, batch_size=batch_size)
-    loss = MaskLoss(model, pairs, batch_size=batch_size, seed=seed, budget=budget)
-    log_alpha = torch.full((int(loss.edges.sum()),), BEGIN, dtype=model.dtype, device=model.device)
-    lambdas = torch.zeros(2, dtype=model.dtype, device=model.device)
+    loss = MaskLoss(experiment, batch_size)
+    log_alpha = torch.full((int(loss.edges.sum()),), BEGIN, dtype=loss.model.dtype, device=loss.model.device)
+    lambdas = torch.zeros(2, dtype=loss.model.dtype, device=loss.model.device)
     settings = {"method": "edge-pruning", "sparsity": sparsity, "updates": updates, "rate": rate}
-    settings |= {"batch_size": batch_size, "seed": seed}
+    settings |= {"batch_size": batch_size, "seed": experiment.seed}
     training = Training(
         parameters={"log_alpha": log_alpha, "lambdas": lambdas},
         optimizers=(torch.optim.Adam([log_alpha], lr=rate), torch.optim.Adam([lambdas], lr=rate, maximize=True)),
         path=None if checkpoint is None else Path(checkpoint),
-        key=training_key(loss, pairs, settings),
+        key=training_key(loss, settings),
     )
     training.resume()
     while training.step < updates:
         target = sparsity * min(1.0, (training.step + 1) / (GROWING * updates))
         _step(loss, training, target)
-        progress("edge-pruning", training.step, updates)
+        experiment.progress("edge-pruning", training.step, updates)
     training.save()
     gates = settled(log_alpha)
     last = training.curve["kl"][-max(1, updates // 10) :]
@@ -114,12 +100,12 @@ def score_edge_pruning(
     chosen[loss.edges] = open_gates(gates).cpu().numpy()
     values = loss.as_matrix(torch.sigmoid(log_alpha))
     return EdgeScores(
-        spec=model.spec,
+        spec=loss.model.spec,
         values=values,
         standard_error=np.zeros_like(values),
         method="edge-pruning",
-        metric=metric.name,
-        n_examples=loss.n_examples,
+        metric=experiment.metric.name,
+        n_examples=experiment.n_examples,
         checks={"sparsity": 1 - float(chosen.sum() / loss.edges.sum()), "kl": float(np.mean(last))},
         chosen=chosen,
         training=training.curve,

@@ -12,42 +12,19 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float
 
-from circuitlab.data.batch import PairBatch
-from circuitlab.data.pairs import PairSet
 from circuitlab.discovery.node_scores import NodeScores
 from circuitlab.discovery.scores import RunningMean
-from circuitlab.metrics import Metric
-from circuitlab.models.protocol import Model
-from circuitlab.parts import Layout
 from circuitlab.patching.edges.components import component_effects
-from circuitlab.patching.edges.plan import parts_that_fit
-from circuitlab.patching.grid import Grid
-from circuitlab.patching.runs.baseline import record_baseline
-from circuitlab.patching.runs.replacement import Replacement
-from circuitlab.patching.sweeps.sweep import sweep
-from circuitlab.progress import Progress
+from circuitlab.patching.experiment import Experiment
+from circuitlab.patching.sweeps.sweep import sweep_grids
 
 
-def score_exact_nodes(
-    model: Model,
-    pairs: PairSet | PairBatch,
-    metric: Metric,
-    *,
-    level: str,
-    put_in: Replacement,
-    budget: int | None = None,
-    progress: Progress,
-) -> NodeScores:
+def score_exact_nodes(experiment: Experiment, level: str) -> NodeScores:
     """Patch every node, component or neuron alone; see the module. The error measure is the largest standard error.
 
     Args:
-        model: A loaded model.
-        pairs: What is scored.
-        metric: What is measured.
+        experiment: What is scored.
         level: A name of `LEVELS`.
-        put_in: What is put in the place of a value, resolved for these pairs.
-        budget: Bytes that a packed run may take.
-        progress: Called with (step, done, total).
 
     Raises:
         UnknownNameError: Neurons of MLPs in a model without.
@@ -55,46 +32,33 @@ def score_exact_nodes(
     """
     running = RunningMean()
     if level == "neuron":
-        for batch in parts_that_fit(model, pairs, budget, n_writers=len(Layout.of(model.spec).writers)):
+        for baseline in experiment.baselines:
             running.add(component_effects(
-                model, record_baseline(model, batch), metric, put_in, budget=budget, progress=progress
+                experiment.model, baseline, experiment.metric, experiment.replacement, experiment.resources
             ))  # fmt: skip
     else:
-        patched = _patched(model, pairs, metric, level, put_in, budget, progress)
-        running.add(np.moveaxis(patched, -1, 0))
+        running.add(np.moveaxis(_patched(experiment, level), -1, 0))
     return NodeScores(
-        spec=model.spec,
+        spec=experiment.model.spec,
         level=level,
         values=running.mean,
         standard_error=running.standard_error,
         method="exact",
-        metric=metric.name,
+        metric=experiment.metric.name,
         n_examples=running.n,
         checks={"largest_standard_error": float(running.standard_error.max())},
     )
 
 
-def _patched(
-    model: Model,
-    pairs: PairSet | PairBatch,
-    metric: Metric,
-    level: str,
-    put_in: Replacement,
-    budget: int | None,
-    progress: Progress,
-) -> Float[np.ndarray, "... example"]:
+def _patched(experiment: Experiment, level: str) -> Float[np.ndarray, "... example"]:
     """How much the metric falls, from the sweeps."""
 
     def fall(site: str, layers: list[int] | None = None) -> np.ndarray:
-        grid = sweep(
-            model, pairs, site=site, direction="noise", replacement=put_in, metric=metric, axis="all", layers=layers,
-            budget=budget, progress=progress,
-        )  # fmt: skip
-        assert isinstance(grid, Grid)
+        (grid,) = sweep_grids(experiment, [site], direction="noise", axis="all", layers=layers).values()
         return grid.clean - grid.per_example
 
     if level == "mlp-neuron":
         return fall("neuron")
     heads = fall("head_z")  # [layer, head, example]
-    parts = np.concatenate([heads, fall("mlp_out")], 1) if model.spec.has_mlp else heads
+    parts = np.concatenate([heads, fall("mlp_out")], 1) if experiment.model.spec.has_mlp else heads
     return np.concatenate([fall("resid_pre", [0])[0], parts.reshape(-1, parts.shape[-1])])

@@ -23,46 +23,40 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitlab.data.batch import PairBatch
-from circuitlab.data.batching import batches_for
-from circuitlab.data.pairs import PairSet
 from circuitlab.discovery.scores import EdgeScores, RunningMean
-from circuitlab.metrics import Metric
-from circuitlab.models.protocol import Model
+from circuitlab.models.protocol import Model, Recording
 from circuitlab.models.steps import mlp_input
 from circuitlab.parts import Kind, Layout
-from circuitlab.patching.runs.packing import fitting
+from circuitlab.patching.experiment import Experiment
 from circuitlab.patching.runs.writers import writer_outputs
-from circuitlab.progress import Progress
 
 LEAST = 1e-5
 
 
-def score_ifr(
-    model: Model, pairs: PairSet | PairBatch, metric: Metric, *, budget: int | None = None, progress: Progress
-) -> EdgeScores:
+def score_ifr(experiment: Experiment) -> EdgeScores:
     """Measure every writer's share of every reader's input; see the module. The metric has no part in it.
 
     Returns:
         Shares, 0 to 1. `checks["clipped"]`: the share of parts that lead away from where the stream is and were
         clipped; `checks["no_part"]`: the share of the final stream, by size, that belongs to no writer (biases).
     """
+    model = experiment.model
     layout = Layout.of(model.spec)
     running, clipped, no_part = RunningMean(layout), [], []
     alive = 2 * len(layout.writers) + 8 * model.spec.n_layers
-    batches = [part for batch in batches_for(model, pairs) for part in fitting(model, batch, budget, alive)]
+    batches = experiment.recordings.parts(alive)
     for number, batch in enumerate(batches):
-        shares, away, missing = _shares(model, batch)
+        shares, away, missing = _shares(model, experiment.recordings.clean(batch))
         running.add(shares.double().cpu().numpy())
         clipped.append(away.double().cpu().numpy())
         no_part.append(missing.double().cpu().numpy())
-        progress("ifr", number + 1, len(batches))
+        experiment.progress("ifr", number + 1, len(batches))
     return EdgeScores(
         spec=model.spec,
         values=running.mean,
         standard_error=running.standard_error,
         method="ifr",
-        metric=metric.name,
+        metric=experiment.metric.name,
         n_examples=sum(map(len, batches)),
         checks={
             "clipped": float(np.concatenate(clipped).mean()),
@@ -74,14 +68,14 @@ def score_ifr(
 
 @torch.no_grad()
 def _shares(
-    model: Model, batch: PairBatch
+    model: Model, run: Recording
 ) -> tuple[Float[Tensor, "batch writer reader"], Float[Tensor, " batch"], Float[Tensor, " batch"]]:
     """Every edge's share, how many parts were clipped, and how much of the final stream is no part."""
-    layout, run = Layout.of(model.spec), model.record(batch.clean)
+    layout, n = Layout.of(model.spec), len(run.resid_final)
     said = writer_outputs(model, run)
     said = said.to(torch.promote_types(said.dtype, torch.float32))
-    shares = said.new_zeros(len(batch), len(layout.writers), len(layout.readers))
-    away, n_parts = said.new_zeros(len(batch)), 0
+    shares = said.new_zeros(n, len(layout.writers), len(layout.readers))
+    away, n_parts = said.new_zeros(n), 0
     for layer in range(model.spec.n_layers + 1):
         for kind in (Kind.HEAD, Kind.MLP) if layer < model.spec.n_layers else (Kind.LOGITS,):
             columns = [n for n, r in enumerate(layout.readers) if r.node.kind is kind and r.node.layer in (layer, None)]

@@ -19,8 +19,6 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from circuitlab.data.batch import PairBatch
-from circuitlab.data.batching import batches_for
-from circuitlab.data.pairs import PairSet
 from circuitlab.discovery.node_scores import NodeScores
 from circuitlab.discovery.scores import ColumnScores, EdgeScores, RunningMean
 from circuitlab.errors import ConfigError, MetricError, UnknownNameError
@@ -28,46 +26,33 @@ from circuitlab.metrics import Metric
 from circuitlab.models.protocol import Model
 from circuitlab.models.traced import Traced, Window, run_plain, trace
 from circuitlab.parts import Layout
+from circuitlab.patching.experiment import Experiment
 from circuitlab.patching.gradients.edge_products import EdgeProducts, Said, stand_ins
 from circuitlab.patching.gradients.neuron_products import NeuronProducts
 from circuitlab.patching.gradients.slopes import judged, metric_slopes
 from circuitlab.patching.runs.columns import columns_of
-from circuitlab.patching.runs.packing import fitting
-from circuitlab.patching.runs.replacement import Replacement, resolve_replacement
-from circuitlab.progress import Progress
+from circuitlab.patching.runs.replacement import Replacement
 
 
 def attribute(
-    model: Model,
-    pairs: PairSet | PairBatch,
-    metric: Metric,
+    experiment: Experiment,
     *,
     name: str,
     shares: Sequence[float],
-    ablation: str | Replacement = "corrupt",
-    reference: PairSet | PairBatch | None = None,
-    seed: int = 0,
     axis: str = "all",
     level: str = "edge",
-    budget: int | None = None,
-    progress: Progress,
+    model: Model | None = None,
 ) -> Any:
     """Estimate every edge's effect, or every node's; see the module.
 
     Args:
-        model: A loaded model.
-        pairs: What is scored.
-        metric: What is differentiated.
+        experiment: What is scored: pairs, the metric that is differentiated, and what a corrupted edge carries.
         name: What the scores call their method.
         shares: Where on the path gradients are taken, from 0 (corrupted) to 1 (clean).
-        ablation: What a corrupted edge carries.
-        reference: Prompts that means are taken of.
-        seed: Of noise.
         axis: "all", "position" or "span".
         level: "edge" for `EdgeScores`; "node" or "neuron" for `NodeScores`, with the gradient at the writer's output;
             "mlp-neuron" with that at the neuron.
-        budget: Bytes that a run may take.
-        progress: Called with (step, done, total).
+        model: The experiment's model with other backward passes, if gradients are not meant.
 
     Returns:
         Scores in the metric's unit, positive where the edge helps. `checks["completeness_gap"]` says how far the
@@ -80,29 +65,29 @@ def attribute(
         ConfigError: What `resolve_replacement` and `columns_of` refuse; single neurons under another replacement.
         MetricError: The metric has no gradient, or none at these points.
     """
+    model = experiment.model if model is None else model
+    metric, put_in = experiment.metric, experiment.replacement
     if level == "mlp-neuron" and not model.spec.has_mlp:
         raise UnknownNameError.of("level", level, ("node", "neuron"), hint="The model has no MLPs.")
-    put_in = resolve_replacement(model, ablation, pairs=pairs, reference=reference, seed=seed, budget=budget)
     if level == "mlp-neuron" and put_in.kind != "corrupt":
         raise ConfigError(
             f"ablation is {put_in.kind!r}; slopes at single neurons of MLPs are multiplied with the corrupted prompt's "
             "neurons alone. Take ablation 'corrupt', or method 'exact'."
         )
-    whole = batches_for(model, pairs)
-    batches = [part for batch in whole for part in fitting(model, batch, budget, streams_alive(model, put_in))]
-    columns = columns_of(pairs, batches, axis) if axis != "all" else None
+    batches = experiment.recordings.parts(streams_alive(model, put_in))
+    columns = columns_of(experiment.pairs, batches, axis) if axis != "all" else None
     running = RunningMean(Layout.of(model.spec) if level == "edge" else None)
     by_column = np.zeros(())
     integral, truth = [], []
     for number, batch in enumerate(batches):
         tokens = None if columns is None else columns.masks[number]
-        found = _attributed(model, batch, metric, shares, put_in, tokens, level)
+        found = _attributed(model, experiment, batch, shares, tokens, level)
         running.add(found.scores.double().cpu().numpy())
         integral.append(found.integral.double().cpu().numpy())
         truth.append(found.truth.double().cpu().numpy())
         if found.by_column is not None:
             by_column = by_column + found.by_column.double().sum(1).cpu().numpy()
-        progress(name, number + 1, len(batches))
+        experiment.progress(name, number + 1, len(batches))
     total, wanted, n = np.concatenate(integral).mean(), np.concatenate(truth), sum(map(len, batches))
     check_slope(running.mean, wanted, metric, len(shares))
     gap = float(abs(total - wanted.mean()) / max(1e-12, abs(wanted.mean())))
@@ -146,14 +131,13 @@ class _Attributed:
 @torch.no_grad()
 def _attributed(
     model: Model,
+    experiment: Experiment,
     batch: PairBatch,
-    metric: Metric,
     shares: Sequence[float],
-    put_in: Replacement,
     tokens: Bool[Tensor, "column batch seq"] | None,
     level: str,
 ) -> _Attributed:
-    arguments = model.block_arguments(batch.clean)
+    metric, put_in, arguments = experiment.metric, experiment.replacement, model.block_arguments(batch.clean)
     clean, start = model.embedding(batch.clean), model.embedding(batch.corrupt)
     whole = Window.whole(batch)
     corrupt = run_plain(model, arguments, whole, start)
@@ -161,7 +145,7 @@ def _attributed(
         window = Window.between(batch, clean - start, causal=model.spec.causal)
         other, replaced = Said.by(corrupt), corrupt
     else:  # differs everywhere
-        window, other = whole, stand_ins(model, put_in, batch)
+        window, other = whole, stand_ins(model, put_in, batch, experiment.recordings.clean(batch))
         replaced = run_plain(model, arguments, whole, other.start)
     start, end = window.of(start), window.of(clean)
 

@@ -23,16 +23,13 @@ from safetensors.torch import save
 from torch import Tensor
 
 from circuitlab.data.batch import PairBatch
-from circuitlab.data.batching import batches_for
-from circuitlab.data.pairs import PairSet
 from circuitlab.errors import ConfigError, RunError
 from circuitlab.files import check_file, write_bytes
 from circuitlab.graphs.prune import real_edges
 from circuitlab.metrics import resolve
-from circuitlab.models.protocol import Model
 from circuitlab.parts import Layout
 from circuitlab.patching.circuits.soft_circuit import SoftCircuit
-from circuitlab.patching.runs.baseline import record_baseline
+from circuitlab.patching.experiment import Experiment
 from circuitlab.patching.runs.packing import packs, rows_per_pack
 from circuitlab.patching.sweeps.checkpoint import digest
 
@@ -44,33 +41,30 @@ class MaskLoss:
     """A data set as soft circuits.
 
     Args:
-        model: The model.
-        pairs: The examples.
+        experiment: The examples.
         batch_size: Examples a step.
-        seed: Of what is drawn.
-        budget: Bytes that a packed run may take.
 
     Raises:
         ConfigError: A size out of range, or a budget that holds no prompt.
     """
 
-    def __init__(
-        self, model: Model, pairs: PairSet | PairBatch, *, batch_size: int, seed: int, budget: int | None
-    ) -> None:
-        self.model, self.layout = model, Layout.of(model.spec)
+    def __init__(self, experiment: Experiment, batch_size: int) -> None:
+        self.experiment, self.model, self.layout = experiment, experiment.model, Layout.of(experiment.model.spec)
         self.edges: Bool[np.ndarray, "writer reader"] = real_edges(self.layout)
-        self._seed, self._batch_size = seed, batch_size
+        self._batch_size = batch_size
         # Lengths are not split to the budget, or what is drawn would depend on it; a step is, where it does not fit.
-        batches = batches_for(model, pairs)
+        recordings = experiment.recordings
+        batches = recordings.by_length
         # A graph keeps about three tensors for every writer and reader.
         streams = 3 * (len(self.layout.writers) + len(self.layout.readers))
-        self._at_once = min(rows_per_pack(model, batch.n_tokens, budget, streams) for batch in batches)
-        self._circuits = [SoftCircuit(model, record_baseline(model, batch)) for batch in batches]
-        self.n_examples = sum(map(len, batches))
+        self._at_once = min(
+            rows_per_pack(self.model, batch.n_tokens, experiment.resources, streams) for batch in batches
+        )
+        self._circuits = [SoftCircuit(self.model, recordings.baseline(batch)) for batch in batches]
 
     def generator(self, step: int) -> torch.Generator:
         """Of what is drawn in one step."""
-        text = f"{self._seed} {step}".encode()
+        text = f"{self.experiment.seed} {step}".encode()
         return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(text).digest()[:7], "little"))
 
     def draw(self, generator: torch.Generator) -> tuple[SoftCircuit, Int[Tensor, " chosen"]]:
@@ -196,9 +190,10 @@ class Training:
         optimizer.load_state_dict({**optimizer.state_dict(), "state": states})
 
 
-def training_key(loss: MaskLoss, pairs: PairSet | PairBatch, settings: Mapping[str, object]) -> str:
+def training_key(loss: MaskLoss, settings: Mapping[str, object]) -> str:
     """Digest of model, examples and settings."""
     parts: dict[str, object] = {"weights": loss.model.weights_sha256(), "spec": str(loss.model.spec)}
+    pairs = loss.experiment.pairs
     batches = [pairs] if isinstance(pairs, PairBatch) else pairs.batches("cpu")
     for number, batch in enumerate(batches):
         for name in ("clean", "corrupt", "answer_at"):

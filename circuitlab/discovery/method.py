@@ -73,9 +73,9 @@ class Method:
         name: What users call it.
         what: One line for help and docs.
         source: The paper.
-        score: The function: model, pairs, metric, then by keyword budget, progress, and what it `takes`; "ablation"
-            comes with `reference` and `seed`.
-        takes: Which of `SHARED` mean something to it.
+        score: The function of an `Experiment`, and by keyword of its options, of `steps` and `axis` where it `takes`
+            them, and of `level` where it scores nodes.
+        takes: Which of `SHARED` mean something to it; seed and ablation are the experiment's.
         options: What it alone can be told.
         levels: What it can score beside edges: "node", "neuron".
         reads_corrupt: Whether it looks at the corrupted run. One that takes no ablation and does not can stand beside

@@ -12,24 +12,18 @@ from __future__ import annotations
 
 import numpy as np
 
-from circuitlab.data.batch import PairBatch
-from circuitlab.data.pairs import PairSet
 from circuitlab.discovery.scores import EdgeScores
 from circuitlab.graphs.prune import real_edges
-from circuitlab.metrics import Metric
-from circuitlab.models.protocol import Model
 from circuitlab.parts import Layout
+from circuitlab.patching.experiment import Experiment
 from circuitlab.patching.sweeps.nodes import sweep_nodes
-from circuitlab.progress import Progress
 
 
-def score_node_sweep(
-    model: Model, pairs: PairSet | PairBatch, metric: Metric, *, budget: int | None = None, progress: Progress
-) -> EdgeScores:
+def score_node_sweep(experiment: Experiment) -> EdgeScores:
     """Score edges by the swept effects of their nodes; see the module."""
-    swept = sweep_nodes(model, pairs, metric, budget=budget, progress=progress)
+    swept = sweep_nodes(experiment)
     gap = float((swept.clean - swept.corrupt).mean())
-    layout = Layout.of(model.spec)
+    layout = Layout.of(experiment.model.spec)
     effects = swept.effects
     weights = np.array([effects[node.name] for node in layout.nodes])
     errors = np.array([swept.standard_errors[node.name] for node in layout.nodes])
@@ -37,11 +31,11 @@ def score_node_sweep(
     target_is_weaker = np.abs(weights[targets]) < np.abs(weights[sources])
     weaker = np.where(target_is_weaker, targets, sources)
     return EdgeScores(
-        spec=model.spec,
+        spec=experiment.model.spec,
         values=weights[weaker] * gap * real_edges(layout),
         standard_error=errors[weaker] * abs(gap) * real_edges(layout),
         method="sweep",
-        metric=metric.name,
+        metric=experiment.metric.name,
         n_examples=len(swept.clean),
         checks={"largest_node_standard_error": float(errors.max())},
         node_effects=effects,

@@ -12,35 +12,22 @@ from __future__ import annotations
 
 import numpy as np
 
-from circuitlab.data.batch import PairBatch
-from circuitlab.data.batching import batches_for
-from circuitlab.data.pairs import PairSet
 from circuitlab.discovery.scores import EdgeScores
 from circuitlab.graphs.prune import real_edges
-from circuitlab.metrics import Metric
-from circuitlab.models.protocol import Model
 from circuitlab.parts import Layout
-from circuitlab.progress import Progress
+from circuitlab.patching.experiment import Experiment
 
 
-def score_random(
-    model: Model,
-    pairs: PairSet | PairBatch,
-    metric: Metric,
-    *,
-    seed: int = 0,
-    budget: int | None = None,
-    progress: Progress,
-) -> EdgeScores:
+def score_random(experiment: Experiment) -> EdgeScores:
     """Draw a score for every edge; the same seed gives the same scores."""
-    real = real_edges(Layout.of(model.spec))
-    drawn = np.random.default_rng(seed).standard_normal(real.shape)
-    progress("random", 1, 1)
+    real = real_edges(Layout.of(experiment.model.spec))
+    drawn = np.random.default_rng(experiment.seed).standard_normal(real.shape)
+    experiment.progress("random", 1, 1)
     return EdgeScores(
-        spec=model.spec,
+        spec=experiment.model.spec,
         values=np.where(real, drawn, 0.0),
         standard_error=np.zeros(real.shape),
         method="random",
-        metric=metric.name,
-        n_examples=sum(map(len, batches_for(model, pairs))),
+        metric=experiment.metric.name,
+        n_examples=experiment.n_examples,
     )

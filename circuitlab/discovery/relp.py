@@ -16,46 +16,27 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from circuitlab.data.batch import PairBatch
-from circuitlab.data.pairs import PairSet
 from circuitlab.discovery.input_path import attribute
 from circuitlab.discovery.node_scores import NodeScores
 from circuitlab.discovery.scores import EdgeScores
-from circuitlab.metrics import Metric
-from circuitlab.models.protocol import Model
 from circuitlab.models.relp import RelevanceModel
-from circuitlab.patching.runs.replacement import Replacement
-from circuitlab.progress import Progress
+from circuitlab.patching.experiment import Experiment
 
 
 def score_relp(
-    model: Model,
-    pairs: PairSet | PairBatch,
-    metric: Metric,
+    experiment: Experiment,
     *,
     attention_rule: bool = False,
-    ablation: str | Replacement = "corrupt",
-    reference: PairSet | PairBatch | None = None,
-    seed: int = 0,
     axis: str = "all",
     level: str = "edge",
-    budget: int | None = None,
-    progress: Progress,
 ) -> EdgeScores | NodeScores:
     """Estimate every edge's effect from the relevance of its reader; other arguments as of `attribute`.
 
     Args:
-        model: A loaded model.
-        pairs: What is scored.
-        metric: What is handed back; it must have a gradient.
+        experiment: What is scored.
         attention_rule: Hold attention patterns fixed.
-        ablation: What a corrupted edge carries.
-        reference: Prompts that means are taken of.
-        seed: Of noise.
         axis: "all", "position" or "span".
         level: "edge", "node" or "neuron".
-        budget: Bytes that a run may take.
-        progress: Called with (step, done, total).
 
     Returns:
         Scores whose `checks["completeness_gap"]` says how far the input's relevance misses the exact effect of
@@ -66,8 +47,5 @@ def score_relp(
         ConfigError: The ablation does not go with these pairs.
         MetricError: The metric has no gradient, or none in the clean run (`kl`).
     """
-    with_rules = cast("Any", RelevanceModel(model, attention_rule))
-    return attribute(
-        with_rules, pairs, metric, name="relp", shares=(1.0,), ablation=ablation, reference=reference, seed=seed,
-        axis=axis, level=level, budget=budget, progress=progress,
-    )  # fmt: skip
+    with_rules = cast("Any", RelevanceModel(experiment.model, attention_rule))
+    return attribute(experiment, name="relp", shares=(1.0,), axis=axis, level=level, model=with_rules)

@@ -17,7 +17,7 @@ from circuitlab.data.batch import PairBatch
 from circuitlab.data.pairs import PairSet
 from circuitlab.discovery.scores import EdgeScores
 from circuitlab.graphs.ranking import edge_places
-from circuitlab.progress import Progress
+from circuitlab.patching.experiment import Experiment
 
 # Scores of a mean over examples agree with the mean of the scores to rounding: 1e-6 of the largest, in float32.
 ADDITIVE = 1e-4
@@ -55,12 +55,13 @@ def resampled(
 
 
 def by_example(
-    pairs: PairSet | PairBatch, scored: Callable[[PairSet | PairBatch], EdgeScores], progress: Progress
+    experiment: Experiment, scored: Callable[[PairSet | PairBatch], EdgeScores]
 ) -> Float[np.ndarray, "example edge"] | None:
     """Every example's scores, if the score of a set is the mean of those; None if it is not.
 
     GPT-2's 32,491 edges on 100 examples take 26 MB.
     """
+    pairs = experiment.pairs
 
     def of(index: list[int]) -> Float[np.ndarray, " edge"]:
         given = scored(taken(pairs, np.array(index)))
@@ -75,7 +76,7 @@ def by_example(
     rest = []
     for i in range(len(first), len(pairs)):
         rest.append(of([i]))
-        progress("score examples", i + 1, len(pairs))
+        experiment.progress("score examples", i + 1, len(pairs))
     return np.stack([*first, *rest])
 
 

@@ -24,11 +24,12 @@ from circuitlab.discovery.relp import score_relp
 from circuitlab.discovery.scores import EdgeScores
 from circuitlab.discovery.ugs import check_ugs, score_ugs
 from circuitlab.errors import ConfigError, UnknownNameError
-from circuitlab.metrics import MetricLike, metric_for
+from circuitlab.metrics import MetricLike
 from circuitlab.models.modes import in_ordinary_modes
 from circuitlab.models.protocol import Model
+from circuitlab.patching.experiment import Experiment
 from circuitlab.patching.runs.replacement import Replacement
-from circuitlab.progress import Progress, reports_progress
+from circuitlab.progress import Progress, callback, reports_progress
 from circuitlab.references import (
     BHASKAR_2024,
     CONMY_2023,
@@ -206,17 +207,20 @@ def check_serves(method: Method, ablation: str) -> None:
         ConfigError: They are.
     """
     if method.reads_corrupt:
-        _check_ablation(method, ablation, None)
+        _check_ablation(method, ablation, given=False)
 
 
-def scored_under(method: Method, ablation: str | Replacement) -> str | Replacement:
-    """What `score_edges` is told of an ablation that circuits are run under: nothing, where the scores owe it nothing.
+def scored_under(method: Method, experiment: Experiment) -> Experiment:
+    """The experiment that edges are scored by where circuits are run under this one.
+
+    Where the scores owe nothing to an ablation, they are made under the corrupted run.
 
     Raises:
         ConfigError: What `check_serves` refuses.
     """
+    ablation = experiment.ablation
     check_serves(method, ablation if isinstance(ablation, str) else ablation.kind)
-    return ablation if "ablation" in method.takes else "corrupt"
+    return experiment if "ablation" in method.takes else experiment.under_corrupt()
 
 
 @checked
@@ -272,8 +276,17 @@ def score_edges(
         >>> score_edges(model, pairs.discovery, "eap").values.shape  # writer, reader
         (37, 101)
     """
-    found, judged_by = find_method(method), metric_for(metric, pairs)
-    given = _arguments(found, options, steps, ablation, reference, seed)
+    experiment = _experiment(
+        model, pairs, find_method(method), metric, ablation, reference=reference, seed=seed, budget=budget,
+        progress=callback(progress),
+    )  # fmt: skip
+    return score(experiment, method, steps=steps, axis=axis, **options)
+
+
+def score(experiment: Experiment, method: str, *, steps: int = 5, axis: str = "all", **options: Any) -> EdgeScores:
+    """Score every edge on an experiment's pairs; arguments, result and errors as of `score_edges`."""
+    found = find_method(method)
+    given = _arguments(found, options, steps)
     if axis not in AXES:
         raise UnknownNameError.of("axis", axis, AXES)
     if axis != "all" and "axis" not in found.takes:
@@ -281,8 +294,8 @@ def score_edges(
         raise ConfigError(f"method {method!r} has no scores by {axis}. Take axis='all', or one of: {can}.")
     if "axis" in found.takes:
         given["axis"] = axis
-    scores: EdgeScores = found.score(model, pairs, judged_by, budget=budget, progress=progress, **given)
-    return scores if judged_by.higher_is_better or not found.in_metric else scores.turned()
+    scores: EdgeScores = found.score(experiment, **given)
+    return scores if experiment.metric.higher_is_better or not found.in_metric else scores.turned()
 
 
 @checked
@@ -340,41 +353,44 @@ def score_nodes(
         >>> score_nodes(model, pairs.discovery, "eap").values.shape  # writer
         (37,)
     """
-    found, judged_by = find_method(method), metric_for(metric, pairs)
+    found = find_method(method)
     if level not in LEVELS:
         raise UnknownNameError.of("level", level, LEVELS, hint="Edges are scored by score_edges.")
     if level not in found.levels:
         can = ", ".join(name for name, other in METHODS.items() if level in other.levels)
         raise ConfigError(f"method {method!r} does not score level {level!r}. Take one of {can}.")
-    given = _arguments(found, options, steps, ablation, reference, seed)
-    scores: NodeScores = found.score(model, pairs, judged_by, level=level, budget=budget, progress=progress, **given)
-    return scores if judged_by.higher_is_better or not found.in_metric else scores.turned()
+    given = _arguments(found, options, steps)
+    experiment = _experiment(
+        model, pairs, found, metric, ablation, reference=reference, seed=seed, budget=budget,
+        progress=callback(progress),
+    )  # fmt: skip
+    scores: NodeScores = found.score(experiment, level=level, **given)
+    return scores if experiment.metric.higher_is_better or not found.in_metric else scores.turned()
 
 
-def _arguments(
+def _experiment(
+    model: Model,
+    pairs: PairSet | PairBatch,
     method: Method,
-    options: dict[str, Any],
-    steps: int,
+    metric: MetricLike | None,
     ablation: str | Replacement,
-    reference: PairSet | PairBatch | None,
-    seed: int,
-) -> dict[str, Any]:
-    """What a method is called with: its own options, and of the shared arguments those it takes."""
+    **about: Any,
+) -> Experiment:
+    """What the arguments of `score_edges` and `score_nodes` ask for, if the method serves it."""
+    _check_ablation(method, ablation, given=about["reference"] is not None)
+    return Experiment(model, pairs, metric, ablation, allow_weak_gap=True, **about)
+
+
+def _arguments(method: Method, options: dict[str, Any], steps: int) -> dict[str, Any]:
+    """What a method is called with: its own options, and the number of steps where it takes steps."""
     given = method.read(options)
-    _check_ablation(method, ablation, reference)
-    if "steps" in method.takes:
-        given["steps"] = steps
-    if "ablation" in method.takes:
-        given |= {"ablation": ablation, "reference": reference}
-    if "seed" in method.takes or "ablation" in method.takes:
-        given["seed"] = seed
-    return given
+    return given | {"steps": steps} if "steps" in method.takes else given
 
 
-def _check_ablation(method: Method, ablation: str | Replacement, reference: PairSet | PairBatch | None) -> None:
-    """Refuse what a method that knows the corrupted run only would ignore."""
+def _check_ablation(method: Method, ablation: str | Replacement, *, given: bool) -> None:
+    """Refuse an ablation, or given reference prompts, that a method of the corrupted run alone would ignore."""
     wanted = Replacement(kind=ablation) if isinstance(ablation, str) else ablation
-    if "ablation" in method.takes or (wanted.kind == "corrupt" and reference is None):
+    if "ablation" in method.takes or (wanted.kind == "corrupt" and not given):
         return
     can = ", ".join(name for name, other in METHODS.items() if "ablation" in other.takes)
     asked = f"ablation {wanted.kind!r}" if wanted.kind != "corrupt" else "reference set"

@@ -25,15 +25,14 @@ from circuitlab.data.batching import prompt_keys
 from circuitlab.data.pairs import PairSet
 from circuitlab.discovery.scores import EdgeScores
 from circuitlab.errors import GraphError
-from circuitlab.evaluation.gap import check_data
 from circuitlab.graphs.circuit import Circuit
 from circuitlab.graphs.prune import prune
 from circuitlab.graphs.ranking import mask_of
 from circuitlab.graphs.selection import USUAL_TARGET, Selection, SelectionRule
-from circuitlab.metrics import Metric, MetricLike, metric_for
+from circuitlab.metrics import MetricLike
 from circuitlab.models.modes import in_ordinary_modes
 from circuitlab.models.protocol import Model
-from circuitlab.patching.circuits.metric import Prepared, circuit_values, prepare
+from circuitlab.patching.experiment import Experiment
 from circuitlab.patching.runs.replacement import Replacement
 from circuitlab.progress import Progress, callback, reports_progress
 
@@ -105,7 +104,7 @@ def select(
             both are given; what `evaluate` refuses of ablation and reference.
         GraphError: The scores are of another model, or all of them are 0.
         MetricError: A target is asked for, and the metric does not tell the clean run and the empty circuit apart
-            (`circuitlab.evaluation.gap`).
+            (`circuitlab.patching.gap`).
 
     Example:
         >>> from circuitlab import load_model, load_task, score_edges, select
@@ -115,61 +114,44 @@ def select(
         >>> select(model, scores, pairs.discovery, n_edges=20).n_edges <= 20
         True
     """
-    if any(getattr(scores.spec, name) != getattr(model.spec, name) for name in OF_GRAPH):
-        raise GraphError(f"the scores are of model {scores.spec.name!r}, not of {model.spec.name!r}.")
     rule = SelectionRule(target=target, n_edges=n_edges, threshold=threshold, signed=signed, greedy=greedy)
+    experiment = Experiment(model, pairs, metric, ablation, reference, seed, allow_weak_gap, budget, callback(progress))
+    return select_circuit(experiment, scores, rule)
+
+
+def select_circuit(experiment: Experiment, scores: EdgeScores, rule: SelectionRule) -> Circuit:
+    """Select a circuit on an experiment's pairs, as `select` does; pairs are run only where a target is asked for."""
+    ours = experiment.model.spec
+    if any(getattr(scores.spec, name) != getattr(ours, name) for name in OF_GRAPH):
+        raise GraphError(f"the scores are of model {scores.spec.name!r}, not of {ours.name!r}.")
     rule.check_size(scores.layout.n_edges)
-    greedy = scores.per_reader if greedy is None else greedy
+    greedy = scores.per_reader if rule.greedy is None else rule.greedy
     rule = replace(rule, greedy=greedy)
-    order = ranking(scores, signed=signed, greedy=greedy)
-    if n_edges is not None:
-        return _circuit(scores, order[:n_edges], rule)
-    if threshold is not None:
-        keys = scores.values if signed else np.abs(scores.values)
+    order = ranking(scores, signed=rule.signed, greedy=greedy)
+    if rule.n_edges is not None:
+        return _circuit(scores, order[: rule.n_edges], rule)
+    if rule.threshold is not None:
+        keys = scores.values if rule.signed else np.abs(scores.values)
         # Edges above it that nothing above it leads on from fall to the pruning, greedily or not.
-        return _circuit(scores, order[(scores.asked & (keys >= threshold))[tuple(order.T)]], rule)
-    if target is None and scores.chosen is not None:
+        return _circuit(scores, order[(scores.asked & (keys >= rule.threshold))[tuple(order.T)]], rule)
+    if rule.target is None and scores.chosen is not None:
         return _circuit(scores, np.argwhere(scores.chosen), rule, "chosen")
-    prepared = prepare(model, pairs, budget, replacement=ablation, reference=reference, seed=seed)
-    judged_by = metric_for(metric, pairs)
-    clean, empty = prepared.gaps(judged_by)
-    check_data(judged_by, clean, empty, prepared.empty_is, allow_weak_gap=allow_weak_gap)
-    search = _Search(model, scores, prepared, judged_by, order, budget, callback(progress))
-    size = search.smallest(target or USUAL_TARGET)
-    circuit = _circuit(scores, order[:size], rule)
-    return _measured(circuit, search.values[size], clean, empty, pairs, prepared, judged_by, seed)
+    experiment.gap  # noqa: B018 - refuses pairs on which there is nothing to explain
+    search = _Search(experiment, scores, order)
+    size = search.smallest(rule.target or USUAL_TARGET)
+    return _measured(_circuit(scores, order[:size], rule), search.values[size], experiment)
 
 
-def with_faithfulness(
-    model: Model,
-    circuit: Circuit,
-    pairs: PairSet | PairBatch,
-    *,
-    metric: MetricLike | None = None,
-    ablation: str | Replacement = "corrupt",
-    reference: PairSet | PairBatch | None = None,
-    seed: int = 0,
-    budget: int | None = None,
-) -> Circuit:
+def with_faithfulness(experiment: Experiment, circuit: Circuit) -> Circuit:
     """The circuit with its faithfulness on its discovery pairs in `circuit.selection`, which a target measures anyway.
 
     Args:
-        model: The model the circuit is of.
+        experiment: The pairs it was selected on.
         circuit: A circuit that `select` gave; as it is if its faithfulness was measured.
-        pairs: The pairs it was selected on.
-        metric: As in `select`.
-        ablation: As in `select`.
-        reference: As in `select`.
-        seed: As in `select`.
-        budget: As in `select`.
     """
     if circuit.selection is None or circuit.selection.faithfulness is not None:
         return circuit
-    judged_by = metric_for(metric, pairs)
-    prepared = prepare(model, pairs, budget, replacement=ablation, reference=reference, seed=seed)
-    clean, empty = prepared.gaps(judged_by)
-    values = circuit_values(model, prepared, circuit.mask[None], [judged_by], budget=budget)[judged_by.name][0]
-    return _measured(circuit, values, clean, empty, pairs, prepared, judged_by, seed)
+    return _measured(circuit, experiment.values(circuit.mask[None], None)[0], experiment)
 
 
 def ranking(scores: EdgeScores, *, signed: bool, greedy: bool) -> Int[np.ndarray, "edge 2"]:
@@ -210,28 +192,19 @@ def _circuit(
     return replace(circuit, selection=selection)
 
 
-def _measured(
-    circuit: Circuit,
-    values: Float[np.ndarray, " example"],
-    clean: Float[np.ndarray, " example"],
-    empty: Float[np.ndarray, " example"],
-    pairs: PairSet | PairBatch,
-    prepared: Prepared,
-    metric: Metric,
-    seed: int,
-) -> Circuit:
+def _measured(circuit: Circuit, values: Float[np.ndarray, " example"], experiment: Experiment) -> Circuit:
     """The circuit with its metric on the discovery pairs as a faithfulness, and with what that was measured on."""
     assert circuit.selection is not None
-    gained, gap = values - empty, clean - empty
-    interval = stats.ratio_interval(gained, gap, seed)
+    gained, gap = values - experiment.empty, experiment.clean - experiment.empty
+    interval = stats.ratio_interval(gained, gap, experiment.seed)
     selection = replace(
         circuit.selection,
         faithfulness=float(stats.ratio_of_means(gained, gap)),
         interval=(float(interval.low), float(interval.high)),
-        metric=metric.name,
-        ablation=prepared.replacement.kind,
+        metric=experiment.metric.name,
+        ablation=experiment.replacement.kind,
         n_pairs=len(values),
-        prompts=frozenset(key for keys in prompt_keys(pairs) for key in keys),
+        prompts=frozenset(key for keys in prompt_keys(experiment.pairs) for key in keys),
     )
     return replace(circuit, selection=selection)
 
@@ -243,21 +216,8 @@ class _Search:
         values: The metric of each size's circuit that was run, per example.
     """
 
-    def __init__(
-        self,
-        model: Model,
-        scores: EdgeScores,
-        prepared: Prepared,
-        metric: Metric,
-        order: Int[np.ndarray, "edge 2"],
-        budget: int | None,
-        progress: Progress,
-    ) -> None:
-        self._model, self._scores, self._prepared, self._metric = model, scores, prepared, metric
-        self._budget, self._progress = budget, progress
-        self._order = order
-        clean, self._empty = prepared.gaps(metric)
-        self._gap = clean - self._empty
+    def __init__(self, experiment: Experiment, scores: EdgeScores, order: Int[np.ndarray, "edge 2"]) -> None:
+        self._experiment, self._scores, self._order = experiment, scores, order
         self.values: dict[int, Float[np.ndarray, " example"]] = {}
 
     def smallest(self, target: float) -> int:
@@ -267,7 +227,7 @@ class _Search:
         last_miss = 0
         for start in range(0, len(sizes), AT_ONCE):
             chunk = sizes[start : start + AT_ONCE]
-            self._progress("select", chunk[-1], total)
+            self._experiment.progress("select", chunk[-1], total)
             for size, reached in zip(chunk, self._faithfulness(chunk), strict=True):
                 if _fits(reached, target):
                     return self._refined(last_miss, size, target)
@@ -284,10 +244,9 @@ class _Search:
 
     def _faithfulness(self, sizes: Sequence[int]) -> Float[np.ndarray, " size"]:
         masks = np.stack([self._mask(size) for size in sizes])
-        found = circuit_values(self._model, self._prepared, masks, [self._metric], budget=self._budget)
-        values = found[self._metric.name]
+        values, empty = self._experiment.values(masks, None), self._experiment.empty
         self.values |= dict(zip(sizes, values, strict=True))
-        return stats.ratio_of_means(values - self._empty, self._gap)
+        return stats.ratio_of_means(values - empty, self._experiment.clean - empty)
 
     def _mask(self, size: int) -> Bool[np.ndarray, "writer reader"]:
         return prune(mask_of(self._order[:size], self._scores.layout), self._scores.layout)

@@ -15,7 +15,7 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,18 +30,19 @@ from circuitlab.data.registry import load_task
 from circuitlab.data.task import Task
 from circuitlab.discovery.resampling import by_example, resampled
 from circuitlab.discovery.scores import EdgeScores
-from circuitlab.discovery.scoring import find_method, score_edges, scored_under
-from circuitlab.discovery.selection import select
+from circuitlab.discovery.scoring import find_method, score, scored_under
+from circuitlab.discovery.selection import select_circuit
 from circuitlab.drawing import draw
 from circuitlab.errors import ConfigError, UnknownNameError
 from circuitlab.graphs.circuit import Circuit
 from circuitlab.graphs.ranking import edge_places
 from circuitlab.graphs.selection import SelectionRule
-from circuitlab.metrics import Metric, MetricLike, metric_for
+from circuitlab.metrics import MetricLike
 from circuitlab.models.modes import in_ordinary_modes
 from circuitlab.models.protocol import Model
-from circuitlab.patching.runs.replacement import Replacement, needs_reference, resolve_replacement
-from circuitlab.progress import Progress, callback, reports_progress
+from circuitlab.patching.experiment import Experiment
+from circuitlab.patching.runs.replacement import Replacement, needs_reference
+from circuitlab.progress import Progress, callback, reports_progress, silent
 from circuitlab.summary import Summary, largest, plural
 
 if TYPE_CHECKING:
@@ -181,33 +182,6 @@ class Stability(Summary):
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Discovery:
-    """Scores and selection, to be done again and again."""
-
-    model: Model
-    method: str
-    rule: SelectionRule
-    metric: Metric
-    ablation: Replacement
-    seed: int
-    allow_weak_gap: bool
-    budget: int | None
-    options: Mapping[str, Any]
-
-    def scored(self, given: PairSet | PairBatch) -> EdgeScores:
-        return score_edges(
-            self.model, given, self.method, metric=self.metric, seed=self.seed, budget=self.budget,
-            ablation=scored_under(find_method(self.method), self.ablation), **self.options,
-        )  # fmt: skip
-
-    def selected(self, scores: EdgeScores, given: PairSet | PairBatch) -> Circuit:
-        return select(
-            self.model, scores, given, **self.rule.arguments, metric=self.metric, ablation=self.ablation,
-            seed=self.seed, allow_weak_gap=self.allow_weak_gap, budget=self.budget,
-        )  # fmt: skip
-
-
 @checked
 @in_ordinary_modes
 @reports_progress
@@ -284,44 +258,87 @@ def stability(
     rule = SelectionRule.of(selection, target)
     rule = rule if n_edges is None else replace(rule, n_edges=n_edges)
 
-    def put_in(given: PairSet | PairBatch, apart: PairSet | PairBatch | None, number: int) -> Replacement:
-        return resolve_replacement(model, ablation, pairs=given, reference=apart, seed=number, budget=budget)
+    given, apart = pairs, reference
+    if task is not None:
+        given, apart = _draw(task, model, n, seed, ablation)
+    assert isinstance(given, PairSet | PairBatch)
+    experiment = Experiment(model, given, metric, ablation, apart, seed, allow_weak_gap, budget, callback(progress))
+    options |= method_options or {}
+    known = _scored(experiment, method, options) if scores is None else scores
+    circuit = select_circuit(experiment, known, rule)
+    experiment.recordings.release()  # memory for the repetitions
+    if over == "bootstrap":
+        return over_resamples(experiment, known, circuit, method, rule, n_resamples, options)
+    assert task is not None
+    return over_seeds(experiment, task, circuit, method, rule, n_resamples, options)
 
-    def drawn_by(number: int) -> tuple[PairSet, Replacement]:
-        assert task is not None
-        splits = task.pairs(model, n=n, seed=number, reference=needs_reference(ablation))
-        return splits.discovery, put_in(splits.discovery, splits.reference, number)
 
-    if isinstance(pairs, PairSet | PairBatch):
-        given, under = pairs, put_in(pairs, reference, seed)
-    else:
-        given, under = drawn_by(seed)
-    whole = _Discovery(
-        model=model, method=method, rule=rule, metric=metric_for(metric, given), budget=budget,
-        ablation=under, seed=seed, allow_weak_gap=allow_weak_gap, options=options | dict(method_options or {}),
-    )  # fmt: skip
-    known = whole.scored(given) if scores is None else scores
-    circuit = whole.selected(known, given)
-    if over == "seeds":
-        circuits, rescored = _over_seeds(whole, drawn_by, range(seed + 1, seed + 1 + n_resamples)), True
-    else:
-        each = by_example(given, whole.scored, callback(progress))
-        drawn = resampled(given, known, each, whole.scored, n_resamples, seed)
-        one = replace(whole, allow_weak_gap=True)
-        circuits, rescored = (one.selected(found, again) for again, found in drawn), each is None
+def over_resamples(
+    experiment: Experiment,
+    scores: EdgeScores,
+    circuit: Circuit,
+    method: str,
+    rule: SelectionRule,
+    n: int,
+    options: Mapping[str, Any],
+) -> Stability:
+    """The discovery on `n` bootstrap resamples of an experiment's pairs.
+
+    Args:
+        experiment: The pairs.
+        scores: Their scores.
+        circuit: Their circuit.
+        method: How edges are scored.
+        rule: How circuits are selected.
+        n: How many resamples.
+        options: What the method is told, `steps` included.
+    """
+
+    def scored(given: PairSet | PairBatch) -> EdgeScores:
+        return _scored(experiment.on(given), method, options)
+
+    each = by_example(experiment, scored)
+    drawn = resampled(experiment.pairs, scores, each, scored, n, experiment.seed)
+    circuits = (select_circuit(experiment.on(given), found, rule) for given, found in drawn)
+    return _stability(experiment, circuit, circuits, n, over="bootstrap", method=method, rescored=each is None)
+
+
+def over_seeds(
+    experiment: Experiment,
+    task: Task,
+    circuit: Circuit,
+    method: str,
+    rule: SelectionRule,
+    n: int,
+    options: Mapping[str, Any],
+) -> Stability:
+    """The discovery on new prompts of the `n` seeds after the experiment's; arguments as of `over_resamples`."""
+
+    def found_by(seed: int) -> Circuit:
+        given, apart = _draw(task, experiment.model, experiment.n_examples, seed, experiment.ablation)
+        one = replace(experiment, pairs=given, reference=apart, seed=seed, progress=silent)
+        return select_circuit(one, _scored(one, method, options), rule)
+
+    seeds = range(experiment.seed + 1, experiment.seed + 1 + n)
+    return _stability(experiment, circuit, map(found_by, seeds), n, over="seeds", method=method, rescored=True)
+
+
+def _stability(
+    experiment: Experiment, circuit: Circuit, circuits: Iterable[Circuit], n: int, **about: Any
+) -> Stability:
     places = edge_places(circuit.layout)
-    chosen = np.zeros((n_resamples, len(places)), dtype=bool)
+    chosen = np.zeros((n, len(places)), dtype=bool)
     for number, found in enumerate(circuits):
         chosen[number] = found.mask[places[:, 0], places[:, 1]]
-        callback(progress)(f"stability over {over}", number + 1, n_resamples)
-    return Stability(circuit=circuit, chosen=chosen, over=over, method=method, seed=seed, rescored=rescored)
+        experiment.progress(f"stability over {about['over']}", number + 1, n)
+    return Stability(circuit=circuit, chosen=chosen, seed=experiment.seed, **about)
 
 
-def _over_seeds(
-    whole: _Discovery, drawn_by: Callable[[int], tuple[PairSet, Replacement]], seeds: Iterable[int]
-) -> Iterator[Circuit]:
-    """The circuits of new prompts, seed after seed."""
-    for seed in seeds:
-        given, under = drawn_by(seed)
-        one = replace(whole, seed=seed, ablation=under)
-        yield one.selected(one.scored(given), given)
+def _scored(experiment: Experiment, method: str, options: Mapping[str, Any]) -> EdgeScores:
+    return score(scored_under(find_method(method), experiment), method, **options)
+
+
+def _draw(task: Task, model: Model, n: int, seed: int, ablation: str | Replacement) -> tuple[PairSet, PairSet | None]:
+    """A task's discovery pairs, and the reference pairs that an ablation needs."""
+    splits = task.pairs(model, n=n, seed=seed, reference=needs_reference(ablation))
+    return splits.discovery, splits.reference

@@ -21,15 +21,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from circuitlab.data.batch import PairBatch
-from circuitlab.data.pairs import PairSet
 from circuitlab.discovery.gates import logit, uniform_gates
 from circuitlab.discovery.mask_training import MaskLoss, Training, check_learning, training_key
 from circuitlab.discovery.scores import EdgeScores
 from circuitlab.errors import ConfigError
-from circuitlab.metrics import Metric
-from circuitlab.models.protocol import Model
-from circuitlab.progress import Progress
+from circuitlab.patching.experiment import Experiment
 
 # Where every theta begins: mostly open, and between 0 and 1 in an example out of eleven.
 BEGIN = 0.9
@@ -47,33 +43,23 @@ def check_ugs(*, penalty: float, **learning: Any) -> None:
 
 
 def score_ugs(
-    model: Model,
-    pairs: PairSet | PairBatch,
-    metric: Metric,
+    experiment: Experiment,
     *,
     penalty: float = 1e-3,
     updates: int = 400,
     rate: float = 0.1,
     batch_size: int = 16,
     checkpoint: str | None = None,
-    seed: int = 0,
-    budget: int | None = None,
-    progress: Progress,
 ) -> EdgeScores:
     """Learn probabilities; see the module.
 
     Args:
-        model: The model.
-        pairs: The examples.
-        metric: Not used: what is kept small is the divergence from the whole model.
+        experiment: The examples. Its metric is not used: what is kept small is the divergence from the whole model.
         penalty: Nats that an edge must be worth.
         updates: Steps.
         rate: Step size of phi.
         batch_size: Examples a step.
         checkpoint: File (safetensors) that keeps the state; a run that finds it goes on from there.
-        seed: Of examples and gates; the same seed gives the same bytes.
-        budget: Bytes that a packed run may take.
-        progress: Called with (step, done, total).
 
     Returns:
         Scores between 0 and 1, `training` the curve (kl, edges: the sum of theta), and in `checks` that sum and the
@@ -85,29 +71,29 @@ def score_ugs(
         RunError: The checkpoint is of another training.
     """
     check_ugs(penalty=penalty, updates=updates, rate=rate, batch_size=batch_size)
-    loss = MaskLoss(model, pairs, batch_size=batch_size, seed=seed, budget=budget)
-    phi = torch.full((int(loss.edges.sum()),), logit(BEGIN), dtype=model.dtype, device=model.device)
+    loss = MaskLoss(experiment, batch_size)
+    phi = torch.full((int(loss.edges.sum()),), logit(BEGIN), dtype=loss.model.dtype, device=loss.model.device)
     settings = {"method": "ugs", "penalty": penalty, "updates": updates, "rate": rate, "batch_size": batch_size}
     training = Training(
         parameters={"phi": phi},
         optimizers=(torch.optim.Adam([phi], lr=rate),),
         path=None if checkpoint is None else Path(checkpoint),
-        key=training_key(loss, pairs, {**settings, "seed": seed}),
+        key=training_key(loss, {**settings, "seed": experiment.seed}),
     )
     training.resume()
     while training.step < updates:
         _step(loss, training, penalty)
-        progress("ugs", training.step, updates)
+        experiment.progress("ugs", training.step, updates)
     training.save()
     theta = torch.sigmoid(phi)
     last = training.curve["kl"][-max(1, updates // 10) :]
     return EdgeScores(
-        spec=model.spec,
+        spec=loss.model.spec,
         values=loss.as_matrix(theta),
         standard_error=loss.as_matrix((theta * (1 - theta)).sqrt()),
         method="ugs",
-        metric=metric.name,
-        n_examples=loss.n_examples,
+        metric=experiment.metric.name,
+        n_examples=experiment.n_examples,
         checks={"edges": float(theta.sum()), "kl": float(np.mean(last))},
         training=training.curve,
     )

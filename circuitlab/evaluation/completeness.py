@@ -21,8 +21,9 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool
 
-from circuitlab.evaluation.judge import Judge
+from circuitlab.evaluation.checks import kept_neurons
 from circuitlab.graphs.circuit import Circuit
+from circuitlab.patching.experiment import Experiment
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,16 +46,17 @@ class Knockout:
         return abs(self.circuit - self.model)
 
 
-def complement_faithfulness(judge: Judge, circuit: Circuit) -> float:
+def complement_faithfulness(experiment: Experiment, circuit: Circuit) -> float:
     """Faithfulness of the model without the circuit's edges, or its neurons along them; run as it is, not pruned."""
-    return float(judge.faithfulness_without(circuit.mask[None], "complement")[0])
+    found = experiment.faithfulness_without(circuit.mask[None], "complement", neurons=kept_neurons(circuit))
+    return float(found[0])
 
 
-def knockouts(judge: Judge, circuit: Circuit, n: int, rng: np.random.Generator) -> tuple[Knockout, ...]:
+def knockouts(experiment: Experiment, circuit: Circuit, n: int, rng: np.random.Generator) -> tuple[Knockout, ...]:
     """So many random parts of the circuit, each taken out of the circuit and of the model; see the module.
 
     Args:
-        judge: The data set.
+        experiment: The data set.
         circuit: The circuit.
         n: How many parts.
         rng: All randomness comes from it.
@@ -65,8 +67,9 @@ def knockouts(judge: Judge, circuit: Circuit, n: int, rng: np.random.Generator) 
     if not circuit.n_edges or not n:
         return ()
     parts = np.stack([_part(circuit.mask, rng) for _ in range(n)])
-    damaged = judge.faithfulness(circuit.mask & ~parts, "knockouts", part=True)
-    rest = judge.faithfulness_without(parts, "knockouts")
+    neurons = kept_neurons(circuit)
+    damaged = experiment.faithfulness(circuit.mask & ~parts, "knockouts", neurons=neurons)
+    rest = experiment.faithfulness_without(parts, "knockouts", neurons=neurons)
     return tuple(Knockout(int(part.sum()), float(c), float(m)) for part, c, m in zip(parts, damaged, rest, strict=True))
 
 

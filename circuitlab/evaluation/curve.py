@@ -8,10 +8,10 @@ import numpy as np
 from jaxtyping import Bool
 
 from circuitlab.evaluation.areas import MIB_SHARES, CurvePoint, mib_sizes
-from circuitlab.evaluation.judge import Judge
 from circuitlab.graphs.circuit import Circuit
 from circuitlab.graphs.prune import prune, real_edges
 from circuitlab.graphs.ranking import mask_of, ranked_edges
+from circuitlab.patching.experiment import Experiment
 
 SUFFICES = 0.9
 # How many sizes are tried between the last of MIB's that falls short and the first that suffices.
@@ -22,7 +22,7 @@ SLACK = 1e-4
 Curve = tuple[CurvePoint, ...]
 
 
-def curves(judge: Judge, circuit: Circuit) -> tuple[Curve, Curve]:
+def curves(experiment: Experiment, circuit: Circuit) -> tuple[Curve, Curve]:
     """Faithfulness at MIB's sizes, edges ranked by absolute and by signed score; empty without scores.
 
     An edge without a score (NaN) counts as the best of all, as in EAP-IG: what was not scored is kept. A circuit has no
@@ -33,11 +33,11 @@ def curves(judge: Judge, circuit: Circuit) -> tuple[Curve, Curve]:
         return (), ()
     sizes = mib_sizes(circuit.layout.n_edges)
     masks = np.concatenate([_top(circuit, sizes, signed=signed) for signed in (False, True)])
-    points = _points(judge, masks, [*sizes, *sizes], "curve")
+    points = _points(experiment, masks, [*sizes, *sizes], "curve")
     return points[: len(MIB_SHARES)], points[len(MIB_SHARES) :]
 
 
-def smallest_sufficient(judge: Judge, circuit: Circuit, curve: Curve) -> CurvePoint | None:
+def smallest_sufficient(experiment: Experiment, circuit: Circuit, curve: Curve) -> CurvePoint | None:
     """The smallest circuit of top edges by absolute score with a faithfulness of at least 0.9, of those that were run.
 
     Between MIB's first size that suffices and the one before, up to 12 more are run, evenly on a logarithmic axis.
@@ -50,7 +50,7 @@ def smallest_sufficient(judge: Judge, circuit: Circuit, curve: Curve) -> CurvePo
             sizes = sorted({int(n) for n in steps} - {low, point.n_edges_nominal} - {0})
             if not sizes:
                 return point
-            tried = _points(judge, _top(circuit, sizes, signed=False), sizes, "smallest")
+            tried = _points(experiment, _top(circuit, sizes, signed=False), sizes, "smallest")
             return next((one for one in tried if one.faithfulness >= SUFFICES), point)
     return None
 
@@ -65,8 +65,10 @@ def overshoots(curve: Curve) -> bool:
     return any(point.faithfulness > 1 + SLACK for point in curve)
 
 
-def _points(judge: Judge, masks: Bool[np.ndarray, "size writer reader"], nominal: Sequence[int], step: str) -> Curve:
-    found = judge.faithfulness(masks, step)
+def _points(
+    experiment: Experiment, masks: Bool[np.ndarray, "size writer reader"], nominal: Sequence[int], step: str
+) -> Curve:
+    found = experiment.faithfulness(masks, step)
     return tuple(
         CurvePoint(int(mask.sum()), size, float(value)) for mask, size, value in zip(masks, nominal, found, strict=True)
     )

@@ -16,10 +16,9 @@ from circuitlab.data.batching import prompt_keys
 from circuitlab.data.pairs import PairSet
 from circuitlab.errors import ConfigError
 from circuitlab.evaluation.areas import Areas, CurvePoint
+from circuitlab.evaluation.checks import check_circuit, kept_neurons
 from circuitlab.evaluation.completeness import Knockout, complement_faithfulness, knockouts
 from circuitlab.evaluation.curve import SUFFICES, curves, highest, overshoots, smallest_sufficient
-from circuitlab.evaluation.gap import Gap
-from circuitlab.evaluation.judge import Judge
 from circuitlab.evaluation.minimality import Minimality, minimality_of
 from circuitlab.evaluation.warnings import warnings_of
 from circuitlab.graphs.circuit import Circuit
@@ -28,6 +27,8 @@ from circuitlab.graphs.selection import Selection
 from circuitlab.metrics import MetricLike, resolve
 from circuitlab.models.modes import in_ordinary_modes
 from circuitlab.models.protocol import Model
+from circuitlab.patching.experiment import Experiment
+from circuitlab.patching.gap import Gap
 from circuitlab.patching.runs.replacement import Replacement
 from circuitlab.progress import Progress, callback, reports_progress
 from circuitlab.summary import Summary, plural
@@ -306,7 +307,7 @@ def evaluate(
         ConfigError: `n_random` or `n_knockouts` is negative; means without reference prompts, or with prompts that are
             scored or do not go with them; reference prompts that nothing needs.
         MetricError: The metric does not tell the whole model and the empty circuit apart
-            (`circuitlab.evaluation.gap`), or gives the wrong shape or NaN.
+            (`circuitlab.patching.gap`), or gives the wrong shape or NaN.
 
     Example:
         >>> from circuitlab import evaluate, load_model, load_task, score_edges, select
@@ -318,42 +319,58 @@ def evaluate(
         >>> found.faithfulness > 0.8
         True
     """
+    experiment = Experiment(model, pairs, metric, ablation, reference, seed, allow_weak_gap, budget, callback(progress))
+    return evaluate_circuit(
+        experiment, circuit, n_random=n_random, n_knockouts=n_knockouts, minimality=minimality
+    )  # fmt: skip
+
+
+def evaluate_circuit(
+    experiment: Experiment, circuit: Circuit, *, n_random: int = 20, n_knockouts: int = 10, minimality: bool = True
+) -> Evaluation:
+    """Evaluate a circuit on an experiment's pairs; arguments, result and errors as of `evaluate`."""
     for name, n, what in (("n_random", n_random, "circuits"), ("n_knockouts", n_knockouts, "parts")):
         if n < 0:
             raise ConfigError(f"{name} is {n}; it counts random {what} and cannot be negative.")
-    judge = Judge.of(
-        model, circuit, pairs, metric=metric, ablation=ablation, reference=reference, seed=seed,
-        allow_weak_gap=allow_weak_gap, budget=budget, progress=callback(progress),
-    )  # fmt: skip
-    layout, prepared = circuit.layout, judge.prepared
-    own = judge.all_metrics(circuit.mask)
-    curve, by_sign = curves(judge, circuit)
+    check_circuit(circuit, experiment.model)
+    layout, seed, metric = circuit.layout, experiment.seed, experiment.metric
+    accuracy, kl = resolve("accuracy"), resolve("kl")
+    _, (accurate, _) = experiment.recordings.ends(metric, accuracy)
+    experiment.gap  # noqa: B018 - refuses pairs on which there is nothing to explain
+    metrics = list({one.name: one for one in (metric, accuracy, kl)}.values())
+    own = {
+        name: values[0]
+        for name, values in experiment.measure(
+            circuit.mask[None], metrics, "circuit", neurons=kept_neurons(circuit)
+        ).items()
+    }
+    curve, by_sign = curves(experiment, circuit)
     rng = np.random.default_rng([seed, 2])
     chance = [random_circuit(layout, circuit.n_edges, rng) for _ in range(n_random)] if circuit.n_edges else []
     return Evaluation(
-        metric=judge.metric.name,
-        ablation=prepared.replacement.kind,
-        clean=judge.clean,
-        corrupt=prepared.corrupted(judge.metric),
-        empty=judge.empty,
-        circuit=own[judge.metric.name],
+        metric=metric.name,
+        ablation=experiment.replacement.kind,
+        clean=experiment.clean,
+        corrupt=experiment.corrupt,
+        empty=experiment.empty,
+        circuit=own[metric.name],
         n_edges=circuit.n_edges,
         n_edges_weighted=circuit.n_edges_weighted,
         n_edges_total=layout.n_edges,
         n_nodes=len(circuit.nodes),
-        accuracy_model=float(prepared.gaps(resolve("accuracy"))[0].mean()),
+        accuracy_model=float(accurate.mean()),
         accuracy_circuit=float(own["accuracy"].mean()),
         kl=float(own["kl"].mean()),
         curve=curve,
         curve_signed=by_sign,
-        smallest=smallest_sufficient(judge, circuit, curve),
-        complement=complement_faithfulness(judge, circuit),
-        knockouts=knockouts(judge, circuit, n_knockouts, np.random.default_rng([seed, 3])),
-        minimality=minimality_of(judge, circuit, own[judge.metric.name], seed) if minimality else None,
-        random=tuple(judge.faithfulness(np.stack(chance), "random circuits").tolist()) if chance else (),
+        smallest=smallest_sufficient(experiment, circuit, curve),
+        complement=complement_faithfulness(experiment, circuit),
+        knockouts=knockouts(experiment, circuit, n_knockouts, np.random.default_rng([seed, 3])),
+        minimality=minimality_of(experiment, circuit, own[metric.name]) if minimality else None,
+        random=tuple(experiment.faithfulness(np.stack(chance), "random circuits").tolist()) if chance else (),
         seed=seed,
         selection=circuit.selection,
-        n_seen=_seen(circuit.selection, pairs),
+        n_seen=_seen(circuit.selection, experiment.pairs),
     )
 
 

@@ -18,10 +18,11 @@ import numpy as np
 from jaxtyping import Float
 
 from circuitlab import stats
-from circuitlab.evaluation.judge import Judge
+from circuitlab.evaluation.checks import kept_neurons
 from circuitlab.graphs.circuit import Circuit
 from circuitlab.graphs.ranking import edge_places
 from circuitlab.parts import Edge
+from circuitlab.patching.experiment import Experiment
 from circuitlab.summary import Summary, largest, plural
 
 if TYPE_CHECKING:
@@ -71,18 +72,17 @@ class Minimality(Summary):
         yield from largest(self.effect, lambda number: self.edges[number].name, label="largest effect")
 
 
-def minimality_of(judge: Judge, circuit: Circuit, whole: Float[np.ndarray, " example"], seed: int) -> Minimality:
+def minimality_of(experiment: Experiment, circuit: Circuit, whole: Float[np.ndarray, " example"]) -> Minimality:
     """Run the circuit once without each of its edges; see the module.
 
     Args:
-        judge: The data set.
+        experiment: The data set.
         circuit: The circuit.
         whole: The metric of the circuit with all its edges, per example.
-        seed: Of the intervals.
     """
-    lost = whole - without_each(judge, circuit)
-    gap = judge.clean - judge.empty
-    interval = stats.ratio_interval(lost, gap, seed)
+    lost = whole - without_each(experiment, circuit)
+    gap = experiment.clean - experiment.empty
+    interval = stats.ratio_interval(lost, gap, experiment.seed)
     return Minimality(
         edges=tuple(edge for edge, _ in circuit.edges()),
         effect=stats.ratio_of_means(lost, gap),
@@ -91,15 +91,15 @@ def minimality_of(judge: Judge, circuit: Circuit, whole: Float[np.ndarray, " exa
     )
 
 
-def without_each(judge: Judge, circuit: Circuit) -> Float[np.ndarray, "edge example"]:
+def without_each(experiment: Experiment, circuit: Circuit) -> Float[np.ndarray, "edge example"]:
     """The metric of the circuit without each of its edges, in the order of `Layout.edges`."""
     places = edge_places(circuit.layout)
     places = places[circuit.mask[places[:, 0], places[:, 1]]]
     size = max(1, MASKED_AT_ONCE // circuit.mask.size)
-    found = [np.zeros((0, len(judge.clean)))]
+    found, neurons = [np.zeros((0, experiment.n_examples))], kept_neurons(circuit)
     for start in range(0, len(places), size):
         part = places[start : start + size]
         masks = np.repeat(circuit.mask[None], len(part), axis=0)
         masks[np.arange(len(part)), part[:, 0], part[:, 1]] = False
-        found.append(judge.values(masks, "minimality", part=True))
+        found.append(experiment.values(masks, "minimality", neurons=neurons))
     return np.concatenate(found)

@@ -14,8 +14,8 @@ from typing import Protocol
 import numpy as np
 from jaxtyping import Float
 
-from circuitlab.evaluation.gap import Gap
 from circuitlab.graphs.selection import Selection
+from circuitlab.patching.gap import Gap
 
 SHARE = 0.5
 # Intervals of fewer pairs say nothing of other pairs.

@@ -21,6 +21,7 @@ from circuitlab.features.prompts import prompts_of
 from circuitlab.models.modes import in_ordinary_modes
 from circuitlab.models.protocol import Model
 from circuitlab.patching.runs.packing import packs, rows_per_pack
+from circuitlab.resources import Resources
 from circuitlab.summary import Summary, largest, plural
 
 if TYPE_CHECKING:
@@ -193,7 +194,7 @@ def features(model: Model, autoencoder: Autoencoder, texts: Texts, *, budget: in
         entries
         for batch in prompts.batches
         for part in packs(
-            len(batch.tokens), rows_per_pack(model, batch.tokens.shape[1], budget, 8 * model.spec.n_layers)
+            len(batch.tokens), rows_per_pack(model, batch.tokens.shape[1], Resources(budget), 8 * model.spec.n_layers)
         )
         for entries in [_entries(model, autoencoder, batch.tokens[part], batch.index[part])]
     ]

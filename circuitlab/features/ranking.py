@@ -32,15 +32,14 @@ from circuitlab.features.autoencoder import Autoencoder
 from circuitlab.features.descriptions import Descriptions
 from circuitlab.features.differences import differences
 from circuitlab.features.place import activation, check_fits, run_on
-from circuitlab.metrics import Metric, MetricLike
+from circuitlab.metrics import Metric, MetricLike, metric_for
 from circuitlab.models.modes import in_ordinary_modes
 from circuitlab.models.protocol import Model
+from circuitlab.patching.experiment import Experiment
 from circuitlab.patching.gradients.slopes import judged
 from circuitlab.patching.grid import Grid
-from circuitlab.patching.runs.baseline import Baseline, at_answer, check_gap, record_baseline
-from circuitlab.patching.runs.packing import fitting
+from circuitlab.patching.runs.baseline import Baseline, at_answer
 from circuitlab.patching.runs.reach import tokens_that_matter
-from circuitlab.patching.sweeps.plan import plan_sweep
 from circuitlab.progress import Progress, callback, reports_progress
 from circuitlab.summary import Summary, largest, plural
 
@@ -192,25 +191,25 @@ def rank_features(
     if steps < 1:
         raise ConfigError(f"steps={steps}: the gradient is taken at one point at least.")
     own = autoencoder.to(model.device, autoencoder.w_enc.dtype)
-    plan = plan_sweep(model, pairs, "resid_pre", metric=metric, axis="all", budget=budget)
-    judge = plan.metrics[0]
+    judge = metric_for(metric, pairs)
     if not judge.smooth:
         raise MetricError(f"metric {judge.name!r} has no gradient. Use logit_diff, prob_diff or log_prob.")
-    parts = [
-        p for batch in plan.batches for p in fitting(model, batch, budget, ALIVE * (model.spec.n_layers - own.layer))
-    ]
-    ends = np.zeros((4, plan.n_examples))  # clean, corrupt, error, total
+    experiment = Experiment(
+        model, pairs, judge, seed=seed, allow_weak_gap=True, budget=budget, progress=callback(progress)
+    )
+    experiment.prompt_gap  # noqa: B018 - refuses a metric that does not tell the two runs apart
+    parts = experiment.recordings.parts(ALIVE * (model.spec.n_layers - own.layer))
+    ends = np.zeros((4, experiment.n_examples))  # clean, corrupt, error, total
     sums: dict[int, list[tuple[int, float, float]]] = {}
     for number, batch in enumerate(parts):
-        baseline, where = record_baseline(model, batch), batch.index.cpu().numpy()
+        baseline, where = experiment.recordings.baseline(batch), batch.index.cpu().numpy()
         slope = mean_slope(model, own, baseline, judge, at, steps)
         scored, error, total = _scores(model, own, baseline, slope, at)
         both = torch.stack([*baseline.gap(judge), error, total])
         ends[:, where] = both.double().cpu().numpy()
         for feature, example, score, change in scored:
             sums.setdefault(feature, []).append((int(where[example]), score, change))
-        callback(progress)("attribution", number + 1, len(parts))
-    check_gap(judge, ends[0], ends[1])
+        experiment.progress("attribution", number + 1, len(parts))
     if not sums:
         raise ConfigError(f"no feature of autoencoder {own.name!r} differs between the clean and the corrupted runs.")
     return _ranked(own, judge, ends, sums, at if steps == 1 else "between", steps, seed)

@@ -28,10 +28,11 @@ from circuitlab.features.prompts import n_front, prompts_of
 from circuitlab.metrics import MetricLike
 from circuitlab.models.modes import in_ordinary_modes
 from circuitlab.models.protocol import BlockArguments, Model, Recording
-from circuitlab.patching.runs.baseline import at_answer, record_baseline
+from circuitlab.patching.experiment import Experiment
+from circuitlab.patching.runs.baseline import at_answer
 from circuitlab.patching.runs.packing import packs, rows_per_pack
-from circuitlab.patching.sweeps.plan import plan_sweep
 from circuitlab.predictions.streams import logits_by_part
+from circuitlab.resources import Resources
 from circuitlab.summary import Summary, plural
 
 Edit = Callable[[Tensor], Tensor]
@@ -171,7 +172,7 @@ def quality(
         n = batch.tokens.shape[1]
         if n < since + 2:
             raise ConfigError(f"a text of {n} tokens has none to predict behind its first {since}; give longer ones.")
-        for part in packs(len(batch.tokens), rows_per_pack(model, n, budget, 8 * model.spec.n_layers)):
+        for part in packs(len(batch.tokens), rows_per_pack(model, n, Resources(budget), 8 * model.spec.n_layers)):
             _measure(model, own, batch.tokens[part], since, sums)
     return sums.quality()
 
@@ -211,17 +212,16 @@ def splice(
     """
     check_fits(model, autoencoder)
     own, since = autoencoder.to(model.device, autoencoder.w_enc.dtype), _kept(model, keep_first)
-    plan = plan_sweep(model, pairs, "resid_pre", metric=metric, axis="all", budget=budget)
-    judged_by = plan.metrics[0]
-    values = np.zeros((3, plan.n_examples))
-    for batch in plan.batches:
-        baseline = record_baseline(model, batch)
+    experiment = Experiment(model, pairs, metric, budget=budget)
+    judged_by, spliced = experiment.metric, np.zeros(experiment.n_examples)
+    for baseline in experiment.baselines:
+        batch = baseline.batch
         final = _run(model, own, baseline.clean, baseline.arguments, since, error=error, edit=edit)
         with torch.no_grad():
-            found = judged_by(model.logits(at_answer(final, batch.answer_at)), baseline.batch)
-        together = torch.stack([*baseline.gap(judged_by), found]).double().cpu().numpy()
-        values[:, batch.index.cpu().numpy()] = together
-    return Splice(metric=judged_by.name, clean=values[0], corrupt=values[1], spliced=values[2], seed=seed)
+            found = judged_by(model.logits(at_answer(final, batch.answer_at)), batch)
+        spliced[batch.index.cpu().numpy()] = found.double().cpu().numpy()
+    clean, corrupt = experiment.clean, experiment.corrupt
+    return Splice(metric=judged_by.name, clean=clean, corrupt=corrupt, spliced=spliced, seed=seed)
 
 
 def through(

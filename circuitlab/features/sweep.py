@@ -24,8 +24,9 @@ from circuitlab.metrics import MetricLike
 from circuitlab.models.changes import Change
 from circuitlab.models.modes import in_ordinary_modes
 from circuitlab.models.protocol import Model, Recording
+from circuitlab.patching.experiment import Experiment
 from circuitlab.patching.grid import Grid
-from circuitlab.patching.runs.baseline import Baseline, check_gap, judge_all, record_baseline
+from circuitlab.patching.runs.baseline import Baseline, judge_all
 from circuitlab.patching.runs.packing import Packer, rows_at_once
 from circuitlab.patching.sweeps.cells import cells_of, run_cells, window
 from circuitlab.patching.sweeps.patches import Patches, Runs
@@ -85,20 +86,23 @@ def sweep_features(
     check_fits(model, autoencoder)
     own = autoencoder.to(model.device, autoencoder.w_enc.dtype)
     wanted = None if features is None else chosen_features(own, features)
-    plan = plan_sweep(
-        model, pairs, "resid_pre", direction=direction, metric=metric, axis=axis, positions=positions, budget=budget
-    )
-    clean, corrupt, members = _first_pass(plan, own, wanted)
+    experiment = Experiment(
+        model, pairs, metric, seed=seed, allow_weak_gap=True, budget=budget,
+        progress=callback(progress),
+    )  # fmt: skip
+    plan = plan_sweep(experiment, "resid_pre", direction=direction, axis=axis, positions=positions)
+    experiment.prompt_gap  # noqa: B018 - refuses a metric that does not tell the two runs apart
+    clean, corrupt, members = experiment.clean, experiment.corrupt, _members(experiment, own, wanted)
     columns = plan.columns["resid_pre"]
     untouched = corrupt if direction == "denoise" else clean
-    table = np.broadcast_to(untouched, (len(members), len(columns.labels), plan.n_examples)).copy()
+    table = np.broadcast_to(untouched, (len(members), len(columns.labels), experiment.n_examples)).copy()
     packer = Packer()
     for number, batch in enumerate(plan.batches):
         absent = ~columns.masks[number].any(2).cpu().numpy()  # [column, example of the batch]
         column, example = absent.nonzero()
         table[:, column, batch.index.cpu().numpy()[example]] = np.nan
         _sweep_batch(plan, own, number, members, packer, table)
-        callback(progress)("features", number + 1, len(plan.batches))
+        experiment.progress("features", number + 1, len(plan.batches))
     whole = columns.labels == ("all",)
     names = tuple(map(str, members))
     return Grid(
@@ -120,25 +124,19 @@ def sweep_features(
     )
 
 
-def _first_pass(
-    plan: SweepPlan, own: Autoencoder, wanted: tuple[int, ...] | None
-) -> tuple[np.ndarray, np.ndarray, tuple[int, ...]]:
-    """Metric of both runs, and the features that are swept: every batch has to be seen before the first cell."""
-    both = np.zeros((2, plan.n_examples))
+def _members(experiment: Experiment, own: Autoencoder, wanted: tuple[int, ...] | None) -> tuple[int, ...]:
+    """The features that are swept: every batch has to be seen before the first cell."""
+    if wanted is not None:
+        return wanted
     differ = torch.zeros(own.n_features, dtype=torch.bool, device=own.w_enc.device)
-    for batch in plan.batches:
-        baseline = record_baseline(plan.model, batch)
-        values = torch.stack(baseline.gap(plan.metrics[0]))
-        both[:, batch.index.cpu().numpy()] = values.double().cpu().numpy()
-        if wanted is None:
-            differ[differences(plan.model, own, baseline).feature] = True
-    check_gap(plan.metrics[0], both[0], both[1])
-    members = tuple(differ.nonzero().flatten().tolist()) if wanted is None else wanted
+    for baseline in experiment.baselines:
+        differ[differences(experiment.model, own, baseline).feature] = True
+    members = tuple(differ.nonzero().flatten().tolist())
     if not members:
         raise ConfigError(
             f"no feature of autoencoder {own.name!r} differs between the clean and the corrupted runs; name features."
         )
-    return both[0], both[1], members
+    return members
 
 
 def _sweep_batch(
@@ -146,7 +144,7 @@ def _sweep_batch(
 ) -> None:
     """Fill the cells of one batch."""
     model, batch = plan.model, plan.batches[number]
-    baseline = record_baseline(model, batch)
+    baseline = plan.experiment.recordings.baseline(batch)
     denoise = plan.direction == "denoise"
     base, source = (baseline.corrupt, baseline.clean) if denoise else (baseline.clean, baseline.corrupt)
     runs = Runs(model=model, baseline=baseline, base=base, source=source, hidden=lambda _layer: base.resid_final)
@@ -163,7 +161,7 @@ def _sweep_batch(
         member, column, example = (t.cpu().numpy() for t in (some.member, some.column, some.example))
         table[member, column, where[example]] = values.double().cpu().numpy()
 
-    packer.run(len(cells), rows_at_once(model, batch.n_tokens, plan.budget), pack)
+    packer.run(len(cells), rows_at_once(model, batch.n_tokens, plan.experiment.resources), pack)
 
 
 def feature_patches(runs: Runs, own: Autoencoder, members: tuple[int, ...], tokens: torch.Tensor) -> Patches:

@@ -27,6 +27,7 @@ from circuitlab.neurons.asked import Prompt, Tokens, by_length, check_sets, read
 from circuitlab.neurons.log_probs import largest_changes, log_probs_of
 from circuitlab.parts import Stage
 from circuitlab.patching.runs.packing import Packer, rows_at_once
+from circuitlab.resources import Resources
 from circuitlab.summary import Summary, plural
 
 if TYPE_CHECKING:
@@ -186,11 +187,12 @@ def ablation_effect(
     if reference is not None and value != "mean":
         raise ConfigError(f"reference= is for value='mean'; value is {value!r}. Leave one of them out.")
     prompts = read_prompts(model, texts)
+    resources = Resources(budget)
     over = prompts if reference is None else read_prompts(model, reference)
-    held = _means(model, over, chosen, stage, budget) if value == "mean" else _constant(model, chosen, value)
+    held = _means(model, over, chosen, stage, resources) if value == "mean" else _constant(model, chosen, value)
     found: dict[int, TextEffect] = {}
     for numbers in by_length(prompts).values():
-        _run_length(model, [prompts[i] for i in numbers], numbers, chosen, held, stage, budget, found)
+        _run_length(model, [prompts[i] for i in numbers], numbers, chosen, held, stage, resources, found)
     return AblationEffect(
         neurons=chosen, value=value, stage=stage.value, texts=tuple(found[i] for i in range(len(prompts)))
     )
@@ -203,7 +205,7 @@ def _run_length(
     chosen: Mapping[int, tuple[int, ...]],
     held: Held,
     stage: Stage,
-    budget: int | None,
+    resources: Resources,
     found: dict[int, TextEffect],
 ) -> None:
     """Texts of one length, pack by pack."""
@@ -216,7 +218,7 @@ def _run_length(
             found[numbers[at]] = _compare(model, prompts[at], ids[at], before, after)
 
     # Two streams run side by side.
-    Packer().run(len(ids), max(1, rows_at_once(model, ids.shape[1], budget) // 2), run)
+    Packer().run(len(ids), max(1, rows_at_once(model, ids.shape[1], resources) // 2), run)
 
 
 @torch.no_grad()
@@ -285,7 +287,7 @@ def _compare(
 
 @torch.no_grad()
 def _means(
-    model: Model, prompts: Sequence[Tokens], chosen: Mapping[int, tuple[int, ...]], stage: Stage, budget: int | None
+    model: Model, prompts: Sequence[Tokens], chosen: Mapping[int, tuple[int, ...]], stage: Stage, resources: Resources
 ) -> dict[int, Float[Tensor, " neuron"]]:
     """Each neuron's mean over all tokens of some texts but the beginning-of-sequence ones."""
     sums = {layer: torch.zeros(len(c), dtype=torch.float64, device=model.device) for layer, c in chosen.items()}
@@ -304,7 +306,7 @@ def _means(
             for layer, total in part_sums.items():  # at the end: a run that memory ends is done again in parts
                 sums[layer] += total
 
-        Packer().run(len(ids), rows_at_once(model, ids.shape[1], budget), run)
+        Packer().run(len(ids), rows_at_once(model, ids.shape[1], resources), run)
     count = sum(len(prompt) - prompt.n_special for prompt in prompts)
     return {layer: (total / count).to(model.dtype) for layer, total in sums.items()}
 

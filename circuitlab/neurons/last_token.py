@@ -12,6 +12,7 @@ from circuitlab.models.protocol import BlockArguments, Model
 from circuitlab.parts import Stage
 from circuitlab.patching.runs.neuron_values import run_to_mlp
 from circuitlab.patching.runs.packing import Packer, rows_at_once
+from circuitlab.resources import DEFAULT, Resources
 
 Change = Callable[[Float[Tensor, "row seq d_model"], slice], Tensor]
 
@@ -31,7 +32,7 @@ def last_values(
     neuron: int,
     *,
     change: Change | None = None,
-    budget: int | None = None,
+    resources: Resources = DEFAULT,
 ) -> Float[Tensor, " row"]:
     """A neuron's value at the last token of each prompt.
 
@@ -41,7 +42,7 @@ def last_values(
         layer: The neuron's layer.
         neuron: Its number.
         change: What becomes of the embeddings of a slice of rows; they are run as they are by default.
-        budget: Bytes that a run may take; by default a share of what is free.
+        resources: Bytes that a run may take.
     """
     arguments = model.block_arguments(tokens[:1])
     found = torch.zeros(len(tokens), dtype=model.dtype, device=model.device)
@@ -51,5 +52,5 @@ def last_values(
         start = start if change is None else change(start, part)
         found[part] = at_last_token(model, arguments, start, layer, neuron)
 
-    Packer().run(len(tokens), rows_at_once(model, tokens.shape[1], budget), run)
+    Packer().run(len(tokens), rows_at_once(model, tokens.shape[1], resources), run)
     return found

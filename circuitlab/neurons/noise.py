@@ -27,6 +27,7 @@ from circuitlab.models.protocol import Model
 from circuitlab.neurons.asked import Prompt, Tokens, check_count, read_prompt
 from circuitlab.neurons.chosen import neurons_of
 from circuitlab.neurons.last_token import last_values
+from circuitlab.resources import Resources
 from circuitlab.summary import Summary, largest, plural
 
 if TYPE_CHECKING:
@@ -167,9 +168,9 @@ def noise_sensitivity(
         new[torch.arange(len(row), device=start.device), row // n_samples] += noise[row % n_samples]
         return new
 
-    clean = last_values(model, ids, layer, neuron, budget=budget)
+    clean = last_values(model, ids, layer, neuron, resources=Resources(budget))
     rows = ids.expand(n_tokens * n_samples, -1)
-    values = last_values(model, rows, layer, neuron, change=shaken, budget=budget)
+    values = last_values(model, rows, layer, neuron, change=shaken, resources=Resources(budget))
     changes = (values - clean).double().view(n_tokens, n_samples).cpu().numpy()
     return NoiseSensitivity(
         layer=layer, neuron=neuron, tokens=tokens, activation=float(clean), noise_std=std, changes=changes, seed=seed

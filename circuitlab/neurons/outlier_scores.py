@@ -35,6 +35,7 @@ from circuitlab.neurons.chosen import layers_of
 from circuitlab.neurons.log_probs import log_probs_of
 from circuitlab.parts import Stage
 from circuitlab.patching.runs.packing import Packer, rows_at_once
+from circuitlab.resources import Resources
 from circuitlab.summary import Summary, plural, short
 
 if TYPE_CHECKING:
@@ -161,7 +162,7 @@ def outliers(model: Model, prompts: Sequence[Prompt], layer: int = 0, *, budget:
             raise ConfigError(f"text {number} is the single token {prompt.words[-1]!r}: nothing is predicted from it.")
     found: dict[int, PromptOutliers] = {}
     for numbers in by_length(read).values():
-        _run_length(model, layer, [read[i] for i in numbers], numbers, budget, found)
+        _run_length(model, layer, [read[i] for i in numbers], numbers, Resources(budget), found)
     return Outliers(
         layer=layer,
         model_id=model.id,
@@ -176,12 +177,12 @@ def _run_length(
     layer: int,
     prompts: list[Tokens],
     numbers: list[int],
-    budget: int | None,
+    resources: Resources,
     found: dict[int, PromptOutliers],
 ) -> None:
     """Prompts of one length, a pack of prompts after the other."""
     ids = torch.tensor([prompt.ids for prompt in prompts], device=model.device)
-    arguments, size = model.block_arguments(ids[:1]), rows_at_once(model, ids.shape[1], budget)
+    arguments, size = model.block_arguments(ids[:1]), rows_at_once(model, ids.shape[1], resources)
 
     def run(part: slice) -> None:
         base = _record(model, layer, arguments, ids[part])

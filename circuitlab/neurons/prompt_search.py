@@ -41,6 +41,7 @@ from circuitlab.neurons.template import Template, template_of
 from circuitlab.neurons.vocabulary import Vocabulary
 from circuitlab.patching.runs.packing import packs, rows_at_once
 from circuitlab.progress import Progress, callback, reports_progress
+from circuitlab.resources import Resources
 
 # Of AdamW, in units of the root mean square of the embeddings' components: a step turns a vector by about 45 degrees.
 LEARNING_RATE = 1.0
@@ -111,12 +112,12 @@ def optimise_prompts(
     template = template_of(model, n_tokens, dict(fixed or {}))
     search = _Search(
         model=model, layer=layer, neuron=neuron, template=template, vocabulary=Vocabulary.of(model),
-        sign=DIRECTIONS[direction], budget=budget,
+        sign=DIRECTIONS[direction], resources=Resources(budget, callback(progress)),
     )  # fmt: skip
     generator = torch.Generator().manual_seed(seed)
     start = search.vocabulary.draw((n_prompts, template.n_free), generator)
     met = _Met.nothing(n_prompts)
-    _ascend(search, start, generator, met, steps, patience, diversity, learning_rate, callback(progress))
+    _ascend(search, start, generator, met, steps, patience, diversity, learning_rate)
     n_evaluated = 2 * n_prompts * len(met.hard)
     return OptimisedPrompts(
         layer=layer, neuron=neuron, direction=direction, prompts=_best_first(search, met), soft=np.array(met.soft),
@@ -136,7 +137,7 @@ class _Search:
         template: The prompt with its free places.
         vocabulary: What may stand there.
         sign: 1 for the largest values, -1 for the smallest.
-        budget: Bytes, or None.
+        resources: Budget and progress.
     """
 
     model: Model
@@ -145,7 +146,7 @@ class _Search:
     template: Template
     vocabulary: Vocabulary
     sign: float
-    budget: int | None
+    resources: Resources
 
     def prompts(self, places: Int[Tensor, "row _"]) -> Int[Tensor, "row seq"]:
         """Prompts of tokens."""
@@ -185,7 +186,6 @@ def _ascend(
     patience: int,
     diversity: float,
     learning_rate: float,
-    progress: Progress,
 ) -> None:
     """Steps of the module's text until `steps` are done or patience is at its end; fills `met`."""
     model, vocabulary, special = search.model, search.vocabulary, search.template.n_special
@@ -201,7 +201,7 @@ def _ascend(
         met.soft.append(soft.cpu().numpy())
         met.texts.append(tuple("".join(words_of(model, row[special:])) for row in ids))
         idle = 0 if met.better(met.hard[-1], ids, search.sign) else idle + 1
-        progress("search for prompts", step + 1, steps)
+        search.resources.progress("search for prompts", step + 1, steps)
         if idle >= patience:
             break
         penalty = _alike_slope(vectors) if len(vectors) > 1 else torch.zeros_like(slope)
@@ -210,7 +210,7 @@ def _ascend(
         silent_now = slope.flatten(1).norm(dim=1) < SILENT
         fresh = vocabulary.draw((len(vectors), search.template.n_free), generator)
         vectors[silent_now] = vocabulary.vectors[fresh][silent_now]
-    progress("search for prompts", steps, steps)
+    search.resources.progress("search for prompts", steps, steps)
 
 
 def _look(
@@ -218,7 +218,7 @@ def _look(
 ) -> tuple[Float[Tensor, " row"], Float[Tensor, " row"], Float[Tensor, "row _ d_model"]]:
     """The neuron at the projected prompts and at the vectors, and its gradient at the former's embeddings."""
     model, vocabulary, free = search.model, search.vocabulary, list(search.template.free)
-    size = max(1, rows_at_once(model, len(search.template), search.budget) // GRADIENT_ROWS)
+    size = max(1, rows_at_once(model, len(search.template), search.resources) // GRADIENT_ROWS)
     hard, soft, slopes = [], [], []
     for part in packs(len(places), size):
         start = model.embedding(search.prompts(places[part]))
@@ -261,6 +261,6 @@ def _best_first(search: _Search, met: _Met) -> tuple[FoundPrompt, ...]:
 def _random_prompts(search: _Search, n: int, n_best: int, generator: torch.Generator) -> RandomPrompts:
     """So many random prompts with the same fixed words."""
     rows = search.prompts(search.vocabulary.draw((n, search.template.n_free), generator))
-    values = last_values(search.model, rows, search.layer, search.neuron, budget=search.budget).double().cpu()
+    values = last_values(search.model, rows, search.layer, search.neuron, resources=search.resources).double().cpu()
     best = values.topk(min(n_best, n), largest=search.sign > 0).values
     return RandomPrompts(n=n, best=best.numpy(), mean=float(values.mean()), std=float(values.std(unbiased=False)))

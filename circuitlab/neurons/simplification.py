@@ -24,6 +24,7 @@ from circuitlab.models.protocol import Model
 from circuitlab.neurons.asked import Prompt, Tokens, check_count, read_prompt, same_when_typed
 from circuitlab.neurons.chosen import neurons_of
 from circuitlab.neurons.last_token import last_values
+from circuitlab.resources import Resources
 from circuitlab.summary import Summary, plural, short
 
 if TYPE_CHECKING:
@@ -147,7 +148,7 @@ def simplify(
     (neuron,) = neurons_of(model, layer, neuron)
     check_count("keep", keep)
     tokens = read_prompt(model, text)
-    activation = float(last_values(model, tokens.tensor(model.device), layer, neuron, budget=budget))
+    activation = float(last_values(model, tokens.tensor(model.device), layer, neuron, resources=Resources(budget)))
     if until is not None and not until > 0:
         raise ConfigError(f"until is {until}; it is a share of the first activation, such as 0.5.")
     if until is not None and activation <= 0:
@@ -158,7 +159,7 @@ def simplify(
     floor = -float("inf") if until is None else until * activation
     steps = [_step(model, tokens, activation)]
     while len(tokens) - tokens.n_special > keep:
-        at, activation = _best_deletion(model, tokens, layer, neuron, budget)
+        at, activation = _best_deletion(model, tokens, layer, neuron, Resources(budget))
         if activation < floor:
             break
         deleted, tokens = tokens.words[at], Tokens.of(model, tokens.ids_without(at), tokens.n_special)
@@ -166,11 +167,11 @@ def simplify(
     return Simplification(layer=layer, neuron=neuron, steps=tuple(steps))
 
 
-def _best_deletion(model: Model, tokens: Tokens, layer: int, neuron: int, budget: int | None) -> tuple[int, float]:
+def _best_deletion(model: Model, tokens: Tokens, layer: int, neuron: int, resources: Resources) -> tuple[int, float]:
     """The position whose deletion leaves the highest activation, and that activation; one batch."""
     candidates = range(tokens.n_special, len(tokens) - 1)
     rows = torch.tensor([tokens.ids_without(at) for at in candidates], device=model.device)
-    values = last_values(model, rows, layer, neuron, budget=budget)
+    values = last_values(model, rows, layer, neuron, resources=resources)
     best = int(values.argmax())
     return candidates[best], float(values[best])
 

@@ -12,6 +12,7 @@ from circuitlab.data.texts import filled
 from circuitlab.models.protocol import Model
 from circuitlab.patching.runs.baseline import LOGITS_AT_ONCE
 from circuitlab.patching.runs.packing import bytes_per_row, packs, rows_per_pack
+from circuitlab.resources import DEFAULT, Resources
 
 # Bytes of a pack of texts on a CPU: with 192 MB the filling behind shorter texts cost as much again as the texts, with
 # 8 MB the calls did (2,000 texts on the bundled model: 9.6 s, 5.6 s at 64, 8.8 s at 8).
@@ -19,7 +20,7 @@ PACK_BYTES = 48 * 2**20
 
 
 def packs_by_length(
-    model: Model, lengths: Sequence[int], budget: int | None = None, extra_streams: int = 0
+    model: Model, lengths: Sequence[int], resources: Resources = DEFAULT, extra_streams: int = 0
 ) -> Iterator[list[int]]:
     """Which texts to run together: of similar length, the longest first, as many as memory holds.
 
@@ -27,7 +28,7 @@ def packs_by_length(
         model: Its widths say what a token costs. Where tokens see later ones, only texts of one length run together:
             what fills up a shorter one would be seen.
         lengths: Tokens of each text.
-        budget: Bytes; a share of what is free by default.
+        resources: Bytes that a run may take.
         extra_streams: How many more tensors of the stream's size stay alive for every text.
 
     Yields:
@@ -37,7 +38,7 @@ def packs_by_length(
     start = 0
     while start < len(order):
         longest = lengths[order[start]]
-        size = rows_per_pack(model, longest, budget, extra_streams)
+        size = rows_per_pack(model, longest, resources, extra_streams)
         if model.device.type == "cpu":
             size = max(1, min(size, PACK_BYTES // bytes_per_row(model, longest, extra_streams)))
         stop = min(start + size, len(order))
@@ -55,20 +56,20 @@ def final_stream(model: Model, tokens: Int[Tensor, "batch seq"]) -> Float[Tensor
 
 @torch.no_grad()
 def last_streams(
-    model: Model, ids: Sequence[Sequence[int]], budget: int | None = None
+    model: Model, ids: Sequence[Sequence[int]], resources: Resources = DEFAULT
 ) -> Float[Tensor, "text d_model"]:
     """The final stream at the last token of each text.
 
     Args:
         model: The model.
         ids: Tokens of each text.
-        budget: Bytes of one run; a share of what is free by default.
+        resources: Bytes that a run may take.
 
     Returns:
         One row per text.
     """
     found = torch.empty(len(ids), model.spec.d_model, dtype=model.dtype, device=model.device)
-    for chosen in packs_by_length(model, [len(row) for row in ids], budget):
+    for chosen in packs_by_length(model, [len(row) for row in ids], resources):
         tokens, lengths = filled([ids[i] for i in chosen])
         stream = final_stream(model, tokens)
         found[torch.tensor(chosen, device=stream.device)] = stream[torch.arange(len(chosen)), lengths - 1]

@@ -21,11 +21,11 @@ from circuitlab.errors import FormatError
 from circuitlab.evaluation.areas import CurvePoint
 from circuitlab.evaluation.completeness import Knockout
 from circuitlab.evaluation.evaluate import Evaluation
-from circuitlab.evaluation.gap import Gap
 from circuitlab.evaluation.minimality import Minimality
 from circuitlab.graphs.circuit import Circuit
 from circuitlab.graphs.selection import Selection
 from circuitlab.parts import Edge, ModelSpec
+from circuitlab.patching.gap import Gap
 from circuitlab.patching.grid import FRAME_COLUMNS, Grid
 from circuitlab.runs.reader import EVALUATION, RunReader
 from circuitlab.runs.record import Results

@@ -23,7 +23,7 @@ from circuitlab.models.load import load_model
 from circuitlab.models.protocol import Model
 from circuitlab.outputs import at_home
 from circuitlab.patching.runs.replacement import needs_reference
-from circuitlab.progress import Progress
+from circuitlab.progress import Progress, reports_progress
 from circuitlab.runs.manifest import MANIFEST
 from circuitlab.runs.reader import RunReader
 from circuitlab.runs.task_files import task_of_run
@@ -140,6 +140,7 @@ def judging(
     )
 
 
+@reports_progress
 def evaluate_run(
     folder: str | Path,
     *,

@@ -10,34 +10,36 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Unpack
 
 from circuitlab.arguments import checked
-from circuitlab.attribution.attention import AttentionPatterns, attention
+from circuitlab.attribution.attention import AttentionPatterns, attention_in
 from circuitlab.data.fingerprint import task_fingerprint
 from circuitlab.data.pairs import PairSet, PairSplits
 from circuitlab.data.registry import load_task
 from circuitlab.data.task import Task
 from circuitlab.discovery.behaviour import check_behaviour
 from circuitlab.discovery.config import DiscoverConfig, default_folder
-from circuitlab.discovery.scoring import find_method, score_edges, scored_under
-from circuitlab.discovery.selection import select, with_faithfulness
-from circuitlab.discovery.stability import stability as repeat
-from circuitlab.evaluation.evaluate import evaluate
+from circuitlab.discovery.scoring import find_method, score, scored_under
+from circuitlab.discovery.selection import select_circuit, with_faithfulness
+from circuitlab.discovery.stability import over_resamples, over_seeds
+from circuitlab.evaluation.evaluate import evaluate_circuit
 from circuitlab.graphs.circuit import Circuit
 from circuitlab.metrics import Metric, metric_of
 from circuitlab.models.load import load_model
 from circuitlab.models.modes import in_ordinary_modes
 from circuitlab.models.protocol import Model
 from circuitlab.parts import Kind, Layout
-from circuitlab.patching.circuits.metric import prepare
+from circuitlab.patching.experiment import Experiment
 from circuitlab.patching.grid import Grid
-from circuitlab.patching.runs.replacement import Replacement, needs_reference, resolve_replacement
+from circuitlab.patching.runs.replacement import needs_reference
 from circuitlab.patching.sweeps.nodes import sweep_nodes, sweep_some_nodes
 from circuitlab.patching.sweeps.sites import find_site
-from circuitlab.patching.sweeps.sweep import by_site, sweep
-from circuitlab.progress import Progress, callback, reports_progress
+from circuitlab.patching.sweeps.sweep import sweep_grids
+from circuitlab.progress import callback, reports_progress
+from circuitlab.resources import Resources
 from circuitlab.runs.keywords import takes_settings
 from circuitlab.runs.run import Run, writes_run
 from circuitlab.settings import MODEL_SETTINGS, Settings
@@ -80,51 +82,47 @@ def discover(task: str | Path | Task, **settings: Unpack[Settings]) -> Run:
         given, task=_spelling(task, asked), options=asked.settings, model=_model_name(given["model"]),
         metric=judged_by.name,
     )  # fmt: skip
-    progress = given["progress"]
-    method, steps, ablation, n, seed = config.method, config.steps, config.ablation, config.n, config.seed
-    min_accuracy, allow_weak_gap = config.min_accuracy, config.allow_weak_gap
-    stability, stability_seeds = config.stability, config.stability_seeds
-    clock = _Clock(callback(progress))
+    method, steps, ablation, seed = config.method, config.steps, config.ablation, config.seed
+    resources = Resources(progress=callback(given["progress"]))
+    clock = _Clock(resources)
     with clock("load"):
         loaded: Model = load_model(**{name: given[name] for name in MODEL_SETTINGS})
         config = config.replaced(**_as_it_is(loaded))
         config.selection.check_size(Layout.of(loaded.spec).n_edges)
         _sites(config, loaded)  # refuses what the model does not have
     with clock("prompts"):
-        pairs = asked.pairs(loaded, n=n, seed=seed, reference=needs_reference(ablation), progress=progress)
-        fingerprint = task_fingerprint(asked, callback(progress))
-        found, put_in = pairs.discovery, _put_in(loaded, ablation, pairs, seed)
+        pairs = asked.pairs(
+            loaded, n=config.n, seed=seed, reference=needs_reference(ablation), progress=resources.progress
+        )
+        fingerprint = task_fingerprint(asked, resources)
+        discovery, held_out = _experiments(loaded, pairs, judged_by, config, resources)
     with clock("behaviour"):
-        prepared = prepare(loaded, found, replacement=put_in)
-        behaviour = check_behaviour(prepared, found, judged_by, min_accuracy, allow_weak_gap=allow_weak_gap)
-        prepared.check_gradient(judged_by, find_method(method).gradients_at, method)
-        del prepared  # runs of every pair: memory that the sweeps want
+        behaviour = check_behaviour(discovery, config.min_accuracy)
+        discovery.check_gradient(find_method(method).gradients_at, method)
     with clock("sweep"):
-        grids = _sweeps(loaded, found, _sites(config, loaded), judged_by, seed, callback(progress))
+        patched = discovery.under_corrupt()  # one prompt's values in the other, whatever the ablation
+        swept = _sites(config, loaded)
+        grids = sweep_grids(patched, swept) if swept else {}
+    scored_by: dict[str, Any] = {"steps": steps, **config.method_options}
     with clock("score"):
-        scores = score_edges(
-            loaded, found, method, steps=steps, metric=judged_by, seed=seed, progress=progress,
-            ablation=scored_under(find_method(method), put_in), **config.method_options,
-        )  # fmt: skip
-    told = {"metric": judged_by, "seed": seed, "allow_weak_gap": allow_weak_gap, "progress": progress}
+        scores = score(scored_under(find_method(method), discovery), method, **scored_by)
     with clock("select"):
-        circuit = select(loaded, scores, found, **config.selection.arguments, ablation=put_in, **told)
-        circuit = with_faithfulness(loaded, circuit, found, metric=judged_by, ablation=put_in, seed=seed)
-        effects = _node_effects(loaded, found, judged_by, circuit, grids.get("head_z"))
+        circuit = select_circuit(discovery, scores, config.selection)
+        circuit = with_faithfulness(discovery, circuit)
+        effects = _node_effects(patched.quiet(), circuit, grids.get("head_z"))
+        discovery.recordings.release()
     with clock("evaluate"):
-        evaluation = evaluate(loaded, circuit, pairs.held_out, ablation=put_in, **told)
-        looks = _strongest_heads(loaded, circuit, effects, pairs.held_out)
-    again = {"selection": config.selection, "method_options": config.method_options, "scores": scores, **told}
+        evaluation = evaluate_circuit(held_out, circuit)
+        looks = _strongest_heads(held_out, circuit, effects)
+        held_out.recordings.release()
+    again = (circuit, method, config.selection)
     resamples = seeds = None
-    if stability:
+    if config.stability:
         with clock("stability"):
-            resamples = repeat(loaded, found, method, n_resamples=stability, steps=steps, ablation=put_in, **again)
-    if stability_seeds:
+            resamples = over_resamples(discovery, scores, *again, config.stability, scored_by)
+    if config.stability_seeds:
         with clock("stability over seeds"):
-            seeds = repeat(
-                loaded, asked, method, over="seeds", n_resamples=stability_seeds, n=n, steps=steps, ablation=ablation,
-                **again,
-            )  # fmt: skip
+            seeds = over_seeds(discovery, asked, *again, config.stability_seeds, scored_by)
     return Run(
         config=config, task=asked, task_fingerprint=fingerprint, spec=loaded.spec,
         weights_sha256=loaded.weights_sha256(), bos=loaded.bos, metric=judged_by, pairs=pairs, behaviour=behaviour,
@@ -140,40 +138,30 @@ def _sites(config: DiscoverConfig, model: Model) -> list[str]:
     return [find_site(name, model.spec).name for name in config.sites]
 
 
-def _sweeps(
-    model: Model, pairs: PairSet, sites: list[str], metric: Metric, seed: int, progress: Progress
-) -> Mapping[str, Grid]:
-    """A grid for each site; none where nothing is to be swept."""
-    return by_site(sweep(model, pairs, sites, metric=metric, seed=seed, progress=progress)) if sites else {}
-
-
-def _node_effects(
-    model: Model, pairs: PairSet, metric: Metric, circuit: Circuit, heads: Grid | None
-) -> dict[str, float]:
+def _node_effects(experiment: Experiment, circuit: Circuit, heads: Grid | None) -> dict[str, float]:
     """Effect of patching each node alone: of every node if heads were swept, else of the circuit's nodes."""
     if heads is not None:
-        return sweep_nodes(model, pairs, metric, heads=heads).effects
+        return sweep_nodes(experiment, heads).effects
     inner = [node for node in circuit.nodes if node.kind in (Kind.HEAD, Kind.MLP)]
-    return sweep_some_nodes(model, pairs, metric, circuit.nodes).effects if inner else {}
+    return sweep_some_nodes(experiment, circuit.nodes).effects if inner else {}
 
 
-def _strongest_heads(
-    model: Model, circuit: Circuit, effects: Mapping[str, float], held_out: PairSet
-) -> AttentionPatterns | None:
+def _strongest_heads(held_out: Experiment, circuit: Circuit, effects: Mapping[str, float]) -> AttentionPatterns | None:
     """The patterns of the circuit's heads whose patch moves the metric most, on the first held-out clean prompt."""
     heads = [node.name for node in circuit.nodes if node.kind is Kind.HEAD]
     shown = sorted(heads, key=lambda name: -abs(effects[name]))[:HEADS_SHOWN]
     if not shown:
         return None
     notes = {name: f"{effects[name]:.2f}".replace("-", "\N{MINUS SIGN}") for name in shown}
-    return attention(model, held_out[0], shown, notes=notes)
+    assert isinstance(held_out.pairs, PairSet), "a task draws pairs of texts"
+    return attention_in(held_out.model, held_out.pairs[0], held_out.recordings.prompt(0), shown, notes=notes)
 
 
 class _Clock:
     """Names steps, tells their progress, and keeps how long each took."""
 
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
+    def __init__(self, resources: Resources) -> None:
+        self._progress = resources.progress
         self.seconds: dict[str, float] = {}
 
     @contextmanager
@@ -185,10 +173,17 @@ class _Clock:
         self._progress(step, 1, 1)
 
 
-def _put_in(model: Model, ablation: str, pairs: PairSplits, seed: int) -> Replacement:
-    """What excluded edges carry, measured once and checked against both splits before anything runs."""
-    found = resolve_replacement(model, ablation, pairs=pairs.discovery, reference=pairs.reference, seed=seed)
-    return resolve_replacement(model, found, pairs=pairs.held_out, reference=None, seed=seed)
+def _experiments(
+    model: Model, pairs: PairSplits, metric: Metric, config: DiscoverConfig, resources: Resources
+) -> tuple[Experiment, Experiment]:
+    """An experiment a split, with one replacement, checked against both splits before anything runs."""
+    discovery = Experiment(
+        model, pairs.discovery, metric, config.ablation, pairs.reference, config.seed, config.allow_weak_gap,
+        progress=resources.progress,
+    )  # fmt: skip
+    held_out = replace(discovery, pairs=pairs.held_out, ablation=discovery.replacement, reference=None)
+    held_out.replacement  # noqa: B018
+    return discovery, held_out
 
 
 def _spelling(given: str | Path | Task, task: Task) -> str:

@@ -28,6 +28,7 @@ from circuitlab.arguments import checked
 from circuitlab.data.batch import PairBatch
 from circuitlab.data.pairs import PairSet
 from circuitlab.errors import ConfigError, UnknownNameError
+from circuitlab.evaluation.checks import check_circuit, check_whole_nodes
 from circuitlab.evaluation.hypotheses.equivalence import EPSILON, equivalence_test
 from circuitlab.evaluation.hypotheses.independence import N_PERMUTATIONS, independence_test
 from circuitlab.evaluation.hypotheses.minimality import inflated, minimality_test
@@ -35,7 +36,6 @@ from circuitlab.evaluation.hypotheses.necessity import necessity_test
 from circuitlab.evaluation.hypotheses.quantile import QUANTILE
 from circuitlab.evaluation.hypotheses.result import EdgeTests, TestResult
 from circuitlab.evaluation.hypotheses.sufficiency import sufficiency_test
-from circuitlab.evaluation.judge import Judge, check_whole_nodes
 from circuitlab.evaluation.minimality import without_each
 from circuitlab.graphs.circuit import Circuit
 from circuitlab.graphs.prune import real_edges
@@ -43,6 +43,7 @@ from circuitlab.graphs.random import random_circuit
 from circuitlab.metrics import MetricLike
 from circuitlab.models.modes import in_ordinary_modes
 from circuitlab.models.protocol import Model
+from circuitlab.patching.experiment import Experiment
 from circuitlab.patching.runs.replacement import Replacement
 from circuitlab.progress import Progress, callback, reports_progress
 from circuitlab.summary import Summary, plural
@@ -171,22 +172,40 @@ def test_circuit(
     """
     _check(circuit, n_random, n_permutations, epsilon, quantile, correction)
     check_whole_nodes(circuit)
+    check_circuit(circuit, model)
     # The tests compare scores of single examples and divide by no gap, so a weak one does them no harm.
-    judge = Judge.of(
-        model, circuit, pairs, metric=metric, ablation=ablation, reference=reference, seed=seed, allow_weak_gap=True,
-        budget=budget, progress=callback(progress),
+    experiment = Experiment(
+        model, pairs, metric, ablation, reference, seed, allow_weak_gap=True, budget=budget,
+        progress=callback(progress),
     )  # fmt: skip
-    layout, real = circuit.layout, real_edges(circuit.layout)
-    whole, own, rest = judge.clean, *judge.values(np.stack([circuit.mask, real & ~circuit.mask]), "circuit")
+    return _tested(experiment, circuit, n_random, n_permutations, epsilon, quantile, correction)
+
+
+test_circuit.__test__ = False  # type: ignore[attr-defined]  # for pytest: no test of this library's
+
+
+def _tested(
+    experiment: Experiment,
+    circuit: Circuit,
+    n_random: int,
+    n_permutations: int,
+    epsilon: float,
+    quantile: float,
+    correction: str,
+) -> CircuitTests:
+    """All five tests of a circuit on an experiment's pairs."""
+    experiment.gap  # noqa: B018 - refuses pairs on which there is nothing to explain
+    layout, real, seed = circuit.layout, real_edges(circuit.layout), experiment.seed
+    whole, own, rest = experiment.clean, *experiment.values(np.stack([circuit.mask, real & ~circuit.mask]), "circuit")
     rng = np.random.default_rng([seed, 10])
     chance = np.stack([random_circuit(layout, circuit.n_edges, rng) for _ in range(n_random)])
     larger = inflated(circuit.mask, layout, n_random, np.random.default_rng([seed, 12]))
     assert larger is not None, "a circuit without all edges leaves a path that brings one"
-    random_effects = np.abs(judge.values(larger.whole, "inflated") - judge.values(larger.without, "inflated")).mean(1)
+    added = experiment.values(larger.whole, "inflated") - experiment.values(larger.without, "inflated")
     minimal, edges = minimality_test(
         tuple(edge for edge, _ in circuit.edges()),
-        np.abs(own - without_each(judge, circuit)).mean(1),
-        random_effects,
+        np.abs(own - without_each(experiment, circuit)).mean(1),
+        np.abs(added).mean(1),
         correction,
         quantile,
     )
@@ -195,17 +214,14 @@ def test_circuit(
             equivalence_test(own, whole, epsilon),
             independence_test(rest, whole, seed, n_permutations),
             minimal,
-            sufficiency_test(own, judge.values(chance, "random circuits"), whole, quantile),
-            necessity_test(rest, judge.values(real & ~chance, "random knock-outs"), whole, quantile),
+            sufficiency_test(own, experiment.values(chance, "random circuits"), whole, quantile),
+            necessity_test(rest, experiment.values(real & ~chance, "random knock-outs"), whole, quantile),
         ),
         edges=edges,
-        metric=judge.metric.name,
-        ablation=judge.prepared.replacement.kind,
+        metric=experiment.metric.name,
+        ablation=experiment.replacement.kind,
         seed=seed,
     )
-
-
-test_circuit.__test__ = False  # type: ignore[attr-defined]  # for pytest: no test of this library's
 
 
 def _check(

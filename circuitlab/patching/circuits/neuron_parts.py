@@ -10,61 +10,56 @@ with n_u 1 for kept neurons and 0 for others. Every node is computed, one circui
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
+from torch import Tensor
 
 from circuitlab.graphs.prune import real_edges
-from circuitlab.metrics import Metric
 from circuitlab.models.protocol import Model
 from circuitlab.parts import Layout
-from circuitlab.patching.circuits.metric import Prepared
 from circuitlab.patching.circuits.soft_circuit import Part, SoftCircuit
+from circuitlab.patching.runs.baseline import Baseline
+from circuitlab.patching.runs.floor import Floor
 from circuitlab.patching.runs.packing import packs, rows_per_pack
-from circuitlab.progress import Progress, silent
+from circuitlab.resources import Resources
 
 
 @torch.no_grad()
-def values_without(
+def run_without(
     model: Model,
-    prepared: Prepared,
+    baseline: Baseline,
+    floor: Floor,
     taken: Bool[np.ndarray, "circuit writer reader"],
     neurons: Bool[np.ndarray, "writer d_model"],
-    metric: Metric,
-    *,
-    budget: int | None = None,
-    progress: Progress = silent,
-    step: str = "complement",
-) -> Float[np.ndarray, "circuit example"]:
-    """The metric of the whole model with some neurons replaced on some edges; see the module.
+    resources: Resources,
+) -> Iterator[tuple[int, Float[Tensor, "batch d_model"]]]:
+    """Run the whole model with some neurons replaced on some edges; see the module.
 
     Args:
         model: A model of `load_model`.
-        prepared: The data set, recorded.
-        taken: Edges that these neurons are taken out of.
+        baseline: One batch, run clean and corrupted.
+        floor: The run of it in which every edge is replaced.
+        taken: Edges that these neurons are taken out of, one mask a circuit.
         neurons: Which components of each writer's output.
-        metric: What is measured.
-        budget: Bytes that a packed run may take.
-        progress: Called with (step, done, total).
-        step: What the progress is called.
+        resources: Bytes that a packed run may take.
+
+    Yields:
+        The number of a circuit, and the final stream at the answer without it.
 
     Raises:
         UnsupportedModelError: The model is not one that `load_model` made.
     """
     layout, like = Layout.of(model.spec), {"dtype": model.dtype, "device": model.device}
-    out = np.zeros((len(taken), prepared.n_examples))
     whole, kept = torch.tensor(real_edges(layout), **like), torch.tensor(neurons, **like)
-    streams, done = len(layout.writers) + 3 * model.spec.n_heads, 0
-    for baseline, floor in zip(prepared.baselines, prepared.floors, strict=True):
-        batch, circuit = baseline.batch, SoftCircuit(model, baseline, floor)
-        where, at_once = batch.index.cpu().numpy(), rows_per_pack(model, batch.n_tokens, budget, streams)
-        for number, edges in enumerate(taken):
-            less = Part(edges=torch.tensor(edges, **like) * whole, neurons=kept)
-            for part in packs(len(batch), at_once):
-                rows = torch.arange(part.start, part.stop, device=model.device)
-                final = circuit.final(whole.expand(len(rows), *whole.shape), rows, less)
-                some = batch.take(rows)
-                out[number, where[part]] = metric(model.logits(final), some).double().cpu().numpy()
-            done += 1
-            progress(step, done, len(taken) * len(prepared.baselines))
-    return out
+    batch, circuit = baseline.batch, SoftCircuit(model, baseline, floor)
+    at_once = rows_per_pack(model, batch.n_tokens, resources, len(layout.writers) + 3 * model.spec.n_heads)
+    for number, edges in enumerate(taken):
+        less = Part(edges=torch.tensor(edges, **like) * whole, neurons=kept)
+        found = []
+        for part in packs(len(batch), at_once):
+            rows = torch.arange(part.start, part.stop, device=model.device)
+            found.append(circuit.final(whole.expand(len(rows), *whole.shape), rows, less))
+        yield number, torch.cat(found)

@@ -21,7 +21,7 @@ from circuitlab.patching.runs.packing import Packer, rows_at_once
 from circuitlab.patching.runs.reach import rows_from, tokens_that_matter
 from circuitlab.patching.runs.replacement import Replacement, replaced
 from circuitlab.patching.runs.suffix import run_from_middle, run_suffix
-from circuitlab.progress import Progress
+from circuitlab.resources import Resources
 
 
 @torch.no_grad()
@@ -30,9 +30,7 @@ def component_effects(
     baseline: Baseline,
     metric: Metric,
     replacement: Replacement,
-    *,
-    budget: int | None = None,
-    progress: Progress,
+    resources: Resources,
 ) -> Float[np.ndarray, "batch writer d_model"]:
     """m(clean) - m(clean with this one component replaced in the stream), for every writer's components.
 
@@ -43,8 +41,7 @@ def component_effects(
         baseline: One batch, run clean and corrupted.
         metric: What is measured.
         replacement: What a component is replaced with, resolved for the data set that the batch is of.
-        budget: Bytes that a packed run may take.
-        progress: Called with (step, done, total).
+        resources: Budget and progress.
     """
     layout, batch = Layout.of(model.spec), baseline.batch
     other = replaced(model, replacement, baseline, baseline.clean)
@@ -67,8 +64,8 @@ def component_effects(
             values = judge(model, metric, baseline, final, example).double()
             effects[example, number, component] = untouched[example] - values
 
-        packer.run(len(example), rows_at_once(model, batch.n_tokens, budget), pack)
-        progress("components", number + 1, len(layout.writers))
+        packer.run(len(example), rows_at_once(model, batch.n_tokens, resources), pack)
+        resources.progress("components", number + 1, len(layout.writers))
     return effects.cpu().numpy()
 
 

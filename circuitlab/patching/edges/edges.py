@@ -22,7 +22,6 @@ from jaxtyping import Float
 from circuitlab.arguments import checked
 from circuitlab.data.batch import PairBatch
 from circuitlab.data.pairs import PairSet
-from circuitlab.errors import ConfigError
 from circuitlab.metrics import Metric, MetricLike
 from circuitlab.models.modes import in_ordinary_modes
 from circuitlab.models.protocol import Model
@@ -31,10 +30,12 @@ from circuitlab.patching.edges.carried import CORRUPT, EdgeRun, edge_run
 from circuitlab.patching.edges.grid import EdgeEffects
 from circuitlab.patching.edges.plan import Edges, plan_edges
 from circuitlab.patching.edges.rows import EdgeRows, edge_rows, edges_into, run_rows
-from circuitlab.patching.runs.baseline import Baseline, check_gap, judge, record_baseline
+from circuitlab.patching.experiment import Experiment
+from circuitlab.patching.runs.baseline import Baseline, judge
 from circuitlab.patching.runs.packing import Packer, rows_at_once
-from circuitlab.patching.runs.replacement import Replacement, resolve_replacement
-from circuitlab.progress import Progress, callback, reports_progress, silent
+from circuitlab.patching.runs.replacement import Replacement
+from circuitlab.progress import Progress, callback, reports_progress
+from circuitlab.resources import DEFAULT, Resources
 
 
 @checked
@@ -96,44 +97,41 @@ def patch_edges(
         >>> patch_edges(model, pairs.discovery, ["a0.h1->m0", "m0->m3"]).values.shape  # edge, metric
         (2, 1)
     """
-    plan = plan_edges(
-        model,
-        pairs,
-        edges,
-        metric=metric,
-        axis=axis,
-        positions=positions,
-        direction=direction,
-        budget=budget,
-    )
-    put_in = resolve_replacement(model, ablation, pairs=pairs, reference=reference, seed=seed, budget=budget)
-    if direction == "denoise" and put_in.kind != "corrupt":
-        raise ConfigError(
-            f"direction 'denoise' puts clean messages into the corrupted run, so ablation {put_in.kind!r} has no place "
-            "in it. Take direction='noise', or leave ablation out."
-        )
-    judged_by, n = plan.metric, plan.n_examples
-    effects = np.zeros((len(plan.edges), len(plan.columns.labels), n))
-    clean, corrupt = np.zeros(n), np.zeros(n)
-    packer = Packer()
-    for number, (batch, tokens) in enumerate(zip(plan.batches, plan.columns.masks, strict=True)):
-        baseline, where = record_baseline(model, batch), batch.index.cpu().numpy()
-        clean[where], corrupt[where] = (values.double().cpu().numpy() for values in baseline.gap(judged_by))
-        run = edge_run(model, baseline, plan.edges, tokens, plan.direction, put_in)
-        part = _Part(callback(progress), number, len(plan.batches))
-        effects[:, :, where] = _effects(run, judged_by, direction, budget, packer, part)
-    check_gap(judged_by, clean, corrupt)
+    experiment = Experiment(
+        model, pairs, metric, ablation, reference, seed, allow_weak_gap=True, budget=budget,
+        progress=callback(progress),
+    )  # fmt: skip
+    return edge_grid(experiment, edges, axis=axis, positions=positions, direction=direction)
+
+
+def edge_grid(
+    experiment: Experiment,
+    edges: Edges,
+    *,
+    axis: str = "all",
+    positions: Iterable[int] | None = None,
+    direction: str = "noise",
+) -> EdgeEffects:
+    """Patch edges on an experiment's pairs; arguments, result and errors as of `patch_edges`."""
+    plan = plan_edges(experiment, edges, axis=axis, positions=positions, direction=direction)
+    experiment.prompt_gap  # noqa: B018 - refuses a metric that does not tell the two runs apart
+    metric, packer = experiment.metric, Packer()
+    effects = np.zeros((len(plan.edges), len(plan.columns.labels), experiment.n_examples))
+    for number, (baseline, tokens) in enumerate(zip(experiment.baselines, plan.columns.masks, strict=True)):
+        run = edge_run(experiment.model, baseline, plan.edges, tokens, direction, experiment.replacement)
+        resources = experiment.resources.part(number, len(experiment.batches))
+        effects[:, :, baseline.batch.index.cpu().numpy()] = _effects(run, metric, direction, packer, resources)
     return EdgeEffects(
         edges=plan.edges,
         direction=direction,
-        metric=judged_by.name,
-        unit=judged_by.unit,
+        metric=metric.name,
+        unit=metric.unit,
         column_kind=plan.columns.kind,
         columns=plan.columns.labels,
-        per_example=effects if judged_by.higher_is_better else -effects,
-        clean=clean,
-        corrupt=corrupt,
-        seed=seed,
+        per_example=effects if metric.higher_is_better else -effects,
+        clean=experiment.clean,
+        corrupt=experiment.corrupt,
+        seed=experiment.seed,
         numbers=plan.columns.numbers,
     )
 
@@ -145,8 +143,7 @@ def edge_effects(
     metric: Metric,
     *,
     replacement: Replacement = CORRUPT,
-    budget: int | None = None,
-    progress: Progress = silent,
+    resources: Resources = DEFAULT,
 ) -> Float[np.ndarray, "batch writer reader"]:
     """m(clean) - m(clean with this one edge corrupted), for every edge and example; 0 where there is no edge.
 
@@ -158,25 +155,15 @@ def edge_effects(
     edges = tuple(layout.edges())
     tokens = torch.ones_like(batch.clean, dtype=torch.bool)[None]
     run = edge_run(model, baseline, edges, tokens, replacement=replacement)
-    found = _effects(run, metric, "noise", budget, Packer(), _Part(progress, 0, 1))
+    found = _effects(run, metric, "noise", Packer(), resources)
     effects = np.zeros((len(batch), len(layout.writers), len(layout.readers)))
     rows, columns = np.array([layout.edge_index(edge) for edge in edges]).T
     effects[:, rows, columns] = found[:, 0].T
     return effects
 
 
-class _Part:
-    """Progress of one batch among several."""
-
-    def __init__(self, progress: Progress, number: int, n_parts: int) -> None:
-        self.progress, self.number, self.n_parts = progress, number, n_parts
-
-    def __call__(self, done: int, total: int) -> None:
-        self.progress("edges", self.number * total + done, self.n_parts * total)
-
-
 def _effects(
-    run: EdgeRun, metric: Metric, direction: str, budget: int | None, packer: Packer, progress: _Part
+    run: EdgeRun, metric: Metric, direction: str, packer: Packer, resources: Resources
 ) -> Float[np.ndarray, "edge column batch"]:
     """How much each edge helps, in the metric's unit; 0 without a run where its message is the same in both."""
     model, n_layers = run.model, run.model.spec.n_layers
@@ -184,7 +171,7 @@ def _effects(
     untouched = clean if direction == "noise" else corrupt
     effects = clean.new_zeros((len(run.edges), *run.tokens.shape[:2]))
     effects[:, ~run.tokens.any(2)] = torch.nan
-    size = rows_at_once(model, run.baseline.batch.n_tokens, budget)
+    size = rows_at_once(model, run.baseline.batch.n_tokens, resources)
     done, total = 0, sum(n_layers - layer + 1 for layer in range(n_layers + 1))
     for layer in range(n_layers + 1):
         for numbers in edges_into(run, layer):
@@ -199,7 +186,7 @@ def _effects(
 
             packer.run(len(rows), size * _lightness(run, layer), pack)
         done += n_layers - layer + 1
-        progress(done, total)
+        resources.progress("edges", done, total)
     return effects.cpu().numpy()
 
 

@@ -11,18 +11,13 @@ import numpy as np
 from jaxtyping import Bool
 from torch import Tensor
 
-from circuitlab.data.batch import PairBatch
-from circuitlab.data.batching import batches_for
-from circuitlab.data.pairs import PairSet
 from circuitlab.errors import ConfigError, UnknownNameError
 from circuitlab.graphs.prune import real_edges
 from circuitlab.graphs.ranking import edge_places
-from circuitlab.metrics import Metric, MetricLike, metric_for
-from circuitlab.models.protocol import Model
 from circuitlab.parts import Edge, Kind, Layout
+from circuitlab.patching.experiment import Experiment
 from circuitlab.patching.runs.baseline import check_direction
 from circuitlab.patching.runs.columns import Columns, columns_of
-from circuitlab.patching.runs.packing import bytes_per_row, default_budget, fitting, recorded_streams, rows_per_pack
 
 # Edge names or edges, or a mask [writer, reader]; None: every edge of the graph.
 Edges = str | Edge | Iterable[str | Edge] | Bool[np.ndarray, "writer reader"] | Bool[Tensor, "writer reader"] | None
@@ -33,57 +28,31 @@ class EdgePlan:
     """A checked request.
 
     Attributes:
-        model: The model.
         edges: What is patched, each alone.
         columns: Which tokens of an edge's message are patched together.
-        batches: The prompts, by length, in parts that fit into memory.
-        metric: What is measured.
         direction: "noise" corrupts an edge of the clean run, "denoise" cleans one of the corrupted run.
-        budget: Bytes that a packed run may take; None for a share of what is free.
     """
 
-    model: Model
     edges: tuple[Edge, ...]
     columns: Columns
-    batches: tuple[PairBatch, ...]
-    metric: Metric
     direction: str
-    budget: int | None
-
-    @property
-    def n_examples(self) -> int:
-        """In all batches."""
-        return sum(map(len, self.batches))
 
 
 def plan_edges(
-    model: Model,
-    pairs: PairSet | PairBatch,
-    edges: Edges,
-    *,
-    metric: MetricLike | None,
-    axis: str,
-    positions: Iterable[int] | None,
-    direction: str,
-    budget: int | None,
+    experiment: Experiment, edges: Edges, *, axis: str, positions: Iterable[int] | None, direction: str
 ) -> EdgePlan:
     """Check every argument of `patch_edges`; see there."""
     check_direction(direction)
-    layout, judged_by = Layout.of(model.spec), metric_for(metric, pairs)
-    chosen = resolve_edges(layout, edges)
-    batches = parts_that_fit(model, pairs, budget, n_writers=len({edge.source for edge in chosen}))
-    columns = columns_of(pairs, batches, axis)
+    chosen = resolve_edges(Layout.of(experiment.model.spec), edges)
+    columns = columns_of(experiment.pairs, experiment.batches, axis)
     if positions is not None:
         columns = columns.at(positions)
-    return EdgePlan(
-        model=model,
-        edges=chosen,
-        columns=columns,
-        batches=batches,
-        metric=judged_by,
-        direction=direction,
-        budget=budget,
-    )
+    if direction == "denoise" and experiment.replacement.kind != "corrupt":
+        raise ConfigError(
+            f"direction 'denoise' puts clean messages into the corrupted run, so ablation "
+            f"{experiment.replacement.kind!r} has no place in it. Take direction='noise', or leave ablation out."
+        )
+    return EdgePlan(edges=chosen, columns=columns, direction=direction)
 
 
 def resolve_edges(layout: Layout, edges: Edges) -> tuple[Edge, ...]:
@@ -108,22 +77,6 @@ def resolve_edges(layout: Layout, edges: Edges) -> tuple[Edge, ...]:
         if times > 1:
             raise ConfigError(f"edge {edge.name!r} is named twice; name each once.")
     return tuple(found)
-
-
-def parts_that_fit(
-    model: Model, pairs: PairSet | PairBatch, budget: int | None, n_writers: int
-) -> tuple[PairBatch, ...]:
-    """The batches, cut so that what is recorded of a part takes no more than a pack may, or is of one prompt.
-
-    Raises:
-        ConfigError: The budget does not hold one prompt.
-    """
-    parts, alive = list[PairBatch](), recorded_streams(model) + n_writers
-    for batch in batches_for(model, pairs):
-        rows_per_pack(model, batch.n_tokens, budget)  # refuses a budget that does not hold one prompt
-        floor = bytes_per_row(model, batch.n_tokens, alive)
-        parts += fitting(model, batch, max(floor, default_budget(model.device) if budget is None else budget), alive)
-    return tuple(parts)
 
 
 def reader_layer(layout: Layout, edge: Edge) -> int:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from circuitlab.data.batch import PairBatch
 from circuitlab.models.changes import head_differences
-from circuitlab.models.protocol import Model
+from circuitlab.models.protocol import Model, Recording
 from circuitlab.models.traced import Slopes, Traced, Window
 from circuitlab.parts import Kind, Layout, Node
 from circuitlab.patching.gradients.slopes import reader_slopes
@@ -42,15 +42,16 @@ class Said:
 
 
 @torch.no_grad()
-def stand_ins(model: Model, replacement: Replacement, batch: PairBatch) -> Said:
+def stand_ins(model: Model, replacement: Replacement, batch: PairBatch, clean: Recording) -> Said:
     """What a replacement other than "corrupt" has for every writer, from the clean run.
 
     Args:
         model: The model.
         replacement: Resolved for the data set that the batch is of.
         batch: The prompts.
+        clean: Their clean run.
     """
-    clean, put, last = model.record(batch.clean), putter(model, replacement, batch), model.spec.n_layers - 1
+    put, last = putter(model, replacement, batch), model.spec.n_layers - 1
     answers = Window.whole(batch)
 
     def kept(value: Tensor, layer: int) -> Tensor:

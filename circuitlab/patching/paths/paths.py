@@ -36,10 +36,11 @@ from circuitlab.models.modes import in_ordinary_modes
 from circuitlab.models.protocol import Model
 from circuitlab.parts import Kind, Node, Reader
 from circuitlab.patching.edges.carried import messages_of
+from circuitlab.patching.experiment import Experiment
 from circuitlab.patching.paths.effects import PathEffects
 from circuitlab.patching.paths.plan import PathPlan, plan_paths
 from circuitlab.patching.paths.run import Paths, run_paths
-from circuitlab.patching.runs.baseline import Baseline, check_gap, judge, record_baseline
+from circuitlab.patching.runs.baseline import Baseline, judge
 from circuitlab.patching.runs.packing import Packer, rows_at_once, rows_per_pack
 from circuitlab.patching.runs.reach import rows_from, tokens_that_matter
 from circuitlab.progress import Progress, callback, reports_progress
@@ -99,40 +100,38 @@ def path_patch(
         >>> path_patch(model, pairs.discovery, "a0.h1", ["logits"])  # doctest: +ELLIPSIS
         <PathEffects by noise: 1 sender, 4 pairs>...
     """
+    experiment = Experiment(
+        model, pairs, metric, seed=seed, allow_weak_gap=True, budget=budget,
+        progress=callback(progress),
+    )  # fmt: skip
     plan = plan_paths(
-        model,
-        pairs,
-        senders,
-        receivers,
-        frozen=frozen,
-        freeze_mlps=freeze_mlps,
-        metric=metric,
-        direction=direction,
-        budget=budget,
-    )
-    effects, judged_by = np.zeros((len(plan.senders), plan.n_examples)), plan.metric
-    clean, corrupt = np.zeros(plan.n_examples), np.zeros(plan.n_examples)
-    done, total, packer = 0, len(plan.batches) * len(plan.senders), Packer()
-    for batch in plan.batches:
-        baseline, where = record_baseline(model, batch), batch.index.cpu().numpy()
-        clean[where], corrupt[where] = (values.double().cpu().numpy() for values in baseline.gap(judged_by))
+        experiment, senders, receivers, frozen=frozen, freeze_mlps=freeze_mlps, direction=direction
+    )  # fmt: skip
+    return _path_effects(plan)
+
+
+def _path_effects(plan: PathPlan) -> PathEffects:
+    experiment, packer, done = plan.experiment, Packer(), 0
+    experiment.prompt_gap  # noqa: B018 - refuses a metric that does not tell the two runs apart
+    metric, effects = experiment.metric, np.zeros((len(plan.senders), experiment.n_examples))
+    for baseline in experiment.baselines:
+        where = baseline.batch.index.cpu().numpy()
         for numbers, found in _effects(plan, baseline, packer):
             effects[np.array(numbers)[:, None], where] = found
             done += len(numbers)
-            callback(progress)("paths", done, total)
-    check_gap(judged_by, clean, corrupt)
+            experiment.progress("paths", done, len(experiment.batches) * len(plan.senders))
     return PathEffects(
         senders=plan.senders,
         receivers=plan.receivers,
-        frozen=frozen,
-        freeze_mlps=freeze_mlps,
-        direction=direction,
-        metric=judged_by.name,
-        unit=judged_by.unit,
-        per_example=effects if judged_by.higher_is_better else -effects,
-        clean=clean,
-        corrupt=corrupt,
-        seed=seed,
+        frozen=plan.frozen,
+        freeze_mlps=plan.freeze_mlps,
+        direction=plan.direction,
+        metric=metric.name,
+        unit=metric.unit,
+        per_example=effects if metric.higher_is_better else -effects,
+        clean=experiment.clean,
+        corrupt=experiment.corrupt,
+        seed=experiment.seed,
     )
 
 
@@ -144,17 +143,17 @@ def _effects(
     runs, noise = (baseline.clean, baseline.corrupt), plan.direction == "noise"
     base, other = runs if noise else runs[::-1]
     paths = Paths(
-        model=plan.model,
+        model=plan.experiment.model,
         baseline=baseline,
         base=base,
         receivers=plan.receivers,
         frozen=plan.frozen,
         freeze_mlps=plan.freeze_mlps,
     )
-    clean, corrupt = (values.double() for values in baseline.gap(plan.metric))
+    clean, corrupt = (values.double() for values in baseline.gap(plan.experiment.metric))
     untouched = clean if noise else corrupt
     for sender, numbers in _entering_together(plan.senders).items():
-        messages = messages_of(plan.model, base, other, [plan.senders[number] for number in numbers])
+        messages = messages_of(plan.experiment.model, base, other, [plan.senders[number] for number in numbers])
         found = untouched.expand(len(numbers), -1).clone()
         _run_senders(plan, paths, sender, messages, packer, found)
         yield numbers, ((untouched - found) if noise else (found - untouched)).cpu().numpy()
@@ -169,21 +168,21 @@ def _run_senders(
     values: Float[Tensor, "writer batch"],
 ) -> None:
     """Fill in the metric of senders that enter the stream where this one does."""
-    model, baseline = plan.model, paths.baseline
-    batch = baseline.batch
+    model, metric, resources = plan.experiment.model, plan.experiment.metric, plan.experiment.resources
+    baseline, batch = paths.baseline, paths.baseline.batch
     live = (messages != 0).any(3) & tokens_that_matter(model.spec, batch, from_difference=True)
     number, example = live.any(2).nonzero().T
     first = live.int().argmax(2)
-    fits = rows_per_pack(model, batch.n_tokens, plan.budget, plan.kept_streams)
+    fits = rows_per_pack(model, batch.n_tokens, resources, plan.kept_streams)
 
     def pack(part: slice) -> None:
         who, which = number[part], example[part]
         rows = rows_from(model.spec, batch, which, first[who, which])
         message = messages[who[rows.row], which[rows.row], rows.position]
         final = run_paths(paths, sender, rows, message)
-        values[who, which] = judge(model, plan.metric, baseline, final, which).double()
+        values[who, which] = judge(model, metric, baseline, final, which).double()
 
-    packer.run(len(number), min(fits, rows_at_once(model, batch.n_tokens, plan.budget)), pack)
+    packer.run(len(number), min(fits, rows_at_once(model, batch.n_tokens, resources)), pack)
 
 
 def _entering_together(senders: tuple[Node, ...]) -> dict[Node, list[int]]:

@@ -7,13 +7,9 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from circuitlab.data.batch import PairBatch
-from circuitlab.data.pairs import PairSet
 from circuitlab.errors import ConfigError, GraphError, UnknownNameError
-from circuitlab.metrics import Metric, MetricLike, metric_for
-from circuitlab.models.protocol import Model
 from circuitlab.parts import Kind, Layout, Node, Reader, Slot
-from circuitlab.patching.edges.plan import parts_that_fit
+from circuitlab.patching.experiment import Experiment
 from circuitlab.patching.runs.baseline import check_direction
 from circuitlab.patching.runs.packing import rows_per_pack
 
@@ -27,31 +23,20 @@ class PathPlan:
     """A checked request.
 
     Attributes:
-        model: The model.
+        experiment: The pairs and what is measured.
         senders: Whose output is swapped, each alone.
         receivers: Who hears of it, all together; in the order of the layout.
         frozen: What of the heads between them is held: "heads", "patterns" or "none".
         freeze_mlps: Whether the MLPs between them are held.
-        batches: The prompts, by length, in parts that fit into memory.
-        metric: What is measured.
         direction: "noise" patches the clean run, "denoise" the corrupted one.
-        budget: Bytes that a packed run may take; None for a share of what is free.
     """
 
-    model: Model
+    experiment: Experiment
     senders: tuple[Node, ...]
     receivers: tuple[Reader, ...]
     frozen: str
     freeze_mlps: bool
-    batches: tuple[PairBatch, ...]
-    metric: Metric
     direction: str
-    budget: int | None
-
-    @property
-    def n_examples(self) -> int:
-        """In all batches."""
-        return sum(map(len, self.batches))
 
     @property
     def kept_streams(self) -> int:
@@ -60,38 +45,33 @@ class PathPlan:
 
 
 def plan_paths(
-    model: Model,
-    pairs: PairSet | PairBatch,
+    experiment: Experiment,
     senders: str | Node | Iterable[str | Node] | None,
     receivers: str | Node | Reader | Iterable[str | Node | Reader],
     *,
     frozen: str,
     freeze_mlps: bool,
-    metric: MetricLike | None,
     direction: str,
-    budget: int | None,
 ) -> PathPlan:
     """Check every argument of `path_patch`; see there."""
     check_direction(direction)
     if frozen not in FROZEN:
         raise UnknownNameError.of("frozen", frozen, FROZEN)
-    layout, judged_by = Layout.of(model.spec), metric_for(metric, pairs)
+    layout = Layout.of(experiment.model.spec)
     hears = _receivers(layout, receivers)
     says = _before_all(layout, hears) if senders is None else _senders(layout, senders)
     _check_order(layout, says, hears)
     plan = PathPlan(
-        model=model,
+        experiment=experiment,
         senders=says,
         receivers=hears,
         frozen=frozen,
         freeze_mlps=freeze_mlps,
-        batches=parts_that_fit(model, pairs, budget, n_writers=len(says)),
-        metric=judged_by,
         direction=direction,
-        budget=budget,
     )
-    for n_tokens in {batch.n_tokens for batch in plan.batches}:
-        rows_per_pack(model, n_tokens, budget, plan.kept_streams)  # refuses a budget that does not hold one row
+    for n_tokens in {batch.n_tokens for batch in experiment.batches}:
+        # Refuses a budget that does not hold one row.
+        rows_per_pack(experiment.model, n_tokens, experiment.resources, plan.kept_streams)
     return plan
 
 

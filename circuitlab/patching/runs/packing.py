@@ -16,6 +16,7 @@ from circuitlab.data.batch import PairBatch
 from circuitlab.errors import ConfigError
 from circuitlab.models.memory import ERRORS, available, is_out_of_memory
 from circuitlab.models.protocol import Model
+from circuitlab.resources import Resources
 
 # Share of the free memory that one packed run may fill, and a ceiling: larger packs are not faster on a CPU.
 FREE_SHARE = 0.25
@@ -48,20 +49,25 @@ def bytes_per_row(model: Model, n_tokens: int, extra_streams: int = 0) -> int:
     return values * torch.finfo(model.dtype).bits // 8
 
 
-def rows_per_pack(model: Model, n_tokens: int, budget: int | None, extra_streams: int = 0) -> int:
+def budget_of(resources: Resources, device: torch.device) -> int:
+    """Bytes that a packed run may take: the budget that was given, or the default."""
+    return default_budget(device) if resources.budget is None else resources.budget
+
+
+def rows_per_pack(model: Model, n_tokens: int, resources: Resources, extra_streams: int = 0) -> int:
     """How many prompts of this length one run may hold.
 
     Args:
         model: Its widths say what a token costs.
         n_tokens: Prompt length.
-        budget: Bytes, or None for a share of what is free.
+        resources: Bytes that the run may take.
         extra_streams: How many more tensors of the stream's size stay alive for every row.
 
     Raises:
         ConfigError: The budget does not hold a single prompt.
     """
     needed = bytes_per_row(model, n_tokens, extra_streams)
-    budget = default_budget(model.device) if budget is None else budget
+    budget = budget_of(resources, model.device)
     if budget < needed:
         raise ConfigError(
             f"a memory budget of {budget} bytes does not hold one prompt of {n_tokens} tokens, which takes about "
@@ -76,13 +82,13 @@ def packs(n_rows: int, size: int) -> Iterator[slice]:
         yield slice(start, min(start + size, n_rows))
 
 
-def rows_at_once(model: Model, n_tokens: int, budget: int | None) -> int:
+def rows_at_once(model: Model, n_tokens: int, resources: Resources) -> int:
     """How many prompts of this length to run at once: no more than fit, on a CPU no more than stay in its caches.
 
     Raises:
         ConfigError: The budget does not hold a single prompt.
     """
-    fit = rows_per_pack(model, n_tokens, budget)
+    fit = rows_per_pack(model, n_tokens, resources)
     if model.device.type != "cpu":
         return fit
     return max(1, min(fit, CACHED // bytes_per_row(model, n_tokens)))
@@ -140,9 +146,13 @@ class Packer:
             warnings.warn(said, ResourceWarning, stacklevel=3)
 
 
-def fitting(model: Model, batch: PairBatch, budget: int | None, extra_streams: int) -> list[PairBatch]:
+def fitting(model: Model, batch: PairBatch, resources: Resources, extra_streams: int) -> list[PairBatch]:
     """A batch in parts that fit the budget, each with so many more streams alive."""
-    size = rows_per_pack(model, batch.n_tokens, budget, extra_streams)
+    return cut(batch, rows_per_pack(model, batch.n_tokens, resources, extra_streams))
+
+
+def cut(batch: PairBatch, size: int) -> list[PairBatch]:
+    """A batch in parts of so many examples."""
     if size >= len(batch):
         return [batch]
     return [batch.take(torch.arange(p.start, p.stop, device=batch.clean.device)) for p in packs(len(batch), size)]

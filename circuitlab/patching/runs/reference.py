@@ -22,6 +22,7 @@ from circuitlab.models.steps import mlp_input
 from circuitlab.parts import ModelSpec
 from circuitlab.patching.runs.columns import span_masks
 from circuitlab.patching.runs.packing import fitting
+from circuitlab.resources import Resources
 from circuitlab.summary import Summary
 
 # Which activation: its name in `Recording` (or HIDDEN, the neurons of an MLP), and its layer.
@@ -96,13 +97,13 @@ def token_groups(kind: str, batch: PairBatch) -> tuple[tuple[Label, ...], Int[Te
 
 
 @torch.no_grad()
-def measure_means(model: Model, reference: PairSet | PairBatch, kind: str, budget: int | None) -> Statistics:
+def measure_means(model: Model, pairs: PairSet | PairBatch, kind: str, resources: Resources) -> Statistics:
     """Run the clean prompts of a reference set and average every activation over each group of tokens.
 
     Raises:
         ConfigError: The budget does not hold one prompt.
     """
-    batches = _batches(model, reference, budget)
+    batches = _batches(model, pairs, resources)
     labels: dict[Label, int] = {}
     for batch in batches:
         for label in token_groups(kind, batch)[0]:
@@ -136,7 +137,7 @@ def measure_means(model: Model, reference: PairSet | PairBatch, kind: str, budge
 
 
 @torch.no_grad()
-def measure_deviations(model: Model, reference: PairSet | PairBatch, budget: int | None) -> Statistics:
+def measure_deviations(model: Model, pairs: PairSet | PairBatch, resources: Resources) -> Statistics:
     """Run the clean prompts of a set and take the standard deviation of every component over all their tokens.
 
     The standard deviation of these very tokens (divided by their number, not by one less). For attention patterns one
@@ -145,7 +146,7 @@ def measure_deviations(model: Model, reference: PairSet | PairBatch, budget: int
     Raises:
         ConfigError: The budget does not hold one prompt.
     """
-    batches = _batches(model, reference, budget)
+    batches = _batches(model, pairs, resources)
     spreads = dict[Place, _Spread]()
     for batch in batches:
         run = model.record(batch.clean)
@@ -209,11 +210,11 @@ class _Spread:
         return torch.as_tensor(self.squares / self.count).sqrt()
 
 
-def _batches(model: Model, pairs: PairSet | PairBatch, budget: int | None) -> list[PairBatch]:
+def _batches(model: Model, pairs: PairSet | PairBatch, resources: Resources) -> list[PairBatch]:
     """The prompts in parts whose whole recording fits the budget, with a copy of one layer in float64."""
     found = []
     for batch in batches_for(model, pairs):
         spec = model.spec
         scores = spec.n_layers * spec.n_heads * batch.n_tokens // spec.d_model
-        found += fitting(model, batch, budget, 8 * spec.n_layers + scores + 12)
+        found += fitting(model, batch, resources, 8 * spec.n_layers + scores + 12)
     return found

@@ -49,6 +49,7 @@ from circuitlab.patching.runs.reference import (
     prompts_of,
     token_groups,
 )
+from circuitlab.resources import DEFAULT, Resources
 from circuitlab.summary import Summary
 
 REPLACEMENTS: dict[str, str] = names.ABLATIONS
@@ -114,9 +115,9 @@ def resolve_replacement(
     replacement: str | Replacement,
     *,
     pairs: PairSet | PairBatch,
-    reference: PairSet | PairBatch | None,
+    means_of: PairSet | PairBatch | None,
     seed: int,
-    budget: int | None = None,
+    resources: Resources = DEFAULT,
 ) -> Replacement:
     """Check a replacement against the prompts that will be scored, and measure what it needs.
 
@@ -124,9 +125,9 @@ def resolve_replacement(
         model: A loaded model.
         replacement: A name, or a `Replacement`; one that was resolved before is not measured again.
         pairs: What will be scored.
-        reference: Prompts to take means of (their clean ones); required by means, optional for noise.
+        means_of: Prompts to take means of (their clean ones); required by means, optional for noise.
         seed: Of the noise, unless the replacement has one.
-        budget: Bytes that a run may take.
+        resources: Bytes that a run may take.
 
     Raises:
         UnknownNameError: No replacement has this name.
@@ -134,14 +135,14 @@ def resolve_replacement(
             ones, or lacks a length or a span of theirs; statistics of another model.
     """
     wanted = Replacement(kind=replacement) if isinstance(replacement, str) else replacement
-    _check_use(model, wanted, reference)
+    _check_use(model, wanted, means_of)
     if wanted.kind in MEANS:
-        _check_prompts(model, wanted, pairs, reference)
-        if wanted.statistics is None and reference is not None:
-            return replace(wanted, statistics=measure_means(model, reference, wanted.kind, budget))
+        _check_prompts(model, wanted, pairs, means_of)
+        if wanted.statistics is None and means_of is not None:
+            return replace(wanted, statistics=measure_means(model, means_of, wanted.kind, resources))
     if wanted.kind == "noise":
         given = wanted.statistics
-        measured = given or measure_deviations(model, pairs if reference is None else reference, budget)
+        measured = given or measure_deviations(model, pairs if means_of is None else means_of, resources)
         return replace(wanted, statistics=measured, seed=seed if wanted.seed is None else wanted.seed)
     return wanted
 
@@ -264,15 +265,15 @@ def normal(
     return torch.stack(rows).to(like)
 
 
-def _check_use(model: Model, wanted: Replacement, reference: PairSet | PairBatch | None) -> None:
+def _check_use(model: Model, wanted: Replacement, means_of: PairSet | PairBatch | None) -> None:
     """Refuse a reference set that is missing, or that would be ignored; and statistics of another model."""
-    if wanted.kind in ("corrupt", "zero") and reference is not None:
+    if wanted.kind in ("corrupt", "zero") and means_of is not None:
         raise ConfigError(
             f"replacement {wanted.kind!r} uses no reference set, but reference= is given. Leave it out, or take one of "
             f"{', '.join(MEANS)}."
         )
     if wanted.statistics is not None:
-        if reference is not None:
+        if means_of is not None:
             raise ConfigError(
                 f"this replacement {wanted.kind!r} has its statistics already, but reference= is given too. Leave one "
                 "of them out."
@@ -282,7 +283,7 @@ def _check_use(model: Model, wanted: Replacement, reference: PairSet | PairBatch
                 f"the statistics of replacement {wanted.kind!r} are of model {wanted.statistics.spec.name!r}, not of "
                 f"{model.spec.name!r}. Leave them out and give reference=."
             )
-    elif wanted.kind in MEANS and reference is None:
+    elif wanted.kind in MEANS and means_of is None:
         raise ConfigError(
             f"replacement {wanted.kind!r} needs a reference set to take means of. Give reference=, pairs that are not "
             "scored, such as the other split of the task."
@@ -290,15 +291,15 @@ def _check_use(model: Model, wanted: Replacement, reference: PairSet | PairBatch
 
 
 def _check_prompts(
-    model: Model, wanted: Replacement, pairs: PairSet | PairBatch, reference: PairSet | PairBatch | None
+    model: Model, wanted: Replacement, pairs: PairSet | PairBatch, means_of: PairSet | PairBatch | None
 ) -> None:
     """Refuse means of scored prompts, and means that the scored prompts' tokens have no part in."""
     scored = batches_for(model, pairs)
-    if reference is None:
+    if means_of is None:
         assert wanted.statistics is not None
         labels, prompts = set(wanted.statistics.labels), wanted.statistics.prompts
     else:
-        averaged = batches_for(model, reference)
+        averaged = batches_for(model, means_of)
         if wanted.kind == "mean-span":
             _check_spans(averaged, "the reference pairs")
         labels = {label for batch in averaged for label in token_groups(wanted.kind, batch)[0]}
@@ -331,14 +332,14 @@ def _check_spans(batches: Sequence[PairBatch], whose: str) -> None:
 
 
 def _check_apart(
-    pairs: PairSet | PairBatch, scored: Sequence[PairBatch], reference: Collection[tuple[int, ...]]
+    pairs: PairSet | PairBatch, scored: Sequence[PairBatch], averaged: Collection[tuple[int, ...]]
 ) -> None:
     """Means of prompts that are scored carry the very values that are to be taken away."""
     shared = dict[int, str]()
     for batch in scored:
         for which, rows in (("corrupted", batch.corrupt), ("clean", batch.clean)):
             for place, row in zip(batch.index.tolist(), rows.tolist(), strict=True):
-                if tuple(row) in reference:
+                if tuple(row) in averaged:
                     shared[place] = which
     if not shared:
         return

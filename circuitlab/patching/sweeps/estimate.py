@@ -12,11 +12,11 @@ from circuitlab.data.batch import PairBatch
 from circuitlab.data.pairs import PairSet
 from circuitlab.models.modes import in_ordinary_modes
 from circuitlab.models.protocol import Model
-from circuitlab.patching.runs.packing import bytes_per_row, default_budget, recorded_streams
+from circuitlab.patching.runs.packing import budget_of, bytes_per_row, recorded_streams
 from circuitlab.patching.sweeps.cells import Cells, rows_of, run_cells
 from circuitlab.patching.sweeps.patches import Runs
-from circuitlab.patching.sweeps.plan import plan_sweep
 from circuitlab.patching.sweeps.run import Part, SweepRun, start
+from circuitlab.patching.sweeps.sweep import plan_for
 
 # Rows that are timed; fewer say little about the speed of large packs.
 SAMPLE = 128
@@ -73,7 +73,7 @@ def estimate_sweep(
         >>> estimate_sweep(model, pairs.discovery, "head_z").rows
         128
     """
-    plan = plan_sweep(model, pairs, site, **settings)
+    plan = plan_for(model, pairs, site, **settings)
     run = start(plan)
     counted = [(part, *_count(run, part)) for part in run.parts]
     rows = sum(n for _, n, _ in counted)
@@ -81,7 +81,7 @@ def estimate_sweep(
     largest = max(counted, key=lambda item: item[2])[0]
     whole = sum(batch.clean.numel() for batch in plan.batches) * model.spec.n_layers
     longest = max(batch.n_tokens for batch in plan.batches)
-    budget = default_budget(model.device) if plan.budget is None else plan.budget
+    budget = budget_of(plan.experiment.resources, model.device)
     recorded = max(bytes_per_row(model, b.n_tokens, recorded_streams(model)) * len(b) for b in plan.batches)
     return Estimate(
         rows=rows,

@@ -6,16 +6,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from circuitlab.data.batch import PairBatch
-from circuitlab.data.batching import batches_for
-from circuitlab.data.pairs import PairSet
 from circuitlab.errors import ConfigError, UnknownNameError
-from circuitlab.metrics import Metric, MetricLike, metric_for
+from circuitlab.metrics import Metric
 from circuitlab.models.protocol import Model
 from circuitlab.parts import ModelSpec
+from circuitlab.patching.experiment import Experiment
 from circuitlab.patching.runs.baseline import check_direction
 from circuitlab.patching.runs.columns import AXES, Columns, columns_of
-from circuitlab.patching.runs.packing import bytes_per_row, default_budget, fitting, recorded_streams, rows_per_pack
-from circuitlab.patching.runs.replacement import Replacement, check_patterns, resolve_replacement
+from circuitlab.patching.runs.replacement import Replacement, check_patterns
 from circuitlab.patching.sweeps.sites import SITES, Member, Site, find_site
 
 
@@ -24,70 +22,69 @@ class SweepPlan:
     """A checked request.
 
     Attributes:
-        model: The model.
+        experiment: The pairs and what is put in.
         sites: What is swept.
         layers: In which layers.
         members: For each site the heads or neurons that are patched; a single 0 for sites without.
         columns: For each site, which tokens each of its cells covers.
-        batches: The prompts, by length, in parts that fit into memory.
         metrics: What is measured.
         direction: "denoise" patches the corrupted run, "noise" the clean one.
-        replacement: What is put in.
-        budget: Bytes that a packed run may take; None for a share of what is free.
     """
 
-    model: Model
+    experiment: Experiment
     sites: tuple[Site, ...]
     layers: tuple[int, ...]
     members: dict[str, tuple[int, ...]]
     columns: dict[str, Columns]
-    batches: tuple[PairBatch, ...]
     metrics: tuple[Metric, ...]
     direction: str
-    replacement: Replacement
-    budget: int | None
 
     @property
-    def n_examples(self) -> int:
-        """In all batches."""
-        return sum(map(len, self.batches))
+    def model(self) -> Model:
+        """The model."""
+        return self.experiment.model
+
+    @property
+    def batches(self) -> tuple[PairBatch, ...]:
+        """The prompts, by length, in parts that fit into memory."""
+        return self.experiment.batches
+
+    @property
+    def replacement(self) -> Replacement:
+        """What is put in."""
+        return self.experiment.replacement
 
     def shape(self, site: Site) -> tuple[int, int, int, int]:
         """Layers, members, columns, examples of a site's table."""
-        return (len(self.layers), len(self.members[site.name]), len(self.columns[site.name].labels), self.n_examples)
+        return (
+            len(self.layers),
+            len(self.members[site.name]),
+            len(self.columns[site.name].labels),
+            self.experiment.n_examples,
+        )
 
 
 def plan_sweep(
-    model: Model,
-    pairs: PairSet | PairBatch,
+    experiment: Experiment,
     site: str | Sequence[str],
     *,
+    metrics: Sequence[Metric] | None = None,
     direction: str | None = None,
-    replacement: str | Replacement = "corrupt",
-    reference: PairSet | PairBatch | None = None,
-    metric: MetricLike | Sequence[MetricLike] | None = None,
     axis: str = "auto",
     head_axis: str = "all",
     layers: Iterable[int] | None = None,
     heads: Iterable[int] | None = None,
     neurons: Iterable[int] | None = None,
     positions: Iterable[int] | None = None,
-    seed: int = 0,
-    budget: int | None = None,
 ) -> SweepPlan:
     """Check every argument of `sweep`; see there."""
+    model, pairs, batches = experiment.model, experiment.pairs, experiment.batches
     spec = model.spec
     if direction is None:
-        direction = "denoise" if _is_other_prompt(replacement) else "noise"
+        direction = "denoise" if experiment.replacement.kind == "corrupt" else "noise"
     check_direction(direction)
     names = check_sites(site, head_axis=head_axis, heads=heads, neurons=neurons, positions=positions)
     sites = tuple(find_site(name, spec) for name in names)
-    judged_by = tuple(metric_for(one, pairs) for one in ([metric] if is_one(metric) else metric))  # type: ignore[union-attr,arg-type]
-    if not judged_by:
-        raise ConfigError("metric is an empty list; name at least one, such as 'logit_diff'.")
-    if len({metric.name for metric in judged_by}) < len(judged_by):
-        raise ConfigError(f"two metrics are called {[m.name for m in judged_by]}; give them different names.")
-    batches = _parts(model, pairs, budget)
     by_kind = {
         by_member: columns_of(pairs, batches, "all" if by_member and head_axis == "all" else kind)
         for by_member, kind in ((False, axis), (True, head_axis))
@@ -96,21 +93,17 @@ def plan_sweep(
     if positions is not None:
         wanted = positions if isinstance(positions, int) else list(positions)
         by_kind = {by: found if by and head_axis == "all" else found.at(wanted) for by, found in by_kind.items()}
-    resolved = resolve_replacement(model, replacement, pairs=pairs, reference=reference, seed=seed, budget=budget)
     if any(s.name == "pattern" for s in sites):
-        check_patterns(resolved, [batch.n_tokens for batch in batches])
+        check_patterns(experiment.replacement, [batch.n_tokens for batch in batches])
     chosen = _chosen("layer", layers, spec.n_layers)
     return SweepPlan(
-        model=model,
+        experiment=experiment,
         sites=sites,
         layers=tuple(range(spec.n_layers)) if chosen is None else chosen,
         members={s.name: _members(model, s, heads, neurons, batches[0]) for s in sites},
         columns={s.name: by_kind[s.by_member] for s in sites},
-        batches=batches,
-        metrics=judged_by,
+        metrics=(experiment.metric,) if metrics is None else tuple(metrics),
         direction=direction,
-        replacement=resolved,
-        budget=budget,
     )
 
 
@@ -181,25 +174,6 @@ def _check_used(
                 f"{name} (--{name.replace('_', '-')}) has no meaning for site {listed}; it goes with {', '.join(by)}. "
                 "Leave it out, or name such a site."
             )
-
-
-def is_one(metric: MetricLike | Sequence[MetricLike] | None) -> bool:
-    """Whether a single metric is asked for."""
-    return isinstance(metric, str) or not isinstance(metric, Sequence)
-
-
-def _is_other_prompt(replacement: str | Replacement) -> bool:
-    return (replacement.kind if isinstance(replacement, Replacement) else replacement) == "corrupt"
-
-
-def _parts(model: Model, pairs: PairSet | PairBatch, budget: int | None) -> tuple[PairBatch, ...]:
-    """The batches, cut so that the recorded runs of a part take no more than a pack may, or are of one prompt."""
-    parts, alive = list[PairBatch](), recorded_streams(model)
-    for batch in batches_for(model, pairs):
-        rows_per_pack(model, batch.n_tokens, budget)  # refuses a budget that does not hold one prompt
-        floor = bytes_per_row(model, batch.n_tokens, alive)
-        parts += fitting(model, batch, max(floor, default_budget(model.device) if budget is None else budget), alive)
-    return tuple(parts)
 
 
 def _members(

@@ -15,15 +15,15 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 
-from circuitlab.patching.runs.baseline import Baseline, check_gap, judge_all, record_baseline
-from circuitlab.patching.runs.packing import Packer, bytes_per_row, default_budget, recorded_streams, rows_at_once
+from circuitlab.patching.runs.baseline import Baseline, judge_all
+from circuitlab.patching.runs.packing import Packer, budget_of, rows_at_once
 from circuitlab.patching.runs.replacement import replaced, replaced_hidden
 from circuitlab.patching.sweeps.cells import Cells, cells_of, run_cells, window
 from circuitlab.patching.sweeps.checkpoint import Checkpoint, digest
 from circuitlab.patching.sweeps.patches import Runs, patches_of
 from circuitlab.patching.sweeps.plan import SweepPlan
 from circuitlab.patching.sweeps.sites import Site, enters_at
-from circuitlab.progress import Progress
+from circuitlab.resources import Resources
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -49,14 +49,12 @@ class SweepRun:
 
     Attributes:
         plan: What to do.
-        baseline: Both runs of a batch, recorded when they are asked for and kept while they fit.
         tables: Metric and site -> raw values.
         clean: Metric -> values of the clean run, in the order of the data set.
         corrupt: The same of the corrupted run.
     """
 
     plan: SweepPlan
-    baseline: Callable[[int], Baseline]
     tables: dict[tuple[str, str], Float[np.ndarray, "layer member column example"]]
     clean: dict[str, Float[np.ndarray, " example"]] = field(default_factory=dict)
     corrupt: dict[str, Float[np.ndarray, " example"]] = field(default_factory=dict)
@@ -95,7 +93,7 @@ class SweepRun:
     def cells(self, part: Part) -> tuple[Runs, Cells, Bool[torch.Tensor, "batch seq"]]:
         """The rows of a part."""
         plan = self.plan
-        runs = self._runs(self.baseline(part.batch))
+        runs = self._runs(plan.experiment.recordings.baseline(plan.batches[part.batch]))
         inside = window(runs, part.block, from_difference=plan.replacement.kind == "corrupt")
         patches = [
             patch
@@ -106,7 +104,7 @@ class SweepRun:
         ]
         return runs, cells_of(patches, inside), inside
 
-    def run(self, part: Part, budget: int, packer: Packer) -> None:
+    def run(self, part: Part, resources: Resources, packer: Packer) -> None:
         """Fill the cells of a part."""
         runs, cells, inside = self.cells(part)
         batch, plan = runs.baseline.batch, self.plan
@@ -120,7 +118,7 @@ class SweepRun:
             ):
                 self._write(metric.name, some, values.double().cpu().numpy(), where)
 
-        packer.run(len(cells), rows_at_once(plan.model, batch.n_tokens, budget), pack)
+        packer.run(len(cells), rows_at_once(plan.model, batch.n_tokens, resources), pack)
 
     def copy_shared(self) -> None:
         """The stream behind a block is the stream before the next one: their cells were run once."""
@@ -173,18 +171,10 @@ def start(plan: SweepPlan) -> SweepRun:
     Raises:
         MetricError: A metric cannot be used, or does not tell the two runs apart.
     """
-    each = bytes_per_row(plan.model, max(batch.n_tokens for batch in plan.batches), recorded_streams(plan.model))
-    fits = each * plan.n_examples <= (default_budget(plan.model.device) if plan.budget is None else plan.budget)
-    record = lru_cache(None if fits else 1)(lambda number: record_baseline(plan.model, plan.batches[number]))
-    run = SweepRun(plan, record, {})
-    gaps = {metric.name: np.zeros((2, plan.n_examples)) for metric in plan.metrics}
-    for number, batch in enumerate(plan.batches):
-        for metric in plan.metrics:
-            both = torch.stack(record(number).gap(metric))
-            gaps[metric.name][:, batch.index.cpu().numpy()] = both.double().cpu().numpy()
-    for metric in plan.metrics:
-        clean, corrupt = gaps[metric.name]
-        check_gap(metric, clean, corrupt)
+    experiment, run = plan.experiment, SweepRun(plan, {})
+    ends = experiment.recordings.ends(*plan.metrics)
+    for metric, (clean, corrupt) in zip(plan.metrics, ends, strict=True):
+        experiment.measured_by(metric).prompt_gap  # noqa: B018 - refuses a metric that does not tell them apart
         run.clean[metric.name], run.corrupt[metric.name] = clean, corrupt
         untouched = corrupt if plan.direction == "denoise" else clean
         for site in plan.sites:
@@ -203,7 +193,7 @@ def _untouched(plan: SweepPlan, site: Site, untouched: np.ndarray) -> np.ndarray
     return table
 
 
-def carry_out(run: SweepRun, progress: Progress, resume: Path | None) -> None:
+def carry_out(run: SweepRun, resume: Path | None) -> None:
     """Run every part that is not done yet.
 
     Raises:
@@ -211,7 +201,8 @@ def carry_out(run: SweepRun, progress: Progress, resume: Path | None) -> None:
         ConfigError: The budget does not hold one prompt, or the memory does not.
     """
     plan = run.plan
-    budget = default_budget(plan.model.device) if plan.budget is None else plan.budget
+    resources = plan.experiment.resources
+    budget = budget_of(resources, plan.model.device)
     tables = {f"{metric}/{site}": table for (metric, site), table in run.tables.items()}
     kept = Checkpoint(path=resume, key=run.key() if resume is not None else "", tables=tables, budget=budget)
     kept.load()
@@ -219,9 +210,9 @@ def carry_out(run: SweepRun, progress: Progress, resume: Path | None) -> None:
     done, packer = 0, Packer()
     for part in run.parts:
         if part.number not in kept.done:
-            run.run(part, kept.budget, packer)
+            run.run(part, Resources(kept.budget), packer)
             kept.finish(part.number)
         done += part.work
-        progress("sweep", done, total)
+        resources.progress("sweep", done, total)
     run.copy_shared()
     kept.remove()

@@ -13,17 +13,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from circuitlab.arguments import checked
 from circuitlab.data.batch import PairBatch
 from circuitlab.data.pairs import PairSet
-from circuitlab.metrics import Metric, MetricLike
+from circuitlab.errors import ConfigError
+from circuitlab.metrics import Metric, MetricLike, metric_for
 from circuitlab.models.modes import in_ordinary_modes
 from circuitlab.models.protocol import Model
 from circuitlab.outputs import check_state_file
+from circuitlab.patching.experiment import Experiment
 from circuitlab.patching.grid import Grid
 from circuitlab.patching.runs.replacement import Replacement
-from circuitlab.patching.sweeps.plan import is_one, plan_sweep
+from circuitlab.patching.sweeps.plan import SweepPlan, plan_sweep
 from circuitlab.patching.sweeps.run import SweepRun, carry_out, start
 from circuitlab.patching.sweeps.sites import Site
 from circuitlab.progress import Progress, callback, reports_progress
@@ -106,34 +109,70 @@ def sweep(
         (4, 8)
     """
     state = None if resume is None else check_state_file(resume)
-    plan = plan_sweep(
-        model,
-        pairs,
-        site,
-        direction=direction,
-        replacement=replacement,
-        reference=reference,
-        metric=metric,
-        axis=axis,
-        head_axis=head_axis,
-        layers=layers,
-        heads=heads,
-        neurons=neurons,
-        positions=positions,
-        seed=seed,
-        budget=budget,
-    )
+    plan = plan_for(
+        model, pairs, site, metric=metric, replacement=replacement, reference=reference, seed=seed, budget=budget,
+        progress=callback(progress), direction=direction, axis=axis, head_axis=head_axis, layers=layers, heads=heads,
+        neurons=neurons, positions=positions,
+    )  # fmt: skip
+    found = _swept(plan, normalise=normalise, state=state)
+    grids = {name: one if not isinstance(site, str) else next(iter(one.values())) for name, one in found.items()}
+    return grids[plan.metrics[0].name] if _is_one(metric) else NamedResults(grids)
+
+
+def plan_for(
+    model: Model,
+    pairs: PairSet | PairBatch,
+    site: str | Sequence[str],
+    *,
+    metric: MetricLike | Sequence[MetricLike] | None = None,
+    replacement: str | Replacement = "corrupt",
+    seed: int = 0,
+    **settings: Any,
+) -> SweepPlan:
+    """The experiment and the plan that the arguments of `sweep` ask for; see there."""
+    metrics = [metric_for(one, pairs) for one in ([metric] if _is_one(metric) else metric)]  # type: ignore[union-attr,arg-type]
+    if not metrics:
+        raise ConfigError("metric is an empty list; name at least one, such as 'logit_diff'.")
+    if len({of.name for of in metrics}) < len(metrics):
+        raise ConfigError(f"two metrics are called {[of.name for of in metrics]}; give them different names.")
+    about = {name: settings.pop(name) for name in ("reference", "budget", "progress") if name in settings}
+    experiment = Experiment(model, pairs, metrics[0], replacement, seed=seed, allow_weak_gap=True, **about)
+    return plan_sweep(experiment, site, metrics=metrics, **settings)
+
+
+def sweep_grids(
+    experiment: Experiment,
+    sites: Sequence[str],
+    *,
+    direction: str | None = None,
+    axis: str = "auto",
+    layers: Iterable[int] | None = None,
+    heads: Iterable[int] | None = None,
+) -> dict[str, Grid]:
+    """Sweep sites on an experiment's pairs by its metric; arguments and errors as of `sweep`.
+
+    Returns:
+        A grid by site.
+    """
+    plan = plan_sweep(experiment, sites, direction=direction, axis=axis, layers=layers, heads=heads)
+    return _swept(plan)[experiment.metric.name]
+
+
+def _is_one(metric: MetricLike | Sequence[MetricLike] | None) -> bool:
+    return isinstance(metric, str) or not isinstance(metric, Sequence)
+
+
+def _swept(plan: SweepPlan, *, normalise: bool = True, state: Path | None = None) -> dict[str, dict[str, Grid]]:
+    """Grids by metric and site."""
     run = start(plan)
-    carry_out(run, callback(progress), state)
-
-    def grids(of: Metric) -> Grids:
-        found = NamedResults({s.name: _grid(run, of, s, normalise=normalise, seed=seed) for s in plan.sites})
-        return found[site] if isinstance(site, str) else found
-
-    return grids(plan.metrics[0]) if is_one(metric) else NamedResults({of.name: grids(of) for of in plan.metrics})
+    carry_out(run, state)
+    return {
+        of.name: NamedResults({s.name: _grid(run, of, s, normalise=normalise) for s in plan.sites})
+        for of in plan.metrics
+    }
 
 
-def _grid(run: SweepRun, metric: Metric, site: Site, *, normalise: bool, seed: int) -> Grid:
+def _grid(run: SweepRun, metric: Metric, site: Site, *, normalise: bool) -> Grid:
     plan, columns = run.plan, run.plan.columns[site.name]
     table = run.tables[metric.name, site.name]
     members = tuple(map(str, plan.members[site.name]))
@@ -151,7 +190,7 @@ def _grid(run: SweepRun, metric: Metric, site: Site, *, normalise: bool, seed: i
         clean=run.clean[metric.name],
         corrupt=run.corrupt[metric.name],
         normalised=normalise,
-        seed=seed,
+        seed=plan.experiment.seed,
         replacement=plan.replacement.kind,
         layers=plan.layers,
         member_kind=site.kind if site.by_member and not whole else None,

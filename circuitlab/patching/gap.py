@@ -23,10 +23,11 @@ from jaxtyping import Float
 from circuitlab import stats
 from circuitlab.errors import MetricError
 from circuitlab.metrics import Metric
-from circuitlab.patching.runs.baseline import check_gap
 
 CONFIDENCE = 0.99
 FEWEST = 8
+# A mean gap below this share of the metric is rounding.
+TIE = 1e-6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +67,7 @@ class Gap:
         return self.n >= FEWEST and self.low <= 0 <= self.high
 
 
-def check_data(
+def check_gap(
     metric: Metric,
     clean: Float[np.ndarray, " example"],
     empty: Float[np.ndarray, " example"],
@@ -86,14 +87,18 @@ def check_data(
     Raises:
         MetricError: The means coincide, or are closer than these examples can tell apart; see the module.
     """
-    check_gap(metric, clean, empty, where)
-    gap = Gap.of(clean, empty)
+    gap, scale = Gap.of(clean, empty), float(np.abs([clean, empty]).mean())
+    if abs(gap.mean) <= TIE * max(scale, TIE):
+        raise MetricError(
+            f"metric {metric.name!r} is {clean.mean():.4g} on the clean and {empty.mean():.4g} {where}: with no "
+            "difference there is nothing to explain. Check answers and corruption, or take another."
+        )
     if gap.weak and not allow_weak_gap:
         raise MetricError(
             f"metric {metric.name!r} is {clean.mean():.4g} on the clean and {empty.mean():.4g} {where}: the mean gap "
             f"is {gap.mean:.3g}, its standard error over {gap.n} pairs {gap.standard_error:.3g}, and its "
             f"{CONFIDENCE:.0%} interval ({gap.low:.3g} to {gap.high:.3g}) holds 0, so that no share of it means "
-            "anything. Check answers and corruption, or take more pairs; allow_weak_gap (--allow-weak-gap) looks "
-            "anyway."
+            "anything. Check answers and corruption, or take more pairs; allow_weak_gap (--allow-weak-gap) overrides "
+            "the check."
         )
     return gap

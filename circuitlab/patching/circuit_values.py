@@ -8,15 +8,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from circuitlab.data.batch import PairBatch
-from circuitlab.data.pairs import PairSet
-from circuitlab.metrics import Metric
-from circuitlab.models.protocol import Model
 from circuitlab.parts import Layout
 from circuitlab.patching.circuits.clean_start import CleanStart
-from circuitlab.patching.circuits.metric import Prepared, prepare
+from circuitlab.patching.experiment import Experiment
 from circuitlab.patching.runs.baseline import Baseline
 from circuitlab.patching.runs.packing import packs, rows_per_pack
-from circuitlab.patching.runs.replacement import Replacement
 
 # Tokens in one run of several circuits: so many, and at most twice as many after predictions that are certain. Measured
 # on the 4-layer model of the benchmark, one thread: ACDC takes 2.6 s with 12 circuits of 64 x 16 tokens in a run, 2.8 s
@@ -28,50 +24,31 @@ class CircuitValues:
     """A data set with both runs recorded, ready to judge circuits that share most of their edges.
 
     Args:
-        model: The model.
-        pairs: The data set; every batch of it counts.
-        metric: What is measured.
-        ablation: What cut edges carry.
-        reference: Prompts that means are taken of, none of them in the data set.
-        seed: Of noise.
-        budget: Bytes that a packed run may take.
+        experiment: The pairs, what is measured, and what cut edges carry.
 
     Raises:
-        UnknownNameError: No such ablation.
-        ConfigError: What `prepare` refuses.
+        ConfigError: A budget that holds no prompt.
     """
 
-    def __init__(
-        self,
-        model: Model,
-        pairs: PairSet | PairBatch,
-        metric: Metric,
-        *,
-        ablation: str | Replacement = "corrupt",
-        reference: PairSet | PairBatch | None = None,
-        seed: int = 0,
-        budget: int | None = None,
-    ) -> None:
-        self._model, self.metric, self._budget = model, metric, budget
-        layout = Layout.of(model.spec)
-        # How far every writer's replacement is from the clean run, and what every reader reads.
-        streams = len(layout.writers) + len(layout.readers)
-        self.prepared: Prepared = prepare(
-            model, pairs, budget, replacement=ablation, reference=reference, seed=seed, extra_streams=streams
-        )
-        runs = zip(self.prepared.baselines, self.prepared.floors, strict=True)
-        self._starts = [CleanStart(model, baseline, floor) for baseline, floor in runs]
+    def __init__(self, experiment: Experiment) -> None:
+        self._model, self.metric, self.experiment = experiment.model, experiment.metric, experiment
+        layout = Layout.of(self._model.spec)
+        # How far every writer's replacement is from the clean run, and what every reader reads, beside the recordings.
+        streams = 3 * len(layout.writers) + len(layout.readers)
+        recordings = experiment.recordings
+        self._baselines = [recordings.baseline(batch) for batch in recordings.parts(streams)]
+        self._starts = [CleanStart(self._model, one, experiment.ablated(one)) for one in self._baselines]
         self._words = dict[tuple[int, int], tuple[Tensor | None, PairBatch]]()
 
     @property
     def at_once(self) -> int:
         """How many circuits to run in one call, by the largest batch."""
-        return min(self._fitting(baseline.batch, TOKENS_AT_ONCE) for baseline in self.prepared.baselines)
+        return min(self._fitting(baseline.batch, TOKENS_AT_ONCE) for baseline in self._baselines)
 
     def of(self, masks: Bool[np.ndarray, "circuit writer reader"]) -> Float[np.ndarray, "circuit example"]:
         """The metric of every circuit on every example, in the order of the data set."""
-        out = np.zeros((len(masks), self.prepared.n_examples))
-        for baseline, start in zip(self.prepared.baselines, self._starts, strict=True):
+        out = np.zeros((len(masks), self.experiment.n_examples))
+        for baseline, start in zip(self._baselines, self._starts, strict=True):
             where = baseline.batch.index.cpu().numpy()
             for part in packs(len(masks), self._fitting(baseline.batch, MOST_TOKENS)):
                 final = start.run(masks[part])
@@ -93,5 +70,5 @@ class CircuitValues:
         """How many circuits on a batch have so many tokens and fit the budget."""
         # How far every writer is from the clean run, at most.
         streams = len(Layout.of(self._model.spec).nodes)
-        fit = rows_per_pack(self._model, batch.n_tokens, self._budget, extra_streams=streams) // len(batch)
+        fit = rows_per_pack(self._model, batch.n_tokens, self.experiment.resources, extra_streams=streams) // len(batch)
         return max(1, min(fit, n_tokens // (len(batch) * batch.n_tokens)))
