@@ -342,14 +342,14 @@ def test_more_than_there_is_is_counted_and_the_advice_holds():
 
 def test_reference_pairs_share_no_text_with_the_splits_and_change_neither():
     task = task_of(one_of(*NAMES))
-    plain, more = (sample_pairs(task, Words(), 2, 5, reference=wanted) for wanted in (False, True))
+    plain, more = (sample_pairs(task, Words(), 2, 5, with_reference=wanted) for wanted in (False, True))
     assert (plain.discovery, plain.held_out, plain.reference) == (more.discovery, more.held_out, None)
     assert plain.fingerprint != more.fingerprint
     assert len(more.reference) == 2
     assert not more.reference.texts & (more.discovery.texts | more.held_out.texts)
     for n in (3, 500):
         with pytest.raises(TooFewPromptsError) as told:
-            sample_pairs(task, Words(), n, 5, reference=True)
+            sample_pairs(task, Words(), n, 5, with_reference=True)
         assert f"n={n} needs {3 * n} distinct pairs ({n} per split, no text in two of discovery" in str(told.value)
         assert "Ask for n <= 2, or give the task more words." in str(told.value)
 

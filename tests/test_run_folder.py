@@ -491,8 +491,8 @@ def test_the_old_run_is_put_back_when_the_last_rename_fails(run, place, monkeypa
 
 
 STEPS = {
-    "check_behaviour": "behaviour", "sweep": "grids", "sweep_nodes": "", "score_edges": "scores", "select": "circuit",
-    "evaluate": "evaluation",
+    "check_behaviour": "behaviour", "sweep_grids": "grids", "sweep_nodes": "", "score": "scores",
+    "select_circuit": "circuit", "evaluate_circuit": "evaluation",
 }  # fmt: skip
 
 
