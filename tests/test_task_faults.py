@@ -335,7 +335,7 @@ def test_metrics_of_other_types_serve():
 def test_a_metric_is_refused_before_anything_is_swept(fault, bundled, monkeypatch):
     from circuitlab.runs import pipeline
 
-    monkeypatch.setattr(pipeline, "sweep", lambda *a, **k: pytest.fail("a sweep began"))
+    monkeypatch.setattr(pipeline, "sweep_grids", lambda *a, **k: pytest.fail("a sweep began"))
     task = replace(load_task("name-throw"), metric=METRICS[fault])
     assert "metric" in told(lambda: pipeline.discover(task, model=bundled, n=2))
 
