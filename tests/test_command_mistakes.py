@@ -159,7 +159,7 @@ BEFORE += [
     (("evaluate", "nowhere"), "circuit file 'nowhere' does not exist"),
     (("evaluate", "a.jsonl", "--task", T), "Expected the MIB / EAP-IG format: cfg, nodes and edges"),
     (("convert", "a.jsonl", "c.json", "--model", "bundled"), "cfg: Field required"),
-    (("report", "/"), "manifest.json is missing in the run folder '/'"),
+    (("report", "/"), "'/' is not a run folder: it has no manifest.json"),
     (("neurons", "examples", "a.txt", *AT, "--field", "body"), "field (--field) 'body' goes with .jsonl files"),
     (("neurons", "examples", "a.jsonl", *AT, "--separator", ";"), "separator (--separator) ';' goes with text files"),
     (("neurons", "sensitivity", "a", *ONE, "--samples", "100000000"), "less than or equal to 10000"),
