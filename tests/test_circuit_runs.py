@@ -144,7 +144,8 @@ class TestLaws:
     def test_progress_counts_circuits(self):
         steps = []
         masks = random_masks(layout_of("gpt2"))
-        prepared("gpt2").measure(masks, [METRIC], progress=lambda *at: steps.append(at), step="x")
+        experiment = replace(prepared("gpt2"), progress=lambda *at: steps.append(at))
+        experiment.measure(masks, [METRIC], step="x")
         assert steps[-1] == ("x", 4, 4)
         assert [done for _, done, _ in steps] == sorted({done for _, done, _ in steps})
 

@@ -785,7 +785,7 @@ def test_the_line_is_told_for_a_path_from_here_too(tmp_path, monkeypatch):
 
 
 def test_a_task_file_that_does_not_exist_is_told(tmp_path):
-    with pytest.raises(TaskFileError, match="does not exist. Give a bundled name .*name-throw"):
+    with pytest.raises(TaskFileError, match="does not exist. Give a name .*name-throw"):
         load_task(tmp_path / "mine.py")
     (tmp_path / "mine.txt").write_text("TASK = 1")
     for other in (tmp_path / "mine.txt", tmp_path):

@@ -13,8 +13,8 @@ from circuitlab.errors import ConfigError
 from circuitlab.metrics import resolve
 from circuitlab.parts import Edge, Layout
 from circuitlab.patching.edges.edges import edge_effects
+from circuitlab.patching.experiment import Experiment
 from circuitlab.patching.runs.baseline import record_baseline
-from circuitlab.patching.runs.replacement import resolve_replacement
 
 NAMES = ("native", "attn-only", "solu")
 METRIC = resolve("logit_diff")
@@ -94,7 +94,7 @@ def test_tokens_before_the_first_difference_are_replaced_too():
 
 def test_the_matrix_of_all_edges_is_the_same():
     model, batch = load("gpt2"), pairs()
-    replacement = resolve_replacement(model, "mean", pairs=batch, means_of=other_pairs(), seed=0)
+    replacement = Experiment(model, batch, ablation="mean", reference=other_pairs()).replacement
     matrix = edge_effects(model, record_baseline(model, batch), METRIC, replacement=replacement)
     found = patch_edges(model, batch, ablation="mean", reference=other_pairs())
     places = [Layout.of(model.spec).edge_index(edge) for edge in found.edges]

@@ -85,7 +85,7 @@ MISTAKES: dict[str, tuple[Callable[[], object], type[CircuitLabError], str]] = {
     "a task file that is elsewhere": (
         lambda: load_task("my_task.py"),
         errors.TaskFileError,
-        "task file 'my_task.py' does not exist. Give a bundled name (gendered-pronouns, html-tag-closing, "
+        "task file 'my_task.py' does not exist. Give a name (gendered-pronouns, html-tag-closing, "
         "name-throw) or a file.",
     ),
     "a task file that forgot its task": (

@@ -31,7 +31,6 @@ from circuitlab.patching.runs.replacement import (
     check_patterns,
     replaced,
     replaced_hidden,
-    resolve_replacement,
 )
 
 METRIC = resolve("logit_diff")
@@ -62,8 +61,8 @@ def baseline(name: str) -> Baseline:
 
 
 def resolved(name: str, kind: str, **options: Any) -> Replacement:
-    options = {"pairs": scored(), "reference": reference() if kind in MEANS else None, "seed": 0, **options}
-    return resolve_replacement(load(name), kind, **options)
+    options = {"pairs": scored(), "reference": reference() if kind in MEANS else None, **options}
+    return Experiment(load(name), ablation=kind, **options).replacement
 
 
 def put_in(name: str, kind: str, **options: Any) -> Recording:
@@ -257,7 +256,7 @@ class TestMeans:
 
     def test_they_have_the_models_dtype(self):
         chosen = resolved("gpt2", "mean")
-        short = resolve_replacement(load("gpt2", "float32"), "mean", pairs=scored(), means_of=reference(), seed=0)
+        short = Experiment(load("gpt2", "float32"), scored(), ablation="mean", reference=reference()).replacement
         table = short.statistics.tables[("z", 1)]
         assert table.dtype == torch.float32
         assert (table - chosen.statistics.tables[("z", 1)]).abs().max() < 1e-5

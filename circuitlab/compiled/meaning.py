@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from einops import einsum
 from jaxtyping import Bool, Float, Int
 
 from circuitlab.compiled.program import POSITION, TOKEN, Attend, Match, Program
@@ -66,7 +67,8 @@ def _pattern(program: Program, head: Attend, values: Mapping[str, np.ndarray]) -
     scores = np.zeros((n_examples, n_tokens, n_tokens))
     for term in head.score:
         if isinstance(term, Match):
-            scores += (values[term.query] @ term.weight) @ values[term.key].swapaxes(1, 2)
+            query, key = values[term.query] @ term.weight, values[term.key]
+            scores += einsum(query, key, "batch query width, batch key width -> batch query key")
         else:
             scores += (values[term.key] @ term.weight)[:, None]
     scores = np.where(visible(program, n_tokens), scores, -np.inf)

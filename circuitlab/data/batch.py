@@ -41,7 +41,7 @@ class PairBatch(Summary):
         >>> import torch
         >>> from circuitlab import PairBatch
         >>> clean, corrupt = torch.tensor([[1, 2, 3]]), torch.tensor([[1, 4, 3]])
-        >>> batch = PairBatch.from_tokens(clean, corrupt, answers=torch.tensor([5]), distractors=torch.tensor([6]))
+        >>> batch = PairBatch.from_tokens(clean, corrupt, answers=torch.tensor([[5]]), distractors=torch.tensor([[6]]))
         >>> len(batch)
         1
     """

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
 
@@ -117,11 +118,19 @@ def _attributed(experiment: Experiment, batch: PairBatch, steps: int, level: str
             integral = integral + (apart * behind.source).sum((1, 2))
             if level != "edge":
                 each = products.of(at.writers, last)
-                scores[:, at.writers] += torch.einsum("wbsd,bsd->bwd", each, behind.source.to(each.dtype))
+                scores[:, at.writers] += einsum(
+                    each,
+                    behind.source.to(each.dtype),
+                    "writer batch seq d_model, batch seq d_model -> batch writer d_model",
+                )
                 continue
             for part in behind.readers:
                 mine = products.of(at.writers, part.at_answer)
-                more = torch.einsum("wbsd,rbsd->bwr", mine, part.values.to(mine.dtype))
+                more = einsum(
+                    mine,
+                    part.values.to(mine.dtype),
+                    "writer batch seq d_model, reader batch seq d_model -> batch writer reader",
+                )
                 scores[:, at.writers, part.columns] += more
         integrals.append(integral / steps)
         effects.append(value - paths.value(at, -apart))

@@ -10,6 +10,7 @@ References:
 from __future__ import annotations
 
 import numpy as np
+from einops import rearrange
 from jaxtyping import Float
 
 from circuitlab.discovery.node_scores import NodeScores
@@ -37,7 +38,7 @@ def score_exact_nodes(experiment: Experiment, level: str) -> NodeScores:
                 experiment.model, baseline, experiment.metric, experiment.replacement, experiment.resources
             ))  # fmt: skip
     else:
-        running.add(np.moveaxis(_patched(experiment, level), -1, 0))
+        running.add(rearrange(_patched(experiment, level), "... example -> example ..."))
     return NodeScores(
         spec=experiment.model.spec,
         level=level,

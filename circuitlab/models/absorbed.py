@@ -8,6 +8,7 @@ the softmax; that of the values is added once, since the weights sum to 1.
 from __future__ import annotations
 
 import torch
+from einops import einsum
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -32,8 +33,8 @@ def attend_last_query(
         value_bias: Its bias.
         scale: What scores are multiplied by.
     """
-    asked = torch.bmm(q.mul(scale).transpose(0, 1), key_weight.transpose(1, 2))
-    scores = torch.bmm(seen, asked.permute(1, 2, 0)).masked_fill_(~sees[..., None], -torch.inf)
-    mixed = torch.bmm(scores.softmax(1).transpose(1, 2), seen)
-    z = torch.bmm(mixed.transpose(0, 1), value_weight).transpose(0, 1)
+    wanted = einsum(q.mul(scale), key_weight, "row head d_head, head d_model d_head -> row d_model head")
+    scores = torch.bmm(seen, wanted).masked_fill_(~sees[..., None], -torch.inf)
+    mixed = einsum(scores.softmax(1), seen, "row seq head, row seq d_model -> row head d_model")
+    z = einsum(mixed, value_weight, "row head d_model, head d_model d_head -> row head d_head")
     return z if value_bias is None else z + value_bias

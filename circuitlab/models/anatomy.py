@@ -117,7 +117,7 @@ def projection(
 ) -> tuple[Float[Tensor, "head d_model d_head"], Float[Tensor, "head d_head"] | None]:
     """Weight and bias of q, k or v; k and v once per query head."""
     weight, bias = linear(getattr(block.attn, slot.value))
-    weight = weight.unflatten(1, (-1, spec.d_head)).transpose(0, 1).detach()
+    weight = einops.rearrange(weight, "d_model (head d_head) -> head d_model d_head", d_head=spec.d_head).detach()
     bias = None if bias is None else bias.unflatten(0, (-1, spec.d_head)).detach()
     repeats = spec.n_heads // weight.shape[0]
     if repeats > 1:

@@ -335,7 +335,8 @@ class BridgeModel(HeldBridge):
         for number, (slot, gradient) in enumerate(gradients.items()):
             weight = projection(self._blocks[layer], slot, self.spec)[0]
             part = behind[number * n_heads : (number + 1) * n_heads].flatten(1, 2)
-            torch.bmm(gradient.flatten(0, 1).transpose(0, 1), weight.transpose(1, 2), out=part)
+            by_head = rearrange(gradient, "batch seq head d_head -> head (batch seq) d_head")
+            torch.bmm(by_head, rearrange(weight, "head d_model d_head -> head d_head d_model"), out=part)
         return self._attn_slopes[layer](stream, behind)
 
     @torch.no_grad()

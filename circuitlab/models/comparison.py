@@ -6,12 +6,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from einops import einsum, rearrange
 from torch import Tensor
 
 from circuitlab.models.anatomy import linear, mlp_down, mlp_gate, mlp_up, norm_inside, projection
 from circuitlab.models.grouped_heads import once_per_kv_head, query_heads
 from circuitlab.models.recording import BlockArguments, Recording
-from circuitlab.models.steps import add_mlp, attend, half_block, head_inputs, mlp_input
+from circuitlab.models.steps import add_mlp, attend, half_block, head_inputs, mlp_input, weigh_values
 from circuitlab.models.traced import Window, slopes, trace
 from circuitlab.parts import Slot, Stage
 
@@ -72,7 +73,9 @@ def _of_attention(model: Any, run: Recording, arguments: BlockArguments, layer: 
     own = run.head_inputs(layer)
     copies = before[None].expand(n_heads, -1, -1, -1)
     for slot, value in own.items():
-        projected = model.project(layer, slot, range(n_heads), copies).permute(1, 2, 0, 3)
+        projected = rearrange(
+            model.project(layer, slot, range(n_heads), copies), "head batch seq d_head -> batch seq head d_head"
+        )
         yield f"the {slot.value} projection", projected, value
     for slot, read in head_inputs(model, layer, before).items():
         yield f"the {slot.value} of all heads", read, own[slot]
@@ -87,10 +90,12 @@ def _of_attention(model: Any, run: Recording, arguments: BlockArguments, layer: 
             model.attend_last_query(layer, read[:, -1], read, sees),
             run.z[layer][:, -1],
         )
-        q, k, v = (value.transpose(1, 2) for value in own.values())
+        q, k, v = own.values()
         earlier = torch.ones(before.shape[1], before.shape[1], dtype=torch.bool, device=before.device).tril()
-        pattern = model.attention_pattern(layer, q @ k.transpose(2, 3), earlier)
-        yield "where heads look", (pattern @ v).transpose(1, 2), run.z[layer]
+        pattern = model.attention_pattern(
+            layer, einsum(q, k, "batch query head d_head, batch key head d_head -> batch head query key"), earlier
+        )
+        yield "where heads look", weigh_values(pattern, v), run.z[layer]
     yield "the attention output", model.attn_output(layer, run.z[layer]), attn
     yield "the sum of the heads", _sum_of_heads(model, layer, run.z[layer]), attn
 

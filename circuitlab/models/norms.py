@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
 
@@ -89,7 +90,9 @@ class _Form:
     ) -> Float[Tensor, "chosen batch seq d_model"]:
         normed, inverse = self._normed(stream)
         u = behind.mul_(self._gain * inverse)
-        along = torch.einsum("cbsm,bsm->cbs", u, normed).div_(u.shape[-1])[..., None]
+        along = einsum(u, normed, "chosen batch seq d_model, batch seq d_model -> chosen batch seq").div_(u.shape[-1])[
+            ..., None
+        ]
         u.addcmul_(along, normed, value=-1)
         return u.sub_(u.mean(-1, keepdim=True)) if self.centred else u
 

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from einops import einsum
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -155,7 +156,11 @@ class RelevanceModel:
         """Relevance at heads' inputs from that at their q, k or v; see `Model`."""
         block, spec = self._blocks[layer], self._model.spec
         parts = [
-            torch.einsum("bshd,hmd->hbsm", gradient, projection(block, slot, spec)[0])
+            einsum(
+                gradient,
+                projection(block, slot, spec)[0],
+                "batch seq head d_head, head d_model d_head -> head batch seq d_model",
+            )
             for slot, gradient in gradients.items()
         ]
         return self._attn_norms[layer].pull_back(stream, torch.cat(parts))

@@ -13,6 +13,7 @@ from itertools import pairwise
 from typing import Any
 
 import torch
+from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional
@@ -169,8 +170,9 @@ def plain_attention(
     asking, seq = q.shape[1], k.shape[1]
     position = torch.arange(seq, device=q.device)
     sees = position <= position[seq - asking :, None]
-    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
-    return functional.scaled_dot_product_attention(q, k, v, attn_mask=sees, scale=scale).transpose(1, 2)
+    q, k, v = (rearrange(t, "row seq head d_head -> row head seq d_head") for t in (q, k, v))
+    z = functional.scaled_dot_product_attention(q, k, v, attn_mask=sees, scale=scale)
+    return rearrange(z, "row head seq d_head -> row seq head d_head")
 
 
 @torch.no_grad()

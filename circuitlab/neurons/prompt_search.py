@@ -25,6 +25,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from einops import einsum
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
@@ -239,7 +240,7 @@ def _alike_slope(vectors: Float[Tensor, "row _ d_model"]) -> Float[Tensor, "row 
     with torch.enable_grad():
         leaf = vectors.clone().requires_grad_()
         unit = functional.normalize(leaf, dim=-1)
-        cosines = torch.einsum("iwd,jwd->ij", unit, unit)
+        cosines = einsum(unit, unit, "row word d_model, other word d_model -> row other")
         alike = cosines.sum() - cosines.diagonal().sum()
     return torch.autograd.grad(alike, leaf)[0]
 

@@ -16,7 +16,8 @@ from circuitlab.drawing import report
 from circuitlab.files import path_from_here
 from circuitlab.outputs import LOCK, Reserved
 from circuitlab.outputs.records import save_record
-from circuitlab.runs.manifest import DATASET, MANIFEST, RESULTS, SCORES, manifest_of
+from circuitlab.runs.manifest import DATASET, MANIFEST, RESULTS, SCORES
+from circuitlab.runs.manifest_of import manifest_of
 from circuitlab.runs.record import RESULTS_SCHEMA, Results, RunRecord
 
 

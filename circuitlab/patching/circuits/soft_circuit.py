@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from einops import rearrange
+from einops import einsum, rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -136,10 +136,19 @@ class _SoftRun:
         visible = self._layout.visible[column]
         # In a parallel block the MLP does not see the heads; a slice of everything would cost a copy on the way back.
         seen = self._differences if visible == len(self._differences) else self._differences[:visible]
-        read = torch.einsum("bwr,wbsm->rbsm", self._z[:, :visible, column : column + n], seen)
+        read = einsum(
+            self._z[:, :visible, column : column + n],
+            seen,
+            "batch writer reader, writer batch seq d_model -> reader batch seq d_model",
+        )
         if self._less is not None:
             edges, neurons = self._less.edges[:visible, column : column + n], self._less.neurons[:visible]
-            read = read - torch.einsum("wr,wm,wbsm->rbsm", edges, neurons, seen)
+            read = read - einsum(
+                edges,
+                neurons,
+                seen,
+                "writer reader, writer d_model, writer batch seq d_model -> reader batch seq d_model",
+            )
         return floor + read
 
     def at_answer(
@@ -147,8 +156,8 @@ class _SoftRun:
     ) -> Float[Tensor, "batch d_model"]:
         """What the logits read."""
         there = self._differences[:, torch.arange(len(at), device=at.device), at]
-        read = torch.einsum("bw,wbm->bm", self._z[:, : len(there), -1], there)
+        read = einsum(self._z[:, : len(there), -1], there, "batch writer, writer batch d_model -> batch d_model")
         if self._less is not None:
             edges, neurons = self._less.edges[: len(there), -1], self._less.neurons[: len(there)]
-            read = read - torch.einsum("w,wm,wbm->bm", edges, neurons, there)
+            read = read - einsum(edges, neurons, there, "writer, writer d_model, writer batch d_model -> batch d_model")
         return floor + read

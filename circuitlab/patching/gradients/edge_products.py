@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from einops import einsum, rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -104,9 +105,10 @@ class EdgeProducts:
         for part in reader_slopes(self._model, traced, found):
             writers = self._at_answer if part.at_answer else self._during
             n_seen = max(self._visible[column] for column in part.columns)
-            # [batch, writer or reader, everything else]; views, no copies.
-            seen, read = (side.transpose(0, 1).flatten(2) for side in (writers[:n_seen], part.values.to(out.dtype)))
-            out[:, :n_seen, part.columns] = torch.bmm(seen, read.transpose(1, 2))
+            # Views, no copies.
+            seen = rearrange(writers[:n_seen], "writer batch seq d_model -> batch writer (seq d_model)")
+            read = rearrange(part.values.to(out.dtype), "reader batch seq d_model -> batch (seq d_model) reader")
+            out[:, :n_seen, part.columns] = torch.bmm(seen, read)
         return out.mul_(self._real(out))
 
     @torch.no_grad()
@@ -128,9 +130,15 @@ class EdgeProducts:
         for part in reader_slopes(self._model, traced, found):
             writers = self._at_answer if part.at_answer else self._during
             n_seen = max(self._visible[column] for column in part.columns)
-            each = torch.einsum("wbsd,rbsd->bswr", writers[:n_seen], part.values.to(out.dtype))
+            each = einsum(
+                writers[:n_seen],
+                part.values.to(out.dtype),
+                "writer batch seq d_model, reader batch seq d_model -> batch seq writer reader",
+            )
             mine = answers if part.at_answer else during
-            out[:, :, :n_seen, part.columns] = torch.einsum("bswr,cbs->cbwr", each, mine)
+            out[:, :, :n_seen, part.columns] = einsum(
+                each, mine, "batch seq writer reader, column batch seq -> column batch writer reader"
+            )
         return out.mul_(self._real(out))
 
     @torch.no_grad()
@@ -146,7 +154,11 @@ class EdgeProducts:
             first = layout.writer_index(Node(Kind.HEAD, layer, 0))
             apart = self._at_answer if layer == spec.n_layers - 1 else during
             behind = first + spec.n_heads
-            out[:, first:behind] = torch.einsum("hbsm,bsm->bhm", apart[first:behind], block.attn.to(out.dtype))
+            out[:, first:behind] = einsum(
+                apart[first:behind],
+                block.attn.to(out.dtype),
+                "head batch seq d_model, batch seq d_model -> batch head d_model",
+            )
             if block.mlp is not None:
                 out[:, behind] = (apart[behind] * block.mlp).sum(1)
         return out

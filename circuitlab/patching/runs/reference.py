@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -153,7 +154,7 @@ def measure_deviations(model: Model, pairs: PairSet | PairBatch, resources: Reso
         for place, value in activations(model, run):
             spreads.setdefault(place, _Spread()).add(value.flatten(0, 1).double())
         for layer, pattern in enumerate(run.pattern):
-            by_head = pattern.double().movedim(1, 3).flatten(0, 2)
+            by_head = rearrange(pattern.double(), "batch head query key -> (batch query key) head")
             # A key that the query does not see has a weight of exactly 0.
             spreads.setdefault(("pattern", layer), _Spread()).add(by_head, by_head != 0)
     return Statistics(

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -123,7 +124,7 @@ def _heads(runs: Runs, site: Site, layer: int, members: Sequence[int], where: Te
     else:
         z = _patched_z(runs, site, layer, where)
     heads = torch.tensor(groups, device=z.device)
-    live = (z != runs.base.z[layer]).any(3)[:, :, heads].any(3).permute(2, 0, 1)
+    live = rearrange((z != runs.base.z[layer]).any(3)[:, :, heads].any(3), "batch seq member -> member batch seq")
     return live, change_of_heads(runs.model, runs.base, layer, z, heads)
 
 
@@ -154,7 +155,7 @@ def _neurons(runs: Runs, _site: Site, layer: int, members: Sequence[int], _where
     """Neurons: what their changed values add."""
     chosen = torch.tensor(list(members), device=runs.base.resid_final.device)
     change, delta = change_of_neurons(runs.model, runs.base, layer, runs.hidden(layer), chosen)
-    return (change != 0).permute(2, 0, 1), delta
+    return rearrange(change != 0, "batch seq member -> member batch seq"), delta
 
 
 _WAYS = {Member.NONE: _stream, Member.HEAD: _heads, Member.KV_HEAD: _heads, Member.NEURON: _neurons}

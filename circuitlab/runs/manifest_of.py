@@ -1,0 +1,81 @@
+"""What a manifest says of a run: what was asked of what, with which versions."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from circuitlab.discovery.scoring import find_method
+from circuitlab.runs.manifest import OF_METRIC, SCHEMA
+from circuitlab.runs.record import RunRecord
+
+VERSIONED = ("circuitlab", "torch", "transformer_lens", "transformers", "numpy", "scipy", "networkx", "matplotlib")
+
+
+def manifest_of(run: RunRecord) -> dict[str, Any]:
+    """What was asked of what, with which versions; the SHA-256 of every file is added when all are there."""
+    spec, task = run.spec, run.task
+    return {
+        "schema": SCHEMA,
+        "circuitlab_version": _version("circuitlab"),
+        "command": run.config.command,
+        "config": run.config.as_record(),
+        "seed": run.config.seed,
+        "task": {
+            "name": task.name,
+            "label": task.label,
+            "version": task.version,
+            "summary": task.summary,
+            "settings": task.settings,
+            "options": {name: list(values) for name, values in task.options.items()},
+            "metric": task.metric if isinstance(task.metric, str) else None,
+            "fingerprint": run.task_fingerprint,
+            "sources": [asdict(source) for source in task.sources],
+        },
+        "dataset_fingerprint": run.pairs.fingerprint,
+        "dataset": {
+            "n_discovery": len(run.pairs.discovery),
+            "n_held_out": len(run.pairs.held_out),
+            **({"n_reference": len(run.pairs.reference)} if run.pairs.reference else {}),
+            "dropped": dict(run.pairs.dropped),
+        },
+        "model": {
+            "id": run.model_id,
+            "weights_sha256": run.weights_sha256,
+            "n_layers": spec.n_layers,
+            "n_heads": spec.n_heads,
+            "n_kv_heads": spec.n_kv_heads,
+            "d_model": spec.d_model,
+            "d_vocab": spec.d_vocab,
+            "causal": spec.causal,
+            "bos_tokens": list(run.bos.tokens),
+            "bos_ids": list(run.bos.ids),
+        },
+        "metric": {"name": run.metric.name, **{name: getattr(run.metric, name) for name in OF_METRIC}},
+        "behaviour": {
+            "rule": run.behaviour.rule,
+            "prefers_answer": run.behaviour.prefers,
+            "corruption_turns_over": run.behaviour.turns,
+            "metric_gap": run.behaviour.gap.mean,
+            "metric_gap_se": run.behaviour.gap.standard_error,
+        },
+        "method": {
+            "name": run.scores.method,
+            "steps": run.config.steps if "steps" in find_method(run.config.method).takes else None,
+            "checks": dict(run.scores.checks),
+        },
+        "selection": None if run.circuit.selection is None else run.circuit.selection.to_record(),
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in VERSIONED}},
+        "device": run.config.device,
+        "dtype": run.config.dtype,
+        "seconds": {step: round(seconds, 3) for step, seconds in run.seconds.items()},
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
