@@ -55,7 +55,7 @@ class TestReplacement:
         assert [sum(p["split"] == split for p in lines) for split in texts] == [N, N, N]
         assert not texts["reference"] & (texts["discovery"] | texts["held_out"])
         assert record(folder, "manifest.json")["dataset"]["n_reference"] == N
-        assert f"measured on {N} reference pairs" in (folder / "report.html").read_text()
+        assert f"{N} reference pairs, which are never scored" in (folder / "report.html").read_text()
 
     def test_scores_and_test_are_about_it(self, run, folder, bundled):
         """Each step once more by itself; the twin takes the means of the held-out pairs."""
@@ -131,7 +131,7 @@ class TestSelection:
         )
         assert found["n_edges"] < 30, "pruned"
         assert (
-            f"the 30 top edges, by signed score: 30 taken, {found['n_edges']} left"
+            f"the 30 top edges, by signed score: 30 selected, {found['n_edges']} after pruning"
             in (folder / "report.html").read_text()
         )
 
@@ -187,7 +187,7 @@ class TestSeeds:
     def test_it_is_shown(self, folder):
         assert record(folder, "stability-seeds.json")["over"] == "seeds"
         page = (folder / "report.html").read_text()
-        assert "2 other seeds, each with prompts of its own" in page
+        assert "2 seeds with new prompts" in page
         assert "2 bootstrap resamples" in page
 
     def test_options_of_the_method_are_not_taken_for_the_selections(self, bundled):

@@ -194,7 +194,7 @@ def test_a_damaged_data_set_is_told(run, tmp_path):
         with pytest.raises((RunError, FormatError), match=r"dataset\.jsonl"):
             judging(copy)
     (copy / "dataset.jsonl").unlink()
-    with pytest.raises(RunError, match=r"has no dataset\.jsonl"):
+    with pytest.raises(RunError, match=r"dataset\.jsonl is missing"):
         judging(copy)
 
 

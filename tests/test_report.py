@@ -461,9 +461,9 @@ class TestDamage:
         ("spoil", "message"),
         [
             (lambda f: (f / "manifest.json").unlink(), "no manifest.json"),
-            (lambda f: (f / "manifest.json").write_text("{"), "manifest.json .* no JSON"),
-            (lambda f: (f / "manifest.json").write_text("[]"), "manifest.json .* no JSON object"),
-            (lambda f: (f / "manifest.json").write_text("{}"), "manifest.json .* schema"),
+            (lambda f: (f / "manifest.json").write_text("{"), "manifest.json' .* no JSON"),
+            (lambda f: (f / "manifest.json").write_text("[]"), "manifest.json' .* no JSON object"),
+            (lambda f: (f / "manifest.json").write_text("{}"), "manifest.json' .* has no 'schema'"),
             (lambda f: (f / "evaluation.json").unlink(), "evaluation.json is missing"),
             (lambda f: (f / "sweeps" / "head_z.csv").unlink(), "sweeps/head_z.csv is missing"),
             (lambda f: (f / "edges.csv").write_text("source,target\n"), "edges.csv .* changed after the run"),

@@ -18,8 +18,8 @@ from features_by_hand import autoencoder
 
 import circuitlab
 from circuitlab import Circuit, Edge, Example, ModelSpec, Node, PairBatch, PairSet, PairSplits, Task, features, neurons
-from circuitlab.attribution.attention import AttentionPatterns
 from circuitlab.attribution.lens import LogitLens, Point
+from circuitlab.attribution.patterns import AttentionPatterns
 from circuitlab.attribution.record import Attribution, Component
 from circuitlab.data.pair import Pair
 from circuitlab.data.text_values import TextValues
@@ -127,8 +127,19 @@ def results(bundled) -> dict[str, Any]:
     return found
 
 
-# What gives a text, a path, a table of pandas or a context manager, and `reproduce`, which is `FileCheck`s below.
-NO_RESULT = {"cite", "compiled_models", "from_tracr", "reproduce", "top_heads", "write_report", "attached"}
+# What gives a text, a path, a table of pandas or a context manager, a `Run` or `EdgeScores` as above, and `reproduce`,
+# which is `FileCheck`s below.
+NO_RESULT = {
+    "cite",
+    "compiled_models",
+    "from_tracr",
+    "load_run",
+    "load_scores",
+    "reproduce",
+    "top_heads",
+    "write_report",
+    "attached",
+}
 NO_RESULT |= {"save_autoencoder"}
 
 

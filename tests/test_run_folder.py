@@ -134,8 +134,8 @@ def test_the_command_asks_for_the_same(folder, run):
     """Every setting that is not the default stands in the command, and the command line takes it."""
     command = strict_json(folder / "manifest.json")["command"]
     assert shlex.split(command) == ["circuitlab", "discover", TASK, "-n", "10", "--option", "contrast=capital"]
-    other = replace(
-        run.config, model="my models/a b", method="exact", steps=7, metric="prob_diff", seed=3, target=0.8, n=7,
+    other = run.config.replaced(
+        model="my models/a b", method="exact", steps=7, metric="prob_diff", seed=3, target=0.8, n=7,
         min_accuracy=0.5, device="cuda", dtype="float64", selection=SelectionRule(),
     )  # fmt: skip
     words = shlex.split(other.command)
@@ -460,7 +460,7 @@ def test_a_report_that_fails_leaves_nothing(run, place, monkeypatch):
     def fails(folder: Path, **options: object) -> None:
         raise RuntimeError("no page")
 
-    monkeypatch.setattr("circuitlab.report.write_report", fails)
+    monkeypatch.setattr("circuitlab.report.pages.write_report", fails)
     with pytest.raises(RuntimeError, match="no page"):
         run.write(place)
     assert not place.exists()

@@ -325,7 +325,9 @@ def test_a_task_without_distractors_runs_whole(folder):
     assert all(line["distractors"] == line["distractor_ids"] == [] for line in lines)
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["behaviour"]["rule"] == TOP_TOKEN
-    assert manifest["metric"] == {"name": "log_prob", "unit": "nats", "what": METRICS["log_prob"].what}
+    metric = METRICS["log_prob"]
+    told = {name: getattr(metric, name) for name in ("name", "unit", "what", "higher_is_better", "needs_distractor")}
+    assert {name: manifest["metric"][name] for name in told} == told
     page = (folder / "report.html").read_text()
     assert METRICS["log_prob"].what in page
     assert f"In the discovery pairs, {TOP_TOKEN} on" in page

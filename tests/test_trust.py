@@ -180,7 +180,7 @@ def test_what_runs_the_work_again_and_leaves_is_no_reproduction(folder, monkeypa
             ({"config__options": {name: "x"}}, f"option {name!r}")
             for name in ("out", "force", "progress", "device", "model", "task", "self", "run_code", "__class__")
         ),
-        ({"config__options": {"contrast": 3}}, "names with texts"),
+        ({"config__options": {"contrast": 3}}, "task_options is {'contrast': 3}"),
         ({"config__options": {"contrast": "x"}}, "unknown contrast 'x'"),
         ({"config__method_options": {"out": "x"}}, "out"),
         ({"config__method_options": {"force": True}}, "force"),
@@ -323,7 +323,9 @@ def hostile(folder: Path) -> Path:
     """A run folder whose every text is an attack."""
     forget_hashes(folder)
     manifest = json.loads((folder / "manifest.json").read_text())
-    (folder / "manifest.json").write_text(json.dumps(attacked({**manifest, "files": {}})))
+    (folder / "manifest.json").write_text(
+        json.dumps(attacked({**manifest, "files": {}}) | {"schema": manifest["schema"]})
+    )
     pairs = [json.loads(line) for line in (folder / "dataset.jsonl").read_text().splitlines()]
     pairs = [{**attacked(pair), "split": pair["split"], "spans": {EVERYTHING: [1, 3]}} for pair in pairs]
     (folder / "dataset.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))

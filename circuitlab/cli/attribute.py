@@ -16,8 +16,8 @@ from circuitlab.errors import ConfigError
 if TYPE_CHECKING:
     import pandas as pd
 
-    from circuitlab.attribution.attention import AttentionPatterns
     from circuitlab.attribution.lens import LogitLens
+    from circuitlab.attribution.patterns import AttentionPatterns
     from circuitlab.attribution.record import Attribution
 
 MOST_ROWS = 30  # of a split, printed; all of them are in the CSV and in --json

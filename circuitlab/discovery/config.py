@@ -133,6 +133,8 @@ def _as_recorded(name: str, value: Any) -> Any:
         value = [part.strip() for part in value.split(",")]
     if name == "sites" and isinstance(value, list | tuple) and all(isinstance(one, str) for one in value):
         return tuple(dict.fromkeys(value))
+    if name in ("device", "dtype") and type(value).__module__ == "torch":
+        return str(value).removeprefix("torch.")
     return dict(value) if isinstance(value, Mapping) else value
 
 

@@ -18,6 +18,7 @@ from types import NoneType, UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
+from jaxtyping import jaxtyped
 
 from circuitlab.errors import FormatError
 from circuitlab.files import check_file, parse_json, parsing, write_bytes
@@ -147,7 +148,9 @@ def _typed(kind: Any, value: Any, where: str, arrays: Mapping[str, np.ndarray]) 
         return _dataclass(kind, value, where, arrays)
     if _is_array(kind):
         found = arrays[_expect(str, value, where)]
-        if not isinstance(found, kind):
+        with jaxtyped("context"):  # axes of the same name in other fields may have other lengths
+            fits = isinstance(found, kind)
+        if not fits:
             raise TypeError(f"{where} is an array {found.dtype} {found.shape}")
         return found
     if origin is tuple:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from circuitlab.attribution.attention import AttentionPatterns
+from circuitlab.attribution.patterns import AttentionPatterns
 from circuitlab.viz import attention_figure, figure_bytes, visible_token
 
 DIGITS = 4

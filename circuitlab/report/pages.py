@@ -11,7 +11,7 @@ from circuitlab.report.attention_view import attention_page, attention_picture
 from circuitlab.report.page import write_report
 
 if TYPE_CHECKING:
-    from circuitlab.attribution.attention import AttentionPatterns
+    from circuitlab.attribution.patterns import AttentionPatterns
     from circuitlab.data.text_values import TextPage
     from circuitlab.runs.record import RunRecord
 

@@ -41,7 +41,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             for name in files:  # before the work: a name that leads out of the folder ends it
                 file_inside(folder, name)
     except (FileError, FormatError, KeyError, TypeError, AttributeError) as error:
-        raise RunError(f"{str(path)!r} is damaged: {type(error).__name__}: {error}. Run discover again.") from error
+        what = f"it has no {error}" if isinstance(error, KeyError) else str(error).removesuffix(" Write it again.")
+        raise RunError(f"{str(path)!r} is damaged: {what.rstrip('. ')}. Run discover again.") from error
     if schema != SCHEMA:
         raise RunError(f"{str(path)!r} has the schema {schema!r}; this version reads {SCHEMA}.")
     return manifest

@@ -8,21 +8,22 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from circuitlab.digests import file_sha256
-from circuitlab.discovery.config import DiscoverConfig
-from circuitlab.discovery.scores import EdgeScores, load_scores
 from circuitlab.errors import CircuitLabError, FileError, FormatError, MissingFileError, RunError, UnknownNameError
 from circuitlab.files import file_inside, files_inside, parse_json, read_bytes, read_text
 from circuitlab.graphs.circuit import Circuit, load_circuit
 from circuitlab.outputs import at_home
-from circuitlab.outputs.records import load_record
 from circuitlab.parts import Edge, Layout, ModelSpec
 from circuitlab.runs.manifest import DATASET, MANIFEST, REPORT, RESULTS, SCORES, read_manifest
-from circuitlab.runs.record import RESULTS_SCHEMA, Results
+
+if TYPE_CHECKING:  # these bring torch, which the report does without
+    from circuitlab.discovery.config import DiscoverConfig
+    from circuitlab.discovery.scores import EdgeScores
+    from circuitlab.runs.record import Results
 
 T = TypeVar("T")
 # Settings that are texts: a number or a list would reach code that does not expect it.
@@ -156,6 +157,8 @@ class RunReader:
         Raises:
             RunError: They are not those of a run.
         """
+        from circuitlab.discovery.config import DiscoverConfig
+
         record = self.manifest.get("config")
         try:
             found = DiscoverConfig.of_record(record)
@@ -167,7 +170,8 @@ class RunReader:
                     raise TypeError(f"{name} is {text!r}; it must be a text")
         except (FileError, FormatError, KeyError, TypeError, AttributeError) as error:
             path = str(self.path / MANIFEST)
-            raise RunError(f"{path!r} is damaged: {type(error).__name__}: {error}. Run discover again.") from error
+            what = f"{type(error).__name__}: {error}".rstrip(". ")
+            raise RunError(f"{path!r} is damaged: {what}. Run discover again.") from error
         return found
 
     def pairs(self) -> tuple[Mapping[str, Any], ...]:
@@ -241,11 +245,16 @@ class RunReader:
 
     def scores(self) -> EdgeScores | None:
         """The scores of every edge; None in a folder of an earlier version."""
+        from circuitlab.discovery.scores import load_scores
+
         path = self.find(SCORES)
         return None if path is None else self._read(SCORES, lambda: load_scores(path))
 
     def results(self) -> Results | None:
         """Behaviour, sweeps, evaluation and whatever else was measured; None in a folder of an earlier version."""
+        from circuitlab.outputs.records import load_record
+        from circuitlab.runs.record import RESULTS_SCHEMA, Results
+
         path = self.find(RESULTS)
         if path is None:
             return None

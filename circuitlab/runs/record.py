@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from circuitlab.attribution.attention import AttentionPatterns
+from circuitlab.attribution.patterns import AttentionPatterns
 from circuitlab.data.pairs import PairSplits
 from circuitlab.data.task import Task
 from circuitlab.discovery.behaviour import Behaviour

@@ -24,9 +24,9 @@ from circuitlab.viz.stream import lens_figure, stream_figure
 from circuitlab.viz.text import visible_token
 
 if TYPE_CHECKING:
-    from circuitlab.attribution.attention import AttentionPatterns
     from circuitlab.attribution.lens import LogitLens
     from circuitlab.attribution.lens_tokens import LensTokens
+    from circuitlab.attribution.patterns import AttentionPatterns
     from circuitlab.attribution.record import Attribution
     from circuitlab.discovery.stability import Stability
     from circuitlab.features.activations import FeatureActivations

@@ -6,9 +6,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
-
-import networkx as nx
+from typing import TYPE_CHECKING, Any
 
 from circuitlab.errors import FormatError
 from circuitlab.files import parsing, read_text
@@ -16,9 +14,14 @@ from circuitlab.graphs.circuit_data import CircuitData
 from circuitlab.graphs.files.mib_json import EFFECT, effect_of
 from circuitlab.parts import Edge, Kind, Node
 
+if TYPE_CHECKING:
+    import networkx as nx
+
 
 def to_networkx(circuit: CircuitData, collapse: bool) -> nx.MultiDiGraph | nx.DiGraph:
     """See `Circuit.to_networkx`."""
+    import networkx as nx
+
     graph = nx.DiGraph() if collapse else nx.MultiDiGraph()
     # read_graphml sets both defaults; with them here, a graph that was written and read again compares equal.
     graph.graph.update(model=circuit.spec.name, node_default={}, edge_default={})
@@ -48,11 +51,15 @@ def _node_attributes(node: Node, effects: Mapping[str, float]) -> dict[str, Any]
 
 def write_graphml(circuit: CircuitData, path: Path) -> None:
     """GraphML that `networkx.read_graphml(path, force_multigraph=True)` reads back equal."""
+    import networkx as nx
+
     nx.write_graphml(to_networkx(circuit, collapse=False), path, named_key_ids=True)
 
 
 def node_link(circuit: CircuitData) -> str:
     """JSON that `networkx.node_link_graph(json.load(file), edges="edges")` reads back equal; NaN is written as NaN."""
+    import networkx as nx
+
     return json.dumps(nx.node_link_data(to_networkx(circuit, collapse=False), edges="edges"), indent=1) + "\n"
 
 
@@ -127,6 +134,8 @@ def read_graphml(path: Path) -> nx.MultiDiGraph:
     Raises:
         FormatError: There is no such file, or it is no GraphML.
     """
+    import networkx as nx
+
     text = read_text(path, "circuit file")
     if "<!DOCTYPE" in text or "<!ENTITY" in text:
         raise FormatError(
@@ -147,6 +156,8 @@ def read_node_link(content: Mapping[str, Any], path: Path) -> nx.MultiDiGraph:
     Raises:
         FormatError: It is no node-link object.
     """
+    import networkx as nx
+
     try:
         with parsing(f"circuit file {str(path)!r}"):
             graph = nx.node_link_graph(

@@ -1,7 +1,7 @@
 """Families of models that need more than the anatomy of their blocks: one file a family, and its name below.
 
-A file names the model types of its family (`model_type` in config.json) in `MODEL_TYPES`, and has a function `family`
-from a model's config to its `Family`. Whatever is not listed in any file has the defaults.
+A file names the model types of its family (`model_type` in config.json) in `MODEL_TYPES`, and its function `family`
+turns a model's config into its `Family`. Whatever is not listed in any file has the defaults.
 """
 
 from __future__ import annotations
