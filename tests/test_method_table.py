@@ -6,8 +6,9 @@ import pytest
 from architectures import load, pairs
 
 from circuitlab import Replacement, score_edges
+from circuitlab.declarations import Setting
 from circuitlab.discovery.config import DiscoverConfig
-from circuitlab.discovery.method import SHARED, Method, Option
+from circuitlab.discovery.method import SHARED, Method
 from circuitlab.discovery.scoring import METHODS, find_method
 from circuitlab.errors import ConfigError, UnknownNameError
 
@@ -18,7 +19,7 @@ TOY = Method(
     source=METHODS["eap"].source,
     score=lambda: None,
     options=tuple(
-        Option(name=name, kind=kind, default=None if name == "maybe" else kind(), what=f"what {name} is")
+        Setting(name=name, kind=kind, default=None if name == "maybe" else kind(), what=f"what {name} is")
         for name, kind in KINDS.items()
     ),
 )
@@ -51,12 +52,12 @@ def test_another_kind_is_refused(name, given):
 @pytest.mark.parametrize(
     ("method", "given", "said"),
     [
-        ("edge-pruning", {"sparsity": "2"}, "sparsity is 2.0; .* between 0 and 1"),
-        ("edge-pruning", {"updates": 0}, "updates is 0; learning takes at least 1 step"),
-        ("ugs", {"penalty": "-1"}, "penalty is -1.0; .* above 0"),
-        ("ugs", {"batch_size": "0"}, "batch_size is 0; a step takes at least 1 example"),
+        ("edge-pruning", {"sparsity": "2"}, "'sparsity' of method 'edge-pruning' is '2'; .* between 0 and 1: share"),
+        ("edge-pruning", {"updates": 0}, "'updates' of method 'edge-pruning' is 0; .* of at least 1: steps"),
+        ("ugs", {"penalty": "-1"}, "'penalty' of method 'ugs' is '-1'; .* above 0"),
+        ("ugs", {"batch_size": "0"}, "'batch_size' of method 'ugs' is '0'; .* of at least 1: examples a step"),
         ("acdc", {"threshold": "1", "sweep": "3"}, "threshold=1.0 and sweep=3 are given"),
-        ("acdc", {"speculate": 0}, "speculate is 0; .* at least 1"),
+        ("acdc", {"speculate": 0}, "'speculate' of method 'acdc' is 0; .* of at least 1"),
     ],
 )
 def test_options_out_of_range_are_refused_before_a_model_is_loaded(method, given, said):

@@ -26,14 +26,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import numpy as np
 from jaxtyping import Bool, Float
 
+from circuitlab.declarations import Setting
 from circuitlab.discovery.acdc_search import Costs, Search, search
 from circuitlab.discovery.eap import score_eap
 from circuitlab.discovery.scores import EdgeScores
-from circuitlab.errors import ConfigError, MetricError, UnknownNameError
+from circuitlab.errors import ConfigError, MetricError
 from circuitlab.graphs.prune import real_edges
 from circuitlab.metrics import resolve
 from circuitlab.models.steps import heads_interact
@@ -54,11 +56,11 @@ RANGE = (1e-5, 1.0)
 def score_acdc(
     experiment: Experiment,
     *,
-    threshold: float | None = None,
-    n_edges: int | None = None,
-    sweep: int | None = None,
-    objective: str = "kl",
-    speculate: int | None = None,
+    threshold: Annotated[float | None, Setting(what="what an edge must be worth to be kept")] = None,
+    n_edges: Annotated[int | None, Setting(what="instead: at most so many edges, by bisection", least=1)] = None,
+    sweep: Annotated[int | None, Setting(what="instead: so many thresholds, to rank edges", least=2)] = None,
+    objective: Annotated[str, Setting(what="what cutting costs", allowed=OBJECTIVES)] = "kl",
+    speculate: Annotated[int | None, Setting(what="questions a batch; 1: one at a time", least=1)] = None,
 ) -> EdgeScores:
     """Search for the circuit whose edges each are worth the threshold; see the module.
 
@@ -82,7 +84,7 @@ def score_acdc(
         MetricError: The whole model and the empty circuit cost the same.
     """
     layout = Layout.of(experiment.model.spec)
-    check_acdc(threshold=threshold, n_edges=n_edges, sweep=sweep, speculate=speculate, objective=objective)
+    check_acdc(threshold=threshold, n_edges=n_edges, sweep=sweep)
     if n_edges is not None and not 1 <= n_edges <= layout.n_edges:
         raise ConfigError(f"n_edges is {n_edges}; the graph has {layout.n_edges} edges, so 1 to that many.")
     judged_by = resolve("kl") if objective == "kl" else experiment.metric
@@ -273,22 +275,13 @@ def _spread(gap: float, n: int) -> list[float]:
     return [float(threshold) for threshold in np.geomspace(low, high, n)]
 
 
-def check_acdc(
-    *, threshold: float | None, n_edges: int | None, sweep: int | None, speculate: int | None, objective: str
-) -> None:
-    """Refuse options that do not go together or are out of range.
+def check_acdc(**given: object) -> None:
+    """Refuse options that do not go together.
 
     Raises:
-        UnknownNameError: No such objective.
-        ConfigError: More than one of `threshold`, `n_edges` and `sweep`, or a number out of range.
+        ConfigError: More than one of `threshold`, `n_edges` and `sweep`.
     """
-    given = {"threshold": threshold, "n_edges": n_edges, "sweep": sweep}
+    given = {name: given[name] for name in ("threshold", "n_edges", "sweep")}
     there = [f"{name}={value}" for name, value in given.items() if value is not None]
     if len(there) > 1:
         raise ConfigError(f"{' and '.join(there)} are given; acdc takes one of threshold, n_edges and sweep.")
-    if objective not in OBJECTIVES:
-        raise UnknownNameError.of("objective", objective, OBJECTIVES)
-    if sweep is not None and sweep < 2:
-        raise ConfigError(f"sweep is {sweep}; it is a number of thresholds, at least 2.")
-    if speculate is not None and speculate < 1:
-        raise ConfigError(f"speculate is {speculate}; it is a number of questions, at least 1.")

@@ -16,20 +16,24 @@ References:
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from circuitlab.declarations import Setting
 from circuitlab.discovery.input_path import attribute
 from circuitlab.discovery.node_scores import NodeScores
 from circuitlab.discovery.scores import EdgeScores
-from circuitlab.errors import ConfigError, UnknownNameError
+from circuitlab.errors import ConfigError
 from circuitlab.patching.experiment import Experiment
 
 POINTS = ("paper", "published-code")
+Points = Annotated[str, Setting(what='"paper" takes k = 1 .. m, "published-code" k = 0 .. m-1', allowed=POINTS)]
 
 
 def score_eap_ig(
     experiment: Experiment,
     *,
     steps: int = 5,
-    points: str = "paper",
+    points: Points = "paper",
     axis: str = "all",
     level: str = "edge",
 ) -> EdgeScores | NodeScores:
@@ -48,12 +52,9 @@ def score_eap_ig(
 
     Raises:
         ConfigError: `steps` is not a positive number.
-        UnknownNameError: No such points.
         MetricError: The metric has no gradient.
     """
     check_steps(steps, "EAP-IG")
-    if points not in POINTS:
-        raise UnknownNameError.of("value of option 'points'", points, POINTS)
     first = int(points == "paper")
     shares = [(k + first) / steps for k in range(steps)]
     return attribute(experiment, name="eap-ig", shares=shares, axis=axis, level=level)

@@ -20,15 +20,15 @@ References:
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 import numpy as np
 import torch
 
+from circuitlab.declarations import Setting
 from circuitlab.discovery.gates import hard_concrete, open_gates, settled
-from circuitlab.discovery.mask_training import MaskLoss, Training, check_learning, training_key
+from circuitlab.discovery.mask_training import BatchSize, Checkpoint, MaskLoss, Rate, Training, Updates, training_key
 from circuitlab.discovery.scores import EdgeScores
-from circuitlab.errors import ConfigError
 from circuitlab.patching.experiment import Experiment
 
 # Gates begin mostly open, and many of them between 0 and 1, where there is a slope.
@@ -37,25 +37,14 @@ BEGIN = 2.0
 GROWING = 0.7
 
 
-def check_edge_pruning(*, sparsity: float, **learning: Any) -> None:
-    """Refuse options out of range.
-
-    Raises:
-        ConfigError: The sparsity is not between 0 and 1; what `check_learning` refuses.
-    """
-    check_learning(**learning)
-    if not 0 < sparsity < 1:
-        raise ConfigError(f"sparsity is {sparsity}; it is the share of edges that shall go, between 0 and 1.")
-
-
 def score_edge_pruning(
     experiment: Experiment,
     *,
-    sparsity: float = 0.95,
-    updates: int = 400,
-    rate: float = 0.1,
-    batch_size: int = 16,
-    checkpoint: str | None = None,
+    sparsity: Annotated[float, Setting(what="share of the edges that shall go", above=0, below=1)] = 0.95,
+    updates: Updates = 400,
+    rate: Rate = 0.1,
+    batch_size: BatchSize = 16,
+    checkpoint: Checkpoint = None,
 ) -> EdgeScores:
     """Learn gates; see the module.
 
@@ -73,10 +62,8 @@ def score_edge_pruning(
         one run says nothing of it; compare seeds.
 
     Raises:
-        ConfigError: A number out of range.
         RunError: The checkpoint is of another training.
     """
-    check_edge_pruning(sparsity=sparsity, updates=updates, rate=rate, batch_size=batch_size)
     loss = MaskLoss(experiment, batch_size)
     log_alpha = torch.full((int(loss.edges.sum()),), BEGIN, dtype=loss.model.dtype, device=loss.model.device)
     lambdas = torch.zeros(2, dtype=loss.model.dtype, device=loss.model.device)

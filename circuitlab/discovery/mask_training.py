@@ -14,6 +14,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -23,7 +24,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from circuitlab.data.batch import PairBatch
-from circuitlab.errors import ConfigError, RunError
+from circuitlab.declarations import Setting
+from circuitlab.errors import RunError
 from circuitlab.files import check_file, write_bytes
 from circuitlab.graphs.prune import real_edges
 from circuitlab.metrics import resolve
@@ -33,6 +35,11 @@ from circuitlab.patching.experiment import Experiment
 from circuitlab.patching.runs.packing import packs, rows_per_pack
 from circuitlab.patching.sweeps.checkpoint import digest
 
+# Options of the methods that learn.
+Updates = Annotated[int, Setting(what="steps of learning", least=1)]
+Rate = Annotated[float, Setting(what="step size", above=0)]
+BatchSize = Annotated[int, Setting(what="examples a step", least=1)]
+Checkpoint = Annotated[str | None, Setting(what="file that keeps the state, to stop and resume")]
 # Steps between two versions of the file.
 KEEP_EVERY = 25
 
@@ -199,17 +206,3 @@ def training_key(loss: MaskLoss, settings: Mapping[str, object]) -> str:
         for name in ("clean", "corrupt", "answer_at"):
             parts[f"{name} {number}"] = getattr(batch, name)
     return digest(parts | {f"setting {name}": value for name, value in settings.items()})
-
-
-def check_learning(*, updates: int, rate: float, batch_size: int, checkpoint: str | None = None) -> None:
-    """Refuse what no training can be.
-
-    Raises:
-        ConfigError: `updates` or `batch_size` is below 1, or `rate` is not positive.
-    """
-    if updates < 1:
-        raise ConfigError(f"updates is {updates}; learning takes at least 1 step.")
-    if rate <= 0:
-        raise ConfigError(f"rate is {rate}; a step size is positive.")
-    if batch_size < 1:
-        raise ConfigError(f"batch_size is {batch_size}; a step takes at least 1 example.")

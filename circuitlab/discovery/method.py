@@ -2,67 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from circuitlab.errors import ConfigError, UnknownNameError
+from circuitlab.declarations import Setting, options_of
+from circuitlab.errors import ConfigError
 from circuitlab.references import Reference
 
 # Arguments that `score_edges` has for every method; each method takes those that mean something to it.
 SHARED = ("steps", "seed", "ablation", "axis")
-_WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Option:
-    """One thing that a method can be told and others cannot.
-
-    Attributes:
-        name: The keyword.
-        kind: `int`, `float`, `bool` or `str`.
-        default: Its value where it is not given; None is allowed only where it is the default.
-        what: One line for help and docs.
-        allowed: The words it may be, for words.
-    """
-
-    name: str
-    kind: type
-    default: Any
-    what: str
-    allowed: tuple[str, ...] = ()
-
-    def read(self, value: Any, method: str) -> Any:
-        """The value in its own type, from itself or from the text of a command line.
-
-        Raises:
-            ConfigError: It is of another kind.
-            UnknownNameError: It is none of the allowed words.
-        """
-        if self.default is None and (value is None or value == "none"):
-            return None
-        found = self._converted(value)
-        if type(found) is not self.kind or (self.kind is float and not math.isfinite(found)):
-            raise ConfigError(
-                f"option {self.name!r} of method {method!r} is {value!r}; it must be {_KINDS[self.kind]}: {self.what}."
-            )
-        if self.allowed and found not in self.allowed:
-            raise UnknownNameError.of(f"value of option {self.name!r}", found, self.allowed, owner=f"method {method!r}")
-        return found
-
-    def _converted(self, value: Any) -> Any:
-        if self.kind is float and type(value) is int:
-            return float(value)
-        if not isinstance(value, str) or self.kind is str:
-            return value
-        if self.kind is bool:
-            return _WORDS.get(value.lower(), value)
-        try:
-            return self.kind(value)
-        except ValueError:
-            return value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +25,7 @@ class Method:
         score: The function of an `Experiment`, and by keyword of its options, of `steps` and `axis` where it `takes`
             them, and of `level` where it scores nodes.
         takes: Which of `SHARED` mean something to it; seed and ablation are the experiment's.
-        options: What it alone can be told.
+        options: Its own options, by default those declared in the signature of `score` (`circuitlab.declarations`).
         levels: What it can score beside edges: "node", "neuron".
         reads_corrupt: Whether it looks at the corrupted run. One that takes no ablation and does not can stand beside
             any: its scores are the same, and circuits are selected and tested under it.
@@ -84,7 +33,7 @@ class Method:
         gradients_at: Where it takes the gradient of the metric, as shares of the clean run: 1 is the clean run, 0 the
             corrupted one. Empty for a method that needs no gradient of the metric.
         own_circuit: Whether it can bring a circuit of its own, which is taken where nothing is asked of a selection.
-        check: Called with all options by name before any work; refuses numbers out of range.
+        check: Called with all options by name before any work; refuses those that do not go together.
         ablation_why: Why it replaces by the corrupted run only, for the message, where "ablation" is not taken.
     """
 
@@ -93,7 +42,7 @@ class Method:
     source: Reference
     score: Callable[..., Any]
     takes: tuple[str, ...] = ()
-    options: tuple[Option, ...] = ()
+    options: tuple[Setting, ...] = ()
     levels: tuple[str, ...] = ("edge",)
     reads_corrupt: bool = True
     in_metric: bool = True
@@ -101,6 +50,9 @@ class Method:
     own_circuit: bool = False
     check: Callable[..., None] | None = None
     ablation_why: str = "it compares with the corrupted run"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "options", self.options or options_of(self.score))
 
     def read(self, given: Mapping[str, Any] | None) -> dict[str, Any]:
         """Options in their own types; only those that were given.
@@ -122,7 +74,7 @@ class Method:
                     f"method {self.name!r} has no option {name!r}. "
                     f"{f'It takes {listed}.' if listed else 'It takes none: leave it out.'}"
                 )
-        found = {name: own[name].read(value, self.name) for name, value in (given or {}).items()}
+        found = {name: own[name].read(value, f"method {self.name!r}") for name, value in (given or {}).items()}
         if self.check is not None:
             self.check(**{option.name: option.default for option in self.options} | found)
         return found

@@ -14,8 +14,9 @@ References:
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
+from circuitlab.declarations import Setting
 from circuitlab.discovery.input_path import attribute
 from circuitlab.discovery.node_scores import NodeScores
 from circuitlab.discovery.scores import EdgeScores
@@ -26,7 +27,7 @@ from circuitlab.patching.experiment import Experiment
 def score_relp(
     experiment: Experiment,
     *,
-    attention_rule: bool = False,
+    attention_rule: Annotated[bool, Setting(what="hold attention patterns fixed")] = False,
     axis: str = "all",
     level: str = "edge",
 ) -> EdgeScores | NodeScores:

@@ -8,21 +8,21 @@ from circuitlab import names
 from circuitlab.arguments import checked
 from circuitlab.data.batch import PairBatch
 from circuitlab.data.pairs import PairSet
-from circuitlab.discovery.acdc import OBJECTIVES, check_acdc, score_acdc
+from circuitlab.discovery.acdc import check_acdc, score_acdc
 from circuitlab.discovery.clean_corrupted import score_clean_corrupted
 from circuitlab.discovery.eap import score_eap
-from circuitlab.discovery.eap_ig import POINTS, score_eap_ig
+from circuitlab.discovery.eap_ig import score_eap_ig
 from circuitlab.discovery.eap_ig_activations import score_eap_ig_activations
-from circuitlab.discovery.edge_pruning import check_edge_pruning, score_edge_pruning
+from circuitlab.discovery.edge_pruning import score_edge_pruning
 from circuitlab.discovery.exact import score_exact
 from circuitlab.discovery.ifr import score_ifr
-from circuitlab.discovery.method import Method, Option
+from circuitlab.discovery.method import Method
 from circuitlab.discovery.node_scores import LEVELS, NodeScores
 from circuitlab.discovery.node_sweep import score_node_sweep
 from circuitlab.discovery.random_scores import score_random
 from circuitlab.discovery.relp import score_relp
 from circuitlab.discovery.scores import EdgeScores
-from circuitlab.discovery.ugs import check_ugs, score_ugs
+from circuitlab.discovery.ugs import score_ugs
 from circuitlab.errors import ConfigError, UnknownNameError
 from circuitlab.metrics import MetricLike
 from circuitlab.models.modes import in_ordinary_modes
@@ -43,15 +43,8 @@ from circuitlab.references import (
     WANG_2023,
 )
 
-__all__ = ["METHODS", "Method", "Option", "find_method", "score_edges", "score_nodes"]
+__all__ = ["METHODS", "Method", "find_method", "score_edges", "score_nodes"]
 
-_POINTS = '"paper" takes k = 1 .. m, "published-code" k = 0 .. m-1'
-_LEARNING = (
-    Option(name="updates", kind=int, default=400, what="steps of learning"),
-    Option(name="rate", kind=float, default=0.1, what="step size"),
-    Option(name="batch_size", kind=int, default=16, what="examples a step"),
-    Option(name="checkpoint", kind=str, default=None, what="file that keeps the state, to stop and resume"),
-)
 _OF_GRADIENTS = ("edge", *LEVELS)
 IN_THE_CLEAN_RUN = (1.0,)
 ON_THE_WAY = tuple(step / 8 for step in range(9))
@@ -68,7 +61,6 @@ METHODS: dict[str, Method] = {
             gradients_at=ON_THE_WAY,
             takes=("steps", "axis"),
             levels=_OF_GRADIENTS,
-            options=(Option(name="points", kind=str, default="paper", what=_POINTS, allowed=POINTS),),
             ablation_why="its path leads from the corrupted prompt's embedding to the clean one's",
         ),
         Method(
@@ -120,7 +112,6 @@ METHODS: dict[str, Method] = {
             gradients_at=IN_THE_CLEAN_RUN,
             takes=("ablation", "axis"),
             levels=("edge", "node", "neuron"),
-            options=(Option(name="attention_rule", kind=bool, default=False, what="hold attention patterns fixed"),),
         ),
         Method(
             name="ifr",
@@ -147,13 +138,6 @@ METHODS: dict[str, Method] = {
             source=CONMY_2023,
             score=score_acdc,
             takes=("ablation",),
-            options=(
-                Option(name="threshold", kind=float, default=None, what="what an edge must be worth to be kept"),
-                Option(name="n_edges", kind=int, default=None, what="instead: at most so many edges, by bisection"),
-                Option(name="sweep", kind=int, default=None, what="instead: so many thresholds, to rank edges"),
-                Option(name="objective", kind=str, default="kl", what="what cutting costs", allowed=OBJECTIVES),
-                Option(name="speculate", kind=int, default=None, what="questions a batch; 1: one at a time"),
-            ),
             check=check_acdc,
             in_metric=False,
             own_circuit=True,
@@ -164,11 +148,6 @@ METHODS: dict[str, Method] = {
             source=BHASKAR_2024,
             score=score_edge_pruning,
             takes=("seed",),
-            options=(
-                Option(name="sparsity", kind=float, default=0.95, what="share of the edges that shall go"),
-                *_LEARNING,
-            ),
-            check=check_edge_pruning,
             in_metric=False,
             own_circuit=True,
         ),
@@ -178,11 +157,6 @@ METHODS: dict[str, Method] = {
             source=LI_2024,
             score=score_ugs,
             takes=("seed",),
-            options=(
-                Option(name="penalty", kind=float, default=1e-3, what="nats that an edge must be worth"),
-                *_LEARNING,
-            ),
-            check=check_ugs,
             in_metric=False,
         ),
     )

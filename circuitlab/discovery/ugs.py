@@ -16,40 +16,29 @@ References:
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 import numpy as np
 import torch
 
+from circuitlab.declarations import Setting
 from circuitlab.discovery.gates import logit, uniform_gates
-from circuitlab.discovery.mask_training import MaskLoss, Training, check_learning, training_key
+from circuitlab.discovery.mask_training import BatchSize, Checkpoint, MaskLoss, Rate, Training, Updates, training_key
 from circuitlab.discovery.scores import EdgeScores
-from circuitlab.errors import ConfigError
 from circuitlab.patching.experiment import Experiment
 
 # Where every theta begins: mostly open, and between 0 and 1 in an example out of eleven.
 BEGIN = 0.9
 
 
-def check_ugs(*, penalty: float, **learning: Any) -> None:
-    """Refuse options out of range.
-
-    Raises:
-        ConfigError: The penalty is not positive; what `check_learning` refuses.
-    """
-    check_learning(**learning)
-    if penalty <= 0:
-        raise ConfigError(f"penalty is {penalty}; it is what an edge must be worth in nats, above 0.")
-
-
 def score_ugs(
     experiment: Experiment,
     *,
-    penalty: float = 1e-3,
-    updates: int = 400,
-    rate: float = 0.1,
-    batch_size: int = 16,
-    checkpoint: str | None = None,
+    penalty: Annotated[float, Setting(what="nats that an edge must be worth", above=0)] = 1e-3,
+    updates: Updates = 400,
+    rate: Rate = 0.1,
+    batch_size: BatchSize = 16,
+    checkpoint: Checkpoint = None,
 ) -> EdgeScores:
     """Learn probabilities; see the module.
 
@@ -67,10 +56,8 @@ def score_ugs(
         undecided an edge is, not how far another seed would be.
 
     Raises:
-        ConfigError: A number out of range.
         RunError: The checkpoint is of another training.
     """
-    check_ugs(penalty=penalty, updates=updates, rate=rate, batch_size=batch_size)
     loss = MaskLoss(experiment, batch_size)
     phi = torch.full((int(loss.edges.sum()),), logit(BEGIN), dtype=loss.model.dtype, device=loss.model.device)
     settings = {"method": "ugs", "penalty": penalty, "updates": updates, "rate": rate, "batch_size": batch_size}
