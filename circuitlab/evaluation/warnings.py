@@ -21,6 +21,9 @@ SHARE = 0.5
 # Intervals of fewer pairs say nothing of other pairs.
 FEWEST = 2
 
+# Faithfulness of circuits with the same edges, run in other batches, differs by less; one that keeps every edge ties.
+ROUNDING = 1e-9
+
 
 class Judged(Protocol):
     """What is read of an `Evaluation`; its attributes say what each is."""
@@ -82,7 +85,7 @@ def _sentences(found: Judged) -> Iterator[str]:
             f"This circuit exceeds the whole model: its faithfulness is {written}, above {2 - SHARE}. Edges that work "
             "against the answer are missing."
         )
-    if matched := sum(value >= reached for value in found.random):
+    if matched := sum(value >= reached - ROUNDING for value in found.random):
         yield (
             f"{matched} of {len(found.random)} random circuits with as many edges reach its faithfulness or more: size "
             "alone may explain it."
