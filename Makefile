@@ -1,4 +1,4 @@
-# All there is to set up: `make demo` or `make test` makes .venv with locked versions first, once.
+# No other setup is needed: `make demo` and `make test` create .venv with pinned versions on first use.
 
 PYTHON ?= python3
 VENV := .venv
@@ -22,7 +22,7 @@ demo: $(RUNTIME)
 	$(BIN)/circuitlab discover gendered-pronouns --out runs/demo --force
 
 test: $(DEV)
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --durations=25
 
 check: $(DEV)
 	$(BIN)/ruff check .
