@@ -155,7 +155,11 @@ class TestLearning:
 
     @pytest.mark.parametrize(
         ("options", "text"),
-        [({"updates": 0}, "at least 1 step"), ({"rate": 0.0}, "positive"), ({"batch_size": 0}, "at least 1 example")],
+        [
+            ({"updates": 0}, "at least 1: steps"),
+            ({"rate": 0.0}, "above 0"),
+            ({"batch_size": 0}, "at least 1: examples"),
+        ],
     )
     def test_what_cannot_be_is_refused(self, method, options, text):
         with pytest.raises(ConfigError, match=text):
