@@ -147,7 +147,10 @@ def _has(value: object, name: str) -> bool:
     try:
         inspect.getattr_static(value, name)
     except AttributeError:
-        return hasattr(value, name)
+        try:
+            return hasattr(value, name)
+        except Exception:  # of the object that this one hands the question on to
+            return True
     return True
 
 

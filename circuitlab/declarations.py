@@ -41,6 +41,7 @@ class Setting:
         rule: The rule in words, for the message; by default made from type and bounds.
         allowed: The names that it can take.
         known: Names for help and completion, where others are possible.
+        group: Which entry points add to these, such as "methods" (`circuitlab.plugins.added`).
         recorded: Whether it stands in the manifest.
         record: Its name there; by default its own.
         before: What a manifest meant that is older than the setting; by default `recorded_default`.
@@ -66,6 +67,7 @@ class Setting:
     rule: str = ""
     allowed: Collection[str] = ()
     known: Collection[str] = ()
+    group: str = ""
     recorded: bool = True
     record: str = ""
     before: Any = OWN
@@ -167,7 +169,7 @@ def declared(hints: Mapping[str, Any], defaults: Mapping[str, Any] | None = None
 def options_of(place: Any) -> tuple[Setting, ...]:
     """The settings in the signature of a function or of a dataclass."""
     place = unwrap(place)
-    known = vars(sys.modules[place.__module__])
+    known = getattr(place, "__globals__", None) or vars(sys.modules[place.__module__])
     given = signature(place).parameters.values()
     hints = {one.name: resolved(one.annotation, known) for one in given}
     return tuple(declared(hints, {one.name: one.default for one in given}).values())

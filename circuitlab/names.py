@@ -53,4 +53,3 @@ BOS = {
     "never": "never",
     "transformer-lens": "if TransformerLens does, as versions without the setting did",
 }
-MEMBER_SITES = ("head_z", "head_q", "head_k", "head_v", "pattern", "neuron")

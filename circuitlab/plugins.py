@@ -9,10 +9,11 @@ Only metadata is read until a part is used. Lower modules of this package reach 
 (`circuitlab.drawing`), so that nothing is imported upwards.
 """
 
+from collections.abc import Collection, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from circuitlab.errors import ConfigError, in_one_line
+from circuitlab.errors import ConfigError, UnknownNameError, in_one_line
 
 PACKAGE = "circuitlab"
 
@@ -39,6 +40,49 @@ def installed(group: str, *, ours: bool = True) -> dict[str, EntryPoint]:
     return named
 
 
+def added(kind: str, built_in: Collection[str]) -> dict[str, EntryPoint]:
+    """The entry points by which other packages add to a registry of this one.
+
+    Args:
+        kind: "methods", "metrics" or "sites", of the entry points `circuitlab.methods` and so on.
+        built_in: The names in the registry.
+
+    Raises:
+        ConfigError: One has the name of a built-in part, or two have the same name.
+    """
+    named: dict[str, EntryPoint] = {}
+    for entry in entry_points(group=f"{PACKAGE}.{kind}"):
+        other = PACKAGE if entry.name in built_in else _package(named.setdefault(entry.name, entry))
+        if entry.name in built_in or named[entry.name] != entry:
+            raise ConfigError(
+                f"{_package(entry)} lists {entry.name!r} under {entry.group}, a name that {other} has. Rename it "
+                f"there, or uninstall {_package(entry)}."
+            )
+    return named
+
+
+def described(kind: str, built_in: Mapping[str, str]) -> dict[str, str]:
+    """Names with a line each: the built-in ones and those of `added`; no other package is imported."""
+    return {**built_in, **{name: f"of {_package(entry)}" for name, entry in added(kind, built_in).items()}}
+
+
+def find(kind: str, name: str, built_in: Collection[str]) -> Any:
+    """What another package adds under a name.
+
+    Raises:
+        UnknownNameError: Nobody does; the message lists all names.
+        ConfigError: It cannot be imported, or `added` refuses a name.
+    """
+    there = added(kind, built_in)
+    if name not in there:
+        raise UnknownNameError.of(kind.removesuffix("s"), name, [*built_in, *there])
+    return load(there[name])
+
+
+def _package(entry: EntryPoint) -> str:
+    return entry.dist.name if entry.dist else "an unknown package"
+
+
 def is_ours(entry: EntryPoint) -> bool:
     """Whether an entry point is this package's own."""
     return entry.dist is not None and entry.dist.name == PACKAGE
@@ -53,8 +97,7 @@ def load(entry: EntryPoint) -> Any:
     try:
         return entry.load()
     except Exception as error:
-        package = entry.dist.name if entry.dist else "an unknown package"
         raise ConfigError(
-            f"{entry.name!r} of {entry.group}, {entry.value} in {package}, cannot be imported: {in_one_line(error)} "
-            f"Update {package}, or uninstall it."
+            f"{entry.name!r} of {entry.group}, {entry.value} in {_package(entry)}, cannot be imported: "
+            f"{in_one_line(error)} Update {_package(entry)}, or uninstall it."
         ) from error

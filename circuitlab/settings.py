@@ -45,10 +45,10 @@ class Settings(TypedDict, total=False):
         what="Center the weights that write to the stream, and the unembedding (see `load_model`).",
         help="Center the writing weights and the unembedding.", flag="--center-weights", default=False, of_model=True,
     )]
-    method: Annotated[str, Setting(
-        what="How edges are scored; a name of `METHODS`.",
+    method: Annotated[Any, Setting(
+        what="How edges are scored, as in `score_edges`: a name of `METHODS`, or an object.", kind=str,
         help=f"Scoring method: {', '.join(names.METHODS)}. See: circuitlab methods.", flag="--method", metavar="NAME",
-        default="eap-ig", known=names.METHODS,
+        default="eap-ig", known=names.METHODS, group="methods", given="MethodLike",
     )]
     steps: Annotated[int, Setting(
         what="Gradients along the path, for methods that integrate.", help="Steps of integrated gradients.",
@@ -61,17 +61,19 @@ class Settings(TypedDict, total=False):
     metric: Annotated[Any, Setting(
         what="What is measured; the task's own by default.",
         help=f"Metric: {', '.join(names.METRICS)}. See: circuitlab metrics.", flag="--metric", metavar="NAME", kind=str,
-        given="MetricLike | None", usual="logit_diff", known=names.METRICS, shown="the task's own",
+        given="MetricLike | None", usual="logit_diff", known=names.METRICS, group="metrics",
+        shown="the task's own",
     )]
-    ablation: Annotated[str, Setting(
+    ablation: Annotated[Any, Setting(
         what=(
-            "What takes the place of everything outside the circuit, a name of `REPLACEMENTS`: scores, selection "
-            "and test are under it. Methods that compare with the corrupted run refuse others. Means and deviations "
+            "What takes the place of everything outside the circuit, a name of `REPLACEMENTS` or a function (see "
+            "`Replacement`): scores, selection and test are under it. Methods that compare with the corrupted run "
+            "refuse others. Means and deviations "
             "are of `n` reference pairs, which are never scored. The sweeps patch one prompt into the other in any "
             "case."
         ),
         help=f"Ablation of everything outside the circuit: {', '.join(names.ABLATIONS)}.", flag="--ablation",
-        metavar="NAME", default="corrupt", allowed=names.ABLATIONS,
+        metavar="NAME", default="corrupt", allowed=names.ABLATIONS, kind=str, given="str | AblationFunction",
     )]
     n: Annotated[int, Setting(
         what="Pairs per split.", help="Pairs of prompts per split.", flag="-n", default=100, least=1,
@@ -123,11 +125,13 @@ class Settings(TypedDict, total=False):
     )]
     sites: Annotated[Any, Setting(
         what=(
-            "What is swept, names of `SITES`; by default `SWEPT_SITES`, as far as the model has them. An empty "
-            "tuple skips the sweeps; then only the nodes of the circuit are patched, each alone, for its drawing."
+            "What is swept, names of `SITES` or `Site` objects; by default `SWEPT_SITES`, as far as the model has "
+            "them. An empty tuple skips the sweeps; then only the nodes of the circuit are patched, each alone, for "
+            "its drawing."
         ),
         help="Sites to sweep, separated by commas; may be repeated.", flag="--sites", metavar="NAME",
-        kind=tuple[str, ...], given="str | Sequence[str] | None", allowed=names.SITES,
+        kind=tuple[str, ...], given="str | Sequence[str | Site] | None", known=names.SITES,
+        group="sites",
         rule="it must be a list of names, such as ['head_z'], or empty",
     )]
     task_options: Annotated[Mapping[str, str] | None, Setting(

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from circuitlab import names
+from circuitlab import names, plugins
 from circuitlab.cli import options as opt
 from circuitlab.cli.attribute import attribute
 from circuitlab.cli.command import App
@@ -83,7 +83,7 @@ def methods(json: opt.Json = False) -> None:
     """List the methods that score edges, for --method."""
     from circuitlab.cli.catalogue import list_names
 
-    list_names("methods", names.METHODS, json=json)
+    list_names("methods", plugins.described("methods", names.METHODS), json=json)
 
 
 @app.command()
@@ -91,7 +91,7 @@ def metrics(json: opt.Json = False) -> None:
     """List the metrics, for --metric."""
     from circuitlab.cli.catalogue import list_names
 
-    list_names("metrics", names.METRICS, json=json)
+    list_names("metrics", plugins.described("metrics", names.METRICS), json=json)
 
 
 @app.command()
@@ -99,7 +99,7 @@ def sites(json: opt.Json = False) -> None:
     """List the sites that can be patched, for --site."""
     from circuitlab.cli.catalogue import list_names
 
-    list_names("sites", names.SITES, json=json)
+    list_names("sites", plugins.described("sites", names.SITES), json=json)
 
 
 @app.command()

@@ -8,6 +8,7 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from circuitlab import plugins
 from circuitlab.errors import ConfigError
 
 LONGEST_HELP = 1000  # characters of a command's line in the list of commands
@@ -132,11 +133,12 @@ class App(typer.Typer):
         return lambda function: register(expanded(function))
 
 
-def completing(names: Mapping[str, str]) -> Callable[[str], list[tuple[str, str]]]:
-    """A completion of names, each with its line."""
+def completing(names: Mapping[str, str], group: str = "") -> Callable[[str], list[tuple[str, str]]]:
+    """A completion of names, each with its line; with those that other packages add (see `plugins.added`)."""
 
     def complete(incomplete: str) -> list[tuple[str, str]]:
-        return [(name, what) for name, what in names.items() if name.startswith(incomplete)]
+        found = plugins.described(group, names) if group else names
+        return [(name, what) for name, what in found.items() if name.startswith(incomplete)]
 
     return complete
 

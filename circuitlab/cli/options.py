@@ -59,7 +59,7 @@ def parameter(setting: Setting, *, of_run: bool = False) -> Parameter:
         max=setting.most_typed if setting.most is None else setting.most,
         help=(setting.help or setting.what) + _default(setting, of_run=of_run),
         show_default=False,
-        autocompletion=completing(listed) if isinstance(listed, Mapping) else None,
+        autocompletion=completing(listed, setting.group) if isinstance(listed, Mapping) else None,
     )
     kind = list[str] if repeated else setting.plain
     return Parameter(setting.name, Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option])

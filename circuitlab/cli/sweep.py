@@ -49,7 +49,7 @@ def sweep(
             "--site",
             metavar="NAME",
             help=f"Site to patch; may be repeated: {listed(names.SITES)}. See: circuitlab sites.",
-            autocompletion=completing(names.SITES),
+            autocompletion=completing(names.SITES, "sites"),
         ),
     ],
     *,
@@ -124,7 +124,7 @@ def sweep(
         check_direction(direction)
     if repeated := [name for name in dict.fromkeys(site) if site.count(name) > 1]:
         raise ConfigError(f"--site {repeated[0]} is given twice. Give it once.")
-    check_sites(
+    sites = check_sites(
         site, axis=axis, head_axis=head_axis, **{name: chosen[name] for name in ("heads", "neurons", "positions")}
     )
     if resume is not None:
@@ -135,9 +135,9 @@ def sweep(
         if given := [name for name, value in unused.items() if value is not None]:
             raise ConfigError(f"--estimate runs nothing, so {', '.join(given)} has no meaning with it. Leave it out.")
     opt.check_force(force, "--out", out)
-    if axis != "auto" and not set(site) - set(names.MEMBER_SITES):
+    if axis != "auto" and all(one.by_member for one in sites):
         raise ConfigError(f"--axis goes with sites of the stream; for {', '.join(site)} give --head-axis {axis}.")
-    if head_axis != "all" and not set(site) & set(names.MEMBER_SITES):
+    if head_axis != "all" and not any(one.by_member for one in sites):
         raise ConfigError(f"--head-axis goes with sites of heads and neurons; for {', '.join(site)} give --axis.")
     if out is not None:
         out = check_folder(out, force=force)

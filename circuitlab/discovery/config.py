@@ -13,9 +13,13 @@ from typing import Any
 from pydantic import ConfigDict, ValidationError, create_model
 
 from circuitlab.declarations import OWN, Setting, options_of
+from circuitlab.discovery.method import Method
 from circuitlab.discovery.scoring import METHODS, check_serves, find_method
-from circuitlab.errors import ConfigError, UnknownNameError, WrongTypeError
+from circuitlab.errors import ConfigError, UnknownNameError, WrongTypeError, shown
 from circuitlab.graphs.selection import SelectionRule
+from circuitlab.patching.runs.given_outputs import AblationFunction
+from circuitlab.patching.runs.replacement import as_replacement
+from circuitlab.patching.sweeps.sites import Site, named_site
 from circuitlab.settings import LARGEST_SEED, SETTINGS
 from circuitlab.summary import Summary, short
 
@@ -23,6 +27,9 @@ from circuitlab.summary import Summary, short
 RECORDED = {setting.record or name: setting for name, setting in SETTINGS.items() if setting.recorded}
 _FIELDS: Any = {name: (each.field(), each.recorded_default) for name, each in RECORDED.items()}
 _FIELDS["task"] = (str, ...)
+# Settings that may be objects of Python, of which the names alone are recorded; and which of them were.
+OBJECTS = ("method", "ablation", "sites")
+_FIELDS["objects"] = (tuple[str, ...], ())
 _Recorded: Any = create_model(
     "_Recorded", __config__=ConfigDict(frozen=True, extra="forbid", strict=True), **_FIELDS
 )  # fmt: skip
@@ -32,6 +39,8 @@ class DiscoverConfig(Summary, _Recorded):
     """What `discover` was asked for; enough to do it again.
 
     Its attributes are the settings of `circuitlab.settings` that a manifest records, `task_options` as `options`.
+    `objects` names those of them that were given as objects: a function as method or ablation, or a `Site`. What they
+    hold is their name.
 
     Raises:
         UnknownNameError: No such setting, method, ablation, site or choice of `bos`.
@@ -41,16 +50,24 @@ class DiscoverConfig(Summary, _Recorded):
     """
 
     def __init__(self, **given: Any) -> None:
+        given, method, ablation = _named(given)
+        held = {"ablation": given.pop("ablation")} if "ablation" in given["objects"] else {}
         try:
             super().__init__(**{name: _as_recorded(name, value) for name, value in given.items()})
         except ValidationError as error:
             raise _refusal(error) from None
-        method = find_method(self.method)
-        check_serves(method, self.ablation)
+        self.__dict__.update(held)
+        if method is None and "method" not in self.objects:
+            method = find_method(self.method)
+        if method is not None and (ablation is not None or not held):
+            check_serves(method, ablation or self.ablation)
         rule = SelectionRule.of(self.selection, self.target)
         # The usual target is recorded, except for a method with a circuit of its own, which it would replace.
-        target = rule.target if method.own_circuit else rule.aim
-        options = method.read(self.method_options)
+        target = rule.target if method is None or method.own_circuit else rule.aim
+        options = self.method_options if method is None else method.read(self.method_options)
+        for name in self.sites or ():
+            if "sites" not in self.objects:
+                named_site(name)
         self.__dict__.update(method_options=options, selection=replace(rule, target=target), target=target)
         if self.seed + self.stability_seeds > LARGEST_SEED:
             raise ConfigError(
@@ -92,18 +109,22 @@ class DiscoverConfig(Summary, _Recorded):
 
     def replaced(self, **changes: Any) -> DiscoverConfig:
         """The same settings but for some."""
-        return type(self)(**dict(self) | changes)
+        kept = tuple(name for name in self.objects if name not in changes)
+        return type(self)(**dict(self) | {"objects": kept} | changes)
 
     def as_record(self) -> dict[str, Any]:
         """The settings as they stand in `manifest.json`."""
         selection = asdict(self.selection)
         del selection["target"]
-        return {**dict(self), "selection": selection, "sites": None if self.sites is None else list(self.sites)}
+        sites = None if self.sites is None else list(self.sites)
+        found = {**dict(self), "selection": selection, "sites": sites, "objects": list(self.objects)}
+        return {name: value for name, value in found.items() if name != "objects" or value}
 
     @property
     def command(self) -> str:
         """The command line that asks for the same."""
-        usual = DiscoverConfig(task=self.task, method=self.method)
+        own = tuple(name for name in self.objects if name == "method")
+        usual = DiscoverConfig(task=self.task, method=self.method, objects=own)
         words = ["circuitlab", "discover", self.task]
         for name, setting in RECORDED.items():
             value = getattr(self, name)
@@ -125,6 +146,35 @@ class DiscoverConfig(Summary, _Recorded):
 
 # Bytes of a task's or a model's name in the name of a run folder, which may have 255.
 LONGEST_PART = 100
+
+
+def _named(given: Mapping[str, Any]) -> tuple[dict[str, Any], Method | None, AblationFunction | None]:
+    """Settings with objects replaced by their names, which `objects` lists; and the method and ablation among them.
+
+    Raises:
+        ConfigError: An object has the name of a built-in one, or `objects` names another setting.
+    """
+    objects, found = given.get("objects", ()), dict(given)
+    if not isinstance(objects, list | tuple) or not set(objects) <= set(OBJECTS):
+        raise ConfigError(f"objects is {shown(objects)}; it lists settings among {', '.join(OBJECTS)}.")
+    method, sites = found.get("method"), found.get("sites")
+    ablation: AblationFunction | None = found["ablation"] if callable(found.get("ablation")) else None
+    names, own_method = set[str](objects), None
+    if isinstance(method, Method) or callable(method):
+        own_method = find_method(method)
+        found["method"] = own_method.name
+        if METHODS.get(own_method.name, own_method) is not own_method:
+            raise ConfigError(f"method {own_method.name!r} is built in. Give the object another name.")
+        names |= set() if own_method.name in METHODS else {"method"}
+    if ablation is not None:
+        found["ablation"] = as_replacement(ablation).kind
+        names.add("ablation")
+    if isinstance(sites, list | tuple) and any(isinstance(site, Site) for site in sites):
+        all_of_them = [named_site(site) for site in sites]
+        found["sites"] = [site.name for site in all_of_them]
+        names |= {"sites"} if any(site.read for site in all_of_them) else set()
+    found["objects"] = tuple(name for name in OBJECTS if name in names)
+    return found, own_method, ablation
 
 
 def _as_recorded(name: str, value: Any) -> Any:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-from circuitlab import names
+from circuitlab import names, plugins
 from circuitlab.arguments import checked
 from circuitlab.data.batch import PairBatch
 from circuitlab.data.pairs import PairSet
@@ -16,19 +17,19 @@ from circuitlab.discovery.eap_ig_activations import score_eap_ig_activations
 from circuitlab.discovery.edge_pruning import score_edge_pruning
 from circuitlab.discovery.exact import score_exact
 from circuitlab.discovery.ifr import score_ifr
-from circuitlab.discovery.method import Method
+from circuitlab.discovery.method import Method, MethodLike, method_of
 from circuitlab.discovery.node_scores import LEVELS, NodeScores
 from circuitlab.discovery.node_sweep import score_node_sweep
 from circuitlab.discovery.random_scores import score_random
 from circuitlab.discovery.relp import score_relp
 from circuitlab.discovery.scores import EdgeScores
 from circuitlab.discovery.ugs import score_ugs
-from circuitlab.errors import ConfigError, UnknownNameError
+from circuitlab.errors import ConfigError, UnknownNameError, WrongTypeError, shown
 from circuitlab.metrics import MetricLike
 from circuitlab.models.modes import in_ordinary_modes
 from circuitlab.models.protocol import Model
 from circuitlab.patching.experiment import Experiment
-from circuitlab.patching.runs.replacement import Replacement
+from circuitlab.patching.runs.replacement import AblationLike, as_replacement
 from circuitlab.progress import Progress, callback, reports_progress
 from circuitlab.references import (
     BHASKAR_2024,
@@ -44,6 +45,7 @@ from circuitlab.references import (
 )
 
 __all__ = ["METHODS", "Method", "find_method", "score_edges", "score_nodes"]
+
 
 _OF_GRADIENTS = ("edge", *LEVELS)
 IN_THE_CLEAN_RUN = (1.0,)
@@ -163,18 +165,32 @@ METHODS: dict[str, Method] = {
 }
 
 
-def find_method(name: str) -> Method:
-    """The method with this name.
+def find_method(method: MethodLike) -> Method:
+    """The method that is meant by a name of `METHODS` or of the entry points `circuitlab.methods`, or by an object.
+
+    Args:
+        method: A name, a `Method`, or a function of model, pairs and metric (`method_of`).
 
     Raises:
-        UnknownNameError: There is none.
+        UnknownNameError: No method has this name.
+        ConfigError: The function does not take these; another package lists a built-in name.
+        WrongTypeError: Another package lists something else than a method or a function.
     """
-    if name not in METHODS:
-        raise UnknownNameError.of("method", name, METHODS)
-    return METHODS[name]
+    if isinstance(method, Method):
+        return method
+    if not isinstance(method, str):
+        return method_of(method)
+    if method in METHODS:
+        return METHODS[method]
+    found = plugins.find("methods", method, METHODS)
+    if not (isinstance(found, Method) or callable(found)):
+        raise WrongTypeError(
+            f"method {method!r} of the entry points is {shown(found)}; it must be a Method or a function."
+        )
+    return replace(found, name=method) if isinstance(found, Method) else method_of(found, method)
 
 
-def check_serves(method: Method, ablation: str) -> None:
+def check_serves(method: Method, ablation: AblationLike) -> None:
     """Refuse a method whose scores are about the corrupted run where circuits will be about something else.
 
     Raises:
@@ -192,8 +208,7 @@ def scored_under(method: Method, experiment: Experiment) -> Experiment:
     Raises:
         ConfigError: What `check_serves` refuses.
     """
-    ablation = experiment.ablation
-    check_serves(method, ablation if isinstance(ablation, str) else ablation.kind)
+    check_serves(method, experiment.ablation)
     return experiment if "ablation" in method.takes else experiment.under_corrupt()
 
 
@@ -203,11 +218,11 @@ def scored_under(method: Method, experiment: Experiment) -> Experiment:
 def score_edges(
     model: Model,
     pairs: PairSet | PairBatch,
-    method: str = "eap-ig",
+    method: MethodLike = "eap-ig",
     *,
     steps: int = 5,
     metric: MetricLike | None = None,
-    ablation: str | Replacement = "corrupt",
+    ablation: AblationLike = "corrupt",
     reference: PairSet | PairBatch | None = None,
     seed: int = 0,
     axis: str = "all",
@@ -220,12 +235,14 @@ def score_edges(
     Args:
         model: A loaded model.
         pairs: A split of a task, or a `PairBatch`.
-        method: A name of `METHODS`.
+        method: A name of `METHODS` or of the entry points `circuitlab.methods`, a `Method`, or a function of model,
+            pairs and metric that returns `EdgeScores` or a tensor `[writer, reader]`.
         steps: Gradients along the path, for methods that integrate; others take no notice.
         metric: What is measured at the answer position; by default the metric of the task that drew the pairs,
             else `logit_diff`.
-        ablation: What a corrupted edge carries, a name of `REPLACEMENTS` or a `Replacement`; others than the corrupted
-            run for methods whose definition has room for them.
+        ablation: What a corrupted edge carries: a name of `REPLACEMENTS`, a `Replacement`, or a function of (model,
+            batch) that returns every node's output (see `Replacement`); others than the corrupted run for methods whose
+            definition has room for them.
         reference: Prompts that means are taken of; none of them may be among `pairs`.
         seed: Of what the method draws, and of noise.
         axis: "all"; "position" or "span" for scores of an edge's tokens at each position or span, for methods that can.
@@ -250,14 +267,17 @@ def score_edges(
         >>> score_edges(model, pairs.discovery, "eap").values.shape  # writer, reader
         (37, 101)
     """
+    found = find_method(method)
     experiment = _experiment(
-        model, pairs, find_method(method), metric, ablation, reference=reference, seed=seed, budget=budget,
+        model, pairs, found, metric, ablation, reference=reference, seed=seed, budget=budget,
         progress=callback(progress),
     )  # fmt: skip
-    return score(experiment, method, steps=steps, axis=axis, **options)
+    return score(experiment, found, steps=steps, axis=axis, **options)
 
 
-def score(experiment: Experiment, method: str, *, steps: int = 5, axis: str = "all", **options: Any) -> EdgeScores:
+def score(
+    experiment: Experiment, method: MethodLike, *, steps: int = 5, axis: str = "all", **options: Any
+) -> EdgeScores:
     """Score every edge on an experiment's pairs; arguments, result and errors as of `score_edges`."""
     found = find_method(method)
     given = _arguments(found, options, steps)
@@ -265,7 +285,7 @@ def score(experiment: Experiment, method: str, *, steps: int = 5, axis: str = "a
         raise UnknownNameError.of("axis", axis, AXES)
     if axis != "all" and "axis" not in found.takes:
         can = ", ".join(name for name, other in METHODS.items() if "axis" in other.takes)
-        raise ConfigError(f"method {method!r} has no scores by {axis}. Take axis='all', or one of: {can}.")
+        raise ConfigError(f"method {found.name!r} has no scores by {axis}. Take axis='all', or one of: {can}.")
     if "axis" in found.takes:
         given["axis"] = axis
     scores: EdgeScores = found.score(experiment, **given)
@@ -278,12 +298,12 @@ def score(experiment: Experiment, method: str, *, steps: int = 5, axis: str = "a
 def score_nodes(
     model: Model,
     pairs: PairSet | PairBatch,
-    method: str = "eap-ig",
+    method: MethodLike = "eap-ig",
     *,
     level: str = "node",
     steps: int = 5,
     metric: MetricLike | None = None,
-    ablation: str | Replacement = "corrupt",
+    ablation: AblationLike = "corrupt",
     reference: PairSet | PairBatch | None = None,
     seed: int = 0,
     budget: int | None = None,
@@ -297,7 +317,7 @@ def score_nodes(
     Args:
         model: A loaded model.
         pairs: A split of a task, or a `PairBatch`.
-        method: A name of `METHODS`, one that scores nodes.
+        method: A name or a `Method`, as in `score_edges`, one that scores nodes.
         level: A name of `LEVELS`: "node"; "neuron" for components, `[writer, d_model]`; "mlp-neuron"
             for single neurons of MLPs, `[layer, neuron]`.
         steps: Gradients along the path, for methods that integrate; others take no notice.
@@ -332,7 +352,7 @@ def score_nodes(
         raise UnknownNameError.of("level", level, LEVELS, hint="Edges are scored by score_edges.")
     if level not in found.levels:
         can = ", ".join(name for name, other in METHODS.items() if level in other.levels)
-        raise ConfigError(f"method {method!r} does not score level {level!r}. Take one of {can}.")
+        raise ConfigError(f"method {found.name!r} does not score level {level!r}. Take one of {can}.")
     given = _arguments(found, options, steps)
     experiment = _experiment(
         model, pairs, found, metric, ablation, reference=reference, seed=seed, budget=budget,
@@ -347,7 +367,7 @@ def _experiment(
     pairs: PairSet | PairBatch,
     method: Method,
     metric: MetricLike | None,
-    ablation: str | Replacement,
+    ablation: AblationLike,
     **about: Any,
 ) -> Experiment:
     """What the arguments of `score_edges` and `score_nodes` ask for, if the method serves it."""
@@ -361,9 +381,9 @@ def _arguments(method: Method, options: dict[str, Any], steps: int) -> dict[str,
     return given | {"steps": steps} if "steps" in method.takes else given
 
 
-def _check_ablation(method: Method, ablation: str | Replacement, *, given: bool) -> None:
+def _check_ablation(method: Method, ablation: AblationLike, *, given: bool) -> None:
     """Refuse an ablation, or given reference prompts, that a method of the corrupted run alone would ignore."""
-    wanted = Replacement(kind=ablation) if isinstance(ablation, str) else ablation
+    wanted = as_replacement(ablation)
     if "ablation" in method.takes or (wanted.kind == "corrupt" and not given):
         return
     can = ", ".join(name for name, other in METHODS.items() if "ablation" in other.takes)

@@ -33,7 +33,7 @@ from circuitlab.metrics import MetricLike
 from circuitlab.models.modes import in_ordinary_modes
 from circuitlab.models.protocol import Model
 from circuitlab.patching.experiment import Experiment
-from circuitlab.patching.runs.replacement import Replacement
+from circuitlab.patching.runs.replacement import AblationLike
 from circuitlab.progress import Progress, callback, reports_progress
 
 GROWTH = 1.2
@@ -58,7 +58,7 @@ def select(
     signed: bool = False,
     greedy: bool | None = None,
     metric: MetricLike | None = None,
-    ablation: str | Replacement = "corrupt",
+    ablation: AblationLike = "corrupt",
     reference: PairSet | PairBatch | None = None,
     seed: int = 0,
     allow_weak_gap: bool = False,

@@ -28,6 +28,7 @@ from circuitlab.data.batch import PairBatch
 from circuitlab.data.pairs import PairSet
 from circuitlab.data.registry import load_task
 from circuitlab.data.task import Task
+from circuitlab.discovery.method import MethodLike
 from circuitlab.discovery.resampling import by_example, resampled
 from circuitlab.discovery.scores import EdgeScores
 from circuitlab.discovery.scoring import find_method, score, scored_under
@@ -41,7 +42,7 @@ from circuitlab.metrics import MetricLike
 from circuitlab.models.modes import in_ordinary_modes
 from circuitlab.models.protocol import Model
 from circuitlab.patching.experiment import Experiment
-from circuitlab.patching.runs.replacement import Replacement, needs_reference
+from circuitlab.patching.runs.replacement import AblationLike, needs_reference
 from circuitlab.progress import Progress, callback, reports_progress, silent
 from circuitlab.summary import Summary, largest, plural
 
@@ -188,7 +189,7 @@ class Stability(Summary):
 def stability(
     model: Model,
     pairs: PairSet | PairBatch | Task | str | Path,
-    method: str = "eap-ig",
+    method: MethodLike = "eap-ig",
     *,
     n_resamples: int = 100,
     over: str = "bootstrap",
@@ -197,7 +198,7 @@ def stability(
     n_edges: int | None = None,
     selection: SelectionRule | None = None,
     metric: MetricLike | None = None,
-    ablation: str | Replacement = "corrupt",
+    ablation: AblationLike = "corrupt",
     reference: PairSet | PairBatch | None = None,
     seed: int = 0,
     scores: EdgeScores | None = None,
@@ -212,7 +213,7 @@ def stability(
     Args:
         model: A loaded model.
         pairs: The discovery pairs; or a task (its name, its file, or a `Task`), whose discovery pairs are drawn.
-        method: How edges are scored.
+        method: How edges are scored, as in `score_edges`.
         n_resamples: How many repetitions, at least 2.
         over: "bootstrap": resamples of the pairs. "seeds": new prompts for each of the seeds `seed` + 1, + 2, ...;
             what the method draws is of the same seed. It needs a task.
@@ -277,7 +278,7 @@ def over_resamples(
     experiment: Experiment,
     scores: EdgeScores,
     circuit: Circuit,
-    method: str,
+    method: MethodLike,
     rule: SelectionRule,
     n: int,
     options: Mapping[str, Any],
@@ -300,14 +301,16 @@ def over_resamples(
     each = by_example(experiment, scored)
     drawn = resampled(experiment.pairs, scores, each, scored, n, experiment.seed)
     circuits = (select_circuit(experiment.on(given), found, rule) for given, found in drawn)
-    return _stability(experiment, circuit, circuits, n, over="bootstrap", method=method, rescored=each is None)
+    return _stability(
+        experiment, circuit, circuits, n, over="bootstrap", method=find_method(method).name, rescored=each is None
+    )
 
 
 def over_seeds(
     experiment: Experiment,
     task: Task,
     circuit: Circuit,
-    method: str,
+    method: MethodLike,
     rule: SelectionRule,
     n: int,
     options: Mapping[str, Any],
@@ -320,7 +323,9 @@ def over_seeds(
         return select_circuit(one, _scored(one, method, options), rule)
 
     seeds = range(experiment.seed + 1, experiment.seed + 1 + n)
-    return _stability(experiment, circuit, map(found_by, seeds), n, over="seeds", method=method, rescored=True)
+    return _stability(
+        experiment, circuit, map(found_by, seeds), n, over="seeds", method=find_method(method).name, rescored=True
+    )
 
 
 def _stability(
@@ -334,11 +339,12 @@ def _stability(
     return Stability(circuit=circuit, chosen=chosen, seed=experiment.seed, **about)
 
 
-def _scored(experiment: Experiment, method: str, options: Mapping[str, Any]) -> EdgeScores:
-    return score(scored_under(find_method(method), experiment), method, **options)
+def _scored(experiment: Experiment, method: MethodLike, options: Mapping[str, Any]) -> EdgeScores:
+    found = find_method(method)
+    return score(scored_under(found, experiment), found, **options)
 
 
-def _draw(task: Task, model: Model, n: int, seed: int, ablation: str | Replacement) -> tuple[PairSet, PairSet | None]:
+def _draw(task: Task, model: Model, n: int, seed: int, ablation: AblationLike) -> tuple[PairSet, PairSet | None]:
     """A task's discovery pairs, and the reference pairs that an ablation needs."""
     splits = task.pairs(model, n=n, seed=seed, reference=needs_reference(ablation))
     return splits.discovery, splits.reference

@@ -29,7 +29,7 @@ from circuitlab.models.modes import in_ordinary_modes
 from circuitlab.models.protocol import Model
 from circuitlab.patching.experiment import Experiment
 from circuitlab.patching.gap import Gap
-from circuitlab.patching.runs.replacement import Replacement
+from circuitlab.patching.runs.replacement import AblationLike
 from circuitlab.progress import Progress, callback, reports_progress
 from circuitlab.summary import Summary, plural
 
@@ -265,7 +265,7 @@ def evaluate(
     pairs: PairSet | PairBatch,
     *,
     metric: MetricLike | None = None,
-    ablation: str | Replacement = "corrupt",
+    ablation: AblationLike = "corrupt",
     reference: PairSet | PairBatch | None = None,
     n_random: int = 20,
     n_knockouts: int = 10,
@@ -285,8 +285,8 @@ def evaluate(
         pairs: Held-out pairs.
         metric: What is measured at the answer position; by default the metric of the task that drew the pairs,
             else `logit_diff`.
-        ablation: What excluded edges carry: "corrupt", "zero", "mean", "mean-position", "mean-span" or "noise", or a
-            `Replacement`.
+        ablation: What excluded edges carry: "corrupt", "zero", "mean", "mean-position", "mean-span" or "noise", a
+            `Replacement`, or a function of (model, batch) that returns every node's output (see `Replacement`).
         reference: Prompts that means are taken of (their clean ones); none of them may be among `pairs`.
         n_random: How many random connected circuits with as many edges.
         n_knockouts: How many random parts of the circuit are taken out of it and of the model, for completeness; each

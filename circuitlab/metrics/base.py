@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from circuitlab import plugins
 from circuitlab.arguments import checked_fields
 from circuitlab.data.batch import PairBatch
-from circuitlab.errors import CircuitLabError, MetricError, UnknownNameError, in_one_line, shown
+from circuitlab.errors import CircuitLabError, MetricError, in_one_line, shown
 from circuitlab.metrics import formulas
 from circuitlab.references import CONMY_2023, HANNA_2023, WANG_2023, Reference
 
@@ -177,19 +178,29 @@ def names() -> tuple[str, ...]:
 def resolve(metric: MetricLike) -> Metric:
     """The metric meant by a name, a `Metric`, or a plain function.
 
-    A function may declare fields of `Metric` by attributes of the same name (`DECLARED`), such as
-    `margin.natural_zero = True`.
+    Names are those of `METRICS` and of the entry points `circuitlab.metrics`. A function may declare fields of `Metric`
+    by attributes of the same name (`DECLARED`), such as `margin.natural_zero = True`.
 
     Raises:
         UnknownNameError: No metric has this name.
         MetricError: It is none of the three, or declares a field of the wrong type.
     """
+    if isinstance(metric, str):
+        if metric in METRICS:
+            return METRICS[metric]
+        found = resolve_object(plugins.find("metrics", metric, METRICS))
+        return replace(found, name=metric)
+    return resolve_object(metric)
+
+
+def resolve_object(metric: Metric | MetricFunction) -> Metric:
+    """The metric that a `Metric` or a function is; see `resolve`.
+
+    Raises:
+        MetricError: It is neither, or declares a field of the wrong type.
+    """
     if isinstance(metric, Metric):
         return metric
-    if isinstance(metric, str):
-        if metric not in METRICS:
-            raise UnknownNameError.of("metric", metric, METRICS)
-        return METRICS[metric]
     if callable(metric):
         name = str(getattr(metric, "name", None) or getattr(metric, "__name__", None) or type(metric).__name__)
         declared = {field: getattr(metric, field) for field in DECLARED if hasattr(metric, field)}

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import torch
 
-from circuitlab.arguments import checked
+from circuitlab.arguments import checked, fits
 from circuitlab.errors import CircuitLabError, ConfigError, ModelError
 from circuitlab.models.bos import AUTO, check_choice, own_tokenizer
 from circuitlab.models.bridge import BridgeModel
@@ -26,6 +26,7 @@ from circuitlab.models.legacy import boot_from_hub
 from circuitlab.models.loaded_weights import check_finite
 from circuitlab.models.model_kinds import refuse_unsupported
 from circuitlab.models.modes import in_ordinary_modes
+from circuitlab.models.protocol import Model
 from circuitlab.models.recording import Folding
 from circuitlab.models.text import TokenizerText, text_of
 from circuitlab.models.verify import adapted
@@ -44,12 +45,13 @@ def load_model(
     fold_ln: bool = False,
     center_weights: bool = False,
     bos: str | None = None,
-) -> BridgeModel:
+) -> BridgeModel | Any:
     """Load a model and check that its parts add up.
 
     Args:
         model: `"bundled"`, a checkpoint folder in HuggingFace format, any name that TransformerLens loads, a booted
-            `TransformerBridge`, or a model that this function returned.
+            `TransformerBridge`, or a model: one that this function returned, or any object of the `Model` protocol
+            (`circuitlab.models.protocol`), which comes back as it is.
         device: `"cpu"`, `"cuda"`, ...; the CPU by default, a booted bridge's own device otherwise.
         dtype: `"float32"` (default), `"float64"`, `"bfloat16"` or `"float16"`.
         fold_ln: Fold the norms' gains and biases into the weights that read them, and the values' biases into the
@@ -84,7 +86,7 @@ def load_model(
     folding = Folding(fold_ln=fold_ln, center_weights=center_weights)
     bos = None if bos is None else check_choice(bos)
     if not isinstance(model, str | Path):
-        loaded = model if isinstance(model, BridgeModel) else _from_bridge(model, bos)
+        loaded: Model = model if fits(model, Model) else _from_bridge(model, bos)
         _check_bos(loaded, bos)
         _check_as_it_is(loaded, None if device is None else place, None if dtype is None else kind)
         _check_folding(loaded, folding)
@@ -149,7 +151,7 @@ def _text(bridge: Any, name: str, bos: str | None) -> TokenizerText | None:
     return None if own is None and bos is None else text_of(bridge, name, bos or AUTO, own)
 
 
-def _check_bos(model: BridgeModel, bos: str | None) -> None:
+def _check_bos(model: Model, bos: str | None) -> None:
     """Refuse to change the tokens of a model that the user holds."""
     if bos is not None and bos != model.bos.choice:
         raise ConfigError(
@@ -158,7 +160,7 @@ def _check_bos(model: BridgeModel, bos: str | None) -> None:
         )
 
 
-def _check_as_it_is(model: BridgeModel, device: torch.device | None, dtype: torch.dtype | None) -> None:
+def _check_as_it_is(model: Model, device: torch.device | None, dtype: torch.dtype | None) -> None:
     """Refuse to move or recast a model that the user booted."""
     if dtype is not None and dtype != model.dtype:
         raise ConfigError(
@@ -170,7 +172,7 @@ def _check_as_it_is(model: BridgeModel, device: torch.device | None, dtype: torc
         )
 
 
-def _check_folding(model: BridgeModel, folding: Folding) -> None:
+def _check_folding(model: Model, folding: Folding) -> None:
     """Refuse to rewrite the weights of a model that the user holds."""
     for name in ("fold_ln", "center_weights"):
         if getattr(folding, name) and not getattr(model.folding, name):

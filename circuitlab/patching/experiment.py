@@ -31,7 +31,7 @@ from circuitlab.patching.recordings import PerExample, Recordings
 from circuitlab.patching.runs.ablation import floor_of
 from circuitlab.patching.runs.baseline import Baseline, at_answer
 from circuitlab.patching.runs.floor import Floor
-from circuitlab.patching.runs.replacement import Replacement, resolve_replacement
+from circuitlab.patching.runs.replacement import AblationLike, Replacement, as_replacement, resolve_replacement
 from circuitlab.progress import Progress, silent
 from circuitlab.resources import Resources
 
@@ -50,8 +50,8 @@ class Experiment:
         pairs: The data set.
         judged_by: What is measured at the answer position; by default the metric of the task that drew the pairs, else
             `logit_diff`. `metric` is the resolved one.
-        ablation: What is put in the place of a value that is taken away, a name of `REPLACEMENTS` or a `Replacement`;
-            `replacement` is the resolved one.
+        ablation: What is put in the place of a value that is taken away: a name of `REPLACEMENTS`, a `Replacement`, or
+            a function (see `Replacement.function`); `replacement` is the resolved one.
         reference: Prompts that means are taken of; none of them may be among the pairs.
         seed: Of noise.
         allow_weak_gap: Accept a gap that the pairs do not tell from 0.
@@ -71,7 +71,7 @@ class Experiment:
     model: Model
     pairs: PairSet | PairBatch
     judged_by: MetricLike | None = None
-    ablation: str | Replacement = "corrupt"
+    ablation: AblationLike = "corrupt"
     reference: PairSet | PairBatch | None = None
     seed: int = 0
     allow_weak_gap: bool = False
@@ -80,8 +80,7 @@ class Experiment:
 
     def under_corrupt(self) -> Experiment:
         """The same with the corrupted run's values as replacement; it shares recordings and the gap of the prompts."""
-        kind = self.ablation if isinstance(self.ablation, str) else self.ablation.kind
-        if kind == "corrupt":
+        if as_replacement(self.ablation).kind == "corrupt":
             return self
         other = self._like("metric", "prompt_gap", ablation="corrupt", reference=None)
         other.__dict__["replacement"] = Replacement(kind="corrupt")

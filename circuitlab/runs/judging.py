@@ -112,6 +112,12 @@ def judging(
     # How edges were scored has no part in this; of this method any ablation can be asked.
     source = given.pop("model", kept.model)
     chosen = kept.replaced(method="exact", method_options={}, **given)
+    if "ablation" in kept.objects and "ablation" not in given:
+        raise RunError(
+            f"run {str(circuit)!r} is under the ablation {kept.ablation!r}, an object of Python of which the name "
+            "alone is recorded. Give ablation=, the object or a name (--ablation NAME)."
+        )
+    ablation = given.get("ablation", chosen.ablation)
     metric = metric_of(asked, chosen.metric or None)
     booted = not isinstance(source, str | Path)
     loading = {} if booted else {name: getattr(chosen, name) for name in MODEL_SETTINGS}
@@ -120,9 +126,7 @@ def judging(
     seen = frozenset[str]() if read is None else read.discovery_texts()
     reference = None
     if pairs is None:
-        drawn = asked.pairs(
-            model, n=chosen.n, seed=chosen.seed, reference=needs_reference(chosen.ablation), exclude=seen
-        )
+        drawn = asked.pairs(model, n=chosen.n, seed=chosen.seed, reference=needs_reference(ablation), exclude=seen)
         pairs, reference = drawn.held_out, drawn.reference
     elif shared := sum(not seen.isdisjoint((pair.clean, pair.corrupt)) for pair in pairs):
         raise ConfigError(
@@ -134,7 +138,7 @@ def judging(
         model=model,
         circuit=found,
         held_out=pairs,
-        arguments={"metric": metric, "ablation": chosen.ablation, "reference": reference, "seed": chosen.seed},
+        arguments={"metric": metric, "ablation": ablation, "reference": reference, "seed": chosen.seed},
         allow_weak_gap=chosen.allow_weak_gap,
         notes=() if run is None else _notes(run, kept, chosen.replaced(metric=metric.name), asked, model),
     )

@@ -11,15 +11,18 @@ from typing import Any, TypeVar
 
 from circuitlab.data.registry import former_options, load_task
 from circuitlab.data.task import Task
+from circuitlab.discovery.method import MethodLike
 from circuitlab.errors import UnknownNameError
 from circuitlab.graphs.selection import SelectionRule
 from circuitlab.metrics import MetricLike
+from circuitlab.patching.runs.given_outputs import AblationFunction
+from circuitlab.patching.sweeps.sites import Site
 from circuitlab.progress import Progress
 from circuitlab.settings import SETTINGS
 
 R = TypeVar("R")
 # What annotations of the signature may name.
-TYPES = (Any, Mapping, MetricLike, Path, Progress, SelectionRule, Sequence, Task)
+TYPES = (AblationFunction, Any, Mapping, MethodLike, MetricLike, Path, Progress, SelectionRule, Sequence, Site, Task)
 _FORMER = '        options: Former spelling of `task_options`, such as `contrast="gender"`.'
 
 

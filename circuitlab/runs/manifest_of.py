@@ -7,6 +7,7 @@ from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from circuitlab.discovery.config import DiscoverConfig
 from circuitlab.discovery.scoring import find_method
 from circuitlab.runs.manifest import OF_METRIC, SCHEMA
 from circuitlab.runs.record import RunRecord
@@ -63,7 +64,7 @@ def manifest_of(run: RunRecord) -> dict[str, Any]:
         },
         "method": {
             "name": run.scores.method,
-            "steps": run.config.steps if "steps" in find_method(run.config.method).takes else None,
+            "steps": _steps(run.config),
             "checks": dict(run.scores.checks),
         },
         "selection": None if run.circuit.selection is None else run.circuit.selection.to_record(),
@@ -72,6 +73,12 @@ def manifest_of(run: RunRecord) -> dict[str, Any]:
         "dtype": run.config.dtype,
         "seconds": {step: round(seconds, 3) for step, seconds in run.seconds.items()},
     }
+
+
+def _steps(config: DiscoverConfig) -> int | None:
+    """Steps of integrated gradients, where the method takes them; a method that was an object may."""
+    takes = "method" in config.objects or "steps" in find_method(config.method).takes
+    return config.steps if takes else None
 
 
 def _version(package: str) -> str:

@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -35,9 +35,9 @@ from circuitlab.models.protocol import Model
 from circuitlab.parts import Kind, Layout
 from circuitlab.patching.experiment import Experiment
 from circuitlab.patching.grid import Grid
-from circuitlab.patching.runs.replacement import needs_reference
+from circuitlab.patching.runs.replacement import AblationLike, needs_reference
 from circuitlab.patching.sweeps.nodes import sweep_nodes, sweep_some_nodes
-from circuitlab.patching.sweeps.sites import find_site
+from circuitlab.patching.sweeps.sites import Site, find_site
 from circuitlab.patching.sweeps.sweep import sweep_grids
 from circuitlab.progress import callback, reports_progress
 from circuitlab.resources import Resources
@@ -83,30 +83,30 @@ def discover(task: str | Path | Task, **settings: Unpack[Settings]) -> Run:
         given, task=_spelling(task, asked), options=asked.settings, model=_model_name(given["model"]),
         metric=judged_by.name,
     )  # fmt: skip
-    method, steps, ablation, seed = config.method, config.steps, config.ablation, config.seed
+    method, steps, ablation, seed = find_method(given["method"]), config.steps, given["ablation"], config.seed
     resources = Resources(progress=callback(given["progress"]))
     clock = _Clock(resources)
     with clock("load"):
         loaded: Model = load_model(**{name: given[name] for name in MODEL_SETTINGS})
         config = config.replaced(**_as_it_is(loaded))
         config.selection.check_size(Layout.of(loaded.spec).n_edges)
-        _sites(config, loaded)  # refuses what the model does not have
+        _sites(config, given["sites"], loaded)  # refuses what the model does not have
     with clock("prompts"):
         pairs = asked.pairs(
             loaded, n=config.n, seed=seed, reference=needs_reference(ablation), progress=resources.progress
         )
         fingerprint = task_fingerprint(asked, resources)
-        discovery, held_out = _experiments(loaded, pairs, judged_by, config, resources)
+        discovery, held_out = _experiments(loaded, pairs, judged_by, ablation, config, resources)
     with clock("behaviour"):
         behaviour = check_behaviour(discovery, config.min_accuracy)
-        discovery.check_gradient(find_method(method).gradients_at, method)
+        discovery.check_gradient(method.gradients_at, method.name)
     with clock("sweep"):
         patched = discovery.under_corrupt()  # one prompt's values in the other, whatever the ablation
-        swept = _sites(config, loaded)
+        swept = _sites(config, given["sites"], loaded)
         grids = sweep_grids(patched, swept) if swept else {}
     scored_by: dict[str, Any] = {"steps": steps, **config.method_options}
     with clock("score"):
-        scores = score(scored_under(find_method(method), discovery), method, **scored_by)
+        scores = score(scored_under(method, discovery), method, **scored_by)
     with clock("select"):
         circuit = select_circuit(discovery, scores, config.selection)
         circuit = with_faithfulness(discovery, circuit)
@@ -132,11 +132,12 @@ def discover(task: str | Path | Task, **settings: Unpack[Settings]) -> Run:
     )  # fmt: skip
 
 
-def _sites(config: DiscoverConfig, model: Model) -> list[str]:
+def _sites(config: DiscoverConfig, given: Any, model: Model) -> Sequence[str | Site]:
     """What is swept: the sites asked for, which the model must have, or the usual ones that it has."""
     if config.sites is None:
         return [name for name in SWEPT_SITES if model.spec.has_mlp or name != "mlp_out"]
-    return [find_site(name, model.spec).name for name in config.sites]
+    objects: dict[Any, Any] = {site.name: site for site in given or () if isinstance(site, Site)}
+    return [find_site(objects.get(name, name), model.spec) for name in config.sites]
 
 
 def _node_effects(experiment: Experiment, circuit: Circuit, heads: Grid | None) -> dict[str, float]:
@@ -175,11 +176,16 @@ class _Clock:
 
 
 def _experiments(
-    model: Model, pairs: PairSplits, metric: Metric, config: DiscoverConfig, resources: Resources
+    model: Model,
+    pairs: PairSplits,
+    metric: Metric,
+    ablation: AblationLike,
+    config: DiscoverConfig,
+    resources: Resources,
 ) -> tuple[Experiment, Experiment]:
     """An experiment a split, with one replacement, checked against both splits before anything runs."""
     discovery = Experiment(
-        model, pairs.discovery, metric, config.ablation, pairs.reference, config.seed, config.allow_weak_gap,
+        model, pairs.discovery, metric, ablation, pairs.reference, config.seed, config.allow_weak_gap,
         progress=resources.progress,
     )  # fmt: skip
     held_out = replace(discovery, pairs=pairs.held_out, ablation=discovery.replacement, reference=None)

@@ -144,6 +144,13 @@ def reproduce(
     folder = at_home(folder)
     read = RunReader.open(folder)
     manifest, config = read.manifest, read.config().as_record()
+    if objects := config.pop("objects", ()):
+        told = ", ".join(f"{name}={config[name]!r}" for name in objects)
+        raise RunError(
+            f"run {str(folder)!r} cannot be repeated from its folder: {told} was an object of Python, and its name "
+            "alone is recorded. Call discover() with the object again, and compare the folders; or offer it by an "
+            "entry point (docs/extending.md) and run discover by its name."
+        )
     others = set[str]()  # settings that are not those of the run, and rightly so
     if device is not None:
         config["device"] = device

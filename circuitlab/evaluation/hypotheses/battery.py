@@ -44,7 +44,7 @@ from circuitlab.metrics import MetricLike
 from circuitlab.models.modes import in_ordinary_modes
 from circuitlab.models.protocol import Model
 from circuitlab.patching.experiment import Experiment
-from circuitlab.patching.runs.replacement import Replacement
+from circuitlab.patching.runs.replacement import AblationLike
 from circuitlab.progress import Progress, callback, reports_progress
 from circuitlab.summary import Summary, plural
 
@@ -121,7 +121,7 @@ def test_circuit(
     pairs: PairSet | PairBatch,
     *,
     metric: MetricLike | None = None,
-    ablation: str | Replacement = "corrupt",
+    ablation: AblationLike = "corrupt",
     reference: PairSet | PairBatch | None = None,
     n_random: int = 100,
     n_permutations: int = N_PERMUTATIONS,

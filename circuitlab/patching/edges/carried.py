@@ -76,10 +76,9 @@ def edge_run(
         replacement: What a patched edge carries, resolved for the data set that the batch is of.
     """
     base = baseline.clean if direction == "noise" else baseline.corrupt
-    other = replaced(model, replacement, baseline, base)
     layout, batch = Layout.of(model.spec), baseline.batch
     writers = tuple(sorted({edge.source for edge in edges}, key=layout.writer_index))
-    messages = messages_of(model, base, other, writers)
+    messages = replacement_messages(model, replacement, baseline, base, writers)
     matters = tokens_that_matter(model.spec, batch, from_difference=replacement.kind == "corrupt")
     live = (messages != 0).any(3) & matters
     return EdgeRun(
@@ -93,6 +92,32 @@ def edge_run(
         live=live,
         first=_first_tokens(live, tokens),
     )
+
+
+@torch.no_grad()
+def replacement_messages(
+    model: Model, replacement: Replacement, baseline: Baseline, base: Recording, writers: Sequence[Node]
+) -> Float[Tensor, "writer batch seq d_model"]:
+    """How far what replaces each writer's output is from its output in a run.
+
+    Args:
+        model: The model.
+        replacement: Resolved for the data set that the batch is of.
+        baseline: The batch, run clean and corrupted.
+        base: The one of the two that is patched.
+        writers: Which writers.
+    """
+    if replacement.outputs is None:
+        return messages_of(model, base, replaced(model, replacement, baseline, base), writers)
+    given, layout = replacement.outputs.of(baseline.batch), Layout.of(model.spec)
+    found = torch.stack([given(layout.writer_index(writer)) for writer in writers])
+    for number, writer in enumerate(writers):
+        layer = writer.layer or 0
+        if writer.kind is Kind.HEAD:
+            found[number] -= model.head_outputs(layer, base.z[layer], [writer.head or 0])[0]
+        else:
+            found[number] -= base.resid_pre[0] if writer.kind is Kind.INPUT else base.mlp_out[layer]
+    return found
 
 
 @torch.no_grad()

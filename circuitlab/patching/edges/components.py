@@ -15,11 +15,11 @@ from circuitlab.models.protocol import Model
 from circuitlab.models.rows import Rows
 from circuitlab.models.steps import after_heads
 from circuitlab.parts import Kind, Layout, Node
-from circuitlab.patching.edges.carried import messages_of
+from circuitlab.patching.edges.carried import replacement_messages
 from circuitlab.patching.runs.baseline import Baseline, judge
 from circuitlab.patching.runs.packing import Packer, rows_at_once
 from circuitlab.patching.runs.reach import rows_from, tokens_that_matter
-from circuitlab.patching.runs.replacement import Replacement, replaced
+from circuitlab.patching.runs.replacement import Replacement
 from circuitlab.patching.runs.suffix import run_from_middle, run_suffix
 from circuitlab.resources import Resources
 
@@ -44,12 +44,11 @@ def component_effects(
         resources: Budget and progress.
     """
     layout, batch = Layout.of(model.spec), baseline.batch
-    other = replaced(model, replacement, baseline, baseline.clean)
     inside = tokens_that_matter(model.spec, batch, from_difference=replacement.kind == "corrupt")
     untouched = metric(baseline.clean_logits, batch).double()
     effects, packer = untouched.new_zeros(len(batch), len(layout.writers), model.spec.d_model), Packer()
     for number, writer in enumerate(layout.writers):
-        message = messages_of(model, baseline.clean, other, [writer])[0] * inside[..., None]
+        message = replacement_messages(model, replacement, baseline, baseline.clean, [writer])[0] * inside[..., None]
         live = message != 0
         example, component = live.any(1).nonzero().T
         first = live[example, :, component].int().argmax(1)

@@ -33,7 +33,7 @@ from circuitlab.patching.edges.rows import EdgeRows, edge_rows, edges_into, run_
 from circuitlab.patching.experiment import Experiment
 from circuitlab.patching.runs.baseline import Baseline, judge
 from circuitlab.patching.runs.packing import Packer, rows_at_once
-from circuitlab.patching.runs.replacement import Replacement
+from circuitlab.patching.runs.replacement import AblationLike, Replacement
 from circuitlab.progress import Progress, callback, reports_progress
 from circuitlab.resources import DEFAULT, Resources
 
@@ -50,7 +50,7 @@ def patch_edges(
     axis: str = "all",
     positions: Iterable[int] | None = None,
     direction: str = "noise",
-    ablation: str | Replacement = "corrupt",
+    ablation: AblationLike = "corrupt",
     reference: PairSet | PairBatch | None = None,
     seed: int = 0,
     budget: int | None = None,

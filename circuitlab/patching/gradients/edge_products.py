@@ -19,6 +19,7 @@ from circuitlab.models.protocol import Model, Recording
 from circuitlab.models.traced import Slopes, Traced, Window
 from circuitlab.parts import Kind, Layout, Node
 from circuitlab.patching.gradients.slopes import reader_slopes
+from circuitlab.patching.runs.given_outputs import layer_outputs
 from circuitlab.patching.runs.replacement import Replacement, putter
 
 
@@ -28,13 +29,15 @@ class Said:
 
     Attributes:
         start: For the embedding.
-        z: For the heads, by layer: their weighted sums of values.
         mlp: For the MLPs, by layer; None where there is none.
+        z: For the heads, by layer: their weighted sums of values.
+        heads: Or their outputs.
     """
 
     start: Float[Tensor, "batch seq d_model"]
-    z: tuple[Float[Tensor, "batch _ head d_head"], ...]
     mlp: tuple[Float[Tensor, "batch _ d_model"] | None, ...]
+    z: tuple[Float[Tensor, "batch _ head d_head"], ...] = ()
+    heads: tuple[Float[Tensor, "head batch _ d_model"], ...] = ()
 
     @classmethod
     def by(cls, run: Traced) -> Said:
@@ -52,13 +55,22 @@ def stand_ins(model: Model, replacement: Replacement, batch: PairBatch, clean: R
         batch: The prompts.
         clean: Their clean run.
     """
-    put, last = putter(model, replacement, batch), model.spec.n_layers - 1
-    answers = Window.whole(batch)
+    last, answers = model.spec.n_layers - 1, Window.whole(batch)
 
     def kept(value: Tensor, layer: int) -> Tensor:
         return answers.at_answer(value.flatten(2)).unflatten(2, value.shape[2:]) if layer == last else value
 
     layers = range(model.spec.n_layers)
+    if replacement.outputs is not None:
+        given, layout = replacement.outputs.of(batch), Layout.of(model.spec)
+        mlps = (given(layout.writer_index(Node(Kind.MLP, layer))) if model.spec.has_mlp else None for layer in layers)
+        heads = (layer_outputs(model.spec, given, layer) for layer in layers)
+        return Said(
+            start=given(0),
+            mlp=tuple(value if value is None else kept(value, layer) for layer, value in enumerate(mlps)),
+            heads=tuple(answers.at_answer(own) if layer == last else own for layer, own in enumerate(heads)),
+        )
+    put = putter(model, replacement, batch)
     return Said(
         start=put(("resid_pre", 0), clean.resid_pre[0]),
         z=tuple(kept(put(("z", layer), clean.z[layer]), layer) for layer in layers),
@@ -180,11 +192,21 @@ def _differences(
     during = clean.start.new_empty(first[-1], *clean.start.shape, dtype=kind)
     at_answer = during.new_empty(len(layout.writers), len(clean.start), 1, spec.d_model)
     during[0] = clean.start.detach() - window.of(other.start)
-    for layer, (ours, z, mlp) in enumerate(zip(clean.blocks, other.z, other.mlp, strict=True)):
+    for layer, (ours, mlp) in enumerate(zip(clean.blocks, other.mlp, strict=True)):
         last = layer == spec.n_layers - 1
         into, behind = at_answer if last else during, first[layer] + spec.n_heads
-        into[first[layer] : behind] = head_differences(model, layer, ours.z.detach(), z if last else window.of(z))
+        into[first[layer] : behind] = _heads_apart(model, layer, ours.z.detach(), other, None if last else window)
         if ours.mlp is not None and mlp is not None:
             into[behind] = ours.mlp.detach() - (mlp if last else window.of(mlp))
     at_answer[: first[-1]] = window.at_answer(during)
     return during, at_answer
+
+
+def _heads_apart(
+    model: Model, layer: int, z: Float[Tensor, "batch _ head d_head"], other: Said, window: Window | None
+) -> Float[Tensor, "head batch _ d_model"]:
+    """The outputs of a layer's heads minus what stands in their place."""
+    if other.heads:
+        given = other.heads[layer] if window is None else other.heads[layer][:, :, window.first : window.stop]
+        return model.head_outputs(layer, z) - given
+    return head_differences(model, layer, z, other.z[layer] if window is None else window.of(other.z[layer]))

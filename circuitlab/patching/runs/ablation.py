@@ -26,10 +26,11 @@ from torch import Tensor
 
 from circuitlab.models.changes import head_differences
 from circuitlab.models.protocol import Model, Recording
-from circuitlab.models.steps import attend, head_inputs, mlp_reads
-from circuitlab.parts import Kind, Layout, Slot
+from circuitlab.models.steps import attend, head_inputs, heads_interact, mlp_reads
+from circuitlab.parts import Kind, Layout, Node, Slot
 from circuitlab.patching.runs.baseline import Baseline
 from circuitlab.patching.runs.floor import Floor
+from circuitlab.patching.runs.given_outputs import OfWriter, layer_outputs
 from circuitlab.patching.runs.replacement import Replacement, putter
 
 
@@ -49,23 +50,55 @@ def floor_of(model: Model, baseline: Baseline, replacement: Replacement) -> Floo
     if replacement.kind == "corrupt":
         return Floor.corrupted(baseline)
     clean, n_layers = baseline.clean, range(model.spec.n_layers)
-    put = putter(model, replacement, baseline.batch)
-    stand_in = _StandIns(
-        embedding=put(("resid_pre", 0), clean.resid_pre[0]),
-        z=tuple(put(("z", layer), clean.z[layer]) for layer in n_layers),
-        mlp_out=tuple(put(("mlp_out", layer), clean.mlp_out[layer]) for layer in n_layers),
-    )
+    if replacement.outputs is not None:
+        stand_in = _given(model, clean, replacement.outputs.of(baseline.batch))
+    else:
+        put = putter(model, replacement, baseline.batch)
+        z = tuple(put(("z", layer), clean.z[layer]) for layer in n_layers)
+        stand_in = _StandIns(
+            embedding=put(("resid_pre", 0), clean.resid_pre[0]),
+            attn_out=tuple(model.attn_output(layer, z[layer]) for layer in n_layers),
+            mlp_out=tuple(put(("mlp_out", layer), clean.mlp_out[layer]) for layer in n_layers),
+            z=z,
+        )
     run = _on_the_floor(model, baseline, stand_in)
     return Floor(run=run, offsets=_Offsets(model, run, stand_in))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _StandIns:
-    """The replacement of every writer's output; heads by their z."""
+    """The replacement of every writer's output; of heads together with the bias, and by their z or one by one."""
 
     embedding: Float[Tensor, "batch seq d_model"]
-    z: tuple[Float[Tensor, "batch seq head d_head"], ...]
+    attn_out: tuple[Float[Tensor, "batch seq d_model"], ...]
     mlp_out: tuple[Float[Tensor, "batch seq d_model"], ...]
+    z: tuple[Float[Tensor, "batch seq head d_head"], ...] = ()
+    heads: tuple[Float[Tensor, "head batch seq d_model"], ...] = ()
+
+
+def _given(model: Model, clean: Recording, outputs: OfWriter) -> _StandIns:
+    """The outputs that a function gives; the biases of attention layers, which belong to no head, stay."""
+    layout, layers = Layout.of(model.spec), range(model.spec.n_layers)
+    heads = tuple(layer_outputs(model.spec, outputs, layer) for layer in layers)
+    biases = (_bias(model, clean, layer) for layer in layers)
+    return _StandIns(
+        embedding=outputs(0),
+        attn_out=tuple(own.sum(0) + bias for own, bias in zip(heads, biases, strict=True)),
+        mlp_out=tuple(
+            outputs(layout.writer_index(Node(Kind.MLP, layer))) if model.spec.has_mlp else clean.mlp_out[layer]
+            for layer in layers
+        ),
+        heads=heads,
+    )
+
+
+def _bias(model: Model, clean: Recording, layer: int) -> Float[Tensor, "batch seq d_model"]:
+    """The bias of an attention layer; after a post-norm with the scale of the clean run."""
+    z = clean.z[layer]
+    alone = model.attn_output(layer, torch.zeros_like(z))
+    if heads_interact(model, layer) and bool(alone.any()):
+        return clean.attn_out[layer] - model.head_outputs(layer, z).sum(0)
+    return alone
 
 
 def _on_the_floor(model: Model, baseline: Baseline, stand_in: _StandIns) -> Recording:
@@ -73,7 +106,7 @@ def _on_the_floor(model: Model, baseline: Baseline, stand_in: _StandIns) -> Reco
     kept: dict[str, list[Tensor]] = {name: [] for name in ("resid_pre", "attn_out", "mlp_out", "q", "k", "v", "z")}
     for layer in range(spec.n_layers):
         inputs = head_inputs(model, layer, stream)
-        step = model.attn_output(layer, stand_in.z[layer])
+        step = stand_in.attn_out[layer]
         middle = stream + step
         read = mlp_reads(spec, stream, middle)
         values = {
@@ -119,5 +152,7 @@ class _Offsets(Mapping[int, Tensor]):
         layer = node.layer or 0
         if node.kind is Kind.MLP:
             return self._run.mlp_out[layer] - self._stand_in.mlp_out[layer]
-        own, other = self._run.z[layer], self._stand_in.z[layer]
-        return head_differences(self._model, layer, own, other, [node.head or 0])[0]
+        own, head = self._run.z[layer], node.head or 0
+        if self._stand_in.heads:
+            return self._model.head_outputs(layer, own, [head])[0] - self._stand_in.heads[layer][head]
+        return head_differences(self._model, layer, own, self._stand_in.z[layer], [head])[0]

@@ -7,6 +7,7 @@
     mean-span      the mean over the tokens of the same span, however long it is in a prompt
     noise          the run's own value + scale * sigma * N(0, 1), sigma the standard deviation of that component over
                    all tokens of the reference set, or of the scored clean prompts
+    a function     what it returns for every node (`given_outputs`); for the nodes of circuits and edges
 
 Means are of the clean prompts of the reference set, beginning-of-sequence token included, and none of them may be
 scored. A replacement is decided once for a data set; what it puts into a prompt then depends on this prompt alone,
@@ -38,6 +39,7 @@ from circuitlab.models.grouped_heads import once_per_kv_head, once_per_query_hea
 from circuitlab.models.protocol import Model, Recording
 from circuitlab.models.steps import mlp_input
 from circuitlab.patching.runs.baseline import Baseline
+from circuitlab.patching.runs.given_outputs import AblationFunction, GivenOutputs
 from circuitlab.patching.runs.reference import (
     BY_TOKEN,
     FINAL,
@@ -65,14 +67,18 @@ class Replacement(Summary):
     """One way to take a value away; `resolve_replacement` fills in what was left out.
 
     Attributes:
-        kind: A name of `REPLACEMENTS`.
+        kind: A name of `REPLACEMENTS`; for a function what it is called.
         statistics: The means, or for noise the standard deviations; measured when the replacement is resolved.
         seed: Of the noise; the caller's by default.
         scale: Standard deviations of the noise.
+        function: Of (model, batch of one prompt length), returns by node name what takes the place of the node's
+            output, `[batch, seq, d_model]`, for every node that writes.
+        outputs: What it returned; asked for when the replacement is resolved.
 
     Raises:
         UnknownNameError: No replacement has this name.
-        ConfigError: The statistics are of another kind, or the scale is not a positive number.
+        ConfigError: The statistics are of another kind, the scale is not a positive number, or a function is called as
+            a built-in replacement.
 
     Example:
         >>> Replacement(kind="noise", scale=2.0).scale
@@ -83,9 +89,13 @@ class Replacement(Summary):
     statistics: Statistics | None = None
     seed: int | None = None
     scale: float = NOISE_SCALE
+    function: AblationFunction | None = None
+    outputs: GivenOutputs | None = None
 
     def __post_init__(self) -> None:
-        if self.kind not in REPLACEMENTS:
+        if self.function is not None and self.kind in REPLACEMENTS:
+            raise ConfigError(f"ablation {self.kind!r} is built in. Give the function another name.")
+        if self.function is None and self.kind not in REPLACEMENTS:
             raise UnknownNameError.of("replacement", self.kind, REPLACEMENTS)
         if self.statistics is not None and self.statistics.kind != self.kind:
             raise ConfigError(
@@ -100,19 +110,38 @@ class Replacement(Summary):
     @property
     def fingerprint(self) -> str:
         """SHA-256 over everything that decides what it puts in."""
-        measured = "" if self.statistics is None else self.statistics.digest()
+        known = self.statistics or self.outputs
+        measured = "" if known is None else known.digest()
         return hashlib.sha256(repr((self.kind, self.seed, self.scale, measured)).encode()).hexdigest()
 
 
-def needs_reference(replacement: str | Replacement) -> bool:
+# What every argument `ablation` takes.
+AblationLike = str | Replacement | AblationFunction
+
+
+def as_replacement(ablation: AblationLike) -> Replacement:
+    """The replacement that a name, a function or itself stands for.
+
+    Raises:
+        UnknownNameError: No replacement has this name.
+        ConfigError: A function is called as a built-in replacement.
+    """
+    if isinstance(ablation, Replacement):
+        return ablation
+    if isinstance(ablation, str):
+        return Replacement(kind=ablation)
+    return Replacement(kind=str(getattr(ablation, "__name__", type(ablation).__name__)), function=ablation)
+
+
+def needs_reference(ablation: AblationLike) -> bool:
     """Whether means or deviations are still to be measured, on prompts that are not scored."""
-    wanted = Replacement(kind=replacement) if isinstance(replacement, str) else replacement
+    wanted = as_replacement(ablation)
     return wanted.statistics is None and wanted.kind in (*MEANS, "noise")
 
 
 def resolve_replacement(
     model: Model,
-    replacement: str | Replacement,
+    replacement: AblationLike,
     *,
     pairs: PairSet | PairBatch,
     means_of: PairSet | PairBatch | None,
@@ -123,7 +152,7 @@ def resolve_replacement(
 
     Args:
         model: A loaded model.
-        replacement: A name, or a `Replacement`; one that was resolved before is not measured again.
+        replacement: A name, a function, or a `Replacement`; one that was resolved before is not measured again.
         pairs: What will be scored.
         means_of: Prompts to take means of (their clean ones); required by means, optional for noise.
         seed: Of the noise, unless the replacement has one.
@@ -134,8 +163,11 @@ def resolve_replacement(
         ConfigError: A mean without a reference set; a reference set that is not used, or shares prompts with the scored
             ones, or lacks a length or a span of theirs; statistics of another model.
     """
-    wanted = Replacement(kind=replacement) if isinstance(replacement, str) else replacement
+    wanted = as_replacement(replacement)
     _check_use(model, wanted, means_of)
+    if wanted.function is not None:
+        given = GivenOutputs(wanted.kind, wanted.function, model, batches_for(model, pairs))
+        return replace(wanted, outputs=given)
     if wanted.kind in MEANS:
         _check_prompts(model, wanted, pairs, means_of)
         if wanted.statistics is None and means_of is not None:
@@ -206,7 +238,8 @@ def _other(baseline: Baseline, run: Recording) -> Recording:
 
 
 def putter(model: Model, replacement: Replacement, batch: PairBatch) -> Putter:
-    """From an activation and the run's own value `[batch, ...]` to what is put there; not for "corrupt"."""
+    """From an activation and the run's own value `[batch, ...]` to what is put there; for names but "corrupt"."""
+    assert replacement.function is None, "it gives outputs of nodes alone"
     if replacement.kind == "zero":
         return lambda _place, own: own.new_zeros(()).expand(own.shape)
     assert replacement.statistics is not None, "resolve_replacement comes first"
@@ -267,7 +300,7 @@ def normal(
 
 def _check_use(model: Model, wanted: Replacement, means_of: PairSet | PairBatch | None) -> None:
     """Refuse a reference set that is missing, or that would be ignored; and statistics of another model."""
-    if wanted.kind in ("corrupt", "zero") and means_of is not None:
+    if (wanted.kind in ("corrupt", "zero") or wanted.function is not None) and means_of is not None:
         raise ConfigError(
             f"replacement {wanted.kind!r} uses no reference set, but reference= is given. Leave it out, or take one of "
             f"{', '.join(MEANS)}."

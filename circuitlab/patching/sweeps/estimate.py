@@ -16,6 +16,7 @@ from circuitlab.patching.runs.packing import budget_of, bytes_per_row, recorded_
 from circuitlab.patching.sweeps.cells import Cells, rows_of, run_cells
 from circuitlab.patching.sweeps.patches import Runs
 from circuitlab.patching.sweeps.run import Part, SweepRun, start
+from circuitlab.patching.sweeps.sites import Site
 from circuitlab.patching.sweeps.sweep import plan_for
 
 # Rows that are timed; fewer say little about the speed of large packs.
@@ -49,7 +50,7 @@ class Estimate:
 @checked
 @in_ordinary_modes
 def estimate_sweep(
-    model: Model, pairs: PairSet | PairBatch, site: str | Sequence[str] = "head_z", **settings: Any
+    model: Model, pairs: PairSet | PairBatch, site: str | Site | Sequence[str | Site] = "head_z", **settings: Any
 ) -> Estimate:
     """What `sweep` with the same arguments will take. Records both runs and times a few rows; patches nothing else.
 

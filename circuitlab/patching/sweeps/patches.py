@@ -15,6 +15,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from circuitlab.errors import CircuitLabError, ConfigError, in_one_line, shown
 from circuitlab.models.changes import Change, change_of_heads, change_of_neurons
 from circuitlab.models.grouped_heads import query_heads
 from circuitlab.models.protocol import Model, Recording
@@ -89,7 +90,8 @@ def patches_of(
                 site=site, layer=layer, columns=[column], members=members, live=live, tokens=everywhere, delta=delta
             )
         return
-    live, delta = _WAYS[site.member](runs, site, layer, members, everywhere[0])
+    way = _WAYS[site.member] if site.read is None else _of_the_user
+    live, delta = way(runs, site, layer, members, everywhere[0])
     yield Patches(
         site=site,
         layer=layer,
@@ -156,6 +158,38 @@ def _neurons(runs: Runs, _site: Site, layer: int, members: Sequence[int], _where
     chosen = torch.tensor(list(members), device=runs.base.resid_final.device)
     change, delta = change_of_neurons(runs.model, runs.base, layer, runs.hidden(layer), chosen)
     return rearrange(change != 0, "batch seq member -> member batch seq"), delta
+
+
+def _of_the_user(runs: Runs, site: Site, layer: int, members: Sequence[int], _where: Tensor) -> tuple[Tensor, Change]:
+    """Sites of the user: the difference of what they add to the stream in the two runs."""
+    found = _read(runs, site, layer, runs.source) - _read(runs, site, layer, runs.base)
+    difference = found[:, :, list(members)].movedim(2, 0) if site.by_member else found[None]
+    return (difference != 0).any(3), lambda member, example, position: difference[member, example, position]
+
+
+def _read(runs: Runs, site: Site, layer: int, run: Recording) -> Float[Tensor, "batch seq *head d_model"]:
+    """What a site of the user adds in a run.
+
+    Raises:
+        ConfigError: Its function raised, or returned another shape or values that are not finite.
+    """
+    assert site.read is not None
+    try:
+        found = site.read(runs.model, run, layer)
+    except (CircuitLabError, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # sys.exit() in a function of the user must not end the program
+        raise ConfigError(f"site {site.name!r} raised {in_one_line(error)}") from error
+    heads = [runs.model.spec.n_heads] if site.by_member else []
+    stream = run.resid_pre[layer].shape
+    wanted = (*stream[:2], *heads, stream[2])
+    if not torch.is_tensor(found) or tuple(found.shape) != wanted:
+        got = f"shape {tuple(found.shape)}" if torch.is_tensor(found) else shown(found)
+        named = "[batch, seq, head, d_model]" if heads else "[batch, seq, d_model]"
+        raise ConfigError(f"site {site.name!r} returned {got}; it must return a tensor {named}, here {wanted}.")
+    if not bool(found.isfinite().all()):
+        raise ConfigError(f"site {site.name!r} returned NaN or infinite values at layer {layer}; they must be finite.")
+    return found.detach().to(run.resid_final)
 
 
 _WAYS = {Member.NONE: _stream, Member.HEAD: _heads, Member.KV_HEAD: _heads, Member.NEURON: _neurons}

@@ -14,7 +14,7 @@ from circuitlab.patching.experiment import Experiment
 from circuitlab.patching.runs.baseline import check_direction
 from circuitlab.patching.runs.columns import AXES, Columns, columns_of
 from circuitlab.patching.runs.replacement import Replacement, check_patterns
-from circuitlab.patching.sweeps.sites import SITES, Member, Site, find_site
+from circuitlab.patching.sweeps.sites import SITES, Member, Site, find_site, named_site
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -66,7 +66,7 @@ class SweepPlan:
 
 def plan_sweep(
     experiment: Experiment,
-    site: str | Sequence[str],
+    site: str | Site | Sequence[str | Site],
     *,
     metrics: Sequence[Metric] | None = None,
     direction: str | None = None,
@@ -83,8 +83,13 @@ def plan_sweep(
     if direction is None:
         direction = "denoise" if experiment.replacement.kind == "corrupt" else "noise"
     check_direction(direction)
-    names = check_sites(site, head_axis=head_axis, heads=heads, neurons=neurons, positions=positions)
-    sites = tuple(find_site(name, spec) for name in names)
+    asked = check_sites(site, head_axis=head_axis, heads=heads, neurons=neurons, positions=positions)
+    sites = tuple(find_site(one, spec) for one in asked)
+    if experiment.replacement.function is not None:
+        raise ConfigError(
+            f"ablation {experiment.replacement.kind!r} is a function: it says what nodes write, not what sites of a "
+            "sweep hold. Take one of the built-in replacements, or patch edges."
+        )
     by_kind = {
         by_member: columns_of(pairs, batches, "all" if by_member and head_axis == "all" else kind)
         for by_member, kind in ((False, axis), (True, head_axis))
@@ -108,35 +113,33 @@ def plan_sweep(
 
 
 def check_sites(
-    site: str | Sequence[str],
+    site: str | Site | Sequence[str | Site],
     *,
     axis: str = "auto",
     head_axis: str = "all",
     heads: Iterable[int] | None = None,
     neurons: Iterable[int] | None = None,
     positions: Iterable[int] | None = None,
-) -> tuple[str, ...]:
+) -> tuple[Site, ...]:
     """Check what can be known of a sweep's sites without a model.
 
     Returns:
-        The sites' names, each once.
+        The sites, each once.
 
     Raises:
         UnknownNameError: There is no such site or axis.
-        ConfigError: No site is named, or an argument would be ignored.
+        ConfigError: No site is named, two have one name, or an argument would be ignored; what `named_site` refuses.
     """
-    names = tuple(dict.fromkeys([site] if isinstance(site, str) else site))
-    if not names:
+    sites = tuple(dict.fromkeys(map(named_site, [site] if isinstance(site, str | Site) else site)))
+    if not sites:
         raise ConfigError("site is an empty list; name at least one, such as 'head_z'.")
-    for name in names:
-        if name not in SITES:
-            raise UnknownNameError.of("site", name, SITES)
+    if len({one.name for one in sites}) < len(sites):
+        raise ConfigError(f"two sites are called {[one.name for one in sites]}; give them different names.")
     for given in (axis, head_axis):
         if given not in AXES:
             raise UnknownNameError.of("axis", given, AXES)
-    sites = tuple(SITES[name] for name in names)
     _check_used(sites, head_axis=head_axis, heads=heads, neurons=neurons, positions=positions)
-    return names
+    return sites
 
 
 def _check_used(

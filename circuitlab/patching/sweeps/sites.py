@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from enum import Enum
 
-from circuitlab import names
-from circuitlab.errors import UnknownNameError
+from jaxtyping import Float
+from torch import Tensor
+
+from circuitlab import names, plugins
+from circuitlab.errors import ConfigError, UnknownNameError, WrongTypeError, shown
+from circuitlab.models.protocol import Model, Recording
 from circuitlab.models.steps import mlp_reads_heads
 from circuitlab.parts import ModelSpec
+
+# Of (model, run, layer): what a site adds to the stream.
+ReadSite = Callable[[Model, Recording, int], Float[Tensor, "batch seq *head d_model"]]
 
 
 class Entry(Enum):
@@ -32,17 +40,29 @@ class Member(Enum):
 class Site:
     """A kind of place.
 
+    A site of your own has a function `read` that says what it adds to the stream in a run: a patch adds the difference
+    of its values in the two runs, where the site enters the stream.
+
     Attributes:
         name: What users call it.
         entry: Where its patch enters the stream.
         member: Whether each layer has it once, once a head, or once a neuron.
         what: One line for help and docs.
+        read: Of (model, run, layer), returns what the site adds to the stream, `[batch, seq, d_model]`, or with
+            `Member.HEAD` what each head does, `[batch, seq, head, d_model]`. Built-in sites need none.
+
+    Example:
+        >>> def first_heads(model, run, layer):
+        ...     return model.head_outputs(layer, run.z[layer], [0, 1]).sum(0)
+        >>> Site("first_heads", Entry.MIDDLE, read=first_heads).by_head
+        False
     """
 
     name: str
     entry: Entry
-    member: Member
-    what: str
+    member: Member = Member.NONE
+    what: str = ""
+    read: ReadSite | None = None
 
     @property
     def by_head(self) -> bool:
@@ -78,22 +98,48 @@ SITES: dict[str, Site] = {
 }
 
 
-def find_site(name: str, spec: ModelSpec) -> Site:
-    """The site with this name, if the model has it.
+def named_site(site: str | Site) -> Site:
+    """The site that is meant by a name of `SITES` or of the entry points `circuitlab.sites`, or a `Site` of the user.
+
+    Raises:
+        UnknownNameError: No site has this name.
+        ConfigError: A site of the user has the name of a built-in one, or cannot be read; another package lists a
+            built-in name.
+        WrongTypeError: Another package lists something else than a `Site`.
+    """
+    if isinstance(site, str) and site not in SITES:
+        found = plugins.find("sites", site, SITES)
+        if not isinstance(found, Site):
+            raise WrongTypeError(f"site {site!r} of the entry points is {shown(found)}; it must be a Site.")
+        site = replace(found, name=site)
+    if isinstance(site, str) or SITES.get(site.name) == site:
+        return SITES[site if isinstance(site, str) else site.name]
+    if site.name in SITES:
+        raise ConfigError(f"site {site.name!r} is built in. Give your Site another name.")
+    if site.read is None or site.member not in (Member.NONE, Member.HEAD):
+        raise ConfigError(
+            f"site {site.name!r} has {'no read' if site.read is None else f'members {site.member.value!r}'}. A Site of "
+            "your own has read=, a function of (model, run, layer), and a member of Member.NONE or Member.HEAD."
+        )
+    return site
+
+
+def find_site(site: str | Site, spec: ModelSpec) -> Site:
+    """The site that is meant, if the model has it; see `named_site`.
 
     Raises:
         UnknownNameError: There is no such site, or this model has none: attention-only models have no `mlp_out`, blocks
             whose attention and MLP read the same stream no `resid_mid`.
     """
-    if name not in SITES:
-        raise UnknownNameError.of("site", name, SITES)
+    found = named_site(site)
+    name = found.name
     if name == "resid_mid" and not mlp_reads_heads(spec):
         raise UnknownNameError(
             f"model {spec.name!r} has no site 'resid_mid': nothing stands between attention and MLP."
         )
     if name in ("mlp_out", "neuron") and not spec.has_mlp:
         raise UnknownNameError(f"model {spec.name!r} has no site {name!r}: it has attention layers only.")
-    return SITES[name]
+    return found
 
 
 def enters_at(site: Site, layer: int) -> int:

@@ -41,7 +41,7 @@ Grids = Grid | dict[str, Grid]
 def sweep(
     model: Model,
     pairs: PairSet | PairBatch,
-    site: str | Sequence[str] = "head_z",
+    site: str | Site | Sequence[str | Site] = "head_z",
     *,
     direction: str | None = None,
     replacement: str | Replacement = "corrupt",
@@ -64,7 +64,7 @@ def sweep(
     Args:
         model: A loaded model.
         pairs: A split of a task, or a `PairBatch`.
-        site: A site, or several.
+        site: A site, or several: names of `SITES` or of the entry points `circuitlab.sites`, or a `Site` of your own.
         direction: "denoise" patches the corrupted run, "noise" the clean run. By default "denoise" where the other
             prompt's values are put in, "noise" (a knock-out) for every other replacement.
         replacement: What is put in: "corrupt" (the other prompt's value), "zero", "mean", "mean-position",
@@ -115,14 +115,14 @@ def sweep(
         neurons=neurons, positions=positions,
     )  # fmt: skip
     found = _swept(plan, normalise=normalise, state=state)
-    grids = {name: one if not isinstance(site, str) else next(iter(one.values())) for name, one in found.items()}
+    grids = {name: one if not isinstance(site, str | Site) else next(iter(one.values())) for name, one in found.items()}
     return grids[plan.metrics[0].name] if _is_one(metric) else NamedResults(grids)
 
 
 def plan_for(
     model: Model,
     pairs: PairSet | PairBatch,
-    site: str | Sequence[str],
+    site: str | Site | Sequence[str | Site],
     *,
     metric: MetricLike | Sequence[MetricLike] | None = None,
     replacement: str | Replacement = "corrupt",
@@ -142,7 +142,7 @@ def plan_for(
 
 def sweep_grids(
     experiment: Experiment,
-    sites: Sequence[str],
+    sites: Sequence[str | Site],
     *,
     direction: str | None = None,
     axis: str = "auto",
