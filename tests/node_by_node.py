@@ -12,7 +12,7 @@ from torch import Tensor
 
 from circuitlab.models.protocol import BlockArguments, Model, Recording
 from circuitlab.parts import Layout, Slot
-from circuitlab.patching.runs.floor import Floor
+from circuitlab.patching.runs.ablation import AblatedRun
 
 
 @dataclass
@@ -71,11 +71,11 @@ def walk(model: Model, arguments: BlockArguments, start: Tensor, mask: Tensor, r
     return found
 
 
-def floor_by_hand(model: Model, arguments: BlockArguments, start: Tensor, replacement: list[Tensor]) -> Floor:
+def ablated_by_hand(model: Model, arguments: BlockArguments, start: Tensor, replacement: list[Tensor]) -> AblatedRun:
     """The run with no edge kept."""
     layout = Layout.of(model.spec)
     nothing = torch.zeros(len(layout.writers), len(layout.readers), dtype=torch.bool)
     empty = walk(model, arguments, start, nothing, replacement)
     run = Recording(**{name: tuple(values) for name, values in empty.kept.items()}, resid_final=empty.final)
     offsets = {w: empty.said[w] - replacement[w] for w in range(1, len(layout.writers))}
-    return Floor(run=run, offsets=offsets)
+    return AblatedRun(run=run, offsets=offsets)

@@ -260,16 +260,16 @@ class TestEdges:
 class TestCircuits:
     @pytest.mark.parametrize("ablation", ["corrupt", "zero"])
     def test_by_hand(self, ablation):
-        """From the floor, from the clean run, and with soft masks."""
+        """From the ablated run, from the clean run, and with soft masks."""
         model, chosen = load(NAME), masks(1, 0.9, 0.6, 0.3, 0)
         prepared = Experiment(model, anywhere(), ablation=ablation)
         put = outputs()[1] if ablation == "corrupt" else [torch.zeros_like(said) for said in outputs()[0]]
         expected = np.stack([of_shares(torch.tensor(mask).double(), put) for mask in chosen])
         found = prepared.measure(chosen, [METRIC])["logit_diff"]
         assert apart(found, expected) < CLOSE
-        floor = prepared.ablated(next(prepared.baselines))
-        from_floor = run_circuits(model, baseline(), torch.tensor(chosen), floor)
-        assert apart(CleanStart(model, baseline(), floor).run(chosen), from_floor) < CLOSE
+        ablated = prepared.ablated(next(prepared.baselines))
+        from_ablated = run_circuits(model, baseline(), torch.tensor(chosen), ablated)
+        assert apart(CleanStart(model, baseline(), ablated).run(chosen), from_ablated) < CLOSE
         assert apart(found[:1], found[2:4]) > 0.01
         prepared = replace(prepared, model=taken_as_causal())
         twin = prepared.measure(chosen, [METRIC])["logit_diff"]
@@ -367,8 +367,8 @@ def test_circuits_of_a_search(batch, ablation):
         return CleanStart(one, *next(prepared.runs)).run(masks)
 
     prepared = Experiment(model, at, ablation=ablation)
-    recorded, floor = next(prepared.runs)
-    expected = run_circuits(model, recorded, torch.tensor(masks), floor)
+    recorded, ablated = next(prepared.runs)
+    expected = run_circuits(model, recorded, torch.tensor(masks), ablated)
     torch.testing.assert_close(run(model), expected, rtol=0, atol=CLOSE)
     if ablation == "corrupt" and batch is pairs:
         assert (run(taken_as_causal()) - expected).abs().max() > 1e-3

@@ -12,14 +12,14 @@ from circuitlab.graphs.prune import real_edges
 from circuitlab.graphs.random import random_circuit
 from circuitlab.parts import Edge, Kind, Layout, ModelSpec, Slot
 from circuitlab.patching.circuits.plan import (
-    Attended,
-    Mixed,
+    ComputedWriter,
+    HeadResult,
+    JointHeads,
     Plan,
     Read,
-    Resting,
     Step,
     Stream,
-    Version,
+    UnchangedWriter,
     plan_circuits,
 )
 from circuitlab.patching.circuits.token_sets import TokenSets
@@ -52,7 +52,7 @@ def members(tokens: int) -> set[int]:
 def said_at(plan: Plan) -> dict[int, set[int]]:
     """By writer, the tokens at which any version of it is computed."""
     found: dict[int, set[int]] = {}
-    for number, step in {**plan.of(Resting), **plan.of(Version)}.items():
+    for number, step in {**plan.of(UnchangedWriter), **plan.of(ComputedWriter)}.items():
         found.setdefault(step.writer, set()).update(members(plan.tokens[number]))
     return found
 
@@ -173,10 +173,10 @@ class TestTokens:
         layout = Layout.of(spec_of(2, 1))
         plan = plan_of(layout, mask_of(layout, "m0->logits")[None], offsets=(2,))
         assert said_at(plan) == {2: {3, 9}}
-        assert not plan.of(Version)
+        assert not plan.of(ComputedWriter)
         # With a changed input the same writer is computed where that is, and its offset stays everywhere.
         plan = plan_of(layout, mask_of(layout, "input->m0", "m0->logits")[None], offsets=(2,))
-        ((number, _),) = plan.of(Version).items()
+        ((number, _),) = plan.of(ComputedWriter).items()
         (made,) = plan.made(plan.mlps[0])
         assert (members(plan.tokens[number]), members(made.tokens)) == ({3, 9}, {3})
 
@@ -202,7 +202,10 @@ class TestSharing:
         cut = full.copy()
         cut[layout.edge_index(Edge.parse("input->m1"))] = False
         plan = plan_of(layout, np.stack([full, cut]))
-        versions = [layout.writers[v.writer].name for v in (*plan.of(Resting).values(), *plan.of(Version).values())]
+        versions = [
+            layout.writers[v.writer].name
+            for v in (*plan.of(UnchangedWriter).values(), *plan.of(ComputedWriter).values())
+        ]
         once = {"input", "a0.h0", "a0.h1", "m0", "a1.h0", "a1.h1"}
         assert {name for name in versions if versions.count(name) == 1} == once
         assert {name for name in versions if versions.count(name) == 2} == {"m1", "a2.h0", "a2.h1", "m2"}
@@ -242,13 +245,13 @@ def taken_apart(step: Step) -> tuple[tuple, tuple[int | None, ...]]:
             return ("stream", place), sources
         case Read(slot, head, stream):
             return ("read", slot, head), (stream,)
-        case Attended(head, reads):
+        case HeadResult(head, reads):
             return ("attended", head), reads
-        case Mixed(heads):
+        case JointHeads(heads):
             return ("mixed",), heads
-        case Version(writer, made_of):
+        case ComputedWriter(writer, made_of):
             return ("version", writer), (made_of,)
-        case Resting(writer):
+        case UnchangedWriter(writer):
             return ("resting", writer), ()
 
 

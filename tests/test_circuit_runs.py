@@ -24,7 +24,7 @@ from architectures import (
 )
 from experiments import clean_and_empty
 from gpt2_by_hand import Gpt2ByHand
-from node_by_node import floor_by_hand, walk
+from node_by_node import ablated_by_hand, walk
 
 from circuitlab import sweep
 from circuitlab.data.batch import PairBatch
@@ -37,8 +37,8 @@ from circuitlab.patching.circuits.circuits import run_circuits
 from circuitlab.patching.edges.edges import edge_effects
 from circuitlab.patching.experiment import Experiment
 from circuitlab.patching.grid import Grid
+from circuitlab.patching.runs.ablation import AblatedRun
 from circuitlab.patching.runs.baseline import at_answer
-from circuitlab.patching.runs.floor import Floor
 
 METRIC = resolve("logit_diff")
 
@@ -263,14 +263,14 @@ class TestFloors:
         start, at = baseline.clean.resid_pre[0], baseline.batch.answer_at
         masks = torch.tensor(random_masks(layout_of(name), shares=(0.6, 0.15)))
         expected = [at_answer(walk(model, baseline.arguments, start, mask, given).final, at) for mask in masks]
-        floor = floor_by_hand(model, baseline.arguments, start, given)
-        found = run_circuits(model, baseline, masks, floor)
+        ablated = ablated_by_hand(model, baseline.arguments, start, given)
+        found = run_circuits(model, baseline, masks, ablated)
         scale = torch.stack(expected).abs().max()
         assert (found - torch.stack(expected)).abs().max() < TOLERANCE[name] * scale
-        # The twins: the corrupted run in the place of the floor, and no offsets (a model without biases has none at 0).
+        # The twins: the corrupted run as ablated run, and no offsets (a model without biases has none at 0).
         assert (run_circuits(model, baseline, masks) - found).abs().max() > 0.01 * scale
         biased = kind == "noise" or name not in (*GROUPED, "mpt")
-        without = run_circuits(model, baseline, masks, Floor(run=floor.run, offsets={}))
+        without = run_circuits(model, baseline, masks, AblatedRun(run=ablated.run, offsets={}))
         assert ((without - found).abs().max() > 0.01 * scale) == biased
 
     def test_what_nothing_makes_at_the_answer_still_has_its_offset(self, name):
@@ -288,45 +288,45 @@ class TestFloors:
         masks[:, 1:, layout.reader_index(ends)] = True
         masks[1, 1, :] = torch.tensor([n > 1 for n in layout.visible])  # a twin of the first, but for one head
         expected = torch.stack([at_answer(walk(model, baseline.arguments, start, m, given).final, at) for m in masks])
-        floor = floor_by_hand(model, baseline.arguments, start, given)
+        ablated = ablated_by_hand(model, baseline.arguments, start, given)
         scale = expected.abs().max()
-        assert (run_circuits(model, baseline, masks, floor) - expected).abs().max() < TOLERANCE[name] * scale
+        assert (run_circuits(model, baseline, masks, ablated) - expected).abs().max() < TOLERANCE[name] * scale
         for mask, alone in zip(masks, expected, strict=True):
-            found = run_circuits(model, baseline, mask[None], floor)[0]
+            found = run_circuits(model, baseline, mask[None], ablated)[0]
             assert (found - alone).abs().max() < TOLERANCE[name] * scale
 
-    def test_the_corrupted_run_is_the_floor_by_default(self, name):
+    def test_the_corrupted_run_is_the_ablated_run_by_default(self, name):
         model, (baseline,) = load(name), prepared(name).baselines
         masks = torch.tensor(random_masks(layout_of(name), shares=(0.6, 0.15)))
         given = walk_of_corrupted(name)
-        floor = floor_by_hand(model, baseline.arguments, baseline.clean.resid_pre[0], given)
+        ablated = ablated_by_hand(model, baseline.arguments, baseline.clean.resid_pre[0], given)
         # In a post-norm model each head's share is that of its own run's scale, and so is the replacement.
-        assert max(offset.abs().max() for offset in floor.offsets.values()) < 100 * TOLERANCE[name]
+        assert max(offset.abs().max() for offset in ablated.offsets.values()) < 100 * TOLERANCE[name]
         expected = run_circuits(model, baseline, masks)
-        assert (run_circuits(model, baseline, masks, Floor.corrupted(baseline)) == expected).all()
-        assert (run_circuits(model, baseline, masks, floor) - expected).abs().max() < 100 * TOLERANCE[name]
+        assert (run_circuits(model, baseline, masks, AblatedRun.corrupted(baseline)) == expected).all()
+        assert (run_circuits(model, baseline, masks, ablated) - expected).abs().max() < 100 * TOLERANCE[name]
 
-    def test_all_edges_are_the_clean_run_and_none_the_floor(self, name):
+    def test_all_edges_are_the_clean_run_and_none_the_ablated_run(self, name):
         model, (baseline,) = load(name), prepared(name).baselines
         real = torch.tensor(real_edges(layout_of(name)))
-        floor = floor_by_hand(model, baseline.arguments, baseline.clean.resid_pre[0], replacements(name, "noise"))
-        everything, nothing = run_circuits(model, baseline, torch.stack([real, torch.zeros_like(real)]), floor)
+        ablated = ablated_by_hand(model, baseline.arguments, baseline.clean.resid_pre[0], replacements(name, "noise"))
+        everything, nothing = run_circuits(model, baseline, torch.stack([real, torch.zeros_like(real)]), ablated)
         at = baseline.batch.answer_at
         scale = baseline.clean.resid_final.abs().max()
         assert (everything - at_answer(baseline.clean.resid_final, at)).abs().max() < TOLERANCE[name] * scale
-        assert (nothing == at_answer(floor.run.resid_final, at)).all()
+        assert (nothing == at_answer(ablated.run.resid_final, at)).all()
 
     def test_a_node_that_reads_nothing_changed_still_says_its_own(self, name):
-        """One edge, from an MLP or a head to the logits: the floor and that writer's offset."""
+        """One edge, from an MLP or a head to the logits: the ablated run and that writer's offset."""
         model, (baseline,), layout = load(name), prepared(name).baselines, layout_of(name)
-        floor = floor_by_hand(model, baseline.arguments, baseline.clean.resid_pre[0], replacements(name, "noise"))
+        ablated = ablated_by_hand(model, baseline.arguments, baseline.clean.resid_pre[0], replacements(name, "noise"))
         masks = torch.zeros(len(layout.writers), len(layout.writers), len(layout.readers), dtype=torch.bool)
         masks[torch.arange(len(masks)), torch.arange(len(masks)), -1] = True
-        found = run_circuits(model, baseline, masks, floor)
+        found = run_circuits(model, baseline, masks, ablated)
         at = baseline.batch.answer_at
-        base = at_answer(floor.run.resid_final, at)
+        base = at_answer(ablated.run.resid_final, at)
         for writer in range(1, len(masks)):
-            assert (found[writer] - base - at_answer(floor.offsets[writer], at)).abs().max() < 1e-12
+            assert (found[writer] - base - at_answer(ablated.offsets[writer], at)).abs().max() < 1e-12
             assert (found[writer] - base).abs().max() > 0.01
         entering = baseline.clean.resid_pre[0] - replacements(name, "noise")[0]
         assert (found[0] - base - at_answer(entering, at)).abs().max() < 1e-12
@@ -337,8 +337,8 @@ class TestFloors:
         for kind in ("zero", "noise"):
             given = replacements("gpt2", kind)
             expected = [by_hand.run(batch.clean, torch.tensor(mask).double(), given)[0] for mask in masks]
-            floor = floor_by_hand(load("gpt2"), baseline.arguments, baseline.clean.resid_pre[0], given)
-            found = run_circuits(load("gpt2"), baseline, torch.tensor(masks), floor)
+            ablated = ablated_by_hand(load("gpt2"), baseline.arguments, baseline.clean.resid_pre[0], given)
+            found = run_circuits(load("gpt2"), baseline, torch.tensor(masks), ablated)
             for stream, logits in zip(found, expected, strict=True):
                 assert (load("gpt2").logits(stream) - at_answer(logits, batch.answer_at)).abs().max() < 1e-9
 
@@ -347,8 +347,8 @@ class TestFloors:
         model, (baseline,) = load("gpt2"), prepared("gpt2").baselines
         real, at = real_edges(layout_of("gpt2")), baseline.batch.answer_at
         masks = torch.tensor(np.stack([real, real & False, *random_masks(layout_of("gpt2"))]))
-        floor = floor_by_hand(model, baseline.arguments, baseline.clean.resid_pre[0], replacements("gpt2", "noise"))
-        for given, run in ((None, baseline.corrupt), (floor, floor.run)):
+        ablated = ablated_by_hand(model, baseline.arguments, baseline.clean.resid_pre[0], replacements("gpt2", "noise"))
+        for given, run in ((None, baseline.corrupt), (ablated, ablated.run)):
             found = run_circuits(model, baseline, masks, given)
             assert (found[0] - at_answer(baseline.clean.resid_final, at)).abs().max() < 1e-12
             assert (found[1] - at_answer(run.resid_final, at)).abs().max() < 1e-12
@@ -375,15 +375,15 @@ class TestFloors:
         assert (clean - corrupt).abs().max() > 0.1 * clean.abs().max()
         assert (nothing == corrupt).all()
 
-    def test_a_run_leaves_floor_and_baseline_as_they_were(self, name):
+    def test_a_run_leaves_ablated_run_and_baseline_as_they_were(self, name):
         model, (baseline,) = load(name), prepared(name).baselines
-        floor = floor_by_hand(model, baseline.arguments, baseline.clean.resid_pre[0], replacements(name, "noise"))
-        held = [baseline.clean.resid_pre, baseline.clean.z, floor.run.resid_pre, floor.run.q, floor.run.mlp_out]
-        held += [tuple(floor.offsets.values()), baseline.corrupt.resid_pre, baseline.corrupt.k]
+        ablated = ablated_by_hand(model, baseline.arguments, baseline.clean.resid_pre[0], replacements(name, "noise"))
+        held = [baseline.clean.resid_pre, baseline.clean.z, ablated.run.resid_pre, ablated.run.q, ablated.run.mlp_out]
+        held += [tuple(ablated.offsets.values()), baseline.corrupt.resid_pre, baseline.corrupt.k]
         before = [[tensor.clone() for tensor in part] for part in held]
         masks = torch.tensor(random_masks(layout_of(name)))
         kept = masks.clone()
-        for given in (floor, None):
+        for given in (ablated, None):
             run_circuits(model, baseline, masks, given)
         assert all((a == b).all() for x, y in zip(held, before, strict=True) for a, b in zip(x, y, strict=True))
         assert (masks == kept).all()

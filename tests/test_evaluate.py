@@ -450,7 +450,7 @@ class TestAblation:
         assert [p.faithfulness for p in found.curve][-1] == pytest.approx(1)
         record = found.to_record()
         assert (record["ablation"], record["metric_empty"]) == (kind, pytest.approx(empty.mean()))
-        # The twins: another floor under the same circuit, and the right circuit over the wrong floor.
+        # The twins: another replacement for the same circuit, and the right circuit with the wrong replacement.
         resampled = quick(load("gpt2"), circuit, held_out, n_random=0)
         assert abs(resampled.metric_circuit - found.metric_circuit) > 0.01
         assert found.metric_corrupt == resampled.metric_corrupt
@@ -458,7 +458,7 @@ class TestAblation:
         assert abs(mixed_up - expected) > 0.01
 
     @pytest.mark.parametrize("kind", ["zero", "mean", "mean-span", "noise"])
-    def test_the_whole_graph_is_the_model_and_nothing_the_floor(self, scores, kind):
+    def test_all_edges_are_the_model_and_none_the_ablated_run(self, scores, kind):
         mixed = mixed_pairs()
         given, averaged = PairSet(mixed.pairs[:3]), PairSet(mixed.pairs[3:])
         options = {"ablation": kind, "reference": averaged if "mean" in kind else None, "n_random": 0, "seed": 4}
@@ -469,7 +469,7 @@ class TestAblation:
         assert nothing.faithfulness == 0
         assert nothing.circuit == pytest.approx(nothing.empty)
 
-    def test_without_one_the_floor_is_the_corrupted_run(self, result):
+    def test_by_default_the_ablated_run_is_the_corrupted_run(self, result):
         assert result.ablation == "corrupt"
         assert (result.empty == result.corrupt).all()
         assert result.to_record()["metric_empty"] == result.metric_corrupt

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from architectures import ARCHITECTURES, TOLERANCE, load, pairs
-from node_by_node import floor_by_hand, walk
+from node_by_node import ablated_by_hand, walk
 
 from circuitlab import Circuit, GraphError, evaluate, load_task, score_edges, select, test_circuit
 from circuitlab.cli import main
@@ -45,27 +45,27 @@ def test_each_node_written_out(name, kind):
     if kind == "corrupt":
         every = torch.tensor(real_edges(layout))
         given = walk(model, arguments, baseline.corrupt.resid_pre[0], every, [start] * len(layout.writers)).said
-        floor, loose = None, 100
+        ablated, loose = None, 100
     else:
         generator = torch.Generator().manual_seed(3)
         given = [0.3 * torch.randn(start.shape, generator=generator, dtype=start.dtype) for _ in layout.writers]
-        floor, loose = floor_by_hand(model, arguments, start, given), 1
+        ablated, loose = ablated_by_hand(model, arguments, start, given), 1
     expected = at_answer(walk(model, arguments, start, carried(mask, neurons), given).final, at)
     masks = torch.tensor(np.stack([mask, mask & False, mask]))
-    found = run_circuits(model, baseline, masks, floor, torch.tensor(neurons))
+    found = run_circuits(model, baseline, masks, ablated, torch.tensor(neurons))
     scale = expected.abs().max()
     assert (found[0] - expected).abs().max() < loose * TOLERANCE[name] * scale
     assert (found[2] == found[0]).all()
     # The twins: whole nodes; the other neurons.
-    assert (run_circuits(model, baseline, masks, floor)[0] - expected).abs().max() > 0.01 * scale
+    assert (run_circuits(model, baseline, masks, ablated)[0] - expected).abs().max() > 0.01 * scale
     assert (
-        run_circuits(model, baseline, masks, floor, torch.tensor(~neurons))[0] - expected
+        run_circuits(model, baseline, masks, ablated, torch.tensor(~neurons))[0] - expected
     ).abs().max() > 0.01 * scale
     # The limits: all neurons are the circuit of whole nodes, none the empty one.
     whole, nothing = (
-        run_circuits(model, baseline, masks, floor, torch.full(neurons.shape, one)) for one in (True, False)
+        run_circuits(model, baseline, masks, ablated, torch.full(neurons.shape, one)) for one in (True, False)
     )
-    assert (whole - run_circuits(model, baseline, masks, floor)).abs().max() == 0
+    assert (whole - run_circuits(model, baseline, masks, ablated)).abs().max() == 0
     assert (nothing[0] - nothing[1]).abs().max() == 0
 
 

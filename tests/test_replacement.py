@@ -1,4 +1,4 @@
-"""What takes a value's place: means by explicit loops over plain hooks, noise from its definition, floors by hand."""
+"""Replacements: means by explicit loops over plain hooks, noise from its definition, ablated runs by hand."""
 
 import hashlib
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ from circuitlab.models.bridge import BridgeModel
 from circuitlab.models.protocol import Recording
 from circuitlab.parts import Kind, Layout
 from circuitlab.patching.experiment import Experiment
-from circuitlab.patching.runs.ablation import floor_of
+from circuitlab.patching.runs.ablation import ablated_run
 from circuitlab.patching.runs.baseline import Baseline, at_answer, record_baseline
 from circuitlab.patching.runs.replacement import (
     MEANS,
@@ -426,19 +426,19 @@ class TestFloor:
     @torch.no_grad()
     def test_by_hand(self, by_hand, kind):
         model, base, fixed = load("gpt2"), baseline("gpt2"), stand_ins(by_hand, kind)
-        floor = floor_of(model, base, resolved("gpt2", kind))
+        ablated = ablated_run(model, base, resolved("gpt2", kind))
         layout = Layout.of(model.spec)
         nothing = torch.zeros(len(layout.writers), len(layout.readers))
         logits, said = by_hand.run(scored().clean, nothing, fixed)
-        ours = model.logits(at_answer(floor.run.resid_final, scored().answer_at))
+        ours = model.logits(at_answer(ablated.run.resid_final, scored().answer_at))
         assert (ours - at_answer(logits, scored().answer_at)).abs().max() < 1e-10
-        assert (floor.run.resid_pre[0] - fixed[0]).abs().max() < 1e-12
-        assert len(floor.offsets) == (0 if kind == "corrupt" else len(layout.writers) - 1)
-        for writer, offset in floor.offsets.items():
+        assert (ablated.run.resid_pre[0] - fixed[0]).abs().max() < 1e-12
+        assert len(ablated.offsets) == (0 if kind == "corrupt" else len(layout.writers) - 1)
+        for writer, offset in ablated.offsets.items():
             assert (offset - (said[writer] - fixed[writer])).abs().max() < 1e-10
             assert offset.abs().max() > 0.01
         if kind == "corrupt":
-            assert floor.run is base.corrupt
+            assert ablated.run is base.corrupt
 
     @pytest.mark.parametrize("name", ARCHITECTURES)
     @pytest.mark.parametrize("kind", ["zero", "mean", "noise"])
@@ -446,33 +446,33 @@ class TestFloor:
         """Behind a post-norm too: heads' stand-ins add up to what a layer of replaced heads adds."""
         model, base = load(name), baseline(name)
         chosen = resolved(name, kind)
-        put, floor = replaced(model, chosen, base, base.clean), floor_of(model, base, chosen)
+        put, ablated = replaced(model, chosen, base, base.clean), ablated_run(model, base, chosen)
         stream, writer = put.resid_pre[0], 1
         for layer in range(N_LAYERS):
-            assert (floor.run.resid_pre[layer] - stream).abs().max() < TOLERANCE[name]
+            assert (ablated.run.resid_pre[layer] - stream).abs().max() < TOLERANCE[name]
             for _ in range(N_HEADS):
-                own = model.head_outputs(layer, floor.run.z[layer], [(writer - 1) % (N_HEADS + 1)])[0]
-                stream, writer = stream + own - floor.offsets[writer], writer + 1
+                own = model.head_outputs(layer, ablated.run.z[layer], [(writer - 1) % (N_HEADS + 1)])[0]
+                stream, writer = stream + own - ablated.offsets[writer], writer + 1
             if not model.has_post_norm(layer):
                 stream = stream + model.attn_output(layer, torch.zeros_like(put.z[layer]))
-            read = floor.run.resid_pre[layer] if model.spec.parallel else stream
+            read = ablated.run.resid_pre[layer] if model.spec.parallel else stream
             if not model.spec.parallel:
-                step = floor.run.resid_pre[layer] + floor.run.attn_out[layer]
+                step = ablated.run.resid_pre[layer] + ablated.run.attn_out[layer]
                 assert (step - stream).abs().max() < TOLERANCE[name]
             own = model.mlp_output(layer, read)
-            assert (own - floor.run.mlp_out[layer]).abs().max() < TOLERANCE[name]
-            stream, writer = stream + own - floor.offsets[writer], writer + 1
-        assert (floor.run.resid_final - stream).abs().max() < 10 * TOLERANCE[name]
-        assert set(floor.offsets) == set(range(1, writer))
-        assert 0 not in floor.offsets
+            assert (own - ablated.run.mlp_out[layer]).abs().max() < TOLERANCE[name]
+            stream, writer = stream + own - ablated.offsets[writer], writer + 1
+        assert (ablated.run.resid_final - stream).abs().max() < 10 * TOLERANCE[name]
+        assert set(ablated.offsets) == set(range(1, writer))
+        assert 0 not in ablated.offsets
         with pytest.raises(KeyError):
-            floor.offsets[writer]
+            ablated.offsets[writer]
 
     @pytest.mark.parametrize("name", ARCHITECTURES)
     def test_nodes_compute_from_what_they_read(self, name):
-        """A head's q, k, v and z on the floor, from the other way to project."""
+        """A head's q, k, v and z in the ablated run, from the other way to project."""
         model, base = load(name), baseline(name)
-        run = floor_of(model, base, resolved(name, "mean")).run
+        run = ablated_run(model, base, resolved(name, "mean")).run
         again = model.run_blocks(run.resid_pre[1], 1, base.arguments)
         z = model.attend(1, run.q[1], run.k[1], run.v[1], base.arguments)
         middle = run.resid_pre[1] + model.attn_output(1, z)
@@ -500,7 +500,7 @@ class TestCircuits:
 
     @pytest.mark.parametrize("name", ARCHITECTURES)
     @pytest.mark.parametrize("kind", ["zero", "mean", "noise"])
-    def test_all_edges_are_the_model_and_none_the_floor(self, name, kind):
+    def test_all_edges_are_the_model_and_none_the_ablated_run(self, name, kind):
         model = load(name)
         ready = Experiment(model, scored(), ablation=kind, reference=reference() if kind == "mean" else None)
         clean, empty = clean_and_empty(ready, METRIC)
@@ -514,7 +514,7 @@ class TestCircuits:
             clean_and_empty(Experiment(model, scored()), METRIC)[1]
         )
 
-    def test_a_node_that_hears_nothing_says_what_it_computes_on_the_floor(self):
+    def test_a_node_that_hears_nothing_says_what_it_computes_ablated_recording(self):
         """Not its stand-in: the kept edges out of an MLP with none into it carry the MLP of the empty stream."""
         model = load("gpt2")
         ready, layout = Experiment(model, scored(), ablation="zero"), Layout.of(model.spec)

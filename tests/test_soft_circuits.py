@@ -34,10 +34,10 @@ def random_mask(real: np.ndarray, share: float, seed: int = 0) -> np.ndarray:
 def test_hard_masks_are_circuits(name, ablation):
     model, soft, real = made(name, ablation)
     masks = np.stack([random_mask(real, share) for share in (0, 0.3, 0.7, 1)])
-    floor = Experiment(model, pairs(), ablation=ablation).ablated(
+    ablated = Experiment(model, pairs(), ablation=ablation).ablated(
         next(Experiment(model, pairs(), ablation=ablation).baselines)
     )
-    expected = run_circuits(model, soft.baseline, torch.tensor(masks), floor)
+    expected = run_circuits(model, soft.baseline, torch.tensor(masks), ablated)
     for mask, final in zip(masks, expected, strict=True):
         found = soft.final(torch.tensor(mask).to(model.dtype).expand(len(soft), -1, -1))
         torch.testing.assert_close(found, final, rtol=0, atol=1e-5)

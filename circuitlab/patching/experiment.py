@@ -28,9 +28,8 @@ from circuitlab.patching.circuits.neuron_parts import run_without
 from circuitlab.patching.circuits.packed import run_packed
 from circuitlab.patching.gap import Gap, check_gap
 from circuitlab.patching.recordings import PerExample, Recordings
-from circuitlab.patching.runs.ablation import floor_of
+from circuitlab.patching.runs.ablation import AblatedRun, ablated_run
 from circuitlab.patching.runs.baseline import Baseline, at_answer
-from circuitlab.patching.runs.floor import Floor
 from circuitlab.patching.runs.replacement import AblationLike, Replacement, as_replacement, resolve_replacement
 from circuitlab.progress import Progress, silent
 from circuitlab.resources import Resources
@@ -135,7 +134,7 @@ class Experiment:
         return self.recordings.baselines()
 
     @property
-    def runs(self) -> Iterator[tuple[Baseline, Floor]]:
+    def runs(self) -> Iterator[tuple[Baseline, AblatedRun]]:
         """Both runs of each of the batches, and the run in which every edge is replaced."""
         return ((baseline, self.ablated(baseline)) for baseline in self.baselines)
 
@@ -151,12 +150,12 @@ class Experiment:
             resources=self.resources,
         )
 
-    def ablated(self, baseline: Baseline) -> Floor:
+    def ablated(self, baseline: Baseline) -> AblatedRun:
         """The run of a batch in which every edge carries its replacement."""
         if self.replacement.kind == "corrupt":
-            return Floor.corrupted(baseline)
+            return AblatedRun.corrupted(baseline)
         replacement = self.replacement
-        return self.recordings.derived(replacement, baseline, lambda: floor_of(self.model, baseline, replacement))
+        return self.recordings.derived(replacement, baseline, lambda: ablated_run(self.model, baseline, replacement))
 
     @property
     def clean(self) -> PerExample:

@@ -1,13 +1,13 @@
-"""Run circuits: kept edges carry what their writer says now, all others a fixed replacement.
+"""Run circuits: kept edges carry their writer's output in this run, all others a fixed replacement.
 
-A reader's input is the stream of the floor, where every edge carries its replacement r_u, plus, for every kept edge,
-how far its writer is now from that:
+A reader's input is its stream in the ablated run, where every edge carries its replacement r_u, plus, for every kept
+edge, the difference of its writer's output to that:
 
     x_v = (bias part + sum over all u of r_u) + sum over kept u -> v of (a_u - r_u)
 
-so that a writer which changed itself passes its changed value on. A node without a kept edge into it is what it was at
-the floor and is not computed: the cost follows the nodes of the circuit, and the tokens at which each can differ and is
-needed (`circuit_plan`). Several circuits are run as one batch and share what they have in common.
+so that a writer which changed itself passes its changed value on. A node without a kept edge into it is as in the
+ablated run and is not computed: the cost follows the nodes of the circuit, and the tokens at which each can differ and
+is needed (`plan`). Several circuits are run as one batch and share what they have in common.
 (EAP-IG's `evaluate`, auto-circuit's patch masks and TransformerLens's ablation of edges compute the same.)
 """
 
@@ -27,11 +27,11 @@ from circuitlab.models.steps import heads_interact, mlp_input
 from circuitlab.parts import Layout
 from circuitlab.patching.circuits.clean_start import CleanStart
 from circuitlab.patching.circuits.heads import Heads
-from circuitlab.patching.circuits.plan import Made, Plan, Resting, Version, plan_circuits
+from circuitlab.patching.circuits.plan import ComputedWriter, Plan, UnchangedWriter, WriterChange, plan_circuits
 from circuitlab.patching.circuits.rows import Table
 from circuitlab.patching.circuits.token_sets import TokenSets
+from circuitlab.patching.runs.ablation import AblatedRun
 from circuitlab.patching.runs.baseline import Baseline, at_answer
-from circuitlab.patching.runs.floor import Floor
 
 # Rows that go through an MLP together: their hidden layer stays nearer to the caches.
 MLP_ROWS = 2048
@@ -42,7 +42,7 @@ def run_circuits(
     model: Model,
     baseline: Baseline,
     masks: Bool[Tensor, "circuit writer reader"],
-    floor: Floor | None = None,
+    ablated: AblatedRun | None = None,
     neurons: Bool[Tensor, "writer d_model"] | None = None,
     *,
     start: Literal["empty", "clean"] = "empty",
@@ -53,7 +53,7 @@ def run_circuits(
         model: The model.
         baseline: One batch, run clean and corrupted.
         masks: Kept edges, by the numbers of `Layout`; entries that are no edge of the model are ignored.
-        floor: The run with every edge replaced; the corrupted run by default.
+        ablated: The run with every edge replaced; the corrupted run by default.
         neurons: Which components of a writer's output its kept edges carry; the others stay at their replacement, and
             all are carried by default.
         start: Where the run begins, which changes its cost and not its result: with the circuit without edges, where
@@ -61,7 +61,7 @@ def run_circuits(
             edge do. The clean run carries all components of a writer's output.
 
     Returns:
-        One final stream per circuit and example. All edges kept: the clean run; none: the floor.
+        One final stream per circuit and example. All edges kept: the clean run; none: the ablated run.
 
     Raises:
         ConfigError: Neurons are given and the run begins with the clean run.
@@ -69,19 +69,21 @@ def run_circuits(
     if start == "clean":
         if neurons is not None:
             raise ConfigError("start='clean' takes no neurons=; run circuits of neurons with start='empty'.")
-        return CleanStart(model, baseline, floor).run(masks.cpu().numpy())
-    floor = Floor.corrupted(baseline) if floor is None else floor
-    run = CircuitRun(model, baseline, floor, plan_of(model, baseline, masks, floor), neurons=neurons)
+        return CleanStart(model, baseline, ablated).run(masks.cpu().numpy())
+    ablated = AblatedRun.corrupted(baseline) if ablated is None else ablated
+    run = CircuitRun(model, baseline, ablated, plan_of(model, baseline, masks, ablated), neurons=neurons)
     run.at_rest()
     return run.finished()
 
 
-def plan_of(model: Model, baseline: Baseline, masks: Bool[Tensor, "circuit writer reader"], floor: Floor) -> Plan:
+def plan_of(
+    model: Model, baseline: Baseline, masks: Bool[Tensor, "circuit writer reader"], ablated: AblatedRun
+) -> Plan:
     """What `run_circuits` does, in which order and at which tokens."""
     layout, batch = Layout.of(model.spec), baseline.batch
     sets = TokenSets(*batch.clean.shape, causal=model.spec.causal)
     kept = masks.cpu().numpy() & (np.arange(masks.shape[1])[:, None] < np.array(layout.visible))
-    entering = (baseline.clean.resid_pre[0] != floor.run.resid_pre[0]).any(2)
+    entering = (baseline.clean.resid_pre[0] != ablated.run.resid_pre[0]).any(2)
     answers = torch.arange(sets.seq, device=batch.answer_at.device) == batch.answer_at[:, None]
     return plan_circuits(
         layout,
@@ -90,7 +92,7 @@ def plan_of(model: Model, baseline: Baseline, masks: Bool[Tensor, "circuit write
         entering=sets.of(entering.cpu().numpy()),
         answers=sets.of(answers.cpu().numpy()),
         # What an offset is costs a stream to ask, so that it counts as different everywhere.
-        offsets={w: sets.all for w in np.flatnonzero(kept.any((0, 2))).tolist() if w > 0 and w in floor.offsets},
+        offsets={w: sets.all for w in np.flatnonzero(kept.any((0, 2))).tolist() if w > 0 and w in ablated.offsets},
         heads_interact=[heads_interact(model, layer) for layer in range(model.spec.n_layers)],
     )
 
@@ -102,26 +104,26 @@ class CircuitRun:
         self,
         model: Model,
         baseline: Baseline,
-        floor: Floor,
+        ablated: AblatedRun,
         plan: Plan,
         neurons: Bool[Tensor, "writer d_model"] | None = None,
     ) -> None:
         self.neurons = neurons
-        self.model, self.baseline, self.floor, self.plan = model, baseline, floor, plan
+        self.model, self.baseline, self.ablated, self.plan = model, baseline, ablated, plan
         self.table = Table(plan, baseline.clean.resid_pre[0])
-        self.heads = Heads(model, baseline.arguments, floor.run, plan, self.table)
+        self.heads = Heads(model, baseline.arguments, ablated.run, plan, self.table)
 
     def at_rest(self) -> None:
         """What the input says, and writers that nothing changed reaches and that are not their replacement."""
         plan = self.plan
-        rests = {number: step.writer for number, step in plan.of(Resting).items()}
-        for number, step in plan.of(Version).items():
-            # It is looked at only where what it reads is as at the floor: nothing makes it, but its offset is there.
+        rests = {number: step.writer for number, step in plan.of(UnchangedWriter).items()}
+        for number, step in plan.of(ComputedWriter).items():
+            # Needed only where its input is as in the ablated run: nothing is computed, only its offset remains.
             if not plan.tokens[number] & plan.tokens[step.made_of]:
                 rests[number] = step.writer
         for number, writer in rests.items():
             tokens = self._put(plan.sets.indices(plan.tokens[number]))
-            self.table.of([number])[:] = self._carried(writer, self._at_floor(writer).flatten(0, 1)[tokens])
+            self.table.of([number])[:] = self._carried(writer, self._where_unchanged(writer).flatten(0, 1)[tokens])
 
     def finished(self) -> Float[Tensor, "circuit batch d_model"]:
         """Take all steps; what the logits read, at the answer position."""
@@ -136,15 +138,15 @@ class CircuitRun:
         versions = list(self._together(self.plan.made(self.plan.mlps[layer])))
         if versions:
             wanted = [[(one.made_of, one.tokens) for one in some] for some in versions]
-            reads = self.table.sums(wanted, mlp_input(self.model, self.floor.run, layer))
-            own = self.floor.run.mlp_out[layer].flatten(0, 1)
+            reads = self.table.sums(wanted, mlp_input(self.model, self.ablated.run, layer))
+            own = self.ablated.run.mlp_out[layer].flatten(0, 1)
             for some, read in zip(versions, reads, strict=True):
                 was = own.index_select(0, self._members(one.tokens for one in some))
                 self._add(some, self.model.mlp_output(layer, read).sub_(was))
 
-    def _together(self, versions: Sequence[Made]) -> Iterator[list[Made]]:
+    def _together(self, versions: Sequence[WriterChange]) -> Iterator[list[WriterChange]]:
         """Versions of one writer in groups of so many rows as stay in the caches between two steps."""
-        group, rows = list[Made](), 0
+        group, rows = list[WriterChange](), 0
         for one in versions:
             size = self.plan.sets.count(one.tokens)
             if group and rows + size > MLP_ROWS:
@@ -157,7 +159,7 @@ class CircuitRun:
 
     def final(self) -> Float[Tensor, "circuit batch d_model"]:
         """The stream that the logits read, at the answer position."""
-        plan, run = self.plan, self.floor.run
+        plan, run = self.plan, self.ablated.run
         out = at_answer(run.resid_final, self.baseline.batch.answer_at).repeat(len(plan.final), 1, 1)
         heard = [number for number in dict.fromkeys(plan.final) if plan.tokens[number]]
         if heard:
@@ -169,17 +171,17 @@ class CircuitRun:
                     out[circuit, self._members([plan.tokens[number]]) // plan.sets.seq] = streams[number]
         return out
 
-    def _add(self, versions: Sequence[Made], change: Float[Tensor, "token d_model"]) -> None:
-        """Keep what versions of one writer add to the floor: this change, on top of the writer's offset."""
+    def _add(self, versions: Sequence[WriterChange], change: Float[Tensor, "token d_model"]) -> None:
+        """Keep what versions of one writer add to the ablated run: this change, on top of the writer's offset."""
         numbers, writer = [one.number for one in versions], versions[0].writer
         change = self._carried(writer, change)
-        if writer not in self.floor.offsets:
+        if writer not in self.ablated.offsets:
             self.table.of(numbers)[:] = change
             return
         # Between their rows there may be those of versions that nothing makes.
         rows = np.concatenate([self.table.at(number) for number in numbers])
         tokens = self._members(self.plan.tokens[number] for number in numbers)
-        self.table.rows[self._put(rows)] = self._carried(writer, self._at_floor(writer).flatten(0, 1)[tokens])
+        self.table.rows[self._put(rows)] = self._carried(writer, self._where_unchanged(writer).flatten(0, 1)[tokens])
         changed = np.concatenate([self.table.at(one.number, one.tokens) for one in versions])
         self.table.rows.index_add_(0, self._put(changed), change)
 
@@ -187,14 +189,14 @@ class CircuitRun:
         """What kept edges carry of how far a writer is from its replacement: the neurons that are kept."""
         return apart if self.neurons is None else apart * self.neurons[writer]
 
-    def _at_floor(self, writer: int) -> Float[Tensor, "batch seq d_model"]:
+    def _where_unchanged(self, writer: int) -> Float[Tensor, "batch seq d_model"]:
         """How far a writer is from its replacement where it reads nothing changed."""
         if writer == 0:
-            return self.baseline.clean.resid_pre[0] - self.floor.run.resid_pre[0]
-        return self.floor.offsets[writer]
+            return self.baseline.clean.resid_pre[0] - self.ablated.run.resid_pre[0]
+        return self.ablated.offsets[writer]
 
     def _members(self, sets: Iterable[int]) -> Int[Tensor, " token"]:
         return self._put(np.concatenate([self.plan.sets.indices(tokens) for tokens in sets]))
 
     def _put(self, index: Int[np.ndarray, " token"]) -> Int[Tensor, " token"]:
-        return torch.from_numpy(index).to(self.floor.run.resid_final.device)
+        return torch.from_numpy(index).to(self.ablated.run.resid_final.device)

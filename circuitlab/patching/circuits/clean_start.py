@@ -28,8 +28,8 @@ from circuitlab.models.protocol import Model
 from circuitlab.models.steps import attend, heads_interact, heads_run_alone, mlp_input
 from circuitlab.parts import Kind, Layout, Slot
 from circuitlab.patching.circuits.variants import Variants, distinct, runs, taken
+from circuitlab.patching.runs.ablation import AblatedRun, replacement_differences
 from circuitlab.patching.runs.baseline import Baseline
-from circuitlab.patching.runs.floor import Floor, replaced_apart
 from circuitlab.patching.runs.reach import tokens_that_differ
 
 # Where a node's output is needed: nowhere, at the answer position, at every token that can differ.
@@ -44,14 +44,14 @@ class CleanStart:
     Args:
         model: The model.
         baseline: The batch, run clean and corrupted.
-        floor: The run with every edge replaced; the corrupted run by default.
+        ablated: The run with every edge replaced; the corrupted run by default.
     """
 
-    def __init__(self, model: Model, baseline: Baseline, floor: Floor | None = None) -> None:
+    def __init__(self, model: Model, baseline: Baseline, ablated: AblatedRun | None = None) -> None:
         batch, clean, spec = baseline.batch, baseline.clean, model.spec
-        differences = replaced_apart(model, baseline, floor)
+        differences = replacement_differences(model, baseline, ablated)
         differs = (differences != 0).any(3)
-        if floor is None or floor.run is baseline.corrupt:
+        if ablated is None or ablated.run is baseline.corrupt:
             differs &= tokens_that_differ(spec, batch)
         first = torch.nonzero(differs.any(0).any(0)) if spec.causal else torch.zeros(1, 1)
         since = min(int(first[0]) if len(first) else batch.n_tokens, int(batch.answer_at.min()))

@@ -1,8 +1,8 @@
-"""The heads of a layer in a circuit run: their z, and the difference of each to its output at the floor.
+"""The heads of a layer in a circuit run: their z, and the difference of each to its output in the ablated run.
 
-Heads of a layer do not see each other. Its attention is called once, on rows in which the versions of a head stand
-below each other in the column of that head; a column that is shorter than others is filled up with the floor's values.
-Where one norm spans all heads' queries or keys, they do: there each row holds the heads of one combination (`Mixed`).
+Heads of a layer do not read each other. Attention is called once, on rows in which the versions of a head stand below
+each other in the column of that head; a shorter column is filled up with the values of the ablated run. Where one norm
+spans the queries or keys of all heads, each row holds the heads of one combination (`JointHeads`).
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from torch import Tensor
 from circuitlab.models.protocol import BlockArguments, Model, Recording
 from circuitlab.models.steps import attend_vectors, changes_other_heads
 from circuitlab.parts import Layout, Slot
-from circuitlab.patching.circuits.plan import Attended, Made, Mixed, Plan
+from circuitlab.patching.circuits.plan import HeadResult, JointHeads, Plan, WriterChange
 from circuitlab.patching.circuits.reads import Vectors, read_heads
 from circuitlab.patching.circuits.rows import Table, at_once
 
 # Versions of one writer, and one row for every token at which each is made.
-Said = tuple[list[Made], Float[Tensor, "token d_model"]]
+Said = tuple[list[WriterChange], Float[Tensor, "token d_model"]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,26 +35,26 @@ class Heads:
     Attributes:
         model: The model.
         arguments: What its blocks are called with at this length.
-        floor: The run with every edge replaced.
+        ablated: The run with every edge replaced.
         plan: What is computed.
-        table: What versions add to the floor.
+        table: What versions add to the ablated run.
     """
 
     model: Model
     arguments: BlockArguments
-    floor: Recording
+    ablated: Recording
     plan: Plan
     table: Table
 
     def said(self, layer: int) -> Iterator[Said]:
-        """How far each version of a head of this layer is from the head at the floor."""
-        attended = self.plan.of(Attended, self.plan.heads[layer])
+        """How far each version of a head of this layer is from the head in the ablated run."""
+        attended = self.plan.of(HeadResult, self.plan.heads[layer])
         if not attended:
             return
-        mixed = self.plan.of(Mixed, self.plan.heads[layer])
+        mixed = self.plan.of(JointHeads, self.plan.heads[layer])
         together = changes_other_heads(self.model, layer, Slot.Q)
         places = self._places_together(attended, mixed) if together else self._places(attended)
-        vectors = read_heads(self.model, layer, self.plan, self.table, self.floor)
+        vectors = read_heads(self.model, layer, self.plan, self.table, self.ablated)
         since = min(int((self.plan.sets.indices(self.plan.tokens[n]) % self.plan.sets.seq).min()) for n in attended)
         where = {
             slot: self._arranged(number, vectors, attended, places, since if slot is Slot.Q else 0)
@@ -66,7 +66,7 @@ class Heads:
         else:
             yield from self._each(layer, z, dict(places), since)
 
-    def _places(self, attended: Mapping[int, Attended]) -> list[tuple[int, int]]:
+    def _places(self, attended: Mapping[int, HeadResult]) -> list[tuple[int, int]]:
         """Each z, and where it stands in its head's column at the first token, counted in vectors."""
         depth, places = Counter[int](), list[tuple[int, int]]()
         for number, step in attended.items():
@@ -74,7 +74,9 @@ class Heads:
             depth[step.head] += 1
         return places
 
-    def _places_together(self, attended: Mapping[int, Attended], mixed: Mapping[int, Mixed]) -> list[tuple[int, int]]:
+    def _places_together(
+        self, attended: Mapping[int, HeadResult], mixed: Mapping[int, JointHeads]
+    ) -> list[tuple[int, int]]:
         """The same with the heads of a combination in one row; a z is in as many rows as there are combinations."""
         return [
             (number, row * self._size + head)
@@ -87,7 +89,7 @@ class Heads:
         self,
         slot: int,
         vectors: Vectors,
-        attended: Mapping[int, Attended],
+        attended: Mapping[int, HeadResult],
         places: Sequence[tuple[int, int]],
         since: int = 0,
     ) -> Int[Tensor, "row _ head"]:
@@ -106,9 +108,9 @@ class Heads:
         made = self.plan.made(self.plan.heads[layer])
         now = np.concatenate([places[one.made_of] + self._tokens(one.tokens) for one in made])
         change = z[self._put(self._asked(now, since))].sub_(
-            self.floor.z[layer].flatten(0, 2)[self._put(now % self._size)]
+            self.ablated.z[layer].flatten(0, 2)[self._put(now % self._size)]
         )
-        alike, start = defaultdict[int, list[tuple[int, list[Made]]]](list), 0
+        alike, start = defaultdict[int, list[tuple[int, list[WriterChange]]]](list), 0
         for _, group in groupby(made, key=lambda one: one.writer):
             versions = list(group)
             n_rows = sum(self.plan.sets.count(one.tokens) for one in versions)
@@ -135,15 +137,15 @@ class Heads:
         self,
         layer: int,
         z: Float[Tensor, "_ d_head"],
-        mixed: Mapping[int, Mixed],
+        mixed: Mapping[int, JointHeads],
         places: Mapping[int, int] | None,
         since: int,
     ) -> Iterator[Said]:
-        """Heads whose outputs depend on each other, through a norm: their outputs less those at the floor.
+        """Heads whose outputs depend on each other, through a norm: their outputs less those in the ablated run.
 
         Without places each row of z is one combination of heads.
         """
-        own, n_heads = self.floor.z[layer].flatten(0, 2), self.model.spec.n_heads
+        own, n_heads = self.ablated.z[layer].flatten(0, 2), self.model.spec.n_heads
         rows, first, end = [], dict[int, int](), 0
         for row, (number, step) in enumerate(mixed.items()):
             tokens, source = self.plan.sets.indices(self.plan.tokens[number]), np.arange(self._size)
@@ -186,4 +188,4 @@ class Heads:
         return head
 
     def _put(self, index: Int[np.ndarray, "*token"]) -> Int[Tensor, "*token"]:
-        return torch.from_numpy(index).to(self.floor.resid_final.device)
+        return torch.from_numpy(index).to(self.ablated.resid_final.device)

@@ -21,8 +21,8 @@ from circuitlab.graphs.prune import real_edges
 from circuitlab.models.protocol import Model
 from circuitlab.parts import Layout
 from circuitlab.patching.circuits.soft_circuit import Part, SoftCircuit
+from circuitlab.patching.runs.ablation import AblatedRun
 from circuitlab.patching.runs.baseline import Baseline
-from circuitlab.patching.runs.floor import Floor
 from circuitlab.patching.runs.packing import packs, rows_per_pack
 from circuitlab.resources import Resources
 
@@ -31,7 +31,7 @@ from circuitlab.resources import Resources
 def run_without(
     model: Model,
     baseline: Baseline,
-    floor: Floor,
+    ablated: AblatedRun,
     taken: Bool[np.ndarray, "circuit writer reader"],
     neurons: Bool[np.ndarray, "writer d_model"],
     resources: Resources,
@@ -41,7 +41,7 @@ def run_without(
     Args:
         model: A model of `load_model`.
         baseline: One batch, run clean and corrupted.
-        floor: The run of it in which every edge is replaced.
+        ablated: The run of it in which every edge is replaced.
         taken: Edges that these neurons are taken out of, one mask a circuit.
         neurons: Which components of each writer's output.
         resources: Bytes that a packed run may take.
@@ -54,7 +54,7 @@ def run_without(
     """
     layout, like = Layout.of(model.spec), {"dtype": model.dtype, "device": model.device}
     whole, kept = torch.tensor(real_edges(layout), **like), torch.tensor(neurons, **like)
-    batch, circuit = baseline.batch, SoftCircuit(model, baseline, floor)
+    batch, circuit = baseline.batch, SoftCircuit(model, baseline, ablated)
     at_once = rows_per_pack(model, batch.n_tokens, resources, len(layout.writers) + 3 * model.spec.n_heads)
     for number, edges in enumerate(taken):
         less = Part(edges=torch.tensor(edges, **like) * whole, neurons=kept)

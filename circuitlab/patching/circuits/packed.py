@@ -12,8 +12,8 @@ from torch import Tensor
 from circuitlab.data.batch import PairBatch
 from circuitlab.models.protocol import Model
 from circuitlab.patching.circuits.circuits import run_circuits
+from circuitlab.patching.runs.ablation import AblatedRun
 from circuitlab.patching.runs.baseline import Baseline
-from circuitlab.patching.runs.floor import Floor
 from circuitlab.patching.runs.packing import packs, rows_per_pack
 from circuitlab.resources import Resources
 
@@ -27,7 +27,7 @@ TOKENS_AT_ONCE = 16384
 def run_packed(
     model: Model,
     baseline: Baseline,
-    floor: Floor,
+    ablated: AblatedRun,
     masks: Bool[np.ndarray, "circuit writer reader"],
     neurons: Bool[np.ndarray, "writer d_model"] | None,
     resources: Resources,
@@ -37,7 +37,7 @@ def run_packed(
     Args:
         model: The model.
         baseline: One batch, run clean and corrupted.
-        floor: The run of it in which every edge is replaced.
+        ablated: The run of it in which every edge is replaced.
         masks: Kept edges of each circuit.
         neurons: Which components of a writer's output kept edges carry; None for all.
         resources: Bytes that a packed run may take.
@@ -48,7 +48,7 @@ def run_packed(
     edges = torch.tensor(masks, device=model.device)
     carried = None if neurons is None else torch.tensor(neurons, device=model.device)
     for pack in _alike(masks, _together(model, baseline.batch, masks, resources)):
-        yield pack, run_circuits(model, baseline, edges[pack], floor, carried)
+        yield pack, run_circuits(model, baseline, edges[pack], ablated, carried)
 
 
 def _together(

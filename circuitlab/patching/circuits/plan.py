@@ -1,13 +1,13 @@
 """Plan circuit runs: what has to be computed, from what, and at which tokens.
 
-The steps of a plan are streams, reads of a head's slot, heads, and **versions** of writers: what a writer says when it
-reads certain versions of the writers before it. Circuits that agree on everything upstream of a node share its version,
-and it is computed once for all of them. A node that reads nothing changed says what it says at the floor: it has no
-version, or the one that its offset makes. The plan is made in two passes over the masks, without a model:
+The steps of a plan are streams, reads of a head's slot, heads, and **versions** of writers: a writer's output given
+certain versions of the writers before it. Circuits that agree on everything upstream of a node share its version, and
+it is computed once for all of them. A node whose input is unchanged has the output of the ablated run: it has no
+version, or the one of its offset. The plan is made in two passes over the masks, without a model:
 
-1. Forward: the steps, and the tokens at which each can differ from the floor. MLPs work token by token; a head differs
-   where its query does, and where it sees a token whose key or value does: from the first one on, in a bidirectional
-   model everywhere.
+1. Forward: the steps, and the tokens at which each can differ from the ablated run. MLPs work token by token; a head
+   differs where its query does, and where it attends to a token whose key or value does: from the first one on, in a
+   bidirectional model everywhere.
 2. Backward from the answer position: the tokens at which each step is needed.
 
 A step is computed at the tokens where it can differ *and* is needed, and nowhere else.
@@ -28,7 +28,7 @@ from circuitlab.patching.circuits.token_sets import TokenSets
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """What readers read: the floor's stream at their place, and what these versions add to it."""
+    """What readers read: the ablated run's stream at their place, and what these versions add to it."""
 
     place: int
     sources: tuple[int, ...]
@@ -44,7 +44,7 @@ class Read:
 
 
 @dataclass(frozen=True, slots=True)
-class Attended:
+class HeadResult:
     """A head's z from its q, k and v; None where it reads nothing changed."""
 
     head: int
@@ -52,33 +52,33 @@ class Attended:
 
 
 @dataclass(frozen=True, slots=True)
-class Mixed:
-    """All heads of a layer that share a post-norm; None for a head that is as at the floor."""
+class JointHeads:
+    """All heads of a layer that share a post-norm; None for a head that is as in the ablated run."""
 
     heads: tuple[int | None, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Version:
-    """What a writer says, made of a stream (an MLP), of its z (a head) or of all heads of its layer (`Mixed`)."""
+class ComputedWriter:
+    """What a writer says, made of a stream (an MLP), of its z (a head) or of all heads of its layer (`JointHeads`)."""
 
     writer: int
     made_of: int
 
 
 @dataclass(frozen=True, slots=True)
-class Resting:
+class UnchangedWriter:
     """What a writer says that reads nothing changed, and yet not its replacement: the input, or by its offset."""
 
     writer: int
 
 
-Step = Stream | Read | Attended | Mixed | Version | Resting
+Step = Stream | Read | HeadResult | JointHeads | ComputedWriter | UnchangedWriter
 AnyStep = TypeVar("AnyStep", bound=Step)
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
+class WriterChange:
     """A version, and the tokens at which it is made of something; at others only its offset differs."""
 
     number: int
@@ -113,11 +113,11 @@ class Plan:
         found = ((n, self.steps[n]) for n in numbers if self.tokens[n])
         return {n: step for n, step in found if isinstance(step, kind)}
 
-    def made(self, part: range) -> list[Made]:
+    def made(self, part: range) -> list[WriterChange]:
         """The versions of a part that are made of anything, writer by writer."""
         found = [
-            Made(number, step.writer, step.made_of, self.tokens[number] & self.tokens[step.made_of])
-            for number, step in self.of(Version, part).items()
+            WriterChange(number, step.writer, step.made_of, self.tokens[number] & self.tokens[step.made_of])
+            for number, step in self.of(ComputedWriter, part).items()
         ]
         return sorted((made for made in found if made.tokens), key=lambda made: made.writer)
 
@@ -140,7 +140,7 @@ def plan_circuits(
         sets: The batch's tokens.
         entering: Where the input differs from its replacement.
         answers: The answer position of each example.
-        offsets: By writer, where its own output at the floor is not its replacement.
+        offsets: By writer, where its own output in the ablated run is not its replacement.
         heads_interact: By layer, whether what one head adds depends on the other heads (a post-norm).
     """
     forward = _Forward(layout, masks, sets)
@@ -149,7 +149,7 @@ def plan_circuits(
 
 
 class _Forward:
-    """The first pass: the steps, and where each can differ from the floor."""
+    """The first pass: the steps, and where each can differ from the ablated run."""
 
     def __init__(self, layout: Layout, masks: Bool[np.ndarray, "circuit writer reader"], sets: TokenSets) -> None:
         self.layout, self.sets, n_circuits = layout, sets, len(masks)
@@ -183,7 +183,7 @@ class _Forward:
 
     def at_rest(self, differs: Mapping[int, int]) -> None:
         """Versions that nothing makes, by writer with the tokens at which it is not its replacement."""
-        versions = {writer: self.step(Resting(writer), where) for writer, where in differs.items() if where}
+        versions = {writer: self.step(UnchangedWriter(writer), where) for writer, where in differs.items() if where}
         self.said = [dict(versions) for _ in self.said]
         self.offset_at = {writer: where for writer, where in differs.items() if writer > 0}
 
@@ -205,7 +205,7 @@ class _Forward:
             ]
             if heads_interact and any(a is not None for a in attended):
                 everywhere = self._either(a for a in attended if a is not None)
-                mixed = self.step(Mixed(tuple(attended)), everywhere)
+                mixed = self.step(JointHeads(tuple(attended)), everywhere)
                 # ... and where one head changes, every head's share does.
                 attended = [mixed] * n_heads
             found = {w: a for w, a in enumerate(attended, writer) if a is not None and audible[w - writer]}
@@ -250,10 +250,10 @@ class _Forward:
         if not any(read is not None for read in reads):
             return None
         q, k, v = (0 if read is None else self.changed[read] for read in reads)
-        return self.step(Attended(head, tuple(reads)), q | self.sets.behind(k | v))
+        return self.step(HeadResult(head, tuple(reads)), q | self.sets.behind(k | v))
 
     def _version(self, writer: int, made_of: int) -> int:
-        return self.step(Version(writer, made_of), self.changed[made_of] | self.offset_at.get(writer, 0))
+        return self.step(ComputedWriter(writer, made_of), self.changed[made_of] | self.offset_at.get(writer, 0))
 
     def _either(self, steps: Iterable[int]) -> int:
         tokens = 0
@@ -271,11 +271,11 @@ def _computed(
         tokens[number] &= changed[number]
         here = tokens[number]
         match steps[number]:
-            case Stream(sources=before) | Mixed(heads=before):
+            case Stream(sources=before) | JointHeads(heads=before):
                 wanted = here
-            case Read(stream=before) | Version(made_of=before):
+            case Read(stream=before) | ComputedWriter(made_of=before):
                 wanted, before = here, (before,)
-            case Attended(reads=(q, *before)):
+            case HeadResult(reads=(q, *before)):
                 if q is not None:
                     tokens[q] |= here
                 wanted = sets.before(here)

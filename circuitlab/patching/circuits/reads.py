@@ -1,4 +1,4 @@
-"""The queries, keys and values of a layer in a circuit run: the floor's, and those whose stream differs from it.
+"""The queries, keys and values of a layer in a circuit run: the ablated run's, and those whose stream differs from it.
 
 A stream that most heads of a slot read, as in circuits of nearly all edges, is read for all of them at once, the way
 the model does. Others are read by those heads only that do, each in a product of its own; heads that read as many
@@ -34,7 +34,7 @@ class Vectors:
     """Queries, keys and values, one vector for every token and head.
 
     Attributes:
-        values: First the floor's, slot by slot, then those of the reads.
+        values: First the ablated run's, slot by slot, then those of the reads.
         of: By read, where its vectors stand, in the order of its tokens.
     """
 
@@ -42,15 +42,15 @@ class Vectors:
     of: Mapping[int, Int[np.ndarray, " token"]]
 
 
-def read_heads(model: Model, layer: int, plan: Plan, table: Table, floor: Recording) -> Vectors:
-    """Compute the reads of a layer, from what writers before it add to the floor."""
+def read_heads(model: Model, layer: int, plan: Plan, table: Table, ablated: Recording) -> Vectors:
+    """Compute the reads of a layer, from what writers before it add to the ablated run."""
     together, apart = _by_call(plan, plan.of(Read, plan.heads[layer]), model.spec.n_heads)
     wanted = [[(stream, plan.tokens[stream])] for stream in together]
     wanted += [[(read.stream, plan.tokens[n]) for reads in heads for n, read in reads.items()] for heads in apart]
-    streams = table.sums(wanted, floor.resid_pre[layer])
+    streams = table.sums(wanted, ablated.resid_pre[layer])
     calls = [_all_heads(model, layer, plan, by_slot, streams) for by_slot in together.values()]
     calls += [_some_heads(model, layer, plan, heads, streams) for heads in apart]
-    values = [part[layer].flatten(0, 2) for part in (floor.q, floor.k, floor.v)]
+    values = [part[layer].flatten(0, 2) for part in (ablated.q, ablated.k, ablated.v)]
     places, end = dict[int, np.ndarray](), sum(map(len, values))
     for found, where in chain.from_iterable(calls):
         places |= {number: end + at for number, at in where.items()}

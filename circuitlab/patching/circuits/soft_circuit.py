@@ -22,8 +22,8 @@ from torch import Tensor
 from circuitlab.models.protocol import Model
 from circuitlab.models.steps import attend, mlp_input
 from circuitlab.parts import Kind, Layout, Node, Reader, Slot
+from circuitlab.patching.runs.ablation import AblatedRun, replacement_differences
 from circuitlab.patching.runs.baseline import Baseline
-from circuitlab.patching.runs.floor import Floor, replaced_apart
 from circuitlab.patching.runs.writers import writer_outputs
 
 
@@ -46,17 +46,19 @@ class SoftCircuit:
     Args:
         model: The model.
         baseline: The batch, run clean and corrupted.
-        floor: The run with every edge replaced; the corrupted run by default.
+        ablated: The run with every edge replaced; the corrupted run by default.
     """
 
-    def __init__(self, model: Model, baseline: Baseline, floor: Floor | None = None) -> None:
+    def __init__(self, model: Model, baseline: Baseline, ablated: AblatedRun | None = None) -> None:
         self.model, self.baseline = model, baseline
         self._layout = Layout.of(model.spec)
-        run = baseline.corrupt if floor is None else floor.run
+        run = baseline.corrupt if ablated is None else ablated.run
         # Under causal attention no token after the last answer reaches an answer.
         last = int(baseline.batch.answer_at.max()) + 1 if model.spec.causal else baseline.batch.n_tokens
         self._n_tokens = last
-        self._replaced = (replaced_apart(model, baseline, floor) + writer_outputs(model, baseline.clean))[:, :, :last]
+        self._replaced = (replacement_differences(model, baseline, ablated) + writer_outputs(model, baseline.clean))[
+            :, :, :last
+        ]
         self._input = baseline.clean.resid_pre[0][:, :last]
         self._at_heads = [stream[:, :last] for stream in run.resid_pre]
         self._at_mlps = [mlp_input(model, run, layer)[:, :last] for layer in range(model.spec.n_layers)]
@@ -130,7 +132,7 @@ class _SoftRun:
         self._differences = torch.cat([self._differences, outputs - self._replaced[start : start + len(outputs)]])
 
     def read(
-        self, column: int, n: int, floor: Float[Tensor, "batch seq d_model"]
+        self, column: int, n: int, ablated: Float[Tensor, "batch seq d_model"]
     ) -> Float[Tensor, "reader batch seq d_model"]:
         """What `n` readers from this one on read, which see the same writers."""
         visible = self._layout.visible[column]
@@ -149,10 +151,10 @@ class _SoftRun:
                 seen,
                 "writer reader, writer d_model, writer batch seq d_model -> reader batch seq d_model",
             )
-        return floor + read
+        return ablated + read
 
     def at_answer(
-        self, floor: Float[Tensor, "batch d_model"], at: Int[Tensor, " batch"]
+        self, ablated: Float[Tensor, "batch d_model"], at: Int[Tensor, " batch"]
     ) -> Float[Tensor, "batch d_model"]:
         """What the logits read."""
         there = self._differences[:, torch.arange(len(at), device=at.device), at]
@@ -160,4 +162,4 @@ class _SoftRun:
         if self._less is not None:
             edges, neurons = self._less.edges[: len(there), -1], self._less.neurons[: len(there)]
             read = read - einsum(edges, neurons, there, "writer, writer d_model, writer batch d_model -> batch d_model")
-        return floor + read
+        return ablated + read

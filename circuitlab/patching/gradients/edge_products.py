@@ -20,7 +20,7 @@ from circuitlab.models.traced import Slopes, Traced, Window
 from circuitlab.parts import Kind, Layout, Node
 from circuitlab.patching.gradients.slopes import reader_slopes
 from circuitlab.patching.runs.given_outputs import layer_outputs
-from circuitlab.patching.runs.replacement import Replacement, putter
+from circuitlab.patching.runs.replacement import Replacement, replacement_values
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -70,7 +70,7 @@ def stand_ins(model: Model, replacement: Replacement, batch: PairBatch, clean: R
             mlp=tuple(value if value is None else kept(value, layer) for layer, value in enumerate(mlps)),
             heads=tuple(answers.at_answer(own) if layer == last else own for layer, own in enumerate(heads)),
         )
-    put = putter(model, replacement, batch)
+    put = replacement_values(model, replacement, batch)
     return Said(
         start=put(("resid_pre", 0), clean.resid_pre[0]),
         z=tuple(kept(put(("z", layer), clean.z[layer]), layer) for layer in layers),

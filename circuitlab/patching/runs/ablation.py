@@ -1,4 +1,4 @@
-"""The floor of a circuit under any replacement: what every node reads, and computes, where no edge is kept.
+"""The ablated run under any replacement: what every node reads, and computes, where no edge is kept.
 
 1. What stands in for each writer, r_u, is fixed: the embedding, each head's z taken through the output projection, each
    MLP's output, as `replaced` has them for the clean run.
@@ -9,7 +9,7 @@
 
 A post-norm after attention is linear once its scale is given. A head's r_u is taken with the scale of the
 layer with all its heads replaced, so that they add up to what that layer adds; its own output with the scale of what
-all heads of the layer compute on the floor, as in any circuit.
+all heads of the layer compute in the ablated run, as in any circuit.
 
 References:
     Conmy et al. 2023, arXiv:2304.14997 (zero ablation of edges); Mueller et al. 2025 (MIB), arXiv:2504.13151.
@@ -29,13 +29,52 @@ from circuitlab.models.protocol import Model, Recording
 from circuitlab.models.steps import attend, head_inputs, heads_interact, mlp_reads
 from circuitlab.parts import Kind, Layout, Node, Slot
 from circuitlab.patching.runs.baseline import Baseline
-from circuitlab.patching.runs.floor import Floor
 from circuitlab.patching.runs.given_outputs import OfWriter, layer_outputs
-from circuitlab.patching.runs.replacement import Replacement, putter
+from circuitlab.patching.runs.replacement import Replacement, replacement_values
+from circuitlab.patching.runs.writers import writer_differences, writer_outputs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class AblatedRun:
+    """The run with every edge replaced.
+
+    Streams are what readers read there: biases of attention layers and the replacements `r_u` of all writers before.
+    Everything else is what a node makes of it, which nobody reads there.
+
+    Attributes:
+        run: `resid_pre` and `resid_final` are streams, and `attn_out` is the step between them (the layer's replaced
+            heads and its bias), so that `resid_pre + attn_out` is what the MLP reads. `q`, `k`, `v`, `pattern`, `z` and
+            `mlp_out` are the nodes' own.
+        offsets: By writer number, a node's own output there minus its replacement `r_u`; a writer without one is its
+            replacement there. The input needs none: what it says is the clean run's embedding, and its replacement is
+            `run.resid_pre[0]`.
+    """
+
+    run: Recording
+    offsets: Mapping[int, Float[Tensor, "batch seq d_model"]]
+
+    @classmethod
+    def corrupted(cls, baseline: Baseline) -> AblatedRun:
+        """Excluded edges carry what their writer says in the corrupted run (resample ablation)."""
+        return cls(run=baseline.corrupt, offsets={})
 
 
 @torch.no_grad()
-def floor_of(model: Model, baseline: Baseline, replacement: Replacement) -> Floor:
+def replacement_differences(
+    model: Model, baseline: Baseline, ablated: AblatedRun | None = None
+) -> Float[Tensor, "writer batch seq d_model"]:
+    """How far what replaces each writer is from what it says in the clean run."""
+    if ablated is None or ablated.run is baseline.corrupt:
+        return -writer_differences(model, baseline)
+    apart = writer_outputs(model, ablated.run) - writer_outputs(model, baseline.clean)
+    for writer in range(1, len(apart)):
+        if writer in ablated.offsets:
+            apart[writer] -= ablated.offsets[writer]
+    return apart
+
+
+@torch.no_grad()
+def ablated_run(model: Model, baseline: Baseline, replacement: Replacement) -> AblatedRun:
     """The run in which every edge carries its replacement.
 
     Args:
@@ -48,12 +87,12 @@ def floor_of(model: Model, baseline: Baseline, replacement: Replacement) -> Floo
         attention patterns are left as zeros, since nothing is computed from them.
     """
     if replacement.kind == "corrupt":
-        return Floor.corrupted(baseline)
+        return AblatedRun.corrupted(baseline)
     clean, n_layers = baseline.clean, range(model.spec.n_layers)
     if replacement.outputs is not None:
         stand_in = _given(model, clean, replacement.outputs.of(baseline.batch))
     else:
-        put = putter(model, replacement, baseline.batch)
+        put = replacement_values(model, replacement, baseline.batch)
         z = tuple(put(("z", layer), clean.z[layer]) for layer in n_layers)
         stand_in = _StandIns(
             embedding=put(("resid_pre", 0), clean.resid_pre[0]),
@@ -61,8 +100,8 @@ def floor_of(model: Model, baseline: Baseline, replacement: Replacement) -> Floo
             mlp_out=tuple(put(("mlp_out", layer), clean.mlp_out[layer]) for layer in n_layers),
             z=z,
         )
-    run = _on_the_floor(model, baseline, stand_in)
-    return Floor(run=run, offsets=_Offsets(model, run, stand_in))
+    run = _ablated_recording(model, baseline, stand_in)
+    return AblatedRun(run=run, offsets=_Offsets(model, run, stand_in))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -101,7 +140,7 @@ def _bias(model: Model, clean: Recording, layer: int) -> Float[Tensor, "batch se
     return alone
 
 
-def _on_the_floor(model: Model, baseline: Baseline, stand_in: _StandIns) -> Recording:
+def _ablated_recording(model: Model, baseline: Baseline, stand_in: _StandIns) -> Recording:
     spec, stream = model.spec, stand_in.embedding
     kept: dict[str, list[Tensor]] = {name: [] for name in ("resid_pre", "attn_out", "mlp_out", "q", "k", "v", "z")}
     for layer in range(spec.n_layers):
@@ -126,7 +165,7 @@ def _on_the_floor(model: Model, baseline: Baseline, stand_in: _StandIns) -> Reco
 
 
 class _Offsets(Mapping[int, Tensor]):
-    """How far each writer's own output on the floor is from its stand-in, computed when it is asked for.
+    """How far each writer's own output in the ablated run is from its stand-in, computed when it is asked for.
 
     All at once they take a stream for every writer: 157 times the size of the residual stream in GPT-2.
     """

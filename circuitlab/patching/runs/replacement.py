@@ -58,7 +58,7 @@ REPLACEMENTS: dict[str, str] = names.ABLATIONS
 MEANS = ("mean", "mean-position", "mean-span")
 # As in Meng et al. 2022.
 NOISE_SCALE = 3.0
-Putter = Callable[[Place, Tensor], Tensor]
+ReplacementValues = Callable[[Place, Tensor], Tensor]
 
 
 @checked_fields
@@ -198,7 +198,7 @@ def replaced(model: Model, replacement: Replacement, baseline: Baseline, run: Re
     """
     if replacement.kind == "corrupt":
         return _other(baseline, run)
-    put = putter(model, replacement, baseline.batch)
+    put = replacement_values(model, replacement, baseline.batch)
     layered = {
         name: tuple(put((name, layer), own) for layer, own in enumerate(getattr(run, name)))
         for name in (*BY_TOKEN, "pattern")
@@ -213,7 +213,11 @@ def replaced_hidden(
     """The neurons of an MLP as the replacement has them; arguments as of `replaced`."""
     shown = _other(baseline, run) if replacement.kind == "corrupt" else run
     own = model.mlp_hidden(layer, mlp_input(model, shown, layer))
-    return own if replacement.kind == "corrupt" else putter(model, replacement, baseline.batch)((HIDDEN, layer), own)
+    return (
+        own
+        if replacement.kind == "corrupt"
+        else replacement_values(model, replacement, baseline.batch)((HIDDEN, layer), own)
+    )
 
 
 def check_patterns(replacement: Replacement, lengths: Iterable[int]) -> None:
@@ -237,7 +241,7 @@ def _other(baseline: Baseline, run: Recording) -> Recording:
     return baseline.corrupt if run is baseline.clean else baseline.clean
 
 
-def putter(model: Model, replacement: Replacement, batch: PairBatch) -> Putter:
+def replacement_values(model: Model, replacement: Replacement, batch: PairBatch) -> ReplacementValues:
     """From an activation and the run's own value `[batch, ...]` to what is put there; for names but "corrupt"."""
     assert replacement.function is None, "it gives outputs of nodes alone"
     if replacement.kind == "zero":
@@ -248,7 +252,7 @@ def putter(model: Model, replacement: Replacement, batch: PairBatch) -> Putter:
     return _means(replacement.statistics, batch)
 
 
-def _means(statistics: Statistics, batch: PairBatch) -> Putter:
+def _means(statistics: Statistics, batch: PairBatch) -> ReplacementValues:
     rows = statistics.rows(batch)
     patterns = statistics.patterns.get(batch.n_tokens)
 
@@ -262,7 +266,7 @@ def _means(statistics: Statistics, batch: PairBatch) -> Putter:
     return put
 
 
-def _noise(model: Model, replacement: Replacement, statistics: Statistics, batch: PairBatch) -> Putter:
+def _noise(model: Model, replacement: Replacement, statistics: Statistics, batch: PairBatch) -> ReplacementValues:
     assert replacement.seed is not None, "resolve_replacement comes first"
     seed = replacement.seed
 
