@@ -14,10 +14,7 @@ from circuitlab.viz.curves import FaithfulnessCurve, faithfulness_figure
 from circuitlab.viz.drawn import DrawnEdge, DrawnNode
 from circuitlab.viz.grid import SITES, LabelledGrid, grid_from_frame, read_sweep
 from circuitlab.viz.heatmap import heatmap
-from circuitlab.viz.outliers import outlier_figure
-from circuitlab.viz.prompt_search import prompt_search_figure
 from circuitlab.viz.save import figure_bytes, save_figure
-from circuitlab.viz.simplification import simplification_figure
 from circuitlab.viz.stream import lens_figure, stream_figure
 from circuitlab.viz.style import style
 from circuitlab.viz.text import visible_token
@@ -37,12 +34,9 @@ __all__ = [
     "head_heatmap",
     "heatmap",
     "lens_figure",
-    "outlier_figure",
     "plot",
-    "prompt_search_figure",
     "read_sweep",
     "save_figure",
-    "simplification_figure",
     "stream_figure",
     "style",
     "visible_token",

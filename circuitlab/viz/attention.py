@@ -11,8 +11,9 @@ from matplotlib.collections import QuadMesh
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from circuitlab.viz.save import fit, new_figure, place
-from circuitlab.viz.style import BAND, FAINT, INK, MUTED, sequential, style, text_on
+from circuitlab.viz.cells import draw_cells, draw_colour_bar, write_in_cells
+from circuitlab.viz.save import fit, new_figure, panel
+from circuitlab.viz.style import BAND, FAINT, MUTED, sequential, style
 from circuitlab.viz.text import drawable, number, text_width, visible_token
 
 # Inches. At 0.12 inch a cell, labels of 5.5 points do not overlap: a hundred tokens are a foot wide.
@@ -54,30 +55,20 @@ def attention_figure(
     step = side + _TITLE
     with style():
         figure = new_figure(columns * (side + _GAP) + label_width + 3.0, rows * step + label_width + 3.0)
-        mesh: QuadMesh | None = None
-        for place_of, (head, pattern) in enumerate(zip(heads, patterns, strict=True)):
-            row, column = divmod(place_of, columns)
-            axes = figure.add_axes((0.1, 0.1, 0.1, 0.1), label=head)
+        meshes: list[QuadMesh] = []
+        for i, (head, pattern) in enumerate(zip(heads, patterns, strict=True)):
+            row, column = divmod(i, columns)
             left, bottom = 1.5 + label_width + column * (side + _GAP), 1.5 + label_width + (rows - 1 - row) * step
-            place(figure, axes, left, bottom, side, side)
-            mesh = _draw(axes, pattern, cell)
-            under = place_of + columns >= len(heads)
-            _name_tokens(axes, labels, size, left=column == 0, below=under)
-            note = (notes or {}).get(head, "")
-            axes.set_title(drawable(f"{head}  {note}".rstrip()), fontsize=8, pad=4, color=INK)
+            axes = panel(figure, head, left, bottom, side, side)
+            meshes.append(_draw(axes, pattern, cell))
+            lowest = i + columns >= len(heads)
+            _name_tokens(axes, labels, size, left=column == 0, below=lowest)
+            axes.set_title(drawable(f"{head}  {(notes or {}).get(head, '')}".rstrip()), fontsize=8, pad=4)
             if column == 0:
                 axes.set_ylabel("query", color=MUTED, fontsize=7)
-            if under:
+            if lowest:
                 axes.set_xlabel("key", color=MUTED, fontsize=7)
-        assert mesh is not None, "there is at least one head"
-        bar = figure.add_axes((0.8, 0.1, 0.1, 0.5), label="colour bar")
-        top = 1.5 + label_width + (rows - 1) * step + side
-        height = min(1.6, side)
-        place(figure, bar, 1.5 + label_width + columns * (side + _GAP) - 0.1, top - height, 0.12, height)
-        colours = figure.colorbar(mesh, cax=bar)
-        colours.outline.set_visible(False)
-        bar.set_ylabel("attention", fontsize=7)
-        bar.tick_params(length=2, width=0.6, pad=2, labelsize=6.5)
+        draw_colour_bar(figure, figure.axes[columns - 1], meshes[0], "attention", min(1.6, side))
         if title:
             _draw_title(figure.axes[0], title)
         fit(figure)
@@ -89,25 +80,14 @@ def _label_size(n_tokens: int) -> float:
 
 
 def _draw(axes: Axes, pattern: Float[np.ndarray, "query key"], cell: float) -> QuadMesh:
-    n = len(pattern)
     causal = not np.triu(np.abs(pattern), 1).any()
     shown = np.ma.masked_array(pattern, mask=np.triu(np.ones_like(pattern, dtype=bool), 1) if causal else False)
     axes.set_facecolor(BAND)
-    mesh = axes.pcolormesh(
-        np.arange(n + 1), np.arange(n + 1), shown, cmap=sequential(), norm=Normalize(0.0, 1.0), edgecolors=FAINT,
-        linewidth=0.25,
-    )  # fmt: skip
-    axes.set_xlim(0, n)
-    axes.set_ylim(n, 0)
-    axes.spines[:].set_visible(False)
+    mesh = draw_cells(axes, shown, sequential(), Normalize(0.0, 1.0), edge=FAINT, line=0.25)
     if cell >= 0.22:
-        for (row, col), weight in np.ndenumerate(pattern):
-            if weight >= 0.095:  # what is written as 0.1 or more
-                red, green, blue, _ = mesh.to_rgba(weight)
-                axes.text(
-                    col + 0.5, row + 0.5, number(float(weight), 1).lstrip("0") or "0", ha="center",
-                    va="center_baseline", fontsize=5.5, color=text_on((red, green, blue)),
-                )  # fmt: skip
+        large = map(tuple, np.argwhere(pattern >= 0.095).tolist())  # written as 0.1 or more
+        words = {place: number(float(pattern[place]), 1).lstrip("0") or "0" for place in large}
+        write_in_cells(axes, mesh, words, 5.5)
     return mesh
 
 
@@ -116,12 +96,12 @@ def _name_tokens(axes: Axes, labels: Sequence[str], size: float, *, left: bool, 
     at = np.arange(len(labels)) + 0.5
     axes.set_yticks(at if left else [], labels if left else [], fontsize=size)
     axes.set_xticks(at if below else [], labels if below else [], fontsize=size, rotation=90)
-    axes.tick_params(length=0, pad=2)
+    axes.tick_params(pad=2)
 
 
 def _draw_title(first: Axes, title: str) -> None:
     """Over the first panel, whose own title is its head's name."""
     first.annotate(
         drawable(visible_token(title, 90)), (0, 1), (0, 24), xycoords="axes fraction", textcoords="offset points",
-        fontsize=9, fontweight="bold", color=INK, va="bottom", annotation_clip=False,
+        fontsize=9, fontweight="bold", va="bottom", annotation_clip=False,
     )  # fmt: skip

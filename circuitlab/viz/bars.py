@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 
 from circuitlab.viz.grid import LabelledGrid
 from circuitlab.viz.heatmap import heatmap
-from circuitlab.viz.save import fit, new_figure, place
-from circuitlab.viz.style import FAINT, INK, MUTED, sign_colour, style
+from circuitlab.viz.save import canvas
+from circuitlab.viz.style import FAINT, INK, MUTED, sign_colour
 from circuitlab.viz.text import clipped, drawable, number
 
 _ROW, _WIDTH = 0.19, 4.2
@@ -40,11 +40,7 @@ def bars(
     Returns:
         The figure.
     """
-    height = _ROW * len(labels)
-    with style():
-        figure = new_figure(_WIDTH + 4.0, height + 2.0)
-        axes = figure.add_axes((0.1, 0.1, 0.5, 0.5), label="bars")
-        place(figure, axes, 2.5, 1.0, _WIDTH, height)
+    with canvas(_WIDTH, _ROW * len(labels), "bars") as (figure, axes):
         at = np.arange(len(labels)) + 0.5
         axes.barh(at, values, height=0.72, color=[sign_colour(value) for value in values], zorder=2)
         axes.hlines(at, low, high, color=INK, lw=0.9, zorder=3)
@@ -54,10 +50,9 @@ def bars(
         reach = max(ends) - min(ends) or 1.0
         axes.set_xlim(min(ends) - 0.14 * reach * (min(ends) < 0), max(ends) + 0.14 * reach)
         axes.grid(axis="x", color=FAINT, lw=0.4, zorder=0)
-        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.spines["left"].set_visible(False)
         axes.set_yticks(at, [drawable(clipped(label, _LONGEST_LABEL)) for label in labels], fontsize=7.5)
         axes.tick_params(axis="y", length=0, pad=4)
-        axes.tick_params(axis="x", length=2.5, width=0.6, labelsize=7)
         digits = 2 if max(np.abs(values), default=1.0) >= 0.1 else 3
         for place_at, value, first, last in zip(at, values, low, high, strict=True):
             beyond = max(value, last, 0.0) if value >= 0 else min(value, first, 0.0)
@@ -67,8 +62,7 @@ def bars(
                 color=MUTED,
             )  # fmt: skip
         axes.set_xlabel(drawable(f"{quantity}; lines: 95 % intervals"))
-        axes.set_title(drawable(title), color=INK)
-        fit(figure)
+        axes.set_title(drawable(title))
     return figure
 
 

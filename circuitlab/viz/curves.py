@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from circuitlab.errors import FormatError
-from circuitlab.viz.save import fit, new_figure, place
-from circuitlab.viz.style import FAINT, INK, MUTED, PAPER, POSITIVE, style
+from circuitlab.viz.save import canvas
+from circuitlab.viz.style import FAINT, INK, MUTED, PAPER, POSITIVE, legend_above
 from circuitlab.viz.text import MINUS
 
 _SIZE = (5.2, 2.7)
@@ -81,10 +81,7 @@ def faithfulness_figure(curve: FaithfulnessCurve, *, title: str = "") -> Figure:
     Returns:
         A figure of its own size; save it with `save_figure`.
     """
-    with style():
-        figure = new_figure(_SIZE[0] + 2, _SIZE[1] + 2)
-        axes = figure.add_axes((0.1, 0.1, 0.8, 0.8), label="curve")
-        place(figure, axes, 1.0, 1.0, *_SIZE)
+    with canvas(*_SIZE, "curve") as (figure, axes):
         limits = _limits(curve)
         _frame(axes, curve, limits)
         if curve.points:
@@ -95,13 +92,9 @@ def faithfulness_figure(curve: FaithfulnessCurve, *, title: str = "") -> Figure:
             label = f"{len(curve.random)} random circuits of this size"
             _marks(axes, [curve.circuit[0]] * len(curve.random), curve.random, limits, label)
         _draw_circuit_point(axes, curve)
-        axes.legend(
-            loc="lower left", bbox_to_anchor=(-0.01, 1.01), ncols=3, frameon=False, fontsize=7, handlelength=1.6,
-            columnspacing=1.4, borderaxespad=0.2,
-        )  # fmt: skip
+        legend_above(axes)
         if title:
             axes.set_title(title, pad=22)
-        fit(figure)
     return figure
 
 
@@ -128,10 +121,8 @@ def _frame(axes: Axes, curve: FaithfulnessCurve, limits: tuple[float, float]) ->
     axes.set_ylim(*limits)
     ticks = [base * 10**power for power in range(8) for base in (1, 2, 5)]
     ticks = [tick for tick in ticks if axes.get_xlim()[0] <= tick <= axes.get_xlim()[1]]
-    axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks], fontsize=7)
+    axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.tick_params(length=2.5, width=0.6, labelsize=7)
-    axes.spines[["top", "right"]].set_visible(False)
     for value in (0.0, 1.0):
         axes.axhline(value, color=FAINT, lw=0.8, zorder=0)
     for value, word in ((1.0, "whole model"), (0.0, "corrupted run")):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -46,8 +47,6 @@ STRONGEST = 48
 
 
 ALL_POSITIONS = "all positions"
-Key = int | str
-"""A position, a head or the name of a span."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -150,81 +149,50 @@ def grid_from_frame(frame: pd.DataFrame, *, title: str | None = None, quantity: 
     site = _only_site(frame)
     noise = "direction" in frame.columns and set(frame["direction"]) == {"noise"}
     centre, title = 1.0 if noise else 0.0, title if title is not None else _TITLES.get(site, site)
-    keys = _keys(frame)
-    if len(set(zip(keys.rows, keys.cols, strict=True))) < len(frame):
+    cells, axis, member = _cells(frame)
+    rows = ["layer", "member"] if member and axis != member else ["layer"]
+    if cells.duplicated([*rows, "column"]).any():
         raise FormatError(f"sweep table of {site!r}: a cell occurs more than once. Keep one line per cell.")
-    if kept := _strongest(frame, keys, centre):
-        title = f"{title}: the {len(kept)} strongest of {len(set(keys.member_rows)):,}"
-        inside = [row in kept for row in keys.member_rows]
-        frame, keys = frame.loc[inside], keys.by_member(inside)
-    row_keys = kept or sorted(set(keys.rows))
-    col_keys = list(dict.fromkeys(keys.cols)) if keys.axis == "span" else sorted(set(keys.cols))
-    row_at, col_at = ({key: i for i, key in enumerate(found)} for found in (row_keys, col_keys))
-    at = ([row_at[key] for key in keys.rows], [col_at[key] for key in keys.cols])
-    labels, numbers = _column_labels(frame, keys.axis, keys.cols, col_keys)
-    by_member = bool(row_keys) and len(row_keys[0]) == 2
-    bounds = {"ci_low", "ci_high"} <= set(frame.columns)
-    shape = (len(row_keys), len(col_keys))
+    row_keys = cells.set_index(rows).index.unique().sort_values()
+    if _too_many(cells, row_keys, axis, member):
+        reach = (cells["value"] - centre).abs().groupby([cells["layer"], cells["member"]]).max().fillna(0.0)
+        row_keys = reach.sort_values(ascending=False, kind="stable").index[:STRONGEST]
+        title, rows = f"{title}: the {len(row_keys)} strongest of {len(reach):,}", ["layer", "member"]
+        cells = cells[cells.set_index(rows).index.isin(row_keys)]
+        if axis == member:
+            axis, cells = ALL_POSITIONS, cells.assign(column=0)
+    columns = list(cells["column"].unique()) if axis == "span" else sorted(cells["column"].unique())
+    values, low, high = (
+        cells.pivot_table(name, rows, "column").reindex(index=row_keys, columns=columns).to_numpy()
+        if name in cells
+        else None
+        for name in ("value", "ci_low", "ci_high")
+    )
+    assert values is not None, "every table has values"
+    labels, numbers = _column_labels(cells, axis, columns)
+    counts = cells["n"] if "n" in cells else pd.Series(dtype=float)
     return LabelledGrid(
-        values=_filled(frame, "value", shape, at),
-        row_labels=tuple(_row_label(key, keys.member) for key in row_keys),
+        values=values,
+        row_labels=tuple(_row_label(key, member) for key in row_keys),
         col_labels=labels,
-        row_title=keys.member if by_member else "layer",
-        col_title=_col_title(keys.axis, col_keys),
+        row_title=member if len(rows) == 2 else "layer",
+        col_title=FROM_THE_ANSWER if axis == "position" and columns[0] < 0 else _COLUMN_TITLES.get(axis, axis),
         title=title,
         quantity=quantity,
         centre=centre,
-        low=_filled(frame, "ci_low", shape, at) if bounds else None,
-        high=_filled(frame, "ci_high", shape, at) if bounds else None,
+        low=low if high is not None else None,
+        high=high if low is not None else None,
         col_numbers=numbers,
-        n_examples=_counts(frame),
+        n_examples=None if not len(counts) or counts.isna().any() else (int(counts.min()), int(counts.max())),
         least_reach=_LEAST_RECOVERED if quantity == RECOVERED else 0.0,
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Keys:
-    """Where every line of a table belongs.
-
-    Attributes:
-        axis: What the columns are.
-        member: "head", "neuron" or "feature", or "" where a layer has one cell a column.
-        rows: Row of each line: a layer, or a layer and a member.
-        cols: Column of each line.
-        member_rows: Layer and member of each line; empty where there is no member.
-    """
-
-    axis: str
-    member: str
-    rows: list[tuple[int, ...]]
-    cols: list[Key]
-    member_rows: list[tuple[int, ...]]
-
-    def by_member(self, inside: list[bool]) -> _Keys:
-        """The same for some lines, with a row for each layer and member."""
-        whole = self.axis == self.member
-        cols: list[Key] = [0 if whole else col for col, kept in zip(self.cols, inside, strict=True) if kept]
-        rows = [row for row, kept in zip(self.member_rows, inside, strict=True) if kept]
-        axis = ALL_POSITIONS if whole else self.axis
-        return _Keys(axis=axis, member=self.member, rows=rows, cols=cols, member_rows=rows)
-
-
-def _strongest(frame: pd.DataFrame, keys: _Keys, centre: float) -> list[tuple[int, ...]]:
-    """Layer and number of the members farthest from the centre, where there are too many to draw; else nothing."""
-    whole = keys.axis == keys.member
-    many = len(set(keys.cols)) > _MOST_COLUMNS and keys.member != "head" if whole else len(set(keys.rows)) > _MOST_ROWS
-    if not keys.member or not many:
-        return []
-    reach = dict.fromkeys(keys.member_rows, 0.0)
-    for row, value in zip(keys.member_rows, np.abs(_numbers(frame, "value") - centre), strict=True):
-        reach[row] = max(reach[row], float(np.nan_to_num(value)))
-    return sorted(reach, key=lambda row: (-reach[row], row))[:STRONGEST]
-
-
-def _col_title(axis: str, col_keys: list[Key]) -> str:
-    """What the columns are; positions of prompts of several lengths are negative numbers."""
-    backwards = axis == "position" and any(isinstance(key, int) and key < 0 for key in col_keys)
-    return FROM_THE_ANSWER if backwards else _COLUMN_TITLES.get(axis, axis)
+def _too_many(cells: pd.DataFrame, row_keys: pd.Index, axis: str, member: str) -> bool:
+    """Whether a table has more members of layers (heads, neurons, features) than one figure can show."""
+    if axis == member:
+        return member in ("neuron", "feature") and cells["column"].nunique() > _MOST_COLUMNS
+    return bool(member) and len(row_keys) > _MOST_ROWS
 
 
 def _only_site(frame: pd.DataFrame) -> str:
@@ -240,59 +208,43 @@ def _only_site(frame: pd.DataFrame) -> str:
     return sites[0]
 
 
-def _counts(frame: pd.DataFrame) -> tuple[int, int] | None:
-    """The least and the largest number of prompts of a cell; None where the table has none."""
-    if "n" not in frame.columns or np.any(pd.isna(frame["n"])):
-        return None
-    counts = [int(count) for count in frame["n"]]
-    return min(counts), max(counts)
+def _cells(frame: pd.DataFrame) -> tuple[pd.DataFrame, str, str]:
+    """The table with layer, member and column of every cell, what its columns are, and what its members are.
 
-
-def _keys(frame: pd.DataFrame) -> _Keys:
-    """What the columns are, and the row and column of every line."""
-    there = [name for name in frame.columns if not np.any(pd.isna(frame[name]))]
+    The member is "head", "neuron" or "feature", or "" where a layer has one cell a column.
+    """
+    there = [str(name) for name in frame.columns if not frame[name].isna().any()]
     member = next((name for name in reversed(_MEMBERS) if name in there), "")
     axis = next((name for name in ("position", "span", member) if name in there), ALL_POSITIONS)
     try:
-        layers = [int(value) for value in frame["layer"]]
-        members = [int(value) for value in frame[member]] if member else []
-        cols: list[Key] = [0] * len(frame)
-        if axis != ALL_POSITIONS:
-            cols = [str(value) if axis == "span" else int(value) for value in frame[axis]]
+        keys = {"layer": frame["layer"].astype(int), "member": frame[member].astype(int) if member else 0}
+        column = 0 if axis == ALL_POSITIONS else frame[axis].astype(str if axis == "span" else int)
     except (TypeError, ValueError) as error:
         raise FormatError(f"sweep table: layers, heads, neurons and positions are whole numbers ({error}).") from error
-    pairs: list[tuple[int, ...]] = list(zip(layers, members, strict=True)) if member else []
-    rows: list[tuple[int, ...]] = pairs if member and axis != member else [(layer,) for layer in layers]
-    return _Keys(axis=axis, member=member, rows=rows, cols=cols, member_rows=pairs)
+    numbers: dict[str, pd.Series] = {}
+    for name in {"value", "ci_low", "ci_high", "n"} & set(frame.columns):
+        try:
+            numbers[name] = frame[name].astype(float)
+        except (TypeError, ValueError) as error:
+            raise FormatError(f"sweep table: column {name!r} holds something that is no number ({error}).") from error
+    label = frame["label"] if "label" in frame.columns else None
+    return pd.DataFrame({**keys, "column": column, "label": label, **numbers}, index=frame.index), axis, member
 
 
-def _row_label(key: tuple[int, ...], member: str) -> str:
-    if len(key) == 1:
-        return str(key[0])
+def _row_label(key: int | tuple[int, int], member: str) -> str:
+    if not isinstance(key, tuple):
+        return str(key)
     return {"feature": f"{key[1]}", "neuron": f"L{key[0]}N{key[1]}"}.get(member, f"a{key[0]}.h{key[1]}")
 
 
 def _column_labels(
-    frame: pd.DataFrame, axis: str, cols: list[Key], col_keys: list[Key]
+    cells: pd.DataFrame, axis: str, columns: list[Any]
 ) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
     """Labels of the columns, and their numbers where the labels are words."""
-    if axis == "span":
-        return tuple(map(str, col_keys)), None
-    if axis == "position" and "label" in frame.columns:
-        words = dict(zip(reversed(cols), reversed(list(frame["label"])), strict=True))
-        if all(isinstance(word, str) for word in words.values()):
-            return tuple(visible_token(words[key]) for key in col_keys), tuple(map(str, col_keys))
-    return (("all",), None) if axis == ALL_POSITIONS else (tuple(map(str, col_keys)), None)
-
-
-def _filled(frame: pd.DataFrame, name: str, shape: tuple[int, int], at: tuple[list[int], list[int]]) -> np.ndarray:
-    values = np.full(shape, np.nan)
-    values[at] = _numbers(frame, name)
-    return values
-
-
-def _numbers(frame: pd.DataFrame, name: str) -> np.ndarray:
-    try:
-        return np.asarray(frame[name], dtype=float)
-    except (TypeError, ValueError) as error:
-        raise FormatError(f"sweep table: column {name!r} holds something that is no number ({error}).") from error
+    if axis == ALL_POSITIONS:
+        return ("all",), None
+    numbers = tuple(map(str, columns))
+    words = cells.drop_duplicates("column").set_index("column")["label"]
+    if axis == "position" and all(isinstance(word, str) for word in words):
+        return tuple(visible_token(words[column]) for column in columns), numbers
+    return numbers, None

@@ -13,9 +13,10 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from circuitlab.viz.cells import draw_cells, draw_colour_bar, write_in_cells
 from circuitlab.viz.grid import LabelledGrid
-from circuitlab.viz.save import extent, fit, new_figure, place
-from circuitlab.viz.style import BAND, FAINT, INK, MUTED, PAPER, diverging, style, text_on
+from circuitlab.viz.save import canvas, extent
+from circuitlab.viz.style import BAND, FAINT, MUTED, diverging
 from circuitlab.viz.text import POINTS_PER_INCH, clipped, drawable, number, text_width
 
 # Sizes in inches and points. Below 0.17 inch a row of labels of 7 points touches the next.
@@ -25,7 +26,7 @@ _WIDE_CELL = 0.9
 _LABEL, _SMALL_LABEL = 8.0, 7.0
 _NUMBER_SIZES = (7.5, 7.0, 6.5, 6.0, 5.5)
 _LONGEST_LABEL = 18
-_BAR_WIDTH, _BAR_GAP, _BAR_HEIGHT = 0.13, 0.18, (1.45, 4.0)
+_BAR_HEIGHT = (1.45, 4.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,20 +64,17 @@ def heatmap(grid: LabelledGrid) -> Figure:
     """
     plan = _plan(grid)
     n_rows, n_cols = grid.values.shape
-    width, height = n_cols * plan.cell[0], n_rows * plan.cell[1]
-    with style():
-        figure = new_figure(width + 4.0, height + 4.0)
-        axes = figure.add_axes((0.1, 0.1, 0.5, 0.5), label="cells")
-        place(figure, axes, 2.0, 2.0, width, height)
-        mesh = _draw_cells(axes, grid)
+    height = n_rows * plan.cell[1]
+    with canvas(n_cols * plan.cell[0], height, "cells") as (figure, axes):
+        mesh = _draw_values(axes, grid)
         _label_axes(axes, grid, plan)
         bold = _draw_numbers(axes, grid, plan, mesh)
-        bar_height = float(np.clip(height, *_BAR_HEIGHT))
-        bar = figure.add_axes((0.8, 0.1, 0.1, 0.5), label="colour bar")
-        place(figure, bar, 2.0 + width + _BAR_GAP, 2.0 + height - bar_height, _BAR_WIDTH, bar_height)
-        _draw_bar(figure, mesh, bar, grid)
+        lines = [piece for line in grid.quantity.split("\n") for piece in textwrap.wrap(line, 32)]
+        quantity = drawable("\n".join(lines))
+        bar = draw_colour_bar(figure, axes, mesh, quantity, float(np.clip(height, *_BAR_HEIGHT)))
+        if grid.one_sided:
+            bar.set_ylim(bottom=grid.centre)
         _draw_note(axes, grid, bold)
-        fit(figure)
     return figure
 
 
@@ -118,29 +116,16 @@ def _number_size(values: np.ndarray, digits: int, cell: tuple[float, float]) -> 
     return None
 
 
-def _draw_cells(axes: Axes, grid: LabelledGrid) -> QuadMesh:
+def _draw_values(axes: Axes, grid: LabelledGrid) -> QuadMesh:
     values = np.ma.masked_invalid(grid.values)
     reach = float(np.abs(values - grid.centre).max()) if values.count() else 0.0
     reach = max(reach, grid.least_reach)
     # A grid that is the centre everywhere still needs a scale: one unit.
     reach = reach if reach > 1e-12 else 1.0
-    scale = Normalize(grid.centre - reach, grid.centre + reach)
     n_rows, n_cols = values.shape
     size = (n_cols, n_rows)
     axes.add_patch(Rectangle((0, 0), *size, facecolor=BAND, edgecolor=FAINT, hatch="/////", linewidth=0, zorder=0))
-    mesh = axes.pcolormesh(
-        np.arange(n_cols + 1),
-        np.arange(n_rows + 1),
-        values,
-        cmap=diverging(),
-        norm=scale,
-        edgecolors=PAPER,
-        linewidth=0.6,
-    )
-    axes.set_xlim(0, n_cols)
-    axes.set_ylim(n_rows, 0)
-    axes.spines[:].set_visible(False)
-    return mesh
+    return draw_cells(axes, values, diverging(), Normalize(grid.centre - reach, grid.centre + reach))
 
 
 def _label_axes(axes: Axes, grid: LabelledGrid, plan: _Plan) -> None:
@@ -151,10 +136,9 @@ def _label_axes(axes: Axes, grid: LabelledGrid, plan: _Plan) -> None:
     shown_rows = _every(n_rows, plan.cell[1], 0.13)
     row_labels = [drawable(clipped(grid.row_labels[i], _LONGEST_LABEL)) for i in shown_rows]
     axes.set_yticks(shown_rows + 0.5, row_labels, fontsize=plan.label_size)
-    axes.tick_params(length=0, pad=3)
     axes.set_xlabel(drawable(grid.col_title), color=MUTED)
     axes.set_ylabel(drawable(grid.row_title), color=MUTED)
-    axes.set_title(drawable(grid.title), pad=16 if grid.col_numbers else 7, color=INK)
+    axes.set_title(drawable(grid.title), pad=16 if grid.col_numbers else 7)
     if grid.col_numbers:
         for i in _every(n_cols, plan.cell[0], 0.15):
             axes.annotate(
@@ -172,30 +156,12 @@ def _draw_numbers(axes: Axes, grid: LabelledGrid, plan: _Plan, mesh: QuadMesh) -
     """Write the numbers; whether one of them is bold."""
     if plan.number_size is None:
         return False
-    differs, any_bold = grid.differs, False
-    for (row, col), value in np.ndenumerate(grid.values):
-        if not np.isfinite(value):
-            continue
-        red, green, blue, _ = mesh.to_rgba(value)
-        written = number(float(value), plan.digits)
-        # Nobody is helped by a bold 0: what is too small to be written recedes.
-        strong = differs is not None and bool(differs[row, col]) and written != "0"
-        any_bold |= strong
-        axes.text(
-            col + 0.5, row + 0.5, written, ha="center", va="center_baseline", fontsize=plan.number_size,
-            color=text_on((red, green, blue)), fontweight="bold" if strong else "normal",
-        )  # fmt: skip
-    return any_bold
-
-
-def _draw_bar(figure: Figure, mesh: QuadMesh, bar: Axes, grid: LabelledGrid) -> None:
-    colours = figure.colorbar(mesh, cax=bar)
-    colours.outline.set_visible(False)
-    if grid.one_sided:
-        bar.set_ylim(bottom=grid.centre)
-    lines = [piece for line in grid.quantity.split("\n") for piece in textwrap.wrap(line, 32)]
-    bar.set_ylabel(drawable("\n".join(lines)), fontsize=7.5, color=INK, linespacing=1.3)
-    bar.tick_params(length=2, width=0.6, pad=2, labelsize=7)
+    finite = map(tuple, np.argwhere(np.isfinite(grid.values)).tolist())
+    written = {cell: number(float(grid.values[cell]), plan.digits) for cell in finite}
+    # No bold 0: numbers that are too small to be written are not emphasised.
+    bold = {cell for cell, text in written.items() if text != "0" and grid.differs is not None and grid.differs[cell]}
+    write_in_cells(axes, mesh, written, plan.number_size, bold)
+    return bool(bold)
 
 
 def _draw_note(axes: Axes, grid: LabelledGrid, bold: bool) -> None:

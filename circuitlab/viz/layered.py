@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
+from scipy.optimize import isotonic_regression
 
 # How strongly a link pulls its ends together, by how many of them are points of a trunk.
 _PULL = (1.0, 2.0, 6.0)
@@ -141,7 +142,7 @@ def _ordered(
     rows: list[list[Item]], by_gap: Sequence[Sequence[Link]], half: Mapping[Item, float]
 ) -> tuple[list[list[Item]], dict[Item, float]]:
     """The order with the fewest crossings over all sweeps, and places that go with it."""
-    x = {item: place for row in rows for item, place in _packed(row, half).items()}
+    x = {item: place for row in rows for item, place in _nearest(row, dict.fromkeys(row, (0.0, 1.0)), half).items()}
     best, best_count, best_x = [list(row) for row in rows], _crossings(rows, by_gap), dict(x)
     rows, idle = [list(row) for row in rows], 0
     for sweep in range(_ORDER_SWEEPS):
@@ -229,34 +230,17 @@ def _wanted(
     return {item: (total[item] / weight[item], weight[item]) if weight[item] else (x[item], 1e-3) for item in row}
 
 
-def _packed(row: Sequence[Item], half: Mapping[Item, float]) -> dict[Item, float]:
-    """Items side by side around 0."""
-    return _nearest(row, dict.fromkeys(row, (0.0, 1.0)), half)
-
-
 def _nearest(
     row: Sequence[Item], wanted: Mapping[Item, tuple[float, float]], half: Mapping[Item, float]
 ) -> dict[Item, float]:
     """Places in the given order, each with room for itself, with the least weighted squared distance to those wanted.
 
-    With the least distances subtracted, this is isotonic regression; neighbouring blocks that would overlap are pooled.
+    With the least distances subtracted, this is isotonic regression.
     """
-    shift, shifts = 0.0, []
-    for i, item in enumerate(row):
-        shift += half[row[i - 1]] + half[item] if i else 0.0
-        shifts.append(shift)
-    blocks: list[list[float]] = []  # mean, weight, how many items
-    for item, moved in zip(row, shifts, strict=True):
-        place, weight = wanted[item]
-        blocks.append([place - moved, weight, 1])
-        while len(blocks) > 1 and blocks[-2][0] > blocks[-1][0]:
-            mean, weight, count = blocks.pop()
-            below = blocks[-1]
-            below[0] = (below[0] * below[1] + mean * weight) / (below[1] + weight)
-            below[1] += weight
-            below[2] += count
-    means = [block[0] for block in blocks for _ in range(int(block[2]))]
-    return {item: mean + moved for item, mean, moved in zip(row, means, shifts, strict=True)}
+    shifts = np.cumsum([0.0, *(half[left] + half[right] for left, right in pairwise(row))])
+    places, weights = np.array([wanted[item] for item in row]).T
+    found = isotonic_regression(places - shifts, weights=weights).x + shifts
+    return dict(zip(row, found.tolist(), strict=True))
 
 
 def _crossings(rows: Sequence[Sequence[Item]], by_gap: Sequence[Sequence[Link]]) -> int:

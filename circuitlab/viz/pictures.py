@@ -17,9 +17,7 @@ from circuitlab.viz.drawn import DrawnEdge, DrawnNode
 from circuitlab.viz.grid import LabelledGrid, grid_from_frame
 from circuitlab.viz.heatmap import heatmap
 from circuitlab.viz.looks import by_frequency, by_owner
-from circuitlab.viz.outliers import outlier_figure
-from circuitlab.viz.prompt_search import prompt_search_figure
-from circuitlab.viz.simplification import simplification_figure
+from circuitlab.viz.neurons import importance, optimised_prompts, outliers, simplification  # noqa: F401 - registered
 from circuitlab.viz.stream import lens_figure, stream_figure
 from circuitlab.viz.text import visible_token
 
@@ -32,10 +30,6 @@ if TYPE_CHECKING:
     from circuitlab.features.activations import FeatureActivations
     from circuitlab.graphs.circuit import Circuit
     from circuitlab.graphs.compare import Comparison
-    from circuitlab.neurons.direct_effects import Importance
-    from circuitlab.neurons.outlier_scores import Outliers
-    from circuitlab.neurons.prompt_results import OptimisedPrompts
-    from circuitlab.neurons.simplification import Simplification
     from circuitlab.parts import Node
     from circuitlab.patching.grid import Grid
 
@@ -160,38 +154,3 @@ def features(
             col_numbers=tuple(map(str, range(first, len(tokens)))),
         )
     )
-
-
-@shows("figure", "Importance")
-def importance(found: Importance, k: int = 10) -> Figure:
-    """The first k neurons by prompt, and their average; the most important neuron at the top."""
-    chosen = found.top(k)
-    return heatmap(
-        LabelledGrid(
-            values=np.column_stack([found.shares[chosen], found.average[chosen]]),
-            row_labels=tuple(f"{found.layers[i]}.{found.neurons[i]}" for i in chosen),
-            col_labels=(*found.answers, "average"),
-            row_title="neuron",
-            col_title="predicted token",
-            title="Direct effect of neurons on the prediction",
-            quantity="share of all neurons",
-        )
-    )
-
-
-@shows("figure", "Outliers")
-def outliers(found: Outliers, n_top: int = 10) -> Figure:
-    """Ablation loss against outlier score."""
-    return outlier_figure(found.to_frame(), n_top)
-
-
-@shows("figure", "OptimisedPrompts")
-def optimised_prompts(found: OptimisedPrompts) -> Figure:
-    """The best prompt so far of each search against the step."""
-    return prompt_search_figure(found.trace, float(found.baseline.best[0]), found.direction)
-
-
-@shows("figure", "Simplification")
-def simplification(found: Simplification) -> Figure:
-    """Every step's text with the activation beside it."""
-    return simplification_figure(found.to_frame())

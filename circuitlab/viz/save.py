@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +18,7 @@ from circuitlab.files import write_bytes
 from circuitlab.viz.style import style
 
 DPI = 160
+_MARGIN = 2.0  # inches around axes while they are drawn; `fit` leaves what they need
 # Pixels an inch where a notebook shows a figure; screens of twice that resolution use the other pixels.
 _SHOWN_DPI = 100
 # What each writer would otherwise put in by itself: the date, its own name and version.
@@ -49,6 +52,31 @@ def new_figure(width: float = 4.0, height: float = 3.0) -> Figure:
     figure = InlineFigure(figsize=(width, height), dpi=DPI)
     FigureCanvasAgg(figure)
     return figure
+
+
+@contextmanager
+def canvas(width: float, height: float, label: str) -> Iterator[tuple[Figure, Axes]]:
+    """A figure with axes of this size in inches, to be drawn within the block; it is fitted to its contents at the end.
+
+    Args:
+        width: Of the axes.
+        height: Of the axes.
+        label: Name of the axes.
+
+    Yields:
+        The figure and its axes, with the settings of `style` in force.
+    """
+    with style():
+        figure = new_figure(width + 2 * _MARGIN, height + 2 * _MARGIN)
+        yield figure, panel(figure, label, _MARGIN, _MARGIN, width, height)
+        fit(figure)
+
+
+def panel(figure: Figure, label: str, left: float, bottom: float, width: float, height: float) -> Axes:
+    """New axes at a place given in inches from the lower left corner."""
+    axes = figure.add_axes((0.0, 0.0, 1.0, 1.0), label=label)
+    place(figure, axes, left, bottom, width, height)
+    return axes
 
 
 def place(figure: Figure, axes: Axes, left: float, bottom: float, width: float, height: float) -> None:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 import matplotlib
 import matplotlib.style
+from matplotlib.axes import Axes
 from matplotlib.colors import Colormap, LinearSegmentedColormap, to_rgb
 
 INK = "#1d2329"
@@ -42,8 +43,19 @@ _SETTINGS: dict[str, object] = {
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
     "axes.labelsize": 8.0,
-    "xtick.labelsize": 8.0,
-    "ytick.labelsize": 8.0,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.labelsize": 7.0,
+    "ytick.labelsize": 7.0,
+    "xtick.major.size": 2.5,
+    "ytick.major.size": 2.5,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "legend.frameon": False,
+    "legend.fontsize": 7.0,
+    "legend.handlelength": 1.6,
+    "legend.columnspacing": 1.4,
+    "legend.borderaxespad": 0.2,
     "xtick.color": MUTED,
     "ytick.color": MUTED,
     "xtick.labelcolor": INK,
@@ -64,6 +76,11 @@ def style() -> Iterator[None]:
     """
     with matplotlib.style.context(["default", _SETTINGS]):
         yield
+
+
+def legend_above(axes: Axes) -> None:
+    """A legend in one line above the axes, at their left edge."""
+    axes.legend(loc="lower left", bbox_to_anchor=(-0.01, 1.01), ncols=3)
 
 
 def diverging() -> Colormap:
