@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 
 def sha256(*parts: str | bytes | Any) -> str:
     """SHA-256 over texts (as UTF-8), bytes and tensors (their values, as they lie in memory), one after the other.
+
+    Returns:
+        64 hexadecimal digits.
 
     Example:
         >>> sha256("a", b"b") == sha256("ab")
@@ -20,8 +24,26 @@ def sha256(*parts: str | bytes | Any) -> str:
     return digest.hexdigest()
 
 
+def named_sha256(parts: Mapping[str, object]) -> str:
+    """SHA-256 over names and values, in the order of the names; of tensors over dtype, shape and values.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    pieces: list[Any] = []
+    for name, value in sorted(parts.items()):
+        tensor: Any = value if hasattr(value, "detach") else None
+        pieces += [name, "\0", str(value) if tensor is None else str((tensor.dtype, tuple(tensor.shape)))]
+        pieces += ["\0"] if tensor is None else [tensor, "\0"]
+    return sha256(*pieces)
+
+
 def file_sha256(path: Path) -> str:
-    """SHA-256 over the content of a file."""
+    """SHA-256 over the content of a file.
+
+    Returns:
+        64 hexadecimal digits.
+    """
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -192,9 +192,61 @@ def mean_interval(values: Float[np.ndarray, "*cell example"], seed: int, n_resam
     return _percentiles(values @ counts / values.shape[-1])
 
 
-def standard_error(values: Float[np.ndarray, " example"]) -> float:
-    """Standard error of the mean over examples; NaN for one example."""
-    return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
+def standard_error(values: Float[np.ndarray, "*cell example"], single: float = np.nan) -> Float[np.ndarray, "*cell"]:
+    """Standard error of the mean over examples.
+
+    Args:
+        values: One value an example.
+        single: What is returned for a single example, which says nothing of the spread.
+
+    Returns:
+        One number a cell.
+    """
+    n = values.shape[-1]
+    return np.asarray(values.std(-1, ddof=1) / np.sqrt(n)) if n > 1 else np.full(values.shape[:-1], single)
+
+
+class RunningMean:
+    """Mean and spread over examples that come in batches, of arrays or tensors alike.
+
+    Args:
+        where: Which values count; the others are taken as 0. All by default.
+
+    References:
+        Chan, Golub and LeVeque 1983, Am. Stat. 37:242: batches are merged without subtracting large squares.
+    """
+
+    def __init__(self, where: Any = 1.0) -> None:
+        self._where = where
+        self.n: Any = None
+        self._sum: Any = 0.0
+        self._squares: Any = 0.0  # squared distances from the mean
+
+    def add(self, values: Any, there: Any = None) -> None:
+        """Take in one batch `[example, ...]`; values that are not `there`, `[example, ...]`, are 0 and not counted."""
+        values = values * self._where
+        n, total = (len(values) if there is None else there.sum(0)), values.sum(0)
+        away = values - total / n
+        squares = ((away if there is None else away * there) ** 2).sum(0)
+        if self.n is not None:
+            squares = squares + self._squares + (total / n - self.mean) ** 2 * self.n * n / (self.n + n)
+            n = self.n + n
+        self.n, self._sum, self._squares = n, self._sum + total, squares
+
+    @property
+    def mean(self) -> Any:
+        """Mean over all examples so far."""
+        return self._sum / self.n
+
+    @property
+    def deviation(self) -> Any:
+        """Standard deviation of these very examples: divided by their number."""
+        return (self._squares / self.n) ** 0.5
+
+    @property
+    def standard_error(self) -> Any:
+        """Standard error of the mean; 0 for a single example."""
+        return (self._squares / max(1, self.n - 1) / self.n) ** 0.5
 
 
 def student_interval(values: Float[np.ndarray, " example"], confidence: float = CONFIDENCE) -> Interval:

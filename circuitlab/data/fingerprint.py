@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from random import Random
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from circuitlab.data.example import Example
 from circuitlab.data.sampling import draw, fixed_examples, global_randomness_kept
+from circuitlab.digests import sha256
 from circuitlab.resources import DEFAULT, Resources
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def task_fingerprint(task: Task, resources: Resources = DEFAULT) -> str:
                 total = SLOW_DRAWS
             if drawn % SLOW_DRAWS == 0 or times[-1] > SLOW:
                 resources.progress("fingerprint", drawn, total)
-    digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    digest = sha256("\n".join(lines))
     return digest if total == DRAWS else f"{SLOW_DRAWS}-{digest}"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -10,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, overload
 
 from circuitlab.data.pair import Pair
+from circuitlab.digests import sha256
 from circuitlab.errors import ConfigError
 from circuitlab.summary import Summary, plural, short
 
@@ -69,7 +69,7 @@ class PairSet(Summary):
     def fingerprint(self) -> str:
         """SHA-256 over texts, answers and token ids, in order."""
         lines = [json.dumps(pair.as_record(""), sort_keys=True, ensure_ascii=False) for pair in self.pairs]
-        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+        return sha256("\n".join(lines))
 
     def batches(self, device: torch.device | str = "cpu") -> tuple[PairBatch, ...]:
         """The pairs as tensors, bucketed by length, never padded; `PairBatch.index` maps rows to pairs.
@@ -122,7 +122,7 @@ class PairSplits(Summary):
     def fingerprint(self) -> str:
         """SHA-256 over both splits, and the reference pairs where there are some."""
         parts = [self.discovery, self.held_out, *([self.reference] if self.reference else [])]
-        return hashlib.sha256("".join(part.fingerprint for part in parts).encode()).hexdigest()
+        return sha256(*(part.fingerprint for part in parts))
 
     def _summary(self) -> str:
         splits = {"discovery": self.discovery, "held-out": self.held_out, "reference": self.reference}

@@ -202,7 +202,7 @@ class _Run:
             assert edge is not None
             assert edge == one.edge
             change = cost - self._current
-            error = standard_error(change) if len(change) > 1 else 0.0
+            error = float(standard_error(change, 0.0))
             before, after = float(self._current.mean()), float(cost.mean())
             self._answers.append(Answer(edge=edge, before=before, after=after, standard_error=error, cut=cut))
             self._walk.answer(edge, cut)

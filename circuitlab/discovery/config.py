@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import shlex
 from collections.abc import Iterable, Mapping
@@ -13,6 +12,7 @@ from typing import Any
 from pydantic import ConfigDict, ValidationError, create_model
 
 from circuitlab.declarations import OWN, Setting, options_of
+from circuitlab.digests import sha256
 from circuitlab.discovery.method import Method
 from circuitlab.discovery.scoring import METHODS, check_serves, find_method
 from circuitlab.errors import ConfigError, UnknownNameError, WrongTypeError, shown
@@ -223,5 +223,4 @@ def _in_a_name(text: str) -> str:
     kept = re.sub(r"[^\w.+-]+", "_", text)
     if len(kept.encode()) <= LONGEST_PART:
         return kept
-    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-    return kept.encode()[: LONGEST_PART - 9].decode(errors="ignore") + f"-{digest}"
+    return kept.encode()[: LONGEST_PART - 9].decode(errors="ignore") + f"-{sha256(text)[:8]}"

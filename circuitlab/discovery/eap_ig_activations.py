@@ -29,7 +29,8 @@ from circuitlab.data.batch import PairBatch
 from circuitlab.discovery.eap_ig import check_steps
 from circuitlab.discovery.input_path import check_slope, streams_alive
 from circuitlab.discovery.node_scores import NodeScores
-from circuitlab.discovery.scores import EdgeScores, RunningMean
+from circuitlab.discovery.scores import EdgeScores
+from circuitlab.graphs.prune import real_edges
 from circuitlab.models.traced import Slopes, Window, run_plain, trace
 from circuitlab.parts import Kind, Layout
 from circuitlab.patching.experiment import Experiment
@@ -37,6 +38,7 @@ from circuitlab.patching.gradients.edge_products import EdgeProducts, Said, stan
 from circuitlab.patching.gradients.slopes import metric_slopes
 from circuitlab.patching.gradients.sublayer_path import Sublayer, SublayerPaths, sublayers
 from circuitlab.resources import Resources
+from circuitlab.stats import RunningMean
 
 
 def score_eap_ig_activations(experiment: Experiment, *, steps: int = 5, level: str = "edge") -> EdgeScores | NodeScores:
@@ -60,7 +62,7 @@ def score_eap_ig_activations(experiment: Experiment, *, steps: int = 5, level: s
     model, metric = experiment.model, experiment.metric
     alive = streams_alive(model, experiment.replacement) + 3 * model.spec.n_heads
     batches = experiment.recordings.parts(alive)
-    running = RunningMean(Layout.of(model.spec) if level == "edge" else None)
+    running = RunningMean(real_edges(Layout.of(model.spec)) if level == "edge" else 1.0)
     integrals, effects = [], []
     for number, batch in enumerate(batches):
         found = _attributed(experiment, batch, steps, level, experiment.resources.part(number, len(batches)))

@@ -14,11 +14,13 @@ import numpy as np
 
 from circuitlab.discovery.exact_nodes import score_exact_nodes
 from circuitlab.discovery.node_scores import NodeScores
-from circuitlab.discovery.scores import ColumnScores, EdgeScores, RunningMean
+from circuitlab.discovery.scores import ColumnScores, EdgeScores
+from circuitlab.graphs.prune import real_edges
 from circuitlab.graphs.ranking import edge_places
 from circuitlab.parts import Layout
 from circuitlab.patching.edges.edges import edge_effects, edge_grid
 from circuitlab.patching.experiment import Experiment
+from circuitlab.stats import RunningMean
 
 
 def score_exact(experiment: Experiment, *, axis: str = "all", level: str = "edge") -> EdgeScores | NodeScores:
@@ -36,7 +38,7 @@ def score_exact(experiment: Experiment, *, axis: str = "all", level: str = "edge
     if level != "edge":
         return score_exact_nodes(experiment, level)
     columns = None if axis == "all" else _by_column(experiment, axis)
-    running = RunningMean(Layout.of(experiment.model.spec))
+    running = RunningMean(real_edges(Layout.of(experiment.model.spec)))
     for number, baseline in enumerate(experiment.baselines):
         resources = experiment.resources.part(number, len(experiment.batches))
         running.add(edge_effects(

@@ -14,10 +14,10 @@ from einops import rearrange
 from jaxtyping import Float
 
 from circuitlab.discovery.node_scores import NodeScores
-from circuitlab.discovery.scores import RunningMean
 from circuitlab.patching.edges.components import component_effects
 from circuitlab.patching.experiment import Experiment
 from circuitlab.patching.sweeps.sweep import sweep_grids
+from circuitlab.stats import RunningMean
 
 
 def score_exact_nodes(experiment: Experiment, level: str) -> NodeScores:

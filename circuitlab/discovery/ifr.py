@@ -23,12 +23,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitlab.discovery.scores import EdgeScores, RunningMean
+from circuitlab.discovery.scores import EdgeScores
+from circuitlab.graphs.prune import real_edges
 from circuitlab.models.protocol import Model, Recording
 from circuitlab.models.steps import mlp_input
 from circuitlab.parts import Kind, Layout
 from circuitlab.patching.experiment import Experiment
 from circuitlab.patching.runs.writers import writer_outputs
+from circuitlab.stats import RunningMean
 
 LEAST = 1e-5
 
@@ -42,7 +44,7 @@ def score_ifr(experiment: Experiment) -> EdgeScores:
     """
     model = experiment.model
     layout = Layout.of(model.spec)
-    running, clipped, no_part = RunningMean(layout), [], []
+    running, clipped, no_part = RunningMean(real_edges(layout)), [], []
     alive = 2 * len(layout.writers) + 8 * model.spec.n_layers
     batches = experiment.recordings.parts(alive)
     for number, batch in enumerate(batches):

@@ -20,8 +20,9 @@ from torch import Tensor
 
 from circuitlab.data.batch import PairBatch
 from circuitlab.discovery.node_scores import NodeScores
-from circuitlab.discovery.scores import ColumnScores, EdgeScores, RunningMean
+from circuitlab.discovery.scores import ColumnScores, EdgeScores
 from circuitlab.errors import ConfigError, MetricError, UnknownNameError
+from circuitlab.graphs.prune import real_edges
 from circuitlab.metrics import Metric
 from circuitlab.models.protocol import Model
 from circuitlab.models.traced import Traced, Window, run_plain, trace
@@ -32,6 +33,7 @@ from circuitlab.patching.gradients.neuron_products import NeuronProducts
 from circuitlab.patching.gradients.slopes import judged, metric_slopes
 from circuitlab.patching.runs.columns import columns_of
 from circuitlab.patching.runs.replacement import Replacement
+from circuitlab.stats import RunningMean
 
 
 def attribute(
@@ -76,7 +78,7 @@ def attribute(
         )
     batches = experiment.recordings.parts(streams_alive(model, put_in))
     columns = columns_of(experiment.pairs, batches, axis) if axis != "all" else None
-    running = RunningMean(Layout.of(model.spec) if level == "edge" else None)
+    running = RunningMean(real_edges(Layout.of(model.spec)) if level == "edge" else 1.0)
     by_column = np.zeros(())
     integral, truth = [], []
     for number, batch in enumerate(batches):

@@ -5,7 +5,6 @@ Whether a method's scores are such means is tried on two pairs of prompts, not a
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
@@ -18,6 +17,7 @@ from circuitlab.data.pairs import PairSet
 from circuitlab.discovery.scores import EdgeScores
 from circuitlab.graphs.ranking import edge_places
 from circuitlab.patching.experiment import Experiment
+from circuitlab.stats import standard_error
 
 # Scores of a mean over examples agree with the mean of the scores to rounding: 1e-6 of the largest, in float32.
 ADDITIVE = 1e-4
@@ -50,7 +50,7 @@ def resampled(
             continue
         mean, error = np.zeros_like(whole.standard_error), np.zeros_like(whole.standard_error)
         mean[places[:, 0], places[:, 1]] = each[index].mean(0)
-        error[places[:, 0], places[:, 1]] = each[index].std(0, ddof=1) / math.sqrt(len(index)) if len(index) > 1 else 0
+        error[places[:, 0], places[:, 1]] = standard_error(each[index].T, 0.0)
         yield given, replace(whole, values=mean, standard_error=error)
 
 

@@ -262,36 +262,3 @@ def load_scores(path: str | Path) -> EdgeScores:
                 "readers. Save the scores again."
             )
     return found
-
-
-class RunningMean:
-    """Mean and standard error over examples that come in batches; `n` counts them.
-
-    Args:
-        layout: Where values are matrices of edges: what is no edge is left out.
-    """
-
-    def __init__(self, layout: Layout | None = None) -> None:
-        self._real = 1.0 if layout is None else real_edges(layout)
-        self.n = 0
-        self._sum = self._squares = np.zeros(())
-
-    def add(self, values: Float[np.ndarray, "batch ..."]) -> None:
-        """Take in one batch."""
-        values = values * self._real
-        self.n += len(values)
-        self._sum = self._sum + values.sum(0)
-        self._squares = self._squares + (values**2).sum(0)
-
-    @property
-    def mean(self) -> Float[np.ndarray, "*score"]:
-        """Mean over all examples so far."""
-        return self._sum / self.n
-
-    @property
-    def standard_error(self) -> Float[np.ndarray, "*score"]:
-        """Standard error of the mean; 0 for a single example."""
-        if self.n < 2:
-            return np.zeros_like(self._sum)
-        variance = (self._squares - self.n * self.mean**2) / (self.n - 1)
-        return np.sqrt(np.maximum(0.0, variance) / self.n)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
+from itertools import chain
 from typing import Any
 
-import torch
-
+from circuitlab.digests import sha256
 from circuitlab.models.recording import AS_SAVED, Folding
 
 
@@ -19,14 +18,9 @@ def weights_digest(bridge: Any, folding: Folding = AS_SAVED) -> str:
         bridge: The booted model, its weights as saved.
         folding: What will be done to them.
     """
-    digest = hashlib.sha256()
-    for name, weight in sorted(bridge.original_model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    for name in ("fold_ln", "center_weights"):
-        if getattr(folding, name):
-            digest.update(name.encode())
-    return digest.hexdigest()
+    weights = sorted(bridge.original_model.state_dict().items())
+    rewritten = (name for name in ("fold_ln", "center_weights") if getattr(folding, name))
+    return sha256(*chain.from_iterable(weights), *rewritten)
 
 
 def edited(as_saved: str, now: str) -> str:
@@ -36,4 +30,4 @@ def edited(as_saved: str, now: str) -> str:
         as_saved: Of the checkpoint and how it was rewritten.
         now: Of its weights as they are.
     """
-    return hashlib.sha256(f"{as_saved} edited {now}".encode()).hexdigest()
+    return sha256(f"{as_saved} edited {now}")

@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from circuitlab import stats
 from circuitlab.arguments import checked
 from circuitlab.data.text_values import TextValues
 from circuitlab.errors import ConfigError
@@ -64,8 +65,7 @@ class NoiseSensitivity(Summary):
     @property
     def standard_error(self) -> Float[np.ndarray, " token"]:
         """Standard error of `mean` over the samples; NaN for a single one."""
-        n = self.changes.shape[1]
-        return self.changes.std(1, ddof=1) / n**0.5 if n > 1 else np.full(len(self.changes), np.nan)
+        return stats.standard_error(self.changes)
 
     @property
     def size(self) -> Float[np.ndarray, " token"]:

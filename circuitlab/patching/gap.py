@@ -55,7 +55,7 @@ class Gap:
         interval = stats.student_interval(gaps, CONFIDENCE)
         return cls(
             mean=float(gaps.mean()),
-            standard_error=stats.standard_error(gaps),
+            standard_error=float(stats.standard_error(gaps)),
             low=float(interval.low),
             high=float(interval.high),
             n=len(gaps),

@@ -7,7 +7,6 @@ a prompt, token or description is never executed, even if it were inserted witho
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 from functools import cache
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from circuitlab.digests import sha256
 from circuitlab.report.format import counted
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -79,4 +79,4 @@ def _base64(content: bytes) -> str:
 
 
 def _sha256(script: str) -> Markup:
-    return Markup(_base64(hashlib.sha256(script.encode("utf-8")).digest()))
+    return Markup(_base64(bytes.fromhex(sha256(script))))

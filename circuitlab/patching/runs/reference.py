@@ -6,7 +6,6 @@ added up over batches, and divided at the end. Sums are float64.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -18,12 +17,14 @@ from torch import Tensor
 from circuitlab.data.batch import PairBatch
 from circuitlab.data.batching import batches_for
 from circuitlab.data.pairs import PairSet
+from circuitlab.digests import sha256
 from circuitlab.models.protocol import Model, Recording
 from circuitlab.models.steps import mlp_input
 from circuitlab.parts import ModelSpec
 from circuitlab.patching.runs.columns import span_masks
 from circuitlab.patching.runs.packing import fitting
 from circuitlab.resources import Resources
+from circuitlab.stats import RunningMean
 from circuitlab.summary import Summary
 
 # Which activation: its name in `Recording` (or HIDDEN, the neurons of an MLP), and its layer.
@@ -60,11 +61,9 @@ class Statistics(Summary):
 
     def digest(self) -> str:
         """SHA-256 over all of them: what a number that was made with them depends on."""
-        found = hashlib.sha256(repr((self.kind, self.spec, self.labels)).encode())
-        for key, table in [*sorted(self.tables.items()), *self._patterns()]:
-            found.update(repr(key).encode())
-            found.update(table.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-        return found.hexdigest()
+        tables = [*sorted(self.tables.items()), *self._patterns()]
+        named = (part for key, table in tables for part in (repr(key), table))
+        return sha256(repr((self.kind, self.spec, self.labels)), *named)
 
     def _patterns(self) -> Iterator[tuple[Place, Tensor]]:
         for n, layers in sorted(self.patterns.items()):
@@ -148,15 +147,15 @@ def measure_deviations(model: Model, pairs: PairSet | PairBatch, resources: Reso
         ConfigError: The budget does not hold one prompt.
     """
     batches = _batches(model, pairs, resources)
-    spreads = dict[Place, _Spread]()
+    spreads = dict[Place, RunningMean]()
     for batch in batches:
         run = model.record(batch.clean)
         for place, value in activations(model, run):
-            spreads.setdefault(place, _Spread()).add(value.flatten(0, 1).double())
+            spreads.setdefault(place, RunningMean()).add(value.flatten(0, 1).double())
         for layer, pattern in enumerate(run.pattern):
             by_head = rearrange(pattern.double(), "batch head query key -> (batch query key) head")
             # A key that the query does not see has a weight of exactly 0.
-            spreads.setdefault(("pattern", layer), _Spread()).add(by_head, by_head != 0)
+            spreads.setdefault(("pattern", layer), RunningMean()).add(by_head, by_head != 0)
     return Statistics(
         kind="noise",
         spec=model.spec,
@@ -181,34 +180,6 @@ def activations(model: Model, run: Recording) -> Iterator[tuple[Place, Float[Ten
 def prompts_of(batches: Sequence[PairBatch]) -> frozenset[tuple[int, ...]]:
     """The clean prompts as tokens."""
     return frozenset(tuple(row) for batch in batches for row in batch.clean.tolist())
-
-
-class _Spread:
-    """Number, mean and squared distance from the mean, merged batch by batch.
-
-    References:
-        Chan, Golub and LeVeque 1983: no large squares are subtracted from each other.
-    """
-
-    def __init__(self) -> None:
-        self.count: Tensor | float = 0.0
-        self.mean: Tensor | float = 0.0
-        self.squares: Tensor | float = 0.0
-
-    def add(self, values: Float[Tensor, "_ ..."], there: Tensor | None = None) -> None:
-        """Rows of values; those that are not there are 0 and do not count."""
-        count = torch.as_tensor(len(values), device=values.device) if there is None else there.sum(0)
-        mean = values.sum(0) / count
-        away = values - mean if there is None else (values - mean) * there
-        apart, total = mean - self.mean, self.count + count
-        self.squares = self.squares + (away * away).sum(0) + apart * apart * self.count * count / total
-        self.mean = self.mean + apart * count / total
-        self.count = total
-
-    @property
-    def deviation(self) -> Tensor:
-        """The standard deviation."""
-        return torch.as_tensor(self.squares / self.count).sqrt()
 
 
 def _batches(model: Model, pairs: PairSet | PairBatch, resources: Resources) -> list[PairBatch]:

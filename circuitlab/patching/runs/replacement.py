@@ -20,7 +20,6 @@ References:
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -34,6 +33,7 @@ from circuitlab.arguments import checked_fields
 from circuitlab.data.batch import PairBatch
 from circuitlab.data.batching import batches_for
 from circuitlab.data.pairs import PairSet
+from circuitlab.digests import sha256
 from circuitlab.errors import ConfigError, UnknownNameError
 from circuitlab.models.grouped_heads import once_per_kv_head, once_per_query_head
 from circuitlab.models.protocol import Model, Recording
@@ -112,7 +112,7 @@ class Replacement(Summary):
         """SHA-256 over everything that decides what it puts in."""
         known = self.statistics or self.outputs
         measured = "" if known is None else known.digest()
-        return hashlib.sha256(repr((self.kind, self.seed, self.scale, measured)).encode()).hexdigest()
+        return sha256(repr((self.kind, self.seed, self.scale, measured)))
 
 
 # What every argument `ablation` takes.
@@ -296,8 +296,8 @@ def normal(
     """
     rows = []
     for example in index.tolist():
-        digest = hashlib.sha256(f"{seed}/{place[0]}/{place[1]}/{example}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+        digest = sha256(f"{seed}/{place[0]}/{place[1]}/{example}")
+        generator = torch.Generator().manual_seed(int(digest[:16], 16) >> 1)
         rows.append(torch.randn(like.shape[1:], generator=generator, dtype=torch.float32))
     return torch.stack(rows).to(like)
 

@@ -12,6 +12,7 @@ from circuitlab.parts import Kind, Node
 from circuitlab.patching.experiment import Experiment
 from circuitlab.patching.grid import Grid
 from circuitlab.patching.sweeps.sweep import sweep_grids
+from circuitlab.stats import standard_error
 from circuitlab.summary import Summary
 
 
@@ -39,9 +40,8 @@ class NodeSweep(Summary):
     def standard_errors(self) -> dict[str, float]:
         """Node name -> standard error of the effect over examples, the gap taken as known."""
         gap = abs(float((self.clean - self.corrupt).mean()))
-        root = max(1, len(self.clean)) ** 0.5
-        ddof = int(len(self.clean) > 1)
-        return {name: float(np.std(v - self.corrupt, ddof=ddof)) / (gap * root) for name, v in self.per_example.items()}
+        errors = {name: standard_error(values - self.corrupt, 0.0) for name, values in self.per_example.items()}
+        return {name: float(error) / gap for name, error in errors.items()}
 
 
 def sweep_nodes(experiment: Experiment, heads: Grid | None = None) -> NodeSweep:
