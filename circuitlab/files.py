@@ -1,4 +1,4 @@
-"""Read files that users name (regular files of a bounded size, strict JSON), and write files whole or not at all.
+"""Read files that users name: regular files of a bounded size, text, strict JSON. `outputs/` writes them.
 
 Every reader of the library goes through here, so that a device, a pipe, an archive that unpacks to gigabytes or a
 deeply nested object is refused with one message, before it takes time or memory. Text may have a byte-order mark.
@@ -11,12 +11,11 @@ import gzip
 import json
 import os
 import re
-import secrets
 import stat
 import zipfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from io import BufferedIOBase, BufferedReader
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from textwrap import shorten
@@ -246,64 +245,6 @@ def parsing(where: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise FormatError(f"{where} is damaged or of another format: {_short(error)}. Write it again.") from error
-
-
-@contextmanager
-def writing(path: str | os.PathLike[str], what: str) -> Iterator[None]:
-    """What the operating system refuses while a file is written (no permission, no room), as a `FileError`.
-
-    Args:
-        path: What is written.
-        what: What it is in messages, such as "circuit file".
-
-    Raises:
-        FileError: The operating system refused.
-    """
-    try:
-        yield
-    except CircuitLabError:
-        raise
-    except OSError as error:
-        raise FileError(
-            f"{what} {str(path)!r} cannot be written: {error.strerror or error}. Name a place that may be written and "
-            "has room."
-        ) from error
-
-
-@contextmanager
-def whole_file(path: Path, what: str) -> Iterator[Path]:
-    """A new empty file beside `path` that takes its name when the block succeeds, and is gone when it does not.
-
-    Its folder is made. What had the name is replaced; where that was a symbolic link, the link is, not its target.
-
-    Args:
-        path: The file.
-        what: What it is in messages, such as "circuit file".
-
-    Raises:
-        FileError: The operating system refused: no permission, no room, or a folder of this name.
-    """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    with writing(path, what):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            # Exclusive: a file or link that somebody put there is not written through.
-            os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-            yield temporary
-            os.replace(temporary, path)
-        finally:
-            with suppress(OSError):
-                temporary.unlink()
-
-
-def write_bytes(path: Path, content: bytes, what: str) -> None:
-    """Write a file whole or not at all; see `whole_file`.
-
-    Raises:
-        FileError: The operating system refused.
-    """
-    with whole_file(path, what) as temporary:
-        temporary.write_bytes(content)
 
 
 def _unreadable(what: str, path: Path, error: Exception) -> str:

@@ -31,12 +31,14 @@ from circuitlab import (
 )
 from circuitlab.cli.texts import text_of
 from circuitlab.features import load_descriptions
-from circuitlab.files import MOST_LEVELS, MOST_TEXT, parse_json, read_bytes, read_text, write_bytes
+from circuitlab.files import MOST_LEVELS, MOST_TEXT, parse_json, read_bytes, read_text
 from circuitlab.graphs.circuit import Circuit
 from circuitlab.graphs.prune import real_edges
 from circuitlab.neurons.corpus import read_corpus
+from circuitlab.outputs.state import State, save_state
+from circuitlab.outputs.whole import write_bytes
 from circuitlab.parts import Layout
-from circuitlab.patching.sweeps.checkpoint import Checkpoint
+from circuitlab.patching.sweeps.checkpoint import DONE, Checkpoint
 
 SPEC = spec_of(2, 2)
 MASK = real_edges(Layout.of(SPEC))
@@ -343,8 +345,8 @@ class TestTensors:
 
 class TestResuming:
     def kept(self, path, **change):
-        tensors = {"t": torch.ones(2, 3, dtype=torch.float64), "done": torch.tensor([0])} | change
-        save_file(tensors, path, metadata={"key": "k", "budget": "8"})
+        arrays = {"t": np.ones((2, 3)), DONE: np.array([0])} | change
+        save_state(path, State(job="sweep", key="k", numbers={"budget": 8}, arrays=arrays))
         return path
 
     def test_it_is_read(self, tmp_path):
@@ -353,7 +355,7 @@ class TestResuming:
         assert found.done == {0}
 
     @pytest.mark.parametrize(
-        "change", [{"t": torch.ones(3)}, {"t": torch.ones(2, 3, dtype=torch.int8)}, {"done": torch.tensor([0.5])}]
+        "change", [{"t": np.ones(3)}, {"t": np.ones((2, 3), dtype=np.int8)}, {DONE: np.array([0.5])}]
     )
     def test_arrays_of_another_kind_are_refused_and_nothing_is_taken_over(self, change, tmp_path):
         table = np.zeros((2, 3))
@@ -361,6 +363,16 @@ class TestResuming:
         with pytest.raises(RunError, match="cannot be read as the rest of a sweep"):
             found.load()
         assert (table == 0).all()
+
+    def test_a_file_of_an_earlier_version_or_of_another_job_is_refused_in_one_line(self, tmp_path):
+        old, other = tmp_path / "old.safetensors", tmp_path / "other.safetensors"
+        save_file({"t": torch.ones(2, 3), "done": torch.tensor([0])}, old, metadata={"key": "k", "budget": "8"})
+        with pytest.raises(RunError, match="cannot be read as the rest of a sweep: it has the schema None") as told:
+            resumed(old)
+        assert "\n" not in str(told.value)
+        save_state(other, State(job="training", key="k", numbers={}, arrays={}))
+        with pytest.raises(RunError, match="keeps another sweep"):
+            resumed(other)
 
     def test_a_disk_without_room(self, tmp_path, monkeypatch):
         def full(*_given):

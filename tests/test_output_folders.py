@@ -18,8 +18,9 @@ from circuitlab.cli import main
 from circuitlab.discovery.config import DiscoverConfig, default_folder
 from circuitlab.outputs import check_path, put_file, put_tables, reserved_file, reserved_tables
 from circuitlab.outputs import reserve as reserve_module
-from circuitlab.outputs.exchange import exchange
+from circuitlab.outputs import whole as whole_module
 from circuitlab.outputs.lock import LOCK
+from circuitlab.outputs.whole import exchange
 from circuitlab.runs.reserve import reserve_run
 
 # Changes of the disk: a process is killed before each of them in turn.
@@ -360,7 +361,7 @@ def killed_at(number: int, work: Callable[[], object]) -> bool:
         with pytest.MonkeyPatch.context() as patch:
             for module, name in ((os, name) for name in CALLS):
                 patch.setattr(module, name, deadly(getattr(module, name), left))
-            patch.setattr(reserve_module, "exchange", deadly(reserve_module.exchange, left))
+            patch.setattr(whole_module, "exchange", deadly(whole_module.exchange, left))
             work()
 
     with child(patched) as process:
@@ -405,7 +406,7 @@ def test_a_kill_at_any_moment_leaves_the_name_whole(force, here):
 
 def test_where_two_folders_cannot_be_exchanged_the_old_one_comes_back(here, monkeypatch):
     """A kill between two renames, on a file system without an exchange: the next command puts the old result back."""
-    monkeypatch.setattr(reserve_module, "exchange", lambda one, other: False)
+    monkeypatch.setattr(whole_module, "exchange", lambda one, other: False)
     seen = set()
     for number in range(1, 60):
         place = here / str(number)

@@ -45,7 +45,7 @@ from circuitlab.discovery.config import DiscoverConfig
 from circuitlab.evaluation.areas import MIB_SHARES, mib_sizes
 from circuitlab.graphs.prune import prune
 from circuitlab.graphs.selection import SelectionRule
-from circuitlab.outputs import reserve
+from circuitlab.outputs import whole
 from circuitlab.report.findings import caveats, headline
 from circuitlab.report.folder import read_run
 from circuitlab.report.render import asset
@@ -477,8 +477,8 @@ def test_the_old_run_is_put_back_when_the_last_rename_fails(run, place, monkeypa
             raise KeyboardInterrupt
         rename(source, target)
 
-    monkeypatch.setattr("circuitlab.outputs.reserve.exchange", lambda one, other: False)
-    monkeypatch.setattr(reserve.os, "rename", fails_once)
+    monkeypatch.setattr("circuitlab.outputs.whole.exchange", lambda one, other: False)
+    monkeypatch.setattr(whole.os, "replace", fails_once)
     with pytest.raises(KeyboardInterrupt):
         run.write(place, force=True)
     assert told

@@ -12,7 +12,7 @@ from jaxtyping import Float
 
 from circuitlab.drawing import cell, draw, page
 from circuitlab.errors import ConfigError, FormatError, UnknownNameError
-from circuitlab.files import write_bytes
+from circuitlab.outputs.whole import write_bytes
 from circuitlab.summary import Summary, plural
 
 if TYPE_CHECKING:

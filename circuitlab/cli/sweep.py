@@ -105,10 +105,10 @@ def sweep(
     from circuitlab.cli.progress import progress
     from circuitlab.metrics import metric_of
     from circuitlab.outputs import check_state_file
+    from circuitlab.outputs.state import resume as check_state
     from circuitlab.patching.grid import check_correction
     from circuitlab.patching.runs.baseline import check_direction
     from circuitlab.patching.runs.replacement import MEANS
-    from circuitlab.patching.sweeps.checkpoint import check_resumable
     from circuitlab.patching.sweeps.estimate import estimate_sweep
     from circuitlab.patching.sweeps.plan import check_sites
     from circuitlab.patching.sweeps.sweep import by_site
@@ -128,7 +128,7 @@ def sweep(
         site, axis=axis, head_axis=head_axis, **{name: chosen[name] for name in ("heads", "neurons", "positions")}
     )
     if resume is not None:
-        check_resumable(check_state_file(resume))
+        check_state(check_state_file(resume), "sweep", None)
     judged_by = metric_of(wanted, task["metric"])
     if estimate:
         unused = {"--out": out, "--resume": resume, "--correction": correction, "--force": force or None}

@@ -12,7 +12,7 @@ from jaxtyping import Float
 
 from circuitlab import drawing
 from circuitlab.errors import ConfigError, OutputExistsError
-from circuitlab.files import write_bytes
+from circuitlab.outputs.whole import write_bytes
 from circuitlab.summary import Summary, plural, short
 
 if TYPE_CHECKING:

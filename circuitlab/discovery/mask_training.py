@@ -8,9 +8,6 @@ that a run that was stopped goes on from its file as if it had not been.
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,27 +16,25 @@ from typing import Annotated
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from safetensors import safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from circuitlab.data.batch import PairBatch
 from circuitlab.declarations import Setting
-from circuitlab.errors import RunError
-from circuitlab.files import check_file, write_bytes
+from circuitlab.digests import named_sha256, sha256
 from circuitlab.graphs.prune import real_edges
 from circuitlab.metrics import resolve
+from circuitlab.outputs.state import State, resume, save_state
 from circuitlab.parts import Layout
 from circuitlab.patching.circuits.soft_circuit import SoftCircuit
 from circuitlab.patching.experiment import Experiment
 from circuitlab.patching.runs.packing import packs, rows_per_pack
-from circuitlab.patching.sweeps.checkpoint import digest
 
 # Options of the methods that learn.
 Updates = Annotated[int, Setting(what="steps of learning", least=1)]
 Rate = Annotated[float, Setting(what="step size", above=0)]
 BatchSize = Annotated[int, Setting(what="examples a step", least=1)]
 Checkpoint = Annotated[str | None, Setting(what="file that keeps the state, to stop and resume")]
+JOB = "training"
 # Steps between two versions of the file.
 KEEP_EVERY = 25
 
@@ -71,8 +66,8 @@ class MaskLoss:
 
     def generator(self, step: int) -> torch.Generator:
         """Of what is drawn in one step."""
-        text = f"{self.experiment.seed} {step}".encode()
-        return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(text).digest()[:7], "little"))
+        text = f"{self.experiment.seed} {step}"
+        return torch.Generator().manual_seed(int.from_bytes(bytes.fromhex(sha256(text))[:7], "little"))
 
     def draw(self, generator: torch.Generator) -> tuple[SoftCircuit, Int[Tensor, " chosen"]]:
         """Examples of one length."""
@@ -145,17 +140,12 @@ class Training:
         """Write everything, whole or not at all."""
         if self.path is None:
             return
-        tensors = {f"parameter {name}": value.detach() for name, value in self.parameters.items()}
+        arrays = {f"parameter {name}": _exact(value) for name, value in self.parameters.items()}
         for number, optimizer in enumerate(self.optimizers):
             for place, state in optimizer.state_dict()["state"].items():
-                tensors |= {f"optimizer {number} {place} {name}": value for name, value in state.items()}
-        tensors |= {f"curve {name}": torch.tensor(column, dtype=torch.float64) for name, column in self.curve.items()}
-        about = {"key": self.key, "state": json.dumps({"step": self.step, "columns": list(self.curve)})}
-        write_bytes(
-            self.path,
-            save({name: tensor.contiguous() for name, tensor in tensors.items()}, about),
-            "file to resume from",
-        )
+                arrays |= {f"optimizer {number} {place} {name}": _exact(value) for name, value in state.items()}
+        arrays |= {f"curve {name}": np.array(column) for name, column in self.curve.items()}
+        save_state(self.path, State(job=JOB, key=self.key, numbers={"step": self.step}, arrays=arrays))
 
     def resume(self) -> None:
         """Take over what the file holds, if there is one.
@@ -163,38 +153,30 @@ class Training:
         Raises:
             RunError: It is of another training, or damaged.
         """
-        if self.path is None or not os.path.lexists(self.path):
-            return
-        check_file(self.path, "file to resume from")
-        try:
-            with safe_open(self.path, "pt") as file:
-                about = file.metadata() or {}
-                if about.get("key") != self.key:
-                    raise RunError(
-                        f"{self.path} keeps another training (other model, prompts or settings). Give another path, "
-                        "or remove the file."
-                    )
-                state = json.loads(about["state"])
-                self.step = int(state["step"])
-                self.curve = {name: file.get_tensor(f"curve {name}").tolist() for name in state["columns"]}
-                with torch.no_grad():
-                    for name, value in self.parameters.items():
-                        value.copy_(file.get_tensor(f"parameter {name}"))
-                for number, optimizer in enumerate(self.optimizers):
-                    self._restore(optimizer, f"optimizer {number} ", file)
-        except RunError:
-            raise
-        except Exception as error:  # whatever safetensors, JSON or torch say of a damaged file
-            raise RunError(f"{self.path} cannot be read as the state of a training: {error}. Remove it.") from error
+        if self.path is not None:
+            resume(self.path, JOB, self.key, self._take)
 
-    @staticmethod
-    def _restore(optimizer: torch.optim.Optimizer, prefix: str, file: safe_open) -> None:
-        states: dict[int, dict[str, Tensor]] = {}
-        for name in list(file.keys()):
-            if name.startswith(prefix):
-                place, item = name.removeprefix(prefix).split(" ")
-                states.setdefault(int(place), {})[item] = file.get_tensor(name)
-        optimizer.load_state_dict({**optimizer.state_dict(), "state": states})
+    @torch.no_grad()
+    def _take(self, state: State) -> None:
+        for name, value in self.parameters.items():
+            value.copy_(torch.from_numpy(state.arrays[f"parameter {name}"]))
+        found: list[dict[int, dict[str, Tensor]]] = [{} for _ in self.optimizers]
+        for name, array in state.arrays.items():
+            kind, _, rest = name.partition(" ")
+            if kind == "curve":
+                self.curve[rest] = array.tolist()
+            elif kind == "optimizer":
+                number, place, item = rest.split(" ")
+                found[int(number)].setdefault(int(place), {})[item] = torch.from_numpy(array)
+        for optimizer, states in zip(self.optimizers, found, strict=True):
+            optimizer.load_state_dict({**optimizer.state_dict(), "state": states})
+        self.step = state.numbers["step"]
+
+
+def _exact(value: Tensor) -> np.ndarray:
+    """The same numbers in a dtype that numpy has."""
+    value = value.detach().cpu()
+    return (value.float() if value.dtype == torch.bfloat16 else value).numpy()
 
 
 def training_key(loss: MaskLoss, settings: Mapping[str, object]) -> str:
@@ -205,4 +187,4 @@ def training_key(loss: MaskLoss, settings: Mapping[str, object]) -> str:
     for number, batch in enumerate(batches):
         for name in ("clean", "corrupt", "answer_at"):
             parts[f"{name} {number}"] = getattr(batch, name)
-    return digest(parts | {f"setting {name}": value for name, value in settings.items()})
+    return named_sha256(parts | {f"setting {name}": value for name, value in settings.items()})

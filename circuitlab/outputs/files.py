@@ -9,6 +9,7 @@ from pathlib import Path
 
 from circuitlab.errors import OutputExistsError
 from circuitlab.outputs.reserve import Reserved, Rules, reserved
+from circuitlab.outputs.whole import rename
 
 
 @contextmanager
@@ -63,7 +64,7 @@ def put_file(place: Reserved, write: Callable[[Path], object]) -> None:
     made = place.part / place.path.name
     write(made)
     place.rules.check(place.path, place.rules.force)
-    os.replace(made, place.path)
+    rename(made, place.path)
 
 
 def put_tables(place: Reserved, files: Mapping[str, Callable[[Path], object]]) -> None:
@@ -80,4 +81,4 @@ def put_tables(place: Reserved, files: Mapping[str, Callable[[Path], object]]) -
         return
     place.rules.check(place.path, place.rules.force)
     for name in files:
-        os.replace(place.part / name, place.path / name)
+        rename(place.part / name, place.path / name)

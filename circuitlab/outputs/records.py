@@ -21,8 +21,9 @@ import numpy as np
 from jaxtyping import jaxtyped
 
 from circuitlab.errors import FormatError
-from circuitlab.files import check_file, parse_json, parsing, write_bytes
+from circuitlab.files import check_file, parse_json, parsing
 from circuitlab.outputs.paths import at_home
+from circuitlab.outputs.whole import write_bytes
 from circuitlab.parts import Edge
 
 R = TypeVar("R")
@@ -117,7 +118,7 @@ def _kept(kind: Any) -> list[Field[Any]]:
 def _plain(value: Any, where: str, arrays: dict[str, np.ndarray]) -> Any:
     """A value as JSON; arrays go to `arrays`, and their name stands in their place."""
     if isinstance(value, np.ndarray):
-        arrays[where] = np.ascontiguousarray(value)
+        arrays[where] = np.asarray(value, order="C")
         return where
     if isinstance(value, Edge):
         return value.name

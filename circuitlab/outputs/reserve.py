@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from circuitlab.errors import OutputExistsError
-from circuitlab.outputs.exchange import exchange
 from circuitlab.outputs.lock import LOCK, hold, holder_of, named, open_lock, seems_alive, sign
 from circuitlab.outputs.paths import cannot_write, check_path
+from circuitlab.outputs.whole import rename, replace_folder
 
 # A process that made the folder and has not signed yet is given this long.
 _PATIENCE, _STEP = 1.0, 0.05
@@ -69,33 +69,17 @@ class Reserved:
         except OutputExistsError as error:
             raise _ResultKeptError(f"{error} The new result is kept in {str(self.part)!r}.") from error
         try:
-            if not os.path.lexists(self.path):
-                os.rename(self.part, self.path)
-                return
-            old = beside(self.path, ".old")
-            if exchange(self.part, self.path):
-                os.rename(self.part, old)
-            else:
-                _rename_both(self.path, self.part, old)
+            replaced = replace_folder(self.part, self.path, old := beside(self.path, ".old"))
         except OSError as error:
             raise _ResultKeptError(
                 f"{cannot_write(self.path, error)} The new result is kept in {str(self.part)!r}."
             ) from error
-        self.rules.remove(old)
+        if replaced:
+            self.rules.remove(old)
 
 
 class _ResultKeptError(OutputExistsError):
     """The result is whole and could not get its name; it is not thrown away."""
-
-
-def _rename_both(path: Path, new: Path, old: Path) -> None:
-    """Replace one folder by another where the two cannot be exchanged in one step."""
-    os.rename(path, old)
-    try:
-        os.rename(new, path)
-    except BaseException:
-        os.rename(old, path)
-        raise
 
 
 def beside(path: Path, kind: str) -> Path:
@@ -198,7 +182,7 @@ def _restore(path: Path, rules: Rules) -> None:
     old = beside(path, ".old")
     if not os.path.lexists(path) and rules.is_ours is not None and old.is_dir() and rules.is_ours(old):
         with suppress(OSError):
-            os.rename(old, path)
+            rename(old, path)
 
 
 def _make_parents(path: Path) -> list[Path]:

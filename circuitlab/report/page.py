@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from circuitlab.arguments import checked
 from circuitlab.errors import CircuitLabError, RunError
-from circuitlab.files import write_bytes
+from circuitlab.outputs.whole import write_bytes
 from circuitlab.report.folder import RunFolder, read_run
 from circuitlab.report.render import render
 from circuitlab.report.sections import values_of

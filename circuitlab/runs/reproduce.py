@@ -6,7 +6,6 @@ import csv
 import json
 import math
 import re
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from circuitlab.files import file_inside
 from circuitlab.models.modes import in_ordinary_modes
 from circuitlab.outputs import at_home
 from circuitlab.outputs.records import read_arrays
+from circuitlab.outputs.whole import scratch_folder
 from circuitlab.progress import Progress, reports_progress
 from circuitlab.runs.manifest import MANIFEST, REPORT, RESULTS, SCORES, read_manifest
 from circuitlab.runs.pipeline import discover
@@ -156,8 +156,8 @@ def reproduce(
         config["device"] = device
         others.add("device")
     del config["task"], config["options"]
-    with tempfile.TemporaryDirectory() as scratch:
-        again = Path(scratch) / folder.resolve().name
+    with scratch_folder() as scratch:
+        again = scratch / folder.resolve().name
         try:
             if task_file_of(folder, manifest) is not None:
                 others.add("task")

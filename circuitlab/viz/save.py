@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
 from circuitlab.errors import ConfigError
-from circuitlab.files import write_bytes
+from circuitlab.outputs.whole import write_bytes
 from circuitlab.viz.style import style
 
 DPI = 160

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from circuitlab.errors import ConfigError, FormatError, UnknownNameError
-from circuitlab.files import file_inside, parsing, read_json, whole_file
+from circuitlab.files import file_inside, parsing, read_json
 from circuitlab.graphs.circuit_data import CircuitData
 from circuitlab.graphs.files import lists, mib_json, mib_tensors, networks
+from circuitlab.outputs.whole import whole_file
 from circuitlab.parts import Edge, ModelSpec
 
 NODE_LINK = ".node-link.json"

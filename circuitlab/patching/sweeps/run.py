@@ -15,11 +15,12 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 
+from circuitlab.digests import named_sha256
 from circuitlab.patching.runs.baseline import Baseline, judge_all
 from circuitlab.patching.runs.packing import Packer, budget_of, rows_at_once
 from circuitlab.patching.runs.replacement import replaced, replaced_hidden
 from circuitlab.patching.sweeps.cells import Cells, cells_of, run_cells, window
-from circuitlab.patching.sweeps.checkpoint import Checkpoint, digest
+from circuitlab.patching.sweeps.checkpoint import Checkpoint
 from circuitlab.patching.sweeps.patches import Runs, patches_of
 from circuitlab.patching.sweeps.plan import SweepPlan
 from circuitlab.patching.sweeps.sites import Site, enters_at
@@ -88,7 +89,7 @@ class SweepRun:
             "dtype": plan.model.dtype,
             "clean": [values.tolist() for values in self.clean.values()],
         }
-        return digest({**tensors, **settings})
+        return named_sha256({**tensors, **settings})
 
     def cells(self, part: Part) -> tuple[Runs, Cells, Bool[torch.Tensor, "batch seq"]]:
         """The rows of a part."""
