@@ -1,4 +1,4 @@
-"""How results are shown: figures, pages and reports, registered by the name of the result's class.
+"""How results are shown: figures, pages and reports, registered by module and name of the result's class.
 
 `circuitlab.viz` registers figures, `circuitlab.report` pages; both stand above the results that they show and are found
 by the entry points of the group `circuitlab.pictures`. Another package shows its own results the same way: it lists a
@@ -23,7 +23,7 @@ def shows(view: str, name: str) -> Callable[[F], F]:
 
     Args:
         view: "figure", "page" (HTML by itself), "cell" (HTML in a notebook) or "report" (of a run).
-        name: Name of the class, which need not be imported for it.
+        name: Module and name of the class, such as "my_package.results:Profile"; it need not be imported for it.
 
     Returns:
         A decorator of a function of the result and, by keyword, of options.
@@ -70,9 +70,9 @@ def report(run: Any, folder: Path, name: str) -> None:
 def _shown(view: str, value: Any, options: dict[str, Any]) -> Any:
     _load()
     for cls in type(value).__mro__:
-        if (view, cls.__name__) in _views:
-            return _views[view, cls.__name__](value, **options)
-    known = ", ".join(sorted(name for kind, name in _views if kind == view))
+        if function := _views.get((view, f"{cls.__module__}:{cls.__qualname__}")):
+            return function(value, **options)
+    known = ", ".join(sorted(name.partition(":")[2] for kind, name in _views if kind == view))
     raise WrongTypeError(f"{type(value).__name__} has no {view}. Give one of {known}.")
 
 

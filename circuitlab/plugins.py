@@ -83,6 +83,11 @@ def _package(entry: EntryPoint) -> str:
     return entry.dist.name if entry.dist else "an unknown package"
 
 
+def owner(group: str, name: str) -> str:
+    """The package that lists a name under a group."""
+    return _package(installed(group)[name])
+
+
 def is_ours(entry: EntryPoint) -> bool:
     """Whether an entry point is this package's own."""
     return entry.dist is not None and entry.dist.name == PACKAGE

@@ -1,7 +1,9 @@
 """Parts found by entry point: those of this package, and those that another package adds."""
 
 import ast
+import json
 import re
+from importlib import import_module
 from importlib.metadata import EntryPoints
 from pathlib import Path
 
@@ -23,7 +25,7 @@ from circuitlab.viz.save import new_figure
 class Measured:
     pass
 
-@shows("figure", "Measured")
+@shows("figure", "other_measures:Measured")
 def measured(value, title=""):
     figure = new_figure()
     figure.add_axes((0.1, 0.1, 0.8, 0.8)).text(0, 0, title)
@@ -70,6 +72,14 @@ def test_every_result_that_can_plot_has_a_picture():
     assert set(re.findall(r"\w+", str(error.value).split("Give one of")[1])) == plotted
 
 
+def test_pictures_are_registered_where_their_classes_are():
+    with pytest.raises(WrongTypeError):
+        viz.plot(object())
+    for _, name in drawing._views:
+        module, _, cls = name.partition(":")
+        assert isinstance(getattr(import_module(module), cls), type)
+
+
 def test_a_value_without_a_picture_is_refused():
     with pytest.raises(WrongTypeError, match=r"^int has no figure\. Give one of AttentionPatterns, Attribution, "):
         viz.plot(3)
@@ -91,6 +101,29 @@ def test_another_package_adds_tasks(other, capsys):
     assert {"other-task", "name-throw"} <= set(task_names())
     assert is_bundled("name-throw")
     assert not is_bundled("other-task")
+
+
+def test_a_broken_package_does_not_hide_the_tasks_of_others(other, capsys):
+    assert main(["tasks"]) == 0
+    told = capsys.readouterr().out
+    assert {"name-throw", "other-task"} <= set(told.split())
+    assert re.search(r"gone +of other-measures: 'gone' of circuitlab\.tasks", told)
+    assert re.search(r"no-task +of other-measures: task 'no-task', other_measures:NO_TASK, is 3", told)
+    assert main(["tasks", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert set(said["broken"]) == {"gone", "no-task"}
+    assert {"name-throw", "other-task"} <= {task["name"] for task in said["tasks"]}
+
+
+def test_pictures_of_classes_of_one_name_do_not_collide(other):
+    import other_measures  # pyright: ignore[reportMissingImports]
+
+    class Measured:
+        pass
+
+    assert "mine" in texts(viz.plot(other_measures.Measured(), title="mine"))
+    with pytest.raises(WrongTypeError, match="Measured has no figure"):
+        viz.plot(Measured())
 
 
 def test_a_name_of_ours_cannot_be_taken(other):

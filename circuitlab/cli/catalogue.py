@@ -4,12 +4,15 @@ import json as jsonlib
 from collections.abc import Mapping
 from importlib.resources import files
 from random import Random
+from typing import Any
 
 from circuitlab.cli import display
 from circuitlab.data.fingerprint import task_fingerprint
-from circuitlab.data.registry import load_task, task_names
+from circuitlab.data.registry import GROUP, load_task, task_names
 from circuitlab.data.sampling import draw
 from circuitlab.data.task import Task
+from circuitlab.errors import CircuitLabError
+from circuitlab.plugins import owner
 
 # Names that TransformerLens loads over the network: the small ones that the README and the papers use most.
 FEW_WORDS = 5  # of several answers or distractors
@@ -17,14 +20,21 @@ HUB_EXAMPLES = ("gpt2", "solu-1l", "gelu-2l", "attn-only-1l", "tiny-stories-1M",
 
 
 def list_tasks(*, json: bool) -> None:
-    """All tasks, bundled and of other packages, one a row."""
-    found = [load_task(name) for name in task_names()]
+    """All tasks, bundled and of other packages, one a row; then those that cannot be used, each with the reason."""
+    found, broken = dict[str, dict[str, Any]](), dict[str, str]()
+    for name in task_names():
+        try:
+            task = load_task(name)
+            found[name] = _record(task) if json else _about(task)
+        except CircuitLabError as error:
+            broken[name] = f"of {owner(GROUP, name)}: {error}"
     if json:
-        display.print_json({"tasks": [_record(task) for task in found]})
+        display.print_json({"tasks": list(found.values()), **({"broken": broken} if broken else {})})
         return
-    for task in found:
-        options = [f"{name}: {', '.join(values)}" for name, values in task.options.items()]
-        display.print_facts(task.name, [("", task.summary), ("version", task.version), ("options", "; ".join(options))])
+    for name, facts in found.items():
+        display.print_facts(name, facts.items())
+    if broken:
+        display.print_facts("cannot be used", list(broken.items()))
     display.print_line("\nTo use your own task, pass its Python file: circuitlab discover path/to/task.py")
 
 
@@ -81,7 +91,12 @@ def list_models(*, json: bool) -> None:
     )
 
 
-def _record(task: Task) -> dict[str, object]:
+def _about(task: Task) -> dict[str, Any]:
+    options = [f"{name}: {', '.join(values)}" for name, values in task.options.items()]
+    return {"": task.summary, "version": task.version, "options": "; ".join(options)}
+
+
+def _record(task: Task) -> dict[str, Any]:
     return {
         "name": task.name,
         "version": task.version,

@@ -37,11 +37,8 @@ def compare(
             raise ConfigError(f"--out {out!r} is not a picture; drawings are written as .png or .svg.")
         check_file(out, force=force)
     from circuitlab.cli import results
-    from circuitlab.graphs.circuit import check_circuit
     from circuitlab.graphs.compare import compare as set_side_by_side
 
-    for path in (first, second):
-        check_circuit(path)
     found = set_side_by_side(*_both(first, second, model), names=_names(first, second))
     if out is not None:
         from circuitlab.viz import save_figure
@@ -64,10 +61,10 @@ def convert(
     """Write a circuit in another format; information that the format does not support is dropped."""
     check_file(target, force=force, option="TO")
     from circuitlab.cli import display
-    from circuitlab.graphs.circuit import check_circuit
+    from circuitlab.runs.reader import read_circuit
 
-    check_circuit(source)
-    circuit = _read(source, _spec(model))
+    _needs_spec(source)  # refuses a damaged file before a model is loaded
+    circuit = read_circuit(source, _spec(model))
     circuit = circuit.pruned() if prune else circuit
     write_file(target, circuit.save)
     if json:
@@ -79,31 +76,29 @@ def convert(
         display.print_unscored(target, circuit.n_unscored)
 
 
-def _both(first: str, second: str, model: str | None) -> "tuple[Circuit, Circuit]":
+def _both(first: str, second: str, model: str | None) -> "list[Circuit]":
     """Both circuits; a file that does not say of which model it is takes the other's."""
+    from circuitlab.runs.reader import read_circuit
+
+    needs = {path: _needs_spec(path) for path in (first, second)}
     spec = _spec(model)
-    try:
-        one = _read(first, spec)
-    except FormatError as error:
-        if spec is not None or "does not say of which model" not in str(error):
-            raise
-        other = _read(second, None)
-        return _read(first, other.spec), other
-    return one, _read(second, one.spec if spec is None and _needs_spec(second) else spec)
+    if spec is None:
+        known = next((read_circuit(path).spec for path in needs if not needs[path]), None)
+        return [read_circuit(path, known if needs[path] else None) for path in (first, second)]
+    return [read_circuit(path, spec) for path in (first, second)]
 
 
 def _needs_spec(path: str) -> bool:
+    """Whether a circuit file does not say of which model it is; one that is damaged is refused."""
+    from circuitlab.runs.reader import read_circuit
+
     try:
-        _read(path, None)
+        read_circuit(path)
     except FormatError as error:
-        return "does not say of which model" in str(error)
+        if "does not say of which model" not in str(error):
+            raise
+        return True
     return False
-
-
-def _read(path: str, spec: "ModelSpec | None") -> "Circuit":
-    from circuitlab.graphs.circuit import load_circuit
-
-    return load_circuit(path, spec)
 
 
 def _spec(model: str | None) -> "ModelSpec | None":

@@ -16,31 +16,31 @@ if TYPE_CHECKING:
     from circuitlab.runs.record import RunRecord
 
 
-@shows("page", "AttentionPatterns")
+@shows("page", "circuitlab.attribution.patterns:AttentionPatterns")
 def attention(patterns: AttentionPatterns) -> str:
     """A page to look around in: choose a head, point at a token."""
     return attention_page(patterns.to_record())
 
 
-@shows("cell", "AttentionPatterns")
+@shows("cell", "circuitlab.attribution.patterns:AttentionPatterns")
 def attention_cell(patterns: AttentionPatterns) -> str:
     """The picture alone, which needs no script."""
     return attention_picture(patterns.to_record())
 
 
-@shows("page", "TextPage")
+@shows("page", "circuitlab.data.text_values:TextPage")
 def texts(page: TextPage) -> str:
     """Texts coloured token by token."""
     return text_view.page(page.texts, title=page.title)
 
 
-@shows("cell", "TextPage")
+@shows("cell", "circuitlab.data.text_values:TextPage")
 def texts_cell(page: TextPage) -> str:
     """The page in a frame of its own."""
     return text_view.frame(page.texts, title=page.title)
 
 
-@shows("report", "RunRecord")
+@shows("report", "circuitlab.runs.record:RunRecord")
 def report(_run: RunRecord, folder: Path, name: str) -> None:
     """The report of a run, from what its folder holds."""
     write_report(folder, name=name)

@@ -17,7 +17,7 @@ from circuitlab.data.task import Task
 from circuitlab.discovery.config import DiscoverConfig
 from circuitlab.errors import ConfigError, RunError
 from circuitlab.evaluation.evaluate import Evaluation, evaluate
-from circuitlab.graphs.circuit import Circuit, check_circuit, load_circuit
+from circuitlab.graphs.circuit import Circuit, check_circuit
 from circuitlab.metrics import metric_of
 from circuitlab.models.load import load_model
 from circuitlab.models.protocol import Model
@@ -25,7 +25,7 @@ from circuitlab.outputs import at_home
 from circuitlab.patching.runs.replacement import needs_reference
 from circuitlab.progress import Progress, reports_progress
 from circuitlab.runs.manifest import MANIFEST
-from circuitlab.runs.reader import RunReader
+from circuitlab.runs.reader import RunReader, read_circuit
 from circuitlab.runs.task_files import task_of_run
 from circuitlab.settings import MODEL_SETTINGS
 
@@ -122,7 +122,7 @@ def judging(
     booted = not isinstance(source, str | Path)
     loading = {} if booted else {name: getattr(chosen, name) for name in MODEL_SETTINGS}
     model = load_model(**loading | {"model": source})
-    found = load_circuit(folder, spec=model.spec) if read is None else read.circuit(model.spec)
+    found = read_circuit(folder, model.spec)
     seen = frozenset[str]() if read is None else read.discovery_texts()
     reference = None
     if pairs is None:

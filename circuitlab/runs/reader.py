@@ -39,6 +39,24 @@ def damaged(folder: Path, name: str, what: str) -> RunError:
     )
 
 
+def read_circuit(path: str | Path, spec: ModelSpec | None = None) -> Circuit:
+    """The circuit of a run folder, or of a circuit file of any format that is read.
+
+    Args:
+        path: The folder or the file; `~` is the home folder.
+        spec: As in `load_circuit`.
+
+    Returns:
+        The circuit.
+
+    Raises:
+        RunError: A run folder whose circuit is missing, damaged, or was changed after the run.
+        FormatError: A file that `load_circuit` refuses.
+    """
+    folder = at_home(path)
+    return RunReader.open(folder).circuit(spec) if (folder / MANIFEST).is_file() else load_circuit(folder, spec)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EdgeTable:
     """What `edges.csv` says, by the numbers of a layout.

@@ -25,7 +25,7 @@ _LINE = 0.155  # of the list beside a scatter
 _STEP, _BAR, _LONGEST = 0.19, 1.7, 90
 
 
-@shows("figure", "Importance")
+@shows("figure", "circuitlab.neurons.direct_effects:Importance")
 def importance(found: Importance, k: int = 10) -> Figure:
     """The first k neurons by prompt, and their average; the most important neuron at the top."""
     chosen = found.top(k)
@@ -42,7 +42,7 @@ def importance(found: Importance, k: int = 10) -> Figure:
     )
 
 
-@shows("figure", "Outliers")
+@shows("figure", "circuitlab.neurons.outlier_scores:Outliers")
 def outliers(found: Outliers, n_top: int = 10) -> Figure:
     """Ablation loss against outlier score, one dot a position; the highest combinations are numbered and listed."""
     positions = found.to_frame()
@@ -64,7 +64,7 @@ def outliers(found: Outliers, n_top: int = 10) -> Figure:
     return figure
 
 
-@shows("figure", "OptimisedPrompts")
+@shows("figure", "circuitlab.neurons.prompt_results:OptimisedPrompts")
 def optimised_prompts(found: OptimisedPrompts) -> Figure:
     """The best prompt so far of each search against the step, with the best of as many random prompts."""
     best = (np.maximum if found.direction == "max" else np.minimum).accumulate(found.hard)
@@ -82,7 +82,7 @@ def optimised_prompts(found: OptimisedPrompts) -> Figure:
     return figure
 
 
-@shows("figure", "Simplification")
+@shows("figure", "circuitlab.neurons.simplification:Simplification")
 def simplification(found: Simplification) -> Figure:
     """One line a step: the text, and a bar for the activation at its last token."""
     texts = [drawable(clipped(visible_token(step.tokens.text), _LONGEST)) for step in found.steps]

@@ -38,20 +38,20 @@ DRAWN_OUTSIDE = 0.5
 MOST_NEURONS = 24
 
 
-@shows("figure", "Grid")
+@shows("figure", "circuitlab.patching.grid:Grid")
 def grid(found: Grid) -> Figure:
     """A heatmap of a sweep."""
     raw = {} if found.normalised else {"quantity": f"{found.metric} [{found.unit}]" if found.unit else found.metric}
     return heatmap(grid_from_frame(found.to_frame().assign(direction=found.direction), **raw))
 
 
-@shows("figure", "Circuit")
+@shows("figure", "circuitlab.graphs.circuit:Circuit")
 def circuit(found: Circuit, title: str = "") -> Figure:
     """A circuit: input at the bottom, logits at the top."""
     return draw_circuit(_nodes(found.nodes, found.node_effects), _edges(found), title=title)
 
 
-@shows("figure", "Comparison")
+@shows("figure", "circuitlab.graphs.compare:Comparison")
 def comparison(found: Comparison, title: str = "") -> Figure:
     """Two circuits in one drawing."""
     owners = {"both": found.shared, "first": found.only_first, "second": found.only_second}
@@ -61,7 +61,7 @@ def comparison(found: Comparison, title: str = "") -> Figure:
     return draw_circuit(_nodes(nodes, {}), edges, title=title, looks=by_owner(owner_of, found.names))
 
 
-@shows("figure", "Stability")
+@shows("figure", "circuitlab.discovery.stability:Stability")
 def stability(found: Stability, title: str = "") -> Figure:
     """A circuit with how often each edge was chosen, and the edges that are often chosen without being in it."""
     frequency, mask, layout = found.frequency, found.circuit.mask, found.circuit.layout
@@ -85,7 +85,7 @@ def _edges(found: Circuit) -> list[DrawnEdge]:
     return [DrawnEdge.of(edge.name, score) for edge, score in found.edges()]
 
 
-@shows("figure", "Attribution")
+@shows("figure", "circuitlab.attribution.record:Attribution")
 def attribution(found: Attribution, names: Sequence[str] | None = None) -> Figure:
     """Heads as a heatmap, layers as bars, neurons as the bars of the 24 largest rows; or bars of some components."""
     title = f"Direct logit attribution by {found.by}, {found.run} prompts"
@@ -101,7 +101,7 @@ def attribution(found: Attribution, names: Sequence[str] | None = None) -> Figur
     return bars(labels, found.values[rows], interval.low[rows], interval.high[rows], title=title, quantity=quantity)
 
 
-@shows("figure", "LogitLens")
+@shows("figure", "circuitlab.attribution.lens:LogitLens")
 def logit_lens(found: LogitLens) -> Figure:
     """The metric along the stream."""
     kind = "Logit lens" if found.norm == "own" else "Stream so far, final norm's scale frozen"
@@ -112,20 +112,20 @@ def logit_lens(found: LogitLens) -> Figure:
     )  # fmt: skip
 
 
-@shows("figure", "LensTokens")
+@shows("figure", "circuitlab.attribution.lens_tokens:LensTokens")
 def lens_tokens(found: LensTokens) -> Figure:
     """Points by tokens, in each cell the likeliest next token."""
     first = [[words[0] for words in row] for row in found.words]
     return lens_figure(found.tokens, [point.label for point in found.points], first, found.probabilities[:, :, 0])
 
 
-@shows("figure", "AttentionPatterns")
+@shows("figure", "circuitlab.attribution.patterns:AttentionPatterns")
 def attention(found: AttentionPatterns) -> Figure:
     """Patterns side by side."""
     return attention_figure(found.tokens, found.heads, found.patterns, title=found.title, notes=found.notes)
 
 
-@shows("figure", "FeatureActivations")
+@shows("figure", "circuitlab.features.activations:FeatureActivations")
 def features(
     found: FeatureActivations, k: int = 12, prompt: int = 0, first: int = 0, names: Mapping[int, str] | None = None
 ) -> Figure:
