@@ -36,7 +36,6 @@ class Setting:
         most: Largest value.
         above: Bound below all values.
         below: Bound above all values.
-        most_typed: Largest value on the command line.
         refused: A value within the bounds that is refused all the same.
         rule: The rule in words, for the message; by default made from type and bounds.
         allowed: The names that it can take.
@@ -62,7 +61,6 @@ class Setting:
     most: float | None = None
     above: float | None = None
     below: float | None = None
-    most_typed: int | None = None
     refused: Any = OWN
     rule: str = ""
     allowed: Collection[str] = ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,14 @@ def file_sha256(path: Path) -> str:
     """
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def source_sha256(code: Any) -> str | None:
+    """SHA-256 of the source of a function or class; None where there is no source file, as in a session."""
+    try:
+        return sha256(inspect.getsource(inspect.unwrap(code)))
+    except (OSError, TypeError):
+        return None
 
 
 def _bytes(tensor: Any) -> Any:

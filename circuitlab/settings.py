@@ -52,7 +52,7 @@ class Settings(TypedDict, total=False):
     )]
     steps: Annotated[int, Setting(
         what="Gradients along the path, for methods that integrate.", help="Steps of integrated gradients.",
-        flag="--steps", default=5, least=1, most_typed=10_000,
+        flag="--steps", default=5, least=1, most=10_000,
     )]
     method_options: Annotated[Mapping[str, Any] | None, Setting(
         what="Options of the method, by name.", help="Method option; may be repeated.", flag="--method-option",
@@ -77,7 +77,7 @@ class Settings(TypedDict, total=False):
     )]
     n: Annotated[int, Setting(
         what="Pairs per split.", help="Pairs of prompts per split.", flag="-n", default=100, least=1,
-        most_typed=100_000,
+        most=100_000,
     )]
     seed: Annotated[int, Setting(
         what="Of prompts, intervals and random circuits; the same seed gives the same bytes.",
@@ -116,12 +116,12 @@ class Settings(TypedDict, total=False):
             "edges stay; 0 for none."
         ),
         help="Repeat discovery on N bootstrap resamples of the pairs.", flag="--stability", default=0, least=0,
-        most_typed=10_000, refused=1, rule="it counts resamples: 0 for none, or at least 2",
+        most=10_000, refused=1, rule="it counts resamples: 0 for none, or 2 to 10,000",
     )]
     stability_seeds: Annotated[int, Setting(
         what="The same on new prompts of the seeds `seed` + 1, + 2, ...: the number of seeds; 0 for none.",
         help="Repeat discovery on new prompts with N other seeds.", flag="--stability-seeds", default=0, least=0,
-        most_typed=10_000, refused=1, rule="it counts seeds: 0 for none, or at least 2",
+        most=10_000, refused=1, rule="it counts seeds: 0 for none, or 2 to 10,000",
     )]
     sites: Annotated[Any, Setting(
         what=(

@@ -386,8 +386,9 @@ class TestMistakes:
     @pytest.mark.parametrize(
         ("steps", "rule"),
         [
-            (0, "EAP-IG averages a whole number of at least 1"),
-            (-1, "EAP-IG averages a whole number of at least 1"),
+            (0, "it must be a whole number from 1 to 10000"),
+            (-1, "it must be a whole number from 1 to 10000"),
+            (10**9, "it must be a whole number from 1 to 10000"),
             (True, "it must be int"),
             (2.5, "it must be int"),
         ],

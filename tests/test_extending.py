@@ -1,5 +1,7 @@
 """Objects where names go: methods, sites, ablations and models of the user, and what a package offers by name."""
 
+import hashlib
+import inspect
 import json
 import subprocess
 import sys
@@ -290,6 +292,14 @@ class TestModels:
             score_edges(Other(load("native")), pairs(), "relp")
 
 
+def own_difference(logits, batch):
+    return resolve("logit_diff").function(logits, batch)
+
+
+own_difference.natural_zero = True
+own_difference.needs_distractor = True
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A run of objects, and the folder that it wrote."""
@@ -299,15 +309,24 @@ def run(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("runs") / "own"
     site = Site("own_mlp", Entry.AFTER, read=lambda _model, run, layer: run.mlp_out[layer])
-    return discover("name-throw", method=own, ablation=nothing, sites=[site], out=folder, **ASKED), folder
+    objects = {"method": own, "ablation": nothing, "sites": [site], "metric": own_difference}
+    return discover("name-throw", **objects, out=folder, **ASKED), folder
 
 
 class TestRuns:
     def test_the_manifest_has_the_names(self, run):
         config = json.loads((run[1] / "manifest.json").read_text())["config"]
         assert (config["method"], config["ablation"], config["sites"]) == ("own", "nothing", ["own_mlp"])
-        assert config["objects"] == ["method", "ablation", "sites"]
+        assert config["objects"] == ["method", "metric", "ablation", "sites"]
+        objects = json.loads((run[1] / "manifest.json").read_text())["objects"]
+        assert {name: [one["name"] for one in each] for name, each in objects.items()} == {
+            "method": ["own"], "metric": ["own_difference"], "ablation": ["nothing"], "sites": ["own_mlp"]
+        }  # fmt: skip
+        (metric,) = objects["metric"]
+        assert metric["module"] == "test_extending"
+        assert metric["sha256"] == hashlib.sha256(inspect.getsource(own_difference).encode()).hexdigest()
         back = load_run(run[1])
+        assert back.sources == run[0].sources == objects
         assert np.array_equal(back.scores.values, run[0].scores.values)
         assert (back.evaluation.ablation, list(back.grids)) == ("nothing", ["own_mlp"])
 
@@ -331,6 +350,8 @@ class TestRuns:
             reproduce(run[1])
         assert main(["evaluate", str(run[1])]) == 2
         assert "is under the ablation 'nothing', an object of Python" in capsys.readouterr().err
+        assert main(["evaluate", str(run[1]), "--ablation", "zero"]) == 2
+        assert "is under the metric 'own_difference', an object of Python" in capsys.readouterr().err
         assert main(["report", str(run[1])]) == 0
 
     def test_an_object_cannot_be_recorded_under_a_built_in_name(self):

@@ -155,9 +155,9 @@ class TestLearning:
     @pytest.mark.parametrize(
         ("options", "text"),
         [
-            ({"updates": 0}, "at least 1: steps"),
+            ({"updates": 0}, "from 1 to 1000000: steps"),
             ({"rate": 0.0}, "above 0"),
-            ({"batch_size": 0}, "at least 1: examples"),
+            ({"batch_size": 0}, "from 1 to 100000: examples"),
         ],
     )
     def test_what_cannot_be_is_refused(self, method, options, text):

@@ -629,7 +629,7 @@ def test_a_whole_number_serves_where_a_float_is_asked_for():
 @pytest.mark.parametrize(
     ("setting", "says"),
     [
-        ({"n": 0}, "n is 0; it must be a whole number of at least 1"),
+        ({"n": 0}, "n is 0; it must be a whole number from 1 to 100000"),
         ({"steps": 0}, "steps is 0"),
         ({"seed": -1}, "seed is -1; it must be a whole number from 0 to 4294967295"),
         ({"seed": True}, "seed is True"),

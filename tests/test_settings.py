@@ -8,7 +8,7 @@ from typing import Annotated
 
 import pytest
 
-from circuitlab import discover
+from circuitlab import discover, load_model, score_edges, stability
 from circuitlab.cli import main
 from circuitlab.declarations import Setting, options_of
 from circuitlab.discovery.config import DiscoverConfig
@@ -124,3 +124,12 @@ def test_options_of_a_function_are_read_from_its_signature():
             share.read(value, "method 'm'")
     with pytest.raises(UnknownNameError, match="unknown value of option 'word' 'tow' of method 'm'. Did you"):
         word.read("tow", "method 'm'")
+
+
+@pytest.mark.parametrize("function", [score_edges, stability, load_model])
+def test_functions_take_their_defaults_from_the_declarations(function):
+    shared = {name: one for name, one in inspect.signature(function).parameters.items() if name in SETTINGS}
+    declared = {name: SETTINGS[name].default for name in shared}
+    assert {name: one.default for name, one in shared.items() if one.default is not inspect.Parameter.empty} == declared
+    source = inspect.getsource(inspect.unwrap(function))
+    assert source.count('SETTINGS["') >= sum(default is not None for default in declared.values())

@@ -56,7 +56,7 @@ def parameter(setting: Setting, *, of_run: bool = False) -> Parameter:
         f"{setting.flag}/--no-{setting.flag[2:]}" if of_run and setting.plain is bool else setting.flag,
         metavar=setting.metavar or None,
         min=setting.least,
-        max=setting.most_typed if setting.most is None else setting.most,
+        max=setting.most,
         help=(setting.help or setting.what) + _default(setting, of_run=of_run),
         show_default=False,
         autocompletion=completing(listed, setting.group) if isinstance(listed, Mapping) else None,

@@ -58,9 +58,9 @@ def score_acdc(
     *,
     threshold: Annotated[float | None, Setting(what="what an edge must be worth to be kept")] = None,
     n_edges: Annotated[int | None, Setting(what="instead: at most so many edges, by bisection", least=1)] = None,
-    sweep: Annotated[int | None, Setting(what="instead: so many thresholds, to rank edges", least=2)] = None,
+    sweep: Annotated[int | None, Setting(what="instead: so many thresholds, to rank edges", least=2, most=1000)] = None,
     objective: Annotated[str, Setting(what="what cutting costs", allowed=OBJECTIVES)] = "kl",
-    speculate: Annotated[int | None, Setting(what="questions a batch; 1: one at a time", least=1)] = None,
+    speculate: Annotated[int | None, Setting(what="questions a batch; 1: one at a time", least=1, most=10_000)] = None,
 ) -> EdgeScores:
     """Search for the circuit whose edges each are worth the threshold; see the module.
 

@@ -17,6 +17,7 @@ from circuitlab.discovery.method import Method
 from circuitlab.discovery.scoring import METHODS, check_serves, find_method
 from circuitlab.errors import ConfigError, UnknownNameError, WrongTypeError, shown
 from circuitlab.graphs.selection import SelectionRule
+from circuitlab.metrics.base import METRICS, Metric, resolve
 from circuitlab.patching.runs.given_outputs import AblationFunction
 from circuitlab.patching.runs.replacement import as_replacement
 from circuitlab.patching.sweeps.sites import Site, named_site
@@ -28,7 +29,7 @@ RECORDED = {setting.record or name: setting for name, setting in SETTINGS.items(
 _FIELDS: Any = {name: (each.field(), each.recorded_default) for name, each in RECORDED.items()}
 _FIELDS["task"] = (str, ...)
 # Settings that may be objects of Python, of which the names alone are recorded; and which of them were.
-OBJECTS = ("method", "ablation", "sites")
+OBJECTS = ("method", "metric", "ablation", "sites")
 _FIELDS["objects"] = (tuple[str, ...], ())
 _Recorded: Any = create_model(
     "_Recorded", __config__=ConfigDict(frozen=True, extra="forbid", strict=True), **_FIELDS
@@ -39,8 +40,8 @@ class DiscoverConfig(Summary, _Recorded):
     """What `discover` was asked for; enough to do it again.
 
     Its attributes are the settings of `circuitlab.settings` that a manifest records, `task_options` as `options`.
-    `objects` names those of them that were given as objects: a function as method or ablation, or a `Site`. What they
-    hold is their name.
+    `objects` names those of them that were given as objects: a function as method, metric or ablation, or a `Site`.
+    What they hold is their name.
 
     Raises:
         UnknownNameError: No such setting, method, ablation, site or choice of `bos`.
@@ -166,6 +167,10 @@ def _named(given: Mapping[str, Any]) -> tuple[dict[str, Any], Method | None, Abl
         if METHODS.get(own_method.name, own_method) is not own_method:
             raise ConfigError(f"method {own_method.name!r} is built in. Give the object another name.")
         names |= set() if own_method.name in METHODS else {"method"}
+    metric = found.get("metric")
+    if isinstance(metric, Metric) or callable(metric):
+        found["metric"] = resolve(metric).name
+        names |= set() if METRICS.get(found["metric"]) is metric else {"metric"}
     if ablation is not None:
         found["ablation"] = as_replacement(ablation).kind
         names.add("ablation")

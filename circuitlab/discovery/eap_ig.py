@@ -22,7 +22,6 @@ from circuitlab.declarations import Setting
 from circuitlab.discovery.input_path import attribute
 from circuitlab.discovery.node_scores import NodeScores
 from circuitlab.discovery.scores import EdgeScores
-from circuitlab.errors import ConfigError
 from circuitlab.patching.experiment import Experiment
 
 POINTS = ("paper", "published-code")
@@ -54,17 +53,6 @@ def score_eap_ig(
         ConfigError: `steps` is not a positive number.
         MetricError: The metric has no gradient.
     """
-    check_steps(steps, "EAP-IG")
     first = int(points == "paper")
     shares = [(k + first) / steps for k in range(steps)]
     return attribute(experiment, name="eap-ig", shares=shares, axis=axis, level=level)
-
-
-def check_steps(steps: int, who: str) -> None:
-    """Refuse a number of steps that is none.
-
-    Raises:
-        ConfigError: It is not a whole number of at least 1.
-    """
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise ConfigError(f"steps is {steps!r}; {who} averages a whole number of at least 1 gradients (5 is usual).")

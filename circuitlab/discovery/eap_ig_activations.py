@@ -26,7 +26,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitlab.data.batch import PairBatch
-from circuitlab.discovery.eap_ig import check_steps
 from circuitlab.discovery.input_path import check_slope, streams_alive
 from circuitlab.discovery.node_scores import NodeScores
 from circuitlab.discovery.scores import EdgeScores
@@ -55,10 +54,9 @@ def score_eap_ig_activations(experiment: Experiment, *, steps: int = 5, level: s
         It falls with more steps.
 
     Raises:
-        ConfigError: `steps` is not a positive number; the ablation does not go with these pairs.
+        ConfigError: The ablation does not go with these pairs.
         MetricError: The metric has no gradient.
     """
-    check_steps(steps, "EAP-IG along activations")
     model, metric = experiment.model, experiment.metric
     alive = streams_alive(model, experiment.replacement) + 3 * model.spec.n_heads
     batches = experiment.recordings.parts(alive)

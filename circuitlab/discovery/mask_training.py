@@ -30,9 +30,9 @@ from circuitlab.patching.experiment import Experiment
 from circuitlab.patching.runs.packing import packs, rows_per_pack
 
 # Options of the methods that learn.
-Updates = Annotated[int, Setting(what="steps of learning", least=1)]
+Updates = Annotated[int, Setting(what="steps of learning", least=1, most=1_000_000)]
 Rate = Annotated[float, Setting(what="step size", above=0)]
-BatchSize = Annotated[int, Setting(what="examples a step", least=1)]
+BatchSize = Annotated[int, Setting(what="examples a step", least=1, most=100_000)]
 Checkpoint = Annotated[str | None, Setting(what="file that keeps the state, to stop and resume")]
 JOB = "training"
 # Steps between two versions of the file.

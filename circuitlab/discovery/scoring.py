@@ -43,6 +43,7 @@ from circuitlab.references import (
     SYED_2023,
     WANG_2023,
 )
+from circuitlab.settings import SETTINGS
 
 __all__ = ["METHODS", "Method", "find_method", "score_edges", "score_nodes"]
 
@@ -218,13 +219,13 @@ def scored_under(method: Method, experiment: Experiment) -> Experiment:
 def score_edges(
     model: Model,
     pairs: PairSet | PairBatch,
-    method: MethodLike = "eap-ig",
+    method: MethodLike = SETTINGS["method"].default,
     *,
-    steps: int = 5,
+    steps: int = SETTINGS["steps"].default,
     metric: MetricLike | None = None,
-    ablation: AblationLike = "corrupt",
+    ablation: AblationLike = SETTINGS["ablation"].default,
     reference: PairSet | PairBatch | None = None,
-    seed: int = 0,
+    seed: int = SETTINGS["seed"].default,
     axis: str = "all",
     budget: int | None = None,
     progress: Progress | bool | None = None,
@@ -276,7 +277,12 @@ def score_edges(
 
 
 def score(
-    experiment: Experiment, method: MethodLike, *, steps: int = 5, axis: str = "all", **options: Any
+    experiment: Experiment,
+    method: MethodLike,
+    *,
+    steps: int = SETTINGS["steps"].default,
+    axis: str = "all",
+    **options: Any,
 ) -> EdgeScores:
     """Score every edge on an experiment's pairs; arguments, result and errors as of `score_edges`."""
     found = find_method(method)
@@ -378,7 +384,7 @@ def _experiment(
 def _arguments(method: Method, options: dict[str, Any], steps: int) -> dict[str, Any]:
     """What a method is called with: its own options, and the number of steps where it takes steps."""
     given = method.read(options)
-    return given | {"steps": steps} if "steps" in method.takes else given
+    return given | {"steps": SETTINGS["steps"].read(steps)} if "steps" in method.takes else given
 
 
 def _check_ablation(method: Method, ablation: AblationLike, *, given: bool) -> None:

@@ -44,6 +44,7 @@ from circuitlab.models.protocol import Model
 from circuitlab.patching.experiment import Experiment
 from circuitlab.patching.runs.replacement import AblationLike, needs_reference
 from circuitlab.progress import Progress, callback, reports_progress, silent
+from circuitlab.settings import SETTINGS
 from circuitlab.summary import Summary, largest, plural
 
 if TYPE_CHECKING:
@@ -189,21 +190,21 @@ class Stability(Summary):
 def stability(
     model: Model,
     pairs: PairSet | PairBatch | Task | str | Path,
-    method: MethodLike = "eap-ig",
+    method: MethodLike = SETTINGS["method"].default,
     *,
     n_resamples: int = 100,
     over: str = "bootstrap",
-    n: int = 100,
+    n: int = SETTINGS["n"].default,
     target: float | None = None,
     n_edges: int | None = None,
     selection: SelectionRule | None = None,
     metric: MetricLike | None = None,
-    ablation: AblationLike = "corrupt",
+    ablation: AblationLike = SETTINGS["ablation"].default,
     reference: PairSet | PairBatch | None = None,
-    seed: int = 0,
+    seed: int = SETTINGS["seed"].default,
     scores: EdgeScores | None = None,
     method_options: Mapping[str, Any] | None = None,
-    allow_weak_gap: bool = False,
+    allow_weak_gap: bool = SETTINGS["allow_weak_gap"].default,
     budget: int | None = None,
     progress: Progress | bool | None = None,
     **options: Any,
@@ -251,8 +252,9 @@ def stability(
     """
     if over not in OVER:
         raise UnknownNameError.of("way to other prompts", over, OVER)
-    if isinstance(n_resamples, bool) or not isinstance(n_resamples, int) or n_resamples < 2:
-        raise ConfigError(f"n_resamples is {n_resamples!r}; at least 2 circuits can be compared.")
+    most = SETTINGS["stability"].most
+    if isinstance(n_resamples, bool) or not isinstance(n_resamples, int) or not 2 <= n_resamples <= most:
+        raise ConfigError(f"n_resamples is {n_resamples!r}; at least 2 circuits can be compared, and at most {most:,}.")
     task = None if isinstance(pairs, PairSet | PairBatch) else load_task(pairs)
     if over == "seeds" and task is None:
         raise ConfigError("stability over seeds draws new prompts; give a task instead of pairs.")

@@ -30,21 +30,22 @@ from circuitlab.models.protocol import Model
 from circuitlab.models.recording import Folding
 from circuitlab.models.text import TokenizerText, text_of
 from circuitlab.models.verify import adapted
+from circuitlab.settings import SETTINGS
 
-BUNDLED = "bundled"
+BUNDLED = SETTINGS["model"].default
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @checked
 @in_ordinary_modes
 def load_model(
-    model: Any = BUNDLED,
+    model: Any = SETTINGS["model"].default,
     *,
-    device: str | torch.device | None = None,
-    dtype: str | torch.dtype | None = None,
-    fold_ln: bool = False,
-    center_weights: bool = False,
-    bos: str | None = None,
+    device: str | torch.device | None = SETTINGS["device"].default,
+    dtype: str | torch.dtype | None = SETTINGS["dtype"].default,
+    fold_ln: bool = SETTINGS["fold_ln"].default,
+    center_weights: bool = SETTINGS["center_weights"].default,
+    bos: str | None = SETTINGS["bos"].default,
 ) -> BridgeModel | Any:
     """Load a model and check that its parts add up.
 

@@ -112,11 +112,12 @@ def judging(
     # How edges were scored has no part in this; of this method any ablation can be asked.
     source = given.pop("model", kept.model)
     chosen = kept.replaced(method="exact", method_options={}, **given)
-    if "ablation" in kept.objects and "ablation" not in given:
-        raise RunError(
-            f"run {str(circuit)!r} is under the ablation {kept.ablation!r}, an object of Python of which the name "
-            "alone is recorded. Give ablation=, the object or a name (--ablation NAME)."
-        )
+    for name in ("ablation", "metric"):
+        if name in kept.objects and name not in given:
+            raise RunError(
+                f"run {str(circuit)!r} is under the {name} {getattr(kept, name)!r}, an object of Python that is not in "
+                f"its folder. Give {name}=, the object or a name (--{name} NAME)."
+            )
     ablation = given.get("ablation", chosen.ablation)
     metric = metric_of(asked, chosen.metric or None)
     booted = not isinstance(source, str | Path)

@@ -83,7 +83,7 @@ def _run(read: RunReader) -> Run:
             name: found and replace(found, circuit=known.circuit(found.circuit))
             for name, found in (("stability", results.stability), ("stability_seeds", results.stability_seeds))
         },
-        seconds=dict(manifest["seconds"]), folder=read.path,
+        seconds=dict(manifest["seconds"]), folder=read.path, sources=read.about("objects"),
     )  # fmt: skip
 
 

@@ -24,6 +24,7 @@ def manifest_of(run: RunRecord) -> dict[str, Any]:
         "command": run.config.command,
         "config": run.config.as_record(),
         "seed": run.config.seed,
+        **({"objects": dict(run.sources)} if run.sources else {}),
         "task": {
             "name": task.name,
             "label": task.label,

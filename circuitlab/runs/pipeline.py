@@ -42,6 +42,7 @@ from circuitlab.patching.sweeps.sweep import sweep_grids
 from circuitlab.progress import callback, reports_progress
 from circuitlab.resources import Resources
 from circuitlab.runs.keywords import takes_settings
+from circuitlab.runs.record import sources_of
 from circuitlab.runs.run import Run, writes_run
 from circuitlab.settings import MODEL_SETTINGS, Settings
 
@@ -81,7 +82,7 @@ def discover(task: str | Path | Task, **settings: Unpack[Settings]) -> Run:
     judged_by = metric_of(asked, given["metric"])
     config = DiscoverConfig.of_settings(
         given, task=_spelling(task, asked), options=asked.settings, model=_model_name(given["model"]),
-        metric=judged_by.name,
+        metric=judged_by.name if given["metric"] is None else given["metric"],
     )  # fmt: skip
     method, steps, ablation, seed = find_method(given["method"]), config.steps, given["ablation"], config.seed
     resources = Resources(progress=callback(given["progress"]))
@@ -129,6 +130,7 @@ def discover(task: str | Path | Task, **settings: Unpack[Settings]) -> Run:
         weights_sha256=loaded.weights_sha256(), bos=loaded.bos, metric=judged_by, pairs=pairs, behaviour=behaviour,
         grids=grids, scores=scores, circuit=circuit.with_node_effects(effects),
         evaluation=evaluation, seconds=clock.seconds, stability=resamples, stability_seeds=seeds, attention=looks,
+        sources=sources_of({name: given[name] for name in config.objects}),
     )  # fmt: skip
 
 

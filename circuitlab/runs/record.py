@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 from circuitlab.attribution.patterns import AttentionPatterns
 from circuitlab.data.pairs import PairSplits
 from circuitlab.data.task import Task
+from circuitlab.digests import source_sha256
 from circuitlab.discovery.behaviour import Behaviour
 from circuitlab.discovery.config import DiscoverConfig
 from circuitlab.discovery.scores import EdgeScores
@@ -47,6 +49,7 @@ class RunRecord(Summary):
         stability_seeds: The discovery on prompts of other seeds, if that was asked for.
         seconds: Wall time by step.
         folder: Where it was written, if it was.
+        sources: Of each setting that was given as objects, their names, modules and the SHA-256 of their source.
     """
 
     config: DiscoverConfig
@@ -67,6 +70,7 @@ class RunRecord(Summary):
     attention: AttentionPatterns | None = None
     stability_seeds: Stability | None = None
     folder: Path | None = None
+    sources: Mapping[str, Sequence[Mapping[str, str | None]]] = field(default_factory=dict)
 
     @property
     def model_id(self) -> str:
@@ -95,6 +99,29 @@ class RunRecord(Summary):
                 yield name, getattr(self, name)
         yield "seconds", f"{sum(self.seconds.values()):.1f}"
         yield "folder", self.folder or "not written; write(folder) does"
+
+
+def sources_of(objects: Mapping[str, Any]) -> dict[str, list[dict[str, str | None]]]:
+    """Name, module and SHA-256 of the source of objects: functions, or a `Method`, `Metric` or `Site` that holds one.
+
+    Args:
+        objects: By setting, an object or several; names among them are left out.
+
+    Returns:
+        By setting, a record an object. The SHA-256 is None for code without a source file.
+    """
+    found = {}
+    for setting, given in objects.items():
+        each = given if isinstance(given, list | tuple) else [given]
+        found[setting] = [_source_of(one) for one in each if not isinstance(one, str)]
+    return found
+
+
+def _source_of(given: Any) -> dict[str, str | None]:
+    held = next((getattr(given, name) for name in ("score", "function", "read") if hasattr(given, name)), None) or given
+    code = held if hasattr(held, "__qualname__") else type(held)
+    name = str(getattr(given, "name", None) or code.__name__)
+    return {"name": name, "module": code.__module__, "sha256": source_sha256(code)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

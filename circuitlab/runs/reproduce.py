@@ -147,9 +147,9 @@ def reproduce(
     if objects := config.pop("objects", ()):
         told = ", ".join(f"{name}={config[name]!r}" for name in objects)
         raise RunError(
-            f"run {str(folder)!r} cannot be repeated from its folder: {told} was an object of Python, and its name "
-            "alone is recorded. Call discover() with the object again, and compare the folders; or offer it by an "
-            "entry point (docs/extending.md) and run discover by its name."
+            f"run {str(folder)!r} cannot be repeated from its folder: {told} was an object of Python, which is not in "
+            "the folder. Call discover() with the object again, and compare the folders; or offer it by an entry point "
+            "(docs/extending.md) and run discover by its name."
         )
     others = set[str]()  # settings that are not those of the run, and rightly so
     if device is not None:
