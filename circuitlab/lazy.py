@@ -1,8 +1,10 @@
-"""Public names of a package that are loaded when they are first used (PEP 562)."""
+"""Public names of a package that are loaded when they are first used (PEP 562), and the modules of a folder."""
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import import_module
+from pkgutil import iter_modules
+from types import ModuleType
 from typing import Any
 
 
@@ -25,3 +27,14 @@ def lazy_names(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], 
         return sorted({*vars(sys.modules[package]), *homes})
 
     return load, listed
+
+
+def modules_in(package: str, path: Iterable[str]) -> Iterator[ModuleType]:
+    """The modules in the folder of a package, in the order of their names.
+
+    Args:
+        package: Its `__name__`.
+        path: Its `__path__`.
+    """
+    for found in iter_modules(path):
+        yield import_module(f"{package}.{found.name}")

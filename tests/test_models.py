@@ -34,6 +34,7 @@ from architectures import (
 
 from circuitlab import evaluate, load_model, score_edges, select, sweep
 from circuitlab.errors import ConfigError, ModelError, UnsupportedModelError
+from circuitlab.models import families
 from circuitlab.models.anatomy import mlp_gate
 from circuitlab.models.bridge import BridgeModel
 from circuitlab.models.comparison import TOLERANCE as ALLOWED
@@ -380,6 +381,16 @@ class TestRefusals:
             monkeypatch.setattr(f"circuitlab.models.{module}.family_of", lambda bridge: Family())
         with pytest.raises(UnsupportedModelError, match=rf"^model '.*': {part} {DIFFERS}"):
             load_model(save(architecture, tmp_path / architecture))
+
+    def test_a_family_is_one_file(self, tmp_path, monkeypatch):
+        bridge = SimpleNamespace(cfg=None, original_model=SimpleNamespace(config=SimpleNamespace(model_type="own")))
+        text = "from circuitlab.models.families import family as f\nMODEL_TYPES = ('own',)\n"
+        (tmp_path / "own_family.py").write_text(f"{text}def family(config):\n    return f.Family(n_ctx=7)\n")
+        assert families.family_of(bridge) == Family()
+        monkeypatch.setattr(families, "__path__", [*families.__path__, str(tmp_path)])
+        families._families.cache_clear()
+        assert families.family_of(bridge) == Family(n_ctx=7)
+        families._families.cache_clear()
 
     @pytest.mark.parametrize("primitive", PRIMITIVES)
     def test_a_primitive_that_is_off(self, primitive, monkeypatch):

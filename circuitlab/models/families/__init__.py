@@ -1,4 +1,4 @@
-"""Families of models that need more than the anatomy of their blocks: one file a family, and its name below.
+"""Families of models that need more than the anatomy of their blocks: one file a family, which is found by being here.
 
 A file names the model types of its family (`model_type` in config.json) in `MODEL_TYPES`, and its function `family`
 turns a model's config into its `Family`. Whatever is not listed in any file has the defaults.
@@ -10,10 +10,8 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
-from circuitlab.models.families import bloom, cohere, gpt2, granite, mpt, native, not_supported, olmo2
+from circuitlab.lazy import modules_in
 from circuitlab.models.families.family import Family
-
-MODULES = (bloom, cohere, gpt2, granite, mpt, native, not_supported, olmo2)
 
 __all__ = ["Family", "family_of"]
 
@@ -40,4 +38,8 @@ def _made(config: Any, model_type: Any) -> Family:
 @cache
 def _families() -> Mapping[str, Callable[[Any], Family]]:
     """By model type, the function of its family's file."""
-    return {model_type: module.family for module in MODULES for model_type in module.MODEL_TYPES}
+    return {
+        model_type: module.family
+        for module in modules_in(__name__, __path__)
+        for model_type in getattr(module, "MODEL_TYPES", ())
+    }
