@@ -11,83 +11,9 @@ Example:
 
 from typing import TYPE_CHECKING
 
-from circuitlab.lazy import lazy_names
+from circuitlab.lazy import homes_of, lazy_names
 
 __version__ = "0.1.0"
-
-# Public name -> the module it lives in. The imports below tell type checkers the same; a test compares the two.
-_HOMES = {
-    "Circuit": "circuitlab.graphs.circuit",
-    "CircuitLabError": "circuitlab.errors",
-    "CompiledModel": "circuitlab.compiled.build",
-    "ConfigError": "circuitlab.errors",
-    "Edge": "circuitlab.parts",
-    "Example": "circuitlab.data.example",
-    "FileError": "circuitlab.errors",
-    "FormatError": "circuitlab.errors",
-    "GraphError": "circuitlab.errors",
-    "Metric": "circuitlab.metrics.base",
-    "MetricError": "circuitlab.errors",
-    "MissingFileError": "circuitlab.errors",
-    "ModelError": "circuitlab.errors",
-    "ModelSpec": "circuitlab.parts",
-    "Node": "circuitlab.parts",
-    "OutputExistsError": "circuitlab.errors",
-    "PairBatch": "circuitlab.data.batch",
-    "PairLengthError": "circuitlab.errors",
-    "PairSet": "circuitlab.data.pairs",
-    "PairSplits": "circuitlab.data.pairs",
-    "Reader": "circuitlab.parts",
-    "Reference": "circuitlab.references",
-    "Replacement": "circuitlab.patching.runs.replacement",
-    "Run": "circuitlab.runs.run",
-    "RunError": "circuitlab.errors",
-    "SelectionRule": "circuitlab.graphs.selection",
-    "SpanError": "circuitlab.errors",
-    "Task": "circuitlab.data.task",
-    "TaskError": "circuitlab.errors",
-    "TaskFileError": "circuitlab.errors",
-    "TaskNotDoneError": "circuitlab.errors",
-    "TokenError": "circuitlab.errors",
-    "TooFewPromptsError": "circuitlab.errors",
-    "UnknownNameError": "circuitlab.errors",
-    "UnsupportedModelError": "circuitlab.errors",
-    "WrongTypeError": "circuitlab.errors",
-    "attention": "circuitlab.attribution.attention",
-    "cite": "circuitlab.runs.cite",
-    "compare": "circuitlab.graphs.compare",
-    "compile_model": "circuitlab.compiled.build",
-    "compiled_models": "circuitlab.compiled.build",
-    "continue_text": "circuitlab.predictions.continuation",
-    "direct_attribution": "circuitlab.attribution.direct",
-    "discover": "circuitlab.runs.pipeline",
-    "estimate_sweep": "circuitlab.patching.sweeps.estimate",
-    "evaluate": "circuitlab.evaluation.evaluate",
-    "from_tracr": "circuitlab.compiled.tracr",
-    "lens_tokens": "circuitlab.attribution.lens_tokens",
-    "load_autoencoder": "circuitlab.features.load",
-    "load_circuit": "circuitlab.graphs.circuit",
-    "load_model": "circuitlab.models.load",
-    "load_run": "circuitlab.runs.load",
-    "load_scores": "circuitlab.discovery.scores",
-    "load_task": "circuitlab.data.registry",
-    "logit_lens": "circuitlab.attribution.lens",
-    "patch_edges": "circuitlab.patching.edges.edges",
-    "path_patch": "circuitlab.patching.paths.paths",
-    "predict": "circuitlab.predictions.next_token",
-    "recovery": "circuitlab.evaluation.truth",
-    "reproduce": "circuitlab.runs.reproduce",
-    "score_edges": "circuitlab.discovery.scoring",
-    "score_nodes": "circuitlab.discovery.scoring",
-    "select": "circuitlab.discovery.selection",
-    "stability": "circuitlab.discovery.stability",
-    "sweep": "circuitlab.patching.sweeps.sweep",
-    "test_circuit": "circuitlab.evaluation.hypotheses.battery",
-    "text_log_probs": "circuitlab.predictions.log_probs",
-    "top_heads": "circuitlab.attribution.record",
-    "write_report": "circuitlab.report.page",
-}
-__all__ = sorted([*_HOMES, "__version__"])  # pyright: ignore[reportUnsupportedDunderAll]
 
 if TYPE_CHECKING:
     from circuitlab.attribution.attention import attention
@@ -154,4 +80,6 @@ if TYPE_CHECKING:
     from circuitlab.runs.reproduce import reproduce
     from circuitlab.runs.run import Run
 
+_HOMES = homes_of(__name__)
+__all__ = sorted([*_HOMES, "__version__"])  # pyright: ignore[reportUnsupportedDunderAll]
 __getattr__, __dir__ = lazy_names(__name__, _HOMES)

@@ -1,5 +1,6 @@
 """Sources that tasks, metrics and methods name, and their BibTeX."""
 
+import re
 from dataclasses import dataclass
 
 
@@ -44,86 +45,75 @@ class Reference:
         return f"@{kind}{{{self.key},\n{body}\n}}"
 
 
-WANG_2023 = Reference(
-    key="wang2023interpretability",
-    authors=("Wang, Kevin", "Variengien, Alexandre", "Conmy, Arthur", "Shlegeris, Buck", "Steinhardt, Jacob"),
-    title="Interpretability in the Wild: a Circuit for Indirect Object Identification in GPT-2 small",
-    year=2023,
-    arxiv="2211.00593",
+def _arxiv(arxiv: str, key: str, authors: str, title: str) -> Reference:
+    """A paper on arXiv. The key has its year; authors are separated by semicolons."""
+    year = int(re.findall("[0-9]{4}", key)[0])
+    return Reference(key=key, authors=tuple(authors.split("; ")), title=title, year=year, arxiv=arxiv)
+
+
+WANG_2023 = _arxiv(
+    "2211.00593",
+    "wang2023interpretability",
+    "Wang, Kevin; Variengien, Alexandre; Conmy, Arthur; Shlegeris, Buck; Steinhardt, Jacob",
+    "Interpretability in the Wild: a Circuit for Indirect Object Identification in GPT-2 small",
 )
-CONMY_2023 = Reference(
-    key="conmy2023towards",
-    authors=(
-        "Conmy, Arthur",
-        "Mavor-Parker, Augustine N.",
-        "Lynch, Aengus",
-        "Heimersheim, Stefan",
-        "Garriga-Alonso, Adria",
-    ),
-    title="Towards Automated Circuit Discovery for Mechanistic Interpretability",
-    year=2023,
-    arxiv="2304.14997",
+CONMY_2023 = _arxiv(
+    "2304.14997",
+    "conmy2023towards",
+    "Conmy, Arthur; Mavor-Parker, Augustine N.; Lynch, Aengus; Heimersheim, Stefan; Garriga-Alonso, Adria",
+    "Towards Automated Circuit Discovery for Mechanistic Interpretability",
 )
-SYED_2023 = Reference(
-    key="syed2023attribution",
-    authors=("Syed, Aaquib", "Rager, Can", "Conmy, Arthur"),
-    title="Attribution Patching Outperforms Automated Circuit Discovery",
-    year=2023,
-    arxiv="2310.10348",
+SYED_2023 = _arxiv(
+    "2310.10348",
+    "syed2023attribution",
+    "Syed, Aaquib; Rager, Can; Conmy, Arthur",
+    "Attribution Patching Outperforms Automated Circuit Discovery",
 )
-HANNA_2023 = Reference(
-    key="hanna2023does",
-    authors=("Hanna, Michael", "Liu, Ollie", "Variengien, Alexandre"),
-    title="How does GPT-2 compute greater-than?: Interpreting mathematical abilities in a pre-trained language model",
-    year=2023,
-    arxiv="2305.00586",
+HANNA_2023 = _arxiv(
+    "2305.00586",
+    "hanna2023does",
+    "Hanna, Michael; Liu, Ollie; Variengien, Alexandre",
+    "How does GPT-2 compute greater-than?: Interpreting mathematical abilities in a pre-trained language model",
 )
-HANNA_2024 = Reference(
-    key="hanna2024have",
-    authors=("Hanna, Michael", "Pezzelle, Sandro", "Belinkov, Yonatan"),
-    title="Have Faith in Faithfulness: Going Beyond Circuit Overlap When Finding Model Mechanisms",
-    year=2024,
-    arxiv="2403.17806",
+HANNA_2024 = _arxiv(
+    "2403.17806",
+    "hanna2024have",
+    "Hanna, Michael; Pezzelle, Sandro; Belinkov, Yonatan",
+    "Have Faith in Faithfulness: Going Beyond Circuit Overlap When Finding Model Mechanisms",
 )
-MARKS_2024 = Reference(
-    key="marks2024sparse",
-    authors=("Marks, Samuel", "Rager, Can", "Michaud, Eric J.", "Belinkov, Yonatan", "Bau, David", "Mueller, Aaron"),
-    title="Sparse Feature Circuits: Discovering and Editing Interpretable Causal Graphs in Language Models",
-    year=2024,
-    arxiv="2403.19647",
+MARKS_2024 = _arxiv(
+    "2403.19647",
+    "marks2024sparse",
+    "Marks, Samuel; Rager, Can; Michaud, Eric J.; Belinkov, Yonatan; Bau, David; Mueller, Aaron",
+    "Sparse Feature Circuits: Discovering and Editing Interpretable Causal Graphs in Language Models",
 )
-MIB_2025 = Reference(
-    key="mueller2025mib",
-    authors=("Mueller, Aaron", "Geiger, Atticus", "Wiegreffe, Sarah", "others"),
-    title="MIB: A Mechanistic Interpretability Benchmark",
-    year=2025,
-    arxiv="2504.13151",
+MIB_2025 = _arxiv(
+    "2504.13151",
+    "mueller2025mib",
+    "Mueller, Aaron; Geiger, Atticus; Wiegreffe, Sarah; others",
+    "MIB: A Mechanistic Interpretability Benchmark",
 )
-BHASKAR_2024 = Reference(
-    key="bhaskar2024finding",
-    authors=("Bhaskar, Adithya", "Wettig, Alexander", "Friedman, Dan", "Chen, Danqi"),
-    title="Finding Transformer Circuits with Edge Pruning",
-    year=2024,
-    arxiv="2406.16778",
+BHASKAR_2024 = _arxiv(
+    "2406.16778",
+    "bhaskar2024finding",
+    "Bhaskar, Adithya; Wettig, Alexander; Friedman, Dan; Chen, Danqi",
+    "Finding Transformer Circuits with Edge Pruning",
 )
-LI_2024 = Reference(
-    key="li2024optimal",
-    authors=("Li, Maximilian", "Janson, Lucas"),
-    title="Optimal ablation for interpretability",
-    year=2024,
-    arxiv="2409.09951",
+LI_2024 = _arxiv(
+    "2409.09951",
+    "li2024optimal",
+    "Li, Maximilian; Janson, Lucas",
+    "Optimal ablation for interpretability",
 )
-FERRANDO_2024 = Reference(
-    key="ferrando2024information",
-    authors=("Ferrando, Javier", "Voita, Elena"),
-    title="Information Flow Routes: Automatically Interpreting Language Models at Scale",
-    year=2024,
-    arxiv="2403.00824",
+FERRANDO_2024 = _arxiv(
+    "2403.00824",
+    "ferrando2024information",
+    "Ferrando, Javier; Voita, Elena",
+    "Information Flow Routes: Automatically Interpreting Language Models at Scale",
 )
-RELP_2025 = Reference(
-    key="jafari2025relp",
-    authors=("Jafari, Farnoush Rezaei", "Eberle, Oliver", "Khakzar, Ashkan", "Nanda, Neel"),
-    title="RelP: Faithful and Efficient Circuit Discovery in Language Models via Relevance Patching",
-    year=2025,
-    arxiv="2508.21258",
+RELP_2025 = _arxiv(
+    "2508.21258",
+    "jafari2025relp",
+    "Jafari, Farnoush Rezaei; Eberle, Oliver; Khakzar, Ashkan; Nanda, Neel",
+    "RelP: Faithful and Efficient Circuit Discovery in Language Models via Relevance Patching",
 )

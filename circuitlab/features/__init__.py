@@ -5,29 +5,7 @@ What is public is loaded when it is first asked for, so that importing this pack
 
 from typing import TYPE_CHECKING
 
-from circuitlab.lazy import lazy_names
-
-_HOMES = {
-    "ActiveFeature": "circuitlab.features.activations",
-    "Autoencoder": "circuitlab.features.autoencoder",
-    "Description": "circuitlab.features.descriptions",
-    "Descriptions": "circuitlab.features.descriptions",
-    "FeatureActivations": "circuitlab.features.activations",
-    "FeatureRanking": "circuitlab.features.ranking",
-    "Quality": "circuitlab.features.splicing",
-    "Splice": "circuitlab.features.splicing",
-    "attached": "circuitlab.features.splicing",
-    "features": "circuitlab.features.activations",
-    "load_autoencoder": "circuitlab.features.load",
-    "load_descriptions": "circuitlab.features.descriptions",
-    "quality": "circuitlab.features.splicing",
-    "rank_features": "circuitlab.features.ranking",
-    "save_autoencoder": "circuitlab.features.saelens",
-    "search_descriptions": "circuitlab.features.descriptions",
-    "splice": "circuitlab.features.splicing",
-    "sweep_features": "circuitlab.features.sweep",
-}
-__all__ = sorted(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
+from circuitlab.lazy import homes_of, lazy_names
 
 if TYPE_CHECKING:
     from circuitlab.features.activations import ActiveFeature, FeatureActivations, features
@@ -39,4 +17,6 @@ if TYPE_CHECKING:
     from circuitlab.features.splicing import Quality, Splice, attached, quality, splice
     from circuitlab.features.sweep import sweep_features
 
+_HOMES = homes_of(__name__)
+__all__ = sorted(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
 __getattr__, __dir__ = lazy_names(__name__, _HOMES)

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from circuitlab.arguments import checked_fields
 from circuitlab.declarations import Setting, options_of
 from circuitlab.errors import ConfigError
+from circuitlab.outputs.records import from_plain
 
 USUAL_TARGET = 0.9
 ASKED = ("target", "n_edges", "threshold")
@@ -170,35 +171,7 @@ class Selection:
         """A selection from its record; what is newer than the record is None.
 
         Raises:
-            TypeError: Something is missing, unknown, or of another kind.
+            KeyError, TypeError, ValueError: Something is missing, unknown, or of another kind.
         """
         given = dict(record)
-        interval = given.pop("faithfulness_ci", None)
-        given["interval"] = None if interval is None else tuple(interval)
-        found = cls(**given)
-        for item in fields(cls):
-            value = getattr(found, item.name)
-            if not isinstance(value, _KINDS[item.name]) or (isinstance(value, bool) and bool not in _KINDS[item.name]):
-                raise TypeError(f"{item.name} is {value!r}")
-        if interval is not None and [type(end) for end in interval] not in ([float, float], [int, float], [float, int]):
-            raise TypeError(f"faithfulness_ci is {interval!r}")
-        return found
-
-
-_NUMBER, _MAYBE = (int, float), (int, float, type(None))
-_KINDS: dict[str, tuple[type, ...]] = {
-    "rule": (str,),
-    "asked": _NUMBER,
-    "signed": (bool,),
-    "greedy": (bool,),
-    "nominal": (int,),
-    "achieved": (int,),
-    "n_nodes": (int,),
-    "faithfulness": _MAYBE,
-    "interval": (tuple, type(None)),
-    "metric": (str, type(None)),
-    "ablation": (str, type(None)),
-    "n_pairs": (int, type(None)),
-    "n_scored": (int, type(None)),
-    "prompts": (frozenset,),
-}
+        return from_plain(cls, given | {"interval": given.pop("faithfulness_ci", None)})

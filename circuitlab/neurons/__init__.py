@@ -10,25 +10,7 @@ Example:
 
 from typing import TYPE_CHECKING
 
-from circuitlab.lazy import lazy_names
-
-# Public name -> the module it lives in; no module may be called like a name. The imports below tell type checkers the
-# same; a test compares the two.
-_HOMES: dict[str, str] = {
-    "SENTENCES": "circuitlab.neurons.sentences",
-    "ablation_effect": "circuitlab.neurons.ablation",
-    "activations": "circuitlab.neurons.over_text",
-    "importance": "circuitlab.neurons.direct_effects",
-    "noise_sensitivity": "circuitlab.neurons.noise",
-    "norm_ratios": "circuitlab.neurons.norm_ratio",
-    "optimise_prompts": "circuitlab.neurons.prompt_search",
-    "outliers": "circuitlab.neurons.outlier_scores",
-    "simplify": "circuitlab.neurons.simplification",
-    "top_examples": "circuitlab.neurons.examples",
-    "top_neurons": "circuitlab.neurons.weights",
-    "top_tokens": "circuitlab.neurons.weights",
-}
-__all__ = sorted(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
+from circuitlab.lazy import homes_of, lazy_names
 
 if TYPE_CHECKING:
     from circuitlab.neurons.ablation import ablation_effect
@@ -43,4 +25,6 @@ if TYPE_CHECKING:
     from circuitlab.neurons.simplification import simplify
     from circuitlab.neurons.weights import top_neurons, top_tokens
 
+_HOMES = homes_of(__name__)
+__all__ = sorted(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
 __getattr__, __dir__ = lazy_names(__name__, _HOMES)

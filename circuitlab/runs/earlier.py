@@ -84,25 +84,10 @@ class TableGrid(Grid):
 
     table: pd.DataFrame
 
-    @property
-    def values(self) -> np.ndarray:
-        """As in the table."""
-        return self._cells("value")
-
-    @property
-    def interval(self) -> stats.Interval:
-        """As in the table."""
-        return stats.Interval(self._cells("ci_low"), self._cells("ci_high"))
-
-    @property
-    def p_values(self) -> np.ndarray:
-        """As in the table."""
-        return self._cells("p_value")
-
-    @property
-    def n(self) -> np.ndarray:
-        """As in the table."""
-        return self._cells("n").astype(int)
+    values = property(lambda self: self._cells("value"))
+    interval = property(lambda self: stats.Interval(self._cells("ci_low"), self._cells("ci_high")))
+    p_values = property(lambda self: self._cells("p_value"))
+    n = property(lambda self: self._cells("n").astype(int))
 
     def _cells(self, column: str) -> np.ndarray:
         return self.table[column].to_numpy(dtype=float).reshape(self.per_example.shape[:-1])
@@ -148,41 +133,14 @@ class TableEvaluation(Evaluation):
 
     record: Mapping[str, Any] = field(default_factory=dict)
 
-    @property
-    def faithfulness(self) -> float:
-        """As recorded."""
-        return _number(self.record["faithfulness"])
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """As recorded."""
-        low, high = self.record["faithfulness_ci"]
-        return _number(low), _number(high)
-
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """As recorded."""
-        return tuple(self.record.get("warnings", ()))
-
-    @property
-    def metric_clean(self) -> float:
-        """As recorded."""
-        return _number(self.record["metric_clean"])
-
-    @property
-    def metric_corrupt(self) -> float:
-        """As recorded."""
-        return _number(self.record["metric_corrupt"])
-
-    @property
-    def metric_empty(self) -> float:
-        """As recorded; that of the corrupted run where it is not."""
-        return _number(self.record.get("metric_empty", self.record["metric_corrupt"]))
-
-    @property
-    def metric_circuit(self) -> float:
-        """As recorded."""
-        return _number(self.record["metric_circuit"])
+    faithfulness = property(lambda self: _number(self.record["faithfulness"]))
+    interval = property(lambda self: tuple(map(_number, self.record["faithfulness_ci"])))
+    warnings = property(lambda self: tuple(self.record.get("warnings", ())))
+    metric_clean = property(lambda self: _number(self.record["metric_clean"]))
+    metric_corrupt = property(lambda self: _number(self.record["metric_corrupt"]))
+    metric_circuit = property(lambda self: _number(self.record["metric_circuit"]))
+    # The corrupted run is the empty circuit of the ablation that versions without this number had.
+    metric_empty = property(lambda self: _number(self.record.get("metric_empty", self.record["metric_corrupt"])))
 
     @property
     def gap(self) -> Gap:

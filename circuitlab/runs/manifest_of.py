@@ -12,12 +12,13 @@ from circuitlab.discovery.scoring import find_method
 from circuitlab.runs.manifest import OF_METRIC, SCHEMA
 from circuitlab.runs.record import RunRecord
 
+OF_MODEL = ("n_layers", "n_heads", "n_kv_heads", "d_model", "d_vocab", "causal")
 VERSIONED = ("circuitlab", "torch", "transformer_lens", "transformers", "numpy", "scipy", "networkx", "matplotlib")
 
 
 def manifest_of(run: RunRecord) -> dict[str, Any]:
     """What was asked of what, with which versions; the SHA-256 of every file is added when all are there."""
-    spec, task = run.spec, run.task
+    task = run.task
     return {
         "schema": SCHEMA,
         "circuitlab_version": _version("circuitlab"),
@@ -26,11 +27,7 @@ def manifest_of(run: RunRecord) -> dict[str, Any]:
         "seed": run.config.seed,
         **({"objects": dict(run.sources)} if run.sources else {}),
         "task": {
-            "name": task.name,
-            "label": task.label,
-            "version": task.version,
-            "summary": task.summary,
-            "settings": task.settings,
+            **{name: getattr(task, name) for name in ("name", "label", "version", "summary", "settings")},
             "options": {name: list(values) for name, values in task.options.items()},
             "metric": task.metric if isinstance(task.metric, str) else None,
             "fingerprint": run.task_fingerprint,
@@ -46,12 +43,7 @@ def manifest_of(run: RunRecord) -> dict[str, Any]:
         "model": {
             "id": run.model_id,
             "weights_sha256": run.weights_sha256,
-            "n_layers": spec.n_layers,
-            "n_heads": spec.n_heads,
-            "n_kv_heads": spec.n_kv_heads,
-            "d_model": spec.d_model,
-            "d_vocab": spec.d_vocab,
-            "causal": spec.causal,
+            **{name: getattr(run.spec, name) for name in OF_MODEL},
             "bos_tokens": list(run.bos.tokens),
             "bos_ids": list(run.bos.ids),
         },

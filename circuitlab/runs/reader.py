@@ -111,10 +111,7 @@ class RunReader:
         """
         path, listed = file_inside(self.path, name), self.manifest["files"].get(name)
         if path is None and listed is not None:
-            raise RunError(
-                f"{name} is missing in the run folder {str(self.path)!r}. Restore the file, or make the run again with "
-                f"`circuitlab discover ... --out {self.path} --force`."
-            )
+            raise self._missing(name)
         if path is not None and listed is not None and (found := file_sha256(path)) != listed:
             what = f"its SHA-256 is {found[:12]}, the manifest says {str(listed)[:12]}"
             raise self.damaged(name, f"{what}: it was changed after the run")
@@ -278,15 +275,18 @@ class RunReader:
             return None
         return self._read(RESULTS, lambda: load_record(path, Results, (RESULTS_SCHEMA,), "results"))
 
+    def _missing(self, name: str) -> RunError:
+        return RunError(
+            f"{name} is missing in the run folder {str(self.path)!r}. Restore the file, or make the run again with "
+            f"`circuitlab discover ... --out {self.path} --force`."
+        )
+
     def _read(self, name: str, read: Any) -> Any:
         """What a reader gives; what it refuses is damage of this file."""
         try:
             return read()
         except MissingFileError:
-            raise RunError(
-                f"{name} is missing in the run folder {str(self.path)!r}. Restore the file, or make the run again with "
-                f"`circuitlab discover ... --out {self.path} --force`."
-            ) from None
+            raise self._missing(name) from None
         except RunError:
             raise
         except CircuitLabError as error:

@@ -187,7 +187,7 @@ def selection_of(record: Any, path: Path) -> Selection | None:
     """
     try:
         return None if record is None else Selection.of_record(record)
-    except (TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise FormatError(
             f"circuit file {str(path)!r}: {SELECTION} is no record of a selection: {error}. Leave the key out."
         ) from error
