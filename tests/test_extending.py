@@ -346,7 +346,10 @@ class TestRuns:
         assert run[0].grids["own_mlp"].values == pytest.approx(named.grids["mlp_out"].values, abs=1e-5)
 
     def test_what_needs_the_objects_again_says_so(self, run, capsys):
-        with pytest.raises(RunError, match=r"'own', metric='own_difference', ablation='nothing', .* Call discover\(\) with the object again"):
+        with pytest.raises(
+            RunError,
+            match=r"'own', metric='own_difference', ablation='nothing', .* Call discover\(\) with the object again",
+        ):
             reproduce(run[1])
         assert main(["evaluate", str(run[1])]) == 2
         assert "is under the ablation 'nothing', an object of Python" in capsys.readouterr().err
