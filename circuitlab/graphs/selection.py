@@ -10,7 +10,6 @@ from typing import Annotated, Any
 from circuitlab.arguments import checked_fields
 from circuitlab.declarations import Setting, options_of
 from circuitlab.errors import ConfigError
-from circuitlab.outputs.records import from_plain
 
 USUAL_TARGET = 0.9
 ASKED = ("target", "n_edges", "threshold")
@@ -173,5 +172,7 @@ class Selection:
         Raises:
             KeyError, TypeError, ValueError: Something is missing, unknown, or of another kind.
         """
+        from circuitlab.outputs.records import from_plain  # brings numpy, which help does without
+
         given = dict(record)
         return from_plain(cls, given | {"interval": given.pop("faithfulness_ci", None)})
