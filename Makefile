@@ -22,7 +22,7 @@ demo: $(RUNTIME)
 	$(BIN)/circuitlab discover gendered-pronouns --out runs/demo --force
 
 test: $(DEV)
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --durations=25
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations=25
 
 check: $(DEV)
 	$(BIN)/ruff check .

@@ -10,6 +10,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,14 @@ from commands import Finished, run_circuitlab
 shapes.install()
 
 ROOT = Path(__file__).parent.parent
+# Files that take longer than their number of tests says. They begin first, lest one worker end alone with them.
+LONG = ("test_docs.py", "test_readme.py", "test_judging_commands.py", "test_cli.py", "test_reproduce.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The order in which workers are given files: long ones, then by the number of tests."""
+    tests = Counter(item.path for item in items)
+    items.sort(key=lambda item: (item.path.name not in LONG, -tests[item.path], item.path))
 
 
 @pytest.fixture(scope="module", autouse=True)

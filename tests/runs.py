@@ -1,12 +1,11 @@
 """One run of the main job on the bundled model, made once and shared by the tests that read what it leaves."""
 
 import hashlib
-import os
-import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+from commands import run_python
 
 from circuitlab import Run, discover
 
@@ -39,12 +38,8 @@ discover(sys.argv[1], n=int(sys.argv[2]), seed=0, out=sys.argv[3])
 def written_elsewhere(base: Path) -> Path:
     """The folder of the same run, made by a process of its own with another hash seed and without type checks."""
     folder = base / "elsewhere" / "deep" / "a run"
-    subprocess.run(
-        [sys.executable, "-c", IN_ANOTHER_PROCESS, TASK, str(N), str(folder)],
-        env={**os.environ, "PYTHONHASHSEED": "271828"},
-        capture_output=True,
-        check=True,
-    )
+    done = run_python(IN_ANOTHER_PROCESS, TASK, N, folder)
+    assert done.code == 0, done.err
     return folder
 
 

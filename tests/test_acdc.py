@@ -1,13 +1,9 @@
 """ACDC: against a search written once more, one question and one whole circuit at a time; its limits and records."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 from architectures import load, mixed_pairs, pairs
+from commands import HERE, run_python
 from experiments import clean_and_empty
 
 from circuitlab import score_edges, select
@@ -127,22 +123,15 @@ class TestTheSameAnswers:
     def test_the_same_in_any_process(self):
         """Sets and dicts of strings come in another order with every PYTHONHASHSEED."""
         code = (
-            "import sys; sys.path.insert(0, 'tests')\n"
+            "import sys; sys.path.insert(0, sys.argv[1])\n"
             "from architectures import load, pairs\n"
             "from circuitlab import score_edges\n"
             "print(score_edges(load('gpt2'), pairs(), 'acdc', threshold=0.05).to_frame().to_csv())"
         )
-        root = Path(__file__).parent.parent
-
-        def run(seed: str) -> str:
-            env = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": str(root)}
-            done = subprocess.run([sys.executable, "-c", code], cwd=root, env=env, capture_output=True, text=True)
-            assert done.returncode == 0, done.stderr
-            return done.stdout
-
-        first = run("1")
-        assert len(first.splitlines()) > 100
-        assert run("2") == first
+        done = run_python(code, HERE)
+        here = score_edges(load("gpt2"), pairs(), "acdc", threshold=0.05).to_frame().to_csv()
+        assert len(here.splitlines()) > 100
+        assert (done.out, done.err) == (here + "\n", "")
 
 
 class TestLimits:

@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import circuits, eap, edges, memory, models, oracles, parity, run, sweeps, table
+from benchmarks import circuits, eap, edges, memory, methods, models, oracles, parity, run, sweeps, table
 from benchmarks.clock import Timing, in_turn, machine
 from benchmarks.findings import Finding, Unit
 from benchmarks.per_cell import WAYS, weights_ask_for_gradients
 from benchmarks.rate import block_products
 from benchmarks.work import needed_operations
+from circuitlab import score_edges
 from circuitlab.parts import Layout
 from circuitlab.patching.sweeps.sites import SITES
 
@@ -32,6 +33,11 @@ PLAN = run.Plan(
 @pytest.fixture(scope="module")
 def tiny() -> models.Setup:
     return models.make(TINY, dtype=torch.float64)
+
+
+def in_two_steps(model, pairs, method):
+    """The method's scores, after two training steps instead of hundreds."""
+    return score_edges(model, pairs, method, **({"updates": 2} if method in ("edge-pruning", "ugs") else {}))
 
 
 def difference(findings: list[Finding]) -> float:
@@ -219,6 +225,7 @@ class TestCommand:
         monkeypatch.setattr(run, "CIRCUIT_SIZES", (8, 5))
         monkeypatch.setattr(run, "CPU_SWEEPS", {"tiny": 12.0})
         monkeypatch.setattr(eap, "peak_of_eap", lambda setup: 5 * 10**8)
+        monkeypatch.setattr(methods, "score_edges", in_two_steps)
         page = tmp_path / "page.md"
         assert run.main(["--rounds", "1", "--out", str(page)]) == 0
         text = page.read_text()

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from commands import Finished
+from commands import Finished, run_anew
 
 from circuitlab.cli import main
 
@@ -186,10 +186,10 @@ def test_bad_input_gets_one_line(bad, tmp_path, monkeypatch, capfd):
     assert {path.name for path in tmp_path.iterdir()} - {path.name for path in folders} <= {"__pycache__"}
 
 
-def test_bad_input_gets_one_line_in_a_process_of_its_own(circuitlab, tmp_path):
+def test_bad_input_gets_one_line_in_a_process_of_its_own(tmp_path):
     """Where the imports and the model are loaded for real, and nothing but the line reaches the terminal."""
     task_file("None")(tmp_path)
-    said = circuitlab("discover", "task.py", "--quiet", cwd=tmp_path)
+    said = run_anew("-m", "circuitlab", "discover", "task.py", "--quiet", cwd=tmp_path, env={})
     assert (said.code, said.out) == (2, "")
     assert said.err == "circuitlab: error: draw() of task 'my-task' returned NoneType; it must return an Example.\n"
 
@@ -208,10 +208,11 @@ def test_a_fault_of_ours_asks_for_a_report(monkeypatch, capfd):
 
 
 @pytest.fixture(scope="module")
-def found(circuitlab, tmp_path_factory) -> tuple[Path, Finished]:
-    """A run folder made by the command line, and what the command said."""
+def found(tmp_path_factory) -> tuple[Path, Finished]:
+    """A run folder made by the command line, and what the command said, noise of the imports included."""
     folder = tmp_path_factory.mktemp("runs") / "a run"
-    return folder, circuitlab("discover", "gendered-pronouns", "-n", 24, "--out", folder)
+    words = ("-m", "circuitlab", "discover", "gendered-pronouns", "-n", "24", "--out", str(folder))
+    return folder, run_anew(*words, cwd=tmp_path_factory.mktemp("elsewhere"), env={"COLUMNS": "80"})
 
 
 def test_discover_prints_what_was_asked_and_where_the_report_is(found):

@@ -3,12 +3,9 @@
 import ast
 import doctest
 import inspect
-import os
 import pkgutil
 import re
 import shlex
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -16,6 +13,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from commands import run_circuitlab
 
 import circuitlab
 from circuitlab import axes, errors
@@ -102,16 +100,10 @@ def check_command(line: str, shown: str) -> None:
         model = words[words.index("--model") + 1] if "--model" in words else "bundled"
         if model != "bundled":  # needs a network: that the command is spelt right is all that can be seen here
             words = [*words[: words.index("--model")], "--help"]
-        done = subprocess.run(
-            [sys.executable, "-m", *words],
-            env={**os.environ, "COLUMNS": "80"},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, f"{line}\n{done.stderr}"
+        done = run_circuitlab(*words[1:], cwd=Path.cwd())
+        assert done.code == 0, f"{line}\n{done.err}"
         if model == "bundled":
-            assert_shows(done.stdout, shown)
+            assert_shows(done.out, shown)
     else:
         assert words[0] in ("git", "cd", "pip", "python3", ".venv/bin/pip", ".venv/bin/python"), line
 

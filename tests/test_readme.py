@@ -1,4 +1,8 @@
-"""The README as a newcomer reads it: every line pasted into a new shell, in order, in a folder with just a checkout."""
+"""The README as a newcomer reads it: every line pasted into a new shell, in order, in a folder with just a checkout.
+
+The commands behind the last block of Python, of which there are many, are run in the same folder by the library under
+test (`commands.py`), which the shell's environment holds a copy of.
+"""
 
 import os
 import re
@@ -9,6 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from commands import run_circuitlab
 from test_docs import ROOT, assert_shows, blocks, commands
 
 README = ROOT / "README.md"
@@ -32,19 +37,31 @@ def pasted(line: str) -> str:
     return line
 
 
-def session(readme: Path) -> tuple[str, list[tuple[str, str]]]:
-    """A script of everything on the page, and each command with the output that the page shows."""
-    script, shown = list[str](), list[tuple[str, str]]()
+def pieces(readme: Path) -> list[tuple[str, str | None, str]]:
+    """Everything on the page in order: a script for the shell, the command in it if it is one, the output shown."""
+    found = list[tuple[str, str | None, str]]()
     for block in blocks(readme):
         if block.title:
-            script.append(f"cat > {block.title} <<'{END}'\n{block.body}{END}")
+            found.append((f"cat > {block.title} <<'{END}'\n{block.body}{END}", None, ""))
         elif block.language == "python":
-            script.append(f"python - <<'{END}'\n{block.body}{END}")
+            found.append((f"python - <<'{END}'\n{block.body}{END}", None, ""))
         elif block.language == "console":
-            for line, output in commands(block.body):
-                script.append(f"echo '{MARK}{len(shown)}'\n{pasted(line)}")
-                shown.append((line, output))
-    return "\n".join(script), shown
+            found += [(pasted(line), line, output) for line, output in commands(block.body)]
+    return found
+
+
+def session(readme: Path) -> tuple[str, list[tuple[str, str]], list[tuple[str, str]]]:
+    """A script of the page up to the last line that is no `circuitlab` command, its commands, and those behind it."""
+    found = pieces(readme)
+    last = max(i for i, (_, line, _) in enumerate(found) if not (line or "").startswith("circuitlab "))
+    script, shown = list[str](), list[tuple[str, str]]()
+    for text, line, output in found[: last + 1]:
+        if line is None:
+            script.append(text)
+        else:
+            script.append(f"echo '{MARK}{len(shown)}'\n{text}")
+            shown.append((line, output))
+    return "\n".join(script), shown, [(line, output) for _, line, output in found[last + 1 :] if line]
 
 
 def paste(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -75,8 +92,9 @@ def checkout(tmp_path) -> Path:
 
 
 def test_every_line_works_as_pasted(checkout):
-    script, shown = session(README)
-    assert len(shown) > 10
+    script, shown, behind = session(README)
+    assert len(shown) >= 7
+    assert len(behind) >= 10
     done = paste(script, checkout)
     outputs = re.split(rf"^{MARK}(\d+)$\n?", done.stdout, flags=re.MULTILINE)
     reached = list(map(int, outputs[1::2]))
@@ -85,6 +103,11 @@ def test_every_line_works_as_pasted(checkout):
     for (line, expected), output in zip(shown, outputs[2::2], strict=True):
         if pasted(line) == line:
             assert_shows(output, expected)
+    for line, expected in behind:
+        done = run_circuitlab(*shlex.split(pasted(line))[1:], cwd=checkout)
+        assert done.code == 0, f"{line}\n{done.err}"
+        if pasted(line) == line:
+            assert_shows(done.out, expected)
     where = subprocess.run(
         [checkout / "venv" / "bin" / "python", "-c", "import circuitlab; print(circuitlab.__file__)"],
         capture_output=True, text=True, check=False, cwd="/", env={},
