@@ -131,7 +131,7 @@ class TestTheSameAnswers:
         done = run_python(code, HERE)
         here = score_edges(load("gpt2"), pairs(), "acdc", threshold=0.05).to_frame().to_csv()
         assert len(here.splitlines()) > 100
-        assert (done.out, done.err) == (here + "\n", "")
+        assert (done.code, done.out) == (0, here + "\n"), done.err
 
 
 class TestLimits:
