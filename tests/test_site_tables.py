@@ -9,7 +9,7 @@ import pytest
 from architectures import load, mixed_pairs, pairs
 
 from circuitlab import sweep
-from circuitlab.cli.tables import files_of
+from circuitlab.cli.outputs import table_and_picture
 from circuitlab.patching.grid import Grid
 from circuitlab.patching.runs.columns import AXES
 from circuitlab.patching.sweeps.sites import SITES
@@ -43,7 +43,7 @@ def test_every_site_by_every_axis_is_a_table_a_file_and_a_figure(site, axis, gri
     assert not frame.duplicated(cells).any()
     assert len(frame) == values_of(grid).size
     np.testing.assert_array_equal(frame["value"], values_of(grid).ravel())
-    for name, write in files_of({site: grid}).items():
+    for name, write in table_and_picture(site, grid.to_frame, grid.plot).items():
         write(tmp_path / name)
     read = read_sweep(tmp_path / f"{site}.csv")
     pd.testing.assert_frame_equal(read, frame, check_dtype=False)

@@ -1,17 +1,21 @@
-"""The commands. Each body imports what it needs when it runs, calls one library function, and prints the result."""
+"""The commands: each checks its options, calls one library function, and prints the result."""
 
 from typing import Annotated
 
 import typer
 
+import circuitlab as library
 from circuitlab import names, plugins
+from circuitlab.cli import catalogue, display, results
 from circuitlab.cli import options as opt
 from circuitlab.cli.attribute import attribute
 from circuitlab.cli.command import App
 from circuitlab.cli.features import app as features_app
 from circuitlab.cli.files import compare, convert
 from circuitlab.cli.neurons import neurons_app
+from circuitlab.cli.outputs import Output
 from circuitlab.cli.predict import predict
+from circuitlab.cli.progress import progress
 from circuitlab.cli.sweep import sweep
 from circuitlab.errors import ConfigError
 
@@ -31,9 +35,7 @@ app.add_typer(features_app, name="features")
 
 def _version(wanted: bool) -> bool:
     if wanted:
-        from circuitlab import __version__
-
-        print(f"circuitlab {__version__}")
+        print(f"circuitlab {library.__version__}")
         raise typer.Exit
     return wanted
 
@@ -48,79 +50,75 @@ def circuitlab(
 
 
 @tasks_app.callback()
-def tasks(context: typer.Context, json: opt.Json = False) -> None:
+def tasks(
+    context: typer.Context,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
+) -> None:
     """List the tasks that come with the library, or show one."""
-    if context.invoked_subcommand is not None:
-        if json:
-            raise ConfigError("--json must follow the command: circuitlab tasks show TASK --json.")
-    else:
-        from circuitlab.cli.catalogue import list_tasks
-
-        list_tasks(json=json)
+    if context.invoked_subcommand is None:
+        catalogue.list_tasks(json=json)
+    elif json:
+        raise ConfigError("--json must follow the command: circuitlab tasks show TASK --json.")
 
 
 @tasks_app.command("show")
-def tasks_show(
-    task: opt.TaskOptions,
-    json: opt.Json = False,
-) -> None:
+def tasks_show(task: opt.TaskOptions, output: Output) -> None:
     """Show a task: an example, its options, version, fingerprint and sources."""
-    from circuitlab.cli.catalogue import show_task
-
-    show_task(task.load(), json=json)
+    catalogue.show_task(task.load(), json=output.json)
 
 
 @app.command()
-def models(json: opt.Json = False) -> None:
+def models(output: Output) -> None:
     """Show the bundled model, and other values of --model."""
-    from circuitlab.cli.catalogue import list_models
-
-    list_models(json=json)
+    catalogue.list_models(json=output.json)
 
 
 @app.command()
-def methods(json: opt.Json = False) -> None:
+def methods(output: Output) -> None:
     """List the methods that score edges, for --method."""
-    from circuitlab.cli.catalogue import list_names
-
-    list_names("methods", plugins.described("methods", names.METHODS), json=json)
+    _list("methods", names.METHODS, output)
 
 
 @app.command()
-def metrics(json: opt.Json = False) -> None:
+def metrics(output: Output) -> None:
     """List the metrics, for --metric."""
-    from circuitlab.cli.catalogue import list_names
-
-    list_names("metrics", plugins.described("metrics", names.METRICS), json=json)
+    _list("metrics", names.METRICS, output)
 
 
 @app.command()
-def sites(json: opt.Json = False) -> None:
+def sites(output: Output) -> None:
     """List the sites that can be patched, for --site."""
-    from circuitlab.cli.catalogue import list_names
+    _list("sites", names.SITES, output)
 
-    list_names("sites", plugins.described("sites", names.SITES), json=json)
+
+def _list(what: str, built_in: dict[str, str], output: Output) -> None:
+    found = plugins.described(what, built_in)
+    if not output.as_json({what: found}):
+        display.print_facts(what, found.items())
 
 
 @app.command()
-def discover(asked: opt.RunOptions, quiet: opt.Quiet = False, json: opt.Json = False) -> None:
+def discover(asked: opt.RunOptions, quiet: opt.Quiet = False, *, output: Output) -> None:
     """Run the whole pipeline: sweep, score, select, evaluate on held-out prompts, draw, and write a run folder.
 
     With --ablation mean, mean-position, mean-span or noise, means and deviations are computed on -n further pairs of
     the task, which are never scored.
     """
     wanted, settings = asked.load(), asked.keywords()  # before the imports that take seconds
-    from circuitlab.cli import results
-    from circuitlab.cli.progress import progress
     from circuitlab.discovery.config import DiscoverConfig, default_folder
-    from circuitlab.runs.pipeline import discover as run_discover
+    from circuitlab.discovery.scoring import METHODS, find_method
 
-    opt.check_steps(asked["method"], settings.get("steps"))
+    if "steps" in settings and "steps" not in find_method(asked["method"]).takes:
+        those = ", ".join(name for name, one in METHODS.items() if "steps" in one.takes)
+        raise ConfigError(
+            f"--steps {settings['steps']} goes with methods that integrate ({those}); {asked['method']!r} does not. "
+            "Leave it out."
+        )
     main = DiscoverConfig(task=wanted.name, **{name: asked[name] for name in ("model", "method", "seed")})
     settings = {"out": default_folder(main, wanted.label)} | settings
     with progress(quiet=quiet) as report:
-        run = run_discover(wanted, **settings, progress=report)
-    results.show_run(run, json=json)
+        run = library.discover(wanted, **settings, progress=report)
+    results.show_run(run, json=output.json)
 
 
 app.command()(sweep)
@@ -132,19 +130,17 @@ def evaluate(
     circuit: Annotated[
         str, typer.Argument(metavar="RUN|CIRCUIT", help="A run folder, or a circuit file in any supported format.")
     ],
-    task: Annotated[
-        str | None,
-        typer.Option("--task", metavar="TASK", help="A task's name, or the path of a .py file. [default: the run's]"),
-    ] = None,
-    *,
     asked: opt.JudgedOptions,
-    n_random: opt.RandomCircuits = 20,
-    knockouts: opt.Knockouts = 10,
+    n_random: Annotated[
+        int, typer.Option("--random", min=0, max=10_000, help="Number of random circuits to compare with.")
+    ] = 20,
+    knockouts: Annotated[int, typer.Option(min=0, max=10_000, help="Number of random parts to remove.")] = 10,
     minimality: Annotated[bool, typer.Option(help="Measure the effect of removing each edge.")] = True,
     tests: Annotated[bool, typer.Option("--tests", help="Also run the five hypothesis tests of Shi et al.")] = False,
     run_code: opt.RunCode = False,
     quiet: opt.Quiet = False,
-    json: opt.Json = False,
+    *,
+    output: Output,
 ) -> None:
     """Evaluate a circuit on held-out pairs, by default with the settings of its run.
 
@@ -154,20 +150,18 @@ def evaluate(
     With --ablation mean, mean-position, mean-span or noise, means and deviations are computed on -n further pairs of
     the task, which are in neither split.
     """
-    options = asked.options
-    wanted = None if task is None else asked.load(task)  # before the imports that take seconds
-    from circuitlab.cli import results
-    from circuitlab.cli.progress import progress
-    from circuitlab.evaluation.hypotheses.battery import test_circuit
+    settings = asked.keywords()  # before the imports that take seconds
     from circuitlab.runs.judging import judging
 
-    judged = judging(circuit, task=wanted, options=None if wanted else options, run_code=run_code, **asked.keywords())
+    judged = judging(circuit, run_code=run_code, **settings)
     with progress(quiet=quiet) as report:
         found = judged.evaluate(n_random=n_random, n_knockouts=knockouts, minimality=minimality, progress=report)
         tested = None
         if tests:
-            tested = test_circuit(judged.model, judged.circuit, judged.held_out, progress=report, **judged.arguments)
-    results.show_evaluation(judged.title, found, tested, n_unscored=judged.circuit.n_unscored, json=json)
+            tested = library.test_circuit(
+                judged.model, judged.circuit, judged.held_out, progress=report, **judged.arguments
+            )
+    results.show_evaluation(judged.title, found, tested, n_unscored=judged.circuit.n_unscored, json=output.json)
 
 
 app.command()(compare)
@@ -182,22 +176,19 @@ def reproduce(
     *,
     device: opt.DeviceOption,
     quiet: opt.Quiet = False,
-    json: opt.Json = False,
+    output: Output,
 ) -> None:
     """Repeat a run from its manifest and compare the files one by one (exit 1 if one differs).
 
     A folder with a task file needs --run-code; built-in tasks do not.
     """
-    from circuitlab.cli import results
-    from circuitlab.cli.progress import progress
-    from circuitlab.runs.reproduce import reproduce as run_again
     from circuitlab.runs.reproduce import task_file
 
     if run_code and (code := task_file(run)) is not None:
         typer.echo(f"circuitlab: running the task file {code.path} (SHA-256 {code.sha256})", err=True)
     with progress(quiet=quiet) as report:
-        again = run_again(run, run_code=run_code, progress=report, **device.given)
-    results.show_reproduction(again, json=json)
+        again = library.reproduce(run, run_code=run_code, progress=report, **device.given)
+    results.show_reproduction(again, json=output.json)
     if not again.ok:
         raise typer.Exit(1)
 
@@ -205,30 +196,19 @@ def reproduce(
 @app.command()
 def cite(
     target: Annotated[str, typer.Argument(metavar="TASK|RUN", help="A task's name or file, or a run folder.")],
-    json: opt.Json = False,
+    output: Output,
 ) -> None:
     """Print BibTeX for the library, a task or a run, with versions and fingerprints."""
-    from circuitlab.cli import display
-    from circuitlab.runs.cite import cite as bibtex
-
-    text = bibtex(target)
-    if json:
-        display.print_json({"target": target, "bibtex": text})
-    else:
+    text = library.cite(target)
+    if not output.as_json({"target": target, "bibtex": text}):
         display.print_line(text)
 
 
 @app.command()
 def report(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="A run folder of discover.")],
-    json: opt.Json = False,
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run folder of discover.")], output: Output
 ) -> None:
     """Write report.html of a run folder again, without a model."""
-    from circuitlab.cli import display
-    from circuitlab.report.page import write_report
-
-    page = write_report(run)
-    if json:
-        display.print_json({"report": str(page)})
-    else:
-        display.print_line(str(page))
+    page = str(library.write_report(run))
+    if not output.as_json({"report": page}):
+        display.print_line(page)

@@ -1,7 +1,6 @@
 """The lists of tasks, models, methods, metrics and sites."""
 
 import json as jsonlib
-from collections.abc import Mapping
 from importlib.resources import files
 from random import Random
 from typing import Any
@@ -62,14 +61,6 @@ def show_task(task: Task, *, json: bool) -> None:
         facts.append((f"option {name}", ", ".join(f"{v} *" if v == task.settings[name] else v for v in values)))
     facts += [("source", f"{source.title} ({source.year})") for source in task.sources]
     display.print_facts(task.label, facts)
-
-
-def list_names(what: str, names: Mapping[str, str], *, json: bool) -> None:
-    """Names with a line each."""
-    if json:
-        display.print_json({what: dict(names)})
-    else:
-        display.print_facts(what, names.items())
 
 
 def list_models(*, json: bool) -> None:

@@ -148,8 +148,3 @@ def complete_task(incomplete: str) -> list[str]:
     from circuitlab.data.registry import task_names
 
     return [name for name in task_names() if name.startswith(incomplete)]
-
-
-def listed(names: Iterable[str]) -> str:
-    """Names for a help text."""
-    return ", ".join(names)

@@ -1,9 +1,9 @@
-"""How results look on stdout: a table that fits 80 columns, or one JSON object."""
+"""Results on stdout: a table that fits 80 columns, or one JSON object."""
 
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -11,8 +11,13 @@ from rich.text import Text
 
 from circuitlab.cli.visible import visible, visible_json
 
-# What columns of tables are called where the name that they have in files says too little.
-HEADINGS = {"ci_low": "95 % low", "ci_high": "95 % high"}
+if TYPE_CHECKING:
+    import pandas as pd
+
+# Headings of columns whose name in files is too short for a reader.
+HEADINGS = {"ci_low": "95 % low", "ci_high": "95 % high", "strongest_at": "strongest at"}
+QUOTED = ("label", "token", "most_changed", "strongest_token")  # columns of text whose spaces count
+SMALLEST_P = 0.001
 
 
 def print_json(record: Mapping[str, Any]) -> None:
@@ -35,10 +40,33 @@ def print_rows(columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: 
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
     numbers = set(right)
     for name in columns:
-        table.add_column(HEADINGS.get(name, name), justify="right" if name in numbers else "left", overflow="fold")
+        table.add_column(name, justify="right" if name in numbers else "left", overflow="fold")
     for row in rows:
         table.add_row(*map(_text, row))
     _put(table)
+
+
+def print_table(table: "pd.DataFrame | Sequence[Mapping[str, Any]]", columns: Iterable[str] = ()) -> None:
+    """A table with a header: numbers to three digits, at the right; tokens in quotes.
+
+    Args:
+        table: A data frame, or records.
+        columns: The columns to print, in order, or their headings by name; all by default.
+    """
+    rows = table if isinstance(table, Sequence) else table.to_dict(orient="records")
+    names = list(columns) or list(rows[0] if rows else ())
+    headings = columns if isinstance(columns, Mapping) else {name: HEADINGS.get(name, name) for name in names}
+    numbers = [headings[name] for name in names if all(isinstance(row[name], int | float) for row in rows)]
+    cells = [[_cell(name, row[name]) for name in names] for row in rows]
+    print_rows([headings[name] for name in names], cells, right=numbers)
+
+
+def _cell(column: str, value: Any) -> str:
+    if column == "p_value" and value < SMALLEST_P:
+        return f"<{SMALLEST_P}"
+    if column in QUOTED and isinstance(value, str):
+        return repr(value)
+    return number(value) if isinstance(value, float) else "" if value is None else str(value)
 
 
 def print_line(text: str) -> None:

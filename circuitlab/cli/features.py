@@ -1,18 +1,23 @@
-"""`circuitlab features`: read a sparse autoencoder, its features on a text, and what they do for a task."""
+"""`circuitlab features`: sparse autoencoders, their features on a text, and the effects of features on a task."""
 
-from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from circuitlab import features as library
 from circuitlab.cli import display
 from circuitlab.cli import options as opt
 from circuitlab.cli.command import App
 from circuitlab.cli.display import number
-from circuitlab.cli.sweep import numbers
+from circuitlab.cli.outputs import Output
+from circuitlab.cli.progress import progress
+from circuitlab.cli.sweep import numbers, strongest
 from circuitlab.errors import CircuitLabError, ConfigError
 
 if TYPE_CHECKING:
+    from circuitlab.data.pairs import PairSet
+    from circuitlab.data.task import Task
     from circuitlab.features import Autoencoder, Descriptions
     from circuitlab.models.bridge import BridgeModel
 
@@ -22,74 +27,110 @@ app = App(
 )
 
 TOP = 10  # features of a table, unless --top says otherwise
-AutoencoderPath = Annotated[
-    str,
-    typer.Option("--autoencoder", metavar="PATH", help="bundled, a folder in SAELens's format, or a params.npz."),
-]
-Site = Annotated[
-    str | None,
-    typer.Option("--site", metavar="NAME", help="Its site, if its files do not name it: resid_post, ..."),
-]
-Layer = Annotated[
-    int | None, typer.Option("--layer", min=0, max=100_000, help="Layer it reads, if its files do not name it.")
-]
-Factor = Annotated[
-    float | None, typer.Option("--scaling-factor", min=0, help="Of its input, for expected_average_only_in.")
-]
-DescriptionsPath = Annotated[
-    str | None,
-    typer.Option("--descriptions", metavar="PATH", help="A local export of descriptions for a column."),
-]
-Source = Annotated[
-    str | None, typer.Option("--source", metavar="NAME", help="Autoencoder to use, for an export of several.")
-]
-Top = Annotated[int, typer.Option("--top", min=1, help="Number of features.")]
+_PATH = "bundled, a folder in SAELens's format, or a params.npz."
+Source = Annotated[str | None, typer.Option(metavar="NAME", help="Autoencoder to use, for an export of several.")]
+Top = Annotated[int, typer.Option(min=1, help="Number of features.")]
+
+
+class SiteOptions(opt.Options):
+    """The site of an autoencoder whose files do not name it."""
+
+    site: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Its site, if its files do not name it: resid_post, ...")
+    ] = None
+    layer: Annotated[
+        int | None, typer.Option(min=0, max=100_000, help="Layer it reads, if its files do not name it.")
+    ] = None
+    scaling_factor: Annotated[float | None, typer.Option(min=0, help="Of its input, for expected_average_only_in.")] = (
+        None
+    )
+
+    def load(self, path: str, model: "BridgeModel | None" = None) -> "Autoencoder":
+        """The autoencoder at a path; errors as of `load_autoencoder`."""
+        return library.load_autoencoder(
+            path, model=model, site=self.site, layer=self.layer, scaling_factor=self.scaling_factor
+        )
+
+    def check(self, path: str) -> None:
+        """Reject options that contradict the files of an autoencoder.
+
+        Raises:
+            ConfigError: Site or layer are others than those in the files.
+        """
+        if self.site is None and self.layer is None:
+            return
+        try:
+            own = library.load_autoencoder(path)
+        except CircuitLabError:  # the files do not name it, or need another option
+            return
+        given = own.site if self.site is None else self.site, own.layer if self.layer is None else self.layer
+        if (own.site, own.layer) != given:
+            raise ConfigError(
+                f"--site and --layer say {given[0]} of layer {given[1]}, but autoencoder {path!r} is of {own.site} of "
+                f"layer {own.layer}. Leave them out."
+            )
+
+
+class FeatureOptions(SiteOptions):
+    """An autoencoder and the descriptions of its features."""
+
+    autoencoder: Annotated[str, typer.Option(metavar="PATH", help=_PATH)] = "bundled"
+    descriptions: Annotated[
+        str | None, typer.Option(metavar="PATH", help="A local export of descriptions for a column.")
+    ] = None
+    source: Source = None
+
+    def described(self) -> "Descriptions | None":
+        """The descriptions, if any are given.
+
+        Raises:
+            ConfigError: --source without --descriptions.
+        """
+        if self.descriptions is None and self.source is not None:
+            raise ConfigError("--source selects an autoencoder of an export; name the export with --descriptions.")
+        return None if self.descriptions is None else library.load_descriptions(self.descriptions, self.source)
+
+    def loaded(self, model: opt.ModelOptions) -> "tuple[BridgeModel, Autoencoder]":
+        """The model, and the autoencoder on its device.
+
+        Raises:
+            CircuitLabError: One cannot be loaded, or the two do not fit.
+        """
+        from circuitlab.features.place import check_fits
+
+        self.check(self.autoencoder)
+        found = self.load(self.autoencoder)  # files first
+        loaded = model.load()
+        check_fits(loaded, found)
+        return loaded, found.to(loaded.device, loaded.dtype)
 
 
 @app.command()
 def show(
-    autoencoder: Annotated[
-        str, typer.Argument(metavar="AUTOENCODER", help="bundled, a folder in SAELens's format, or a params.npz.")
-    ] = "bundled",
+    place: SiteOptions,
+    autoencoder: Annotated[str, typer.Argument(metavar="AUTOENCODER", help=_PATH)] = "bundled",
     text: Annotated[
-        list[str] | None, typer.Option("--text", metavar="TEXT", help="A text to evaluate it on; may be repeated.")
+        list[str] | None, typer.Option(metavar="TEXT", help="A text to evaluate it on; may be repeated.")
     ] = None,
-    site: Site = None,
-    layer: Layer = None,
-    scaling_factor: Factor = None,
     *,
     model: opt.ModelOptions,
-    json: opt.Json = False,
+    output: Output,
 ) -> None:
     """Show an autoencoder: architecture, site, size; with --text also its reconstruction quality."""
-    from circuitlab.features import load_autoencoder, quality
-
-    _check_place(autoencoder, site, layer)
-    given: dict[str, Any] = {"site": site, "layer": layer, "scaling_factor": scaling_factor}
+    place.check(autoencoder)
     if not text and "model" not in model.given:
         if model.given:
             raise ConfigError("--device, --dtype, --bos, --fold-ln and --center-weights need --model and --text.")
-        found, measured = load_autoencoder(autoencoder, **given), None
+        found, measured = place.load(autoencoder), None
     else:
         loaded = model.load()
-        found = load_autoencoder(autoencoder, model=loaded, **given)
-        measured = quality(loaded, found, text) if text else None
-    facts = {
-        "architecture": found.architecture,
-        "hook": found.hook,
-        "site": found.site,
-        "layer": found.layer,
-        "d_in": found.d_in,
-        "n_features": found.n_features,
-        "normalisation": found.normalisation,
-        "centred": found.centred,
-        "model": found.model_id,
-        "neuronpedia_id": found.neuronpedia_id,
-    }
-    if json:
-        display.print_json(
-            {"autoencoder": autoencoder, **facts, **({"quality": measured.to_record()} if measured else {})}
-        )
+        found = place.load(autoencoder, loaded)
+        measured = library.quality(loaded, found, text) if text else None
+    names = ("architecture", "hook", "site", "layer", "d_in", "n_features", "normalisation", "centred")
+    facts = {name: getattr(found, name) for name in names}
+    facts |= {"model": found.model_id, "neuronpedia_id": found.neuronpedia_id}
+    quality = {} if measured is None else {"quality": measured.to_record()}
+    if output.as_json({"autoencoder": autoencoder, **facts, **quality}):
         return
     rows = [(name.replace("_", " "), str(value)) for name, value in facts.items() if value not in (None, False)]
     if measured:
@@ -107,158 +148,108 @@ def show(
 
 @app.command()
 def active(
-    text: Annotated[str, typer.Option("--text", metavar="TEXT", help="Input text.")],
-    position: Annotated[int, typer.Option("--position", help="Token position; negative: from the end.")] = -1,
-    autoencoder: AutoencoderPath = "bundled",
+    text: Annotated[str, typer.Option(metavar="TEXT", help="Input text.")],
+    own: FeatureOptions,
+    position: Annotated[int, typer.Option(help="Token position; negative: from the end.")] = -1,
+    top: Top = TOP,
     *,
     model: opt.ModelOptions,
-    top: Top = TOP,
-    descriptions: DescriptionsPath = None,
-    source: Source = None,
-    site: Site = None,
-    layer: Layer = None,
-    scaling_factor: Factor = None,
-    json: opt.Json = False,
+    output: Output,
 ) -> None:
     """List the features active at a token of a text, strongest first."""
-    from circuitlab.features import features
-
-    words = _descriptions(descriptions, source)
-    loaded, own = _loaded(model, autoencoder, site, layer, scaling_factor)
-    found = features(loaded, own, text)
-    here = found.active(position, top)
+    words = own.described()
+    loaded, autoencoder = own.loaded(model)
+    found = library.features(loaded, autoencoder, text)
     tokens = found.tokens[0]
-    place = position % len(tokens)
+    at = position % len(tokens)
     rows: list[dict[str, Any]] = [
         {"feature": each.feature, "activation": each.value, "strongest_at": int(found.of(each.feature).argmax())}
         | ({"description": words.of(each.feature)} if words else {})
-        for each in here
+        for each in found.active(position, top)
     ]
-    if json:
-        display.print_json({"tokens": tokens, "position": place, "token": tokens[place], "active": rows})
+    if output.as_json({"tokens": tokens, "position": at, "token": tokens[at], "active": rows}):
         return
-    display.print_line(f"{own.hook} of model {model.name}, token {place} {tokens[place]!r}")
-    for row in rows:
-        row["strongest at"] = repr(tokens[row["strongest_at"]])
-    _print_table(rows, ("feature", "activation", "strongest at"), right=("feature", "activation"))
+    display.print_line(f"{autoencoder.hook} of model {model.name}, token {at} {tokens[at]!r}")
+    columns = ("feature", "activation", "strongest_at", *(["description"] if words else []))
+    display.print_table([row | {"strongest_at": repr(tokens[row["strongest_at"]])} for row in rows], columns)
 
 
 @app.command()
 def sweep(
     task: opt.PairOptions,
-    autoencoder: AutoencoderPath = "bundled",
-    *,
-    model: opt.ModelOptions,
-    features: Annotated[
-        str | None, typer.Option("--features", metavar="LIST", help="Features, such as 0,3 or 4-7.")
-    ] = None,
+    own: FeatureOptions,
+    features: Annotated[str | None, typer.Option(metavar="LIST", help="Features, such as 0,3 or 4-7.")] = None,
     top: Annotated[
-        int | None, typer.Option("--top", min=1, help="Sweep only the N features with the largest attribution.")
+        int | None, typer.Option(min=1, help="Sweep only the N features with the largest attribution.")
     ] = None,
     direction: Annotated[
-        str, typer.Option("--direction", metavar="NAME", help="denoise: patch the corrupted run; noise: the clean run.")
+        str, typer.Option(metavar="NAME", help="denoise: patch the corrupted run; noise: the clean run.")
     ] = "denoise",
-    axis: Annotated[str, typer.Option("--axis", metavar="NAME", help="auto, position, span or all.")] = "all",
-    descriptions: DescriptionsPath = None,
-    source: Source = None,
-    site: Site = None,
-    layer: Layer = None,
-    scaling_factor: Factor = None,
+    axis: Annotated[str, typer.Option(metavar="NAME", help="auto, position, span or all.")] = "all",
+    *,
+    model: opt.ModelOptions,
     quiet: opt.Quiet = False,
-    json: opt.Json = False,
+    output: Output,
 ) -> None:
     """Patch each feature with its value from the other run, keeping the error term, and measure the effect.
 
     By default, sweeps every feature that differs between the runs, at all tokens at once.
     """
-    wanted = task.load()
-    from circuitlab.cli.progress import progress
-    from circuitlab.features import rank_features, sweep_features
-    from circuitlab.metrics import metric_of
-
-    judged_by = metric_of(wanted, task["metric"])
-    chosen = numbers(features, "--features")
+    wanted, chosen = task.load(), numbers(features, "--features")
     if chosen is not None and top is not None:
         raise ConfigError("--features and --top exclude each other; give one.")
-    words = _descriptions(descriptions, source)
-    loaded, own = _loaded(model, autoencoder, site, layer, scaling_factor)
-    pairs = wanted.pairs(loaded, n=task["n"], seed=task["seed"]).discovery
-    common: dict[str, Any] = {"metric": judged_by, "seed": task["seed"]}
+    words = own.described()
+    loaded, autoencoder, pairs, common = _prepared(wanted, task, own, model)
     with progress(quiet=quiet) as report:
         if top is not None:
-            chosen = list(rank_features(loaded, own, pairs, **common, progress=report).features[:top])
-        grid = sweep_features(
-            loaded, own, pairs, features=chosen, direction=direction, axis=axis, progress=report, **common
+            ranked = library.rank_features(loaded, autoencoder, pairs, **common, progress=report)
+            chosen = list(ranked.features[:top])
+        grid = library.sweep_features(
+            loaded, autoencoder, pairs, features=chosen, direction=direction, axis=axis, progress=report, **common
         )
     table = grid.to_frame()
     table = table if words is None else words.join(table)
-    if json:
-        display.print_json({"task": wanted.label, "hook": own.hook, "features": table.to_dict(orient="records")})
+    record = {"task": wanted.label, "hook": autoencoder.hook, "features": table.to_dict(orient="records")}
+    if output.as_json(record):
         return
-    neutral = 0.0 if direction == "denoise" else 1.0
-    display.print_line(f"{own.hook}, {direction}, {grid.metric}: 0: corrupted run, 1: clean run")
-    strongest = table.iloc[(table["value"] - neutral).abs().argsort(kind="stable")[::-1][:TOP]]
-    columns = [name for name in table.columns if name not in ("site", "layer", "description")]
-    right = [name for name in columns if name not in ("span", "label")]
-    _print_table(strongest.to_dict(orient="records"), columns, right=right)
+    display.print_line(f"{autoencoder.hook}, {direction}, {grid.metric}: 0: corrupted run, 1: clean run")
+    display.print_table(strongest(table, direction, TOP).drop(columns=["site", "layer"], errors="ignore"))
 
 
 @app.command()
 def rank(
     task: opt.PairOptions,
-    autoencoder: AutoencoderPath = "bundled",
-    *,
-    model: opt.ModelOptions,
-    at: Annotated[str, typer.Option("--at", metavar="NAME", help="Run of the gradient: corrupt or clean.")] = "corrupt",
-    steps: Annotated[
-        int,
-        typer.Option("--steps", min=1, max=10_000, help="Gradients to average between the runs."),
-    ] = 1,
+    own: FeatureOptions,
+    at: Annotated[str, typer.Option(metavar="NAME", help="Run of the gradient: corrupt or clean.")] = "corrupt",
+    steps: Annotated[int, typer.Option(min=1, max=10_000, help="Gradients to average between the runs.")] = 1,
     top: Top = TOP,
     exact: Annotated[
         bool, typer.Option("--exact", help="Also sweep all of them, and report the rank correlation.")
     ] = False,
-    descriptions: DescriptionsPath = None,
-    source: Source = None,
-    site: Site = None,
-    layer: Layer = None,
-    scaling_factor: Factor = None,
+    *,
+    model: opt.ModelOptions,
     quiet: opt.Quiet = False,
-    json: opt.Json = False,
+    output: Output,
 ) -> None:
     """Rank features by attribution: their first-order effect on the metric, from one gradient."""
     wanted = task.load()
-    from circuitlab.cli.progress import progress
-    from circuitlab.features import rank_features, sweep_features
-    from circuitlab.metrics import metric_of
-
-    judged_by = metric_of(wanted, task["metric"])
-    words = _descriptions(descriptions, source)
-    loaded, own = _loaded(model, autoencoder, site, layer, scaling_factor)
-    pairs = wanted.pairs(loaded, n=task["n"], seed=task["seed"]).discovery
-    common: dict[str, Any] = {"metric": judged_by, "seed": task["seed"]}
+    words = own.described()
+    loaded, autoencoder, pairs, common = _prepared(wanted, task, own, model)
     with progress(quiet=quiet) as report:
-        found = rank_features(loaded, own, pairs, at=at, steps=steps, progress=report, **common)
-        grid = sweep_features(loaded, own, pairs, axis="all", progress=report, **common) if exact else None
+        found = library.rank_features(loaded, autoencoder, pairs, at=at, steps=steps, progress=report, **common)
+        grid = library.sweep_features(loaded, autoencoder, pairs, progress=report, **common) if exact else None
     agreement = None if grid is None else found.agreement(grid)
     table = found.to_frame(words)
-    sums = {
-        "gap": found.gap,
-        "total": float(found.total.mean()),
-        "features": float(found.scores.sum()),
-        "error": float(found.error.mean()),
-        "agreement": agreement,
-    }
-    if json:
-        facts = {"task": wanted.label, "hook": own.hook, "metric": found.metric, "at": found.at, **sums}
-        display.print_json({**facts, "ranking": table.to_dict(orient="records")})
+    sums = {"gap": found.gap, "total": float(found.total.mean()), "features": float(found.scores.sum())}
+    sums |= {"error": float(found.error.mean()), "agreement": agreement}
+    facts = {"task": wanted.label, "hook": autoencoder.hook, "metric": found.metric, "at": found.at, **sums}
+    if output.as_json({**facts, "ranking": table.to_dict(orient="records")}):
         return
     display.print_line(
-        f"{own.hook}, {found.metric}: gap between the runs {number(sums['gap'])} {found.unit}; first-order effect "
-        f"of all features {number(sums['features'])},\nof the error term {number(sums['error'])}"
+        f"{autoencoder.hook}, {found.metric}: gap between the runs {number(found.gap)} {found.unit}; "
+        f"first-order effect of all features {number(sums['features'])},\nof the error term {number(sums['error'])}"
     )
-    columns = [name for name in table.columns if name not in ("n", "description")]
-    _print_table(table.head(top).to_dict(orient="records"), columns, right=columns)
+    display.print_table(table.head(top).drop(columns="n"))
     if agreement is not None:
         display.print_line(f"Spearman correlation with the exact sweep: {number(agreement)}")
 
@@ -267,79 +258,30 @@ def rank(
 def search(
     words: Annotated[str, typer.Argument(metavar="WORDS", help="One or more words, all of which must occur.")],
     descriptions: Annotated[
-        str, typer.Option("--descriptions", metavar="PATH", help="A local export: JSON, JSON lines, gzipped, a folder.")
+        str, typer.Option(metavar="PATH", help="A local export: JSON, JSON lines, gzipped, a folder.")
     ],
     whole: Annotated[bool, typer.Option("--whole", help="Whole words only.")] = False,
     source: Source = None,
-    json: opt.Json = False,
+    *,
+    output: Output,
 ) -> None:
     """Find features by words of their descriptions."""
-    from dataclasses import asdict
-
-    from circuitlab.features import search_descriptions
-
-    found = search_descriptions(descriptions, words, whole=whole, source=source)
-    if json:
-        display.print_json({"words": words, "found": [asdict(each) for each in found]})
+    found = library.search_descriptions(descriptions, words, whole=whole, source=source)
+    if output.as_json({"words": words, "found": [asdict(each) for each in found]}):
         return
     if not found:
         display.print_line(f"no description contains {words!r}")
         return
-    display.print_rows(("feature", "description"), [(str(f.feature), f.text) for f in found], right=("feature",))
+    display.print_table([{"feature": each.feature, "description": each.text} for each in found])
 
 
-def _check_place(path: str, site: str | None, layer: int | None) -> None:
-    """Refuse a place that contradicts the autoencoder's own files."""
-    from circuitlab.features import load_autoencoder
+def _prepared(
+    wanted: "Task", task: opt.PairOptions, own: FeatureOptions, model: opt.ModelOptions
+) -> "tuple[BridgeModel, Autoencoder, PairSet, dict[str, Any]]":
+    """Model, autoencoder, discovery pairs, and further arguments of `sweep_features` and `rank_features`."""
+    from circuitlab.metrics import metric_of
 
-    if site is None and layer is None:
-        return
-    try:
-        own = load_autoencoder(path)
-    except CircuitLabError:  # the files do not say where, or need another option
-        return
-    given = own.site if site is None else site, own.layer if layer is None else layer
-    if (own.site, own.layer) != given:
-        raise ConfigError(
-            f"--site and --layer say {given[0]} of layer {given[1]}, but autoencoder {path!r} is of {own.site} of "
-            f"layer {own.layer}. Leave them out."
-        )
-
-
-def _loaded(
-    model: opt.ModelOptions,
-    autoencoder: str,
-    site: str | None,
-    layer: int | None,
-    scaling_factor: float | None,
-) -> "tuple[BridgeModel, Autoencoder]":
-    from circuitlab.features import load_autoencoder
-    from circuitlab.features.place import check_fits
-
-    _check_place(autoencoder, site, layer)
-    found = load_autoencoder(autoencoder, site=site, layer=layer, scaling_factor=scaling_factor)  # files first
-    loaded = model.load()
-    check_fits(loaded, found)
-    return loaded, found.to(loaded.device, loaded.dtype)
-
-
-def _descriptions(path: str | None, source: str | None) -> "Descriptions | None":
-    from circuitlab.features import load_descriptions
-
-    if path is None and source is not None:
-        raise ConfigError("--source selects an autoencoder of an export; name the export with --descriptions.")
-    return None if path is None else load_descriptions(path, source)
-
-
-def _print_table(rows: Sequence[dict[str, Any]], columns: Sequence[str], *, right: Sequence[str]) -> None:
-    """A table with the description last, if there is one."""
-    names = [*columns, *(["description"] if rows and "description" in rows[0] else [])]
-    display.print_rows(names, [[_cell(name, row[name]) for name in names] for row in rows], right=right)
-
-
-def _cell(column: str, value: Any) -> str:
-    if column == "p_value" and value < 0.001:
-        return "<0.001"
-    if column == "label":
-        return repr(value)
-    return number(value) if isinstance(value, float) else str(value or "") if column == "description" else str(value)
+    metric = metric_of(wanted, task["metric"])
+    loaded, autoencoder = own.loaded(model)
+    pairs = wanted.pairs(loaded, n=task["n"], seed=task["seed"]).discovery
+    return loaded, autoencoder, pairs, {"metric": metric, "seed": task["seed"]}

@@ -1,13 +1,14 @@
 """Commands about circuit files: `compare` two of them, `convert` one into another format."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
-from circuitlab.cli import options as opt
-from circuitlab.cli.outputs import check_file, write_file
-from circuitlab.errors import ConfigError, FormatError
+import circuitlab
+from circuitlab.cli import display, results
+from circuitlab.cli.outputs import Forced, PictureOutput, save_plot
+from circuitlab.errors import FormatError
 
 if TYPE_CHECKING:
     from circuitlab.graphs.circuit import Circuit
@@ -15,102 +16,87 @@ if TYPE_CHECKING:
 
 _READ = "A circuit file of any format that is read, or a run folder."
 OfModel = Annotated[
-    str | None,
-    typer.Option("--model", metavar="NAME", help="Model to assume for files that do not name one."),
+    str | None, typer.Option("--model", metavar="NAME", help="Model to assume for files that do not name one.")
 ]
+
+
+class ConvertOutput(Forced):
+    """The converted file."""
+
+    kinds: ClassVar = {"to": None}
+    to: Annotated[str, typer.Argument(help="A .json, .pt, .graphml, .node-link.json, .dot or .txt file.")]
 
 
 def compare(
     first: Annotated[str, typer.Argument(metavar="A", help=_READ)],
     second: Annotated[str, typer.Argument(metavar="B", help="Another circuit of the same model.")],
     model: OfModel = None,
-    out: Annotated[
-        str | None, typer.Option("--out", metavar="PATH", help="Draw both circuits in one picture (.png, .svg).")
-    ] = None,
-    force: opt.Force = False,
-    json: opt.Json = False,
+    *,
+    output: PictureOutput,
 ) -> None:
     """Compare two circuits of one model: shared edges, Jaccard indices, rank correlation of scores."""
-    opt.check_force(force, "--out", out)
-    if out is not None:
-        if Path(out).suffix not in (".png", ".svg"):
-            raise ConfigError(f"--out {out!r} is not a picture; drawings are written as .png or .svg.")
-        check_file(out, force=force)
-    from circuitlab.cli import results
-    from circuitlab.graphs.compare import compare as set_side_by_side
-
-    found = set_side_by_side(*_both(first, second, model), names=_names(first, second))
-    if out is not None:
-        from circuitlab.viz import save_figure
-
-        figure = found.plot(title=f"{found.names[0]} and {found.names[1]}")
-        write_file(out, lambda path: save_figure(figure, path))
-    results.show_comparison(found, drawing=out, json=json)
+    output.reserve()
+    found = circuitlab.compare(*_both(first, second, model), names=_names(first, second))
+    output.write("out", lambda path: save_plot(found.plot(title=f"{found.names[0]} and {found.names[1]}"), path))
+    results.show_comparison(found, drawing=output.out, json=output.json)
 
 
 def convert(
     source: Annotated[str, typer.Argument(metavar="FROM", help=_READ)],
-    target: Annotated[
-        str, typer.Argument(metavar="TO", help="A .json, .pt, .graphml, .node-link.json, .dot or .txt file.")
-    ],
+    output: ConvertOutput,
     model: OfModel = None,
     prune: Annotated[bool, typer.Option("--prune", help="Keep only edges on a path from input to logits.")] = False,
-    force: opt.Force = False,
-    json: opt.Json = False,
 ) -> None:
     """Write a circuit in another format; information that the format does not support is dropped."""
-    check_file(target, force=force, option="TO")
-    from circuitlab.cli import display
+    output.reserve()
     from circuitlab.runs.reader import read_circuit
 
-    _needs_spec(source)  # refuses a damaged file before a model is loaded
-    circuit = read_circuit(source, _spec(model))
+    circuit = _named(source)  # rejects a damaged file before a model is loaded
+    if circuit is None or model is not None:
+        circuit = read_circuit(source, _spec(model))
     circuit = circuit.pruned() if prune else circuit
-    write_file(target, circuit.save)
-    if json:
-        display.print_json(
-            {"source": source, "target": target, "n_edges": circuit.n_edges, "n_unscored": circuit.n_unscored}
-        )
+    output.write("to", circuit.save)
+    target, n, n_unscored = output.to, circuit.n_edges, circuit.n_unscored
+    if output.json:
+        display.print_json({"source": source, "target": target, "n_edges": n, "n_unscored": n_unscored})
     else:
-        display.print_line(f"{target}: {circuit.n_edges:,} of {circuit.layout.n_edges:,} edges")
-        display.print_unscored(target, circuit.n_unscored)
+        display.print_line(f"{target}: {n:,} of {circuit.layout.n_edges:,} edges")
+        display.print_unscored(target, n_unscored)
 
 
 def _both(first: str, second: str, model: str | None) -> "list[Circuit]":
-    """Both circuits; a file that does not say of which model it is takes the other's."""
+    """Both circuits; a file that does not name its model takes the other's."""
     from circuitlab.runs.reader import read_circuit
 
-    needs = {path: _needs_spec(path) for path in (first, second)}
-    spec = _spec(model)
-    if spec is None:
-        known = next((read_circuit(path).spec for path in needs if not needs[path]), None)
-        return [read_circuit(path, known if needs[path] else None) for path in (first, second)]
-    return [read_circuit(path, spec) for path in (first, second)]
+    found = {path: _named(path) for path in (first, second)}
+    given = _spec(model)
+    spec = given or next((circuit.spec for circuit in found.values() if circuit is not None), None)
+    return [
+        circuit if circuit is not None and given is None else read_circuit(path, spec)
+        for path, circuit in ((path, found[path]) for path in (first, second))
+    ]
 
 
-def _needs_spec(path: str) -> bool:
-    """Whether a circuit file does not say of which model it is; one that is damaged is refused."""
+def _named(path: str) -> "Circuit | None":
+    """The circuit of a file that names its model; None for other files."""
     from circuitlab.runs.reader import read_circuit
 
     try:
-        read_circuit(path)
+        return read_circuit(path)
     except FormatError as error:
-        if "does not say of which model" not in str(error):
-            raise
-        return True
-    return False
+        if "does not say of which model" in str(error):
+            return None
+        raise
 
 
 def _spec(model: str | None) -> "ModelSpec | None":
-    if model is None:
-        return None
     from circuitlab.models.load import load_model
 
-    return load_model(model).spec
+    return None if model is None else load_model(model).spec
 
 
 def _names(first: str, second: str) -> tuple[str, str]:
-    """What two files are called: by their own names, or by their paths where these are the same."""
+    """Names of two files: their own, or their paths where these are the same."""
     short = [Path(path).expanduser().resolve() for path in (first, second)]
     names = [path.name if path.is_dir() else path.name.split(".")[0] for path in short]
     names = [path.parent.name if name == "circuit" else name for name, path in zip(names, short, strict=True)]

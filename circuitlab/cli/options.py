@@ -1,16 +1,17 @@
-"""Options of the commands, made from the declarations of the settings, in groups that commands share.
+"""Options of the commands in groups that commands share, most of them made from the declarations of the settings.
 
-A command with a parameter of a group's type, such as `model: ModelOptions`, has the options of the group in its place
-(`App.command`), and gets what was given as one value.
+A command with a parameter of a group's type, such as `model: ModelOptions`, has the options of the group instead
+(`App.command`), and receives their values as one object.
 """
 
 from collections.abc import Mapping
 from dataclasses import replace
 from inspect import Parameter
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, get_origin, get_type_hints
 
 import typer
 
+import circuitlab
 from circuitlab import names
 from circuitlab.cli.command import complete_task, completing
 from circuitlab.declarations import Setting, options_of
@@ -22,33 +23,21 @@ if TYPE_CHECKING:
     from circuitlab.data.task import Task
     from circuitlab.models.bridge import BridgeModel
 
-TaskName = Annotated[
-    str,
-    typer.Argument(
-        metavar="TASK",
-        help="A task's name, or the path of a .py file that defines TASK.",
-        autocompletion=complete_task,
-    ),
-]
-RandomCircuits = Annotated[
-    int, typer.Option("--random", min=0, max=10_000, help="Number of random circuits to compare with.")
-]
-Knockouts = Annotated[int, typer.Option("--knockouts", min=0, max=10_000, help="Number of random parts to remove.")]
-Force = Annotated[bool, typer.Option("--force", help="Overwrite existing output.")]
-RunCode = Annotated[bool, typer.Option("--run-code", help="Execute the task file in the run folder. Read it first.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
-Contrast = Annotated[str | None, typer.Option("--contrast", metavar="VALUE", help="Short for --option contrast=VALUE.")]
-NoSweep = Annotated[bool, typer.Option("--no-sweep", help="Skip the sweeps; no heatmaps.")]
+RunCode = Annotated[bool, typer.Option("--run-code", help="Execute the task file in the run folder. Read it first.")]
+List = Annotated[str | None, typer.Option(metavar="LIST", help="Only these, such as 0,3 or 4-7.")]
 PARTS = options_of(SelectionRule)  # of the setting `selection`
 
 
 def parameter(setting: Setting, *, of_run: bool = False) -> Parameter:
-    """The parameter of a command for a setting. Its default is None: the library has the declared one.
+    """The parameter of a command for a setting.
 
     Args:
         setting: The declaration.
         of_run: The default is that of a run folder.
+
+    Returns:
+        A keyword parameter with default None: the library has the declared default.
     """
     repeated = setting.flag and setting.plain in (dict[str, str], dict[str, Any], tuple[str, ...])
     listed = setting.allowed or setting.known
@@ -66,7 +55,7 @@ def parameter(setting: Setting, *, of_run: bool = False) -> Parameter:
 
 
 def _default(setting: Setting, *, of_run: bool) -> str:
-    """What help says of a default; nothing for a flag, or where nothing is the default."""
+    """The default as help shows it; empty for a flag, or where nothing is the default."""
     default, off = setting.shown or setting.recorded_default, setting.flag.partition("/")[2].lstrip("-")
     if default is False:
         default = off or ("no" if of_run else None)
@@ -77,53 +66,63 @@ def _default(setting: Setting, *, of_run: bool) -> str:
 class Options:
     """A group of options, as one parameter of a command.
 
+    Options without a setting are annotated attributes of the class, as typer takes parameters.
+
     Attributes:
-        settings: What it consists of.
-        plain: Further parameters by name, with annotation and default.
+        settings: The settings that are options of the group.
         of_run: Whether defaults are those of a run folder.
-        given: What was given on the command line, by name.
+        given: The values from the command line, by name, without those that are None.
     """
 
     settings: ClassVar[tuple[Setting, ...]] = ()
-    plain: ClassVar[dict[str, tuple[Any, Any]]] = {}
     of_run: ClassVar = False
 
     def __init__(self, given: Mapping[str, Any]) -> None:
         self.given = {name: value for name, value in given.items() if value is not None}
+        vars(self).update({name: given[name] for name in self._annotated()})
 
     def __getitem__(self, name: str) -> Any:
-        """What was given, or the declared default of the setting."""
+        """The given value, or the declared default of the setting."""
         return self.given.get(name, SETTINGS[name].default)
 
     @classmethod
     def parameters(cls) -> list[Parameter]:
-        """The parameters of a command that stand in the place of the group."""
+        """The parameters of a command that the group stands for.
+
+        Returns:
+            Those of the settings, then those of the annotated attributes; their names are the keys of `given`.
+        """
         found = [parameter(setting, of_run=cls.of_run) for setting in cls.settings]
         return found + [
-            Parameter(name, Parameter.KEYWORD_ONLY, annotation=annotation, default=default)
-            for name, (annotation, default) in cls.plain.items()
+            Parameter(name, Parameter.KEYWORD_ONLY, annotation=hint, default=getattr(cls, name, Parameter.empty))
+            for name, hint in cls._annotated().items()
         ]
+
+    @classmethod
+    def _annotated(cls) -> dict[str, Any]:
+        hints = get_type_hints(cls, include_extras=True)
+        return {name: hint for name, hint in hints.items() if get_origin(hint) is Annotated}
 
 
 class ModelOptions(Options):
-    """Which model, and how it is loaded."""
+    """A model and how it is loaded."""
 
     settings = tuple(SETTINGS[name] for name in MODEL_SETTINGS)
 
     @property
     def name(self) -> str:
-        """The model, as it was named."""
+        """The value of --model."""
         return self["model"]
 
     def load(self) -> "BridgeModel":
-        """Load it; see `load_model`."""
+        """The model; see `load_model`."""
         from circuitlab.models.load import load_model
 
-        return load_model(**{name: value for name, value in self.given.items() if name in MODEL_SETTINGS})
+        return load_model(**{name: self.given[name] for name in MODEL_SETTINGS if name in self.given})
 
 
 class SeededOptions(ModelOptions):
-    """The same, and the seed of what is drawn."""
+    """The same, and a random seed."""
 
     settings = (*ModelOptions.settings, SETTINGS["seed"])
 
@@ -134,11 +133,13 @@ class DeviceOption(Options):
     settings = (replace(SETTINGS["device"], shown="the run's"),)
 
 
-class TaskOptions(Options):
-    """A task and its options."""
+class OptionsOfTask(Options):
+    """Options of a task."""
 
     settings = (SETTINGS["task_options"],)
-    plain: ClassVar = {"task": (TaskName, Parameter.empty), "contrast": (Contrast, None)}
+    contrast: Annotated[
+        str | None, typer.Option("--contrast", metavar="VALUE", help="Short for --option contrast=VALUE.")
+    ] = None
 
     @property
     def options(self) -> dict[str, str]:
@@ -147,24 +148,34 @@ class TaskOptions(Options):
         Raises:
             ConfigError: One is not of the form KEY=VALUE, or is given twice.
         """
-        contrast = self.given.get("contrast")
-        texts = [*self.given.get("task_options", ()), *([] if contrast is None else [f"contrast={contrast}"])]
+        texts = [*self.given.get("task_options", ()), *([f"contrast={self.contrast}"] if self.contrast else [])]
         return keyed("--option", texts, "task option", "contrast=gender")
 
-    def load(self, task: str | None = None) -> "Task":
-        """The task with these options; another one than the argument, if given.
+
+class TaskOptions(OptionsOfTask):
+    """A task as an argument, and its options."""
+
+    task: Annotated[
+        str,
+        typer.Argument(
+            metavar="TASK",
+            help="A task's name, or the path of a .py file that defines TASK.",
+            autocompletion=complete_task,
+        ),
+    ]
+
+    def load(self) -> "Task":
+        """The task with these options.
 
         Raises:
             ConfigError: An option is not of the form KEY=VALUE, or is given twice.
-            CircuitLabError: What `load_task` finds wrong.
+            CircuitLabError: `load_task` rejects the task or its options.
         """
-        from circuitlab.data.registry import load_task
-
-        return load_task(self.given["task"] if task is None else task, task_options=self.options)
+        return circuitlab.load_task(self.task, task_options=self.options)
 
 
 class PairOptions(TaskOptions):
-    """A task, which of its pairs, and what is measured on them."""
+    """A task, its pairs, and the metric."""
 
     settings = (*TaskOptions.settings, *(SETTINGS[name] for name in ("metric", "n", "seed")))
 
@@ -190,41 +201,53 @@ class RunOptions(TaskOptions):
         for one in (PARTS if setting.name == "selection" else (setting,))
         if one.flag
     )
-    plain: ClassVar = {**TaskOptions.plain, "no_sweep": (NoSweep, False)}
+    no_sweep: Annotated[bool, typer.Option("--no-sweep", help="Skip the sweeps; no heatmaps.")] = False
 
     def keywords(self) -> dict[str, Any]:
-        """What was given, as keywords of `discover` other than the task and its options.
+        """Keywords of `discover` other than the task and its options.
 
         Raises:
             ConfigError: A method option is not of the form KEY=VALUE or given twice; `--sites` with `--no-sweep`.
         """
         found = {name: self.given[name] for name in self.given if name in SETTINGS and not name.startswith("task")}
         found["selection"] = {part.name: self.given[part.name] for part in PARTS if part.name in self.given}
-        found["method_options"] = keyed(
-            "--method-option", found.get("method_options"), "method option", "points=published-code"
-        )
-        found["sites"] = swept(found.get("sites"), no_sweep=self.given["no_sweep"])
+        options = found.get("method_options")
+        found["method_options"] = keyed("--method-option", options, "method option", "points=published-code")
+        found["sites"] = swept(found.get("sites"), no_sweep=self.no_sweep)
         return found
 
 
-class JudgedOptions(TaskOptions):
-    """The settings that a circuit is judged under; by default those of its run."""
+class JudgedOptions(OptionsOfTask):
+    """The settings of an evaluation; by default those of the run."""
 
     judged: ClassVar = (*MODEL_SETTINGS, "metric", "ablation", "n", "seed", "allow_weak_gap")
-    settings = (*(SETTINGS[name] for name in judged), *TaskOptions.settings)
-    plain: ClassVar = {"contrast": TaskOptions.plain["contrast"]}
+    settings = (*(SETTINGS[name] for name in judged), *OptionsOfTask.settings)
     of_run = True
+    task: Annotated[
+        str | None,
+        typer.Option("--task", metavar="TASK", help="A task's name, or the path of a .py file. [default: the run's]"),
+    ] = None
 
     def keywords(self) -> dict[str, Any]:
-        """What was given, as keywords of `judging`."""
-        return {name: value for name, value in self.given.items() if name in self.judged}
+        """Keywords of `judging`, the task with its options among them.
+
+        Raises:
+            CircuitLabError: The task cannot be loaded, or an option is not of the form KEY=VALUE.
+        """
+        options, found = self.options, {name: value for name, value in self.given.items() if name in self.judged}
+        if self.task is None:
+            return {**found, "options": options}
+        return {**found, "task": circuitlab.load_task(self.task, task_options=options)}
 
 
 def swept(sites: list[str] | None, *, no_sweep: bool) -> tuple[str, ...] | None:
-    """What `--sites` and `--no-sweep` ask for: names, none, or None for the usual sites.
+    """The sites that `--sites` and `--no-sweep` select.
+
+    Returns:
+        Their names, or None for the usual sites.
 
     Raises:
-        ConfigError: Both are given, or a name is empty.
+        ConfigError: Both options are given, or a name is empty.
     """
     if sites is None:
         return () if no_sweep else None
@@ -236,7 +259,7 @@ def swept(sites: list[str] | None, *, no_sweep: bool) -> tuple[str, ...] | None:
 
 
 def keyed(flag: str, texts: list[str] | None, what: str, example: str) -> dict[str, str]:
-    """What repeated options KEY=VALUE say.
+    """The values of a repeated option KEY=VALUE by key.
 
     Raises:
         ConfigError: One is not of the form KEY=VALUE, or a key has two values.
@@ -249,29 +272,3 @@ def keyed(flag: str, texts: list[str] | None, what: str, example: str) -> dict[s
         if chosen.setdefault(key, value) != value:
             raise ConfigError(f"{what} {key!r} is given twice, as {chosen[key]!r} and as {value!r}. Give one.")
     return chosen
-
-
-def check_steps(method: str, steps: int | None) -> None:
-    """Refuse steps of integrated gradients where the method takes none.
-
-    Raises:
-        UnknownNameError: There is no such method.
-        ConfigError: The method takes no steps, and some are given.
-    """
-    from circuitlab.discovery.scoring import METHODS, find_method
-
-    if steps is not None and "steps" not in find_method(method).takes:
-        those = ", ".join(name for name, one in METHODS.items() if "steps" in one.takes)
-        raise ConfigError(
-            f"--steps {steps} goes with methods that integrate ({those}); {method!r} does not. Leave it out."
-        )
-
-
-def check_force(force: bool, options: str, *files: str | None) -> None:
-    """Refuse --force where no file is named that it could replace.
-
-    Raises:
-        ConfigError: It is given, and none of the files is.
-    """
-    if force and all(file is None for file in files):
-        raise ConfigError(f"--force replaces what {options} names, and that is not given. Leave it out.")

@@ -1,30 +1,23 @@
-"""How the results of commands are shown."""
+"""Runs, evaluations and comparisons as tables on stdout."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from circuitlab.cli import display
 from circuitlab.cli.display import number
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from circuitlab.evaluation.evaluate import Evaluation
     from circuitlab.evaluation.hypotheses.battery import CircuitTests
     from circuitlab.evaluation.hypotheses.result import TestResult
     from circuitlab.graphs.compare import Comparison
     from circuitlab.parts import Edge
-    from circuitlab.patching.grid import Grid
-    from circuitlab.patching.sweeps.estimate import Estimate
     from circuitlab.runs.reproduce import Reproduction
     from circuitlab.runs.run import Run
 
-SMALLEST_P = 0.001
 LEVEL = 0.05
 FEW_EDGES = 5  # of a comparison, printed; all of them are in --json
 FEW_WORDS = 5  # of several answers or distractors
-TOP_CELLS = 10  # of a sweep, printed; all of them are in the CSV and in --json
 
 
 def show_run(run: "Run", *, json: bool) -> None:
@@ -77,11 +70,8 @@ def show_evaluation(
     display.print_unscored("circuit", n_unscored)
     _print_warnings(found)
     if tested:
-        display.print_rows(
-            ("test", "statistic", "p", "verdict"),
-            [(r.name, number(r.statistic), _p(r.p_value), _verdict(r)) for r in tested.results],
-            right=("statistic", "p"),
-        )
+        table = tested.to_frame().assign(verdict=[_verdict(result) for result in tested.results])
+        display.print_table(table, {"test": "test", "statistic": "statistic", "p_value": "p", "verdict": "verdict"})
 
 
 def _print_warnings(found: "Evaluation") -> None:
@@ -94,10 +84,6 @@ def _verdict(result: "TestResult") -> str:
     if result.least_p >= LEVEL:
         return f"too few to reject: {result.n}"
     return f"{'rejected' if result.rejected else 'not rejected'}, {'for' if result.good else 'against'} the circuit"
-
-
-def _p(value: float) -> str:
-    return "<0.001" if value < SMALLEST_P else number(value)
 
 
 def _more_facts(found: "Evaluation") -> list[tuple[str, str]]:
@@ -160,38 +146,13 @@ def _first_few(edges: "Sequence[Edge]") -> str:
     return f": {names}{', ...' if len(edges) > FEW_EDGES else ''}" if edges else ""
 
 
-def show_grids(grids: Mapping[str, "Grid"], *, folder: str | None, json: bool, correction: str | None = None) -> None:
-    """The cells that matter most, the strongest first; all of them as JSON."""
-    tables = {name: grid.to_frame(correction) for name, grid in grids.items()}
-    if json:
-        sites = {name: table.to_dict(orient="records") for name, table in tables.items()}
-        display.print_json({"sites": sites, "folder": folder})
-        return
-    for name, table in tables.items():
-        grid = grids[name]
-        # What a patch that does nothing leaves: the run that is patched.
-        neutral = 0.0 if grid.direction == "denoise" else 1.0
-        display.print_line(f"{name}, {grid.direction}, {grid.metric}: 0: corrupted run, 1: clean run")
-        _print_cells(table.iloc[(table["value"] - neutral).abs().argsort()[::-1][:TOP_CELLS]])
-    if folder:
-        display.print_line(f"tables and heatmaps: {folder}")
-
-
-def show_estimate(estimate: "Estimate", *, json: bool) -> None:
-    """What a sweep is about to take."""
-    if json:
-        display.print_json(asdict(estimate))
-    else:
-        display.print_line(str(estimate))
-
-
 def show_reproduction(again: "Reproduction", *, json: bool) -> None:
-    """File by file, whether it came out the same."""
+    """The outcome of a reproduction, file by file."""
+    files = [{"name": file.name, "status": file.status, "detail": file.detail} for file in again.files]
     if json:
-        files = [{"name": file.name, "status": file.status, "detail": file.detail} for file in again.files]
         display.print_json({"ok": again.ok, "same_weights": again.same_weights, "files": files})
         return
-    display.print_rows(("file", "result", "detail"), [(file.name, file.status, file.detail) for file in again.files])
+    display.print_table(files, {"name": "file", "status": "result", "detail": "detail"})
     if not again.same_weights:
         display.print_line("the model's weights differ from those of the run")
     display.print_line("reproduced" if again.ok else "NOT reproduced: see the files that differ")
@@ -226,20 +187,3 @@ def _taken(found: "Evaluation") -> str:
 def _words(words: Sequence[str]) -> str:
     more = [f"{len(words) - FEW_WORDS} more"] if len(words) > FEW_WORDS else []
     return " or ".join([*map(repr, words[:FEW_WORDS]), *more])
-
-
-def _print_cells(table: "pd.DataFrame") -> None:
-    columns = [name for name in table.columns if name != "site"]
-    words = ("span", "label")
-    cells = table[columns].itertuples(index=False)
-    rows = [[_cell(name, value) for name, value in zip(columns, row, strict=True)] for row in cells]
-    display.print_rows(columns, rows, right=[name for name in columns if name not in words])
-    display.print_line("")
-
-
-def _cell(column: str, value: Any) -> str:
-    if column == "p_value" and value < SMALLEST_P:
-        return f"<{SMALLEST_P}"
-    if column == "label":
-        return repr(value)  # a token's leading space is part of it
-    return number(value) if isinstance(value, float) else str(value)

@@ -1,25 +1,36 @@
-"""`circuitlab sweep`: patch the cells of sites and tell where it matters."""
+"""`circuitlab sweep`: patch the cells of sites and measure the effects."""
 
 import re
-from typing import Annotated
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+import circuitlab
 from circuitlab import names
+from circuitlab.cli import display
 from circuitlab.cli import options as opt
-from circuitlab.cli.command import completing, listed
-from circuitlab.cli.outputs import check_folder, write_folder
+from circuitlab.cli.command import completing
+from circuitlab.cli.outputs import FolderOutput, table_and_picture
+from circuitlab.cli.progress import progress
 from circuitlab.errors import ConfigError
 from circuitlab.settings import SETTINGS
 
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from circuitlab.patching.grid import Grid
+
 MOST_NUMBERS = 100_000  # of a list on the command line
+TOP_CELLS = 10  # printed; all of them are in the CSV and in --json
 
 
 def numbers(text: str | None, option: str) -> list[int] | None:
-    """Whole numbers as they are typed: `0,3,7` or `4-7`, or both.
+    """Whole numbers from a list such as `0,3,7` or `4-7`, or both.
 
     Raises:
-        ConfigError: It is not spelt so.
+        ConfigError: It is no such list, or names a number twice.
     """
     if text is None:
         return None
@@ -46,54 +57,36 @@ def sweep(
     site: Annotated[
         list[str],
         typer.Option(
-            "--site",
             metavar="NAME",
-            help=f"Site to patch; may be repeated: {listed(names.SITES)}. See: circuitlab sites.",
+            help=f"Site to patch; may be repeated: {', '.join(names.SITES)}. See: circuitlab sites.",
             autocompletion=completing(names.SITES, "sites"),
         ),
     ],
     *,
     model: opt.ModelOptions,
     direction: Annotated[
-        str | None,
-        typer.Option("--direction", metavar="NAME", help="denoise: patch the corrupted run; noise: the clean run."),
+        str | None, typer.Option(metavar="NAME", help="denoise: patch the corrupted run; noise: the clean run.")
     ] = None,
-    axis: Annotated[str, typer.Option("--axis", metavar="NAME", help="auto, position, span or all.")] = "auto",
-    head_axis: Annotated[
-        str, typer.Option("--head-axis", metavar="NAME", help="The same for heads and neurons.")
-    ] = "all",
-    layers: Annotated[
-        str | None, typer.Option("--layers", metavar="LIST", help="Only these, such as 0,3 or 4-7.")
-    ] = None,
-    heads: Annotated[str | None, typer.Option("--heads", metavar="LIST", help="Only these heads.")] = None,
-    neurons: Annotated[str | None, typer.Option("--neurons", metavar="LIST", help="Only these neurons.")] = None,
-    positions: Annotated[str | None, typer.Option("--positions", metavar="LIST", help="Only these positions.")] = None,
+    axis: Annotated[str, typer.Option(metavar="NAME", help="auto, position, span or all.")] = "auto",
+    head_axis: Annotated[str, typer.Option(metavar="NAME", help="The same for heads and neurons.")] = "all",
+    layers: opt.List = None,
+    heads: opt.List = None,
+    neurons: opt.List = None,
+    positions: opt.List = None,
     correction: Annotated[
         str | None,
-        typer.Option(
-            "--correction", metavar="NAME", help="Correct p-values over the grid: holm or benjamini-hochberg."
-        ),
+        typer.Option(metavar="NAME", help="Correct p-values over the grid: holm or benjamini-hochberg."),
     ] = None,
     estimate: Annotated[bool, typer.Option("--estimate", help="Print the estimated cost and exit.")] = False,
     budget: Annotated[
         int | None,
-        typer.Option(
-            "--budget",
-            min=1,
-            max=2**24,
-            metavar="MB",
-            help="Memory for patched runs. [default: a share of free memory]",
-        ),
+        typer.Option(min=1, max=2**24, metavar="MB", help="Memory for runs. [default: a share of free memory]"),
     ] = None,
     resume: Annotated[
-        str | None, typer.Option("--resume", metavar="FILE", help="Save finished parts to FILE, and resume from it.")
+        str | None, typer.Option(metavar="FILE", help="Save finished parts to FILE, and resume from it.")
     ] = None,
-    out: Annotated[
-        str | None, typer.Option("--out", metavar="PATH", help="Folder for CSV tables and heatmaps.")
-    ] = None,
-    force: opt.Force = False,
     quiet: opt.Quiet = False,
-    json: opt.Json = False,
+    output: FolderOutput,
 ) -> None:
     """Patch every layer and position, or layer and head, of a site, and measure the effect.
 
@@ -101,46 +94,39 @@ def sweep(
     swept.
     """
     wanted = task.load()
-    from circuitlab.cli import results, tables
-    from circuitlab.cli.progress import progress
     from circuitlab.metrics import metric_of
     from circuitlab.outputs import check_state_file
     from circuitlab.outputs.state import resume as check_state
     from circuitlab.patching.grid import check_correction
     from circuitlab.patching.runs.baseline import check_direction
     from circuitlab.patching.runs.replacement import MEANS
-    from circuitlab.patching.sweeps.estimate import estimate_sweep
     from circuitlab.patching.sweeps.plan import check_sites
     from circuitlab.patching.sweeps.sweep import by_site
-    from circuitlab.patching.sweeps.sweep import sweep as run_sweep
 
-    chosen = {
-        "layers": numbers(layers, "--layers"), "heads": numbers(heads, "--heads"),
-        "neurons": numbers(neurons, "--neurons"), "positions": numbers(positions, "--positions"),
-    }  # fmt: skip
+    given = {"layers": layers, "heads": heads, "neurons": neurons, "positions": positions}
+    chosen = {name: numbers(text, f"--{name}") for name, text in given.items()}
     check_correction(correction)
     ablation = SETTINGS["ablation"].read(task["ablation"])
     if direction is not None:
         check_direction(direction)
     if repeated := [name for name in dict.fromkeys(site) if site.count(name) > 1]:
         raise ConfigError(f"--site {repeated[0]} is given twice. Give it once.")
-    sites = check_sites(
-        site, axis=axis, head_axis=head_axis, **{name: chosen[name] for name in ("heads", "neurons", "positions")}
-    )
+    within = {name: members for name, members in chosen.items() if name != "layers"}
+    sites = check_sites(site, axis=axis, head_axis=head_axis, **within)
     if resume is not None:
         check_state(check_state_file(resume), "sweep", None)
     judged_by = metric_of(wanted, task["metric"])
     if estimate:
-        unused = {"--out": out, "--resume": resume, "--correction": correction, "--force": force or None}
-        if given := [name for name, value in unused.items() if value is not None]:
-            raise ConfigError(f"--estimate runs nothing, so {', '.join(given)} has no meaning with it. Leave it out.")
-    opt.check_force(force, "--out", out)
+        unused = {**output.files, "resume": resume, "correction": correction, "force": output.force or None}
+        if meaningless := [f"--{name}" for name, value in unused.items() if value is not None]:
+            raise ConfigError(
+                f"--estimate runs nothing, so {', '.join(meaningless)} has no meaning with it. Leave it out."
+            )
     if axis != "auto" and all(one.by_member for one in sites):
         raise ConfigError(f"--axis goes with sites of the stream; for {', '.join(site)} give --head-axis {axis}.")
     if head_axis != "all" and not any(one.by_member for one in sites):
         raise ConfigError(f"--head-axis goes with sites of heads and neurons; for {', '.join(site)} give --axis.")
-    if out is not None:
-        out = check_folder(out, force=force)
+    output.reserve()
     loaded = model.load()
     pairs = wanted.pairs(loaded, n=task["n"], seed=task["seed"])
     settings = {
@@ -149,11 +135,37 @@ def sweep(
         "budget": None if budget is None else budget * 2**20, **chosen,
     }  # fmt: skip
     if estimate:
-        results.show_estimate(estimate_sweep(loaded, pairs.discovery, **settings), json=json)
+        cost = circuitlab.estimate_sweep(loaded, pairs.discovery, **settings)
+        if not output.as_json(asdict(cost)):
+            display.print_line(str(cost))
         return
     with progress(quiet=quiet) as report:
-        found = run_sweep(loaded, pairs.discovery, **settings, progress=report, resume=resume)
-    grids = by_site(found)
-    if out is not None:
-        write_folder(out, tables.files_of(grids, correction))
-    results.show_grids(grids, folder=out, json=json, correction=correction)
+        grids = by_site(circuitlab.sweep(loaded, pairs.discovery, **settings, progress=report, resume=resume))
+    _show(grids, correction, output)
+
+
+def _show(grids: "Mapping[str, Grid]", correction: str | None, output: FolderOutput) -> None:
+    """Write every table and heatmap, and print the largest effects of each site."""
+    tables = {name: grid.to_frame(correction) for name, grid in grids.items()}
+    output.write_folder(
+        {file: write for name, grid in grids.items()
+         for file, write in table_and_picture(name, lambda name=name: tables[name], grid.plot).items()}
+    )  # fmt: skip
+    if output.json:
+        sites = {name: table.to_dict(orient="records") for name, table in tables.items()}
+        display.print_json({"sites": sites, "folder": output.folder})
+        return
+    for name, table in tables.items():
+        grid = grids[name]
+        display.print_line(f"{name}, {grid.direction}, {grid.metric}: 0: corrupted run, 1: clean run")
+        columns = [column for column in table.columns if column != "site"]
+        display.print_table(strongest(table, grid.direction, TOP_CELLS), columns)
+        display.print_line("")
+    if output.folder:
+        display.print_line(f"tables and heatmaps: {output.folder}")
+
+
+def strongest(table: "pd.DataFrame", direction: str, n: int) -> "pd.DataFrame":
+    """The cells whose value is farthest from that of the run that is patched."""
+    neutral = 0.0 if direction == "denoise" else 1.0
+    return table.iloc[(table["value"] - neutral).abs().argsort(kind="stable")[::-1][:n]]
