@@ -48,7 +48,7 @@ BIDIRECTIONAL: dict[str, dict[str, Any]] = {"bidirectional": {"act_fn": "gelu", 
 BOTH, NORMS_ALONE = Folding(fold_ln=True, center_weights=True), Folding(fold_ln=True)
 FOLDED = {f"{name}-folded": (name, BOTH) for name in ("gpt2", "neo", "neox", *NATIVE)}
 FOLDED["mpt-folded"] = ("mpt", BOTH)
-FOLDED |= {f"{name}-folded": (name, NORMS_ALONE) for name in ("llama", "gemma2", "olmo2", "granite")}
+FOLDED |= {f"{name}-folded": (name, NORMS_ALONE) for name in ("llama", "gemma2", "olmo2", "granite", "bloom")}
 # Largest difference allowed between two ways to the same number in float64. GPT-2 and TransformerLens's own models are
 # float64 throughout, but for norms without weights; the others rotate, norm or take softmaxes in float32 whatever their
 # weights are, where 2e-6 was measured.

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from circuitlab.models.protocol import BlockArguments, Model, Recording
+from circuitlab.models.steps import project
 from circuitlab.parts import Layout, Slot
 from circuitlab.patching.runs.ablation import AblatedRun
 
@@ -47,7 +48,7 @@ def walk(model: Model, arguments: BlockArguments, start: Tensor, mask: Tensor, r
         for number, slot in enumerate(Slot):
             streams = [read(first + number * spec.n_heads + head) for head in range(spec.n_heads)]
             values[slot] = torch.stack(
-                [model.project(layer, slot, [h], stream[None])[0] for h, stream in enumerate(streams)], 2
+                [project(model, layer, slot, [h], stream[None])[0] for h, stream in enumerate(streams)], 2
             )
         z = model.attend(layer, values[Slot.Q], values[Slot.K], values[Slot.V], arguments)
         heads = list(model.head_outputs(layer, z))

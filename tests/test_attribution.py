@@ -22,7 +22,7 @@ from circuitlab import (
 )
 from circuitlab.data.batch import PairBatch
 from circuitlab.models.bridge import BridgeModel
-from circuitlab.models.direct import frozen_norm
+from circuitlab.models.norms import frozen_norm
 from circuitlab.models.surgery import forward_replaced
 
 NAMES = (*ARCHITECTURES, *NATIVE)

@@ -22,7 +22,7 @@ from circuitlab import (
 )
 from circuitlab.features import Autoencoder, save_autoencoder
 from circuitlab.features.encoders import Gated, JumpRelu, Standard, TopK
-from circuitlab.models.hook_points import hook_of_site, site_of_hook
+from circuitlab.models.hook_names import hook_of_site, site_of_hook
 
 D_IN, WIDTH = 6, 10
 GENERATOR = torch.Generator().manual_seed(0)

@@ -149,7 +149,7 @@ class TestTheModel:
 
     def test_every_token_sees_every_other(self):
         assert not load(NAME).spec.causal
-        assert not load(NAME).is_standard_attention(0)
+        assert load(NAME).score_scale(0) is None
         assert all((pattern > 0).all() for pattern in load(NAME).record(anywhere().clean).pattern)
 
     def test_encoders_are_refused(self, tmp_path):

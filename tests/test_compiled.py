@@ -21,9 +21,9 @@ from circuitlab.graphs.circuit import Circuit
 from circuitlab.graphs.prune import prune, real_edges
 from circuitlab.graphs.random import random_circuit
 from circuitlab.metrics import resolve
-from circuitlab.models.native import NativeShape, native_model
+from circuitlab.models.native import native_model
 from circuitlab.models.verify import measure
-from circuitlab.parts import Edge, Layout
+from circuitlab.parts import Edge, Layout, ModelSpec
 from circuitlab.patching.experiment import Experiment
 
 METRIC = resolve("logit_diff")
@@ -121,7 +121,7 @@ class TestModels:
         final = model.model.record(pairs.clean).resid_final.numpy()
         rows, at = np.arange(len(pairs)), pairs.answer_at.numpy()
         for variable in (TOKEN, POSITION, model.program.output):
-            found = final @ variable_directions(model.program, norm)[variable].T
+            found = final @ variable_directions(model.program, norm)[0][variable].T
             assert found[rows, at] == pytest.approx(meaning.values[variable][rows, at], abs=1e-3)
 
     @pytest.mark.parametrize("norm", [False, True])
@@ -390,7 +390,7 @@ class TestPrograms:
 
     def test_norms_have_directions_that_sum_to_zero(self):
         program = built("tag-stack").program
-        basis = np.concatenate(list(variable_directions(program, True).values()))
+        basis = np.concatenate(list(variable_directions(program, True)[0].values()))
         assert basis @ basis.T == pytest.approx(np.eye(len(basis)))
         assert basis.sum(1) == pytest.approx(np.zeros(len(basis)), abs=1e-12)
         shape, weights = compile_weights(program, True)
@@ -425,8 +425,9 @@ class TestMessages:
             model.truth("mean-position", reference=shorter)
 
     def test_weights_that_do_not_fit(self):
-        shape = NativeShape(n_layers=1, n_heads=1, d_model=4, d_head=2, d_mlp=0, d_vocab=3, d_vocab_out=3, n_ctx=3)
+        sizes = {"n_layers": 1, "n_heads": 1, "n_kv_heads": 1, "d_model": 4, "d_head": 2, "d_vocab": 3, "n_ctx": 3}
+        spec = ModelSpec(name="odd", has_mlp=False, **sizes)
         with pytest.raises(ModelError, match=r"no weights \['embed'\]"):
-            native_model(shape, {"embed": np.zeros((3, 4))}, "odd", torch.float64)
+            native_model(spec, {"embed": np.zeros((3, 4))}, torch.float64)
         with pytest.raises(ModelError, match=r"is \(3, 4\), given is \(4, 3\)"):
-            native_model(shape, {"tok_embed.weight": np.zeros((4, 3))}, "odd", torch.float64)
+            native_model(spec, {"tok_embed.weight": np.zeros((4, 3))}, torch.float64)

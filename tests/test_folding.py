@@ -32,15 +32,16 @@ from architectures import (
 )
 from test_edges import PlainHooks, some_edges
 from test_sweep import brute_force, largest_error
+from torch.nn import functional
 
 from circuitlab import discover, load_model, reproduce, score_edges, sweep
 from circuitlab.cli import main
 from circuitlab.discovery.config import DiscoverConfig
 from circuitlab.errors import ConfigError, UnsupportedModelError
 from circuitlab.models import folding as module
-from circuitlab.models.anatomy import linear, mlp_down
-from circuitlab.models.digest import weights_digest
-from circuitlab.models.norm_kinds import NormKind, kind_of
+from circuitlab.models.anatomy import linear
+from circuitlab.models.held_bridge import weights_digest
+from circuitlab.models.norms import NormForm, closest_form
 from circuitlab.models.recording import AS_SAVED, Folding
 from circuitlab.models.verify import adapted, measure
 from circuitlab.patching.edges.edges import patch_edges
@@ -60,12 +61,21 @@ def norms(model: Any) -> Iterator[Any]:
     yield model.bridge.ln_final
 
 
-def without_gain(kind: NormKind) -> Any:
+def without_gain(kind: NormForm) -> Any:
     """The same norm said to have a gain of 1, which is made plain all the same."""
     return SimpleNamespace(gain=None, bias=kind.bias, centred=kind.centred, make_plain=kind.make_plain)
 
 
 class TestPredictions:
+    @pytest.fixture(autouse=True)
+    def _softmax_in_float64(self, monkeypatch):
+        """Code of architectures takes softmaxes in float32: of BLOOM's patterns one value then rounds the other way.
+
+        It is 1.2e-7 off, its log-probabilities are 2.6e-7; with float64 softmaxes all agree to 1e-14.
+        """
+        own = functional.softmax
+        monkeypatch.setattr(functional, "softmax", lambda scores, dim=-1, **_: own(scores, dim=dim))
+
     @torch.no_grad()
     @pytest.mark.parametrize(("name", "how"), CASES)
     def test_are_the_same(self, name, how):
@@ -92,8 +102,10 @@ class TestWeights:
     def test_norms_are_plain(self, name):
         model, before = load(name), load(FOLDED[name][0])
         for norm, was in zip(norms(model), norms(before), strict=True):
-            for kind, plain in ((kind_of(norm), True), (kind_of(was), False)):
-                assert kind is not None
+            for each, plain in ((norm, True), (was, False)):
+                like = getattr(getattr(each, "original_component", None), "weight", torch.ones(()))
+                kind, apart = closest_form(each, like, D_MODEL)
+                assert apart < 1e-4
                 if kind.gain is not None:
                     assert bool((kind.gain == 1).all()) == plain
                 if kind.bias is not None:
@@ -106,7 +118,7 @@ class TestWeights:
             written = [run.resid_pre[0], *run.attn_out, *(run.mlp_out if model.spec.has_mlp else ()), run.resid_final]
             assert (max(float(part.mean(-1).abs().max()) for part in written) < 1e-12) == small
             weights = [model.embedding_matrix, *(linear(block.attn.o)[0] for block in model.bridge.blocks)]
-            weights += [linear(mlp_down(block))[0] for block in model.bridge.blocks if model.spec.has_mlp]
+            weights += [linear(block.mlp.out)[0] for block in model.bridge.blocks if model.spec.has_mlp]
             assert (max(float(weight.mean(-1).abs().max()) for weight in weights) < 1e-12) == small
             unembedding, bias = model.unembedding()
             assert (float(unembedding.mean(-1).abs().max()) < 1e-12) == small
@@ -232,7 +244,7 @@ class TestTwins:
 
     def test_a_writer_that_was_forgotten(self, monkeypatch):
         centre = module._take_out_mean
-        monkeypatch.setattr(module, "_take_out_mean", lambda w, axis: None if len(w) == 64 else centre(w, axis))
+        monkeypatch.setattr(module, "_take_out_mean", lambda w: None if len(w) == 64 else centre(w))
         with pytest.raises(UnsupportedModelError, match=r"something else than embeddings, heads and MLPs writes"):
             folded("gpt2", CENTRE_ALONE)  # 64 positions
 
@@ -242,7 +254,7 @@ class TestMessages:
         ("name", "why"),
         [
             ("llama", "ln1 of block 0 is an RMS norm and does not take out the mean"),
-            ("gemma2", "norms stand behind its attention and MLPs, so that no weights write to the stream"),
+            ("gemma2", "its attention and MLPs are followed by norms, so that no weights write to the stream"),
         ],
     )
     def test_models_that_cannot_be_centred(self, name, why):
@@ -281,7 +293,7 @@ class TestMessages:
         assert load_model(model) is model
 
     def test_a_norm_of_another_kind(self, monkeypatch):
-        monkeypatch.setattr(module, "kind_of", lambda _: None)
+        monkeypatch.setattr(module, "closest_form", lambda *_: (NormForm(), 0.1))
         with pytest.raises(UnsupportedModelError, match=r"ln1 of block 0 is neither a layer norm nor an RMS norm"):
             folded("gpt2", NORMS_ALONE)
 

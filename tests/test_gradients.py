@@ -26,7 +26,7 @@ from circuitlab.data.batch import PairBatch
 from circuitlab.errors import MetricError, UnknownNameError
 from circuitlab.metrics import resolve
 from circuitlab.models import norms
-from circuitlab.models.traced import Traced, Window, run_plain, slopes, trace
+from circuitlab.models.traced import Traced, Window, pass_gradients, run_plain, trace
 from circuitlab.parts import Kind, Layout, Node, Reader, Slot
 from circuitlab.patching.gradients.slopes import Gradients, metric_gradients, metric_slopes
 from circuitlab.patching.runs.baseline import record_baseline
@@ -262,7 +262,7 @@ class TestWindow:
             weight.requires_grad_(True)
         try:
             traced = trace(model, model.block_arguments(batch.clean), Window.whole(batch), model.embedding(batch.clean))
-            found = slopes(traced.final.sum(), traced)
+            found = pass_gradients(traced.final.sum(), traced)
         finally:
             for weight in weights:
                 weight.requires_grad_(False)
@@ -301,7 +301,7 @@ def plain_norms() -> dict[str, Any]:
 class TestNorms:
     """The closed form of what a norm does to gradients, against its graph."""
 
-    def against_the_graph(self, norm: Any, slope: norms.NormSlope, width: int, dtype: torch.dtype) -> float:
+    def against_the_graph(self, norm: Any, slope: norms.NormPullBack, width: int, dtype: torch.dtype) -> float:
         stream = torch.randn(2, 3, width, generator=torch.manual_seed(1)).to(dtype)
         behind = torch.randn(5, 2, 3, width, generator=torch.manual_seed(2)).to(dtype)
         copies = stream.expand(5, -1, -1, -1).clone().requires_grad_()
@@ -312,24 +312,22 @@ class TestNorms:
     def test_each_kind(self, kind):
         norm = plain_norms()[kind]
         norm = norm.double() if isinstance(norm, nn.Module) else norm
-        slope = norms.norm_slope(norm, torch.zeros(1, dtype=torch.float64), 16)
+        slope = norms.norm_pull_back(norm, torch.zeros(1, dtype=torch.float64), 16)
         assert self.against_the_graph(norm, slope, 16, torch.float64) < 1e-12
-        owner = type(getattr(slope, "__self__", None)).__name__
-        assert owner == {"bent": "_ByGraph", "none": "NoneType"}.get(kind, "_Form")
+        assert isinstance(getattr(slope, "__self__", None), norms.NormForm) == (kind != "bent")
 
     def test_a_wrong_form_fails(self):
         norm = plain_norms()["offset"].double()
-        wrong = norms._Form(norm, centred=True, offset=1.0).pull_back
+        wrong = norms.NormForm(module=norm, centred=True, offset=1.0, eps=1e-3).pull_back
         assert self.against_the_graph(norm, wrong, 16, torch.float64) > 1e-2
 
     def test_every_architecture_has_one(self, name):
         model = load(name, "float32")
-        for block, slope in zip(model.bridge.blocks, model._attn_slopes, strict=True):
-            if name == "olmo2":  # no norm before the heads: gradients pass as they are
-                assert slope is norms._unchanged
-                continue
-            assert isinstance(slope.__self__, norms._Form)
-            assert self.against_the_graph(block.ln1, slope, 32, torch.float32) < 1e-5
+        for block, slope in zip(model.bridge.blocks, model._attn_pull_backs, strict=True):
+            # OLMo 2 has no norm before the heads: gradients pass as they are.
+            assert (slope.__self__.module is None) == (name == "olmo2")
+            norm = getattr(block, "ln1", torch.nn.Identity())
+            assert self.against_the_graph(norm, slope, 32, torch.float32) < 1e-5
 
 
 class TestEap:
@@ -348,7 +346,7 @@ class TestEap:
         assert edges == pytest.approx(nodes.numpy(), abs=10 * TOLERANCE[name])
         assert nodes.abs().max() > 0.1
 
-    @pytest.mark.parametrize("name", ["gpt2", "gemma2", "granite"])
+    @pytest.mark.parametrize("name", ["gpt2", "gemma2", "granite", "mpt", "bloom"])
     def test_half_precision(self, name):
         exact = score_edges(load(name), pairs(), "eap").values
         half = score_edges(load(name, "bfloat16"), pairs(), "eap").values

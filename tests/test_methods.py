@@ -17,7 +17,6 @@ from circuitlab.discovery.scoring import METHODS
 from circuitlab.errors import ConfigError, UnknownNameError, UnsupportedModelError
 from circuitlab.graphs.prune import real_edges
 from circuitlab.metrics import resolve
-from circuitlab.models.anatomy import mlp_down
 from circuitlab.models.relp import RelevanceModel
 from circuitlab.models.traced import Window, run_plain, trace
 from circuitlab.parts import Kind, Layout, Slot
@@ -232,7 +231,7 @@ class TestByHand:
 def neurons_by_autograd(name: str, layer: int) -> np.ndarray:
     """(clean - corrupted) . dm/dneuron in the clean run, by torch's backward pass through the whole bridge."""
     model, batch, seen = load(name), pairs(), []
-    module = mlp_down(model.bridge.blocks[layer]).hook_in
+    module = model.bridge.blocks[layer].mlp.out.hook_in
 
     def run(tokens: torch.Tensor) -> torch.Tensor:
         def leaf(_module: object, _args: object, out: torch.Tensor) -> torch.Tensor:

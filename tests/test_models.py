@@ -35,7 +35,7 @@ from architectures import (
 from circuitlab import evaluate, load_model, score_edges, select, sweep
 from circuitlab.errors import ConfigError, ModelError, UnsupportedModelError
 from circuitlab.models import families
-from circuitlab.models.anatomy import mlp_gate
+from circuitlab.models.anatomy import mlp_in
 from circuitlab.models.bridge import BridgeModel
 from circuitlab.models.comparison import TOLERANCE as ALLOWED
 from circuitlab.models.families import Family
@@ -119,8 +119,8 @@ class TestSameFunction:
         for dtype in ("float64", "float32"):
             model = load(name, dtype)
             worst = measure(model, pairs().clean)
-            alone = mlp_gate(model.bridge.blocks[0]) is None
-            assert len(worst) == 22 + (not model.has_post_norm(0)) + 2 * model.is_standard_attention(0) + alone
+            alone = len(mlp_in(model.bridge.blocks[0])) == 1
+            assert len(worst) == 21 + (not model.has_post_norm(0)) + 2 * (model.score_scale(0) is not None) + alone
             assert max(worst.values()) < ALLOWED[model.dtype] / 3
 
     def test_the_bundled_model_is_the_default(self, bundled):
@@ -157,7 +157,7 @@ HALF_SCORE_OFF = {"bfloat16": 0.06, "float16": 0.006}
 class TestHalfPrecision:
     """In bfloat16 and float16 every number is the float32 model's, as closely as these can tell."""
 
-    @pytest.mark.parametrize("name", ["gpt2", "llama", "gemma2"])
+    @pytest.mark.parametrize("name", ["gpt2", "llama", "gemma2", "granite", "mpt", "bloom"])
     @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
     def test_the_numbers_are_those_of_float32(self, name, dtype):
         model, single = fresh(name, dtype), load(name, "float32")

@@ -9,6 +9,7 @@ import torch
 
 import circuitlab
 from circuitlab import errors, neurons
+from circuitlab.models.norms import frozen_norm
 from circuitlab.neurons import corpus as corpora
 from circuitlab.neurons import examples as finder
 from circuitlab.neurons.corpus import read_corpus
@@ -95,8 +96,8 @@ def test_effects_of_all_neurons_and_the_rest_add_up_to_the_logit(bundled):
     found = neurons.importance(bundled, text, answers=["h1"])
     ids = torch.tensor([bundled.text.encode(text).ids])
     run = bundled.record(ids)
-    columns, _ = bundled.direct.unembedding(torch.tensor(found.answer_ids))
-    direction = bundled.direct.frozen_norm(run.resid_final[:, -1]).back(columns.T)[0]
+    columns, _ = bundled.unembedding(torch.tensor(found.answer_ids))
+    direction = frozen_norm(bundled.final_norm, run.resid_final[:, -1], bundled.id).back(columns.T)[0]
     for layer in range(4):
         bias = bundled.bridge.blocks[layer].mlp.out.original_component.bias
         whole = float((run.mlp_out[layer][0, -1] - bias) @ direction)

@@ -1,14 +1,16 @@
 """Products by oneDNN: torch's values on every layout, gradients to the activations, and the way without it."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from architectures import fresh
 from torch.nn import functional
 
 from circuitlab.models import products
-from circuitlab.models.absorbed import attend_last_query
 from circuitlab.models.products import fast_products, gelu_product, product
 from circuitlab.models.shortcuts import plain_attention
+from circuitlab.models.steps import attend_last_query
 from circuitlab.parts import Slot
 
 ROWS, INNER, OUT = 96, 48, 40
@@ -171,11 +173,13 @@ class TestAttendOnce:
         k = torch.einsum("rsm,hmd->rshd", seen, key) + key_bias
         v = torch.einsum("rsm,hmd->rshd", seen, value) + value_bias
         everything = torch.ones(rows, seq, dtype=torch.bool)
-        ours = attend_last_query(q[:, 0], seen, everything, key, value, value_bias, 0.5)
+        weights = {Slot.K: (key, key_bias), Slot.V: (value, value_bias)}
+        model = SimpleNamespace(score_scale=lambda _: 0.5, head_weights=lambda _, slot: weights[slot])
+        ours = attend_last_query(model, 0, q[:, 0], seen, everything)
         assert close(ours, plain_attention(q, k, v, 0.5)[:, 0])
         shorter = everything.clone()
         shorter[:, 5:] = False
-        ours = attend_last_query(q[:, 0], seen, shorter, key, value, value_bias, 0.5)
+        ours = attend_last_query(model, 0, q[:, 0], seen, shorter)
         assert close(ours, plain_attention(q, k[:, :5], v[:, :5], 0.5)[:, 0])
         assert not close(ours, plain_attention(q, k, v, 0.5)[:, 0])
 

@@ -9,7 +9,6 @@ import torch
 from architectures import TOLERANCE, load, pairs
 
 from circuitlab.models.changes import change_of_heads, change_of_neurons, head_differences
-from circuitlab.models.grouped_heads import once_per_kv_head, once_per_query_head, query_heads
 from circuitlab.models.steps import (
     after_heads,
     attend,
@@ -19,7 +18,12 @@ from circuitlab.models.steps import (
     head_inputs,
     mlp_input,
     mlp_stream,
+    once_per_kv_head,
+    once_per_query_head,
+    project,
+    query_heads,
 )
+from circuitlab.models.traced import pull_back
 from circuitlab.parts import Slot
 
 PACKAGE = Path(__file__).parent.parent / "circuitlab"
@@ -27,7 +31,7 @@ PACKAGE = Path(__file__).parent.parent / "circuitlab"
 KINDS = ("gpt2", "neox", "gemma2", "olmo2", "attn-only")
 # What only `models` decides: the order inside a block, post-norms, attention from queries, keys and values.
 OF_A_BLOCK = {
-    "parallel", "has_post_norm", "heads_share_a_norm", "attend", "attend_last_query", "is_standard_attention",
+    "parallel", "has_post_norm", "heads_share_a_norm", "attend", "score_scale",
 }  # fmt: skip
 # The shape of a graph follows from whether an MLP sees the heads of its own block.
 GRAPH = {"parallel"}
@@ -58,7 +62,7 @@ def test_blocks_are_known_in_models_alone(path):
         "x = stream if model.spec.parallel else middle",
         "if self._model.has_post_norm(layer): pass",
         "z = model.attend(layer, q, k, v, arguments)",
-        "plain = self.model.is_standard_attention(0)",
+        "plain = self.model.score_scale(0) is not None",
         "together = model.heads_share_a_norm(layer)",
         "group = spec.n_heads // spec.n_kv_heads",
     ],
@@ -97,10 +101,10 @@ class TestOneBlock:
         run, n_heads = model.record(batch.clean), model.spec.n_heads
         streams = run.resid_pre[0].expand(n_heads, *run.resid_pre[0].shape)
         asked = streams.clone().requires_grad_()
-        found = model.project(0, Slot.K, range(n_heads), asked)
-        assert (found - model.project(0, Slot.K, range(n_heads), streams)).abs().max() <= TOLERANCE[name]
+        found = project(model, 0, Slot.K, range(n_heads), asked)
+        assert (found - project(model, 0, Slot.K, range(n_heads), streams)).abs().max() <= TOLERANCE[name]
         (gradient,) = torch.autograd.grad(found.sum(), asked)
-        wanted = model.pull_back(0, run.resid_pre[0], {Slot.K: torch.ones_like(run.k[0])})
+        wanted = pull_back(model, 0, run.resid_pre[0], {Slot.K: torch.ones_like(run.k[0])})
         assert (gradient - wanted).abs().max() <= TOLERANCE[name] * wanted.abs().max()
         some, z = [2, 0], run.z[0].clone().requires_grad_()
         written = model.head_outputs(0, z, some)

@@ -33,6 +33,7 @@ from circuitlab.data.pairs import PairSet
 from circuitlab.errors import ConfigError, UnknownNameError
 from circuitlab.metrics import MetricLike, metric_for
 from circuitlab.models.modes import in_ordinary_modes
+from circuitlab.models.norms import frozen_norm
 from circuitlab.models.protocol import Model, Recording
 from circuitlab.models.steps import mlp_reads
 from circuitlab.patching.runs.baseline import at_answer
@@ -136,17 +137,17 @@ def _of_batch(model: Model, batch: PairBatch, by: str, quantity: str) -> tuple[l
     final = at_answer(recorded.resid_final, batch.answer_at)
     words, weights = weighted_words(quantity, batch)
     weights = weights.to(final)
-    columns, biases = model.direct.unembedding(words)
+    columns, biases = model.unembedding(words)
     behind = weights @ columns.T
-    norm = model.direct.frozen_norm(final)
+    norm = frozen_norm(model.final_norm, final, model.id)
     shares = [
         *_of_embedding(model, batch, recorded, norm.back(behind)),
         *_of_blocks(model, batch, recorded, norm.back(behind), by),
         (Component("norm.bias", "bias"), behind @ norm.bias),
         (Component("unembed.bias", "bias"), weights @ biases),
     ]
-    if (cap := model.direct.logit_cap) is not None:
-        uncapped = model.direct.uncapped(final, words)
+    if (cap := model.logit_cap) is not None:
+        uncapped = model.final_norm(final) @ columns + biases
         capped = cap * torch.tanh(uncapped / cap)
         shares.append((Component("softcap", "softcap"), ((capped - uncapped) * weights).sum(-1)))
     return shares, (model.logits(final, words) * weights).sum(-1)
@@ -155,7 +156,7 @@ def _of_batch(model: Model, batch: PairBatch, by: str, quantity: str) -> tuple[l
 def _of_embedding(
     model: Model, batch: PairBatch, recorded: Recording, direction: Float[Tensor, "batch d_model"]
 ) -> Iterator[Share]:
-    for part, stream in model.direct.embedding(batch.clean, recorded.resid_pre[0]).items():
+    for part, stream in model.embedding_parts(batch.clean, recorded.resid_pre[0]).items():
         name = "embed" if part == "embedding" else f"embed.{part}"
         yield Component(name, "embedding"), (at_answer(stream, batch.answer_at) * direction).sum(-1)
 
@@ -188,7 +189,7 @@ def _of_heads(
     written = model.head_outputs(layer, z[:, None])[:, :, 0]
     for head, values in enumerate((written * direction).sum(-1)):
         yield Component(f"a{layer}.h{head}", "head", layer, head), values
-    bias = model.direct.attention_bias(layer, z)
+    bias = model.attention_bias(layer, z)
     if bias is not None:
         yield Component(f"a{layer}.bias", "bias", layer), (bias * direction).sum(-1)
 
@@ -196,7 +197,7 @@ def _of_heads(
 def _of_neurons(
     model: Model, layer: int, read: Float[Tensor, "batch d_model"], direction: Float[Tensor, "batch d_model"]
 ) -> Iterator[Share]:
-    by_neuron, bias = model.direct.neurons(layer, model.mlp_hidden(layer, read), direction)
+    by_neuron, bias = model.neurons_along(layer, model.mlp_hidden(layer, read), direction)
     for neuron, values in enumerate(by_neuron.T):
         yield Component(f"m{layer}.n{neuron}", "neuron", layer, neuron), values
     if bias is not None:

@@ -34,6 +34,7 @@ from circuitlab.drawing import draw
 from circuitlab.errors import UnknownNameError
 from circuitlab.metrics import Metric, MetricLike, metric_for
 from circuitlab.models.modes import in_ordinary_modes
+from circuitlab.models.norms import frozen_norm
 from circuitlab.models.protocol import Model, Recording
 from circuitlab.models.steps import mlp_reads_heads
 from circuitlab.parts import ModelSpec
@@ -224,8 +225,8 @@ def _frozen(
 ) -> list[Float[Tensor, " batch"]]:
     words, weights = weighted_words(name, batch)
     weights = weights.to(streams[-1])
-    columns, biases = model.direct.unembedding(words)
-    norm, behind = model.direct.frozen_norm(streams[-1]), weights @ columns.T
+    columns, biases = model.unembedding(words)
+    norm, behind = frozen_norm(model.final_norm, streams[-1], model.id), weights @ columns.T
     direction, constant = norm.back(behind), behind @ norm.bias + weights @ biases
     return [(stream * direction).sum(-1) + constant for stream in streams]
 

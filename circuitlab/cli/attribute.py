@@ -68,7 +68,7 @@ def attribute(
         notes = {name: number(by_head.value(name), 2) for name in chosen if name in by_head.names}
         patterns = circuitlab.attention(loaded, pairs[0], chosen, run=run, notes=notes) if chosen else None
         report("attribution", 3, 3)
-    rewritten = f" ({loaded.folding.told})" if loaded.folding.any else ""
+    rewritten = f" ({loaded.folding.description})" if loaded.folding.any else ""
     found = Found(f"{wanted.label} on model {model.name}{rewritten}", lens, split, by_head, strongest, patterns)
     output.write_folder(found.files())
     if output.json:

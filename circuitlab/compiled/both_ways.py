@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from circuitlab.compiled.entry import BOS, Drawn, Entry, alphabet, another
+from circuitlab.compiled.entry import BOS, Drawn, Entry, alphabet, another, letters
 from circuitlab.compiled.program import POSITION, TOKEN, Apply, Attend, Program
-from circuitlab.compiled.terms import equal, prefer, selection, table
+from circuitlab.compiled.terms import equal, lookup, prefer, selection, table
 
 # Between words that are counted and others, in nats: counts are distinguished by differences of a twentieth.
 COUNTED = 12.0
@@ -25,7 +25,7 @@ def mirror() -> Entry:
             """A text of `n` letters; tokens after its end are not part of it."""
             return [BOS, *text[:n], end, *text[n:]]
 
-        own = list(map(int, rng.integers(1, end, n_ctx - 2)))
+        own = letters(rng, n_ctx - 2, end)
         n = int(rng.integers(6, 11))
         if number % 2:  # another letter at the mirrored position
             at = int(rng.integers(1, n + 1))
@@ -37,17 +37,17 @@ def mirror() -> Entry:
             at = int(rng.integers(1, min(n, m) + 1))
             if own[n - at] != own[m - at]:
                 return Drawn(prompt(n, own), prompt(m, own), at)
-            own = list(map(int, rng.integers(1, end, n_ctx - 2)))
+            own = letters(rng, n_ctx - 2, end)
 
     program = Program(
         name="mirror",
         words=words,
         n_ctx=n_ctx,
         operations=(
-            Attend(writes="end at", value=POSITION, through=np.eye(n_ctx), score=(prefer(TOKEN, size, [end]),)),
-            Attend(writes="unread", value=TOKEN, through=np.eye(size)),
+            lookup("end at", POSITION, n_ctx, prefer(TOKEN, size, [end])),
+            lookup("unread", TOKEN, size),
             table("source", ("end at", n_ctx), (POSITION, n_ctx), n_ctx, source),
-            Attend(writes="mirrored", value=TOKEN, through=np.eye(size), score=(equal("source", POSITION, n_ctx),)),
+            lookup("mirrored", TOKEN, size, equal("source", POSITION, n_ctx)),
         ),
         output="mirrored",
         unembed=np.eye(size),
@@ -63,11 +63,9 @@ def histogram() -> Entry:
     size, most = len(words), len(counts)
 
     def draw(number: int, rng: np.random.Generator) -> Drawn:
-        def prompt() -> list[int]:
-            return [BOS, *map(int, rng.integers(1, 1 + n_letters, n_ctx - 1))]
-
         while True:
-            clean, corrupt, at = prompt(), prompt(), int(rng.integers(1, n_ctx))
+            clean, corrupt = ([BOS, *letters(rng, n_ctx - 1, 1 + n_letters)] for _ in range(2))
+            at = int(rng.integers(1, n_ctx))
             if number % 2:  # another letter at the answer position, all others unchanged
                 corrupt = [*clean[:at], another(clean[at], range(1, 1 + n_letters), rng), *clean[at + 1 :]]
             else:  # the same letter, in another text
@@ -87,9 +85,9 @@ def histogram() -> Entry:
                 through=selection(size, [[BOS]]),
                 score=(equal(TOKEN, TOKEN, size, COUNTED), prefer(TOKEN, size, [BOS], COUNTED)),
             ),
-            Attend(writes="unread", value=TOKEN, through=np.eye(size)),
+            lookup("unread", TOKEN, size),
             _counted("count", "share of BOS", most),
-            Attend(writes="unread too", value="unread", through=np.eye(size), score=(equal(TOKEN, "unread", size),)),
+            lookup("unread too", "unread", size, equal(TOKEN, "unread", size)),
         ),
         output="count",
         unembed=selection(size, [[words.index(count)] for count in counts]).T,

@@ -9,7 +9,7 @@ Example:
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -186,14 +186,22 @@ def compile_model(name: str, *, norm: bool = False, dtype: str = "float64") -> C
     """
     if name not in LIBRARY:
         raise UnknownNameError.of("compiled model", name, LIBRARY)
-    if dtype not in ("float64", "float32"):
-        raise ConfigError(f"dtype is {dtype!r}; a compiled model is in 'float64' or 'float32'.")
+    check_dtype(dtype)
     entry = LIBRARY[name]
-    full = f"{name}-norm" if norm else name
-    shape, weights = compile_weights(entry.program, norm)
-    model = native_model(shape, weights, full, DTYPES[dtype])
+    spec, weights = compile_weights(entry.program, norm)
+    model = native_model(replace(spec, name=f"{name}-norm") if norm else spec, weights, DTYPES[dtype])
     model.recipe = partial(_model_again, name, norm=norm, dtype=dtype)
     return CompiledModel(name=name, entry=entry, norm=norm, model=model)
+
+
+def check_dtype(dtype: str) -> None:
+    """Refuse half precision.
+
+    Raises:
+        ConfigError: The dtype is neither "float64" nor "float32".
+    """
+    if dtype not in ("float64", "float32"):
+        raise ConfigError(f"dtype is {dtype!r}; a compiled model is in 'float64' or 'float32'.")
 
 
 def _model_again(name: str, *, norm: bool, dtype: str, device: str) -> BridgeModel:

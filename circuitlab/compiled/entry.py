@@ -47,6 +47,11 @@ def alphabet(n: int) -> tuple[str, ...]:
     return tuple(chr(ord("a") + number) for number in range(n))
 
 
+def letters(rng: np.random.Generator, n: int, below: int, start: int = 1) -> list[int]:
+    """Random words, from number `start` up to `below`, which is not included."""
+    return rng.integers(start, below, n).tolist()
+
+
 def another(value: int, among: range, rng: np.random.Generator) -> int:
     """A number of a range that is not this one."""
     return int(rng.choice([other for other in among if other != value]))

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 import numpy as np
 
 from circuitlab.compiled.both_ways import histogram, mirror
-from circuitlab.compiled.entry import BOS, Drawn, Entry, alphabet, another
-from circuitlab.compiled.program import POSITION, TOKEN, Apply, Attend, Prefer, Program
-from circuitlab.compiled.terms import equal, prefer, related, selection, table
+from circuitlab.compiled.entry import BOS, Drawn, Entry, alphabet, another, letters
+from circuitlab.compiled.program import POSITION, TOKEN, Apply, Attend, Match, Program
+from circuitlab.compiled.terms import equal, lookup, prefer, related, selection, table
 
 
 def _copier() -> Entry:
@@ -21,12 +21,11 @@ def _copier() -> Entry:
     size = len(words)
 
     def head(writes: str, distance: int) -> Attend:
-        where = related(POSITION, POSITION, n_ctx, lambda position: position - distance)
-        return Attend(writes=writes, value=TOKEN, through=np.eye(size), score=(where,))
+        return lookup(writes, TOKEN, size, related(POSITION, POSITION, n_ctx, lambda position: position - distance))
 
     def draw(_number: int, rng: np.random.Generator) -> Drawn:
         answer_at = int(rng.integers(back + 1, n_ctx))
-        clean = [BOS, *map(int, rng.integers(1, size, n_ctx - 1))]
+        clean = [BOS, *letters(rng, n_ctx - 1, size)]
         corrupt = list(clean)
         for place in (answer_at - back, answer_at - 1):
             corrupt[place] = another(clean[place], range(1, size), rng)
@@ -45,7 +44,7 @@ def _copier() -> Entry:
 
 def _induction() -> Entry:
     words, n_ctx = ("BOS", *alphabet(8)), 10
-    size, same = len(words), np.eye(len(words))
+    size = len(words)
 
     def draw(number: int, rng: np.random.Generator) -> Drawn:
         key, after, other, after_other, *rest = map(int, 1 + rng.permutation(size - 1))
@@ -66,18 +65,13 @@ def _induction() -> Entry:
         words=words,
         n_ctx=n_ctx,
         operations=(
-            Attend(
-                writes="previous",
-                value=TOKEN,
-                through=same,
-                score=(related(POSITION, POSITION, n_ctx, lambda position: position - 1),),
-            ),
-            Attend(writes="unread", value=TOKEN, through=same),
-            Attend(writes="next", value=TOKEN, through=same, score=(equal(TOKEN, "previous", size),)),
-            Attend(writes="unread too", value="unread", through=same, score=(equal(TOKEN, "unread", size),)),
+            lookup("previous", TOKEN, size, related(POSITION, POSITION, n_ctx, lambda position: position - 1)),
+            lookup("unread", TOKEN, size),
+            lookup("next", TOKEN, size, equal(TOKEN, "previous", size)),
+            lookup("unread too", "unread", size, equal(TOKEN, "unread", size)),
         ),
         output="next",
-        unembed=same,
+        unembed=np.eye(size),
     )
     return Entry(what="predicts the token that followed the last token before", program=program, draw=draw)
 
@@ -88,7 +82,7 @@ def _tag_stack() -> Entry:
     opening, closing, size = (1, 2, 3), (4, 5, 6), len(words)  # as in `_tags`
     sign = np.zeros((size, 1))
     sign[list(opening)], sign[list(closing)] = 1, -1
-    recency = np.arange(n_ctx) * 4.0
+    recency = np.arange(n_ctx)[None] * 4.0
 
     def draw(_number: int, rng: np.random.Generator) -> Drawn:
         clean, right = _tags(n_ctx, rng)
@@ -104,7 +98,7 @@ def _tag_stack() -> Entry:
         operations=(
             Attend(writes="balance", value=TOKEN, through=sign),
             _depth("depth", "balance", n_ctx),
-            Attend(writes="unread", value=TOKEN, through=np.eye(size)),
+            lookup("unread", TOKEN, size),
             Attend(
                 writes="open",
                 value=TOKEN,
@@ -113,7 +107,7 @@ def _tag_stack() -> Entry:
                     equal("depth", "depth", 2, 4 * n_ctx),
                     prefer(TOKEN, size, opening, 4 * n_ctx),
                     # Of several, the last.
-                    Prefer(key=POSITION, weight=recency),
+                    Match(query=None, key=POSITION, weight=recency),
                 ),
             ),
         ),
@@ -167,15 +161,14 @@ def _counting(name: str, what: str, steps: bool) -> Entry:
     # An odd number of letters: the mean over them and BOS is at least 1 / n_ctx away from 0.
     slope = n_ctx / 2
 
-    def letters(rng: np.random.Generator, more: int) -> list[int]:
+    def with_more(rng: np.random.Generator, more: int) -> list[int]:
         while True:
-            found = list(map(int, rng.integers(1, 3, n_ctx - 1)))
+            found = letters(rng, n_ctx - 1, 3)
             if (found.count(1) > found.count(2)) == (more == 1):
                 return [BOS, *found]
 
     def draw(number: int, rng: np.random.Generator) -> Drawn:
-        clean, corrupt = letters(rng, 1 + number % 2), letters(rng, 2 - number % 2)
-        return Drawn(clean, corrupt, n_ctx - 1)
+        return Drawn(with_more(rng, 1 + number % 2), with_more(rng, 2 - number % 2), n_ctx - 1)
 
     majority = Apply(
         writes="majority",
@@ -185,27 +178,21 @@ def _counting(name: str, what: str, steps: bool) -> Entry:
         shift=np.zeros(2),
     )
     first = related(POSITION, POSITION, n_ctx, lambda _position: 1)
-    unread = Apply(
-        writes="unread too",
-        reads={"unread": np.eye(size)},
-        bias=np.zeros(size),
-        out=np.eye(size),
-        shift=np.zeros(size),
-    )
+    reads = {"unread": np.eye(size)}
+    unread = Apply(writes="unread too", reads=reads, bias=np.zeros(size), out=np.eye(size), shift=np.zeros(size))
     counted = sign if steps else selection(size, [[1], [2]])
-    to_words = selection(size, [[3], [4]]).T
     program = Program(
         name=name,
         words=words,
         n_ctx=n_ctx,
         operations=(
             Attend(writes="balance", value=TOKEN, through=counted),
-            Attend(writes="unread", value=TOKEN, through=np.eye(size), score=(first,)),
+            lookup("unread", TOKEN, size, first),
             *((majority,) if steps else ()),
             unread,
         ),
         output="majority" if steps else "balance",
-        unembed=to_words,
+        unembed=selection(size, [[3], [4]]).T,
     )
     return Entry(what=what, program=program, draw=draw)
 
@@ -220,14 +207,11 @@ def _reverser() -> Entry:
         return found if sep_at <= position and found >= 1 else None
 
     def draw(number: int, rng: np.random.Generator) -> Drawn:
-        def prompt(letters: list[int]) -> list[int]:
-            return [BOS, *letters, sep, *reversed(letters)][:n_ctx]
-
-        def letters(n: int) -> list[int]:
-            return list(map(int, rng.integers(1, sep, n)))
+        def prompt(text: list[int]) -> list[int]:
+            return [BOS, *text, sep, *reversed(text)][:n_ctx]
 
         n = int(rng.integers(6, 11))
-        own = letters(n)
+        own = letters(rng, n, sep)
         place = 2 * (n + 1) - n_ctx  # of the next letter
         if number % 2:
             other = list(own)
@@ -235,7 +219,7 @@ def _reverser() -> Entry:
             return Drawn(prompt(own), prompt(other), n_ctx - 1)
         while True:
             m = another(n, range(6, 11), rng)
-            other = letters(m)
+            other = letters(rng, m, sep)
             if other[2 * (m + 1) - n_ctx - 1] != own[place - 1]:
                 return Drawn(prompt(own), prompt(other), n_ctx - 1)
 
@@ -244,10 +228,10 @@ def _reverser() -> Entry:
         words=words,
         n_ctx=n_ctx,
         operations=(
-            Attend(writes="separator at", value=POSITION, through=np.eye(n_ctx), score=(prefer(TOKEN, size, [sep]),)),
-            Attend(writes="unread", value=TOKEN, through=np.eye(size)),
+            lookup("separator at", POSITION, n_ctx, prefer(TOKEN, size, [sep])),
+            lookup("unread", TOKEN, size),
             table("source", ("separator at", n_ctx), (POSITION, n_ctx), n_ctx, source),
-            Attend(writes="next", value=TOKEN, through=np.eye(size), score=(equal("source", POSITION, n_ctx),)),
+            lookup("next", TOKEN, size, equal("source", POSITION, n_ctx)),
         ),
         output="next",
         unembed=np.eye(size),
@@ -262,7 +246,7 @@ def _either() -> Entry:
     count[mark] = n_ctx
 
     def draw(_number: int, rng: np.random.Generator) -> Drawn:
-        corrupt = [BOS, *map(int, rng.integers(1, mark, n_ctx - 1))]
+        corrupt = [BOS, *letters(rng, n_ctx - 1, mark)]
         clean = list(corrupt)
         clean[int(rng.integers(1, n_ctx))] = mark
         return Drawn(clean, corrupt, n_ctx - 1)
@@ -282,7 +266,7 @@ def _either() -> Entry:
         operations=(
             Attend(writes="seen", value=TOKEN, through=count),
             Attend(writes="seen too", value=TOKEN, through=count),
-            Attend(writes="unread", value=TOKEN, through=np.eye(size)),
+            lookup("unread", TOKEN, size),
             either,
         ),
         output="either",

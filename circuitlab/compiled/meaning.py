@@ -13,7 +13,7 @@ import numpy as np
 from einops import einsum
 from jaxtyping import Bool, Float, Int
 
-from circuitlab.compiled.program import POSITION, TOKEN, Attend, Match, Program
+from circuitlab.compiled.program import POSITION, TOKEN, Attend, Program
 from circuitlab.summary import Summary
 
 # Scores closer than this are equal.
@@ -40,7 +40,11 @@ def visible(program: Program, n_tokens: int) -> Bool[np.ndarray, "seq seq"]:
 
 
 def run_program(program: Program, tokens: Int[np.ndarray, "batch seq"]) -> Meaning:
-    """The value of every variable on some prompts."""
+    """The value of every variable on some prompts.
+
+    Returns:
+        Values of all variables, and attention patterns of all heads.
+    """
     n_examples, n_tokens = tokens.shape
     values = {
         TOKEN: np.eye(len(program.words))[tokens],
@@ -58,7 +62,11 @@ def run_program(program: Program, tokens: Int[np.ndarray, "batch seq"]) -> Meani
 
 
 def logits_of(program: Program, meaning: Meaning) -> Float[np.ndarray, "batch seq word"]:
-    """What the program predicts."""
+    """What the program predicts.
+
+    Returns:
+        The logits, as far as the program defines them.
+    """
     return meaning.values[program.output] @ program.unembed
 
 
@@ -66,11 +74,9 @@ def _pattern(program: Program, head: Attend, values: Mapping[str, np.ndarray]) -
     n_examples, n_tokens = values[TOKEN].shape[:2]
     scores = np.zeros((n_examples, n_tokens, n_tokens))
     for term in head.score:
-        if isinstance(term, Match):
-            query, key = values[term.query] @ term.weight, values[term.key]
-            scores += einsum(query, key, "batch query width, batch key width -> batch query key")
-        else:
-            scores += (values[term.key] @ term.weight)[:, None]
+        key = values[term.key]
+        query = np.broadcast_to(term.weight, key.shape) if term.query is None else values[term.query] @ term.weight
+        scores += einsum(query, key, "batch query width, batch key width -> batch query key")
     scores = np.where(visible(program, n_tokens), scores, -np.inf)
     best = scores >= scores.max(2, keepdims=True) - SAME
     return best / best.sum(2, keepdims=True)

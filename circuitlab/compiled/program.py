@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import count
 
 import numpy as np
 from jaxtyping import Float
@@ -32,19 +33,17 @@ Vector = Float[np.ndarray, " _"]
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Match(Summary):
-    """A term of a head's score: `weight[query value, key value]`, in nats."""
+    """A term of a head's score: `weight[query value, key value]`, in nats.
 
-    query: str
+    Attributes:
+        query: The variable that queries have; None for a term that is the same for all queries.
+        key: The variable that keys have.
+        weight: One row a value of the query, or one row alone.
+    """
+
+    query: str | None
     key: str
     weight: Matrix
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
-class Prefer(Summary):
-    """A term of a head's score that any query gives: `weight[key value]`, in nats."""
-
-    key: str
-    weight: Vector
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
@@ -61,7 +60,7 @@ class Attend(Summary):
     writes: str
     value: str
     through: Matrix
-    score: tuple[Match | Prefer, ...] = ()
+    score: tuple[Match, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
@@ -92,14 +91,12 @@ class Read(Summary):
 
     Attributes:
         writes: The variable that is made of it; none for the logits.
-        writer: The node that writes the variable.
         reader: Where it is read.
         variable: The variable.
         through: From its value to what the reader makes of it, `[value, _]`.
     """
 
     writes: str | None
-    writer: Node
     reader: Reader
     variable: str
     through: Matrix
@@ -115,7 +112,7 @@ class Program(Summary):
         n_ctx: Longest prompt.
         operations: In an order in which each reads only earlier ones.
         output: The variable that the logits are read from.
-        unembed: From its value to logits, `[value, word]`.
+        unembed: From its value to logits, `[value, word]`; by default the values are the words.
         causal: Whether no token sees a later one.
         placed: The node of every operation's variable; by default as early as what it reads allows.
         nodes: The node that writes each variable.
@@ -161,27 +158,19 @@ class Program(Summary):
         for operation in self.operations:
             node = self.nodes[operation.writes]
             for slot, variable, through in _reads(operation):
-                yield Read(
-                    writes=operation.writes,
-                    writer=self.nodes[variable],
-                    reader=Reader(node, slot),
-                    variable=variable,
-                    through=through,
-                )
-        yield Read(
-            writes=None,
-            writer=self.nodes[self.output],
-            reader=Reader(Node(Kind.LOGITS)),
-            variable=self.output,
-            through=self.unembed,
-        )
+                yield Read(writes=operation.writes, reader=Reader(node, slot), variable=variable, through=through)
+        yield Read(writes=None, reader=Reader(Node(Kind.LOGITS)), variable=self.output, through=self.unembed)
 
-    def spec(self, name: str, d_model: int, d_head: int) -> ModelSpec:
-        """The shape of the model: as many layers and heads as its nodes need."""
+    def spec(self, d_model: int, d_head: int) -> ModelSpec:
+        """The shape of the model: as many layers and heads as its nodes need.
+
+        Returns:
+            The shape, under the program's name.
+        """
         nodes = [node for node in self.nodes.values() if node.kind is not Kind.INPUT]
         n_heads = 1 + max((node.head or 0 for node in nodes), default=0)
         return ModelSpec(
-            name=name,
+            name=self.name,
             n_layers=1 + max((node.layer or 0 for node in nodes), default=0),
             n_heads=n_heads,
             n_kv_heads=n_heads,
@@ -190,6 +179,7 @@ class Program(Summary):
             d_vocab=len(self.words),
             n_ctx=self.n_ctx,
             has_mlp=any(node.kind is Kind.MLP for node in nodes),
+            causal=self.causal,
         )
 
     def _summary(self) -> str:
@@ -205,12 +195,10 @@ def _reads(operation: Operation) -> Iterator[tuple[Slot | None, str, Matrix]]:
     for slot in (Slot.Q, Slot.K):
         found: dict[str, list[np.ndarray]] = {}
         for term in operation.score:
-            if isinstance(term, Match) and slot is Slot.Q:
-                found.setdefault(term.query, []).append(term.weight)
-            elif isinstance(term, Match):
+            if slot is Slot.K:
                 found.setdefault(term.key, []).append(term.weight.T)
-            elif slot is Slot.K:
-                found.setdefault(term.key, []).append(term.weight[:, None])
+            elif term.query is not None:
+                found.setdefault(term.query, []).append(term.weight)
         for variable, weights in found.items():
             yield slot, variable, np.concatenate(weights, 1)
     yield Slot.V, operation.value, operation.through
@@ -223,13 +211,10 @@ def _placed(operations: tuple[Operation, ...]) -> dict[str, Node]:
     for operation in operations:
         half = 1 + max(at[variable] for _, variable, _ in _reads(operation))
         half += half % 2 != isinstance(operation, Apply)
-        taken = [node for variable, node in nodes.items() if at[variable] == half]
-        while isinstance(operation, Apply) and taken:
-            half += 2
-            taken = [node for variable, node in nodes.items() if at[variable] == half]
-        layer = half // 2
-        at[operation.writes] = half
-        nodes[operation.writes] = (
-            Node(Kind.MLP, layer) if isinstance(operation, Apply) else Node(Kind.HEAD, layer, len(taken))
-        )
+        if isinstance(operation, Apply):
+            half = next(free for free in count(half, 2) if free not in at.values())
+            node = Node(Kind.MLP, half // 2)
+        else:
+            node = Node(Kind.HEAD, half // 2, list(at.values()).count(half))
+        at[operation.writes], nodes[operation.writes] = half, node
     return nodes

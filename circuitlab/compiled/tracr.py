@@ -14,27 +14,27 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from circuitlab.arguments import checked
-from circuitlab.compiled.build import CompiledModel
+from circuitlab.compiled.build import CompiledModel, check_dtype
 from circuitlab.compiled.entry import Drawn, Entry
 from circuitlab.compiled.meaning import logits_of, run_program
 from circuitlab.compiled.program import POSITION, TOKEN, Apply, Attend, Match, Operation, Program
 from circuitlab.errors import ConfigError, UnsupportedModelError
 from circuitlab.models.load import DTYPES
 from circuitlab.models.modes import in_ordinary_modes
-from circuitlab.models.native import NativeShape, native_model
+from circuitlab.models.native import native_model
 from circuitlab.parts import Kind, Node
 
 # Prompts that are tried for a pair whose outputs differ.
 TRIES = 1000
 # A value of a one-hot variable, and a difference of a number, that counts.
-PRESENT, APART = 0.5, 1e-3
+PRESENT, DIFFERENT = 0.5, 1e-3
 
 Matrices = dict[str, np.ndarray]
 
@@ -64,23 +64,33 @@ def from_tracr(assembled: Any, *, name: str = "tracr", dtype: str = "float64") -
         >>> assembled = compiling.compile_rasp_to_model(lib.make_hist(), vocab={"a"}, max_seq_len=5)  # doctest: +SKIP
         >>> built = from_tracr(assembled, name="hist")  # doctest: +SKIP
     """
-    if dtype not in ("float64", "float32"):
-        raise ConfigError(f"dtype is {dtype!r}; a compiled model is in 'float64' or 'float32'.")
+    check_dtype(dtype)
     if assembled.model_config.layer_norm:
         raise UnsupportedModelError(
             f"the tracr model {name!r} has layer norms, which tracr's compiler never sets. Give the model as "
             "compile_rasp_to_model returns it."
         )
-    held = _Held.of(assembled)
-    program = _program(held, assembled, name)
-    model = native_model(_shape(held, program), held.weights | _head(held, program), name, DTYPES[dtype])
-    draw = _draw(held, program, assembled)
-    entry = Entry(what="a program that tracr compiled", program=program, draw=draw, numeric=draw.numeric)
+    held = _Assembled.of(assembled)
+    # Value -> number of a categorical output; None for a numerical one.
+    values = getattr(assembled.output_encoder, "encoding_map", None)
+    program = _program(held, values, name)
+    head = np.zeros((program.unembed.shape[1], len(held.labels)))
+    head[:, held.directions(program.output)] = program.unembed.T
+    spec = replace(
+        program.spec(len(held.labels), held.config.key_size),
+        n_layers=held.config.num_layers,
+        n_heads=held.config.num_heads,
+        d_vocab=len(head),
+        d_vocab_in=len(held.words),
+    )
+    model = native_model(spec, held.weights | {"head.weight": head}, DTYPES[dtype])
+    draw = _draw(held, program, assembled.input_encoder, values is None)
+    entry = Entry(what="a program that tracr compiled", program=program, draw=draw, numeric=values is None)
     return CompiledModel(name=name, entry=entry, norm=False, model=model)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Held:
+class _Assembled:
     """What an assembled model holds.
 
     Attributes:
@@ -96,7 +106,7 @@ class _Held:
     weights: Matrices
 
     @classmethod
-    def of(cls, assembled: Any) -> _Held:
+    def of(cls, assembled: Any) -> _Assembled:
         given = {
             f"{at}/{key}": np.asarray(v, float) for at, part in assembled.params.items() for key, v in part.items()
         }
@@ -136,23 +146,16 @@ def _variable(label: str) -> str:
     return label.rpartition(":")[0] or label
 
 
-def _values(assembled: Any) -> Mapping[Any, int] | None:
-    """Value -> number of a categorical output; None for a numerical one."""
-    return getattr(assembled.output_encoder, "encoding_map", None)
-
-
-def _program(held: _Held, assembled: Any, name: str) -> Program:
+def _program(held: _Assembled, values: Mapping[Any, int] | None, name: str) -> Program:
     operations, placed = list[Operation](), dict[str, Node]()
     for layer in range(held.config.num_layers):
-        known = [operation.writes for operation in operations]
-        for head in range(held.config.num_heads):
-            for found in _attends(held, layer, head, known):
-                operations.append(found)
-                placed[found.writes] = Node(Kind.HEAD, layer, head)
-        known = [operation.writes for operation in operations]
-        for found in _applies(held, layer, known):
-            operations.append(found)
-            placed[found.writes] = Node(Kind.MLP, layer)
+        known = list(placed)
+        attends = [(head, each) for head in range(held.config.num_heads) for each in _attends(held, layer, head, known)]
+        placed |= {found.writes: Node(Kind.HEAD, layer, head) for head, found in attends}
+        known = list(placed)
+        applies = _applies(held, layer, known)
+        placed |= {found.writes: Node(Kind.MLP, layer) for found in applies}
+        operations += [*(found for _, found in attends), *applies]
         _check_erased(held, layer, known)
     if not operations:
         raise UnsupportedModelError(f"the tracr model {name!r} computes nothing: its output is its input.")
@@ -164,13 +167,13 @@ def _program(held: _Held, assembled: Any, name: str) -> Program:
         n_ctx=held.n_ctx,
         operations=tuple(operations),
         output=output,
-        unembed=_unembed(held, output, _values(assembled), name),
+        unembed=_unembed(held, output, values, name),
         causal=held.config.causal,
         placed=placed,
     )
 
 
-def _attends(held: _Held, layer: int, head: int, known: Sequence[str]) -> list[Attend]:
+def _attends(held: _Assembled, layer: int, head: int, known: Sequence[str]) -> list[Attend]:
     size, at = held.config.key_size, f"layers.{layer}.attn"
     rows = slice(head * size, (head + 1) * size)
     q, k, v = (held.weights[f"{at}.{slot}.weight"][rows].T for slot in "qkv")
@@ -184,16 +187,16 @@ def _attends(held: _Held, layer: int, head: int, known: Sequence[str]) -> list[A
             )
         ((value, through),) = values.items()
         terms = tuple(
-            Match(query=query, key=key, weight=asked @ told.T / np.sqrt(size))
-            for query, asked in held.read(q, known).items()
-            for key, told in held.read(k, known).items()
-            if (asked @ told.T).any()
+            Match(query=query, key=key, weight=of_query @ of_key.T / np.sqrt(size))
+            for query, of_query in held.read(q, known).items()
+            for key, of_key in held.read(k, known).items()
+            if (of_query @ of_key.T).any()
         )
         found.append(Attend(writes=variable, value=value, through=through, score=terms))
     return found
 
 
-def _applies(held: _Held, layer: int, known: Sequence[str]) -> list[Apply]:
+def _applies(held: _Assembled, layer: int, known: Sequence[str]) -> list[Apply]:
     """One for each variable that an MLP writes, of the neurons that write it."""
     at = f"layers.{layer}.mlp"
     into, out = held.weights[f"{at}.fc_in.weight"].T, held.weights[f"{at}.fc_out.weight"].T
@@ -214,7 +217,7 @@ def _applies(held: _Held, layer: int, known: Sequence[str]) -> list[Apply]:
     return found
 
 
-def _check_erased(held: _Held, layer: int, known: Sequence[str]) -> None:
+def _check_erased(held: _Assembled, layer: int, known: Sequence[str]) -> None:
     """A selector width, counted by a head, is made one-hot and erased by the next MLP; nothing else reads it."""
     out = held.weights[f"layers.{layer}.mlp.fc_out.weight"].T
     for variable in set(held.written(out)) & set(known):
@@ -229,7 +232,7 @@ def _check_erased(held: _Held, layer: int, known: Sequence[str]) -> None:
             raise UnsupportedModelError(f"m{layer} writes {variable!r} a second time, and {later[0]!r} reads it on.")
 
 
-def _unembed(held: _Held, output: str, values: Mapping[Any, int] | None, name: str) -> np.ndarray:
+def _unembed(held: _Assembled, output: str, values: Mapping[Any, int] | None, name: str) -> np.ndarray:
     labels = [held.labels[place] for place in held.directions(output)]
     if values is None:
         if len(labels) != 1:
@@ -243,64 +246,33 @@ def _unembed(held: _Held, output: str, values: Mapping[Any, int] | None, name: s
     return found
 
 
-def _head(held: _Held, program: Program) -> Matrices:
-    weight = np.zeros((program.unembed.shape[1], len(held.labels)))
-    weight[:, held.directions(program.output)] = program.unembed.T
-    return {"head.weight": weight}
+def _draw(
+    held: _Assembled, program: Program, encoder: Any, numeric: bool
+) -> Callable[[int, np.random.Generator], Drawn]:
+    """Draws random pairs of full length, judged where their outputs differ."""
+    n = program.n_ctx - 1
+    special = {str(word) for word in (encoder.bos_token, encoder.pad_token)}
+    words = [number for number, word in enumerate(held.words) if word not in special]
+    bos = held.words.index(str(encoder.bos_token))
 
+    def differ(clean: np.ndarray, corrupt: np.ndarray) -> np.ndarray:
+        """By position, whether the two outputs are there and differ."""
+        if numeric:
+            return np.abs(clean - corrupt)[:, 0] > DIFFERENT
+        return (np.minimum(clean.max(1), corrupt.max(1)) > PRESENT) & (clean.argmax(1) != corrupt.argmax(1))
 
-def _shape(held: _Held, program: Program) -> NativeShape:
-    return NativeShape(
-        n_layers=held.config.num_layers,
-        n_heads=held.config.num_heads,
-        d_model=len(held.labels),
-        d_head=held.config.key_size,
-        d_mlp=held.config.mlp_hidden_size,
-        d_vocab=len(held.words),
-        d_vocab_out=program.unembed.shape[1],
-        n_ctx=held.n_ctx,
-        causal=program.causal,
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class _Draw:
-    """Random pairs of full length, judged where their outputs differ; `words` are what prompts are made of."""
-
-    program: Program
-    numeric: bool
-    bos: int
-    words: tuple[int, ...]
-
-    def __call__(self, number: int, rng: np.random.Generator) -> Drawn:
-        n = self.program.n_ctx - 1
+    def draw(number: int, rng: np.random.Generator) -> Drawn:
         for _ in range(TRIES):
-            clean, corrupt = ([self.bos, *map(int, rng.choice(self.words, n))] for _ in range(2))
+            clean, corrupt = ([bos, *map(int, rng.choice(words, n))] for _ in range(2))
             if number % 2:
                 place = int(rng.integers(1, n + 1))
                 corrupt = [*clean[:place], corrupt[place], *clean[place + 1 :]]
-            logits = logits_of(self.program, run_program(self.program, np.array([clean, corrupt])))
-            at = np.flatnonzero(self._differ(*logits))
+            logits = logits_of(program, run_program(program, np.array([clean, corrupt])))
+            at = 1 + np.flatnonzero(differ(*logits)[1:])  # the first position is tracr's own
             if len(at):
                 answer_at = int(rng.choice(at))
-                less = self.numeric and logits[0, answer_at, 0] < logits[1, answer_at, 0]
+                less = numeric and logits[0, answer_at, 0] < logits[1, answer_at, 0]
                 return Drawn(corrupt, clean, answer_at) if less else Drawn(clean, corrupt, answer_at)
-        raise ConfigError(f"no pair of {TRIES} random prompts of {self.program.name!r} has different outputs.")
+        raise ConfigError(f"no pair of {TRIES} random prompts of {program.name!r} has different outputs.")
 
-    def _differ(self, clean: np.ndarray, corrupt: np.ndarray) -> np.ndarray:
-        """By position after the first, which is tracr's own: whether the two outputs are there and differ."""
-        if self.numeric:
-            found = np.abs(clean - corrupt)[:, 0] > APART
-        else:
-            there = np.minimum(clean.max(1), corrupt.max(1)) > PRESENT
-            found = there & (clean.argmax(1) != corrupt.argmax(1))
-        found[0] = False
-        return found
-
-
-def _draw(held: _Held, program: Program, assembled: Any) -> _Draw:
-    encoder = assembled.input_encoder
-    special = {str(word) for word in (encoder.bos_token, encoder.pad_token)}
-    words = tuple(number for number, word in enumerate(held.words) if word not in special)
-    bos = held.words.index(str(encoder.bos_token))
-    return _Draw(program=program, numeric=_values(assembled) is None, bos=bos, words=words)
+    return draw

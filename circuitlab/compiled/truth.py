@@ -17,14 +17,14 @@ difference, such as a key of a head that attends to all tokens alike, is taken i
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from circuitlab.compiled.meaning import Meaning, run_program, visible
-from circuitlab.compiled.program import Attend, Program, Read
+from circuitlab.compiled.program import Program
 from circuitlab.data.batch import PairBatch
 from circuitlab.errors import ConfigError, UnknownNameError
 from circuitlab.graphs.prune import prune
@@ -68,46 +68,32 @@ def true_edges(
     for read in program.reads():
         difference = (clean.values[read.variable] - replaced[read.variable]) @ read.through
         if bool(((np.abs(difference) > SAME).any(2) & counts[read.writes, read.reader]).any()):
-            mask[layout.edge_index(Edge(read.writer, read.reader))] = True
+            mask[layout.edge_index(Edge(program.nodes[read.variable], read.reader))] = True
     return prune(mask, layout)
-
-
-@dataclass(frozen=True, slots=True)
-class _Counting:
-    """By what is made and where it is read, and by variable, the tokens that count."""
-
-    readers: dict[tuple[str | None, Reader], Tokens]
-    variables: dict[str, Tokens]
-
-    def add(self, read: Read, tokens: Tokens) -> None:
-        place, variable = (read.writes, read.reader), read.variable
-        self.readers[place] = self.readers.get(place, tokens) | tokens
-        self.variables[variable] = self.variables.get(variable, tokens) | tokens
 
 
 def tokens_that_count(
     program: Program, meaning: Meaning, answer_at: Int[np.ndarray, " batch"]
 ) -> dict[tuple[str | None, Reader], Tokens]:
-    """For every reader, and what is made of what it reads, the tokens that count; see the module."""
-    n_examples, n_tokens = next(iter(meaning.values.values())).shape[:2]
-    nothing = np.zeros((n_examples, n_tokens), dtype=bool)
-    found = _Counting({}, {})
-    *inner, last = program.reads()
-    at_answer = nothing.copy()
-    at_answer[np.arange(n_examples), answer_at] = True
-    found.add(last, at_answer)
-    for operation in reversed(program.operations):
-        here = found.variables.get(operation.writes, nothing)
-        for read in inner:
-            if read.writes != operation.writes:
-                continue
-            if isinstance(operation, Attend) and read.reader.slot is not Slot.Q:
-                attended = meaning.patterns[operation.writes] > SAME
-                seen = attended if read.reader.slot is Slot.V else visible(program, n_tokens)[None]
-                found.add(read, np.asarray((here[:, :, None] & seen).any(1)))
-            else:
-                found.add(read, here)
-    return found.readers
+    """For every reader, and what is made of what it reads, the tokens that count; see the module.
+
+    Returns:
+        By what is made and where it is read, a mask of tokens.
+    """
+    n_tokens = next(iter(meaning.values.values())).shape[1]
+    at_answer = np.arange(n_tokens) == answer_at[:, None]
+    readers = defaultdict[tuple[str | None, Reader], Tokens](lambda: np.zeros_like(at_answer))
+    variables = defaultdict[str, Tokens](lambda: np.zeros_like(at_answer))
+    # From the logits backwards: an operation comes after all that it reads.
+    for read in reversed(list(program.reads())):
+        counts = at_answer if read.writes is None else variables[read.writes]
+        if read.writes is not None and read.writes in meaning.patterns and read.reader.slot is not Slot.Q:
+            attended = meaning.patterns[read.writes] > SAME
+            seen = attended if read.reader.slot is Slot.V else visible(program, n_tokens)[None]
+            counts = np.asarray((counts[:, :, None] & seen).any(1))
+        readers[read.writes, read.reader] |= counts
+        variables[read.variable] |= counts
+    return readers
 
 
 def _replacements(

@@ -14,9 +14,8 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float
 
-from circuitlab.compiled.program import POSITION, TOKEN, Apply, Attend, Match, Program
-from circuitlab.models.native import NativeShape
-from circuitlab.parts import Kind
+from circuitlab.compiled.program import POSITION, TOKEN, Apply, Attend, Program
+from circuitlab.parts import ModelSpec
 
 # Of the constant that holds the norm of the stream, where the variables are of size 1.
 SIZE = 300.0
@@ -26,7 +25,7 @@ EPS = 1e-5
 Weights = dict[str, np.ndarray]
 
 
-def compile_weights(program: Program, norm: bool) -> tuple[NativeShape, Weights]:
+def compile_weights(program: Program, norm: bool) -> tuple[ModelSpec, Weights]:
     """Shape and weights of the model that runs a program.
 
     Args:
@@ -34,45 +33,38 @@ def compile_weights(program: Program, norm: bool) -> tuple[NativeShape, Weights]
         norm: With layer norms, made harmless; else without.
 
     Returns:
-        The shape, and the weights by parameter name.
+        The shape, and the weights by parameter name, for `native_model`.
     """
-    directions, constant = _directions(program, norm)
+    directions, constant = variable_directions(program, norm)
     heads = [operation for operation in program.operations if isinstance(operation, Attend)]
-    d_model, d_head = len(constant), max(map(_width, heads), default=1)
-    spec = program.spec(program.name, d_model, d_head)
-    d_mlp = max((len(op.bias) for op in program.operations if isinstance(op, Apply)), default=0)
-    shape = NativeShape(
-        n_layers=spec.n_layers,
-        n_heads=spec.n_heads,
-        d_model=d_model,
-        d_head=d_head,
-        d_mlp=d_mlp,
-        d_vocab=len(program.words),
-        d_vocab_out=len(program.words),
-        n_ctx=program.n_ctx,
-        norm=norm,
-        causal=program.causal,
-    )
-    weights = {
+    spec = program.spec(len(constant), max(map(_width, heads), default=1))
+    weights = _zeros(spec, max((len(op.bias) for op in program.operations if isinstance(op, Apply)), default=0))
+    weights |= {
         "tok_embed.weight": directions[TOKEN],
         "pos.weight": directions[POSITION],
         "head.weight": program.unembed.T @ directions[program.output],
     }
-    for layer in range(spec.n_layers):
-        weights |= _empty_layer(layer, shape)
     for operation in program.operations:
         if isinstance(operation, Attend):
-            _write_head(program, operation, directions, shape, weights)
+            _write_head(program, operation, directions, spec.d_head, weights)
         else:
             _write_mlp(program, operation, directions, weights)
     if norm:
         weights["layers.0.attn.o.bias"] += SIZE * constant
-        weights |= _gains(shape)
-    return shape, weights
+        weights |= _gains(spec)
+    return spec, weights
 
 
-def _directions(program: Program, norm: bool) -> tuple[dict[str, Float[np.ndarray, "value d_model"]], np.ndarray]:
-    """Each variable's directions, and one more that is nobody's."""
+def variable_directions(
+    program: Program, norm: bool
+) -> tuple[dict[str, Float[np.ndarray, "value d_model"]], Float[np.ndarray, " d_model"]]:
+    """Each variable's directions in the residual stream, and one more that belongs to none.
+
+    A variable's value is the stream times its directions.
+
+    Returns:
+        The directions by variable, one row a value, and the one that is left.
+    """
     sizes = program.sizes
     total = sum(sizes.values())
     if norm:
@@ -80,52 +72,46 @@ def _directions(program: Program, norm: bool) -> tuple[dict[str, Float[np.ndarra
         row, column = np.arange(1, d_model)[:, None], np.arange(d_model)
         basis = np.sqrt(2 / d_model) * np.cos(np.pi * row * (column + 0.5) / d_model)
     else:
-        basis = np.eye(total + 1, total)  # nobody's direction is 0
+        basis = np.eye(total + 1, total)  # the direction of no variable is 0
     starts = np.cumsum([0, *sizes.values()])
     return {name: basis[at : at + size] for (name, size), at in zip(sizes.items(), starts, strict=False)}, basis[total]
 
 
-def variable_directions(program: Program, norm: bool) -> dict[str, Float[np.ndarray, "value d_model"]]:
-    """Each variable's directions in the residual stream; a value is the stream times them."""
-    return _directions(program, norm)[0]
-
-
 def _width(head: Attend) -> int:
     """How wide a head must be: every match takes a direction a key value, every preference one."""
-    scored = sum(term.weight.shape[1] if isinstance(term, Match) else 1 for term in head.score)
+    scored = sum(1 if term.query is None else term.weight.shape[1] for term in head.score)
     return max(scored, head.through.shape[1])
 
 
-def _empty_layer(layer: int, shape: NativeShape) -> Weights:
-    inner, d_model, at = shape.n_heads * shape.d_head, shape.d_model, f"layers.{layer}"
-    found = {f"{at}.attn.o.weight": np.zeros((d_model, inner)), f"{at}.attn.o.bias": np.zeros(d_model)}
-    for slot in "qkv":
-        found |= {f"{at}.attn.{slot}.weight": np.zeros((inner, d_model)), f"{at}.attn.{slot}.bias": np.zeros(inner)}
-    if shape.d_mlp:
-        found |= {f"{at}.mlp.fc_in.weight": np.zeros((shape.d_mlp, d_model))}
-        found |= {f"{at}.mlp.fc_out.weight": np.zeros((d_model, shape.d_mlp))}
-        found |= {f"{at}.mlp.fc_in.bias": np.zeros(shape.d_mlp), f"{at}.mlp.fc_out.bias": np.zeros(d_model)}
+def _zeros(spec: ModelSpec, d_mlp: int) -> Weights:
+    inner = spec.n_heads * spec.d_head
+    sizes = {f"attn.{slot}": (inner, spec.d_model) for slot in "qkv"} | {"attn.o": (spec.d_model, inner)}
+    sizes |= {"mlp.fc_in": (d_mlp, spec.d_model), "mlp.fc_out": (spec.d_model, d_mlp)} if d_mlp else {}
+    found = {}
+    for layer in range(spec.n_layers):
+        for part, size in sizes.items():
+            found[f"layers.{layer}.{part}.weight"] = np.zeros(size)
+            found[f"layers.{layer}.{part}.bias"] = np.zeros(size[0])
     return found
 
 
 def _write_head(
-    program: Program, head: Attend, directions: dict[str, np.ndarray], shape: NativeShape, weights: Weights
+    program: Program, head: Attend, directions: dict[str, np.ndarray], d_head: int, weights: Weights
 ) -> None:
     node = program.nodes[head.writes]
-    assert node.kind is Kind.HEAD
-    assert node.head is not None
-    at, start = f"layers.{node.layer}.attn", node.head * shape.d_head
-    row, scale = start, np.sqrt(shape.d_head)  # scores are divided by it
+    assert node.head is not None, "heads write what an Attend writes"
+    at, start = f"layers.{node.layer}.attn", node.head * d_head
+    row, scale = start, np.sqrt(d_head)  # scores are divided by it
     for term in head.score:
         key = directions[term.key]
-        if isinstance(term, Match):
+        if term.query is not None:
             rows = slice(row, row + len(key))
             weights[f"{at}.q.weight"][rows] = scale * term.weight.T @ directions[term.query]
             weights[f"{at}.k.weight"][rows] = key
             row += len(key)
         else:
             weights[f"{at}.q.bias"][row] = scale
-            weights[f"{at}.k.weight"][row] = term.weight @ key
+            weights[f"{at}.k.weight"][row] = term.weight[0] @ key
             row += 1
     rows = slice(start, start + head.through.shape[1])
     weights[f"{at}.v.weight"][rows] = head.through.T @ directions[head.value]
@@ -141,13 +127,12 @@ def _write_mlp(program: Program, mlp: Apply, directions: dict[str, np.ndarray], 
     weights[f"{at}.fc_out.bias"][:] = directions[mlp.writes].T @ mlp.shift
 
 
-def _gains(shape: NativeShape) -> Weights:
+def _gains(spec: ModelSpec) -> Weights:
     """Gains that undo the norms of the streams."""
-    embedded = np.full(shape.d_model, np.sqrt(2 / shape.d_model + EPS))
-    later = np.full(shape.d_model, np.sqrt((SIZE**2 + 2) / shape.d_model + EPS))
+    embedded, later = (np.full(spec.d_model, np.sqrt(square / spec.d_model + EPS)) for square in (2, SIZE**2 + 2))
     found = {"ln_out.weight": later}
-    for layer in range(shape.n_layers):
+    for layer in range(spec.n_layers):
         found[f"layers.{layer}.ln1.weight"] = later if layer else embedded
-        if shape.d_mlp:
+        if spec.has_mlp:
             found[f"layers.{layer}.ln2.weight"] = later
     return found

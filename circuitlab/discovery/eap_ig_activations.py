@@ -30,7 +30,7 @@ from circuitlab.discovery.input_path import check_slope, streams_alive
 from circuitlab.discovery.node_scores import NodeScores
 from circuitlab.discovery.scores import EdgeScores
 from circuitlab.graphs.prune import real_edges
-from circuitlab.models.traced import Slopes, Window, run_plain, trace
+from circuitlab.models.traced import PassGradients, Window, run_plain, trace
 from circuitlab.parts import Kind, Layout
 from circuitlab.patching.experiment import Experiment
 from circuitlab.patching.gradients.edge_products import EdgeProducts, Said, stand_ins
@@ -139,7 +139,7 @@ def _attributed(experiment: Experiment, batch: PairBatch, steps: int, level: str
     return _Attributed(scores / steps, torch.stack(integrals), torch.stack(effects))
 
 
-def _at_source(found: Slopes, at: Sublayer) -> Float[Tensor, "batch _ d_model"]:
+def _at_source(found: PassGradients, at: Sublayer) -> Float[Tensor, "batch _ d_model"]:
     """The gradient of the clean run at what a sublayer adds to the stream."""
     if at.kind is Kind.INPUT:
         return found.start

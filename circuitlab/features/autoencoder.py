@@ -16,7 +16,7 @@ from torch import Tensor
 
 from circuitlab.errors import ConfigError
 from circuitlab.features.encoders import NAMES, Encoder, moved
-from circuitlab.models.hook_points import hook_of_site
+from circuitlab.models.hook_names import hook_of_site
 from circuitlab.summary import Summary, plural, short
 
 NORMALISATIONS = ("none", "constant_norm_rescale", "layer_norm")

@@ -15,7 +15,7 @@ from circuitlab.features.gemma_scope import PARAMS, read_params
 from circuitlab.features.place import check_fits
 from circuitlab.features.saelens import CONFIG, read_folder
 from circuitlab.features.weights import assemble
-from circuitlab.models.hook_points import hook_of_site
+from circuitlab.models.hook_names import hook_of_site
 from circuitlab.models.load import DTYPES, device_of
 from circuitlab.models.modes import in_ordinary_modes
 from circuitlab.models.protocol import Model

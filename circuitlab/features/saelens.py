@@ -20,7 +20,7 @@ from circuitlab.features.autoencoder import Autoencoder
 from circuitlab.features.encoders import Gated, JumpRelu, TopK
 from circuitlab.features.weights import BIASES, Settings
 from circuitlab.files import check_file, parsing, read_json
-from circuitlab.models.hook_points import site_of_hook
+from circuitlab.models.hook_names import site_of_hook
 from circuitlab.outputs import at_home, put_tables, reserved_tables
 from circuitlab.outputs.whole import writing
 

@@ -1,4 +1,4 @@
-"""Models behind one protocol: the only package that knows transformer_lens and spells hook names."""
+"""Models under one protocol: the only package that uses transformer_lens and its hook names."""
 
 from circuitlab.progress import tqdm_class
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from circuitlab.errors import UnsupportedModelError
 from circuitlab.models.families import Family, family_of
-from circuitlab.models.surgery import attributes, first_tensor, parameter_replaced
+from circuitlab.models.surgery import attributes, entry_replaced, first_tensor
 from circuitlab.parts import ModelSpec, Slot
 
 CONTEXT_LENGTHS = (
@@ -26,6 +26,9 @@ CONTEXT_LENGTHS = (
 
 def spec_of(bridge: Any, name: str) -> ModelSpec:
     """The shape of a booted model.
+
+    Returns:
+        The shape, with the name that the user calls it.
 
     Raises:
         UnsupportedModelError: It is not a decoder with attention in every block.
@@ -42,6 +45,9 @@ def spec_of(bridge: Any, name: str) -> ModelSpec:
                 f"model {name!r}: block {layer} has no attention with q, k, v and o projections."
             )
     with_mlp = [hasattr(block, "mlp") for block in bridge.blocks]
+    d_vocab = (
+        max(getattr(cfg, "d_vocab_out", None) or 0, 0) or cfg.d_vocab
+    )  # toy models may predict fewer than they read
     return ModelSpec(
         name=name,
         n_layers=len(with_mlp),
@@ -49,12 +55,12 @@ def spec_of(bridge: Any, name: str) -> ModelSpec:
         n_kv_heads=getattr(cfg, "n_key_value_heads", None) or cfg.n_heads,
         d_model=cfg.d_model,
         d_head=cfg.d_head,
-        d_vocab=words_out(cfg),
+        d_vocab=d_vocab,
         n_ctx=context_of(bridge, family),
         parallel=bool(getattr(cfg, "parallel_attn_mlp", False)) if family.parallel is None else family.parallel,
         has_mlp=all(with_mlp),
         causal=getattr(cfg, "attention_dir", "causal") == "causal",
-        d_vocab_in=cfg.d_vocab if words_out(cfg) != cfg.d_vocab else None,
+        d_vocab_in=None if d_vocab == cfg.d_vocab else cfg.d_vocab,
     )
 
 
@@ -62,6 +68,9 @@ def context_of(bridge: Any, family: Family) -> int | None:
     """How many tokens the model reads at most; None for ALiBi, and for configurations that name no length.
 
     A sliding window is no limit: tokens beyond it still act through layers between.
+
+    Returns:
+        Number of tokens, or None.
     """
     cfg = bridge.cfg
     if family.n_ctx is not None:
@@ -74,36 +83,28 @@ def context_of(bridge: Any, family: Family) -> int | None:
     return cfg.n_ctx if any(getattr(saved, name, None) for name in CONTEXT_LENGTHS) else None
 
 
-def words_out(cfg: Any) -> int:
-    """How many logits there are: toy models may predict fewer words than they read."""
-    out = getattr(cfg, "d_vocab_out", None) or -1
-    return out if out > 0 else cfg.d_vocab
+def norm_of(block: Any, name: str) -> Callable[[Tensor], Tensor]:
+    """A norm of a block by its name on the bridge; the identity where there is none."""
+    return getattr(block, name, None) or _identity
 
 
 def attn_norm(block: Any) -> Callable[[Tensor], Tensor]:
-    """The norm that a block's heads read through; nothing where there is none."""
-    return getattr(block, "ln1", None) or _identity
+    """The norm that a block's heads read through; the identity where there is none."""
+    return norm_of(block, "ln1")
 
 
 def mlp_norm(block: Any, spec: ModelSpec) -> Callable[[Tensor], Tensor]:
-    """The norm that a block's MLP reads through; nothing where there is none."""
+    """The norm that a block's MLP reads through; the identity where there is none."""
     # Parallel blocks with a single norm (GPT-J, Phi) give its output to attention and MLP alike.
     shared = spec.parallel and not hasattr(block, "ln2")
-    return attn_norm(block) if shared else getattr(block, "ln2", None) or _identity
+    return norm_of(block, "ln1" if shared else "ln2")
 
 
-def attn_adds(block: Any, family: Family) -> nn.Module:
-    """The module whose output attention adds to the stream, but for the family's `residual_multiplier`."""
-    if hasattr(block, "ln1_post"):
-        return block.ln1_post
-    return block.attn.o if "attn" in family.adds_residual else block.attn
-
-
-def mlp_adds(block: Any, family: Family) -> nn.Module:
-    """The module whose output the MLP adds to the stream, but for the family's `residual_multiplier`."""
-    if hasattr(block, "ln2_post"):
-        return block.ln2_post
-    return mlp_down(block) if "mlp" in family.adds_residual else block.mlp
+def adds(block: Any, sublayer: str, family: Family) -> nn.Module:
+    """The module whose output a sublayer, "attn" or "mlp", adds to the stream, but for `residual_multiplier`."""
+    own = getattr(block, sublayer)
+    post, last = ("ln1_post", "o") if sublayer == "attn" else ("ln2_post", "out")
+    return getattr(block, post, None) or (getattr(own, last) if sublayer in family.adds_residual else own)
 
 
 def run_mlp(block: Any, normed: Tensor, family: Family) -> Tensor:
@@ -115,7 +116,11 @@ def run_mlp(block: Any, normed: Tensor, family: Family) -> Tensor:
 def projection(
     block: Any, slot: Slot, spec: ModelSpec
 ) -> tuple[Float[Tensor, "head d_model d_head"], Float[Tensor, "head d_head"] | None]:
-    """Weight and bias of q, k or v; k and v once per query head."""
+    """Weight and bias of q, k or v; k and v once per query head.
+
+    Returns:
+        Weight `[head, d_model, d_head]` and bias `[head, d_head]`, None without one.
+    """
     weight, bias = linear(getattr(block.attn, slot.value))
     weight = einops.rearrange(weight, "d_model (head d_head) -> head d_model d_head", d_head=spec.d_head).detach()
     bias = None if bias is None else bias.unflatten(0, (-1, spec.d_head)).detach()
@@ -126,25 +131,14 @@ def projection(
     return weight, bias
 
 
-def output_weight(block: Any, spec: ModelSpec) -> Float[Tensor, "head d_head d_model"]:
-    """The output projection, head by head."""
-    weight, _ = linear(block.attn.o)
-    return weight.detach().unflatten(0, (spec.n_heads, spec.d_head))
+def mlp_in(block: Any) -> list[Any]:
+    """The projections into an MLP's neurons: one, or of a gated MLP the gate and the other factor."""
+    return [getattr(block.mlp, name) for name in ("gate", "in") if hasattr(block.mlp, name)]
 
 
-def mlp_down(block: Any) -> Any:
-    """The MLP's output projection, whose input are the neurons."""
-    return block.mlp.out
-
-
-def mlp_gate(block: Any) -> Any | None:
-    """The gate's projection of a gated MLP; None where one projection alone leads to the neurons."""
-    return getattr(block.mlp, "gate", None)
-
-
-def mlp_up(block: Any) -> Any | None:
+def mlp_up(block: Any) -> Any:
     """The projection that an MLP's activation function is applied to; None where the bridge shows none."""
-    found = mlp_gate(block) or getattr(block.mlp, "in", None)
+    found = next(iter(mlp_in(block)), None)
     return found if hasattr(found, "hook_out") else None
 
 
@@ -157,9 +151,6 @@ def norm_inside(block: Any) -> Any | None:
 @contextmanager
 def one_key_per_query_head(attn: Any, spec: ModelSpec, family: Family) -> Iterator[None]:
     """Let attention code take keys and values that are already repeated per query head."""
-    if spec.n_kv_heads == spec.n_heads:
-        yield
-        return
     with ExitStack() as stack:
         # The first is HuggingFace's name, the others are of TransformerLens's own attention.
         names = {"num_key_value_groups": 1, "n_kv_heads": spec.n_heads, "kv_repeats": 1}
@@ -173,12 +164,16 @@ def one_key_per_query_head(attn: Any, spec: ModelSpec, family: Family) -> Iterat
                 kv_head=spec.n_kv_heads,
                 copy=spec.n_heads // spec.n_kv_heads,
             )
-            stack.enter_context(parameter_replaced(norm, "weight", gain))
+            stack.enter_context(entry_replaced(norm._parameters, "weight", gain))
         yield
 
 
 def linear(module: Any) -> tuple[Tensor, Tensor | None]:
-    """Weight `[in, out]` and bias of a linear layer; torch's own layers store it the other way round."""
+    """Weight `[in, out]` and bias of a linear layer; torch's own layers store it the other way round.
+
+    Returns:
+        The weight, which may be a view, and the bias, None without one.
+    """
     layer = module.original_component
     transposed = isinstance(layer, nn.Linear)
     return (layer.weight.T if transposed else layer.weight), layer.bias

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuitlab.models.protocol import Model, Recording
-from circuitlab.models.rows import at_tokens
+from circuitlab.models.row_steps import at_tokens
 from circuitlab.models.steps import heads_interact, mlp_input, mlp_reads_heads, neurons_interact
 
 # (member, example, position) of tokens -> what a change of that member adds to the stream there
@@ -35,6 +35,9 @@ def head_differences(
         z: Of the one run.
         other: Of the run that is subtracted.
         heads: Which heads, in this order; all by default.
+
+    Returns:
+        One difference a head, at every token.
     """
     if heads_interact(model, layer):
         return model.head_outputs(layer, z, heads) - model.head_outputs(layer, other, heads)
@@ -52,6 +55,9 @@ def change_of_heads(
         layer: The heads' layer.
         z: The other z of every head.
         heads: By member, the heads that change together.
+
+    Returns:
+        A function from members, examples and positions of tokens to the changes of the stream there.
     """
     own = run.z[layer]
     if not heads_interact(model, layer):
@@ -83,6 +89,10 @@ def change_of_neurons(
         layer: The MLP's layer.
         other: The other value of every neuron.
         neurons: The neuron of each member.
+
+    Returns:
+        The differences of the neurons' values, and a function from members, examples and positions of tokens to the
+        changes of the stream there.
     """
     own = model.mlp_hidden(layer, mlp_input(model, run, layer))
     change = other[..., neurons] - own[..., neurons]
@@ -111,6 +121,9 @@ def neuron_gradients(
         layer: The MLP's layer.
         read: The stream that it reads.
         gradient: At its output.
+
+    Returns:
+        One gradient a neuron, in units of the metric a unit of the neuron.
     """
     if not neurons_interact(model, layer):
         return gradient @ model.neuron_weight(layer).T
@@ -186,6 +199,9 @@ def finish_block_shifted(
         stream: The stream that its heads have written to (see `after_heads`); it is overwritten.
         shift: What the MLP reads beyond the stream, at the last tokens of `stream`.
         at: Example and position of these tokens.
+
+    Returns:
+        The stream after the block, in the memory of `stream` where that is possible.
     """
     first = len(stream) - len(shift)
     if mlp_reads_heads(model.spec):

@@ -50,67 +50,77 @@ def checked_folder(folder: Path, name: str) -> Path:
         folder: A checkpoint as `save_pretrained` writes it.
         name: What the user calls it.
 
+    Returns:
+        The folder.
+
     Raises:
         ModelError: It is no folder, lacks a file, holds an adapter without its model, or has a weight file that is
             empty, cut short, or something else than weights.
     """
-    if not folder.is_dir():
-        missing = "is a link to nothing" if folder.is_symlink() else "does not exist"
-        what = "is a file, not a folder" if folder.exists() else missing
-        raise ModelError(
-            f"model folder {name!r} {what}. Give a HuggingFace checkpoint folder, a hub name, or 'bundled'."
-        )
-    if (folder / ADAPTER_FILE).is_file():
-        raise ModelError(
-            f"model folder {name!r} holds an adapter ({ADAPTER_FILE}, LoRA or the like), which is not a model by "
-            f"itself. Load {MERGE}."
-        )
-    config = _config(folder, name)
-    if not any((folder / file).is_file() for file in TOKENIZER_FILES):
-        if (folder / "tokenizer_config.json").is_file():
-            raise ModelError(
-                f"model folder {name!r} has a tokenizer_config.json, but none of {', '.join(TOKENIZER_FILES)}. "
-                "Tokenizers without a fast version (tokenizer.json) are not supported: they do not report where their "
-                "tokens are in the text."
-            )
-        raise ModelError(
-            f"model folder {name!r} has no tokenizer ({', '.join(TOKENIZER_FILES)}). "
-            "Save it there too: tokenizer.save_pretrained(folder)."
-        )
-    for path in (folder / file for file in TOKENIZER_FILES):
-        if path.is_file() and (wrong := _not_a_file_of_its_kind(_beginning(path, name))):
-            raise ModelError(f"model folder {name!r} cannot be loaded: {path.name} {wrong}.")
-    for path in _weight_files(folder, name, config):
-        if wrong := _damage(path, name):
-            raise ModelError(f"model folder {name!r} cannot be loaded: {path.name} {wrong}.")
+    try:
+        _check(folder)
+    except ModelError as error:
+        raise ModelError(f"model folder {name!r}{error}") from error.__cause__
     return folder
 
 
-def _config(folder: Path, name: str) -> dict[str, Any]:
+def _check(folder: Path) -> None:
+    """Raise what is wrong with a folder, as what follows its name in a message."""
+    if not folder.is_dir():
+        missing = "is a link to nothing" if folder.is_symlink() else "does not exist"
+        what = "is a file, not a folder" if folder.exists() else missing
+        raise ModelError(f" {what}. Give a HuggingFace checkpoint folder, a hub name, or 'bundled'.")
+    if (folder / ADAPTER_FILE).is_file():
+        raise ModelError(
+            f" holds an adapter ({ADAPTER_FILE}, LoRA or the like), which is not a model by itself. Load {MERGE}."
+        )
+    config = _config(folder)
+    tokenizers = [folder / file for file in TOKENIZER_FILES if (folder / file).is_file()]
+    if not tokenizers:
+        if (folder / "tokenizer_config.json").is_file():
+            raise ModelError(
+                f" has a tokenizer_config.json, but none of {', '.join(TOKENIZER_FILES)}. Tokenizers without a fast "
+                "version (tokenizer.json) are not supported: they do not report where their tokens are in the text."
+            )
+        raise ModelError(
+            f" has no tokenizer ({', '.join(TOKENIZER_FILES)}). Save it there too: tokenizer.save_pretrained(folder)."
+        )
+    for path in tokenizers:
+        _refuse(path, _not_a_file_of_its_kind(_beginning(path)))
+    for path in _weight_files(folder, config):
+        _refuse(path, _damage(path))
+
+
+def _refuse(path: Path, wrong: str | None) -> None:
+    if wrong:
+        raise ModelError(f" cannot be loaded: {path.name} {wrong}.")
+
+
+def _config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
         inside = sorted(str(found.parent.relative_to(folder)) for found in folder.glob("*/config.json"))
         hint = f" It has folders with one: {shortened(inside)}. Give one of them." if inside else ""
-        raise ModelError(
-            f"model folder {name!r} has no config.json; it is no HuggingFace checkpoint (save_pretrained).{hint}"
-        )
-    if wrong := _not_a_file_of_its_kind(_beginning(path, name)):
-        raise ModelError(f"model folder {name!r} cannot be loaded: config.json {wrong}.")
-    return _json_object(path, name)
+        raise ModelError(f" has no config.json; it is no HuggingFace checkpoint (save_pretrained).{hint}")
+    _refuse(path, _not_a_file_of_its_kind(_beginning(path)))
+    return _json_object(path)
 
 
-def _json_object(path: Path, name: str) -> dict[str, Any]:
+def _json_object(path: Path) -> dict[str, Any]:
     try:
         found = parse_json(read_text(path, "file"), path.name, "Copy it again.")
     except CircuitLabError as error:
-        raise ModelError(f"model folder {name!r} cannot be loaded: {error}") from error
-    if not isinstance(found, dict):
-        raise ModelError(f"model folder {name!r} cannot be loaded: {path.name} holds no JSON object.")
+        raise ModelError(f" cannot be loaded: {error}") from error
+    _refuse(path, None if isinstance(found, dict) else "holds no JSON object")
     return found
 
 
 def broken_json(folder: Path) -> str | None:
-    """The name of the first JSON file that is none: loaders say what is wrong with it, not which one it is."""
+    """The name of the first JSON file that is none: messages of loaders do not name the file.
+
+    Returns:
+        Its name; None where all can be read.
+    """
     for path in sorted(folder.glob("*.json")):
         try:
             json.loads(path.read_text("utf-8"))
@@ -119,32 +129,32 @@ def broken_json(folder: Path) -> str | None:
     return None
 
 
-def _weight_files(folder: Path, name: str, config: dict[str, Any]) -> list[Path]:
+def _weight_files(folder: Path, config: dict[str, Any]) -> list[Path]:
     """The files that transformers will read.
 
     Raises:
         ModelError: There are none, or one that the index names is not there.
     """
     if any(folder.glob("*.distcp")):  # transformers prefers these to whatever else is there
-        raise ModelError(f"model folder {name!r} has no weights but {FOREIGN_FORMATS['.distcp']}.")
+        raise ModelError(f" has no weights but {FOREIGN_FORMATS['.distcp']}.")
     named = config.get("transformers_weights")
     names = ([named] if isinstance(named, str) else []) + list(WEIGHT_FILES)
     first = next((file for file in names if (folder / file).is_file()), None)
     if first is None:
         for file in names:
             if (folder / file).is_symlink() or (folder / file).exists():
-                raise ModelError(f"model folder {name!r}: {file} is a broken link, or no file. Copy the weights again.")
-        raise ModelError(f"model folder {name!r} has no weights {_instead(folder)}")
+                raise ModelError(f": {file} is a broken link, or no file. Copy the weights again.")
+        raise ModelError(f" has no weights {_instead(folder)}")
     if not first.endswith(".json"):
         return [folder / first]
-    weight_map = _json_object(folder / first, name).get("weight_map")
+    weight_map = _json_object(folder / first).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(v, str) for v in weight_map.values()):
-        raise ModelError(f"model folder {name!r}: {first} has no weight_map, which says which file has which tensor.")
+        raise ModelError(f": {first} has no weight_map, which says which file has which tensor.")
     files = sorted(set(weight_map.values()))
     if gone := [file for file in files if not (folder / file).is_file()]:
         tensors = sum(file in gone for file in weight_map.values())
         raise ModelError(
-            f"model folder {name!r}: {len(gone)} of the {len(files)} weight files that {first} names are not there "
+            f": {len(gone)} of the {len(files)} weight files that {first} names are not there "
             f"({tensors} of {len(weight_map)} tensors): {shortened(gone)}. Copy or download them too."
         )
     return [folder / file for file in files]
@@ -163,9 +173,9 @@ def _instead(folder: Path) -> str:
     return "(*.safetensors). Save them: model.save_pretrained(folder)."
 
 
-def _damage(path: Path, name: str) -> str | None:
+def _damage(path: Path) -> str | None:
     """What is wrong with a weight file, as the end of a sentence."""
-    beginning, size = _beginning(path, name), path.stat().st_size
+    beginning, size = _beginning(path), path.stat().st_size
     if wrong := _not_a_file_of_its_kind(beginning):
         return wrong
     if beginning.isascii() and (text := beginning.decode().strip()).isprintable():
@@ -218,12 +228,12 @@ def _damage_of_safetensors(path: Path, size: int) -> str | None:
     return _no_numbers(is_real) if ends else "holds no tensors"
 
 
-def _beginning(path: Path, name: str) -> bytes:
+def _beginning(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
             return file.read(200)
     except OSError as error:
-        raise ModelError(f"model folder {name!r}: {path.name} cannot be read: {error.strerror}.") from None
+        raise ModelError(f": {path.name} cannot be read: {error.strerror}.") from None
 
 
 def _not_a_file_of_its_kind(beginning: bytes) -> str | None:

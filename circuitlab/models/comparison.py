@@ -9,24 +9,39 @@ import torch
 from einops import einsum, rearrange
 from torch import Tensor
 
-from circuitlab.models.anatomy import linear, mlp_down, mlp_gate, mlp_up, norm_inside, projection
-from circuitlab.models.grouped_heads import once_per_kv_head, query_heads
+from circuitlab.models.anatomy import linear, mlp_in, mlp_up, norm_inside
 from circuitlab.models.recording import BlockArguments, Recording
-from circuitlab.models.steps import add_mlp, attend, half_block, head_inputs, mlp_input, weigh_values
-from circuitlab.models.traced import Window, slopes, trace
+from circuitlab.models.steps import (
+    add_mlp,
+    attend,
+    attend_last_query,
+    attention_pattern,
+    half_block,
+    head_inputs,
+    mlp_input,
+    once_per_kv_head,
+    project,
+    query_heads,
+    weigh_values,
+)
+from circuitlab.models.traced import Window, pass_gradients, pull_back, trace
 from circuitlab.parts import Slot, Stage
 
 # Largest difference relative to the largest value. On 25 architectures with random weights it is below 1e-15 in
-# float64, or 2e-7 where a model norms in float32; 0.01 in bfloat16, 0.0013 in float16. The bound leaves room for
+# float64, or 2e-7 where a model norms in float32; 0.01 in bfloat16, 0.0013 in float16. The bound allows for
 # trained models, whose largest values are outliers; a wrong part differs by 1e-2 or more.
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-4, torch.bfloat16: 0.06, torch.float16: 0.02}
-LOOKS_BACK = "the stream at earlier tokens when the last one changes"
+NOT_CAUSAL = "the stream at earlier tokens when the last one changes"
 
 Difference = tuple[str, Tensor, Tensor]
 
 
 def allowed(model: Any) -> float:
-    """The largest relative difference that a model's dtype explains."""
+    """The largest relative difference that a model's dtype explains.
+
+    Returns:
+        A share of the largest value.
+    """
     return TOLERANCE.get(model.dtype, TOLERANCE[torch.float32])
 
 
@@ -60,7 +75,7 @@ def _of_the_ends(model: Any, tokens: Tensor, run: Recording) -> Iterator[Differe
         later = tokens.clone()
         later[:, -1] = (later[:, -1] + 1) % model.bridge.cfg.d_vocab
         changed = model.record(later).resid_final
-        yield LOOKS_BACK, changed[:, :-1], run.resid_final[:, :-1]
+        yield NOT_CAUSAL, changed[:, :-1], run.resid_final[:, :-1]
     whole = model.whole_logits(tokens)[:, -1]
     yield "the vector of logits", model.logits(run.resid_final[:, -1]), whole
     some = tokens[0] % whole.shape[-1]
@@ -74,36 +89,25 @@ def _of_attention(model: Any, run: Recording, arguments: BlockArguments, layer: 
     copies = before[None].expand(n_heads, -1, -1, -1)
     for slot, value in own.items():
         projected = rearrange(
-            model.project(layer, slot, range(n_heads), copies), "head batch seq d_head -> batch seq head d_head"
+            project(model, layer, slot, range(n_heads), copies), "head batch seq d_head -> batch seq head d_head"
         )
         yield f"the {slot.value} projection", projected, value
     for slot, read in head_inputs(model, layer, before).items():
         yield f"the {slot.value} of all heads", read, own[slot]
-    yield "a head's values", _values_of_heads(model, layer, before), own[Slot.V]
     yield from _of_other_heads(model, run, arguments, layer)
     yield "attention", attend(model, layer, own, arguments), run.z[layer]
-    if model.is_standard_attention(layer):
+    if model.score_scale(layer) is not None:
         read = model.attn_input(layer, before)
         sees = torch.ones(before.shape[:2], dtype=torch.bool, device=before.device)
-        yield (
-            "attention at the last token",
-            model.attend_last_query(layer, read[:, -1], read, sees),
-            run.z[layer][:, -1],
-        )
         q, k, v = own.values()
+        at_last = attend_last_query(model, layer, q[:, -1], read, sees)
+        yield "attention at the last token", at_last, run.z[layer][:, -1]
         earlier = torch.ones(before.shape[1], before.shape[1], dtype=torch.bool, device=before.device).tril()
-        pattern = model.attention_pattern(
-            layer, einsum(q, k, "batch query head d_head, batch key head d_head -> batch head query key"), earlier
-        )
-        yield "where heads look", weigh_values(pattern, v), run.z[layer]
+        scores = einsum(q, k, "batch query head d_head, batch key head d_head -> batch head query key")
+        pattern = attention_pattern(model, layer, scores, earlier)
+        yield "the attention pattern", weigh_values(pattern, v), run.z[layer]
     yield "the attention output", model.attn_output(layer, run.z[layer]), attn
     yield "the sum of the heads", _sum_of_heads(model, layer, run.z[layer]), attn
-
-
-def _values_of_heads(model: Any, layer: int, stream: Tensor) -> Tensor:
-    read, bias = model.attn_input(layer, stream), projection(model.bridge.blocks[layer], Slot.V, model.spec)[1]
-    values = torch.stack([model.head_values(layer, head, read) for head in range(model.spec.n_heads)], 2)
-    return values if bias is None else values + bias
 
 
 def _of_other_heads(model: Any, run: Recording, arguments: BlockArguments, layer: int) -> Iterator[Difference]:
@@ -128,11 +132,11 @@ def _of_the_mlp(model: Any, run: Recording, layer: int) -> Iterator[Difference]:
     if norm_inside(block) is not None:
         inside = model.mlp_hidden(layer, read, Stage.MID)
         yield "an MLP from its neurons before their norm", model.mlp_from_hidden(layer, inside, Stage.MID), mlp
-    if mlp_up(block) is not None and mlp_gate(block) is None:
+    if mlp_up(block) is not None and len(mlp_in(block)) == 1:
         before = model.mlp_hidden(layer, read, Stage.PRE)
         yield "an MLP from its pre-activations", model.mlp_from_hidden(layer, before, Stage.PRE), mlp
     if not model.has_post_norm(layer):
-        bias = linear(mlp_down(model.bridge.blocks[layer]))[1]
+        bias = linear(model.bridge.blocks[layer].mlp.out)[1]
         added = neurons @ model.neuron_weight(layer)
         factor = model.family.residual_multiplier
         yield "the sum of the neurons", added if bias is None else added + factor * bias, mlp
@@ -141,15 +145,15 @@ def _of_the_mlp(model: Any, run: Recording, layer: int) -> Iterator[Difference]:
 def _of_the_block(model: Any, run: Recording, arguments: BlockArguments, layer: int) -> Iterator[Difference]:
     """The block by itself, and the gradient through its steps beside that through the block."""
     before = run.resid_pre[layer]
-    # Any gradient behind the block serves; this one is another in every component.
+    # Any gradient after the block serves; this one differs in every component.
     at_end = torch.ones_like(before).cumsum(-1) / before.shape[-1]
     with torch.enable_grad():
         start = before.detach().clone().requires_grad_()
         middle, read = half_block(model, layer, start, arguments)
-        behind = add_mlp(model, layer, middle, read)
+        after = add_mlp(model, layer, middle, read)
         whole = model.whole_block(layer, start, arguments)
     yield "a block", whole, run.stream(layer + 1)
-    (ours,), (theirs,) = (torch.autograd.grad(end, start, at_end) for end in (behind, whole))
+    (ours,), (theirs,) = (torch.autograd.grad(end, start, at_end) for end in (after, whole))
     yield "the gradient of a block", ours, theirs
 
 
@@ -164,16 +168,16 @@ def _of_all_gradients(model: Any, run: Recording, arguments: BlockArguments) -> 
     at_end = torch.ones_like(traced.final).cumsum(-1) / traced.final.shape[-1]
     with torch.enable_grad():
         total = (traced.final * at_end).sum()
-    gradients = slopes(total, traced)
+    gradients = pass_gradients(total, traced)
     found = torch.zeros_like(traced.start)
     found[:, -1] = at_end
     for layer, (block, stream) in enumerate(zip(gradients.blocks, traced.streams, strict=True)):
         last = layer == model.spec.n_layers - 1
-        asked = window.at_answer(stream) if last else stream
-        found[:, -asked.shape[1] :] += model.pull_back(layer, asked, {Slot.Q: block.q}).sum(0)
-        found += model.pull_back(layer, stream, {Slot.K: block.k, Slot.V: block.v}).sum(0)
+        querying = window.at_answer(stream) if last else stream
+        found[:, -querying.shape[1] :] += pull_back(model, layer, querying, {Slot.Q: block.q}).sum(0)
+        found += pull_back(model, layer, stream, {Slot.K: block.k, Slot.V: block.v}).sum(0)
         if block.mlp_read is not None:
-            found[:, -asked.shape[1] :] += block.mlp_read
+            found[:, -querying.shape[1] :] += block.mlp_read
     return "the gradient through all readers", found, gradients.start
 
 
@@ -191,6 +195,10 @@ def _sum_of_heads(model: Any, layer: int, z: Tensor) -> Tensor:
 
 @torch.no_grad()
 def relative(ours: Tensor, theirs: Tensor) -> float:
-    """The largest difference as a share of the largest value."""
+    """The largest difference as a share of the largest value.
+
+    Returns:
+        The share; 0 where both agree.
+    """
     scale = theirs.abs().max().clamp_min(1e-12)
     return float((ours - theirs).abs().max() / scale)

@@ -27,7 +27,7 @@ _finding = Lock()
 
 
 def lock_of(owner: Any) -> Any:
-    """The re-entrant lock of a module of weights or a tokenizer: the same for whoever asks for it."""
+    """The re-entrant lock of a module of weights or a tokenizer: one lock an owner."""
     with _finding:
         return _locks.setdefault(owner, RLock())
 
@@ -35,7 +35,10 @@ def lock_of(owner: Any) -> Any:
 def exclusive(cls: Class) -> Class:
     """Let public methods of a class hold the instance's `lock` and run under torch's ordinary modes.
 
-    Gradients are on inside where they are on and an argument asks for them: weights alone ask for none.
+    Gradients are on inside where they are on outside and an argument requires them; weights alone require none.
+
+    Returns:
+        The class, changed.
     """
     for name, value in list(vars(cls).items()):
         if callable(value) and not name.startswith("_"):
@@ -49,8 +52,8 @@ def _held(method: Callable[..., Any]) -> Callable[..., Any]:
         with self.lock:
             if are_ordinary() and not torch.is_grad_enabled():
                 return method(self, *args, **kwargs)
-            asked = any(getattr(value, "requires_grad", False) for value in (*args, *kwargs.values()))
-            with ordinary_modes(), torch.set_grad_enabled(asked and torch.is_grad_enabled()):
+            required = any(getattr(value, "requires_grad", False) for value in (*args, *kwargs.values()))
+            with ordinary_modes(), torch.set_grad_enabled(required and torch.is_grad_enabled()):
                 return method(self, *args, **kwargs)
 
     return run

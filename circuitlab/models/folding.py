@@ -1,13 +1,13 @@
 """Rewrite a freshly booted model's weights so that its norms are plain and its stream has mean zero.
 
-The predictions stay the same; what single parts do to the stream changes, and with it every number of a part. These
-are the coordinates that TransformerLens's HookedTransformer loaded models in unless told otherwise.
+The predictions stay the same; what single parts do to the stream changes, and with it every number of a part. These are
+the coordinates that TransformerLens's HookedTransformer loaded models in by default.
 
-**Folding layer norms.** A norm y = g x^ + b in front of a projection y W + c becomes y = x^ in front of x^ (g W) + (c +
-b W). Where the norm is a layer norm, x^ has mean zero and the mean of W over what it reads does nothing: it is taken
-out. Attention weights sum to 1, so that the values' bias adds the same to a layer's output whatever is attended to: it
-moves to the bias of the output projection. A norm inside an MLP (SoLU) is folded into the MLP's output projection.
-Norms behind attention or MLP (Gemma 2) have no projection behind them and stay.
+**Folding layer norms.** A norm y = g x^ + b before a projection y W + c becomes y = x^ before x^ (g W) + (c + b W).
+Where the norm is a layer norm, x^ has mean zero and the mean of W over what it reads does nothing: it is taken out.
+Attention weights sum to 1, so that the values' bias adds the same to a layer's output whatever is attended to: it moves
+to the bias of the output projection. A norm inside an MLP (SoLU) is folded into the MLP's output projection. Norms
+after attention or MLP (Gemma 2) have no projection after them and stay.
 
 **Centring.** A layer norm takes out the mean of what it reads, so that what embeddings, heads and MLPs write may have
 mean zero; so may each row of the unembedding over the vocabulary, since the same number added to all logits changes no
@@ -26,16 +26,20 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from jaxtyping import Int
 from torch import Tensor, nn
 
 from circuitlab.errors import ConfigError, UnsupportedModelError
-from circuitlab.models.anatomy import linear, mlp_down, mlp_gate, norm_inside
-from circuitlab.models.norm_kinds import NormKind, kind_of
+from circuitlab.models.anatomy import linear, mlp_in, norm_inside
+from circuitlab.models.norms import NormForm, closest_form
 from circuitlab.models.recording import Folding
 from circuitlab.models.surgery import evaluating, hooks
 from circuitlab.parts import ModelSpec, Slot
 
 PROBE_TOKENS = 6
+# Between a norm and its form. Norms that are something else differ by their gain or their mean, 0.01 or more; some norm
+# in float32 whatever they are given.
+SAME = 1e-4
 # Rounding, as a share of the largest log-probability and of the stream: what was wrong would show as 1e-2 or more.
 ALLOWED = {torch.float64: 1e-6, torch.float32: 2e-4}
 
@@ -45,7 +49,7 @@ def fold_weights(bridge: Any, spec: ModelSpec, folding: Folding) -> None:
     """Rewrite the weights in place.
 
     Args:
-        bridge: A model that nobody else holds.
+        bridge: A model with no other user.
         spec: Its shape.
         folding: What to do.
 
@@ -61,7 +65,7 @@ def fold_weights(bridge: Any, spec: ModelSpec, folding: Folding) -> None:
         )
     if folding.center_weights:
         _check_centring(bridge, spec)
-    probe = _probe(bridge, spec)
+    probe = probe_tokens(bridge, spec)
     expected, _ = _ran(bridge, probe)
     _untie(bridge)
     if folding.fold_ln:
@@ -84,20 +88,27 @@ def fold_weights(bridge: Any, spec: ModelSpec, folding: Folding) -> None:
             )
 
 
-def _fold_norms(bridge: Any, spec: ModelSpec) -> None:
+def _reading_norms(bridge: Any, spec: ModelSpec) -> Iterator[tuple[str, Any, list[Any]]]:
+    """Norms that read the stream, by name, and the projections that read them."""
     for layer, block in enumerate(bridge.blocks):
         attn_reads = [getattr(block.attn, slot.value) for slot in Slot]
-        mlp_reads = _mlp_reads(block, spec)
+        mlp_reads = mlp_in(block) if spec.has_mlp else []
         ln1, ln2 = getattr(block, "ln1", None), getattr(block, "ln2", None)
         # Parallel blocks with a single norm (GPT-J, Phi) give its output to attention and MLP alike.
         shared = spec.parallel and ln2 is None
-        _fold(ln1, attn_reads + (mlp_reads if shared else []), f"ln1 of block {layer}", spec)
-        if not shared:
-            _fold(ln2, mlp_reads, f"ln2 of block {layer}", spec)
+        yield f"ln1 of block {layer}", ln1, attn_reads + (mlp_reads if shared else [])
+        if spec.has_mlp and not shared:
+            yield f"ln2 of block {layer}", ln2, mlp_reads
+    yield "the final norm", bridge.ln_final, [bridge.unembed]
+
+
+def _fold_norms(bridge: Any, spec: ModelSpec) -> None:
+    for where, norm, readers in _reading_norms(bridge, spec):
+        _fold(norm, readers, where, spec)
+    for layer, block in enumerate(bridge.blocks):
         if spec.has_mlp:
-            _fold(norm_inside(block), [mlp_down(block)], f"the norm inside MLP {layer}", spec)
+            _fold(norm_inside(block), [block.mlp.out], f"the norm inside MLP {layer}", spec)
         _move_value_bias(block, spec)
-    _fold(bridge.ln_final, [bridge.unembed], "the final norm", spec)
 
 
 def _fold(norm: Any, readers: list[Any], where: str, spec: ModelSpec) -> None:
@@ -110,7 +121,7 @@ def _fold(norm: Any, readers: list[Any], where: str, spec: ModelSpec) -> None:
         if bias is not None:
             _set_bias(reader, _exact(bias) @ exact + (0.0 if own is None else _exact(own)))
         exact = exact if gain is None else _exact(gain)[:, None] * exact
-        # Of mean zero over what it reads: a layer norm hands on nothing that the mean could act on.
+        # Of mean zero over what it reads: the output of a layer norm has no mean to act on.
         weight.copy_(exact - exact.mean(0) if kind.centred else exact)
     kind.make_plain()
 
@@ -128,26 +139,24 @@ def _move_value_bias(block: Any, spec: ModelSpec) -> None:
 
 
 def _center(bridge: Any, spec: ModelSpec) -> None:
-    for module in (bridge.embed, getattr(bridge, "pos_embed", None)):
-        if module is not None:
-            _take_out_mean(module.original_component.weight, -1)
-    for block in bridge.blocks:
-        for writer in (block.attn.o, *([mlp_down(block)] if spec.has_mlp else [])):
-            weight, bias = linear(writer)
-            _take_out_mean(weight, -1)
-            if bias is not None:
-                _take_out_mean(bias, -1)
-    weight, bias = linear(bridge.unembed)
-    _take_out_mean(weight, -1)
-    if bias is not None:
-        _take_out_mean(bias, -1)
+    tables = (bridge.embed, getattr(bridge, "pos_embed", None))
+    writers = [block.attn.o for block in bridge.blocks] + [block.mlp.out for block in bridge.blocks if spec.has_mlp]
+    written = [table.original_component.weight for table in tables if table is not None]
+    for weight in (*written, *(each for writer in (*writers, bridge.unembed) for each in linear(writer))):
+        if weight is not None:
+            _take_out_mean(weight)
+
+
+def _take_out_mean(weight: Tensor) -> None:
+    exact = _exact(weight)
+    weight.copy_(exact - exact.mean(-1, keepdim=True))
 
 
 def _check_centring(bridge: Any, spec: ModelSpec) -> None:
     """Refuse models whose readers would see that the mean is gone.
 
     Raises:
-        UnsupportedModelError: A norm that reads the stream is no layer norm, norms stand behind what is written, or
+        UnsupportedModelError: A norm that reads the stream is no layer norm, norms come after what is written, or
             logits are capped.
     """
 
@@ -155,8 +164,8 @@ def _check_centring(bridge: Any, spec: ModelSpec) -> None:
         return UnsupportedModelError(f"model {spec.name!r} cannot be centred: {why}. Load it without center_weights.")
 
     if any(hasattr(block, "ln1_post") or hasattr(block, "ln2_post") for block in bridge.blocks):
-        raise refuse("norms stand behind its attention and MLPs, so that no weights write to the stream")
-    for where, norm in _reading_norms(bridge, spec):
+        raise refuse("its attention and MLPs are followed by norms, so that no weights write to the stream")
+    for where, norm, _ in _reading_norms(bridge, spec):
         kind = _kind(norm, where, spec)
         if not kind.centred:
             raise refuse(f"{where} is {kind.name} and does not take out the mean that centring takes out")
@@ -164,29 +173,15 @@ def _check_centring(bridge: Any, spec: ModelSpec) -> None:
         raise refuse("its logits are capped, so that a number added to all of them would change their differences")
 
 
-def _reading_norms(bridge: Any, spec: ModelSpec) -> Iterator[tuple[str, Any]]:
-    for layer, block in enumerate(bridge.blocks):
-        yield f"ln1 of block {layer}", getattr(block, "ln1", None)
-        if spec.has_mlp and (hasattr(block, "ln2") or not spec.parallel):
-            yield f"ln2 of block {layer}", getattr(block, "ln2", None)
-    yield "the final norm", bridge.ln_final
-
-
-def _kind(norm: Any, where: str, spec: ModelSpec) -> NormKind:
-    kind = kind_of(norm)
-    if kind is None:
+def _kind(norm: Any, where: str, spec: ModelSpec) -> NormForm:
+    like = next(iter(norm.parameters()), torch.zeros(())) if norm is not None else torch.zeros(())
+    form, difference = closest_form(norm, like, spec.d_model)
+    if difference > SAME:
         raise UnsupportedModelError(
             f"model {spec.name!r}: {where} is neither a layer norm nor an RMS norm, so that it cannot be folded. "
             "Load it without fold_ln and center_weights."
         )
-    return kind
-
-
-def _mlp_reads(block: Any, spec: ModelSpec) -> list[Any]:
-    if not spec.has_mlp:
-        return []
-    gate = mlp_gate(block)
-    return [*([] if gate is None else [gate]), getattr(block.mlp, "in")]
+    return form
 
 
 def _untie(bridge: Any) -> None:
@@ -197,7 +192,7 @@ def _untie(bridge: Any) -> None:
     head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)
     config = getattr(bridge.original_model, "config", None)
     if config is not None and getattr(config, "tie_word_embeddings", False):
-        config.tie_word_embeddings = False  # this model's own; nobody ties them again
+        config.tie_word_embeddings = False  # this model's own; they are not tied again
 
 
 def _set_bias(projection: Any, value: Tensor) -> None:
@@ -209,17 +204,17 @@ def _set_bias(projection: Any, value: Tensor) -> None:
         layer.bias = nn.Parameter(value.to(layer.weight), requires_grad=False)
 
 
-def _take_out_mean(weight: Tensor, axis: int) -> None:
-    exact = _exact(weight)
-    weight.copy_(exact - exact.mean(axis, keepdim=True))
-
-
 def _exact(weight: Tensor) -> Tensor:
     """In float64, so that rewriting rounds once; on the CPU, for not every device has it."""
     return weight.detach().to("cpu", torch.float64)
 
 
-def _probe(bridge: Any, spec: ModelSpec) -> Tensor:
+def probe_tokens(bridge: Any, spec: ModelSpec) -> Int[Tensor, "2 seq"]:
+    """Two random prompts, always the same ones.
+
+    Returns:
+        Token ids, of 6 tokens a prompt or as many as the model reads.
+    """
     generator = torch.Generator().manual_seed(0)
     shape = (2, min(PROBE_TOKENS, spec.n_ctx or PROBE_TOKENS))
     tokens = torch.randint(0, bridge.cfg.d_vocab, shape, generator=generator)

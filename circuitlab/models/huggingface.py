@@ -1,44 +1,35 @@
-"""Boot a checkpoint in HuggingFace's format from a folder or the hub, or say in one sentence why it does not load."""
+"""Boot a checkpoint in HuggingFace's format from a folder or the hub, or state in one sentence why it does not load."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 
 from circuitlab.errors import ModelError, UnsupportedModelError
 from circuitlab.models.checkpoint_files import ADAPTER_FILE, MERGE, PICKLED, broken_json, checked_folder
-from circuitlab.models.loaded_weights import CheckedModelClass
+from circuitlab.models.loaded_weights import check_finite, load_checked
 from circuitlab.models.model_kinds import SUPPORTED, described, refuse_unsupported
 from circuitlab.models.surgery import attributes
 
-NO_NETWORK = (
-    "connect",
-    "resolve",
-    "network",
-    "offline",
-    "timed out",
-    "proxy",
-    "SSL",
-    "unreachable",
-    "couldn't find them",
-)
+# In messages of loaders where there is no network, in small letters.
+NO_NETWORK = re.compile("connect|resolve|network|offline|timed out|proxy|ssl|unreachable|couldn't find them")
 # What code raises that meets a config it was not written for; their texts are about that code, not about the model.
-MISFITS = (AttributeError, KeyError, IndexError, TypeError, AssertionError)
+CONFIG_ERRORS = (AttributeError, KeyError, IndexError, TypeError, AssertionError)
 
 
-@contextmanager
-def no_remote_code() -> Iterator[None]:
-    """Refuse checkpoints that bring Python code; transformers would ask on the terminal whether to run it."""
+def no_remote_code() -> AbstractContextManager[None]:
+    """Refuse checkpoints that bring Python code; transformers would prompt on the terminal."""
     from transformers import dynamic_module_utils
 
-    with attributes(dynamic_module_utils, TIME_OUT_REMOTE_CODE=0):
-        yield
+    return attributes(dynamic_module_utils, TIME_OUT_REMOTE_CODE=0)
 
 
 def boot_huggingface(source: str, name: str, device: torch.device, dtype: torch.dtype) -> Any:
@@ -49,6 +40,9 @@ def boot_huggingface(source: str, name: str, device: torch.device, dtype: torch.
         name: What the user calls it.
         device: Where the weights go.
         dtype: What they are cast to.
+
+    Returns:
+        A `TransformerBridge`.
 
     Raises:
         UnsupportedModelError: The model is of a kind that is not supported.
@@ -62,10 +56,59 @@ def boot_huggingface(source: str, name: str, device: torch.device, dtype: torch.
     config = _config(source, name)
     if config is not None:
         refuse_unsupported(config, name)
-        options["model_class"] = CheckedModelClass(_loader(config, name), name)
+        options["model_class"] = SimpleNamespace(from_pretrained=partial(load_checked, _loader(config, name), name))
     # TransformerLens fetches a processor of images or sound for models that take them, and installs packages for it.
-    with attributes(loading.source, load_modality_processor=_no_processor):
+    with attributes(loading.source, load_modality_processor=lambda *_args: None):
         return TransformerBridge.boot_transformers(source, **options)
+
+
+def boot_from_hub(source: str, name: str, device: torch.device, dtype: torch.dtype) -> Any:
+    """Boot a bridge for any name that TransformerLens knows, or any HuggingFace model it can wrap.
+
+    `solu-1l`, `attn-only-1l` and `gelu-2l` are short for repositories of toy models without a HuggingFace architecture,
+    which older versions of TransformerLens saved: their weights are `*.pth` files by its old names, and go into one of
+    its own models.
+
+    Args:
+        source: The name on the hub, or one that is short for it.
+        name: What the user calls the model.
+        device: Where the weights go.
+        dtype: What they are cast to.
+
+    Returns:
+        A `TransformerBridge`.
+
+    Raises:
+        ModelError: It is not supported, or its weights are not complete.
+        Exception: Whatever TransformerLens, transformers and the hub's client raise.
+    """
+    from transformer_lens.model_bridge.sources.tl_legacy import TL_LEGACY_PREFIXES, boot
+    from transformer_lens.tools.model_registry.registry_io import resolve_model_alias
+
+    # TransformerLens resolves short names too, but warns through the root logger, which then gets a handler.
+    official = resolve_model_alias(source) or source
+    if not official.startswith(TL_LEGACY_PREFIXES):
+        return boot_huggingface(official, name, device, dtype)
+    with _files_listed_from_cache():
+        bridge = boot(official, device=str(device), dtype=dtype)
+    check_finite(bridge.original_model, name)
+    return bridge
+
+
+@contextmanager
+def _files_listed_from_cache() -> Iterator[None]:
+    """Offline, list a repository's files from the cache: TransformerLens queries the hub even where all is cached."""
+    from huggingface_hub import HfApi, constants, snapshot_download
+
+    def cached(_api: HfApi, repo_id: str, **_options: Any) -> list[str]:
+        folder = Path(snapshot_download(repo_id, local_files_only=True))
+        found = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+        if not any(path.endswith(".pth") for path in found):
+            raise FileNotFoundError(f"the weights of {repo_id} are not in the local cache, and the hub is offline")
+        return found
+
+    with attributes(HfApi, **({"list_repo_files": cached} if constants.HF_HUB_OFFLINE else {})):
+        yield
 
 
 def not_loaded(name: str, error: Exception, source: str, *, local: bool) -> ModelError:
@@ -76,13 +119,16 @@ def not_loaded(name: str, error: Exception, source: str, *, local: bool) -> Mode
         error: What the loader raised.
         source: Its folder, or its repository on the hub.
         local: It is a folder.
+
+    Returns:
+        The error to raise, with what is wrong and what to do.
     """
     chain, seen = error, ""
     while chain is not None:
         seen += f"{type(chain).__name__}: {chain}\n"
         chain = chain.__cause__ or chain.__context__
     what = f"model folder {name!r}" if local else f"model {name!r}"
-    if not local and any(word.lower() in seen.lower() for word in NO_NETWORK):
+    if not local and NO_NETWORK.search(seen.lower()):
         return ModelError(
             f"model {name!r} is not in the local cache and the hub cannot be reached. Check the name and the "
             f"network, or give a local checkpoint folder, or use 'bundled'."
@@ -95,7 +141,7 @@ def not_loaded(name: str, error: Exception, source: str, *, local: bool) -> Mode
             return better
     if folder is not None and (broken := broken_json(folder)):
         return ModelError(f"{what} cannot be loaded: {broken} is no JSON. Copy it again.")
-    if isinstance(error, MISFITS):
+    if isinstance(error, CONFIG_ERRORS):
         return UnsupportedModelError(
             f"{what} cannot be loaded: transformers and TransformerLens make no model of its files. {SUPPORTED}"
         )
@@ -141,12 +187,9 @@ def _config(source: str, name: str) -> Any:
             why = f"its config.json has model_type {model_type!r}, which {known_to} does not know"
         else:
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-            told = (
-                ""
-                if isinstance(error, MISFITS) or not lines
-                else f" ({re.sub(r'^[a-zA-Z]+Error: ', '', lines[-1])[:200]})"
-            )
-            why = f"its config.json does not fit model type {model_type!r}{told}"
+            why = f"its config.json does not fit model type {model_type!r}"
+            if lines and not isinstance(error, CONFIG_ERRORS):
+                why += f" ({re.sub(r'^[a-zA-Z]+Error: ', '', lines[-1])[:200]})"
         raise ModelError(f"model {name!r} cannot be loaded: {why}.") from error
 
 
@@ -157,7 +200,7 @@ def _refuse_adapter(source: str, name: str) -> None:
     quietly = ("gated_repo", "missing_entries", "connection_errors")
     try:
         found = cached_file(source, ADAPTER_FILE, **{f"_raise_exceptions_for_{what}": False for what in quietly})
-    except Exception:  # no such repository, or no such name for one: the loader says so
+    except Exception:  # no such repository, or no such name for one: the loader's error explains it
         return
     if found is not None:
         raise ModelError(f"model {name!r} is an adapter (LoRA or the like) without its model. Load {MERGE}.")
@@ -191,7 +234,3 @@ def _loader(config: Any, name: str) -> Any:
             f"{SUPPORTED}"
         ) from error
     return get_hf_model_class_for_architecture(architecture)
-
-
-def _no_processor(*_args: Any) -> None:
-    """Text is all that is read."""

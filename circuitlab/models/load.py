@@ -17,18 +17,17 @@ import torch
 
 from circuitlab.arguments import checked, fits
 from circuitlab.errors import CircuitLabError, ConfigError, ModelError
-from circuitlab.models.bos import AUTO, check_choice, own_tokenizer
 from circuitlab.models.bridge import BridgeModel
 from circuitlab.models.checkpoint_files import checked_folder
 from circuitlab.models.exclusive import LOADING
-from circuitlab.models.huggingface import boot_huggingface, no_remote_code, not_loaded
-from circuitlab.models.legacy import boot_from_hub
+from circuitlab.models.huggingface import boot_from_hub, boot_huggingface, no_remote_code, not_loaded
 from circuitlab.models.loaded_weights import check_finite
 from circuitlab.models.model_kinds import refuse_unsupported
 from circuitlab.models.modes import in_ordinary_modes
 from circuitlab.models.protocol import Model
 from circuitlab.models.recording import Folding
-from circuitlab.models.text import TokenizerText, text_of
+from circuitlab.models.surgery import attributes
+from circuitlab.models.text import AUTO, TokenizerText, check_choice, own_tokenizer, text_of
 from circuitlab.models.verify import adapted
 from circuitlab.settings import SETTINGS
 
@@ -59,8 +58,8 @@ def load_model(
             output projections'. Predictions stay the same, what single parts add to the stream does not.
         center_weights: Take the mean out of everything that is written to the stream, and out of the logits; models
             with layer norms only. Log-probabilities and differences of logits stay the same. With both a model is in
-            the coordinates in which TransformerLens's HookedTransformer loaded it unless told otherwise.
-        bos: Whether a beginning-of-sequence (BOS) token is put in front of every text. `"auto"`: whatever the
+            the coordinates in which TransformerLens's HookedTransformer loads it by default.
+        bos: Whether every text gets a beginning-of-sequence (BOS) token. `"auto"`: whatever the
             checkpoint's own tokenizer puts in front of a text when it is called; the default for all that is loaded
             here. `"always"`: the tokenizer's BOS token. `"never"`: nothing. `"transformer-lens"`: what TransformerLens
             does by default for the architecture. A model that this function returned keeps what it has.
@@ -69,7 +68,7 @@ def load_model(
         The model, in evaluation mode, without gradients on its weights.
 
     Raises:
-        ConfigError: A device or dtype that this machine or library does not have; folding, or another `bos`, asked of a
+        ConfigError: A device or dtype that this machine or library does not have; folding, or another `bos`, for a
             model that was booted before.
         UnknownNameError: `bos` is none of these.
         ModelError: The folder lacks a file or has a damaged one, the weights lack tensors that the model needs or have
@@ -83,21 +82,20 @@ def load_model(
         >>> load_model("bundled").spec.n_layers
         4
     """
-    place, kind = _device(device), _dtype(dtype)
+    place, kind = device_of(device or "cpu"), _dtype(dtype)
     folding = Folding(fold_ln=fold_ln, center_weights=center_weights)
     bos = None if bos is None else check_choice(bos)
     if not isinstance(model, str | Path):
         loaded: Model = model if fits(model, Model) else _from_bridge(model, bos)
-        _check_bos(loaded, bos)
-        _check_as_it_is(loaded, None if device is None else place, None if dtype is None else kind)
-        _check_folding(loaded, folding)
+        _check_as_it_is(loaded, None if device is None else place, None if dtype is None else kind, folding, bos)
         return loaded
-    return _load(str(model), place, kind, folding, bos)
+    return _load(str(model), device=place, dtype=kind, folding=folding, bos=bos)
 
 
 def _load(
     name: str,
-    device: torch.device,
+    *,
+    device: str | torch.device,
     dtype: torch.dtype,
     folding: Folding,
     bos: str | None,
@@ -117,18 +115,11 @@ def _load(
     looks_local = name == BUNDLED or os.path.lexists(source) or source.startswith((".", "/", "~"))
     if looks_local:
         source = str(checked_folder(Path(source).expanduser(), name))
-    bridge, text = _boot(source, name, device, dtype, bos, local=looks_local)
+    bridge, text = _boot(source, name, device_of(device), dtype, bos, local=looks_local)
     loaded = adapted(bridge, name, folding, text)
     found = str(Path(source).resolve()) if looks_local and name != BUNDLED else None
-    loaded.recipe = partial(_load_again, name, dtype=dtype, folding=folding, bos=bos, folder=found)
+    loaded.recipe = partial(_load, name, dtype=dtype, folding=folding, bos=bos, folder=found)
     return loaded
-
-
-def _load_again(
-    name: str, *, device: str, dtype: torch.dtype, folding: Folding, bos: str | None, folder: str | None
-) -> BridgeModel:
-    """The same for another process, or a copy."""
-    return _load(name, _device(device), dtype, folding, bos, folder)
 
 
 def _from_bridge(bridge: Any, bos: str | None) -> BridgeModel:
@@ -146,23 +137,21 @@ def _from_bridge(bridge: Any, bos: str | None) -> BridgeModel:
 
 
 def _text(bridge: Any, name: str, bos: str | None) -> TokenizerText | None:
-    """The tokenizer, checked; None where there is none that serves, an error only when it is asked for."""
+    """The tokenizer, checked; None where there is none that serves, which is an error only when it is used."""
     serves = getattr(getattr(bridge, "tokenizer", None), "is_fast", False)
     own = own_tokenizer(bridge, name) if serves else None
     return None if own is None and bos is None else text_of(bridge, name, bos or AUTO, own)
 
 
-def _check_bos(model: Model, bos: str | None) -> None:
-    """Refuse to change the tokens of a model that the user holds."""
+def _check_as_it_is(
+    model: Model, device: torch.device | None, dtype: torch.dtype | None, folding: Folding, bos: str | None
+) -> None:
+    """Refuse to move, recast or rewrite a model that the user holds, or to change its tokens."""
     if bos is not None and bos != model.bos.choice:
         raise ConfigError(
             f"bos={bos!r} is asked for, but the given model was loaded with bos={model.bos.choice!r}. "
             f"Load it again: load_model({model.id!r}, bos={bos!r})."
         )
-
-
-def _check_as_it_is(model: Model, device: torch.device | None, dtype: torch.dtype | None) -> None:
-    """Refuse to move or recast a model that the user booted."""
     if dtype is not None and dtype != model.dtype:
         raise ConfigError(
             f"dtype {dtype} is asked for, but the given model is in {model.dtype}. Boot it in that dtype."
@@ -171,10 +160,6 @@ def _check_as_it_is(model: Model, device: torch.device | None, dtype: torch.dtyp
         raise ConfigError(
             f"device {device} is asked for, but the given model is on {model.device}. Move it there first."
         )
-
-
-def _check_folding(model: Model, folding: Folding) -> None:
-    """Refuse to rewrite the weights of a model that the user holds."""
     for name in ("fold_ln", "center_weights"):
         if getattr(folding, name) and not getattr(model.folding, name):
             raise ConfigError(
@@ -183,19 +168,14 @@ def _check_folding(model: Model, folding: Folding) -> None:
             )
 
 
-def _device(device: str | torch.device | None) -> torch.device:
-    place = device_of(device or "cpu")
-    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
-        there = ", ".join(["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))])
-        raise ConfigError(f"device {str(device)!r} is not available on this machine. Available: {there}.")
-    return place
-
-
 def device_of(device: str | torch.device) -> torch.device:
     """A device that circuitlab runs on.
 
+    Returns:
+        The device.
+
     Raises:
-        ConfigError: It is neither the CPU nor a CUDA GPU; no other kind was ever tried.
+        ConfigError: It is neither the CPU nor a CUDA GPU (no other kind was ever tested), or not on this machine.
     """
     try:
         place = torch.device(device)
@@ -203,17 +183,17 @@ def device_of(device: str | torch.device) -> torch.device:
         raise ConfigError(f"unknown device {str(device)!r}. Use cpu, cuda or cuda:0.") from None
     if place.type not in ("cpu", "cuda"):
         raise ConfigError(f"device {str(device)!r} is not supported: it was never tested. Use cpu, cuda or cuda:0.")
+    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
+        there = ", ".join(["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))])
+        raise ConfigError(f"device {str(device)!r} is not available on this machine. Available: {there}.")
     return place
 
 
 def _dtype(dtype: str | torch.dtype | None) -> torch.dtype:
-    if dtype is None:
-        return torch.float32
-    if isinstance(dtype, torch.dtype) and dtype in DTYPES.values():
-        return dtype
-    if str(dtype) not in DTYPES:
+    name = "float32" if dtype is None else str(dtype).removeprefix("torch.")
+    if name not in DTYPES:
         raise ConfigError(f"unknown dtype {str(dtype)!r}. Use one of: {', '.join(DTYPES)}.")
-    return DTYPES[str(dtype)]
+    return DTYPES[name]
 
 
 def _boot(
@@ -241,22 +221,18 @@ def _offline_without_network() -> Iterator[None]:
     """Where the hub's host has no address, use the cache at once instead of five retries (23 s measured)."""
     from huggingface_hub import constants
 
+    offline = {}
     try:
         socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname, 443)
     except OSError:
-        before = constants.HF_HUB_OFFLINE
-        constants.HF_HUB_OFFLINE = True
-        try:
-            yield
-        finally:
-            constants.HF_HUB_OFFLINE = before
-    else:
+        offline = {"HF_HUB_OFFLINE": True}
+    with attributes(constants, **offline):
         yield
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No progress bars and no chatter from the loaders; their settings are put back."""
+    """No progress bars and no messages from the loaders; their settings are restored."""
     from transformers.utils import logging as chatter
 
     with ExitStack() as stack:

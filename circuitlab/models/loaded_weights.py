@@ -1,7 +1,7 @@
 """Did every weight of the model come from the checkpoint, and is every weight of the checkpoint in the model?
 
-Where a file lacks tensors, transformers fills them with random numbers and says so in a report that nobody sees. Here
-that report is read, and a model that is not the file's is refused.
+Where a file lacks tensors, transformers fills them with random numbers and lists them in a report. Here that report is
+read, and a model with other weights than the file's is rejected.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import nn
 from circuitlab.errors import ModelError
 from circuitlab.models.checkpoint_files import MERGE, shortened
 
-# Prefixes that training programs put before the names of a model that they wrap.
+# Prefixes of training programs to the names of a model that they wrap.
 WRAPPERS = {
     "_orig_mod.": "torch.compile",
     "module.": "DistributedDataParallel",
@@ -34,27 +34,28 @@ COMPUTED = re.compile(
 )
 
 
-class CheckedModelClass:
-    """What `boot_transformers` takes for the model's class: it loads, and refuses a model that is not the file's."""
+def load_checked(loader: Any, name: str, source: str, **options: Any) -> Any:
+    """The HuggingFace model, all of its weights read from the checkpoint.
 
-    def __init__(self, loader: Any, name: str) -> None:
-        self._loader = loader
-        self._name = name
+    Args:
+        loader: The class of transformers that loads it.
+        name: What the user calls it.
+        source: Its folder or repository.
+        options: Of `from_pretrained`.
 
-    def from_pretrained(self, source: str, **options: Any) -> Any:
-        """The HuggingFace model, all of its weights read from the checkpoint.
+    Returns:
+        The model.
 
-        Raises:
-            ModelError: Tensors are missing, have another shape or are not finite, or the checkpoint has more of them
-                than the model.
-        """
-        asked = {"output_loading_info": True, "ignore_mismatched_sizes": True}
-        model, report = self._loader.from_pretrained(source, **asked, **options)
-        if getattr(model, "_hf_peft_config_loaded", False):
-            raise ModelError(f"model {self._name!r} is an adapter on a base model. Load {MERGE}.")
-        check_loaded(model, report, self._name)
-        check_finite(model, self._name)
-        return model
+    Raises:
+        ModelError: Tensors are missing, have another shape or are not finite, or the checkpoint has more of them
+            than the model.
+    """
+    model, report = loader.from_pretrained(source, output_loading_info=True, ignore_mismatched_sizes=True, **options)
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise ModelError(f"model {name!r} is an adapter on a base model. Load {MERGE}.")
+    check_loaded(model, report, name)
+    check_finite(model, name)
+    return model
 
 
 def check_loaded(model: nn.Module, report: dict[str, Any], name: str) -> None:
@@ -66,7 +67,7 @@ def check_loaded(model: nn.Module, report: dict[str, Any], name: str) -> None:
         name: What the user calls the model.
 
     Raises:
-        ModelError: It says how many tensors, which ones, and what the file has in their place.
+        ModelError: They are not; the message has the number of tensors, which ones, and what the file has instead.
     """
     # Buffers are the architecture's own, and of tied weights one is enough.
     weights = dict(model.named_parameters())
@@ -97,7 +98,7 @@ def check_finite(model: nn.Module, name: str) -> None:
     """Refuse weights that are NaN or infinite.
 
     Raises:
-        ModelError: It says how many tensors, and which ones.
+        ModelError: There are some; the message has their number and names.
     """
     weights = {key.replace("._original_component", ""): weight for key, weight in model.named_parameters()}
     wrong = [key for key, weight in weights.items() if not bool(torch.isfinite(weight).all())]
@@ -152,12 +153,9 @@ def _wrapper(model: nn.Module, missing: list[str], unused: list[str]) -> str | N
 
 def _belongs_to(model: nn.Module, key: str) -> bool:
     """Whether a tensor of the file would be inside of one of the model's own modules, and not of a head beside them."""
-    base = getattr(model, "base_model_prefix", "")
-    body = getattr(model, base, None)
-    own = {name for name, _ in model.named_children()}
-    if isinstance(body, nn.Module):
-        own |= {name for name, _ in body.named_children()}
-    return key.split(".")[0] in own
+    body = getattr(model, getattr(model, "base_model_prefix", ""), None)
+    roots = (model, body) if isinstance(body, nn.Module) else (model,)
+    return any(key.split(".")[0] in dict(root.named_children()) for root in roots)
 
 
 def _layers(model: nn.Module, keys: Iterable[str]) -> str:
@@ -167,11 +165,8 @@ def _layers(model: nn.Module, keys: Iterable[str]) -> str:
         return ""
     name, stack = max(stacks, key=lambda each: (len(each[1]), -len(each[0])))
     inside = re.compile(rf"(^|\.){re.escape(name.rpartition('.')[2])}\.(\d+)\.")
-    found = [int(match[2]) for key in keys if (match := inside.search(key))]
-    there = len(set(found))
-    if not found or there == len(stack):
-        return ""
-    return f" Layers: {len(stack)} by config.json, {there} in the weights."
+    there = len({match[2] for key in keys if (match := inside.search(key))})
+    return "" if there in (0, len(stack)) else f" Layers: {len(stack)} by config.json, {there} in the weights."
 
 
 def _tensors(count: int) -> str:

@@ -1,26 +1,20 @@
-"""Running out of memory: what it looks like, and how much a process may still take."""
+"""Out-of-memory errors, and how much memory a process may still take."""
 
 from __future__ import annotations
 
 import errno
+import re
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import torch
 
-# Parts of messages: torch's allocators, C++ (std::bad_alloc), oneDNN, which says no more where the operating system
+# In messages of torch's allocators, C++ (std::bad_alloc), oneDNN, which says no more where the operating system
 # refuses it memory, cuBLAS and cuDNN.
-MESSAGES = (
-    "can't allocate memory",
-    "cannot allocate memory",
-    "not enough memory",
-    "out of memory",
-    "bad_alloc",
-    "could not create a primitive",
-    "could not create a memory",
-    "could not execute a primitive",
-    "_status_alloc_failed",
+MESSAGES = re.compile(
+    "can't allocate memory|cannot allocate memory|not enough memory|out of memory|bad_alloc|"
+    "could not create a primitive|could not create a memory|could not execute a primitive|_status_alloc_failed"
 )
 ERRORS = (torch.OutOfMemoryError, MemoryError, RuntimeError, OSError)
 # Limits of a container, and what it has taken: version 2 of control groups, then version 1.
@@ -31,16 +25,20 @@ CONTROL_GROUPS = (
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out."""
+    """Whether an error means that memory ran out."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
-    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in MESSAGES)
+    return isinstance(error, RuntimeError) and bool(MESSAGES.search(str(error).lower()))
 
 
 def available(device: torch.device) -> int:
-    """Bytes that this process may still take on a device, limits of the operating system and a container included."""
+    """Bytes that this process may still take on a device, limits of the operating system and a container included.
+
+    Returns:
+        Number of bytes, 0 or more.
+    """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     import psutil

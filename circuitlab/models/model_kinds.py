@@ -17,13 +17,9 @@ SUPPORTED = (
 )
 # What a model is, and why it is not supported.
 Kind = tuple[str, str]
-ENCODER_DECODER: Kind = ("an encoder-decoder model", "two stacks joined by cross-attention")
-ENCODER: Kind = ("an encoder", "it fills in masked tokens and predicts no next token")
 STATE_SPACE: Kind = ("a state-space or recurrent model", "its layers carry a state where others have attention")
 POST_NORM: Kind = ("a post-norm model", "the stream is normed after each addition, so that it is no sum of parts")
 TWO_STREAMS: Kind = ("a model with two residual streams", "parts write to one or the other")
-LATENT: Kind = ("a model with multi-head latent attention", "its keys and values are compressed together")
-NO_LANGUAGE_MODEL: Kind = ("no language model", "it has no vocabulary")
 SPEECH: Kind = ("no language model", "it reads sound")
 NOT_SUPPORTED = {
     "bert": POST_NORM,
@@ -63,7 +59,7 @@ def refuse_unsupported(config: Any, name: str) -> None:
         name: What the user calls the model.
 
     Raises:
-        UnsupportedModelError: It says what the model is, and what is supported.
+        UnsupportedModelError: It is not; the message has what the model is, and what is supported.
     """
     if kind := _kind(config):
         what, why = kind
@@ -73,7 +69,11 @@ def refuse_unsupported(config: Any, name: str) -> None:
 
 
 def described(config: Any) -> str:
-    """Model type and class, as far as the config says."""
+    """Model type and class, as far as the config has them.
+
+    Returns:
+        Such as `type llama, LlamaForCausalLM`.
+    """
     model_type, classes = _type(config), _classes(config)
     return ", ".join([*([f"type {model_type}"] if model_type else ["no model_type"]), *classes[:1]])
 
@@ -86,18 +86,20 @@ def _kind(config: Any) -> Kind | None:
     if what := next((what for ending, what in TASK_HEADS.items() if saved_as.endswith(ending)), None):
         return what, "it predicts no next token"
     if _is_encoder_decoder(config):
-        return ENCODER_DECODER
+        return "an encoder-decoder model", "two stacks joined by cross-attention"
     if _is_encoder(model_type, saved_as):
-        return ENCODER
+        return "an encoder", "it fills in masked tokens and predicts no next token"
     if _has_no_vocabulary(config):
-        return NO_LANGUAGE_MODEL
+        return "no language model", "it has no vocabulary"
     if count := _number_of_experts(config):
         return "a mixture of experts", f"{count} experts a layer"
     if model_type in NOT_SUPPORTED:
         return NOT_SUPPORTED[model_type]
     if other := _other_layers(config):
         return "a hybrid model", f"it has layers that are not attention: {', '.join(other)}"
-    return LATENT if any(_of(part, "kv_lora_rank") for part in _parts(config)) else None
+    if any(_of(part, "kv_lora_rank") for part in _parts(config)):
+        return "a model with multi-head latent attention", "its keys and values are compressed together"
+    return None
 
 
 def _is_encoder_decoder(config: Any) -> bool:
@@ -134,13 +136,10 @@ def _number_of_experts(config: Any) -> int:
 
 def _other_layers(config: Any) -> list[str]:
     """Kinds of layers that a hybrid model has beside attention."""
-    kinds: set[str] = set()
-    for part in _parts(config):
-        for key in ("layer_types", "layers_block_type", "block_types"):
-            listed = _of(part, key)
-            if isinstance(listed, list | tuple):
-                kinds.update(kind for kind in listed if isinstance(kind, str))
-    return sorted(kind for kind in kinds if kind not in ATTENTION_LAYERS)
+    keys = ("layer_types", "layers_block_type", "block_types")
+    listed = (_of(part, key) for part in _parts(config) for key in keys)
+    kinds = {kind for kinds in listed if isinstance(kinds, list | tuple) for kind in kinds if isinstance(kind, str)}
+    return sorted(kinds.difference(ATTENTION_LAYERS))
 
 
 def _parts(config: Any) -> Iterator[Any]:

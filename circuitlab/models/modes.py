@@ -26,6 +26,9 @@ AUTOCAST_DEVICES = ("cpu", "cuda")
 def in_ordinary_modes(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
     """Let a function run without inference mode, autocast and default device; for all public functions of a model.
 
+    Returns:
+        The function, wrapped.
+
     Raises:
         ConfigError: Memory ran out, whatever torch raised then.
     """
@@ -40,9 +43,9 @@ def in_ordinary_modes(function: Callable[Arguments, Result]) -> Callable[Argumen
         except ERRORS as error:
             if isinstance(error, CircuitLabError) or not is_out_of_memory(error):
                 raise
-            told = str(error).strip().partition("\n")[0][:160] or type(error).__name__
+            first_line = str(error).strip().partition("\n")[0][:160] or type(error).__name__
             raise ConfigError(
-                f"memory ran out ({told}). Give a smaller budget=, fewer or shorter prompts, or a smaller dtype."
+                f"memory ran out ({first_line}). Give a smaller budget=, fewer or shorter prompts, or a smaller dtype."
             ) from error
 
     return run

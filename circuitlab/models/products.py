@@ -1,9 +1,9 @@
-"""Matrix products by oneDNN, which torch ships with and uses for half precision, where torch itself would ask MKL.
+"""Matrix products by oneDNN, which torch ships with and uses for half precision, where torch itself would use MKL.
 
 MKL takes its slow way on processors that are not Intel's: on an AMD EPYC with AVX-512 it multiplies float32 matrices at
 190 GFLOP/s and oneDNN at 430. On Intel's, MKL is the quicker one with large weights, and products with these stay its
-own. While `fast_products` is entered, every other product with a two-dimensional weight that torch is asked for, by
-whatever code of a model, goes to oneDNN if it is float32 on a CPU. The values agree up to rounding, which a probe
+own. While `fast_products` is entered, every other product with a two-dimensional weight that a model's code
+asks torch for goes to oneDNN if it is float32 on a CPU. The values agree up to rounding, which a probe
 confirms before the first use. Which library multiplies follows from processor and shapes alone, never from a clock: the
 same run gives the same bytes.
 
@@ -38,7 +38,11 @@ WIDE, MANY_ROWS = 1 << 20, 2048
 def product(
     left: Float[Tensor, "*row inner"], weight: Float[Tensor, "inner out"], bias: Float[Tensor, " out"] | None = None
 ) -> Float[Tensor, "*row out"]:
-    """`left @ weight + bias`, by the faster library; gradients reach `left` alone."""
+    """`left @ weight + bias`, by the faster library; gradients reach `left` alone.
+
+    Returns:
+        The product, in the dtype of `left`.
+    """
     if not _suits(left, weight, bias):
         return functional.linear(left, weight.detach().T, None if bias is None else bias.detach())
     return _product(left, weight, bias)
@@ -66,6 +70,9 @@ def products_by_head(
         weight: Of all heads.
         bias: Of all heads; None for none.
         heads: The chosen ones.
+
+    Returns:
+        One product a chosen head, in the order of `heads`.
     """
     if torch.is_grad_enabled():
         whole, chosen = values if isinstance(values, Tensor) else torch.stack(list(values)), list(heads)
@@ -90,34 +97,22 @@ class fast_products(TorchFunctionMode):  # noqa: N801  a context manager, used l
     def __torch_function__(
         self, func: Callable, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        taken = _TAKEN.get(func)
-        if taken is not None and not kwargs:
-            found = taken(*args)
-            if found is not None:
-                return found
+        order = _ORDERS.get(func)
+        if order is not None and not kwargs:
+            factors = order(*args)
+            if _suits(*factors):
+                return _product(*factors)
         return func(*args, **(kwargs or {}))
 
 
-def _as_linear(left: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor | None:
-    return _product(left, weight.T, bias) if _suits(left, weight.T, bias) else None
-
-
-def _as_addmm(bias: Tensor, left: Tensor, weight: Tensor) -> Tensor | None:
-    return _product(left, weight, bias) if _suits(left, weight, bias) and bias.ndim == 1 else None
-
-
-def _as_matmul(left: Tensor, weight: Tensor) -> Tensor | None:
-    return _product(left, weight, None) if _suits(left, weight, None) else None
-
-
-_TAKEN: dict[Any, Callable[..., Tensor | None]] = {
-    functional.linear: _as_linear,
-    torch.addmm: _as_addmm,
-    torch.matmul: _as_matmul,
-    torch.mm: _as_matmul,
-    Tensor.matmul: _as_matmul,
-    Tensor.__matmul__: _as_matmul,
+# From the arguments of a product of torch's to left, weight [in, out] and bias.
+_ORDERS: dict[Any, Callable[..., tuple[Any, Any, Any]]] = {
+    functional.linear: lambda left, weight, bias=None: (left, weight.T, bias),
+    torch.addmm: lambda bias, left, weight: (left, weight, bias),
 }
+_ORDERS |= dict.fromkeys(
+    (torch.matmul, torch.mm, Tensor.matmul, Tensor.__matmul__), lambda left, weight: (left, weight, None)
+)
 
 
 def _suits(left: Any, weight: Any, bias: Any) -> bool:
@@ -136,15 +131,10 @@ def _is_possible(left: Any, weight: Any, bias: Any) -> bool:
         and (bias is None or (bias.dtype == torch.float32 and bias.ndim == 1))
         and left.numel() * weight.shape[1] >= SMALLEST
         and left.shape[-1] == weight.shape[0]
-        and _is_given(weight)
+        # A parameter, or a view of one, and not a value in a graph.
+        and (weight if weight._base is None else weight._base).grad_fn is None
         and _linear_pointwise() is not None
     )
-
-
-def _is_given(weight: Tensor) -> bool:
-    """Whether it is a parameter, or a view of one, and not a value in somebody's graph."""
-    whole = weight if weight._base is None else weight._base
-    return whole.grad_fn is None
 
 
 def _product(left: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -180,7 +170,7 @@ class _Product(torch.autograd.Function):
 
 @cache
 def _is_intel() -> bool:
-    """Whether the processor is one that MKL takes its quick way on; where nothing says so, it is not."""
+    """Whether the processor is one that MKL takes its quick way on; not where this is unknown."""
     try:
         return "GenuineIntel" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):

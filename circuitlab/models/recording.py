@@ -1,4 +1,4 @@
-"""What models give and are asked with: recordings of runs, frames, tokens in front, how weights were rewritten."""
+"""Records of models: recorded runs, arguments of blocks, tokens before a text, how weights were rewritten."""
 
 from __future__ import annotations
 
@@ -39,7 +39,11 @@ class Recording(Summary):
     resid_final: Float[Tensor, "batch seq d_model"]
 
     def stream(self, layer: int) -> Float[Tensor, "batch seq d_model"]:
-        """The stream on entry to block `layer`; `layer = n_layers` is the end."""
+        """The stream on entry to block `layer`; `layer = n_layers` is the end.
+
+        Returns:
+            The stream.
+        """
         return self.resid_final if layer == len(self.resid_pre) else self.resid_pre[layer]
 
     def resid_mid(self, layer: int) -> Float[Tensor, "batch seq d_model"]:
@@ -51,7 +55,11 @@ class Recording(Summary):
         return {Slot.Q: self.q[layer], Slot.K: self.k[layer], Slot.V: self.v[layer]}
 
     def prompts(self, part: slice) -> Recording:
-        """The run of some of the prompts; the tensors are views of these."""
+        """The run of some of the prompts; the tensors are views of these.
+
+        Returns:
+            Their run.
+        """
         whole = {item.name: getattr(self, item.name) for item in fields(self)}
         layers = {name: tuple(one[part] for one in value) for name, value in whole.items() if isinstance(value, tuple)}
         return replace(self, **layers, resid_final=self.resid_final[part])
@@ -75,7 +83,7 @@ class Folding:
         return self.fold_ln or self.center_weights
 
     @property
-    def told(self) -> str:
+    def description(self) -> str:
         """What was done, in words; nothing where nothing was."""
         words = (("norms folded", self.fold_ln), ("weights centred", self.center_weights))
         return ", ".join(text for text, done in words if done)
@@ -86,11 +94,11 @@ AS_SAVED = Folding()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bos:
-    """What stands in front of every text: the beginning-of-sequence (BOS) token, if any.
+    """What comes before every text: the beginning-of-sequence (BOS) token, if any.
 
     Attributes:
-        choice: What was asked: `"auto"`, `"always"`, `"never"` or `"transformer-lens"`.
-        ids: The tokens put in front; usually one or none, more where the tokenizer's template has more.
+        choice: The setting: `"auto"`, `"always"`, `"never"` or `"transformer-lens"`.
+        ids: The tokens before the text; usually one or none, more where the tokenizer's template has more.
         tokens: The same as text.
     """
 

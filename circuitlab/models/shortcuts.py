@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
 import torch
 from einops import rearrange
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -22,7 +23,6 @@ from circuitlab.models.anatomy import linear
 from circuitlab.models.families import Family
 from circuitlab.models.products import gelu_product, product
 from circuitlab.models.surgery import first_tensor, hook_tables, hooked
-from circuitlab.parts import ModelSpec
 
 Function = Callable[[Tensor], Tensor]
 
@@ -32,7 +32,11 @@ ROUNDING = {torch.float64: 1e-13, torch.float32: 2e-6}
 
 @torch.no_grad()
 def fused_norm(norm: Any, width: int) -> Function:
-    """The layer norm in one kernel if it computes the same, else the module itself."""
+    """The layer norm in one kernel if it computes the same, else the module itself.
+
+    Returns:
+        A function with the norm's values.
+    """
     inner = getattr(norm, "original_component", None)
     if not isinstance(inner, nn.LayerNorm) or inner.normalized_shape != (width,) or inner.weight is None:
         return norm
@@ -42,7 +46,7 @@ def fused_norm(norm: Any, width: int) -> Function:
     def fused(stream: Tensor) -> Tensor:
         if hooked(tables):
             return norm(stream)
-        # Weights are looked up at every call: whoever edits them sees the effect.
+        # Weights are looked up at every call: edits take effect.
         return functional.layer_norm(stream, (width,), inner.weight, inner.bias, inner.eps)
 
     return fused if same_values(norm, fused, inner.weight, width) else norm
@@ -51,23 +55,19 @@ def fused_norm(norm: Any, width: int) -> Function:
 @torch.no_grad()
 def fused_activations(mlp: nn.Module) -> dict[nn.Module, Function]:
     """Activation modules inside an MLP, each with a kernel that computes the same."""
-    found = {}
     weight = next((p for p in mlp.parameters() if p.is_floating_point()), None)
-    for module in mlp.modules():
-        if weight is None or type(module).__name__ not in ("NewGELUActivation", "FastGELUActivation"):
-            continue
-
-        def fused(hidden: Tensor) -> Tensor:
-            return functional.gelu(hidden, approximate="tanh")
-
-        if same_values(module, fused, weight, 64):
-            found[module] = fused
-    return found
+    fused = partial(functional.gelu, approximate="tanh")
+    known = [m for m in mlp.modules() if type(m).__name__ in ("NewGELUActivation", "FastGELUActivation")]
+    return {module: fused for module in known if weight is not None and same_values(module, fused, weight, 64)}
 
 
 @torch.no_grad()
 def plain_mlp(mlp: Any, width: int, family: Family) -> PlainMLP | None:
-    """An MLP as two products around one tanh GELU, where it is that and nothing else; None otherwise."""
+    """An MLP as two products around one tanh GELU, where it is that and nothing else; None otherwise.
+
+    Returns:
+        The two products, or None.
+    """
     if not family.fused_mlp or not fused_activations(mlp):
         return None
     if not all(hasattr(getattr(mlp, part, None), "original_component") for part in ("in", "out")):
@@ -94,7 +94,7 @@ class PlainMLP:
         return product(normed, *linear(getattr(self.mlp, "in")))
 
     def hidden(self, normed: Float[Tensor, "*row d_model"]) -> Float[Tensor, "*row neuron"]:
-        """The neurons, behind their activation."""
+        """The neurons, after their activation."""
         weight, bias = linear(getattr(self.mlp, "in"))
         assert bias is not None
         return gelu_product(normed, weight, bias)
@@ -102,38 +102,6 @@ class PlainMLP:
     def output(self, normed: Float[Tensor, "*row d_model"]) -> Float[Tensor, "*row d_model"]:
         """What the MLP adds to the stream."""
         return product(self.hidden(normed), *linear(self.mlp.out))
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class PlainAttention:
-    """Attention that is a causal softmax of scaled scores and nothing else.
-
-    Attributes:
-        attn: The layer.
-        tables: Where hooks on it would stand.
-        scale: What queries times keys are multiplied by.
-    """
-
-    attn: Any
-    tables: tuple[Mapping[int, Callable], ...]
-    scale: float
-
-    @property
-    def usable(self) -> bool:
-        """Whether the layer is as it was booted; hooks of a user's own need the modules to be called."""
-        return not hooked(self.tables)
-
-    def pattern(
-        self, scores: Float[Tensor, "*row query seq"], sees: Bool[Tensor, "*_ asking seq"]
-    ) -> Float[Tensor, "*row query seq"]:
-        """Where heads look, from products of queries with keys and what each query may look at."""
-        return (scores * self.scale).masked_fill_(~sees, -torch.inf).softmax(-1)
-
-
-def plain_attention_of(attn: Any, spec: ModelSpec, family: Family) -> PlainAttention | None:
-    """The layer if its family is known for plain attention."""
-    scale = None if family.score_scale is None else family.score_scale(attn, spec)
-    return None if scale is None else PlainAttention(attn, hook_tables(attn), scale)
 
 
 def plain_projections(
@@ -167,9 +135,9 @@ def plain_attention(
     scale: float,
 ) -> Float[Tensor, "row query head d_head"]:
     """Causal softmax attention in one kernel; the queries are those of the last tokens."""
-    asking, seq = q.shape[1], k.shape[1]
+    n_queries, seq = q.shape[1], k.shape[1]
     position = torch.arange(seq, device=q.device)
-    sees = position <= position[seq - asking :, None]
+    sees = position <= position[seq - n_queries :, None]
     q, k, v = (rearrange(t, "row seq head d_head -> row head seq d_head") for t in (q, k, v))
     z = functional.scaled_dot_product_attention(q, k, v, attn_mask=sees, scale=scale)
     return rearrange(z, "row head seq d_head -> row seq head d_head")
@@ -177,13 +145,22 @@ def plain_attention(
 
 @torch.no_grad()
 def same_values(slow: Function, fused: Function, like: Tensor, width: int) -> bool:
-    """Whether two functions agree up to rounding, on wide values and on narrow ones, where a norm's epsilon counts."""
+    """Whether two functions agree up to rounding, on `probes`.
+
+    Returns:
+        True or False; False in half precision, where rounding would hide a difference.
+    """
     allowed = ROUNDING.get(like.dtype)
     if allowed is None:
         return False  # half precision: rounding would hide a difference
-    wave = torch.linspace(-4.0, 4.0, 6 * width, dtype=like.dtype, device=like.device).sin().view(1, 6, width)
-    for probe in (3.0 * wave, 0.02 * wave):
+    for probe in probes(like, width):
         ours, theirs = fused(probe), slow(probe)
         if not bool((ours - theirs).abs().max() <= allowed * theirs.abs().max()):
             return False
     return True
+
+
+def probes(like: Tensor, width: int) -> tuple[Float[Tensor, "1 row width"], ...]:
+    """Wide values and narrow ones, where a norm's epsilon counts."""
+    wave = torch.linspace(-4.0, 4.0, 6 * width, dtype=like.dtype, device=like.device).sin().view(1, 6, width)
+    return 3.0 * wave, 0.02 * wave

@@ -1,20 +1,20 @@
-"""Reach into torch modules and leave them as they were: every change lives in a context manager."""
+"""Temporary changes of torch modules: every one is a context manager."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 # Hooks that the libraries put on modules themselves, and that leave every value as it is.
-ONLY_LOOKING = ("transformer_lens.model_bridge", "transformers.utils.output_capturing")
+OBSERVERS = ("transformer_lens.model_bridge", "transformers.utils.output_capturing")
 
 
-class EnoughError(Exception):
-    """Raised by a hook to end a pass whose rest nobody needs; whoever puts the hook there suppresses it."""
+class ForwardStoppedError(Exception):
+    """Raised by a hook to end a pass whose rest is not needed; suppressed where the hook is set."""
 
 
 def first_tensor(output: Any) -> Tensor:
@@ -68,30 +68,25 @@ class Hooks:
 
 
 @contextmanager
-def forward_replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Let a module compute something else for a while, and skip its own work."""
-    had = "forward" in vars(module)
-    before = vars(module).get("forward")
+def entry_replaced(table: dict[str, Any], name: str, value: Any) -> Iterator[None]:
+    """Put another value into a dictionary for a while: a parameter of a module, or its `forward` (`vars(module)`).
+
+    A module whose own dictionary has a `forward` computes that and skips its class's work.
+    """
+    had, before = name in table, table.get(name)
+    table[name] = value
     try:
-        object.__setattr__(module, "forward", forward)
         yield
     finally:
         if had:
-            object.__setattr__(module, "forward", before)
+            table[name] = before
         else:
-            vars(module).pop("forward", None)
+            table.pop(name, None)
 
 
-@contextmanager
-def parameter_replaced(module: nn.Module, name: str, value: Tensor) -> Iterator[None]:
-    """Let a module compute with another tensor in the place of one of its parameters, for a while."""
-    parameters: dict[str, Any] = module._parameters
-    before = parameters[name]
-    try:
-        parameters[name] = value
-        yield
-    finally:
-        parameters[name] = before
+def forward_replaced(module: nn.Module, forward: Callable[..., Any]) -> AbstractContextManager[None]:
+    """Let a module compute something else for a while, and skip its own work."""
+    return entry_replaced(vars(module), "forward", forward)
 
 
 @contextmanager
@@ -120,8 +115,8 @@ def evaluating(modules: Iterable[nn.Module]) -> Iterator[None]:
             m.training = True
 
 
-def as_asked(values: Tensor) -> torch.set_grad_enabled:
-    """Gradients on where they were on and these values ask for them, else off: weights alone ask for none."""
+def gradients_if_required(values: Tensor) -> torch.set_grad_enabled:
+    """Gradients on where they were on and these values require them, else off: weights alone require none."""
     return torch.set_grad_enabled(torch.is_grad_enabled() and values.requires_grad)
 
 
@@ -140,14 +135,14 @@ def hook_tables(module: nn.Module) -> tuple[Mapping[int, Callable], ...]:
 
 
 def hooked(tables: Iterable[Mapping[int, Callable]]) -> bool:
-    """Whether somebody has put a hook there, so that the modules' own code has to run."""
+    """Whether there is a hook of the user's, so that the modules' own code has to run."""
     return any(map(is_of_the_user, tables))
 
 
 def is_of_the_user(table: Mapping[int, Callable]) -> bool:
-    """Whether a table of hooks holds one that the libraries did not put there."""
+    """Whether a table of hooks holds one that is not of the libraries."""
     return bool(table) and any(
-        not (getattr(_as_given(hook), "__module__", None) or "").startswith(ONLY_LOOKING) for hook in table.values()
+        not (getattr(_as_given(hook), "__module__", None) or "").startswith(OBSERVERS) for hook in table.values()
     )
 
 
@@ -167,12 +162,20 @@ def norm_gain(norm: nn.Module, normed_of: Tensor) -> Tensor:
 
     The gain g is read off the norm of a vector of ones, up to the norm's epsilon (1e-6), which the verification of a
     model measures along with everything else. Gradients of sigma follow if they are on.
+
+    Returns:
+        One factor a component and token.
     """
     with torch.no_grad():
         gain = norm(torch.ones_like(normed_of))
     scaled, normed = normed_of * gain, norm(normed_of)
     inverse = (normed * scaled).sum(-1, keepdim=True) / (scaled * scaled).sum(-1, keepdim=True).clamp_min(1e-30)
     return gain * inverse
+
+
+def capped(logits: Tensor, cap: float | None) -> Tensor:
+    """Logits after a softcap, `cap * tanh(logits / cap)`; as they are without one."""
+    return logits if cap is None else cap * torch.tanh(logits / cap)
 
 
 def times(values: Tensor, factor: float) -> Tensor:

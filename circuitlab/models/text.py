@@ -2,15 +2,137 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from itertools import chain, takewhile
 from typing import Any
 
 from circuitlab.data.encoding import Encoded
-from circuitlab.errors import ModelError
-from circuitlab.models.bos import AUTO, own_tokenizer, resolve
+from circuitlab.errors import ModelError, UnknownNameError
 from circuitlab.models.exclusive import exclusive, lock_of
 from circuitlab.models.protocol import Model
 from circuitlab.models.recording import Bos
+from circuitlab.names import BOS
+
+AUTO, ALWAYS, NEVER = "auto", "always", "never"
+TRANSFORMER_LENS = "transformer-lens"  # what versions without the setting did
+CHOICES = tuple(BOS)
+
+
+def check_choice(bos: str) -> str:
+    """The choice, if it is one of `CHOICES`.
+
+    Returns:
+        The choice.
+
+    Raises:
+        UnknownNameError: It is not.
+    """
+    if bos not in CHOICES:
+        raise UnknownNameError.of("bos", bos, CHOICES)
+    return bos
+
+
+def own_tokenizer(bridge: Any, name: str) -> Any:
+    """The checkpoint's tokenizer as it was saved; None where it cannot be known.
+
+    Booting a bridge replaces the tokenizer's template by one that adds a BOS token, and fills in special tokens that
+    the tokenizer does not have.
+
+    Args:
+        bridge: The booted model.
+        name: What the user calls it.
+
+    Returns:
+        The tokenizer, or None.
+
+    Raises:
+        ModelError: It has token ids that the model has no embedding for.
+    """
+    from transformer_lens.utilities.hf_utils import autotokenizer_with_special_token_compat
+
+    booted = bridge.tokenizer
+    try:
+        own: Any = autotokenizer_with_special_token_compat(booted.name_or_path)
+    except Exception:  # whatever transformers and the hub's client raise: made in memory, or its folder is gone
+        if booted.init_kwargs.get("add_bos_token"):
+            return None
+        # A bridge leaves the template as it is where there is no BOS token, and then fills one in.
+        own = deepcopy(booted)
+        own.bos_token = None
+    else:
+        _check_vocabulary(own.get_vocab(), bridge, name)
+    return own
+
+
+def resolve(tokenizer: Any, bridge: Any, choice: str, name: str) -> Bos:
+    """The tokens in front of every text.
+
+    Args:
+        tokenizer: The checkpoint's own, or None where it is not known.
+        bridge: The booted model; `"transformer-lens"` reads its configuration.
+        choice: One of `CHOICES`.
+        name: What the user calls the model.
+
+    Returns:
+        The tokens, as ids and as text; none where texts get none.
+
+    Raises:
+        UnknownNameError: No such choice.
+        ModelError: `"always"`, and the tokenizer has no BOS token; the tokenizer's own behaviour is not known; or the
+            token has no embedding.
+    """
+    if check_choice(choice) == NEVER:
+        return Bos(choice=choice)
+    if choice == TRANSFORMER_LENS:
+        filled = bridge.tokenizer.bos_token_id
+        if filled is None or not getattr(bridge.cfg, "default_prepend_bos", True):
+            return Bos(choice=choice)
+        _check_vocabulary({bridge.tokenizer.bos_token: filled}, bridge, name)
+        return _bos(bridge.tokenizer, choice, [filled])
+    if tokenizer is None:
+        raise ModelError(
+            f"model {name!r}: the tokenizer was changed when the bridge was booted and cannot be loaded again from "
+            f"{bridge.tokenizer.name_or_path!r}, so that bos={choice!r} is not known. Use bos={NEVER!r} or "
+            f"bos={TRANSFORMER_LENS!r} (what the bridge itself does)."
+        )
+    added, own = _added_in_front(tokenizer), tokenizer.bos_token_id
+    if choice == AUTO or own in added:
+        return _bos(tokenizer, choice, added)
+    if own is None:
+        instead = f" Its template starts texts with {tokenizer.decode(added)!r}: use bos={AUTO!r}." if added else ""
+        raise ModelError(
+            f"model {name!r}: bos={ALWAYS!r}, but its tokenizer has no BOS token.{instead or f' Use bos={AUTO!r}.'}"
+        )
+    return _bos(tokenizer, choice, [own, *added])
+
+
+def _check_vocabulary(tokens: Mapping[str, int], bridge: Any, name: str) -> None:
+    """Refuse tokens that the model has no embedding for; more embeddings than tokens are fine."""
+    n_rows = bridge.cfg.d_vocab
+    above = {number: token for token, number in tokens.items() if number >= n_rows}
+    if above:
+        first = min(above)
+        raise ModelError(
+            f"model {name!r} has {n_rows:,} embeddings, but its tokenizer has {len(above):,} tokens without one, the "
+            f"first {above[first]!r} with id {first:,}. Save the model after "
+            "model.resize_token_embeddings(len(tokenizer)), or give it the tokenizer that it was trained with."
+        )
+
+
+def _bos(tokenizer: Any, choice: str, ids: list[int]) -> Bos:
+    return Bos(choice=choice, ids=tuple(ids), tokens=tuple(tokenizer.decode([number]) for number in ids))
+
+
+def _added_in_front(tokenizer: Any) -> list[int]:
+    """The tokens that the tokenizer puts in front of a text when it is called; not what it adds after it."""
+    # Small vocabularies drop words that they do not know.
+    called = (tokenizer(text, return_special_tokens_mask=True) for text in chain("a", tokenizer.get_vocab()))
+    coded = next((coded for coded in called if not all(coded["special_tokens_mask"])), None)
+    if coded is None:
+        return []
+    pairs = zip(coded["input_ids"], coded["special_tokens_mask"], strict=True)
+    return [number for number, _ in takewhile(lambda pair: pair[1], pairs)]
 
 
 @exclusive
@@ -19,7 +141,7 @@ class TokenizerText:
 
     Args:
         tokenizer: A fast HuggingFace tokenizer.
-        bos: The tokens in front of every text.
+        bos: The tokens before every text.
 
     Raises:
         ModelError: The tokenizer cannot tell where in the text its tokens are.
@@ -39,7 +161,7 @@ class TokenizerText:
     def encode(self, text: str) -> Encoded:
         """Token ids, character ranges and token texts of a prompt.
 
-        A text that begins with one of the tokens in front, spelt out, gets none. No token is put after a text.
+        A text that begins with one of these tokens, spelt out, gets none. No token comes after a text.
         """
         coded = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         ids = tuple(coded["input_ids"])
@@ -79,6 +201,9 @@ def text_of(bridge: Any, name: str, choice: str = AUTO, own: Any = None) -> Toke
         choice: Whether texts get a beginning-of-sequence token; one of `CHOICES`.
         own: The checkpoint's own tokenizer, if it is loaded already.
 
+    Returns:
+        The tokenizer.
+
     Raises:
         ModelError: There is none, it cannot serve, it has tokens that the model does not, or the choice needs a token
             that it lacks.
@@ -91,7 +216,11 @@ def text_of(bridge: Any, name: str, choice: str = AUTO, own: Any = None) -> Toke
 
 
 def words_of(model: Model, ids: Sequence[int]) -> tuple[str, ...]:
-    """Tokens as text, each by itself, or as numbers where the model has no tokenizer."""
+    """Tokens as text, each by itself, or as numbers where the model has no tokenizer.
+
+    Returns:
+        One text a token.
+    """
     try:
         return model.text.decode(tuple(ids))
     except ModelError:

@@ -1,24 +1,25 @@
-"""A forward pass that gradients can be asked of: step by step, and only the tokens that matter.
+"""A forward pass for gradients: step by step, and only the tokens that matter.
 
-The metric looks at one position. Where attention is causal, tokens before the first that differs between two prompts
-carry nothing from one to the other, and tokens behind the answer nothing to the metric; the block's own steps take the
+The metric reads one position. Where attention is causal, tokens before the first that differs between two prompts
+carry nothing from one to the other, and tokens after the answer nothing to the metric; the block's own steps take the
 others and see the rest as it was recorded. Where it is not, they take whole prompts. In the last block keys and values
 are read at all of these tokens, everything else at the answer alone.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 
 import torch
+from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuitlab.data.batch import PairBatch
-from circuitlab.models.grouped_heads import once_per_query_head
 from circuitlab.models.protocol import Model
 from circuitlab.models.recording import BlockArguments
-from circuitlab.models.steps import mlp_reads
+from circuitlab.models.steps import SLOTS, head_inputs, mlp_reads
 from circuitlab.parts import Slot
 
 
@@ -28,7 +29,7 @@ class Window:
 
     Attributes:
         first: The first token.
-        stop: The first token behind.
+        stop: The first token after them.
         answer_at: Where each example's answer position is, counted from `first`.
     """
 
@@ -42,12 +43,16 @@ class Window:
         return cls(first=0, stop=batch.n_tokens, answer_at=batch.answer_at)
 
     @classmethod
-    def between(cls, batch: PairBatch, apart: Float[Tensor, "batch seq d_model"], *, causal: bool) -> Window:
-        """The tokens through which a difference of the input can reach the metric; without causality all of them."""
+    def between(cls, batch: PairBatch, difference: Float[Tensor, "batch seq d_model"], *, causal: bool) -> Window:
+        """The tokens through which a difference of the input can reach the metric; without causality all of them.
+
+        Returns:
+            The window.
+        """
         if not causal:
             return cls.whole(batch)
         stop = int(batch.answer_at.max()) + 1
-        differs = (apart != 0).any(2).any(0).nonzero()
+        differs = (difference != 0).any(2).any(0).nonzero()
         first = min(int(differs[0]) if len(differs) else stop, int(batch.answer_at.min()))
         return cls(first=first, stop=stop, answer_at=batch.answer_at - first)
 
@@ -73,7 +78,7 @@ class BlockPoints:
         v: Values at the same point, one copy per query head.
         z: Each head's weighted sum of values.
         attn: What attention adds to the stream.
-        mlp_read: The stream that the MLP reads, apart from the stream that goes past it.
+        mlp_read: The stream that the MLP reads, without the stream that goes past it.
         mlp: What the MLP adds to the stream; None where there is none.
     """
 
@@ -97,10 +102,11 @@ class Traced:
 
     Attributes:
         window: The tokens it ran on.
-        start: The stream at the embedding, a leaf.
+        start: The stream on entry to the first of the blocks that were run, a leaf.
         streams: The stream on entry to each block.
         blocks: What can be differentiated with respect to.
         final: The stream before the final norm, at the answer.
+        first: The layer of the first block that was run.
     """
 
     window: Window
@@ -108,10 +114,11 @@ class Traced:
     streams: tuple[Float[Tensor, "batch seq d_model"], ...]
     blocks: tuple[BlockPoints, ...]
     final: Float[Tensor, "batch d_model"]
+    first: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Slopes:
+class PassGradients:
     """Gradients at the points of a `Traced` pass, each example's own.
 
     Attributes:
@@ -132,40 +139,56 @@ def trace(
     window: Window,
     start: Float[Tensor, "batch seq d_model"],
     around: Traced | None = None,
+    first: int = 0,
 ) -> Traced:
-    """Run all blocks from an embedding with gradients on.
+    """Run blocks with gradients on.
 
     Args:
         model: The model.
         arguments: What blocks are called with.
         window: The tokens to run.
-        start: Their embedding.
+        start: The stream on entry to block `first`; by default their embedding.
         around: A run of the whole prompts that agrees in all tokens before the window; not needed where the window is
             the whole prompt.
+        first: The first block to run; all later ones follow.
+
+    Returns:
+        The pass with its graph.
     """
-    return _run(model, arguments, window, start.detach().requires_grad_(), around)
+    return _run(model, arguments, window, start.detach().requires_grad_(), around, first)
 
 
 @torch.no_grad()
 def run_plain(
     model: Model, arguments: BlockArguments, window: Window, start: Float[Tensor, "batch seq d_model"]
 ) -> Traced:
-    """The same values without a graph, for whole prompts."""
-    return _run(model, arguments, window, start, None)
+    """The same values without a graph, for whole prompts.
+
+    Returns:
+        The pass; its tensors require no gradients.
+    """
+    return _run(model, arguments, window, start, None, 0)
 
 
-def _run(model: Model, arguments: BlockArguments, window: Window, start: Tensor, around: Traced | None) -> Traced:
-    stream, streams, blocks = start, [], []
-    for layer in range(model.spec.n_layers):
-        points, behind = _block(model, arguments, window, stream, layer, around)
+def _run(
+    model: Model, arguments: BlockArguments, window: Window, start: Tensor, around: Traced | None, first: int
+) -> Traced:
+    stream, streams, blocks = start, list[Tensor](), list[BlockPoints]()
+    for layer in range(first, model.spec.n_layers):
         streams.append(stream.detach())
+        points, stream = _block(model, arguments, window, stream, layer, around)
         blocks.append(points)
-        stream = behind
-    return Traced(window=window, start=start, streams=tuple(streams), blocks=tuple(blocks), final=stream[:, 0])
+    return Traced(
+        window=window, start=start, streams=tuple(streams), blocks=tuple(blocks), final=stream[:, 0], first=first
+    )
 
 
-def slopes(total: Float[Tensor, ""], traced: Traced) -> Slopes:
-    """Gradients at every point, from one backward pass; the graph is gone after it."""
+def pass_gradients(total: Float[Tensor, ""], traced: Traced) -> PassGradients:
+    """Gradients at every point, from one backward pass; the graph is gone after it.
+
+    Returns:
+        The gradients, each example's own.
+    """
     named = [block.tensors() for block in traced.blocks]
     points = [traced.start, *(tensor for block in named for tensor in block.values()), traced.final]
     found = torch.autograd.grad(total, points, materialize_grads=True)
@@ -175,21 +198,53 @@ def slopes(total: Float[Tensor, ""], traced: Traced) -> Slopes:
         replace(block, **{name: next(rest) for name in names})
         for block, names in zip(traced.blocks, named, strict=True)
     )
-    return Slopes(start=start, blocks=blocks, final=final)
+    return PassGradients(start=start, blocks=blocks, final=final)
+
+
+@torch.no_grad()
+def pull_back(
+    model: Model,
+    layer: int,
+    stream: Float[Tensor, "batch seq d_model"],
+    gradients: Mapping[Slot, Float[Tensor, "batch seq head d_head"]],
+    buffer: Float[Tensor, "_ batch seq d_model"] | None = None,
+) -> Float[Tensor, "chosen batch seq d_model"]:
+    """Gradients at heads' inputs from the gradients at their q, k or v, through projection and norm.
+
+    Args:
+        model: The model.
+        layer: The heads' layer.
+        stream: The stream that the heads read.
+        gradients: By slot; at keys and values once per query head.
+        buffer: Memory for as many gradients or more, which is overwritten; new memory by default.
+
+    Returns:
+        One gradient per slot and head: all heads of the first slot, then of the next.
+    """
+    n_heads = model.spec.n_heads
+    n_readers = len(gradients) * n_heads
+    after_norm = stream.new_empty(n_readers, *stream.shape) if buffer is None else buffer[:n_readers]
+    for part, (slot, gradient) in zip(after_norm.split(n_heads), gradients.items(), strict=True):
+        weight = rearrange(model.head_weights(layer, slot)[0], "head d_model d_head -> head d_head d_model")
+        by_head = rearrange(gradient, "batch seq head d_head -> head (batch seq) d_head")
+        torch.bmm(by_head, weight, out=part.flatten(1, 2))
+    return model.attn_norm_gradients(layer, stream, after_norm)
 
 
 def _block(
     model: Model, arguments: BlockArguments, window: Window, stream: Tensor, layer: int, around: Traced | None
 ) -> tuple[BlockPoints, Float[Tensor, "batch _ d_model"]]:
-    """One block's points, and the stream behind it."""
+    """One block's points, and the stream after it."""
     spec, last = model.spec, layer == model.spec.n_layers - 1
     kept = window.at_answer(stream) if last else stream
-    q, k, v = _read(model, stream, kept, layer)
+    read = head_inputs(model, layer, stream, (Slot.K, Slot.V) if last else SLOTS)
+    q = head_inputs(model, layer, kept, (Slot.Q,))[Slot.Q] if last else read[Slot.Q]
+    k, v = read[Slot.K], read[Slot.V]
     n_tokens = arguments.n_tokens
     keys, values = _whole(k, window, "k", layer, around), _whole(v, window, "v", layer, around)
     # In the last block the answer's query stands at every position, and only what it gives at the answer is taken.
-    asked = q.expand(-1, n_tokens, -1, -1) if last else _whole(q, window, "q", layer, around)
-    z = window.of(model.attend(layer, asked, keys, values, arguments))
+    queries = q.expand(-1, n_tokens, -1, -1) if last else _whole(q, window, "q", layer, around)
+    z = window.of(model.attend(layer, queries, keys, values, arguments))
     if last:
         z = window.at_answer(z.flatten(2)).unflatten(2, z.shape[2:])
     attn = model.attn_output(layer, z)
@@ -202,23 +257,9 @@ def _block(
     return BlockPoints(q=q, k=k, v=v, z=z, attn=attn, mlp_read=mlp_read, mlp=mlp), middle + mlp
 
 
-def _read(model: Model, stream: Tensor, asking: Tensor, layer: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries of the asking tokens, keys and values of all, each once per query head."""
-
-    def split(flat: Tensor, like: Tensor) -> Tensor:
-        return once_per_query_head(model.spec, flat.unflatten(0, like.shape[:2]))
-
-    if asking is stream:
-        q, k, v = model.read_attention(layer, (Slot.Q, Slot.K, Slot.V), stream.flatten(0, 1))
-    else:
-        (q,) = model.read_attention(layer, (Slot.Q,), asking.flatten(0, 1))
-        k, v = model.read_attention(layer, (Slot.K, Slot.V), stream.flatten(0, 1))
-    return split(q, asking), split(k, stream), split(v, stream)
-
-
 def _whole(own: Tensor, window: Window, name: str, layer: int, around: Traced | None) -> Tensor:
-    """Queries, keys or values of whole prompts: recorded ones before and behind the window."""
+    """Queries, keys or values of whole prompts: recorded ones before and after the window."""
     if around is None:
         return own
-    recorded = getattr(around.blocks[layer], name).detach()
+    recorded = getattr(around.blocks[layer - around.first], name).detach()
     return torch.cat([recorded[:, : window.first], own, recorded[:, window.stop :]], 1)

@@ -1,4 +1,4 @@
-"""Hooks that the user has put on a model: seen by every part that is run by itself, or refused by name.
+"""Hooks of the user on a model: either every part that is run by itself sees them, or they are rejected by name.
 
 Parts of a model are run by themselves, on other rows than those of the prompts and on several tokens at once, and some
 are computed from weights alone. A hook changes them as it changes the model's own forward pass only if it is where the
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -31,31 +30,20 @@ NAMED, REMEMBERED = 3, 4
 SHAPE_ERRORS = (IndexError, KeyError, ValueError, TypeError, RuntimeError, AssertionError)
 # Parts that the methods of these names compute from weights, and that not every computation needs.
 WORKS_FROM_WEIGHTS = {
-    "the q projection": "project",
-    "the k projection": "project",
-    "the v projection": "project",
-    "a head's values": "head_values",
+    "the q projection": "head_weights",
+    "the k projection": "head_weights",
+    "the v projection": "head_weights",
     "the sum of the heads": "head_outputs",
     "an MLP from its neurons": "mlp_hidden",
     "an MLP from its neurons before their norm": "mlp_hidden",
     "an MLP from its pre-activations": "mlp_hidden",
     "the sum of the neurons": "mlp_hidden",
-    "the gradient through all readers": "pull_back",
+    "the gradient through all readers": "attn_norm_gradients",
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Measured:
-    """Hooks, prompts, the final stream that they made of them, and what did not see them."""
-
-    hooks: list[Any]
-    tokens: Tensor
-    final: Tensor
-    unseen: dict[str, str]
-
-
 class UserHooks:
-    """Finds what a user has put on a model's modules since it was booted.
+    """Finds what a user has changed on a model's modules since it was booted.
 
     Args:
         bridge: The booted model.
@@ -67,10 +55,14 @@ class UserHooks:
         self._tables = [getattr(module, name) for module in modules for name in TABLES]
         self._global = [getattr(torch_modules, f"_global{name}") for name in TABLES]
         self._children, self._forwards = self._tree(), self._replaced()
-        self._measured: deque[_Measured] = deque(maxlen=REMEMBERED)
+        # Hooks, prompts, the final stream that they made of them, and what did not see them.
+        self._measured: deque[tuple[list[Any], Tensor, Tensor, dict[str, str]]] = deque(maxlen=REMEMBERED)
 
     def names(self) -> tuple[str, ...]:
         """Where they are, by the names of the bridge's modules.
+
+        Returns:
+            The names; none without hooks.
 
         Raises:
             ModelError: Modules were replaced.
@@ -92,6 +84,9 @@ class UserHooks:
             tokens: The prompts.
             names: Where the hooks are.
 
+        Returns:
+            As `unseen_by`.
+
         Raises:
             UnsupportedModelError: As `unseen_by`.
         """
@@ -104,11 +99,11 @@ class UserHooks:
         except SHAPE_ERRORS as error:
             raise _of_another_shape(names, error) from error
         hooks = self._hooks()
-        for known in self._measured:
-            if known.hooks == hooks and torch.equal(known.tokens, tokens) and torch.equal(known.final, final):
-                return known.unseen
+        for known, of_tokens, of_final, unseen in self._measured:
+            if known == hooks and torch.equal(of_tokens, tokens) and torch.equal(of_final, final):
+                return unseen
         unseen = unseen_by(model, tokens, names, final)
-        self._measured.append(_Measured(hooks=hooks, tokens=tokens.clone(), final=final, unseen=unseen))
+        self._measured.append((hooks, tokens.clone(), final, unseen))
         return unseen
 
     def _hooks(self) -> list[Any]:
@@ -160,15 +155,15 @@ def unseen_by(model: Any, tokens: Tensor, names: tuple[str, ...], final: Tensor)
     try:
         again = [(run.resid_final, final), *_in_other_rows(model, tokens, run)]
         moved = max(relative(ours, theirs) for ours, theirs in again)
-        found = [
-            (part, by) for part, ours, theirs in _parts(model, tokens) if not (by := relative(ours, theirs)) <= limit
-        ]
+        measured = [(part, relative(ours, theirs)) for part, ours, theirs in _parts(model, tokens)]
     except SHAPE_ERRORS as error:
         raise _of_another_shape(names, error) from error
     if not moved <= limit:
         why = f"what they do to a prompt depends on its row or on the call (by {moved:.2g} of the largest value)"
         raise UnsupportedModelError(refusal(names, why))
-    for part, by in found:
+    for part, by in measured:
+        if by <= limit:
+            continue
         message = refusal(names, f"{part} differs by {by:.2g} of its size from the model's own forward pass")
         if part not in WORKS_FROM_WEIGHTS:
             raise UnsupportedModelError(message)
@@ -196,16 +191,21 @@ def _parts(model: Any, tokens: Tensor) -> Iterator[Difference]:
 
 
 def _of_another_shape(names: tuple[str, ...], error: Exception) -> UnsupportedModelError:
-    told = str(error).partition("\n")[0].rstrip(".")[:200]
-    return UnsupportedModelError(refusal(names, f"on another number of rows or tokens {type(error).__name__}: {told}"))
+    first_line = str(error).partition("\n")[0].rstrip(".")[:200]
+    return UnsupportedModelError(
+        refusal(names, f"on another number of rows or tokens {type(error).__name__}: {first_line}")
+    )
 
 
 def refusal(names: tuple[str, ...], why: str) -> str:
-    """What a user is told whose hooks would not be seen.
+    """The message for a user whose hooks would not be seen.
 
     Args:
         names: Where they are.
         why: What was found.
+
+    Returns:
+        The message.
     """
     shown = ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
     return (

@@ -8,22 +8,20 @@ sees a later one.
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from circuitlab.errors import UnsupportedModelError
 from circuitlab.models.anatomy import spec_of
 from circuitlab.models.bridge import BridgeModel
-from circuitlab.models.comparison import LOOKS_BACK, allowed, differences, relative
-from circuitlab.models.digest import weights_digest
+from circuitlab.models.comparison import NOT_CAUSAL, allowed, differences, relative
 from circuitlab.models.exclusive import lock_of
 from circuitlab.models.families import family_of
-from circuitlab.models.folding import fold_weights
+from circuitlab.models.folding import fold_weights, probe_tokens
+from circuitlab.models.held_bridge import weights_digest
 from circuitlab.models.model_kinds import SUPPORTED, described
 from circuitlab.models.recording import AS_SAVED, Folding
 from circuitlab.models.text import TokenizerText
 
-PROBE_TOKENS = 6
 # These make a bridge split its attention's input or output, and skip the modules that the parts are read from.
 FLAGS = ("use_attn_result", "use_split_qkv_input", "use_attn_in")
 # What code raises that is called in a way it was not written for.
@@ -31,9 +29,9 @@ CANNOT_RUN = (UnsupportedModelError, RuntimeError, AttributeError, TypeError, Ke
 
 
 def adapted(bridge: Any, name: str, folding: Folding = AS_SAVED, text: TokenizerText | None = None) -> BridgeModel:
-    """The model behind a booted bridge, if every part of it can be run by itself.
+    """The model of a booted bridge, if every part of it can be run by itself.
 
-    It is bidirectional where its configuration says so, or where a token is seen to change what stands before it.
+    It is bidirectional by its configuration, or where changing a token is measured to change the stream before it.
 
     Args:
         bridge: The bridge; it is changed only where `folding` says so.
@@ -41,33 +39,32 @@ def adapted(bridge: Any, name: str, folding: Folding = AS_SAVED, text: Tokenizer
         folding: How its weights are to be rewritten.
         text: Its tokenizer (see `BridgeModel`).
 
+    Returns:
+        The model.
+
     Raises:
         UnsupportedModelError: A part differs by more than the dtype's tolerance, or cannot be run by itself; or the
             weights cannot be rewritten so.
     """
     with lock_of(bridge.original_model):
-        return _adapted(bridge, name, folding, text)
-
-
-def _adapted(bridge: Any, name: str, folding: Folding, text: TokenizerText | None) -> BridgeModel:
-    if any(weight.is_inference() for weight in bridge.original_model.parameters()):
-        raise UnsupportedModelError(
-            f"model {name!r}: its weights were made under torch.inference_mode(), so that no gradient can be taken "
-            "through it. Boot it outside of that mode."
-        )
-    try:
-        digest = weights_digest(bridge, folding) if folding.any else None
-        if folding.any:
-            fold_weights(bridge, spec_of(bridge, name), folding)
-        model = BridgeModel(bridge, name, folding, digest, text=text)
-    except CANNOT_RUN as error:
-        raise _not_taken_apart(name, error, bridge) from error
-    wrong = _first_wrong(model)
-    if wrong and wrong[0] == LOOKS_BACK:
-        model = BridgeModel(bridge, name, folding, digest, causal=False, text=text)
+        if any(weight.is_inference() for weight in bridge.original_model.parameters()):
+            raise UnsupportedModelError(
+                f"model {name!r}: its weights were made under torch.inference_mode(), so that no gradient can be taken "
+                "through it. Boot it outside of that mode."
+            )
+        try:
+            digest = weights_digest(bridge, folding) if folding.any else None
+            if folding.any:
+                fold_weights(bridge, spec_of(bridge, name), folding)
+            model = BridgeModel(bridge, name, folding, digest, text=text)
+        except CANNOT_RUN as error:
+            raise _not_taken_apart(name, error, bridge) from error
         wrong = _first_wrong(model)
-    _refuse(model, wrong)
-    return model
+        if wrong and wrong[0] == NOT_CAUSAL:
+            model = BridgeModel(bridge, name, folding, digest, causal=False, text=text)
+            wrong = _first_wrong(model)
+        _refuse(model, wrong)
+        return model
 
 
 def verify(model: BridgeModel) -> None:
@@ -81,7 +78,10 @@ def verify(model: BridgeModel) -> None:
 
 def _first_wrong(model: BridgeModel) -> tuple[str, float] | None:
     """The first part that differs by more than is allowed, and by how much."""
-    measured = ((part, relative(ours, theirs)) for part, ours, theirs in differences(model, _probe(model)))
+    measured = (
+        (part, relative(ours, theirs))
+        for part, ours, theirs in differences(model, probe_tokens(model.bridge, model.spec))
+    )
     try:
         return next(((part, value) for part, value in measured if not value <= allowed(model)), None)
     except CANNOT_RUN as error:
@@ -98,17 +98,15 @@ def _refuse(model: BridgeModel, wrong: tuple[str, float] | None) -> None:
 
 
 def measure(model: BridgeModel, tokens: Tensor) -> dict[str, float]:
-    """Largest relative difference of each part to the whole model, over all layers."""
+    """Largest relative difference of each part to the whole model, over all layers.
+
+    Returns:
+        By part, the largest difference as a share of the largest value.
+    """
     worst: dict[str, float] = {}
     for part, ours, theirs in differences(model, tokens):
         worst[part] = max(worst.get(part, 0.0), relative(ours, theirs))
     return worst
-
-
-def _probe(model: BridgeModel) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
-    shape = (2, min(PROBE_TOKENS, model.spec.n_ctx or PROBE_TOKENS))
-    return torch.randint(0, model.bridge.cfg.d_vocab, shape, generator=generator).to(model.device)
 
 
 def _not_taken_apart(name: str, error: Exception, bridge: Any) -> UnsupportedModelError:

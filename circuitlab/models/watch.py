@@ -1,13 +1,13 @@
-"""Watch a `TransformerBridge` run: what its blocks were called with, and what came by.
+"""Record runs of a `TransformerBridge`: what its blocks were called with, and their values.
 
 Blocks are called again with the arguments they were last called with, so any suffix of the model can be run on any
-stream. Nothing is left behind.
+stream. Every change is undone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,23 +15,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from circuitlab.data.limits import check_tokens
 from circuitlab.errors import UnsupportedModelError
-from circuitlab.models.anatomy import attn_adds, mlp_adds
-from circuitlab.models.exclusive import lock_of
+from circuitlab.models.anatomy import adds, one_key_per_query_head
 from circuitlab.models.families import Family
-from circuitlab.models.grouped_heads import once_per_query_head
+from circuitlab.models.held_bridge import HeldBridge
 from circuitlab.models.recording import BlockArguments, Recording
-from circuitlab.models.surgery import (
-    EnoughError,
-    broadcast_rows,
-    evaluating,
-    first_tensor,
-    forward_replaced,
-    hooks,
-    times,
-)
-from circuitlab.parts import ModelSpec
+from circuitlab.models.steps import once_per_query_head
+from circuitlab.models.surgery import broadcast_rows, first_tensor, forward_replaced, hooks, times
+from circuitlab.parts import Slot
 
 # Where each part of a recording is seen, for the message where it is not.
 SEEN_AT = {
@@ -43,49 +34,9 @@ SEEN_AT = {
     "z": "the output projection",
     "attn_out": "the attention",
     "mlp_out": "the MLP",
-    "resid_final": "the block",
 }
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class BridgeInternals:
-    """A booted bridge and what is known of it.
-
-    Attributes:
-        bridge: The bridge.
-        spec: Its shape.
-        family: What its modules do not show.
-        modules: Every module in it, walked once.
-    """
-
-    bridge: Any
-    spec: ModelSpec
-    family: Family
-    modules: tuple[nn.Module, ...]
-
-    @property
-    def lock(self) -> Any:
-        """The lock that whoever runs the model holds."""
-        return lock_of(self.bridge.original_model)
-
-    def forward(self, tokens: Int[Tensor, "batch seq"]) -> Float[Tensor, "batch seq d_vocab"]:
-        """The model's own forward pass; raises what `check_tokens` does for tokens that the model cannot read."""
-        check_tokens(tokens, self.spec)
-        with evaluating(self.modules):
-            device = next(self.bridge.original_model.parameters()).device
-            return self.bridge(tokens.to(device).long(), return_type="logits", use_cache=False)
-
-    def forward_until(self, module: nn.Module, tokens: Int[Tensor, "batch seq"]) -> None:
-        """The same up to this module, which is not run: unembedding every position is a third of GPT-2's work."""
-
-        def stop(_args: tuple, _kwargs: dict) -> None:
-            raise EnoughError
-
-        with hooks() as add, suppress(EnoughError):
-            add.call(module, stop)
-            self.forward(tokens)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -97,9 +48,9 @@ class BridgeArguments:
     attn_calls: tuple[Call, ...]
 
 
-def ours(arguments: BlockArguments) -> BridgeArguments:
+def own_arguments(arguments: BlockArguments) -> BridgeArguments:
     """The arguments as what this adapter made it."""
-    assert isinstance(arguments, BridgeArguments), "arguments come from the model that they are used with"
+    assert isinstance(arguments, BridgeArguments), "arguments are made by the model that they are used with"
     return arguments
 
 
@@ -118,123 +69,114 @@ def call_again(module: Any, stream: Tensor, call: Call, family: Family) -> Any:
 
 
 @torch.no_grad()
-def arguments_of(internals: BridgeInternals, tokens: Int[Tensor, "batch seq"]) -> BridgeArguments:
-    """Record what blocks are called with, on the first prompt: nothing there depends on the words."""
-    block_calls, attn_calls = dict[int, Call](), dict[int, Call]()
+def arguments_of(model: HeldBridge, tokens: Int[Tensor, "batch seq"]) -> BridgeArguments:
+    """Record what blocks are called with, on the first prompt: nothing there depends on the words.
+
+    Returns:
+        The arguments, for any number of prompts of this length.
+    """
+    block_calls, attn_calls = list[Call](), list[Call]()
     with hooks() as add, ExitStack() as stack:
-        for layer, block in enumerate(internals.bridge.blocks):
-            add.call(block, _keeper(block_calls, layer))
-            add.call(block.attn, _keeper(attn_calls, layer))
+        for block in model.bridge.blocks:
+            add.call(block, lambda args, kwargs: block_calls.append((args, dict(kwargs))))
+            add.call(block.attn, lambda args, kwargs: attn_calls.append((args, dict(kwargs))))
         # Nothing there depends on any value either, so that matrix products would be for nothing.
-        for module in internals.modules:
+        for module in model.modules:
             if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D":
                 stack.enter_context(forward_replaced(module, _zeros(module)))
-        internals.forward_until(internals.bridge.ln_final, tokens[:1])
-    n_layers = internals.spec.n_layers
-    return BridgeArguments(
-        tokens.shape[1],
-        tuple(block_calls[layer] for layer in range(n_layers)),
-        tuple(attn_calls[layer] for layer in range(n_layers)),
-    )
+        model.forward_until(model.bridge.ln_final, tokens[:1])
+    return BridgeArguments(tokens.shape[1], tuple(block_calls), tuple(attn_calls))
 
 
 @torch.no_grad()
-def embedding(internals: BridgeInternals, tokens: Int[Tensor, "batch seq"]) -> Float[Tensor, "batch seq d_model"]:
-    """The stream on entry to the first block."""
-    kept: list[Tensor] = []
-    first = internals.bridge.blocks[0]
-    with hooks() as add:
-        add.input(first, kept.append)
-        internals.forward_until(first, tokens)
-    return kept[0]
+def record(model: HeldBridge, tokens: Int[Tensor, "batch seq"]) -> Recording:
+    """Run the model once and keep everything.
 
-
-@torch.no_grad()
-def record(internals: BridgeInternals, tokens: Int[Tensor, "batch seq"]) -> Recording:
-    """Run the model once and keep everything."""
-    kept: dict[str, dict[int, Tensor]] = {name: {} for name in Recording.__slots__}
-    family = internals.family
+    Raises:
+        UnsupportedModelError: A part of the model was not seen while it ran.
+    """
+    spec, family = model.spec, model.family
+    kept = dict[tuple[str, int], Tensor]()
 
     def keep(name: str, layer: int, factor: float = 1.0) -> Callable[[Tensor], None]:
-        return lambda tensor: kept[name].__setitem__(layer, times(tensor.detach(), factor))
+        return lambda tensor: kept.__setitem__((name, layer), times(tensor.detach(), factor))
 
     with hooks() as add:
-        for layer, block in enumerate(internals.bridge.blocks):
+        for layer, block in enumerate(model.bridge.blocks):
             add.input(block, keep("resid_pre", layer))
-            add.output(block.attn.q, keep("q", layer))
-            add.output(block.attn.k, keep("k", layer))
-            add.output(block.attn.v, keep("v", layer))
+            for slot in Slot:
+                add.output(getattr(block.attn, slot.value), keep(slot.value, layer))
             add.output(block.attn.hook_pattern, keep("pattern", layer))
             add.input(block.attn.o, keep("z", layer))
-            add.output(attn_adds(block, family), keep("attn_out", layer, family.residual_multiplier))
-            if internals.spec.has_mlp:
-                add.output(mlp_adds(block, family), keep("mlp_out", layer, family.residual_multiplier))
-        add.input(internals.bridge.ln_final, keep("resid_final", 0))
-        internals.forward_until(internals.bridge.ln_final, tokens)
-    return _recording(internals, kept)
-
-
-def run_blocks(
-    internals: BridgeInternals,
-    stream: Float[Tensor, "row seq d_model"],
-    first: int,
-    arguments: BlockArguments,
-    stop: int | None = None,
-) -> Float[Tensor, "row seq d_model"]:
-    """The stream on entry to block `stop` (after the last by default) from that on entry to block `first`."""
-    for layer in range(first, internals.spec.n_layers if stop is None else stop):
-        stream = run_block(internals, layer, stream, arguments)
-    return stream
-
-
-def run_block(
-    internals: BridgeInternals, layer: int, stream: Float[Tensor, "row seq d_model"], arguments: BlockArguments
-) -> Float[Tensor, "row seq d_model"]:
-    """The stream behind one block; gradients follow if they are on."""
-    return first_tensor(
-        call_again(internals.bridge.blocks[layer], stream, ours(arguments).block_calls[layer], internals.family)
-    )
-
-
-def _recording(internals: BridgeInternals, kept: dict[str, dict[int, Tensor]]) -> Recording:
-    spec = internals.spec
-    missing = [(name, i) for name in kept for i in range(spec.n_layers) if _absent(internals, kept, name, i)]
-    if missing:
-        name, layer = missing[0]
+            for sublayer in ("attn", "mlp") if spec.has_mlp else ("attn",):
+                keep_added = keep(f"{sublayer}_out", layer, family.residual_multiplier)
+                add.output(adds(block, sublayer, family), keep_added)
+        final: list[Tensor] = []
+        add.input(model.bridge.ln_final, lambda stream: final.append(stream.detach()))
+        model.forward_until(model.bridge.ln_final, tokens)
+    names = [name for name in SEEN_AT if name != "mlp_out" or spec.has_mlp]
+    missing = [(name, layer) for name in names for layer in range(spec.n_layers) if (name, layer) not in kept]
+    if missing or not final:
+        name, layer = missing[0] if missing else ("resid_pre", spec.n_layers - 1)
         raise UnsupportedModelError(
             f"model {spec.name!r} does not run {SEEN_AT[name]} of layer {layer} as a module of its own "
             f"({len(missing)} such parts), so that it cannot be patched there."
         )
-
-    def heads(name: str) -> tuple[Tensor, ...]:
-        split = (kept[name][i].flatten(2).unflatten(-1, (-1, spec.d_head)) for i in range(spec.n_layers))
-        return tuple(once_per_query_head(spec, values) for values in split)
-
-    def layers(name: str) -> tuple[Tensor, ...]:
-        return tuple(kept[name][i] for i in range(spec.n_layers))
-
-    nothing = torch.zeros_like(kept["resid_pre"][0])
-    return Recording(
-        resid_pre=layers("resid_pre"),
-        attn_out=layers("attn_out"),
-        mlp_out=layers("mlp_out") if spec.has_mlp else (nothing,) * spec.n_layers,
-        q=heads("q"),
-        k=heads("k"),
-        v=heads("v"),
-        pattern=layers("pattern"),
-        z=heads("z"),
-        resid_final=kept["resid_final"][0],
-    )
+    layers = {name: tuple(kept[name, layer] for layer in range(spec.n_layers)) for name in names}
+    for name in ("q", "k", "v", "z"):
+        split = (values.flatten(2).unflatten(-1, (-1, spec.d_head)) for values in layers[name])
+        layers[name] = tuple(once_per_query_head(spec, values) for values in split)
+    if not spec.has_mlp:
+        layers["mlp_out"] = (torch.zeros_like(final[0]),) * spec.n_layers
+    return Recording(**layers, resid_final=final[0])
 
 
-def _absent(internals: BridgeInternals, kept: dict[str, dict[int, Tensor]], name: str, layer: int) -> bool:
-    if name == "resid_final":
-        return 0 not in kept[name]
-    return layer not in kept[name] and (name != "mlp_out" or internals.spec.has_mlp)
+def run_block(
+    model: HeldBridge, layer: int, stream: Float[Tensor, "row seq d_model"], arguments: BlockArguments
+) -> Float[Tensor, "row seq d_model"]:
+    """The stream after one block; gradients follow if they are on."""
+    call = own_arguments(arguments).block_calls[layer]
+    return first_tensor(call_again(model.bridge.blocks[layer], stream, call, model.family))
 
 
-def _keeper(store: dict[int, Call], layer: int) -> Callable[[tuple, dict], None]:
-    return lambda args, kwargs: store.__setitem__(layer, (args, dict(kwargs)))
+def attend_with_own_code(
+    model: HeldBridge,
+    layer: int,
+    q: Float[Tensor, "row seq head d_head"],
+    k: Float[Tensor, "row seq _ d_head"],
+    v: Float[Tensor, "row seq _ d_head"],
+    arguments: BlockArguments,
+) -> Float[Tensor, "row seq head d_head"]:
+    """Every head's z, by whatever the layer does between its projections and its output projection.
+
+    Args:
+        model: The model; it is left as it was.
+        layer: The layer.
+        q: Queries of all tokens.
+        k: Keys, once per query head or once per key/value head.
+        v: Values, the same way.
+        arguments: What the layer is called with.
+
+    Returns:
+        The z of all tokens.
+    """
+    attn, spec = model.bridge.blocks[layer].attn, model.spec
+    dummy = q.new_zeros(()).expand(q.shape[0], q.shape[1], spec.d_model)
+    kept: list[Tensor] = []
+
+    def take_z(z: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
+        kept.append(z)
+        return dummy
+
+    with ExitStack() as stack:
+        if k.shape[2] == spec.n_heads > spec.n_kv_heads:
+            stack.enter_context(one_key_per_query_head(attn, spec, model.family))
+        for module, value in ((attn.q, q), (attn.k, k), (attn.v, v)):
+            flat = value.flatten(2)
+            stack.enter_context(forward_replaced(module, lambda *_a, flat=flat, **_k: flat))
+        stack.enter_context(forward_replaced(attn.o, take_z))
+        call_again(attn, dummy, own_arguments(arguments).attn_calls[layer], model.family)
+    return kept[0].reshape(q.shape)
 
 
 def _zeros(linear: Any) -> Callable[..., Tensor]:

@@ -28,6 +28,7 @@ from circuitlab.data.texts import answer_ids, as_texts, encode_text, filled
 from circuitlab.drawing import draw
 from circuitlab.errors import ConfigError
 from circuitlab.models.modes import in_ordinary_modes
+from circuitlab.models.norms import frozen_norm
 from circuitlab.models.protocol import Model
 from circuitlab.models.steps import mlp_reads
 from circuitlab.neurons.chosen import layers_of
@@ -199,11 +200,11 @@ def _effects(
     rows, last = torch.arange(len(ids)), lengths - 1
     final = run.resid_final[rows, last]
     words = model.logits(final).argmax(1) if asked is None else torch.tensor(list(asked), device=final.device)
-    columns, _ = model.direct.unembedding(words)
-    direction = model.direct.frozen_norm(final).back(columns.T)
+    columns, _ = model.unembedding(words)
+    direction = frozen_norm(model.final_norm, final, model.id).back(columns.T)
     found = []
     for layer in layers:
         stream = run.resid_pre[layer][rows, last]
         read = mlp_reads(model.spec, stream, stream + run.attn_out[layer][rows, last])
-        found.append(model.direct.neurons(layer, model.mlp_hidden(layer, read), direction)[0])
+        found.append(model.neurons_along(layer, model.mlp_hidden(layer, read), direction)[0])
     return torch.cat(found, 1), words.tolist()

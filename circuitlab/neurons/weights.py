@@ -20,8 +20,8 @@ from torch import Tensor
 
 from circuitlab.arguments import checked
 from circuitlab.errors import ConfigError, TokenError, UnsupportedModelError
-from circuitlab.models.direct import FrozenNorm
 from circuitlab.models.modes import in_ordinary_modes
+from circuitlab.models.norms import FrozenNorm, frozen_norm
 from circuitlab.models.protocol import Model
 from circuitlab.models.steps import neurons_interact
 from circuitlab.neurons.chosen import layers_of, neurons_of
@@ -168,7 +168,7 @@ def top_neurons(
 def _norm_at_scale_one(model: Model, like: Float[Tensor, "1 d_model"]) -> FrozenNorm:
     """The final norm as a linear map, at scale 1: gain and centring alone."""
     signs = 1.0 - 2.0 * (torch.arange(like.shape[-1], device=like.device) % 2).to(like)
-    return model.direct.frozen_norm(signs[None])
+    return frozen_norm(model.final_norm, signs[None], model.id)
 
 
 def _precise(values: Float[Tensor, "*row"]) -> Float[Tensor, "*row"]:

@@ -21,18 +21,18 @@ def family_of(bridge: Any) -> Family:
 
     Args:
         bridge: A `TransformerBridge`; TransformerLens's own models have no config but the bridge's.
+
+    Returns:
+        The facts; the defaults for a family without a file.
     """
-    architecture = getattr(bridge.cfg, "architecture", None)
-    if architecture in _families():
-        return _made(bridge.cfg, architecture)
-    config: Any = getattr(bridge.original_model, "config", None)
-    config = config.get_text_config() if hasattr(config, "get_text_config") else config
-    return _made(config, getattr(config, "model_type", None))
-
-
-def _made(config: Any, model_type: Any) -> Family:
-    found = _families().get(model_type) if isinstance(model_type, str) else None
-    return found(config) if found else Family()
+    config: Any = bridge.cfg
+    name = getattr(config, "architecture", None)
+    if name not in _families():
+        config = getattr(bridge.original_model, "config", None)
+        config = config.get_text_config() if hasattr(config, "get_text_config") else config
+        name = getattr(config, "model_type", None)
+    family = _families().get(name) if isinstance(name, str) else None
+    return family(config) if family else Family()
 
 
 @cache

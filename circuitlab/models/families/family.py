@@ -19,8 +19,8 @@ class Family:
         adds_residual: Sublayers, `"attn"` or `"mlp"`, whose modules return the stream with their output added.
         by_row_and_head: Names of arguments of blocks whose first axis is rows times heads.
         norms_span_heads: Queries and keys have norms over all heads together, so that heads share a scale.
-        parallel: Whether attention and MLP read the same stream; None where TransformerLens's config says so.
-        n_ctx: Longest prompt, where TransformerLens's config does not say it.
+        parallel: Whether attention and MLP read the same stream; None where TransformerLens's config has it.
+        n_ctx: Longest prompt, where TransformerLens's config does not have it.
         score_scale: From an attention layer and the model's shape to the factor of its scores, where attention is a
             causal softmax of scaled scores and nothing else; None for another layer.
         fused_mlp: An MLP may be run as two products around one tanh GELU, where a probe gives the same values.

@@ -1,4 +1,4 @@
-"""TransformerLens's own models: their blocks run one after the other, whatever their config says."""
+"""TransformerLens's own models: their blocks run one after the other, whatever is in their config."""
 
 from typing import Any
 

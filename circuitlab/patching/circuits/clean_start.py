@@ -25,7 +25,15 @@ from torch import Tensor
 
 from circuitlab.graphs.prune import real_edges
 from circuitlab.models.protocol import Model
-from circuitlab.models.steps import attend, heads_interact, heads_run_alone, mlp_input
+from circuitlab.models.steps import (
+    attend,
+    attention_pattern,
+    head_values,
+    heads_interact,
+    heads_run_alone,
+    mlp_input,
+    project,
+)
 from circuitlab.parts import Kind, Layout, Slot
 from circuitlab.patching.circuits.variants import Variants, distinct, runs, taken
 from circuitlab.patching.runs.ablation import AblatedRun, replacement_differences
@@ -296,7 +304,7 @@ class _Run:
                 # What the head reads is mixed first, and projected at one token.
                 mixed = torch.matmul(weights, self.model.attn_input(layer, read.at(circuits)))
                 mixed = mixed - torch.matmul(weights, start.normed(layer))
-                changes.append(self.model.head_values(layer, head, mixed))
+                changes.append(head_values(self.model, layer, head, mixed))
             else:
                 values = self._projected(layer, V, head, read).at(circuits) - own[:, start.since :]
                 changes.append(torch.matmul(weights, values))
@@ -319,7 +327,7 @@ class _Run:
             early = torch.matmul(queries, own[:, : start.since].transpose(1, 2))
             late = torch.matmul(queries, k.at(circuits).transpose(2, 3))
             scores = torch.cat([early.expand(*late.shape[:3], -1), late], 3)
-        return Variants(self.model.attention_pattern(layer, scores, start.sees[need]), of)
+        return Variants(attention_pattern(self.model, layer, scores, start.sees[need]), of)
 
     def _read(self, layer: int, slot: int, head: int, column: int, need: int) -> Variants | None:
         """A head's queries, keys or values, where any circuit changes them."""
@@ -331,7 +339,7 @@ class _Run:
         return self._shared(("reader", column), [column], need, compute)
 
     def _projected(self, layer: int, slot: int, head: int, read: Variants) -> Variants:
-        values = self.model.project(layer, SLOTS[slot], [head], read.values.flatten(0, 1)[None])[0]
+        values = project(self.model, layer, SLOTS[slot], [head], read.values.flatten(0, 1)[None])[0]
         return Variants(values.unflatten(0, read.values.shape[:2]), read.of)
 
     def _all_heads(self, layer: int, first_writer: int) -> None:

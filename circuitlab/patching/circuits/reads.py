@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuitlab.models.protocol import Model, Recording
-from circuitlab.models.steps import column_of_head
+from circuitlab.models.steps import column_of_head, project
 from circuitlab.parts import Slot
 from circuitlab.patching.circuits.plan import Plan, Read
 from circuitlab.patching.circuits.rows import Table, at_once
@@ -98,7 +98,7 @@ def _some_heads(
     """The next streams, which some heads read in one slot, each the same number of rows."""
     each = [next(iter(reads.values())) for reads in heads]
     read = next(streams).unflatten(0, (len(heads), -1))[:, :, None]
-    found = model.project(layer, each[0].slot, [read.head for read in each], read).flatten(0, 2)
+    found = project(model, layer, each[0].slot, [read.head for read in each], read).flatten(0, 2)
     where, end = dict[int, np.ndarray](), 0
     for number in chain.from_iterable(heads):
         start, end = end, end + plan.sets.count(plan.tokens[number])

@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuitlab.models.protocol import Model
-from circuitlab.models.steps import attend, mlp_input
+from circuitlab.models.steps import attend, mlp_input, project
 from circuitlab.parts import Kind, Layout, Node, Reader, Slot
 from circuitlab.patching.runs.ablation import AblatedRun, replacement_differences
 from circuitlab.patching.runs.baseline import Baseline
@@ -97,7 +97,7 @@ class SoftCircuit:
 
         def values(slot: Slot) -> Tensor:
             first = self._layout.reader_index(Reader(Node(Kind.HEAD, layer, 0), slot))
-            read = self.model.project(layer, slot, heads, run.read(first, len(heads), own))
+            read = project(self.model, layer, slot, heads, run.read(first, len(heads), own))
             return self._whole(rearrange(read, "head batch seq d_head -> batch seq head d_head"))
 
         z = attend(self.model, layer, {slot: values(slot) for slot in Slot}, self.baseline.arguments)

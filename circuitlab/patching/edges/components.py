@@ -12,7 +12,7 @@ from torch import Tensor
 
 from circuitlab.metrics import Metric
 from circuitlab.models.protocol import Model
-from circuitlab.models.rows import Rows
+from circuitlab.models.row_steps import Rows
 from circuitlab.models.steps import after_heads
 from circuitlab.parts import Kind, Layout, Node
 from circuitlab.patching.edges.carried import replacement_messages

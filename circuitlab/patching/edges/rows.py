@@ -23,8 +23,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuitlab.models.changes import add_change_of_heads, add_change_of_layer, finish_block_shifted
-from circuitlab.models.row_steps import attend_with_slot
-from circuitlab.models.rows import at_tokens
+from circuitlab.models.row_steps import at_tokens, attend_with_slot
 from circuitlab.models.steps import after_heads, changes_other_heads
 from circuitlab.parts import Edge, Layout, Slot
 from circuitlab.patching.edges.carried import EdgeRun

@@ -16,7 +16,7 @@ from torch import Tensor
 from circuitlab.data.batch import PairBatch
 from circuitlab.models.changes import head_differences
 from circuitlab.models.protocol import Model, Recording
-from circuitlab.models.traced import Slopes, Traced, Window
+from circuitlab.models.traced import PassGradients, Traced, Window
 from circuitlab.parts import Kind, Layout, Node
 from circuitlab.patching.gradients.slopes import reader_slopes
 from circuitlab.patching.runs.given_outputs import layer_outputs
@@ -105,7 +105,7 @@ class EdgeProducts:
         return (self._at_answer if at_answer else self._during)[writers]
 
     @torch.no_grad()
-    def scores(self, traced: Traced, found: Slopes) -> Float[Tensor, "batch writer reader"]:
+    def scores(self, traced: Traced, found: PassGradients) -> Float[Tensor, "batch writer reader"]:
         """The products of all edges; 0 where there is no edge.
 
         Args:
@@ -125,7 +125,7 @@ class EdgeProducts:
 
     @torch.no_grad()
     def by_column(
-        self, traced: Traced, found: Slopes, tokens: Bool[Tensor, "column batch _"]
+        self, traced: Traced, found: PassGradients, tokens: Bool[Tensor, "column batch _"]
     ) -> Float[Tensor, "column batch writer reader"]:
         """The same, of the tokens of each column alone; columns that share out all tokens sum to `scores`.
 
@@ -154,7 +154,7 @@ class EdgeProducts:
         return out.mul_(self._real(out))
 
     @torch.no_grad()
-    def at_writers(self, found: Slopes) -> Float[Tensor, "batch writer d_model"]:
+    def at_writers(self, found: PassGradients) -> Float[Tensor, "batch writer d_model"]:
         """Each writer's difference times the gradient at its output, component by component, summed over tokens.
 
         Their sum over components is that of the writer's edges: whoever reads the stream reads all of it.

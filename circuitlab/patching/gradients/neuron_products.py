@@ -12,7 +12,7 @@ from torch import Tensor
 
 from circuitlab.models.changes import neuron_gradients
 from circuitlab.models.protocol import Model
-from circuitlab.models.traced import Slopes, Traced
+from circuitlab.models.traced import PassGradients, Traced
 
 
 class NeuronProducts:
@@ -33,7 +33,7 @@ class NeuronProducts:
             other = _neurons(model, corrupt, layer)
             self._differences.append(_neurons(model, clean, layer) - (other if layer == last else window.of(other)))
 
-    def scores(self, traced: Traced, found: Slopes) -> Float[Tensor, "batch layer neuron"]:
+    def scores(self, traced: Traced, found: PassGradients) -> Float[Tensor, "batch layer neuron"]:
         """The products, summed over positions.
 
         Args:

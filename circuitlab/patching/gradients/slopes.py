@@ -18,7 +18,7 @@ from circuitlab.errors import MetricError
 from circuitlab.metrics import Metric, MetricLike, metric_for
 from circuitlab.metrics.checks import no_gradient
 from circuitlab.models.protocol import Model
-from circuitlab.models.traced import Slopes, Traced, Window, slopes, trace
+from circuitlab.models.traced import PassGradients, Traced, Window, pass_gradients, pull_back, trace
 from circuitlab.parts import Kind, Layout, Node, Reader, Slot
 
 
@@ -98,7 +98,7 @@ def metric_gradients(
 
 def metric_slopes(
     model: Model, traced: Traced, metric: Metric, batch: PairBatch
-) -> tuple[Slopes, Float[Tensor, " batch"]]:
+) -> tuple[PassGradients, Float[Tensor, " batch"]]:
     """Gradients at the points of a pass, and the metric's values there. The pass's graph is gone after it.
 
     Raises:
@@ -113,7 +113,7 @@ def metric_slopes(
         raise MetricError(
             f"metric {metric.name!r} does not depend on the logits in a way that torch can differentiate."
         )
-    return slopes(total, traced), values.detach()
+    return pass_gradients(total, traced), values.detach()
 
 
 def judged(
@@ -124,9 +124,9 @@ def judged(
     return metric(model.logits(final, words), batch)
 
 
-def reader_slopes(model: Model, traced: Traced, found: Slopes) -> Iterator[ReaderSlopes]:
+def reader_slopes(model: Model, traced: Traced, found: PassGradients) -> Iterator[ReaderSlopes]:
     """Gradients at all readers' inputs, some readers at a time: heads layer by layer, then MLPs, then the rest."""
-    layout, window, last = Layout.of(model.spec), traced.window, model.spec.n_layers - 1
+    layout, window, first, last = Layout.of(model.spec), traced.window, traced.first, model.spec.n_layers - 1
 
     def heads(layer: int, *slots: Slot) -> list[int]:
         return [
@@ -134,22 +134,22 @@ def reader_slopes(model: Model, traced: Traced, found: Slopes) -> Iterator[Reade
         ]
 
     # Memory that is new costs a CPU as much as the product that fills it: 5 % of all of EAP.
-    room = found.start.new_empty(len(Slot) * model.spec.n_heads, *found.start.shape)
-    for layer, (block, stream) in enumerate(zip(found.blocks, traced.streams, strict=True)):
+    buffer = found.start.new_empty(len(Slot) * model.spec.n_heads, *found.start.shape)
+    for layer, (block, stream) in enumerate(zip(found.blocks, traced.streams, strict=True), first):
         by_slot = {Slot.Q: block.q, Slot.K: block.k, Slot.V: block.v}
         if layer == last:
             del by_slot[Slot.Q]
-        yield ReaderSlopes(heads(layer, *by_slot), model.pull_back(layer, stream, by_slot, room), at_answer=False)
+        yield ReaderSlopes(heads(layer, *by_slot), pull_back(model, layer, stream, by_slot, buffer), at_answer=False)
     # An MLP's gradient needs no pulling back, and a product for all of them reads every writer once.
     reads = [block.mlp_read for block in found.blocks if block.mlp_read is not None]
-    mlps = [layout.reader_index(Reader(Node(Kind.MLP, layer))) for layer in range(len(reads))]
+    mlps = [layout.reader_index(Reader(Node(Kind.MLP, first + number))) for number in range(len(reads))]
     if reads[:-1]:
         yield ReaderSlopes(mlps[:-1], torch.stack(reads[:-1]), at_answer=False)
-    stream = window.at_answer(traced.streams[last])
-    asking = model.pull_back(last, stream, {Slot.Q: found.blocks[last].q})
-    rest = torch.stack([*reads[-1:], found.final[:, None]])
-    columns = [*heads(last, Slot.Q), *mlps[-1:], len(layout.readers) - 1]
-    yield ReaderSlopes(columns, torch.cat([asking, rest]), at_answer=True)
+    at_end, columns = torch.stack([*reads[-1:], found.final[:, None]]), [*mlps[-1:], len(layout.readers) - 1]
+    if found.blocks:
+        queries = pull_back(model, last, window.at_answer(traced.streams[-1]), {Slot.Q: found.blocks[-1].q})
+        at_end, columns = torch.cat([queries, at_end]), [*heads(last, Slot.Q), *columns]
+    yield ReaderSlopes(columns, at_end, at_answer=True)
 
 
 def _everywhere(

@@ -6,8 +6,7 @@ everything after it follows, so only that is run, and gradients are taken there 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, cast
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -15,7 +14,6 @@ from torch import Tensor
 
 from circuitlab.data.batch import PairBatch
 from circuitlab.metrics import Metric
-from circuitlab.models.later import LaterBlocks
 from circuitlab.models.protocol import BlockArguments, Model
 from circuitlab.models.steps import mlp_reads_heads
 from circuitlab.models.traced import Traced, trace
@@ -79,42 +77,29 @@ class SublayerPaths:
     def __init__(
         self, model: Model, arguments: BlockArguments, clean: Traced, around: Traced, metric: Metric, batch: PairBatch
     ) -> None:
-        self._model, self._frame, self._clean, self._around = model, arguments, clean, around
+        self._model, self._arguments, self._clean, self._around = model, arguments, clean, around
         self._metric, self._batch = metric, batch
 
     @torch.no_grad()
     def value(self, at: Sublayer, shift: Float[Tensor, "batch _ d_model"]) -> Float[Tensor, " batch"]:
         """The metric with the sublayer's output shifted; no gradients."""
         stream, _ = self._shifted(at, shift)
-        if at.layer == self._model.spec.n_layers - 1:
-            final = stream[:, 0]
-        else:
-            _, traced = self._later(at, stream)
-            final = traced.final.detach()
-        return judged(self._model, self._metric, self._batch, final)
+        return judged(self._model, self._metric, self._batch, self._later(at, stream).final.detach())
 
     def gradients(self, at: Sublayer, shift: Float[Tensor, "batch _ d_model"]) -> Behind:
         """Gradients after the sublayer with its output shifted."""
         stream, mlp = self._shifted(at, shift)
-        if at.layer == self._model.spec.n_layers - 1:
-            at_stream, readers = self._at_logits(stream.detach())
-        else:
-            later, traced = self._later(at, stream.detach())
-            found, _ = metric_slopes(later, traced, self._metric, self._batch)
-            at_stream, readers = found.start, []
-            before = (at.layer + 1) * self._model.spec.readers_per_layer
-            # The values of a layer are overwritten by those of the next.
-            for part in reader_slopes(later, traced, found):
-                readers.append(
-                    ReaderSlopes([column + before for column in part.columns], part.values.clone(), part.at_answer)
-                )
+        traced = self._later(at, stream.detach())
+        found, _ = metric_slopes(self._model, traced, self._metric, self._batch)
+        # The values of a layer are overwritten by those of the next.
+        readers = [replace(part, values=part.values.clone()) for part in reader_slopes(self._model, traced, found)]
         if mlp is None:
-            return Behind(at_stream, readers)
+            return Behind(found.start, readers)
         read, out = mlp
-        (at_read,) = torch.autograd.grad(out, read, at_stream)
+        (at_read,) = torch.autograd.grad(out, read, found.start)
         column = Layout.of(self._model.spec).reader_index(Reader(Node(Kind.MLP, at.layer)))
         last = at.layer == self._model.spec.n_layers - 1
-        return Behind(at_stream + at_read, [ReaderSlopes([column], at_read[None], last), *readers])
+        return Behind(found.start + at_read, [ReaderSlopes([column], at_read[None], last), *readers])
 
     def _shifted(self, at: Sublayer, shift: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
         """The stream after the sublayer's block; the block's own MLP with its graph, where it reads the sublayer."""
@@ -131,16 +116,5 @@ class SublayerPaths:
             return clean.final.detach()[:, None] + shift, None
         return (clean.start.detach() if at.layer < 0 else clean.streams[at.layer + 1]) + shift, None
 
-    def _later(self, at: Sublayer, stream: Tensor) -> tuple[Model, Traced]:
-        later = LaterBlocks(self._model, at.layer + 1)
-        model = cast("Any", later)
-        return model, trace(model, self._frame, self._clean.window, stream, around=later.of(self._around))
-
-    def _at_logits(self, stream: Float[Tensor, "batch 1 d_model"]) -> tuple[Tensor, list[ReaderSlopes]]:
-        """Behind the last block only the logits read."""
-        with torch.enable_grad():
-            leaf = stream.requires_grad_()
-            total = judged(self._model, self._metric, self._batch, leaf[:, 0]).sum()
-        (found,) = torch.autograd.grad(total, leaf)
-        column = len(Layout.of(self._model.spec).readers) - 1
-        return found, [ReaderSlopes([column], found[None], at_answer=True)]
+    def _later(self, at: Sublayer, stream: Tensor) -> Traced:
+        return trace(self._model, self._arguments, self._clean.window, stream, self._around, first=at.layer + 1)

@@ -13,8 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitlab.models.protocol import Model, Recording
-from circuitlab.models.row_steps import put_row_inputs, row_attention, row_attention_frozen, row_inputs
-from circuitlab.models.rows import Rows
+from circuitlab.models.row_steps import Rows, RowSteps
 from circuitlab.models.steps import add_mlp, after_heads, mlp_reads, mlp_reads_heads
 from circuitlab.parts import Kind, Node, Reader, Slot
 from circuitlab.patching.runs.baseline import Baseline
@@ -120,13 +119,14 @@ def run_receivers(paths: Paths, rows: Rows, read_before: ReaderInputs) -> Float[
     """The second run: only the receivers take their inputs of the first, and everything else follows from it."""
     model, base, arguments = paths.model, paths.base, paths.baseline.arguments
     stream = rows.of(base.stream(paths.first_layer))
+    steps = RowSteps(model=model, base=base, arguments=arguments, rows=rows)
     for layer in range(paths.first_layer, paths.last_layer + 1):
-        inputs = row_inputs(model, base, rows, stream, layer)
+        inputs = steps.inputs(layer, stream)
         for slot in Slot:
             heads = [reader.node.head or 0 for reader in paths.of_layer(layer, Kind.HEAD) if reader.slot is slot]
             if heads:
-                put_row_inputs(model, layer, rows, inputs, slot, heads, read_before.heads[layer])
-        middle = stream + row_attention(model, layer, rows, inputs, arguments)
+                steps.put_inputs(layer, inputs, slot, heads, read_before.heads[layer])
+        middle = stream + steps.attention(layer, inputs)
         read = read_before.mlps.get(layer, mlp_reads(model.spec, stream, middle))
         stream = add_mlp(model, layer, middle, read)
     return run_suffix(model, base, arguments, rows, stream, paths.last_layer + 1)
@@ -158,6 +158,7 @@ def _attention_between(
     model, base = paths.model, paths.base
     if paths.frozen == "heads":
         return rows.of(base.attn_out[layer])
+    steps = RowSteps(model=model, base=base, arguments=paths.baseline.arguments, rows=rows)
     if paths.frozen == "patterns":
-        return row_attention_frozen(model, base, rows, stream, layer)
-    return row_attention(model, layer, rows, row_inputs(model, base, rows, stream, layer), paths.baseline.arguments)
+        return steps.attention_frozen(layer, stream)
+    return steps.attention(layer, steps.inputs(layer, stream))

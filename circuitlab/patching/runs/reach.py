@@ -12,7 +12,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from circuitlab.data.batch import PairBatch
-from circuitlab.models.rows import Rows
+from circuitlab.models.row_steps import Rows
 from circuitlab.parts import ModelSpec
 
 

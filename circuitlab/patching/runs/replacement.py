@@ -35,9 +35,8 @@ from circuitlab.data.batching import batches_for
 from circuitlab.data.pairs import PairSet
 from circuitlab.digests import sha256
 from circuitlab.errors import ConfigError, UnknownNameError
-from circuitlab.models.grouped_heads import once_per_kv_head, once_per_query_head
 from circuitlab.models.protocol import Model, Recording
-from circuitlab.models.steps import mlp_input
+from circuitlab.models.steps import mlp_input, once_per_kv_head, once_per_query_head
 from circuitlab.patching.runs.baseline import Baseline
 from circuitlab.patching.runs.given_outputs import AblationFunction, GivenOutputs
 from circuitlab.patching.runs.reference import (

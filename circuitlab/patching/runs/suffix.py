@@ -15,8 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from circuitlab.models.protocol import BlockArguments, Model, Recording
-from circuitlab.models.row_steps import finish_block_rows, run_block
-from circuitlab.models.rows import Rows
+from circuitlab.models.row_steps import Rows, RowSteps
 
 
 @torch.no_grad()
@@ -41,8 +40,9 @@ def run_suffix(
         touched: Which tokens differ from the recorded run on entry; all of them by default. The others' queries, keys
             and values are the recorded ones.
     """
+    steps = RowSteps(model=model, base=base, arguments=arguments, rows=rows)
     for at in range(layer, model.spec.n_layers):
-        stream = run_block(model, base, arguments, rows, stream, at, touched if at == layer else None)
+        stream = steps.run_block(at, stream, touched if at == layer else None)
     return stream if layer < model.spec.n_layers else stream[rows.at_answer]
 
 
@@ -61,5 +61,5 @@ def run_from_middle(
         middle = middle[rows.at_answer]
         touched = None if touched is None else touched[rows.at_answer]
         rows = rows.answers_only()
-    stream = finish_block_rows(model, base, rows, middle, layer, touched)
+    stream = RowSteps(model=model, base=base, arguments=arguments, rows=rows).finish_block(layer, middle, touched)
     return run_suffix(model, base, arguments, rows, stream, layer + 1, touched)

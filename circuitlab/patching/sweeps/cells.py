@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from circuitlab.models.rows import Rows
+from circuitlab.models.row_steps import Rows
 from circuitlab.models.steps import after_heads, finish_block
 from circuitlab.patching.runs.reach import rows_at_answer, rows_from, tokens_that_matter
 from circuitlab.patching.runs.suffix import run_suffix

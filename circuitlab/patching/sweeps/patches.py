@@ -17,9 +17,8 @@ from torch import Tensor
 
 from circuitlab.errors import CircuitLabError, ConfigError, in_one_line, shown
 from circuitlab.models.changes import Change, change_of_heads, change_of_neurons
-from circuitlab.models.grouped_heads import query_heads
 from circuitlab.models.protocol import Model, Recording
-from circuitlab.models.steps import attend, changes_other_heads, weigh_values
+from circuitlab.models.steps import attend, changes_other_heads, query_heads, weigh_values
 from circuitlab.parts import Slot
 from circuitlab.patching.runs.baseline import Baseline
 from circuitlab.patching.sweeps.sites import Member, Site
