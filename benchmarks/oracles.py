@@ -44,12 +44,12 @@ def whole_run(bridge: Any, layout: Layout, tokens: Int[Tensor, "batch seq"]) -> 
     """Run the bridge once and keep what readers read and writers say."""
     spec = layout.spec
     logits, cache = bridge.run_with_cache(tokens)
-    read = {("heads", i): cache[f"blocks.{i}.ln1.hook_in"] for i in range(spec.n_layers)}
+    read = {("heads", i): cache[f"blocks.{i}.hook_in"] for i in range(spec.n_layers)}
     said = [cache["blocks.0.hook_in"]]
     for layer in range(spec.n_layers):
         said += _heads_say(bridge, layer, cache[f"blocks.{layer}.attn.o.hook_in"])
         if spec.has_mlp:
-            read["mlp", layer] = cache[f"blocks.{layer}.ln2.hook_in"]
+            read["mlp", layer] = cache[_mlp_hook(bridge, layer)]
             said.append(cache[f"blocks.{layer}.hook_mlp_out"])
     read["logits", 0] = cache["ln_final.hook_in"]
     return Whole(logits, read, said)
@@ -119,7 +119,7 @@ def reader_gradients(bridge: Any, layout: Layout, batch: PairBatch) -> Float[Ten
     with torch.enable_grad():
         for reader, probe in zip(layout.readers, probes, strict=True):
             stream = clean.read[_place(reader)]
-            name, head = _hook_of(reader), reader.node.head
+            name, head = _hook_of(bridge, reader), reader.node.head
             change = probe
             if head is not None:
                 moved, still = (_projected(bridge, reader, x) for x in (stream + probe, stream))
@@ -181,6 +181,8 @@ def _heads_say(bridge: Any, layer: int, z: Float[Tensor, "batch seq head d_head"
     nothing, whole = (_first(block.attn.o(x.flatten(2))) for x in (torch.zeros_like(z), z))
     # A norm behind the heads (Gemma 2) divides their sum by one number a token: the ratio of its output to its input.
     scale = block.ln1_post(whole) / whole if hasattr(block, "ln1_post") else torch.ones_like(whole)
+    # Granite multiplies their sum on its way to the stream.
+    scale = scale * getattr(getattr(bridge.original_model, "config", None), "residual_multiplier", 1.0)
     found = []
     for head in range(z.shape[2]):
         alone = torch.zeros_like(z)
@@ -194,18 +196,24 @@ def _place(reader: Reader) -> tuple[str, int]:
     return kinds[reader.node.kind], reader.node.layer or 0
 
 
-def _hook_of(reader: Reader) -> str:
+def _mlp_hook(bridge: Any, layer: int | None) -> str:
+    """Where an MLP reads the stream: before its norm, or at the MLP itself where there is none (OLMo 2)."""
+    name = f"blocks.{layer}.ln2.hook_in"
+    return name if name in bridge.hook_dict else f"blocks.{layer}.mlp.hook_in"
+
+
+def _hook_of(bridge: Any, reader: Reader) -> str:
     layer = reader.node.layer
     if reader.slot is not None:
         return f"blocks.{layer}.attn.hook_{reader.slot.value}"
-    return f"blocks.{layer}.ln2.hook_in" if reader.node.kind is Kind.MLP else "ln_final.hook_in"
+    return _mlp_hook(bridge, layer) if reader.node.kind is Kind.MLP else "ln_final.hook_in"
 
 
 def _projected(bridge: Any, reader: Reader, stream: Tensor) -> Float[Tensor, "batch seq head d_head"]:
     """All heads' q, k or v from one stream, by the block's own norm and projection."""
     block, slot = bridge.blocks[reader.node.layer], reader.slot
     assert slot is not None
-    flat = getattr(block.attn, slot.value)(block.ln1(stream))
+    flat = getattr(block.attn, slot.value)(block.ln1(stream) if hasattr(block, "ln1") else stream)
     return flat.unflatten(-1, (-1, bridge.cfg.d_head)) if flat.ndim == 3 else flat
 
 
@@ -213,7 +221,7 @@ def _given(bridge: Any, reader: Reader, stream: Float[Tensor, "batch seq d_model
     """A hook that lets this reader, and no other, read this stream."""
     head = reader.node.head
     if head is None:
-        return _hook_of(reader), lambda value, hook: stream
+        return _hook_of(bridge, reader), lambda value, hook: stream
     projected = _projected(bridge, reader, stream)[:, :, head]
 
     def put(value: Tensor, hook: object) -> Tensor:
@@ -221,7 +229,7 @@ def _given(bridge: Any, reader: Reader, stream: Float[Tensor, "batch seq d_model
         value[:, :, head] = projected
         return value
 
-    return _hook_of(reader), put
+    return _hook_of(bridge, reader), put
 
 
 def _seen(bridge: Any, tokens: Tensor, hooks: Sequence[Hook], name: str) -> Tensor:
