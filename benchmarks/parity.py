@@ -29,7 +29,7 @@ from circuitlab.metrics import resolve
 from circuitlab.models.bridge import BridgeModel
 from circuitlab.parts import Layout
 from circuitlab.patching.experiment import Experiment
-from circuitlab.patching.gradients.slopes import Gradients, metric_gradients
+from circuitlab.patching.gradients.metric_gradients import Gradients, metric_gradients
 from circuitlab.patching.grid import Grid
 
 ROOT = Path(__file__).parent.parent

@@ -203,7 +203,7 @@ def _refused(found: Mapping[Case, Scored]) -> str:
 
 def _exact(circuit: Circuit, model: CompiledModel, options: Mapping[str, Any]) -> np.ndarray:
     """Every edge patched alone under another replacement."""
-    found = patch_edges(model.model, model.pairs(), **options)
+    found = patch_edges(model.model, model.pairs(), direction="noise", **options)
     values = np.zeros(circuit.mask.shape)
     for edge, value in zip(found.edges, found.values[:, 0], strict=True):
         values[circuit.layout.edge_index(edge)] = value

@@ -12,6 +12,8 @@ import numbers
 import os
 import types
 import typing
+import warnings
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from reprlib import Repr
@@ -74,6 +76,33 @@ def checked(function: F) -> F:
     return typing.cast("F", call)
 
 
+def renamed(**names: str) -> Callable[[F], F]:
+    """Decorate a public function: arguments may be given by their former names, with a `FutureWarning`.
+
+    Args:
+        names: Former name -> name.
+
+    Raises:
+        ConfigError: An argument is given by both names.
+    """
+
+    def decorate(function: F) -> F:
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            for former in names.keys() & kwargs.keys():
+                name = names[former]
+                if name in kwargs:
+                    raise ConfigError(f"{function.__name__}(): {former} is now called {name}. Give {name} alone.")
+                message = f"{function.__name__}(): {former}= is now called {name}=; the former name will go."
+                warnings.warn(message, FutureWarning, stacklevel=2)
+                kwargs[name] = kwargs.pop(former)
+            return function(*args, **kwargs)
+
+        return typing.cast("F", call)
+
+    return decorate
+
+
 C = TypeVar("C", bound=type)
 
 
@@ -81,6 +110,24 @@ def checked_fields(cls: C) -> C:
     """Decorate a dataclass: a field of another type than annotated raises a `WrongTypeError`."""
     cls.__init__ = checked(cls.__init__)  # pyright: ignore[reportAttributeAccessIssue]
     return cls
+
+
+def check_each_once(kind: str, names: Collection[str], hint: str) -> None:
+    """Refuse an empty list, and one that names something twice.
+
+    Args:
+        kind: What the names are of, such as "edge".
+        names: As the user gave them.
+        hint: What to do about an empty list.
+
+    Raises:
+        ConfigError: There is no name, or one twice.
+    """
+    if not names:
+        raise ConfigError(f"{kind}s is empty; name at least one, {hint}.")
+    name, times = Counter(names).most_common(1)[0]
+    if times > 1:
+        raise ConfigError(f"{kind} {name!r} is named twice; name each once.")
 
 
 def fits(value: object, hint: Any) -> bool:

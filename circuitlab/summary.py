@@ -13,9 +13,12 @@ from enum import Enum
 from heapq import nsmallest
 from itertools import islice
 from pathlib import PurePath
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    import pandas as pd
+
+T = TypeVar("T", bound=Any)
 
 MOST_LINES, MOST_CHARACTERS = 15, 1500
 _WIDTH = MOST_CHARACTERS // MOST_LINES - 1
@@ -48,25 +51,18 @@ class Results(tuple[T, ...]):
 
     __slots__ = ()
 
+    def to_frame(self) -> pd.DataFrame:
+        """The tables of all results below each other, with a column `result` for their numbers."""
+        import pandas as pd
+
+        return pd.concat([one.to_frame().assign(result=n) for n, one in enumerate(self)], ignore_index=True)
+
+    def to_record(self) -> list[Any]:
+        """The records of all results, for JSON."""
+        return [one.to_record() for one in self]
+
     def __repr__(self) -> str:
         return _page(f"<{len(self)} results>", ((f"[{number}]", one) for number, one in enumerate(self)))
-
-    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
-        printer.text(repr(self))
-
-
-class NamedResults(dict[str, T]):
-    """Several results by name, one line each where they are shown."""
-
-    def __repr__(self) -> str:
-        return _page(f"<{len(self)} results by name>", self._lines())
-
-    def _lines(self) -> Iterator[tuple[str, object]]:
-        for name, one in self.items():
-            if isinstance(one, NamedResults):
-                yield from ((f"[{name!r}][{inner!r}]", result) for inner, result in one.items())
-            else:
-                yield f"[{name!r}]", one
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
         printer.text(repr(self))

@@ -160,7 +160,7 @@ class TestSelection:
     def test_the_command_line_of_a_rule(self, rule, words):
         config = DiscoverConfig(task="t", model="bundled", selection=rule)
         assert config.command == f"circuitlab discover t {words}".strip()
-        assert DiscoverConfig.of_record(config.as_record()) == config
+        assert DiscoverConfig.of_record(config.to_record()) == config
 
     def test_two_things_to_reach_are_refused(self, capsys):
         assert main(["discover", TASK, "--target", "0.8", "--n-edges", "10", "--quiet"]) == 2
@@ -227,11 +227,11 @@ class TestACircuitOfItsOwn:
         assert "--target 0.9" in something.command
         assert DiscoverConfig(task=TASK, model="bundled", method="ugs").target == 0.9
         for config in (nothing, something):
-            assert DiscoverConfig.of_record(config.as_record()) == config
+            assert DiscoverConfig.of_record(config.to_record()) == config
 
     def test_a_folder_of_an_earlier_version_ignored_it(self):
         """It says 0.9 for every run, and its circuit is ACDC's."""
-        older = DiscoverConfig(**self.OPTIONS, target=0.9).as_record()
+        older = DiscoverConfig(**self.OPTIONS, target=0.9).to_record()
         del older["allow_weak_gap"]
         assert DiscoverConfig.of_record(older).target is None
         assert DiscoverConfig.of_record(older | {"method": "eap", "method_options": {}}).target == 0.9

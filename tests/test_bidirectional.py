@@ -212,14 +212,14 @@ class TestEdges:
             shares[row, column] = 0
             expected.append(whole - of_shares(shares, put))
             shares[row, column] = 1
-        found = patch_edges(load(NAME), anywhere(), ablation=ablation).per_example[:, 0]
+        found = patch_edges(load(NAME), anywhere(), direction="noise", ablation=ablation).per_example[:, 0]
         assert apart(found, expected) < CLOSE
-        twin = patch_edges(taken_as_causal(), anywhere(), ablation=ablation).per_example[:, 0]
+        twin = patch_edges(taken_as_causal(), anywhere(), direction="noise", ablation=ablation).per_example[:, 0]
         assert apart(twin, expected) > 0.01
 
     def test_a_token_behind_the_answer(self):
         """The first prompt is judged at token 0: all that its edges do comes from behind."""
-        found = patch_edges(load(NAME), anywhere(), axis="position").per_example
+        found = patch_edges(load(NAME), anywhere(), axis="position", direction="noise").per_example
         assert np.abs(found[:, 2:, 0]).max() > 0.01
         into_logits = [n for n, edge in enumerate(layout().edges()) if edge.reader.node.kind is Kind.LOGITS]
         assert not found[into_logits][:, 1:, 0].any()

@@ -230,7 +230,7 @@ class TestRecords:
         assert list(bundled.text.encode("Anna is").ids) == tokenizer("Anna is")["input_ids"]
 
     def test_older_settings_are_those_of_transformerlens(self):
-        record = DiscoverConfig(task="name-throw", model="bundled").as_record()
+        record = DiscoverConfig(task="name-throw", model="bundled").to_record()
         assert record["bos"] == "auto"
         del record["bos"]
         old = DiscoverConfig.of_record(record)

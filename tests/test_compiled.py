@@ -88,7 +88,7 @@ def exact(name: str, norm: bool, ablation: str) -> np.ndarray:
     """m(clean) - m(with the edge replaced), a matrix [writer, reader]."""
     model, pairs = built(name, norm), drawn(name)
     reference = model.reference(pairs) if ablation.startswith("mean") else None
-    found = patch_edges(model.model, pairs, ablation=ablation, reference=reference)
+    found = patch_edges(model.model, pairs, direction="noise", ablation=ablation, reference=reference)
     values = np.zeros(truth(name, norm).mask.shape)
     for edge, value in zip(found.edges, found.values[:, 0], strict=True):
         values[Layout.of(model.model.spec).edge_index(edge)] = value

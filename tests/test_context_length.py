@@ -88,7 +88,7 @@ def scored(model: BridgeModel) -> Any:
 PAIRS: dict[str, Callable[[BridgeModel, PairBatch], object]] = {
     "sweep of a stream": lambda m, p: sweep(m, p, site="resid_pre"),
     "sweep of heads": lambda m, p: sweep(m, p, site="head_z"),
-    "sweep with noise": lambda m, p: sweep(m, p, site="attn_out", replacement="noise"),
+    "sweep with noise": lambda m, p: sweep(m, p, site="attn_out", ablation="noise"),
     **{
         f"score_edges {name}": lambda m, p, name=name: score_edges(m, p, method=name)
         for name in ("eap", "eap-ig", "eap-ig-activations", "relp", "ifr", "exact", "acdc", "sweep", "random", "ugs")

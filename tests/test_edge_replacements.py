@@ -8,13 +8,10 @@ import test_native_models
 import torch
 from architectures import TOLERANCE, load, pairs
 
-from circuitlab import patch_edges
+from circuitlab import patch_edges, score_edges
 from circuitlab.errors import ConfigError
 from circuitlab.metrics import resolve
 from circuitlab.parts import Edge, Layout
-from circuitlab.patching.edges.edges import edge_effects
-from circuitlab.patching.experiment import Experiment
-from circuitlab.patching.runs.baseline import record_baseline
 
 NAMES = ("native", "attn-only", "solu")
 METRIC = resolve("logit_diff")
@@ -65,7 +62,7 @@ def test_exact_effects(name, ablation, stand_in):
     expected = np.stack([oracle.brute_force(name, Edge.parse(edge)) for edge in edges_of(name)])
     assert found.per_example[:, 0] == pytest.approx(expected, abs=TOLERANCE[name])
     # The other prompt's values are something else.
-    corrupt = patch_edges(load(name), pairs(), edges_of(name)).per_example[:, 0]
+    corrupt = patch_edges(load(name), pairs(), edges_of(name), direction="noise").per_example[:, 0]
     assert np.abs(corrupt - expected).max(1).min() > 1e-3
 
 
@@ -85,7 +82,7 @@ def test_tokens_before_the_first_difference_are_replaced_too():
     """Under "corrupt" they are the same in both runs; zero is another value there."""
     model, batch = load("gpt2"), pairs()
     zeroed = patch_edges(model, batch, "input->a0.h0<v>", axis="position", ablation="zero")
-    corrupt = patch_edges(model, batch, "input->a0.h0<v>", axis="position")
+    corrupt = patch_edges(model, batch, "input->a0.h0<v>", axis="position", direction="noise")
     first = int((batch.clean != batch.corrupt).int().argmax(1).min())
     assert first > 0
     assert np.abs(zeroed.values[0, :first]).min() > 1e-4
@@ -94,11 +91,10 @@ def test_tokens_before_the_first_difference_are_replaced_too():
 
 def test_the_matrix_of_all_edges_is_the_same():
     model, batch = load("gpt2"), pairs()
-    replacement = Experiment(model, batch, ablation="mean", reference=other_pairs()).replacement
-    matrix = edge_effects(model, record_baseline(model, batch), METRIC, replacement=replacement)
+    matrix = score_edges(model, batch, "exact", metric=METRIC, ablation="mean", reference=other_pairs()).values
     found = patch_edges(model, batch, ablation="mean", reference=other_pairs())
     places = [Layout.of(model.spec).edge_index(edge) for edge in found.edges]
-    assert np.stack([matrix[:, row, column] for row, column in places]) == pytest.approx(found.per_example[:, 0])
+    assert [matrix[place] for place in places] == pytest.approx(found.values[:, 0])
 
 
 def test_noise_follows_its_seed():

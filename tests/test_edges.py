@@ -30,7 +30,7 @@ from circuitlab.graphs.prune import real_edges
 from circuitlab.graphs.ranking import edge_places
 from circuitlab.parts import Edge, Kind, Layout, Slot
 from circuitlab.patching.edges.edges import patch_edges
-from circuitlab.patching.edges.grid import EdgeEffects
+from circuitlab.patching.edges.effects import EdgeEffects
 from circuitlab.patching.runs.baseline import record_baseline
 from circuitlab.patching.runs.writers import writer_differences
 
@@ -136,7 +136,7 @@ class TestOracles:
 
     def test_plain_hooks_at_one_position(self, name):
         oracle, batch, edges = PlainHooks(name, "noise"), pairs(), some_edges(name)
-        found = patch_edges(load(name), batch, edges, axis="position", positions=[5, 7, 0])
+        found = patch_edges(load(name), batch, edges, axis="position", positions=[5, 7, 0], direction="noise")
         for column, position in enumerate([5, 7, 0]):
             where = torch.zeros_like(batch.clean)
             where[:, position] = 1
@@ -194,7 +194,7 @@ class TestLaws:
         )
         alone = [node for node in layout.writers if _n_readers(layout, node) == 1]
         assert alone
-        found = patch_edges(load(name), pairs(), [f"{node.name}->logits" for node in alone])
+        found = patch_edges(load(name), pairs(), [f"{node.name}->logits" for node in alone], direction="noise")
         for node, effect in zip(alone, found.per_example[:, 0], strict=True):
             grid = grids["mlp_out" if node.kind is Kind.MLP else "head_z"]
             noised = grid.per_example[last, 0 if node.head is None else node.head]
@@ -245,10 +245,10 @@ class TestLaws:
         model, edges, whole = load(name), some_edges(name), patched(name, "position")
         places = [whole.edges.index(edge) for edge in edges]
         for budget in (SMALL_BUDGET, 400_000):
-            small = patch_edges(model, pairs(), edges, axis="position", budget=budget)
+            small = patch_edges(model, pairs(), edges, axis="position", direction="noise", budget=budget)
             assert small.per_example == pytest.approx(whole.per_example[places], abs=TOLERANCE[name])
         order = torch.tensor([2, 0, 3, 1])
-        turned = patch_edges(model, pairs().take(order), edges[::-1], axis="position")
+        turned = patch_edges(model, pairs().take(order), edges[::-1], axis="position", direction="noise")
         assert turned.per_example[::-1] == pytest.approx(whole.per_example[places][:, :, order], abs=TOLERANCE[name])
 
     def test_masks_names_and_edges_are_the_same_edges(self, name):
@@ -318,7 +318,7 @@ class TestRequests:
         assert found.values[0] == pytest.approx(patched("gpt2", "position").values[every, [5, 2]], abs=1e-12)
 
     def test_where_less_is_better_positive_still_helps(self):
-        found = patch_edges(load("gpt2"), pairs(), ["input->m0", "m1->logits"], metric="kl")
+        found = patch_edges(load("gpt2"), pairs(), ["input->m0", "m1->logits"], metric="kl", direction="noise")
         assert (found.per_example[found.per_example != 0] > 0).all()
         assert (found.clean < found.corrupt).all()
 

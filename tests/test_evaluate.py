@@ -299,10 +299,10 @@ class TestCurve:
 
     def test_areas_of_the_record(self, result):
         record, areas = result.to_record(), result.areas
-        assert {name: record[name] for name in areas.as_record()} == areas.as_record()
+        assert {name: record[name] for name in areas.to_record()} == areas.to_record()
         assert areas.cpr_achieved == cpr_achieved(result.curve_signed, result.n_edges_total)
         assert areas.cmd_achieved_log == cmd_achieved(result.curve, result.n_edges_total, logarithmic=True)
-        assert None not in areas.as_record().values()
+        assert None not in areas.to_record().values()
 
     def test_the_smallest_size_that_suffices(self, result, scores, circuit, held_out):
         found = result.smallest

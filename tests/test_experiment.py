@@ -24,7 +24,7 @@ from circuitlab.parts import Layout
 from circuitlab.patching import experiment as module
 from circuitlab.patching.experiment import Experiment
 from circuitlab.patching.recordings import Recordings, n_bytes
-from circuitlab.patching.sweeps.sweep import by_site, sweep_grids
+from circuitlab.patching.sweeps.sweep import sweep_grids
 from circuitlab.resources import Resources
 
 PACKAGE = Path(circuitlab.__file__).parent
@@ -101,7 +101,7 @@ class TestDiscover:
         assert counted == {"resolve_replacement": 1, "check_gap": 2}  # the empty circuit's gap, and that of the prompts
         alone = evaluate(load("gpt2"), circuit, pairs(), metric=METRIC, ablation="zero", n_random=2)
         assert found.to_record() == alone.to_record()
-        (again,) = by_site(sweep(load("gpt2"), pairs(), "head_z", metric=METRIC)).values()
+        again = sweep(load("gpt2"), pairs(), "head_z", metric=METRIC)
         assert (grid.per_example == again.per_example).all()
         assert (select(load("gpt2"), scores, pairs(), n_edges=8).mask == circuit.mask).all()
 

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import tomllib
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from circuitlab import (
     patch_edges,
     reproduce,
     score_edges,
+    score_nodes,
     select,
     stability,
     sweep,
@@ -37,7 +39,7 @@ from circuitlab.metrics import resolve
 from circuitlab.names import METHODS as NAMES
 from circuitlab.parts import Layout
 from circuitlab.patching.runs.writers import writer_outputs
-from circuitlab.patching.sweeps.sites import SITES, Entry, Member, Site
+from circuitlab.patching.sweeps.sites import SITES, SUMS_OF_NODES, Entry, Member, Site, find_site
 
 PACKAGE = Path(__file__).parent / "fixtures" / "my-parts"
 PAGE = ROOT / "docs" / "extending.md"
@@ -147,6 +149,33 @@ class TestAblations:
                 assert getattr(found, part) == pytest.approx(getattr(expected, part), abs=10 * TOLERANCE[name])
             assert found.ablation == function.__name__
 
+    @pytest.mark.parametrize("name", MODELS)
+    def test_sweeps_of_sums_of_nodes_take_it(self, name):
+        model, sites = load(name), []
+        for site in SUMS_OF_NODES:
+            with suppress(UnknownNameError):  # that the model does not have
+                sites.append(find_site(site, model.spec).name)
+        arguments = {"direction": "noise", "head_axis": "position", "axis": "position"}
+        expected = sweep(model, pairs(), sites, **arguments)
+        found = sweep(model, pairs(), sites, ablation=from_corrupted, **arguments)
+        for site, grid in expected.items():
+            if site == "head_z" and name == "gemma2":  # a sweep recomputes the norm after the heads
+                continue
+            assert found[site].per_example == pytest.approx(grid.per_example, abs=10 * TOLERANCE[name])
+            assert np.ptp(grid.per_example, axis=-1).max() > 0
+        assert sweep(model, pairs(), ablation=from_corrupted).direction == "noise"
+        twin = sweep(model, pairs(), "attn_out", ablation=nothing)
+        assert not np.allclose(twin.per_example, found["attn_out"].per_example[..., :1, :])
+
+    @pytest.mark.parametrize("level", ["node", "neuron"])
+    def test_exact_scores_of_nodes_take_it(self, level):
+        found, expected = (
+            score_nodes(load("native"), pairs(), "exact", level=level, ablation=of).values
+            for of in (from_corrupted, "corrupt")
+        )
+        assert found == pytest.approx(expected, abs=1e-6)
+        assert abs(expected).max() > 0
+
     def test_tests_and_patches_and_selection_take_it(self):
         model = load("native")
         scores = score_edges(model, pairs(), "eap")
@@ -221,8 +250,13 @@ class TestAblations:
 
     def test_where_it_has_no_place_it_is_refused(self):
         model = load("native")
-        with pytest.raises(ConfigError, match="ablation 'nothing' is a function: it says what nodes write"):
-            sweep(model, pairs(), replacement=Replacement(kind="nothing", function=nothing))
+        with pytest.raises(ConfigError, match="outputs of nodes; they do not determine site head_q"):
+            sweep(model, pairs(), ["head_z", "head_q"], ablation=Replacement(kind="nothing", function=nothing))
+        own = Site("own", Entry.MIDDLE, read=lambda _model, run, layer: run.attn_out[layer])
+        with pytest.raises(ConfigError, match="they do not determine site own"):
+            sweep(model, pairs(), own, ablation=nothing)
+        with pytest.raises(ConfigError, match="they do not determine site neuron"):
+            score_nodes(model, pairs(), "exact", level="mlp-neuron", ablation=nothing)
         with pytest.raises(ConfigError, match="method 'eap-ig' takes no ablation 'nothing'"):
             score_edges(model, pairs(), ablation=nothing)
         with pytest.raises(ConfigError, match="uses no reference set"):
@@ -340,7 +374,7 @@ class TestRuns:
             selection={"n_edges": 40},
             allow_weak_gap=True,
         )
-        assert "objects" not in named.config.as_record()
+        assert "objects" not in named.config.to_record()
         assert np.array_equal(named.circuit.mask, run[0].circuit.mask)
         assert run[0].evaluation.circuit == pytest.approx(named.evaluation.circuit, abs=1e-5)
         assert run[0].grids["own_mlp"].values == pytest.approx(named.grids["mlp_out"].values, abs=1e-5)

@@ -133,7 +133,7 @@ class TestBesideTheOtherArchitectures:
 
     def test_edges_are_plain_hooks(self, name):
         oracle, everywhere, edges = PlainHooks(name, "noise"), torch.ones_like(pairs().clean), some_edges(name)
-        found = patch_edges(load(name), pairs(), edges)
+        found = patch_edges(load(name), pairs(), edges, direction="noise")
         expected = np.stack([oracle.effect(edge, everywhere) for edge in edges])
         assert found.per_example[:, 0] == pytest.approx(expected, abs=TOLERANCE[name])
         assert np.abs(expected).max() > 0.05

@@ -193,7 +193,7 @@ class TestEngine:
     @pytest.mark.parametrize("name", ["gpt2-folded", "solu-folded"])
     def test_edges_are_plain_hooks(self, name):
         oracle, everywhere, edges = PlainHooks(name, "noise"), torch.ones_like(pairs().clean), some_edges(name)
-        found = patch_edges(load(name), pairs(), edges)
+        found = patch_edges(load(name), pairs(), edges, direction="noise")
         expected = np.stack([oracle.effect(edge, everywhere) for edge in edges])
         assert found.per_example[:, 0] == pytest.approx(expected, abs=TOLERANCE[name])
         assert np.abs(expected).max() > 0.05
@@ -217,9 +217,7 @@ class TestEngine:
 
     def test_what_is_taken_away_does_not(self):
         """Zero is another thing in other coordinates: numbers of zero ablation go with one folding."""
-        found, plain = (
-            sweep(load(n), pairs(), "head_z", replacement="zero").per_example for n in ("gpt2-folded", "gpt2")
-        )
+        found, plain = (sweep(load(n), pairs(), "head_z", ablation="zero").per_example for n in ("gpt2-folded", "gpt2"))
         assert float(np.abs(found - plain).max()) > 0.01
 
 

@@ -207,7 +207,7 @@ def test_resamples_of_a_gap_that_was_judged_are_not_judged_again(bundled):
 def test_the_setting_and_its_flag():
     asked = DiscoverConfig(task="name-throw", model="bundled", allow_weak_gap=True)
     assert asked.command == "circuitlab discover name-throw --allow-weak-gap"
-    assert DiscoverConfig.of_record(asked.as_record()) == asked
-    older = {name: value for name, value in asked.as_record().items() if name != "allow_weak_gap"}
+    assert DiscoverConfig.of_record(asked.to_record()) == asked
+    older = {name: value for name, value in asked.to_record().items() if name != "allow_weak_gap"}
     assert DiscoverConfig.of_record(older).allow_weak_gap, "older versions took any gap"
     assert not DiscoverConfig(task="name-throw", model="bundled").allow_weak_gap

@@ -28,7 +28,7 @@ from circuitlab.metrics import resolve
 from circuitlab.models import norms
 from circuitlab.models.traced import Traced, Window, pass_gradients, run_plain, trace
 from circuitlab.parts import Kind, Layout, Node, Reader, Slot
-from circuitlab.patching.gradients.slopes import Gradients, metric_gradients, metric_slopes
+from circuitlab.patching.gradients.metric_gradients import Gradients, gradients_and_values, metric_gradients
 from circuitlab.patching.runs.baseline import record_baseline
 from circuitlab.patching.runs.writers import writer_differences
 
@@ -230,14 +230,14 @@ class TestWindow:
     @pytest.mark.parametrize("name", CAUSAL)
     def test_the_same_gradients(self, name):
         traced, _ = self.traced(name)
-        slope, values = metric_slopes(load(name), traced, METRIC, pairs())
+        slope, values = gradients_and_values(load(name), traced, METRIC, pairs())
         assert slope.start == pytest.approx(found(name).writers[0][:, 2:], abs=TOLERANCE[name])
         assert values == pytest.approx(record_baseline(load(name), pairs()).gap(METRIC)[0], abs=TOLERANCE[name])
 
     @pytest.mark.parametrize("name", CAUSAL)
     def test_a_window_that_begins_too_late(self, name):
         traced, _ = self.traced(name, first=3)
-        slope, _ = metric_slopes(load(name), traced, METRIC, pairs())
+        slope, _ = gradients_and_values(load(name), traced, METRIC, pairs())
         assert float((slope.start - found(name).writers[0][:, 3:]).abs().max()) > 1e-3
 
     @pytest.mark.parametrize("name", CAUSAL)

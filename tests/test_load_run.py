@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,7 @@ def differences(one: Any, other: Any, where: str = "") -> Iterator[str]:
     elif is_dataclass(one):
         for item in fields(one):
             yield from differences(getattr(one, item.name), getattr(other, item.name), f"{where}.{item.name}")
-    elif isinstance(one, dict):
+    elif isinstance(one, Mapping):
         if set(one) != set(other):
             yield f"{where}: {sorted(one)}, {sorted(other)}"
         for key in set(one) & set(other):

@@ -112,7 +112,7 @@ def test_an_axis_that_a_method_cannot_take(name):
 
 def test_a_run_is_asked_for_with_its_options():
     config = DiscoverConfig(task="name-throw", model="bundled", method_options={"points": "published-code"})
-    assert config.as_record()["method_options"] == {"points": "published-code"}
+    assert config.to_record()["method_options"] == {"points": "published-code"}
     assert config.command == "circuitlab discover name-throw --method-option points=published-code"
     with pytest.raises(ConfigError, match="no option 'point'"):
         DiscoverConfig(task="name-throw", model="bundled", method_options={"point": "paper"})

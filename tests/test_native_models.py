@@ -27,7 +27,7 @@ from test_circuit_runs import layout_of, prepared, random_masks, values
 from test_sweep import HOOKS, brute_force, largest_error
 from toy_by_hand import TOYS, publish
 
-from circuitlab import load_model, score_edges, sweep
+from circuitlab import load_model, patch_edges, score_edges, sweep
 from circuitlab.data.batch import PairBatch
 from circuitlab.errors import ModelError
 from circuitlab.graphs.prune import real_edges
@@ -35,7 +35,6 @@ from circuitlab.metrics import resolve
 from circuitlab.models.bridge import BridgeModel
 from circuitlab.models.verify import measure
 from circuitlab.parts import Edge, Layout
-from circuitlab.patching.edges.edges import edge_effects
 
 # Everything that the native models offer and that a circuit depends on.
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -178,11 +177,10 @@ class TestEdges:
     OF_MLPS = ("a0.h1->m0", "m0->m1", "a1.h2->m1", "m0->a1.h2<q>", "m1->logits")
 
     def test_exact_effects(self, name):
-        model, layout = load(name), layout_of(name)
-        effects = edge_effects(model, next(prepared(name).baselines), METRIC)
+        model = load(name)
         edges = [Edge.parse(edge) for edge in (*self.EDGES, *(self.OF_MLPS if model.spec.has_mlp else ()))]
         expected = np.stack([self.brute_force(name, edge) for edge in edges])
-        found = np.stack([effects[:, *layout.edge_index(edge)] for edge in edges])
+        found = patch_edges(model, pairs(), edges, metric=METRIC, direction="noise").per_example[:, 0]
         assert found == pytest.approx(expected, abs=TOLERANCE[name])
         assert np.abs(expected).max(1).min() > 1e-4
 

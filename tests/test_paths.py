@@ -254,7 +254,7 @@ class TestLaws:
 
     def test_denoising_is_noising_with_the_prompts_swapped(self, name):
         for frozen in FROZEN:
-            swapped = path_patch(load(name), pairs().swapped(), None, "a1.h1", frozen=frozen)
+            swapped = path_patch(load(name), pairs().swapped(), None, "a1.h1", frozen=frozen, direction="noise")
             found = patched(name, ("a1.h1",), frozen, False, "denoise")
             assert found.per_example == pytest.approx(-swapped.per_example, abs=TOLERANCE[name])
 
@@ -263,14 +263,18 @@ class TestLaws:
     def test_packing_and_order_change_nothing(self, name, frozen):
         whole, order = patched(name, ("a1.h1",), frozen, False, "noise"), torch.tensor([2, 0, 3, 1])
         for budget in (250_000, 500_000):
-            small = path_patch(load(name), pairs(), None, ["a1.h1"], frozen=frozen, budget=budget)
+            small = path_patch(load(name), pairs(), None, ["a1.h1"], frozen=frozen, direction="noise", budget=budget)
             assert small.per_example == pytest.approx(whole.per_example, abs=TOLERANCE[name])
-        turned = path_patch(load(name), pairs().take(order), whole.senders[::-1], ["a1.h1"], frozen=frozen)
+        turned = path_patch(
+            load(name), pairs().take(order), whole.senders[::-1], ["a1.h1"], frozen=frozen, direction="noise"
+        )
         assert turned.per_example[::-1] == pytest.approx(whole.per_example[:, order], abs=TOLERANCE[name])
 
     def test_a_head_is_all_its_slots(self):
         whole = patched("gpt2", ("a1.h1",), "heads", False, "noise")
-        slots = path_patch(load("gpt2"), pairs(), None, [Reader(Node.parse("a1.h1"), slot) for slot in Slot])
+        slots = path_patch(
+            load("gpt2"), pairs(), None, [Reader(Node.parse("a1.h1"), slot) for slot in Slot], direction="noise"
+        )
         assert slots.receivers == whole.receivers
         assert slots.per_example == pytest.approx(whole.per_example)
         assert np.abs(whole.values - patched("gpt2", ("a1.h1<q>",), "heads", False, "noise").values).max() > 1e-3

@@ -156,7 +156,7 @@ def reproduce_nothing(**settings: Any) -> None:
         progress("load", 0, 1)
         raise RunError("nothing is run.")
 
-    manifest = {"config": DiscoverConfig(task="name-throw", model="bundled").as_record()}
+    manifest = {"config": DiscoverConfig(task="name-throw", model="bundled").to_record()}
     with pytest.MonkeyPatch.context() as patch:
         read = reproducing.RunReader(path=Path("no-folder"), manifest=manifest)
         patch.setattr(reproducing.RunReader, "open", lambda folder: read)

@@ -410,7 +410,7 @@ def by_hand() -> Gpt2ByHand:
 
 
 @torch.no_grad()
-def stand_ins(by_hand: Gpt2ByHand, kind: str) -> list[torch.Tensor]:
+def replacement_of_writers(by_hand: Gpt2ByHand, kind: str) -> list[torch.Tensor]:
     """What takes the place of every writer's output, from what the writers say by hand."""
     if kind == "corrupt":
         return by_hand.whole(scored().corrupt)[1]
@@ -425,7 +425,7 @@ class TestFloor:
     @pytest.mark.parametrize("kind", ["corrupt", "zero", "mean", "mean-position"])
     @torch.no_grad()
     def test_by_hand(self, by_hand, kind):
-        model, base, fixed = load("gpt2"), baseline("gpt2"), stand_ins(by_hand, kind)
+        model, base, fixed = load("gpt2"), baseline("gpt2"), replacement_of_writers(by_hand, kind)
         ablated = ablated_run(model, base, resolved("gpt2", kind))
         layout = Layout.of(model.spec)
         nothing = torch.zeros(len(layout.writers), len(layout.readers))
@@ -488,7 +488,7 @@ class TestCircuits:
         layout = Layout.of(load("gpt2").spec)
         rng, real = np.random.default_rng(0), real_edges(layout)
         masks = np.stack([real & (rng.random(real.shape) < share) for share in (0.9, 0.6, 0.3, 0.1)])
-        fixed = stand_ins(by_hand, kind)
+        fixed = replacement_of_writers(by_hand, kind)
         expected = [
             logit_diff(by_hand.run(scored().clean, torch.tensor(mask).double(), fixed)[0], scored()) for mask in masks
         ]

@@ -1,23 +1,39 @@
 """Reprs: of every public result, however large, at most 15 lines and 1,500 characters, with its main facts."""
 
+import json
 import time
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass, make_dataclass, replace
 from importlib import import_module
 from inspect import isfunction, signature
+from pathlib import Path
 from pkgutil import walk_packages
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from architectures import load, pairs
 from features_by_hand import autoencoder
 
 import circuitlab
-from circuitlab import Circuit, Edge, Example, ModelSpec, Node, PairBatch, PairSet, PairSplits, Task, features, neurons
+from circuitlab import (
+    Circuit,
+    Edge,
+    Example,
+    ModelSpec,
+    Node,
+    PairBatch,
+    PairSet,
+    PairSplits,
+    Task,
+    drawing,
+    features,
+    neurons,
+)
 from circuitlab.attribution.lens import LogitLens, Point
 from circuitlab.attribution.patterns import AttentionPatterns
 from circuitlab.attribution.record import Attribution, Component
@@ -32,10 +48,12 @@ from circuitlab.features.encoders import Standard
 from circuitlab.graphs.prune import real_edges
 from circuitlab.neurons.weights import WeightEntry, WeightTable
 from circuitlab.parts import Layout, Reader
-from circuitlab.patching.edges.grid import EdgeEffects
-from circuitlab.patching.grid import Grid
+from circuitlab.patching.edges.effects import EdgeEffects
+from circuitlab.patching.grid import Grid, Grids
 from circuitlab.predictions.log_probs import TextLogProbs
-from circuitlab.summary import NamedResults, Results, Summary
+from circuitlab.result import Result
+from circuitlab.runs.reproduce import FileCheck, Reproduction
+from circuitlab.summary import Results, Summary
 
 LINES, CHARACTERS = 15, 1500
 # A text that a careless repr would spread over lines, send to a terminal, or fail to encode.
@@ -55,7 +73,7 @@ def assert_short(value: object) -> str:
 
 def inside(value: object) -> Iterator[object]:
     """A value and every object of the library in it."""
-    if type(value).__module__.startswith("circuitlab.") or isinstance(value, Results | NamedResults):
+    if type(value).__module__.startswith("circuitlab.") or isinstance(value, Results):
         yield value
     if is_dataclass(value):
         for field in fields(value):
@@ -177,7 +195,71 @@ def test_public_return_types_are_short(results):
     for module in (circuitlab, neurons, features):
         for name in set(module.__all__) & set(results):
             said = str(signature(getattr(module, name)).return_annotation)
-            assert type(results[name]).__name__ in said or isinstance(results[name], Results | NamedResults), name
+            assert type(results[name]).__name__ in said or isinstance(results[name], Results), name
+
+
+# What is loaded to work with, and has files of its own.
+NO_TABLE = {"load_autoencoder", "load_model", "load_task"}
+
+
+def assert_a_result(value: Any, tmp_path: Path) -> None:
+    """A table, a record that JSON takes, and the picture if there is one."""
+    frame, record = value.to_frame(), value.to_record()
+    assert isinstance(frame, pd.DataFrame)
+    assert len(frame)
+    assert isinstance(record, dict | list)
+    assert json.loads(json.dumps(record, allow_nan=False)) is not None
+    if any(("figure", f"{cls.__module__}:{cls.__qualname__}") in drawing._views for cls in type(value).__mro__):
+        value.plot().save(tmp_path / "drawn.png")
+        assert (tmp_path / "drawn.png").stat().st_size > 1000
+
+
+def test_every_result_has_a_table_a_record_and_its_picture(results, tmp_path):
+    assert drawing.draw(results["select"]) is not None  # all pictures are registered now
+    parts = {"of one metric": results["sweep"]["head_z"].of_metric("prob_diff"), "of": results["sweep"]["neuron"]}
+    parts["load_descriptions"] = Descriptions(entries=(Description(feature=1, text="word"),))
+    selection, reproduced = results["select"].selection, Reproduction((FileCheck("a.csv", "differs"),), True)
+    spans = circuitlab.patch_edges(load("gpt2"), pairs(), ["m0->logits", "m0->m1"])
+    failed = []
+    for name, value in (results | parts | {"selection": selection, "reproduce": reproduced, "all": spans}).items():
+        if name not in NO_TABLE:
+            try:
+                assert_a_result(value, tmp_path)
+            except Exception as error:
+                failed.append(f"{name}: {type(value).__name__}: {error!r}")
+    assert not failed, "\n".join(failed)
+
+
+def test_the_check_of_results_can_fail(results, tmp_path):
+    @dataclass(frozen=True, repr=False)
+    class Bare(Summary):
+        value: float = 1.0
+
+    @dataclass(frozen=True, repr=False)
+    class NotFinite(Result):
+        def to_record(self):
+            return {"value": float("nan")}
+
+        def to_frame(self):
+            return pd.DataFrame({"value": [1.0]})
+
+    with pytest.raises(AttributeError, match="to_frame"):
+        assert_a_result(Bare(), tmp_path)
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        assert_a_result(NotFinite(), tmp_path)
+
+
+def test_rows_of_records_are_those_of_tables(results):
+    grid = results["sweep"]["head_z"]
+    assert [row["value"] for row in grid.to_record()["rows"]] == pytest.approx(grid.to_frame()["value"].tolist())
+    table = results["sweep"].to_frame()
+    assert [*table["site"].drop_duplicates()] == [*results["sweep"]]
+    assert len(table) == sum(len(one.to_frame()) for one in results["sweep"].values())
+    assert table["head"].dtype == "Int64"
+    assert table.loc[table["site"] == "resid_pre", "head"].isna().all()
+    several = results["predict"]
+    assert several.to_frame()["result"].max() == 1
+    assert several.to_record() == [one.to_record() for one in several]
 
 
 SPEC = ModelSpec(
@@ -217,7 +299,7 @@ def large() -> dict[str, Any]:
         "scores": scores,
         "circuit": circuit,
         "grid": grid,
-        "grids": NamedResults({f"site {i}": grid for i in range(40)}),
+        "grids": Grids(replace(grid, site=f"site {i}") for i in range(40)),
         "comparison": circuitlab.compare(circuit, circuit.with_mask(real & False)),
         "stability": Stability(
             circuit=circuit, chosen=rng.random((20, len(edges))) < 0.1, over="bootstrap", method="eap", seed=0,
@@ -286,13 +368,13 @@ def test_a_repr_says_what_matters(results, large):
     low, high = evaluation.interval
     assert f"faithfulness {evaluation.faithfulness:.3f}, 95 % interval [{low:.3f}, {high:.3f}]" in repr(evaluation)
     grid = large["grid"]
-    at = np.unravel_index(np.argmax(np.abs(grid.values)), grid.values.shape)
+    at = np.unravel_index(np.argmax(np.abs(grid.values)), grid.per_example.shape[:-1])
     assert f"layer {at[0]}, neuron {at[1]}, position {at[2]}" in repr(grid)
     assert "123,211 edges" in repr(large["scores"])
 
 
 def test_a_grid_of_spans_and_missing_cells(results):
-    grid = results["sweep"]["logit_diff"]["head_z"]
+    grid = results["sweep"]["head_z"].of_metric("logit_diff")
     gone = replace(grid, per_example=np.full_like(grid.per_example, np.nan))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -312,7 +394,7 @@ def test_parts_are_named_by_their_names():
 class TestContainers:
     def test_in_ipython_one_line_each(self, results):
         """IPython prints what is inside containers with the same method, and says how deep it is."""
-        grid, told = results["sweep"]["logit_diff"]["head_z"], list[str]()
+        grid, told = results["sweep"]["head_z"], list[str]()
         for depth in (1, 2):
             printer = SimpleNamespace(stack=list(range(depth)), text=told.append)
             grid._repr_pretty_(printer, cycle=False)
@@ -321,9 +403,9 @@ class TestContainers:
 
     def test_several_grids(self, results):
         text = repr(results["sweep"])
-        assert len(text.splitlines()) == 7
-        assert "['prob_diff']['neuron']      <Grid of neuron: 2 layers x" in text
-        assert isinstance(results["sweep"], dict)
+        assert len(text.splitlines()) == 4
+        assert "neuron     <Grid of neuron: 2 metrics x 2 layers x" in text
+        assert isinstance(results["sweep"], Mapping)
 
     def test_several_texts(self, results):
         text = repr(results["predict"])

@@ -41,8 +41,8 @@ print(json.dumps({
     "warned": [(one.category.__name__, one.filename) for one in told],
     "signature": str(inspect.signature(circuitlab.discover).parameters["shade"]),
     "docstring": "shade: How dark it is." in circuitlab.discover.__doc__,
-    "record": DiscoverConfig(task="t", shade=7).as_record()["shade"],
-    "default": DiscoverConfig(task="t").as_record()["shade"],
+    "record": DiscoverConfig(task="t", shade=7).to_record()["shade"],
+    "default": DiscoverConfig(task="t").to_record()["shade"],
     "older": DiscoverConfig.of_record({"task": "t"}).shade,
     "command": DiscoverConfig(task="t", shade=7).command,
     "range": refused(lambda: circuitlab.discover("name-throw", shade=10)),
@@ -88,11 +88,11 @@ def test_a_setting_that_is_not_declared_is_refused_everywhere(capsys):
 @pytest.mark.parametrize("name", [name for name, setting in SETTINGS.items() if setting.recorded and name != "task"])
 def test_a_recorded_setting_reads_back_as_it_was(name):
     config = DiscoverConfig(task="t")
-    assert DiscoverConfig.of_record(config.as_record()) == config
+    assert DiscoverConfig.of_record(config.to_record()) == config
     key = SETTINGS[name].record or name
-    assert key in json.loads(json.dumps(config.as_record()))
+    assert key in json.loads(json.dumps(config.to_record()))
     with pytest.raises((WrongTypeError, UnknownNameError, TypeError), match=key):
-        DiscoverConfig.of_record(config.as_record() | {key: object()})
+        DiscoverConfig.of_record(config.to_record() | {key: object()})
 
 
 def test_an_option_of_a_task_may_be_given_by_its_former_keyword(monkeypatch):

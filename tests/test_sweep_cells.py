@@ -176,7 +176,7 @@ class TestNeurons:
 
 class TestReplacements:
     def test_a_head_set_to_zero(self, name):
-        batch, grid = pairs(), sweep(load(name), pairs(), "head_z", replacement="zero")
+        batch, grid = pairs(), sweep(load(name), pairs(), "head_z", ablation="zero")
         assert grid.direction == "noise"
 
         def zero(value, hook):
@@ -190,7 +190,7 @@ class TestReplacements:
 
     def test_the_mean_of_other_prompts(self, name):
         batch, other = pairs(), pairs(seed=7)
-        grid = sweep(load(name), batch, "attn_out", replacement="mean", reference=other, axis="all")
+        grid = sweep(load(name), batch, "attn_out", ablation="mean", reference=other, axis="all")
         hook = HOOKS["attn_out"].format(0)
         mean = recorded(name, other.clean, hook).mean((0, 1))
         expected = put_in(name, batch, batch.clean, hook, lambda value, hook: mean.expand(value.shape))
@@ -199,7 +199,7 @@ class TestReplacements:
 
     def test_neurons_and_patterns_too(self):
         batch = pairs()
-        grids = sweep(load("gpt2"), batch, ["neuron", "pattern"], neurons=[4], replacement="zero")
+        grids = sweep(load("gpt2"), batch, ["neuron", "pattern"], neurons=[4], ablation="zero")
 
         def zero_neuron(value, hook):
             value = value.clone()
@@ -217,17 +217,28 @@ class TestReplacements:
         assert grids["pattern"].per_example[0, 1] == pytest.approx(expected, abs=1e-10)
 
     def test_noise_is_decided_by_its_seed(self):
-        one, again, other = (sweep(load("gpt2"), pairs(), "mlp_out", replacement="noise", seed=s) for s in (0, 0, 1))
+        one, again, other = (sweep(load("gpt2"), pairs(), "mlp_out", ablation="noise", seed=s) for s in (0, 0, 1))
         assert one.per_example.tobytes() == again.per_example.tobytes()
         assert one.per_example != pytest.approx(other.per_example, abs=1e-3)
 
     def test_means_of_the_prompts_that_are_scored_are_refused(self):
         with pytest.raises(ConfigError, match="reference"):
-            sweep(load("gpt2"), pairs(), replacement="mean", reference=pairs())
+            sweep(load("gpt2"), pairs(), ablation="mean", reference=pairs())
         with pytest.raises(ConfigError, match="reference"):
-            sweep(load("gpt2"), pairs(), replacement="mean")
+            sweep(load("gpt2"), pairs(), ablation="mean")
         with pytest.raises(UnknownNameError, match="replacement 'zeros'"):
-            sweep(load("gpt2"), pairs(), replacement="zeros")
+            sweep(load("gpt2"), pairs(), ablation="zeros")
+
+    def test_the_former_name_works_and_says_so(self):
+        model, expected = load("gpt2"), sweep(load("gpt2"), pairs(), "mlp_out", ablation="zero")
+        with pytest.warns(FutureWarning, match="replacement= is now called ablation=") as warned:
+            found = sweep(model, pairs(), "mlp_out", replacement="zero")  # pyright: ignore[reportCallIssue]
+        assert warned[0].filename == __file__
+        assert (found.per_example == expected.per_example).all()
+        with pytest.warns(FutureWarning, match=r"estimate_sweep\(\): replacement= is now called"):
+            assert estimate_sweep(model, pairs(), "mlp_out", replacement="zero").rows > 0
+        with pytest.raises(ConfigError, match="replacement is now called ablation. Give ablation alone"):
+            sweep(model, pairs(), replacement="zero", ablation="zero")  # pyright: ignore[reportCallIssue]
 
 
 class TestSeveralAtOnce:
@@ -241,9 +252,21 @@ class TestSeveralAtOnce:
         assert len(runs) - one_by_one == one_by_one / 2
         for metric, grids in alone.items():
             for site, grid in grids.items():
-                found = together[metric][site]
-                assert found.metric == metric
+                assert together[site].axes == ("metric", *grid.axes)
+                found = together[site].of_metric(metric)
+                assert (found.metric, found.unit) == (metric, grid.unit)
                 assert found.per_example == pytest.approx(grid.per_example, abs=1e-12)
+        both = together["head_z"]
+        for at, metric in enumerate(alone):
+            one = alone[metric]["head_z"]
+            for name in ("values", "p_values", "n"):
+                assert getattr(both, name)[at] == pytest.approx(getattr(one, name), abs=1e-9)
+            assert both.interval.low[at] == pytest.approx(one.interval.low, abs=1e-9)
+            assert both.corrected_p_values()[at] == pytest.approx(one.corrected_p_values(), abs=1e-9)
+            rows = both.to_frame("holm").query("metric == @metric")
+            assert rows["value"].to_list() == pytest.approx(one.values.ravel().tolist(), abs=1e-9)
+        with pytest.raises(UnknownNameError, match="unknown metric 'rank' of the grid of head_z"):
+            both.of_metric("rank")
 
     def test_a_local_metric_sees_the_same_logits(self, name):
         whole = lambda logits, batch: resolve("logit_diff").function(logits, batch)  # noqa: E731
@@ -328,10 +351,10 @@ class TestResume:
         assert path.read_bytes() == before
 
     def test_refuses_the_rest_of_one_with_other_means(self, tmp_path):
-        path, mean = tmp_path / "sweep.safetensors", {"replacement": "mean", "reference": pairs(seed=1)}
+        path, mean = tmp_path / "sweep.safetensors", {"ablation": "mean", "reference": pairs(seed=1)}
         self.interrupted(path, **mean)
         with pytest.raises(RunError, match="keeps another sweep"):
-            sweep(load("gpt2"), pairs(), SITES, resume=path, replacement="mean", reference=pairs(seed=2))
+            sweep(load("gpt2"), pairs(), SITES, resume=path, ablation="mean", reference=pairs(seed=2))
         rest = sweep(load("gpt2"), pairs(), SITES, resume=path, **mean)
         whole = sweep(load("gpt2"), pairs(), SITES, **mean)
         assert all(np.array_equal(rest[site].per_example, whole[site].per_example, equal_nan=True) for site in SITES)

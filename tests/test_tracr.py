@@ -128,7 +128,10 @@ class TestOfTracr:
     @pytest.mark.parametrize(("name", "ablation"), [*((name, "corrupt") for name in NAMES), ("hist", "zero")])
     def test_an_edge_is_true_where_patching_it_changes_the_answer(self, name, ablation, causal):
         model, pairs = loaded(name, causal), loaded(name, causal).pairs(48)
-        circuit, found = model.truth(ablation, pairs), patch_edges(model.model, pairs, ablation=ablation)
+        circuit, found = (
+            model.truth(ablation, pairs),
+            patch_edges(model.model, pairs, direction="noise", ablation=ablation),
+        )
         effects = np.zeros(circuit.mask.shape)
         for edge, value in zip(found.edges, found.values[:, 0], strict=True):
             effects[circuit.layout.edge_index(edge)] = value

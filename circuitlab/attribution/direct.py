@@ -27,7 +27,7 @@ from torch import Tensor
 from circuitlab.arguments import checked
 from circuitlab.attribution.quantity import check_quantity, weighted_words
 from circuitlab.attribution.record import Attribution, Component
-from circuitlab.attribution.runs import batches, check_run
+from circuitlab.attribution.runs import check_run, per_example
 from circuitlab.data.batch import PairBatch
 from circuitlab.data.pairs import PairSet
 from circuitlab.errors import ConfigError, UnknownNameError
@@ -88,15 +88,14 @@ def direct_attribution(
     quantity = check_request(by, _asked(metric, pairs), run)
     if by == "neuron" and not model.spec.has_mlp:
         raise ConfigError(f"model {model.id!r} has attention alone, and so no neurons. Split by layer or head.")
-    tables, totals, order, components = [], [], [], ()
-    for batch in batches(model, pairs, run):
+    components: list[Component] = []
+
+    def of_batch(batch: PairBatch) -> Float[Tensor, "row batch"]:
         shares, total = _of_batch(model, batch, by, quantity)
-        components = tuple(component for component, _ in shares)
-        tables.append(torch.stack([values for _, values in shares]).double().cpu().numpy())
-        totals.append(total.double().cpu().numpy())
-        order.append(batch.index.cpu().numpy())
-    at = np.argsort(np.concatenate(order), kind="stable")
-    table, total = np.concatenate(tables, 1)[:, at], np.concatenate(totals)[at]
+        components[:], values = zip(*shares, strict=True)
+        return torch.stack([total, *values])
+
+    total, *table = per_example(model, pairs, run, of_batch)
     # Biases that a model does not have are no components of it.
     there = [c.kind not in ("bias", "softcap") or bool(row.any()) for c, row in zip(components, table, strict=True)]
     return Attribution(
@@ -104,7 +103,7 @@ def direct_attribution(
         run=run,
         by=by,
         components=tuple(c for c, keep in zip(components, there, strict=True) if keep),
-        per_example=table[there],
+        per_example=np.stack(table)[there],
         total=total,
         seed=seed,
     )
@@ -138,12 +137,12 @@ def _of_batch(model: Model, batch: PairBatch, by: str, quantity: str) -> tuple[l
     words, weights = weighted_words(quantity, batch)
     weights = weights.to(final)
     columns, biases = model.unembedding(words)
-    behind = weights @ columns.T
+    after_norm = weights @ columns.T
     norm = frozen_norm(model.final_norm, final, model.id)
     shares = [
-        *_of_embedding(model, batch, recorded, norm.back(behind)),
-        *_of_blocks(model, batch, recorded, norm.back(behind), by),
-        (Component("norm.bias", "bias"), behind @ norm.bias),
+        *_of_embedding(model, batch, recorded, norm.back(after_norm)),
+        *_of_blocks(model, batch, recorded, norm.back(after_norm), by),
+        (Component("norm.bias", "bias"), after_norm @ norm.bias),
         (Component("unembed.bias", "bias"), weights @ biases),
     ]
     if (cap := model.logit_cap) is not None:

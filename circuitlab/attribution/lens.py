@@ -24,13 +24,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitlab import stats
 from circuitlab.arguments import checked
 from circuitlab.attribution.quantity import QUANTITIES, check_quantity, weighted_words
-from circuitlab.attribution.runs import batches, check_run
+from circuitlab.attribution.runs import check_run, per_example
 from circuitlab.data.batch import PairBatch
 from circuitlab.data.pairs import PairSet
-from circuitlab.drawing import draw
 from circuitlab.errors import UnknownNameError
 from circuitlab.metrics import Metric, MetricLike, metric_for
 from circuitlab.models.modes import in_ordinary_modes
@@ -38,11 +36,12 @@ from circuitlab.models.norms import frozen_norm
 from circuitlab.models.protocol import Model, Recording
 from circuitlab.models.steps import mlp_reads_heads
 from circuitlab.parts import ModelSpec
+from circuitlab.patching.effects import Means
 from circuitlab.patching.runs.baseline import at_answer
-from circuitlab.summary import Summary, plural
+from circuitlab.summary import plural
 
 if TYPE_CHECKING:
-    import pandas as pd
+    pass
 
 NORMS = ("own", "frozen")
 
@@ -62,8 +61,11 @@ class Point:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
-class LogitLens(Summary):
+class LogitLens(Means):
     """A metric at every point of the stream.
+
+    Columns of `to_frame`: layer, site, after, value, ci_low, ci_high, n. `plot` draws the metric along the stream with
+    its interval; thin lines are single prompts.
 
     Attributes:
         metric: Name of the metric.
@@ -84,40 +86,13 @@ class LogitLens(Summary):
     seed: int = 0
 
     @property
-    def values(self) -> Float[np.ndarray, " point"]:
-        """Mean over examples."""
-        return self.per_example.mean(-1)
-
-    @property
-    def interval(self) -> stats.Interval:
-        """95 % bootstrap interval of `values` over examples."""
-        return stats.mean_interval(self.per_example, self.seed)
-
-    @property
     def labels(self) -> tuple[str, ...]:
         """What was written last before each point."""
         return tuple(point.label for point in self.points)
 
-    def to_frame(self) -> pd.DataFrame:
-        """One row a point: layer, site, after, value, ci_low, ci_high, n."""
-        import pandas as pd
-
-        interval = self.interval
-        return pd.DataFrame(
-            {
-                "layer": [point.layer for point in self.points],
-                "site": [point.site for point in self.points],
-                "after": self.labels,
-                "value": self.values,
-                "ci_low": interval.low,
-                "ci_high": interval.high,
-                "n": self.per_example.shape[-1],
-            }
-        )
-
-    def plot(self) -> Any:
-        """The metric along the stream as a matplotlib `Figure`, with its interval; thin lines are single prompts."""
-        return draw(self)
+    def _labels(self) -> dict[str, Any]:
+        layers, sites = zip(*((point.layer, point.site) for point in self.points), strict=True)
+        return {"layer": layers, "site": sites, "after": self.labels}
 
     def _summary(self) -> str:
         return f"of {self.metric}: {plural(len(self.points), 'point')}, {plural(self.per_example.shape[-1], 'prompt')}"
@@ -176,22 +151,22 @@ def logit_lens(
     judged = judged or metric_for(metric, pairs)
     if norm == "frozen":
         check_quantity(judged)
-    tables, order = [], []
-    for batch in batches(model, pairs, run):
+
+    def of_batch(batch: PairBatch) -> Float[Tensor, "point batch"]:
         recorded = model.record(batch.clean)
         streams = [at_answer(stream, batch.answer_at) for _, stream in streams_of(model, recorded)]
         if judged.needs_reference:
             batch = batch.with_reference(_clean_logits(model, batch, streams[-1], run))
         read = _frozen(model, batch, judged.name, streams) if norm == "frozen" else _own(model, batch, judged, streams)
-        tables.append(torch.stack(read).double().cpu().numpy())
-        order.append(batch.index.cpu().numpy())
+        return torch.stack(read)
+
     return LogitLens(
         metric=judged.name,
         unit=judged.unit,
         run=run,
         norm=norm,
         points=points_of(model.spec),
-        per_example=np.concatenate(tables, 1)[:, np.argsort(np.concatenate(order), kind="stable")],
+        per_example=per_example(model, pairs, run, of_batch),
         seed=seed,
     )
 
@@ -226,8 +201,8 @@ def _frozen(
     words, weights = weighted_words(name, batch)
     weights = weights.to(streams[-1])
     columns, biases = model.unembedding(words)
-    norm, behind = frozen_norm(model.final_norm, streams[-1], model.id), weights @ columns.T
-    direction, constant = norm.back(behind), behind @ norm.bias + weights @ biases
+    norm, after_norm = frozen_norm(model.final_norm, streams[-1], model.id), weights @ columns.T
+    direction, constant = norm.back(after_norm), after_norm @ norm.bias + weights @ biases
     return [(stream * direction).sum(-1) + constant for stream in streams]
 
 

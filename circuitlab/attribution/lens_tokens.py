@@ -18,14 +18,15 @@ from circuitlab.errors import ConfigError
 from circuitlab.models.modes import in_ordinary_modes
 from circuitlab.models.protocol import Model
 from circuitlab.models.text import words_of
-from circuitlab.summary import Summary, plural
+from circuitlab.result import Result
+from circuitlab.summary import plural
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
-class LensTokens(Summary):
+class LensTokens(Result):
     """Next-token predictions at every point and token of a prompt.
 
     Attributes:

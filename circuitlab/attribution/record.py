@@ -13,6 +13,7 @@ from circuitlab import stats
 from circuitlab.arguments import checked
 from circuitlab.drawing import draw
 from circuitlab.errors import ConfigError
+from circuitlab.patching.effects import Means
 from circuitlab.summary import Summary, largest, plural, short
 
 if TYPE_CHECKING:
@@ -44,11 +45,14 @@ class Component(Summary):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
-class Attribution(Summary):
+class Attribution(Means):
     """A quantity at the answer position, split over everything that adds to it.
 
     Positive: without what this component writes, and with the final norm's scale as it was, the quantity would be
     smaller by so much. It is the direct path alone: what a head does through later layers is in their values.
+
+    Columns of `to_frame`: component, kind, layer, index, value, ci_low, ci_high, n. `plot` draws heads as a heatmap,
+    layers as bars, and neurons as the bars of the 24 largest.
 
     Attributes:
         metric: "logit_diff" or "logit".
@@ -72,11 +76,6 @@ class Attribution(Summary):
     def names(self) -> tuple[str, ...]:
         """Names of the components, in the order of the rows."""
         return tuple(component.name for component in self.components)
-
-    @property
-    def values(self) -> Float[np.ndarray, " component"]:
-        """Mean over examples."""
-        return self.per_example.mean(-1)
 
     @property
     def interval(self) -> stats.Interval:
@@ -116,27 +115,15 @@ class Attribution(Summary):
             table[component.layer, component.index] = value
         return table
 
-    def to_frame(self) -> pd.DataFrame:
-        """One row a component: component, kind, layer, index, value, ci_low, ci_high, n."""
+    def _labels(self) -> dict[str, Any]:
         import pandas as pd
 
-        interval = self.interval
-        return pd.DataFrame(
-            {
-                "component": self.names,
-                "kind": [component.kind for component in self.components],
-                "layer": pd.array([component.layer for component in self.components], dtype="Int64"),
-                "index": pd.array([component.index for component in self.components], dtype="Int64"),
-                "value": self.values,
-                "ci_low": interval.low,
-                "ci_high": interval.high,
-                "n": self.per_example.shape[-1],
-            }
-        )
-
-    def plot(self) -> Any:
-        """A matplotlib `Figure`: heads as a heatmap, layers as bars, neurons as the bars of the 24 largest rows."""
-        return draw(self)
+        return {
+            "component": self.names,
+            "kind": [component.kind for component in self.components],
+            "layer": pd.array([component.layer for component in self.components], dtype="Int64"),
+            "index": pd.array([component.index for component in self.components], dtype="Int64"),
+        }
 
     def plot_components(self, names: Sequence[str]) -> Any:
         """Bars of some components, in this order.

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
+import numpy as np
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from circuitlab.data.batch import PairBatch
 from circuitlab.data.batching import batches_for
@@ -25,6 +28,17 @@ def check_run(run: str) -> None:
     """
     if run not in RUNS:
         raise UnknownNameError.of("run", run, RUNS)
+
+
+def per_example(
+    model: Model, pairs: PairSet | PairBatch, run: str, of_batch: Callable[[PairBatch], Float[Tensor, "row batch"]]
+) -> Float[np.ndarray, "row example"]:
+    """Rows of values of every example, batch by batch, in the order of the pairs."""
+    found = [
+        (of_batch(batch).double().cpu().numpy(), batch.index.cpu().numpy()) for batch in batches(model, pairs, run)
+    ]
+    tables, order = zip(*found, strict=True)
+    return np.concatenate(tables, 1)[:, np.argsort(np.concatenate(order), kind="stable")]
 
 
 def batches(model: Model, pairs: PairSet | PairBatch, run: str) -> Iterator[PairBatch]:

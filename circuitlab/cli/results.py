@@ -148,11 +148,10 @@ def _first_few(edges: "Sequence[Edge]") -> str:
 
 def show_reproduction(again: "Reproduction", *, json: bool) -> None:
     """The outcome of a reproduction, file by file."""
-    files = [{"name": file.name, "status": file.status, "detail": file.detail} for file in again.files]
     if json:
-        display.print_json({"ok": again.ok, "same_weights": again.same_weights, "files": files})
+        display.print_json(again.to_record())
         return
-    display.print_table(files, {"name": "file", "status": "result", "detail": "detail"})
+    display.print_table(again.to_record()["files"], {"name": "file", "status": "result", "detail": "detail"})
     if not again.same_weights:
         display.print_line("the model's weights differ from those of the run")
     display.print_line("reproduced" if again.ok else "NOT reproduced: see the files that differ")

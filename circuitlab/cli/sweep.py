@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -97,22 +97,20 @@ def sweep(
     from circuitlab.metrics import metric_of
     from circuitlab.outputs import check_state_file
     from circuitlab.outputs.state import resume as check_state
-    from circuitlab.patching.grid import check_correction
-    from circuitlab.patching.runs.baseline import check_direction
+    from circuitlab.patching.effects import check_correction
+    from circuitlab.patching.runs.baseline import resolve_direction
     from circuitlab.patching.runs.replacement import MEANS
-    from circuitlab.patching.sweeps.plan import check_sites
-    from circuitlab.patching.sweeps.sweep import by_site
+    from circuitlab.patching.sweeps.plan import CellChoice, check_sites
 
-    given = {"layers": layers, "heads": heads, "neurons": neurons, "positions": positions}
-    chosen = {name: numbers(text, f"--{name}") for name, text in given.items()}
+    lists = {"layers": layers, "heads": heads, "neurons": neurons, "positions": positions}
+    chosen: dict[str, Any] = {name: numbers(text, f"--{name}") for name, text in lists.items()}
+    chosen |= {"axis": axis, "head_axis": head_axis}
     check_correction(correction)
     ablation = SETTINGS["ablation"].read(task["ablation"])
-    if direction is not None:
-        check_direction(direction)
+    resolve_direction(direction)
     if repeated := [name for name in dict.fromkeys(site) if site.count(name) > 1]:
         raise ConfigError(f"--site {repeated[0]} is given twice. Give it once.")
-    within = {name: members for name, members in chosen.items() if name != "layers"}
-    sites = check_sites(site, axis=axis, head_axis=head_axis, **within)
+    sites = check_sites(site, CellChoice(**chosen))
     if resume is not None:
         check_state(check_state_file(resume), "sweep", None)
     judged_by = metric_of(wanted, task["metric"])
@@ -130,8 +128,8 @@ def sweep(
     loaded = model.load()
     pairs = wanted.pairs(loaded, n=task["n"], seed=task["seed"])
     settings = {
-        "site": site, "direction": direction, "replacement": ablation, "metric": judged_by, "axis": axis,
-        "head_axis": head_axis, "reference": pairs.held_out if ablation in MEANS else None, "seed": task["seed"],
+        "site": site, "direction": direction, "ablation": ablation, "metric": judged_by,
+        "reference": pairs.held_out if ablation in MEANS else None, "seed": task["seed"],
         "budget": None if budget is None else budget * 2**20, **chosen,
     }  # fmt: skip
     if estimate:
@@ -140,7 +138,7 @@ def sweep(
             display.print_line(str(cost))
         return
     with progress(quiet=quiet) as report:
-        grids = by_site(circuitlab.sweep(loaded, pairs.discovery, **settings, progress=report, resume=resume))
+        grids = circuitlab.sweep(loaded, pairs.discovery, **settings, progress=report, resume=resume)
     _show(grids, correction, output)
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -29,7 +30,10 @@ from circuitlab.models.bridge import BridgeModel
 from circuitlab.models.load import DTYPES
 from circuitlab.models.modes import in_ordinary_modes
 from circuitlab.models.native import native_model
-from circuitlab.summary import Summary
+from circuitlab.result import Result
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 N_PAIRS = 64
 # Prompts drawn for each requested reference prompt: some are among the scored ones.
@@ -37,7 +41,7 @@ DRAWS = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
-class CompiledModel(Summary):
+class CompiledModel(Result):
     """A model whose circuit is known.
 
     Attributes:
@@ -133,6 +137,18 @@ class CompiledModel(Summary):
             reference = self.reference(pairs)
         mask = true_edges(self.program, spec, pairs, ablation, reference)
         return Circuit(spec=spec, mask=mask, scores=mask.astype(float))
+
+    def to_frame(self) -> pd.DataFrame:
+        """Every edge of the graph: source, target, score (1 for true edges), in_circuit; the ablation is "corrupt"."""
+        return self.truth().to_frame()
+
+    def plot(self, title: str = "") -> Any:
+        """The true circuit as a matplotlib `Figure`."""
+        return self.truth().plot(title=title)
+
+    def to_record(self) -> dict[str, Any]:
+        """The model for JSON: its name, what it does, and its true circuit."""
+        return {"name": self.name, "what": self.entry.what, "norm": self.norm, "circuit": self.truth().to_record()}
 
     def _answers(self, tokens: torch.Tensor, answer_at: torch.Tensor) -> torch.Tensor:
         logits = logits_of(self.program, run_program(self.program, tokens.numpy()))

@@ -45,7 +45,7 @@ class Pair(Summary):
     def __len__(self) -> int:
         return len(self.clean_ids)
 
-    def as_record(self, split: str) -> dict[str, object]:
+    def to_record(self, split: str) -> dict[str, object]:
         """The pair as one line of `dataset.jsonl`."""
         words = ("clean", "corrupt", "answers", "distractors", "clean_tokens", "corrupt_tokens")
         names = (*words, "clean_ids", "corrupt_ids", "answer_ids", "distractor_ids")

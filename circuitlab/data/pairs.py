@@ -68,7 +68,7 @@ class PairSet(Summary):
     @property
     def fingerprint(self) -> str:
         """SHA-256 over texts, answers and token ids, in order."""
-        lines = [json.dumps(pair.as_record(""), sort_keys=True, ensure_ascii=False) for pair in self.pairs]
+        lines = [json.dumps(pair.to_record(""), sort_keys=True, ensure_ascii=False) for pair in self.pairs]
         return sha256("\n".join(lines))
 
     def batches(self, device: torch.device | str = "cpu") -> tuple[PairBatch, ...]:

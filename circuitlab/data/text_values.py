@@ -13,14 +13,15 @@ from jaxtyping import Float
 from circuitlab import drawing
 from circuitlab.errors import ConfigError, OutputExistsError
 from circuitlab.outputs.whole import write_bytes
-from circuitlab.summary import Summary, plural, short
+from circuitlab.result import Result
+from circuitlab.summary import plural, short
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
-class TextValues(Summary):
+class TextValues(Result):
     """One or more series of values over the tokens of one text.
 
     Attributes:

@@ -89,7 +89,7 @@ class DiscoverConfig(Summary, _Recorded):
 
     @classmethod
     def of_record(cls, record: Any) -> DiscoverConfig:
-        """The settings that a manifest holds (`as_record`).
+        """The settings that a manifest holds (`to_record`).
 
         A setting that is newer than the manifest has the value that older versions acted by: mostly its default. Older
         versions also took a method's own circuit whatever the target was.
@@ -113,7 +113,7 @@ class DiscoverConfig(Summary, _Recorded):
         kept = tuple(name for name in self.objects if name not in changes)
         return type(self)(**dict(self) | {"objects": kept} | changes)
 
-    def as_record(self) -> dict[str, Any]:
+    def to_record(self) -> dict[str, Any]:
         """The settings as they stand in `manifest.json`."""
         selection = asdict(self.selection)
         del selection["target"]

@@ -33,8 +33,8 @@ from circuitlab.graphs.prune import real_edges
 from circuitlab.models.traced import PassGradients, Window, run_plain, trace
 from circuitlab.parts import Kind, Layout
 from circuitlab.patching.experiment import Experiment
-from circuitlab.patching.gradients.edge_products import EdgeProducts, Said, stand_ins
-from circuitlab.patching.gradients.slopes import metric_slopes
+from circuitlab.patching.gradients.edge_products import EdgeProducts, WriterValues, replacement_of_writers
+from circuitlab.patching.gradients.metric_gradients import gradients_and_values
 from circuitlab.patching.gradients.sublayer_path import Sublayer, SublayerPaths, sublayers
 from circuitlab.resources import Resources
 from circuitlab.stats import RunningMean
@@ -95,9 +95,9 @@ def _attributed(experiment: Experiment, batch: PairBatch, steps: int, level: str
     whole = Window.whole(batch)
     corrupt = run_plain(model, arguments, whole, start)
     other = (
-        Said.by(corrupt)
+        WriterValues.of(corrupt)
         if put_in.kind == "corrupt"
-        else stand_ins(model, put_in, batch, experiment.recordings.clean(batch))
+        else replacement_of_writers(model, put_in, batch, experiment.recordings.clean(batch))
     )
     corrupted = put_in.kind == "corrupt"
     window = Window.between(batch, clean - start, causal=model.spec.causal) if corrupted else whole
@@ -105,7 +105,7 @@ def _attributed(experiment: Experiment, batch: PairBatch, steps: int, level: str
     at_end = trace(model, arguments, window, window.of(clean), around=corrupt)
     batch = batch.with_reference(model.logits(at_end.final)) if not metric.local else batch
     products = EdgeProducts(model, at_end, other)
-    found, value = metric_slopes(model, at_end, metric, batch)
+    found, value = gradients_and_values(model, at_end, metric, batch)
     scores = products.scores(at_end, found) if level == "edge" else products.at_writers(found)
     paths = SublayerPaths(model, arguments, at_end, corrupt, metric, batch)
     integrals, effects, all_of_them = [], [], sublayers(model)

@@ -11,14 +11,17 @@ References:
 from __future__ import annotations
 
 import numpy as np
+from einops import rearrange
+from jaxtyping import Float
 
 from circuitlab.discovery.exact_nodes import score_exact_nodes
 from circuitlab.discovery.node_scores import NodeScores
 from circuitlab.discovery.scores import ColumnScores, EdgeScores
-from circuitlab.graphs.prune import real_edges
 from circuitlab.graphs.ranking import edge_places
 from circuitlab.parts import Layout
-from circuitlab.patching.edges.edges import edge_effects, edge_grid
+from circuitlab.patching.edges.edges import run_edges
+from circuitlab.patching.edges.effects import EdgeEffects
+from circuitlab.patching.edges.plan import plan_edges
 from circuitlab.patching.experiment import Experiment
 from circuitlab.stats import RunningMean
 
@@ -37,21 +40,20 @@ def score_exact(experiment: Experiment, *, axis: str = "all", level: str = "edge
     """
     if level != "edge":
         return score_exact_nodes(experiment, level)
-    columns = None if axis == "all" else _by_column(experiment, axis)
-    running = RunningMean(real_edges(Layout.of(experiment.model.spec)))
-    for number, baseline in enumerate(experiment.baselines):
-        resources = experiment.resources.part(number, len(experiment.batches))
-        running.add(edge_effects(
-            experiment.model, baseline, experiment.metric, replacement=experiment.replacement, resources=resources
-        ))  # fmt: skip
-    checks = {"largest_standard_error": float(running.standard_error.max())}
-    if columns is not None:
-        missed = np.abs(columns.scores.sum(0) - running.mean).sum()
-        checks["columns_miss"] = float(missed / max(1e-12, np.abs(running.mean).sum()))
+    layout, running, columns = Layout.of(experiment.model.spec), RunningMean(), None
+    running.add(_effects(experiment, "all")[1][:, :, 0])
+    mean, error = (_matrix(layout, values) for values in (running.mean, running.standard_error))
+    checks = {"largest_standard_error": float(error.max())}
+    if axis != "all":
+        found, effects = _effects(experiment, axis)
+        scores = _matrix(layout, np.nan_to_num(effects).mean(0).T)
+        columns = ColumnScores(kind=found.column_kind, labels=found.columns, scores=scores, numbers=found.numbers)
+        missed = np.abs(scores.sum(0) - mean).sum()
+        checks["columns_miss"] = float(missed / max(1e-12, np.abs(mean).sum()))
     return EdgeScores(
         spec=experiment.model.spec,
-        values=running.mean,
-        standard_error=running.standard_error,
+        values=mean,
+        standard_error=error,
         method="exact",
         metric=experiment.metric.name,
         n_examples=experiment.n_examples,
@@ -60,12 +62,15 @@ def score_exact(experiment: Experiment, *, axis: str = "all", level: str = "edge
     )
 
 
-def _by_column(experiment: Experiment, axis: str) -> ColumnScores:
-    """The same of each column's tokens alone; the sign of a metric where less is better is for the caller to turn."""
-    found = edge_grid(experiment, None, axis=axis)
-    means = np.nan_to_num(found.per_example).mean(2) * (1 if experiment.metric.higher_is_better else -1)
-    layout = Layout.of(experiment.model.spec)
-    rows, columns = edge_places(layout).T
-    scores = np.zeros((len(found.columns), len(layout.writers), len(layout.readers)))
-    scores[:, rows, columns] = means.T
-    return ColumnScores(kind=found.column_kind, labels=found.columns, scores=scores, numbers=found.numbers)
+def _effects(experiment: Experiment, axis: str) -> tuple[EdgeEffects, Float[np.ndarray, "example edge column"]]:
+    """Effects of all edges; the sign of a metric where less is better is for the caller to turn."""
+    found = run_edges(experiment, plan_edges(experiment, axis=axis, direction="noise"))
+    signed = found.per_example if experiment.metric.higher_is_better else -found.per_example
+    return found, rearrange(signed, "edge column example -> example edge column")
+
+
+def _matrix(layout: Layout, values: Float[np.ndarray, "*column edge"]) -> Float[np.ndarray, "*column writer reader"]:
+    """Values of all edges as matrices, 0 where there is no edge."""
+    matrix = np.zeros((*values.shape[:-1], len(layout.writers), len(layout.readers)))
+    matrix[..., *edge_places(layout).T] = values
+    return matrix

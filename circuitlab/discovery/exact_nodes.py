@@ -29,7 +29,7 @@ def score_exact_nodes(experiment: Experiment, level: str) -> NodeScores:
 
     Raises:
         UnknownNameError: Neurons of MLPs in a model without.
-        MetricError: The metric gives the wrong shape or NaN, or does not tell the two runs apart.
+        MetricError: The metric gives the wrong shape or NaN, or does not distinguish the two runs.
     """
     running = RunningMean()
     if level == "neuron":

@@ -28,9 +28,9 @@ from circuitlab.models.protocol import Model
 from circuitlab.models.traced import Traced, Window, run_plain, trace
 from circuitlab.parts import Layout
 from circuitlab.patching.experiment import Experiment
-from circuitlab.patching.gradients.edge_products import EdgeProducts, Said, stand_ins
+from circuitlab.patching.gradients.edge_products import EdgeProducts, WriterValues, replacement_of_writers
+from circuitlab.patching.gradients.metric_gradients import gradients_and_values, judged
 from circuitlab.patching.gradients.neuron_products import NeuronProducts
-from circuitlab.patching.gradients.slopes import judged, metric_slopes
 from circuitlab.patching.runs.columns import columns_of
 from circuitlab.patching.runs.replacement import Replacement
 from circuitlab.stats import RunningMean
@@ -145,9 +145,9 @@ def _attributed(
     corrupt = run_plain(model, arguments, whole, start)
     if put_in.kind == "corrupt":
         window = Window.between(batch, clean - start, causal=model.spec.causal)
-        other, replaced = Said.by(corrupt), corrupt
+        other, replaced = WriterValues.of(corrupt), corrupt
     else:  # differs everywhere
-        window, other = whole, stand_ins(model, put_in, batch, experiment.recordings.clean(batch))
+        window, other = whole, replacement_of_writers(model, put_in, batch, experiment.recordings.clean(batch))
         replaced = run_plain(model, arguments, whole, other.start)
     start, end = window.of(start), window.of(clean)
 
@@ -193,7 +193,7 @@ class _Sum:
 
     def add(self, traced: Traced) -> None:
         """One run more; its graph is gone after it."""
-        gradients, _ = metric_slopes(self._model, traced, self._metric, self._batch)
+        gradients, _ = gradients_and_values(self._model, traced, self._metric, self._batch)
         self.at_start = gradients.start + self.at_start
         if self._level == "edge":
             self.scores = self._products.scores(traced, gradients) + self.scores

@@ -14,7 +14,8 @@ from circuitlab.arguments import checked
 from circuitlab.outputs import at_home
 from circuitlab.outputs.records import load_record, save_record, score_file
 from circuitlab.parts import Layout, ModelSpec
-from circuitlab.summary import Summary, short
+from circuitlab.result import Result
+from circuitlab.summary import short
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,7 +30,7 @@ LEVELS: dict[str, str] = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
-class NodeScores(Summary):
+class NodeScores(Result):
     """Scores of every node of one model, or of every component of what nodes write.
 
     Attributes:

@@ -18,6 +18,7 @@ from circuitlab.graphs.ranking import edge_places, greedy_edges, mask_of, ranked
 from circuitlab.outputs import at_home
 from circuitlab.outputs.records import load_record, save_record, score_file
 from circuitlab.parts import Layout, ModelSpec
+from circuitlab.result import Result
 from circuitlab.summary import Summary, largest, plural, short
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class ColumnScores(Summary):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
-class EdgeScores(Summary):
+class EdgeScores(Result):
     """Scores of every edge of one model.
 
     Attributes:

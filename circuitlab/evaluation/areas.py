@@ -83,7 +83,7 @@ class Areas:
             cmd_achieved_log=cmd_achieved(by_size, n_edges_total, logarithmic=True),
         )
 
-    def as_record(self) -> dict[str, float | None]:
+    def to_record(self) -> dict[str, float | None]:
         """Name -> area; null where there is none."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: None if value != value else value for name, value in values.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float
@@ -14,6 +14,7 @@ from circuitlab.arguments import checked
 from circuitlab.data.batch import PairBatch
 from circuitlab.data.batching import prompt_keys
 from circuitlab.data.pairs import PairSet
+from circuitlab.drawing import draw
 from circuitlab.errors import ConfigError
 from circuitlab.evaluation.areas import Areas, CurvePoint
 from circuitlab.evaluation.checks import check_circuit, kept_neurons
@@ -31,11 +32,15 @@ from circuitlab.patching.experiment import Experiment
 from circuitlab.patching.gap import Gap
 from circuitlab.patching.runs.replacement import AblationLike
 from circuitlab.progress import Progress, callback, reports_progress
-from circuitlab.summary import Summary, plural
+from circuitlab.result import Result
+from circuitlab.summary import plural
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
-class Evaluation(Summary):
+class Evaluation(Result):
     """How a circuit does. Per-example values are kept; the numbers of the report follow from them.
 
     Attributes:
@@ -170,6 +175,16 @@ class Evaluation(Summary):
         """Mean metric of the circuit on the clean prompts."""
         return float(self.circuit.mean())
 
+    def to_frame(self) -> pd.DataFrame:
+        """The faithfulness curve: n_edges, faithfulness and more of circuits of growing size, one row each."""
+        import pandas as pd
+
+        return pd.DataFrame([_point(point) for point in self.curve])
+
+    def plot(self, title: str = "") -> Any:
+        """The faithfulness curve as a matplotlib `Figure`, with the circuit and random circuits of its size."""
+        return draw(self, title=title)
+
     def to_record(self) -> dict[str, Any]:
         """The content of `evaluation.json`, described in docs/evaluation.md; what is not a number is null."""
         (low, high), gap = self.interval, self.gap
@@ -193,7 +208,7 @@ class Evaluation(Summary):
             "accuracy_model": self.accuracy_model,
             "accuracy_circuit": self.accuracy_circuit,
             "kl": self.kl,
-            **self.areas.as_record(),
+            **self.areas.to_record(),
             "smallest_sufficient": self.smallest and {"at_least": SUFFICES, **_point(self.smallest)},
             "overshoot": self.overshoot,
             "highest": (top := highest(self.curve)) and _point(top),
@@ -208,7 +223,7 @@ class Evaluation(Summary):
                     for one in self.knockouts
                 ],
             },
-            "minimality": self.minimality and self.minimality.as_record(),
+            "minimality": self.minimality and self.minimality.to_record(),
             "random_baseline": {"faithfulness": list(self.random)},
             "discovery": self._discovery(),
             "n_seen": self.n_seen,

@@ -60,7 +60,7 @@ class Minimality(Summary):
         names = [edge.name for edge in self.edges]
         return pd.DataFrame({"edge": names, "effect": self.effect, "ci_low": self.low, "ci_high": self.high})
 
-    def as_record(self) -> list[dict[str, object]]:
+    def to_record(self) -> list[dict[str, object]]:
         """The same as plain records."""
         rows = zip(self.edges, self.effect.tolist(), self.low.tolist(), self.high.tolist(), strict=True)
         return [{"edge": edge.name, "effect": effect, "ci": [low, high]} for edge, effect, low, high in rows]

@@ -30,15 +30,16 @@ from circuitlab.arguments import checked
 from circuitlab.errors import ConfigError, GraphError
 from circuitlab.graphs.prune import real_edges
 from circuitlab.parts import Layout, ModelSpec
+from circuitlab.result import Result
 from circuitlab.stats import CONFIDENCE, N_RESAMPLES
-from circuitlab.summary import Summary, plural
+from circuitlab.summary import plural
 
 # Resamples are made in parts, so that no more than so many numbers are in memory at once.
 NUMBERS_AT_ONCE = 2**22
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class Recovery(Summary):
+class Recovery(Result):
     """How well scores find the true edges.
 
     Attributes:

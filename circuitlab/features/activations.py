@@ -22,7 +22,8 @@ from circuitlab.models.modes import in_ordinary_modes
 from circuitlab.models.protocol import Model
 from circuitlab.patching.runs.packing import packs, rows_per_pack
 from circuitlab.resources import Resources
-from circuitlab.summary import Summary, largest, plural
+from circuitlab.result import Result
+from circuitlab.summary import largest, plural
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,7 +45,7 @@ class ActiveFeature:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
-class FeatureActivations(Summary):
+class FeatureActivations(Result):
     """Active features on prompts, one entry each, by prompt, position, feature.
 
     Attributes:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 from circuitlab.arguments import checked
 from circuitlab.errors import ConfigError, FormatError, MissingFileError
 from circuitlab.files import parse_json, read_text
-from circuitlab.summary import Results, Summary, plural, short
+from circuitlab.result import Result
+from circuitlab.summary import Results, plural, short
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,7 +27,7 @@ SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class Description(Summary):
+class Description(Result):
     """What somebody, or some model, says of a feature.
 
     Attributes:
@@ -48,7 +49,7 @@ class Description(Summary):
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class Descriptions(Summary):
+class Descriptions(Result):
     """Descriptions of an autoencoder's features; a feature may have several.
 
     Attributes:
@@ -88,6 +89,12 @@ class Descriptions(Summary):
     @cached_property
     def _first(self) -> dict[int, str]:
         return {entry.feature: entry.text for entry in reversed(self.entries)}
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a description: feature, text, model_id, source, by."""
+        import pandas as pd
+
+        return pd.DataFrame([asdict(entry) for entry in self.entries])
 
     def _summary(self) -> str:
         return f"of {plural(len(self), 'entry')[:-3] + 'ies' if len(self) != 1 else '1 entry'}"

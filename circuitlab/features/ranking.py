@@ -36,12 +36,13 @@ from circuitlab.metrics import Metric, MetricLike, metric_for
 from circuitlab.models.modes import in_ordinary_modes
 from circuitlab.models.protocol import Model
 from circuitlab.patching.experiment import Experiment
-from circuitlab.patching.gradients.slopes import judged
+from circuitlab.patching.gradients.metric_gradients import judged
 from circuitlab.patching.grid import Grid
 from circuitlab.patching.runs.baseline import Baseline, at_answer
 from circuitlab.patching.runs.reach import tokens_that_matter
 from circuitlab.progress import Progress, callback, reports_progress
-from circuitlab.summary import Summary, largest, plural
+from circuitlab.result import Result
+from circuitlab.summary import largest, plural
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -52,7 +53,7 @@ ALIVE = 24  # tensors of the stream's size that a block keeps for its gradient, 
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
-class FeatureRanking(Summary):
+class FeatureRanking(Result):
     """What features add to the metric's way from the corrupted to the clean run, to first order, largest size first.
 
     Attributes:

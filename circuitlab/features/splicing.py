@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -33,13 +34,17 @@ from circuitlab.patching.runs.baseline import at_answer
 from circuitlab.patching.runs.packing import packs, rows_per_pack
 from circuitlab.predictions.streams import logits_by_part
 from circuitlab.resources import Resources
-from circuitlab.summary import Summary, plural
+from circuitlab.result import Result
+from circuitlab.summary import plural
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Edit = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class Quality(Summary):
+class Quality(Result):
     """How well an autoencoder stands for what it reads. Tokens kept as they are do not count.
 
     Attributes:
@@ -69,7 +74,7 @@ class Quality(Summary):
         """Where the spliced loss is between that of zeros, 0, and the model's own, 1."""
         return (self.loss_zero - self.loss_spliced) / (self.loss_zero - self.loss)
 
-    def to_record(self) -> dict[str, float | int]:
+    def to_record(self) -> dict[str, Any]:
         """All numbers by name."""
         return {**asdict(self), "loss_recovered": self.loss_recovered}
 
@@ -80,7 +85,7 @@ class Quality(Summary):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
-class Splice(Summary):
+class Splice(Result):
     """What is left of a behaviour when the model runs on reconstructions.
 
     Attributes:
@@ -106,6 +111,13 @@ class Splice(Summary):
     def interval(self) -> stats.Interval:
         """95 % bootstrap interval of `recovered` over examples."""
         return stats.ratio_interval(self.spliced - self.corrupt, self.clean - self.corrupt, self.seed)
+
+    def to_frame(self) -> pd.DataFrame:
+        """A table of one row: metric, recovered, ci_low, ci_high, n."""
+        import pandas as pd
+
+        ends = {"ci_low": float(self.interval.low), "ci_high": float(self.interval.high)}
+        return pd.DataFrame([{"metric": self.metric, "recovered": self.recovered, **ends, "n": len(self.clean)}])
 
     def _summary(self) -> str:
         return f"of {plural(len(self.clean), 'pair')}: {self.recovered:.3f} of {self.metric} recovered"

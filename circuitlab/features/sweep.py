@@ -81,7 +81,7 @@ def sweep_features(
     Raises:
         ConfigError: The autoencoder does not fit the model; a feature or position is out of range; no feature differs.
         UnknownNameError: No such direction, metric or axis, or the model has no such site.
-        MetricError: The metric gives the wrong shape or NaN, or does not tell the two runs apart.
+        MetricError: The metric gives the wrong shape or NaN, or does not distinguish the two runs.
     """
     check_fits(model, autoencoder)
     own = autoencoder.to(model.device, autoencoder.w_enc.dtype)
@@ -91,18 +91,18 @@ def sweep_features(
         progress=callback(progress),
     )  # fmt: skip
     plan = plan_sweep(experiment, "resid_pre", direction=direction, axis=axis, positions=positions)
-    experiment.prompt_gap  # noqa: B018 - refuses a metric that does not tell the two runs apart
+    experiment.prompt_gap  # noqa: B018 - refuses a metric that does not distinguish the two runs
     clean, corrupt, members = experiment.clean, experiment.corrupt, _members(experiment, own, wanted)
     columns = plan.columns["resid_pre"]
     untouched = corrupt if direction == "denoise" else clean
     table = np.broadcast_to(untouched, (len(members), len(columns.labels), experiment.n_examples)).copy()
     packer = Packer()
-    for number, batch in enumerate(plan.batches):
+    for number, batch in enumerate(plan.experiment.batches):
         absent = ~columns.masks[number].any(2).cpu().numpy()  # [column, example of the batch]
         column, example = absent.nonzero()
         table[:, column, batch.index.cpu().numpy()[example]] = np.nan
         _sweep_batch(plan, own, number, members, packer, table)
-        experiment.progress("features", number + 1, len(plan.batches))
+        experiment.progress("features", number + 1, len(plan.experiment.batches))
     whole = columns.labels == ("all",)
     names = tuple(map(str, members))
     return Grid(
@@ -143,11 +143,14 @@ def _sweep_batch(
     plan: SweepPlan, own: Autoencoder, number: int, members: tuple[int, ...], packer: Packer, table: Table
 ) -> None:
     """Fill the cells of one batch."""
-    model, batch = plan.model, plan.batches[number]
+    model, batch = plan.experiment.model, plan.experiment.batches[number]
     baseline = plan.experiment.recordings.baseline(batch)
     denoise = plan.direction == "denoise"
     base, source = (baseline.corrupt, baseline.clean) if denoise else (baseline.clean, baseline.corrupt)
-    runs = Runs(model=model, baseline=baseline, base=base, source=source, hidden=lambda _layer: base.resid_final)
+    runs = Runs(
+        model=model, baseline=baseline, base=base, source=source, hidden=lambda _layer: base.resid_final,
+        ablation=plan.experiment.replacement,
+    )  # fmt: skip
     patches = feature_patches(runs, own, members, plan.columns["resid_pre"].masks[number])
     block = enters_at(patches.site, own.layer)
     inside = window(runs, block, from_difference=True)

@@ -117,6 +117,11 @@ class Circuit(CircuitData):
         """
         return draw(self, title=title)
 
+    def to_record(self) -> dict[str, Any]:
+        """The circuit for JSON: shape of the model, how it was selected, and every edge of the graph as a row."""
+        selection = self.selection and self.selection.to_record()
+        return CircuitData.to_record(self) | {"n_edges": self.n_edges, "selection": selection}
+
     def _summary(self) -> str:
         total, nodes = self.layout.n_edges, plural(len(self.nodes), "node")
         return f"of {short(self.spec.name, 30)}: {self.n_edges:,} of {plural(total, 'edge')}, {nodes}"

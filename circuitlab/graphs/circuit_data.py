@@ -15,14 +15,14 @@ from circuitlab.graphs.prune import kept_nodes, real_edges
 from circuitlab.graphs.ranking import edge_places
 from circuitlab.graphs.selection import Selection
 from circuitlab.parts import Edge, Layout, ModelSpec, Node
-from circuitlab.summary import Summary
+from circuitlab.result import Result
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
-class CircuitData(Summary):
+class CircuitData(Result):
     """What a circuit and a circuit file hold: kept edges of one model, and every edge's score. Immutable.
 
     The fields are those of `Circuit`, which adds files and pictures.

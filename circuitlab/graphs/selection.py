@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from circuitlab.arguments import checked_fields
 from circuitlab.declarations import Setting, options_of
 from circuitlab.errors import ConfigError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 USUAL_TARGET = 0.9
 ASKED = ("target", "n_edges", "threshold")
@@ -155,6 +158,12 @@ class Selection:
                 f"selected, and have faithfulness {reached:.3f} on the pairs the circuit was selected on."
             )
         return tuple(found)
+
+    def to_frame(self) -> pd.DataFrame:
+        """A table of one row, with the columns of `to_record`."""
+        import pandas as pd
+
+        return pd.DataFrame([self.to_record()])
 
     def to_record(self) -> dict[str, Any]:
         """The record in `manifest.json` and `circuit.json`."""

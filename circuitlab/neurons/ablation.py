@@ -28,6 +28,7 @@ from circuitlab.neurons.log_probs import largest_changes, log_probs_of
 from circuitlab.parts import Stage
 from circuitlab.patching.runs.packing import Packer, rows_at_once
 from circuitlab.resources import Resources
+from circuitlab.result import plain
 from circuitlab.summary import Summary, plural
 
 if TYPE_CHECKING:
@@ -135,7 +136,7 @@ class AblationEffect(Summary):
             "value": self.value,
             "stage": self.stage,
             "mean_change": self.mean_change,
-            "tokens": self.to_frame().to_dict("records"),
+            "tokens": plain(self.to_frame()),
         }
 
     def _summary(self) -> str:

@@ -16,15 +16,16 @@ from circuitlab.arguments import checked
 from circuitlab.errors import ConfigError
 from circuitlab.neurons.asked import check_count
 from circuitlab.neurons.outlier_scores import Outliers
+from circuitlab.result import Result
 from circuitlab.stats import GroupDifference, group_difference
-from circuitlab.summary import Summary, plural
+from circuitlab.summary import plural
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
-class NormRatios(Summary):
+class NormRatios(Result):
     """Outlier scores before and behind the norm, at the top positions and at random ones.
 
     Attributes:
@@ -38,6 +39,12 @@ class NormRatios(Summary):
     control: pd.DataFrame
     difference: GroupDifference
     seed: int
+
+    def to_frame(self) -> pd.DataFrame:
+        """Both groups below each other: group ("top" or "control"), prompt, position, token, before, behind, ratio."""
+        import pandas as pd
+
+        return pd.concat({"top": self.top, "control": self.control}, names=["group"]).reset_index("group")
 
     def to_record(self) -> dict[str, Any]:
         """The same for JSON."""

@@ -1,50 +1,40 @@
-"""What a sweep gives back: one value per cell and example, and everything that follows from them."""
+"""What a sweep gives back: a grid of cells for every site."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
-from circuitlab import stats
 from circuitlab.drawing import draw
 from circuitlab.errors import UnknownNameError
-from circuitlab.summary import Summary, largest, plural
+from circuitlab.patching.effects import FRAME_COLUMNS, Effects
+from circuitlab.result import Result
+from circuitlab.summary import largest, plural
 
 if TYPE_CHECKING:
     import pandas as pd
 
-FRAME_COLUMNS = ("value", "ci_low", "ci_high", "p_value", "n")
-
-
-CORRECTIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "holm": stats.holm,
-    "benjamini-hochberg": stats.benjamini_hochberg,
-}
-
-
-def check_correction(name: str | None) -> None:
-    """Refuse a correction that does not exist; None is none.
-
-    Raises:
-        UnknownNameError: No such correction.
-    """
-    if name is not None and name not in CORRECTIONS:
-        raise UnknownNameError.of("correction", name, CORRECTIONS)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
-class Grid(Summary):
+class Grid(Effects):
     """A swept site: layers by positions, spans, heads or neurons, or by heads (neurons) and positions or spans.
+
+    Where several metrics are measured, they are a further axis in front of the cells: `values` is then
+    `[metric, layer, ...]`, and `metric` and `unit` name one each.
+
+    Columns of `to_frame`: site, (metric), layer, (head | neuron), position | span, (label), value, ci_low, ci_high,
+    p_value, n.
 
     Attributes:
         site: Which site.
         direction: "denoise": values put into the corrupted run; "noise": into the clean run.
-        metric: Name of the metric.
-        unit: Its unit.
+        metric: Name of the metric, or of several.
+        unit: Its unit, or those of several.
         column_kind: What the last axis of cells is: "position", "span", "head" or "neuron".
         columns: Labels of that axis.
         per_example: Raw metric with the cell patched; NaN where an example lacks the span.
@@ -52,7 +42,7 @@ class Grid(Summary):
         corrupt: Metric of the corrupted run.
         normalised: Whether `values` are on the scale 0 = corrupted, 1 = clean; else in the metric's unit.
         seed: Seed of intervals and p-values.
-        replacement: What was put in: "corrupt" is the other prompt's value; see `circuitlab.patching.runs.replacement`.
+        replacement: The ablation: "corrupt" is the other prompt's value; see `circuitlab.patching.runs.replacement`.
         layers: The layers of the rows; all, from 0 on, by default.
         member_kind: "head" or "neuron" where cells are also by position or span, else None.
         members: Labels of that axis.
@@ -61,13 +51,13 @@ class Grid(Summary):
 
     site: str
     direction: str
-    metric: str
-    unit: str
+    metric: str | tuple[str, ...]
+    unit: str | tuple[str, ...]
     column_kind: str
     columns: tuple[str, ...]
     per_example: Float[np.ndarray, "*cell example"]
-    clean: Float[np.ndarray, " example"]
-    corrupt: Float[np.ndarray, " example"]
+    clean: Float[np.ndarray, "*metric example"]
+    corrupt: Float[np.ndarray, "*metric example"]
     normalised: bool = True
     seed: int = 0
     replacement: str = "corrupt"
@@ -77,64 +67,40 @@ class Grid(Summary):
     numbers: tuple[int, ...] | None = None
 
     @property
-    def values(self) -> Float[np.ndarray, "*cell"]:
-        """Mean over examples; normalised: 0 = corrupted, 1 = clean, means first and then their ratio."""
-        return stats.ratio_of_means(self._numerator, self._denominator)
+    def axes(self) -> tuple[str, ...]:
+        """Names of the axes of `values`: ("metric",) layer, (head | neuron,) and the columns."""
+        several = () if isinstance(self.metric, str) else ("metric",)
+        members = () if self.member_kind is None else (self.member_kind,)
+        return (*several, "layer", *members, self.column_kind)
 
-    @property
-    def interval(self) -> stats.Interval:
-        """95 % bootstrap interval of `values` over examples."""
-        return stats.ratio_interval(self._numerator, self._denominator, self.seed)
-
-    @property
-    def p_values(self) -> Float[np.ndarray, "*cell"]:
-        """Two-sided sign-flip p-values of "the patch does nothing", not corrected for the number of cells."""
-        base = self.corrupt if self.direction == "denoise" else self.clean
-        return stats.sign_flip_p(np.where(self._there, self.per_example - base, 0.0), self.seed)
-
-    def corrected_p_values(self, correction: str = "holm") -> Float[np.ndarray, "*cell"]:
-        """`p_values` corrected for the number of cells of this grid.
-
-        Args:
-            correction: "holm" controls the chance of any false finding, "benjamini-hochberg" the share of false ones
-                among the findings.
+    def of_metric(self, name: str) -> Grid:
+        """The grid of one metric.
 
         Raises:
-            UnknownNameError: No such correction.
+            UnknownNameError: It was not measured.
         """
-        check_correction(correction)
-        return CORRECTIONS[correction](self.p_values)
+        names = (self.metric,) if isinstance(self.metric, str) else self.metric
+        if name not in names:
+            raise UnknownNameError.of("metric", name, names, owner=f"the grid of {self.site}")
+        if isinstance(self.metric, str):
+            return self
+        at = names.index(name)
+        arrays = {"per_example": self.per_example[at], "clean": self.clean[at], "corrupt": self.corrupt[at]}
+        return replace(self, metric=name, unit=self.unit[at], **arrays)
 
-    @property
-    def n(self) -> Int[np.ndarray, "*cell"]:
-        """How many examples each cell speaks of."""
-        return self._there.sum(-1)
-
-    def to_frame(self, correction: str | None = None) -> pd.DataFrame:
-        """One row a cell: site, layer, (head | neuron), position | span, (label), value, ci_low, ci_high, p_value, n.
-
-        With a correction (see `corrected_p_values`), `p_value` is the corrected one.
-        """
-        import pandas as pd
-
-        cells = self.per_example.shape[:-1]
-        at = np.unravel_index(np.arange(int(np.prod(cells))), cells)
-        interval = self.interval
-        layers = np.arange(cells[0]) if self.layers is None else np.array(self.layers)
-        data: dict[str, Any] = {"site": self.site, "layer": layers[at[0]]}
+    def _labels(self) -> dict[str, Any]:
+        at = dict(zip(self.axes, np.indices(self.per_example.shape[:-1]).reshape(len(self.axes), -1), strict=True))
+        layers = np.arange(1 + at["layer"].max()) if self.layers is None else np.array(self.layers)
+        data: dict[str, Any] = {"site": self.site}
+        if "metric" in at:
+            data["metric"] = [self.metric[i] for i in at["metric"]]
+        data["layer"] = layers[at["layer"]]
         if self.member_kind is not None:
-            data[self.member_kind] = [int(self.members[i]) for i in at[1]]
-        data[self.column_kind] = [self._column(int(i)) for i in at[-1]]
+            data[self.member_kind] = [int(self.members[i]) for i in at[self.member_kind]]
+        data[self.column_kind] = [self._column(int(i)) for i in at[self.column_kind]]
         if self.column_kind == "position":
-            data["label"] = [self.columns[i] for i in at[-1]]
-        p_values = self.p_values if correction is None else self.corrected_p_values(correction)
-        numbers = (self.values, interval.low, interval.high, p_values, self.n)
-        data.update({name: cell.ravel() for name, cell in zip(FRAME_COLUMNS, numbers, strict=True)})
-        return pd.DataFrame(data)
-
-    def plot(self) -> Any:
-        """A heatmap as a matplotlib `Figure`: colours centred on "the patch does nothing"."""
-        return draw(self)
+            data["label"] = [self.columns[i] for i in at["position"]]
+        return data
 
     def _column(self, place: int) -> int | str:
         if self.column_kind == "span":
@@ -143,32 +109,42 @@ class Grid(Summary):
             return place if self.numbers is None else self.numbers[place]
         return int(self.columns[place])
 
+    def _by_metric(self, values: np.ndarray) -> np.ndarray:
+        return values[None] if isinstance(self.metric, str) else values
+
+    def _by_cell(self, ends: Float[np.ndarray, "*metric example"]) -> np.ndarray:
+        """The metric of a whole run, to be set against the cells."""
+        cells = (1,) * (self.per_example.ndim - ends.ndim)
+        return ends.reshape(*ends.shape[:-1], *cells, ends.shape[-1])
+
     @property
-    def _there(self) -> np.ndarray:
-        return ~np.isnan(self.per_example)
+    def _change(self) -> np.ndarray:
+        base = self.corrupt if self.direction == "denoise" else self.clean
+        return np.where(self._present, self.per_example - self._by_cell(base), 0.0)
 
     @property
     def _numerator(self) -> np.ndarray:
-        base = self.corrupt if self.normalised else 0.0
-        return np.where(self._there, self.per_example - base, 0.0)
+        base = self._by_cell(self.corrupt) if self.normalised else 0.0
+        return np.where(self._present, self.per_example - base, 0.0)
 
     @property
     def _denominator(self) -> np.ndarray:
         one = (self.clean - self.corrupt) if self.normalised else np.ones_like(self.clean)
-        return np.where(self._there, one, 0.0)
+        return np.where(self._present, self._by_cell(one), 0.0)
 
     def _summary(self) -> str:
-        sides = [plural(self.per_example.shape[0], "layer")]
-        if self.member_kind is not None:
-            sides.append(plural(self.per_example.shape[1], self.member_kind))
-        sides.append(plural(self.per_example.shape[-2], self.column_kind))
-        return f"of {self.site}: {' x '.join(sides)}, {plural(self.per_example.shape[-1], 'pair')}"
+        sides = " x ".join(plural(n, axis) for axis, n in zip(self.axes, self.per_example.shape, strict=False))
+        return f"of {self.site}: {sides}, {plural(self.per_example.shape[-1], 'pair')}"
 
     def _facts(self) -> Iterable[tuple[str, object]]:
+        yield "direction", f"{self.direction}, ablation {self.replacement}"
+        for name in (self.metric,) if isinstance(self.metric, str) else self.metric:
+            yield from self.of_metric(name)._facts_of_metric()
+
+    def _facts_of_metric(self) -> Iterable[tuple[str, object]]:
         values = self.values
         scale = "0 = corrupted run, 1 = clean run" if self.normalised else self.unit or "raw"
-        yield "direction", f"{self.direction}, replacement {self.replacement}"
-        yield "metric", f"{self.metric}: clean {self.clean.mean():.4g}, corrupted {self.corrupt.mean():.4g}"
+        yield "metric", self._ends
         if values.size and not np.isnan(values).all():
             yield "values", f"{np.nanmin(values):.4g} to {np.nanmax(values):.4g} ({scale})"
         yield from largest(values.ravel().tolist(), self._cell_name)
@@ -182,3 +158,56 @@ class Grid(Summary):
         column = int(at[-1])
         label = f" {self.columns[column]!r}" if self.column_kind == "position" else ""
         return ", ".join([*words, f"{self.column_kind} {self._column(column)}{label}"])
+
+
+class Grids(Result, Mapping[str, Grid]):
+    """The grids of several sites that were swept together, by name of the site.
+
+    Args:
+        grids: One a site.
+    """
+
+    __slots__ = ("_grids",)
+
+    def __init__(self, grids: Iterable[Grid]) -> None:
+        self._grids: Mapping[str, Grid] = MappingProxyType({grid.site: grid for grid in grids})
+
+    def __getitem__(self, site: str) -> Grid:
+        return self._grids[site]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._grids)
+
+    def __len__(self) -> int:
+        return len(self._grids)
+
+    def to_frame(self, correction: str | None = None) -> pd.DataFrame:
+        """The tables of all grids below each other, with the columns of all; what a site does not have is missing.
+
+        Args:
+            correction: As of `Grid.to_frame`; p-values are corrected for the cells of their own grid.
+
+        Raises:
+            UnknownNameError: No such correction.
+        """
+        import pandas as pd
+
+        frames = [grid.to_frame(correction) for grid in self.values()]
+        both = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=[*FRAME_COLUMNS])
+        numbered = both.columns.intersection(["position", "head", "neuron"])
+        labels = [name for name in both.columns if name not in FRAME_COLUMNS]
+        return both[[*labels, *FRAME_COLUMNS]].astype(dict.fromkeys(numbered, "Int64"))
+
+    def plot(self) -> Any:
+        """The heatmaps of all sites as one matplotlib `Figure`."""
+        return draw(self)
+
+    def to_record(self) -> dict[str, Any]:
+        """The records of the grids by site, for JSON."""
+        return {site: grid.to_record() for site, grid in self.items()}
+
+    def _summary(self) -> str:
+        return f"of {plural(len(self), 'site')}"
+
+    def _facts(self) -> Iterable[tuple[str, object]]:
+        return self.items()

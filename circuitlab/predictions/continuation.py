@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 
@@ -14,11 +14,15 @@ from circuitlab.errors import ConfigError
 from circuitlab.models.modes import in_ordinary_modes
 from circuitlab.models.protocol import Model
 from circuitlab.predictions.streams import last_streams, logits_by_part
-from circuitlab.summary import Results, Summary, plural, short
+from circuitlab.result import Result
+from circuitlab.summary import Results, plural, short
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class Continuation(Summary):
+class Continuation(Result):
     """A text and the model's continuation.
 
     Attributes:
@@ -34,6 +38,12 @@ class Continuation(Summary):
     tokens: tuple[str, ...]
     ids: tuple[int, ...]
     log_probs: tuple[float, ...]
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a token: token, id, log_prob."""
+        import pandas as pd
+
+        return pd.DataFrame({"token": self.tokens, "id": self.ids, "log_prob": self.log_probs})
 
     def to_record(self) -> dict[str, Any]:
         """Everything as JSON can hold it."""

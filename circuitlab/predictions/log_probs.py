@@ -20,6 +20,7 @@ from circuitlab.data.texts import as_texts, encode_text, filled, shown_tokens
 from circuitlab.models.modes import in_ordinary_modes
 from circuitlab.models.protocol import Model
 from circuitlab.predictions.streams import final_stream, logits_by_part, packs_by_length
+from circuitlab.result import plain
 from circuitlab.summary import Results, Summary, largest, plural, short
 
 MINUS = "\N{MINUS SIGN}"
@@ -87,10 +88,10 @@ class TextLogProbs(Summary):
         )
 
     def to_record(self) -> dict[str, Any]:
-        """Everything as JSON can hold it, one list a column."""
+        """Everything for JSON, one list a column; None for NaN."""
         columns = self.to_frame().drop(columns="position").to_dict("list")
         sums = {"total": self.total, "mean": self.mean, "perplexity": self.perplexity}
-        return {"text": self.text, **sums, **columns}
+        return plain({"text": self.text, **sums, **columns})
 
     def to_values(self) -> TextValues:
         """The log-probabilities over the text, for a page."""

@@ -25,8 +25,9 @@ from circuitlab.evaluation.minimality import Minimality
 from circuitlab.graphs.circuit import Circuit
 from circuitlab.graphs.selection import Selection
 from circuitlab.parts import Edge, ModelSpec
+from circuitlab.patching.effects import FRAME_COLUMNS
 from circuitlab.patching.gap import Gap
-from circuitlab.patching.grid import FRAME_COLUMNS, Grid
+from circuitlab.patching.grid import Grid
 from circuitlab.runs.reader import EVALUATION, RunReader
 from circuitlab.runs.record import Results
 

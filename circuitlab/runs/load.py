@@ -20,6 +20,7 @@ from circuitlab.metrics import Metric
 from circuitlab.metrics.base import METRICS
 from circuitlab.models.protocol import Bos
 from circuitlab.outputs.records import from_plain
+from circuitlab.patching.grid import Grids
 from circuitlab.references import Reference
 from circuitlab.runs.earlier import results_of_tables, scores_of_table, spec_of
 from circuitlab.runs.manifest import DATASET, MANIFEST, OF_METRIC
@@ -76,7 +77,7 @@ def _run(read: RunReader) -> Run:
         config=config, task=task, task_fingerprint=read.about("task")["fingerprint"], spec=spec,
         weights_sha256=model["weights_sha256"], metric=metric, pairs=pairs, scores=scores,
         bos=Bos(choice=config.bos, ids=tuple(model.get("bos_ids", ())), tokens=tuple(model.get("bos_tokens", ()))),
-        circuit=known.circuit(circuit), behaviour=results.behaviour, grids=results.grids,
+        circuit=known.circuit(circuit), behaviour=results.behaviour, grids=Grids(results.grids.values()),
         evaluation=replace(results.evaluation, selection=known.selection(results.evaluation.selection)),
         attention=results.attention,
         **{

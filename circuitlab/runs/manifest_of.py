@@ -23,7 +23,7 @@ def manifest_of(run: RunRecord) -> dict[str, Any]:
         "schema": SCHEMA,
         "circuitlab_version": _version("circuitlab"),
         "command": run.config.command,
-        "config": run.config.as_record(),
+        "config": run.config.to_record(),
         "seed": run.config.seed,
         **({"objects": dict(run.sources)} if run.sources else {}),
         "task": {

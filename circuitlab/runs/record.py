@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from circuitlab.attribution.patterns import AttentionPatterns
 from circuitlab.data.pairs import PairSplits
@@ -21,13 +21,17 @@ from circuitlab.metrics import Metric
 from circuitlab.models.protocol import Bos
 from circuitlab.parts import ModelSpec
 from circuitlab.patching.grid import Grid
-from circuitlab.summary import Summary, plural, short
+from circuitlab.result import Result, plain
+from circuitlab.summary import plural, short
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 RESULTS_SCHEMA = "circuitlab.results/1"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
-class RunRecord(Summary):
+class RunRecord(Result):
     """Everything one discovery found.
 
     Attributes:
@@ -81,6 +85,23 @@ class RunRecord(Summary):
     def warnings(self) -> tuple[str, ...]:
         """What bounds the result, in plain sentences; see `Evaluation.warnings`."""
         return self.evaluation.warnings
+
+    def to_frame(self) -> pd.DataFrame:
+        """Every edge of the graph: source, target, score, in_circuit, as in `edges.csv`."""
+        return self.circuit.to_frame()
+
+    def plot(self) -> Any:
+        """The circuit as a matplotlib `Figure`, as in `circuit.png`."""
+        return self.circuit.plot(title=f"{self.task.label} in {Path(self.model_id).name}")
+
+    def to_record(self) -> dict[str, Any]:
+        """The run for JSON: its settings, its circuit, and its evaluation on the held-out pairs."""
+        return {
+            "config": self.config.to_record(),
+            "circuit": self.circuit.to_record(),
+            "evaluation": plain(self.evaluation.to_record()),
+            "seconds": dict(self.seconds),
+        }
 
     def _summary(self) -> str:
         result = f"{self.circuit.n_edges:,} of {plural(self.circuit.layout.n_edges, 'edge')}"

@@ -7,9 +7,9 @@ import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from circuitlab.arguments import checked
 from circuitlab.discovery.config import DiscoverConfig
@@ -20,11 +20,15 @@ from circuitlab.outputs import at_home
 from circuitlab.outputs.records import read_arrays
 from circuitlab.outputs.whole import scratch_folder
 from circuitlab.progress import Progress, reports_progress
+from circuitlab.result import Result
 from circuitlab.runs.manifest import MANIFEST, REPORT, RESULTS, SCORES, read_manifest
 from circuitlab.runs.pipeline import discover
 from circuitlab.runs.reader import RunReader
 from circuitlab.runs.task_files import TaskFile, task_file_of, task_of_run
 from circuitlab.summary import Summary, plural
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # Numbers of another machine or version may differ in the last bits of float32, and a bit more after many layers: by so
 # much of the largest number of their column, for the scores of a large model are all small.
@@ -78,7 +82,7 @@ class FileCheck(Summary):
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Reproduction(Summary):
+class Reproduction(Result):
     """What came of running a folder again.
 
     Attributes:
@@ -95,6 +99,16 @@ class Reproduction(Summary):
     def ok(self) -> bool:
         """Every file that holds data came out with the same bytes or numbers."""
         return all(check.status in (SAME_BYTES, SAME_NUMBERS, REDRAWN) for check in self.files)
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a file: name, status, detail."""
+        import pandas as pd
+
+        return pd.DataFrame([asdict(file) for file in self.files])
+
+    def to_record(self) -> dict[str, Any]:
+        """For JSON: whether the run was reproduced, and how each file came out."""
+        return {"ok": self.ok, "same_weights": self.same_weights, "files": [asdict(file) for file in self.files]}
 
     def _summary(self) -> str:
         return f"of {plural(len(self.files), 'file')}: {'reproduced' if self.ok else 'not reproduced'}"
@@ -143,7 +157,7 @@ def reproduce(
     """
     folder = at_home(folder)
     read = RunReader.open(folder)
-    manifest, config = read.manifest, read.config().as_record()
+    manifest, config = read.manifest, read.config().to_record()
     if objects := config.pop("objects", ()):
         told = ", ".join(f"{name}={config[name]!r}" for name in objects)
         raise RunError(
@@ -213,7 +227,7 @@ def _said(manifest: Mapping[str, Any], others: set[str]) -> dict[str, Any]:
     return {
         "config": {
             name: value
-            for name, value in DiscoverConfig.of_record(manifest["config"]).as_record().items()
+            for name, value in DiscoverConfig.of_record(manifest["config"]).to_record().items()
             if name not in others
         },
         "task": {name: task.get(name) for name in SAID_OF_TASK} if isinstance(task, dict) else task,

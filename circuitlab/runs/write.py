@@ -44,7 +44,7 @@ def write_run(run: RunRecord, place: Reserved, folder: Path) -> Path:
 def _write_data(run: RunRecord, folder: Path) -> None:
     pairs = run.pairs
     splits = {"discovery": pairs.discovery, "held_out": pairs.held_out, "reference": pairs.reference or ()}
-    lines = [_one_line(pair.as_record(name)) for name, split in splits.items() for pair in split]
+    lines = [_one_line(pair.to_record(name)) for name, split in splits.items() for pair in split]
     (folder / DATASET).write_text("\n".join(lines) + "\n", encoding="utf-8")
     if run.grids:
         (folder / "sweeps").mkdir()
@@ -70,7 +70,7 @@ def _write_data(run: RunRecord, folder: Path) -> None:
 def _write_pictures(run: RunRecord, folder: Path) -> None:
     for site, grid in run.grids.items():
         grid.plot().save(folder / "sweeps" / f"{site}.png")
-    drawing = run.circuit.plot(title=f"{run.task.label} in {Path(run.model_id).name}")
+    drawing = run.plot()
     for name in ("circuit.png", "circuit.svg"):
         drawing.save(folder / name)
     if run.attention:

@@ -15,7 +15,7 @@ from matplotlib.patches import Rectangle
 
 from circuitlab.viz.cells import draw_cells, draw_colour_bar, write_in_cells
 from circuitlab.viz.grid import LabelledGrid
-from circuitlab.viz.save import canvas, extent
+from circuitlab.viz.save import MARGIN, canvas, extent, panel, place
 from circuitlab.viz.style import BAND, FAINT, MUTED, diverging
 from circuitlab.viz.text import POINTS_PER_INCH, clipped, drawable, number, text_width
 
@@ -27,6 +27,7 @@ _LABEL, _SMALL_LABEL = 8.0, 7.0
 _NUMBER_SIZES = (7.5, 7.0, 6.5, 6.0, 5.5)
 _LONGEST_LABEL = 18
 _BAR_HEIGHT = (1.45, 4.0)
+_BETWEEN = 2.4  # of two grids: the colour bar of one and the row labels of the next
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,32 +51,41 @@ class _Plan:
     number_size: float | None
 
 
-def heatmap(grid: LabelledGrid) -> Figure:
-    """Draw a grid.
+def heatmap(*grids: LabelledGrid) -> Figure:
+    """Draw grids, several side by side.
 
     Blue is above the centre, red below it, near white at it; hatched cells were not measured. Numbers are shown in the
     cells where they can be read, in bold where the 95 % interval excludes the centre.
 
     Args:
-        grid: 1 x 1 up to at least 48 x 64 cells.
+        grids: Each 1 x 1 up to at least 48 x 64 cells.
 
     Returns:
         A figure of its own size, in which no label is cut off; save it with `save_figure`.
     """
-    plan = _plan(grid)
-    n_rows, n_cols = grid.values.shape
-    height = n_rows * plan.cell[1]
-    with canvas(n_cols * plan.cell[0], height, "cells") as (figure, axes):
-        mesh = _draw_values(axes, grid)
-        _label_axes(axes, grid, plan)
-        bold = _draw_numbers(axes, grid, plan, mesh)
-        lines = [piece for line in grid.quantity.split("\n") for piece in textwrap.wrap(line, 32)]
-        quantity = drawable("\n".join(lines))
-        bar = draw_colour_bar(figure, axes, mesh, quantity, float(np.clip(height, *_BAR_HEIGHT)))
-        if grid.one_sided:
-            bar.set_ylim(bottom=grid.centre)
-        _draw_note(axes, grid, bold)
+    plans = [_plan(grid) for grid in grids]
+    shapes = [grid.values.shape for grid in grids]
+    sizes = [(cols * plan.cell[0], rows * plan.cell[1]) for (rows, cols), plan in zip(shapes, plans, strict=True)]
+    highest, left = max(height for _, height in sizes), MARGIN
+    whole = sum(width for width, _ in sizes) + _BETWEEN * (len(grids) - 1)
+    with canvas(whole, highest, "cells") as (figure, first):
+        for grid, plan, (width, height) in zip(grids, plans, sizes, strict=True):
+            axes = first if grid is grids[0] else panel(figure, "cells", 0, 0, width, height)
+            place(figure, axes, left, MARGIN + highest - height, width, height)
+            left += width + _BETWEEN
+            _draw_grid(figure, axes, grid, plan, height)
     return figure
+
+
+def _draw_grid(figure: Figure, axes: Axes, grid: LabelledGrid, plan: _Plan, height: float) -> None:
+    mesh = _draw_values(axes, grid)
+    _label_axes(axes, grid, plan)
+    bold = _draw_numbers(axes, grid, plan, mesh)
+    lines = [piece for line in grid.quantity.split("\n") for piece in textwrap.wrap(line, 32)]
+    bar = draw_colour_bar(figure, axes, mesh, drawable("\n".join(lines)), float(np.clip(height, *_BAR_HEIGHT)))
+    if grid.one_sided:
+        bar.set_ylim(bottom=grid.centre)
+    _draw_note(axes, grid, bold)
 
 
 def _plan(grid: LabelledGrid) -> _Plan:

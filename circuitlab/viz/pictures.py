@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,6 +14,7 @@ from circuitlab.errors import ConfigError
 from circuitlab.viz.attention import attention_figure
 from circuitlab.viz.bars import bars, head_heatmap
 from circuitlab.viz.circuit import draw_circuit
+from circuitlab.viz.curves import FaithfulnessCurve, faithfulness_figure
 from circuitlab.viz.drawn import DrawnEdge, DrawnNode
 from circuitlab.viz.grid import LabelledGrid, grid_from_frame
 from circuitlab.viz.heatmap import heatmap
@@ -27,22 +29,79 @@ if TYPE_CHECKING:
     from circuitlab.attribution.patterns import AttentionPatterns
     from circuitlab.attribution.record import Attribution
     from circuitlab.discovery.stability import Stability
+    from circuitlab.evaluation.evaluate import Evaluation
     from circuitlab.features.activations import FeatureActivations
     from circuitlab.graphs.circuit import Circuit
     from circuitlab.graphs.compare import Comparison
     from circuitlab.parts import Node
-    from circuitlab.patching.grid import Grid
+    from circuitlab.patching.edges.effects import EdgeEffects
+    from circuitlab.patching.grid import Grid, Grids
+    from circuitlab.patching.paths.effects import PathEffects
 
 # An edge outside the circuit is drawn if it was chosen in so many repetitions.
 DRAWN_OUTSIDE = 0.5
-MOST_NEURONS = 24
+MOST_BARS = 24
 
 
 @shows("figure", "circuitlab.patching.grid:Grid")
 def grid(found: Grid) -> Figure:
-    """A heatmap of a sweep."""
-    raw = {} if found.normalised else {"quantity": f"{found.metric} [{found.unit}]" if found.unit else found.metric}
-    return heatmap(grid_from_frame(found.to_frame().assign(direction=found.direction), **raw))
+    """A heatmap of a sweep, one a metric."""
+    names = (found.metric,) if isinstance(found.metric, str) else found.metric
+    return heatmap(*(_labelled(found.of_metric(name), name if len(names) > 1 else "") for name in names))
+
+
+@shows("figure", "circuitlab.patching.grid:Grids")
+def grids(found: Grids) -> Figure:
+    """Heatmaps of several sites side by side, of the first metric."""
+    return heatmap(
+        *(_labelled(one if isinstance(one.metric, str) else one.of_metric(one.metric[0])) for one in found.values())
+    )
+
+
+def _labelled(found: Grid, title: str = "") -> LabelledGrid:
+    raw = (
+        {} if found.normalised else {"quantity": f"{found.metric} [{found.unit}]" if found.unit else str(found.metric)}
+    )
+    labelled = grid_from_frame(found.to_frame().assign(direction=found.direction), **raw)
+    return replace(labelled, title=f"{labelled.title}: {title}") if title else labelled
+
+
+@shows("figure", "circuitlab.patching.edges.effects:EdgeEffects")
+def edge_effects(found: EdgeEffects) -> Figure:
+    """Bars of the 24 largest edges; edges by positions or spans as a heatmap."""
+    values, interval = found.values, found.interval
+    rows = _largest(np.abs(values).max(1, initial=0, where=~np.isnan(values)))
+    names = tuple(found.edges[row].name for row in rows)
+    title, quantity = "Direct effects of edges", _quantity(found)
+    if len(found.columns) == 1:
+        low, high = interval.low[rows, 0], interval.high[rows, 0]
+        return bars(names, values[rows, 0], low, high, title=title, quantity=quantity)
+    return heatmap(
+        LabelledGrid(
+            values=values[rows], row_labels=names, col_labels=tuple(map(visible_token, found.columns)),
+            row_title="edge", col_title=found.column_kind, title=title, quantity=quantity, low=interval.low[rows],
+            high=interval.high[rows],
+        )
+    )  # fmt: skip
+
+
+@shows("figure", "circuitlab.patching.paths.effects:PathEffects")
+def path_effects(found: PathEffects) -> Figure:
+    """Bars of the 24 largest senders."""
+    rows, interval = _largest(np.abs(found.values)), found.interval
+    return bars(
+        [found.senders[row].name for row in rows], found.values[rows], interval.low[rows], interval.high[rows],
+        title=f"Paths to {', '.join(reader.name for reader in found.receivers)}", quantity=_quantity(found),
+    )  # fmt: skip
+
+
+def _largest(sizes: np.ndarray) -> list[int]:
+    """Places of the `MOST_BARS` largest, in their order."""
+    return sorted(np.argsort(-sizes, kind="stable")[:MOST_BARS].tolist())
+
+
+def _quantity(found: EdgeEffects | PathEffects) -> str:
+    return f"effect on {found.metric.replace('_', ' ')}" + (f" [{found.unit}]" if found.unit else "")
 
 
 @shows("figure", "circuitlab.graphs.circuit:Circuit")
@@ -85,6 +144,12 @@ def _edges(found: Circuit) -> list[DrawnEdge]:
     return [DrawnEdge.of(edge.name, score) for edge, score in found.edges()]
 
 
+@shows("figure", "circuitlab.evaluation.evaluate:Evaluation")
+def evaluation(found: Evaluation, title: str = "") -> Figure:
+    """Faithfulness over the number of edges."""
+    return faithfulness_figure(FaithfulnessCurve.of(found.to_record()), title=title)
+
+
 @shows("figure", "circuitlab.attribution.record:Attribution")
 def attribution(found: Attribution, names: Sequence[str] | None = None) -> Figure:
     """Heads as a heatmap, layers as bars, neurons as the bars of the 24 largest rows; or bars of some components."""
@@ -96,7 +161,7 @@ def attribution(found: Attribution, names: Sequence[str] | None = None) -> Figur
     if names is not None:
         rows = [found.names.index(name) for name in names]
     elif found.by != "layer":
-        rows = sorted(sorted(rows, key=lambda i: -abs(found.values[i]))[:MOST_NEURONS])
+        rows = _largest(np.abs(found.values))
     interval, labels = found.interval, [found.names[i] for i in rows]
     return bars(labels, found.values[rows], interval.low[rows], interval.high[rows], title=title, quantity=quantity)
 

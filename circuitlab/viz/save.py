@@ -18,7 +18,7 @@ from circuitlab.outputs.whole import write_bytes
 from circuitlab.viz.style import style
 
 DPI = 160
-_MARGIN = 2.0  # inches around axes while they are drawn; `fit` leaves what they need
+MARGIN = 2.0  # inches around axes while they are drawn; `fit` leaves what they need
 # Pixels an inch where a notebook shows a figure; screens of twice that resolution use the other pixels.
 _SHOWN_DPI = 100
 # What each writer would otherwise put in by itself: the date, its own name and version.
@@ -67,8 +67,8 @@ def canvas(width: float, height: float, label: str) -> Iterator[tuple[Figure, Ax
         The figure and its axes, with the settings of `style` in force.
     """
     with style():
-        figure = new_figure(width + 2 * _MARGIN, height + 2 * _MARGIN)
-        yield figure, panel(figure, label, _MARGIN, _MARGIN, width, height)
+        figure = new_figure(width + 2 * MARGIN, height + 2 * MARGIN)
+        yield figure, panel(figure, label, MARGIN, MARGIN, width, height)
         fit(figure)
 
 

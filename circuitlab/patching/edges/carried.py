@@ -1,9 +1,4 @@
-"""What edges carry: every writer's message, and where swapping it can reach the answer.
-
-A message is how far a writer's output in the other run, or its replacement, is from its output in the run that is
-patched. Behind a norm that the heads of a layer share, each run has its own scale, so that messages add up to the
-difference of the streams.
-"""
+"""What edges carry: every writer's message, and where a change of it can reach the answer."""
 
 from __future__ import annotations
 
@@ -14,12 +9,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from circuitlab.models.changes import head_differences
 from circuitlab.models.protocol import Model, Recording
-from circuitlab.parts import Edge, Kind, Layout, Node
+from circuitlab.parts import Edge, Layout, Node
 from circuitlab.patching.runs.baseline import Baseline
+from circuitlab.patching.runs.messages import replacement_messages
 from circuitlab.patching.runs.reach import tokens_that_matter
-from circuitlab.patching.runs.replacement import Replacement, replaced
+from circuitlab.patching.runs.replacement import Replacement
 
 CORRUPT = Replacement(kind="corrupt")
 
@@ -92,51 +87,6 @@ def edge_run(
         live=live,
         first=_first_tokens(live, tokens),
     )
-
-
-@torch.no_grad()
-def replacement_messages(
-    model: Model, replacement: Replacement, baseline: Baseline, base: Recording, writers: Sequence[Node]
-) -> Float[Tensor, "writer batch seq d_model"]:
-    """How far what replaces each writer's output is from its output in a run.
-
-    Args:
-        model: The model.
-        replacement: Resolved for the data set that the batch is of.
-        baseline: The batch, run clean and corrupted.
-        base: The one of the two that is patched.
-        writers: Which writers.
-    """
-    if replacement.outputs is None:
-        return messages_of(model, base, replaced(model, replacement, baseline, base), writers)
-    given, layout = replacement.outputs.of(baseline.batch), Layout.of(model.spec)
-    found = torch.stack([given(layout.writer_index(writer)) for writer in writers])
-    for number, writer in enumerate(writers):
-        layer = writer.layer or 0
-        if writer.kind is Kind.HEAD:
-            found[number] -= model.head_outputs(layer, base.z[layer], [writer.head or 0])[0]
-        else:
-            found[number] -= base.resid_pre[0] if writer.kind is Kind.INPUT else base.mlp_out[layer]
-    return found
-
-
-@torch.no_grad()
-def messages_of(
-    model: Model, base: Recording, other: Recording, writers: Sequence[Node]
-) -> Float[Tensor, "writer batch seq d_model"]:
-    """How far each writer's output in the other run is from its output in this one."""
-    found = base.resid_final.new_empty((len(writers), *base.resid_final.shape))
-    for number, writer in enumerate(writers):
-        layer = writer.layer or 0
-        if writer.kind is Kind.INPUT:
-            found[number] = other.resid_pre[0] - base.resid_pre[0]
-        elif writer.kind is Kind.MLP:
-            found[number] = other.mlp_out[layer] - base.mlp_out[layer]
-    for layer in {writer.layer or 0 for writer in writers if writer.kind is Kind.HEAD}:
-        here = [n for n, writer in enumerate(writers) if writer.kind is Kind.HEAD and writer.layer == layer]
-        heads = [writers[n].head or 0 for n in here]
-        found[here] = head_differences(model, layer, other.z[layer], base.z[layer], heads)
-    return found
 
 
 def _first_tokens(

@@ -15,8 +15,8 @@ from circuitlab.models.protocol import Model
 from circuitlab.models.row_steps import Rows
 from circuitlab.models.steps import after_heads
 from circuitlab.parts import Kind, Layout, Node
-from circuitlab.patching.edges.carried import replacement_messages
 from circuitlab.patching.runs.baseline import Baseline, judge
+from circuitlab.patching.runs.messages import replacement_messages
 from circuitlab.patching.runs.packing import Packer, rows_at_once
 from circuitlab.patching.runs.reach import rows_from, tokens_that_matter
 from circuitlab.patching.runs.replacement import Replacement
@@ -34,7 +34,7 @@ def component_effects(
 ) -> Float[np.ndarray, "batch writer d_model"]:
     """m(clean) - m(clean with this one component replaced in the stream), for every writer's components.
 
-    Behind a norm that the heads of a layer share, each run has its own scale, as for edges.
+    After a norm that the heads of a layer share, each run has its own scale, as for edges.
 
     Args:
         model: The model.

@@ -25,17 +25,16 @@ from circuitlab.data.pairs import PairSet
 from circuitlab.metrics import Metric, MetricLike
 from circuitlab.models.modes import in_ordinary_modes
 from circuitlab.models.protocol import Model
-from circuitlab.parts import Layout
-from circuitlab.patching.edges.carried import CORRUPT, EdgeRun, edge_run
-from circuitlab.patching.edges.grid import EdgeEffects
-from circuitlab.patching.edges.plan import Edges, plan_edges
+from circuitlab.patching.edges.carried import EdgeRun, edge_run
+from circuitlab.patching.edges.effects import EdgeEffects
+from circuitlab.patching.edges.plan import EdgePlan, Edges, plan_edges
 from circuitlab.patching.edges.rows import EdgeRows, edge_rows, edges_into, run_rows
 from circuitlab.patching.experiment import Experiment
-from circuitlab.patching.runs.baseline import Baseline, judge
+from circuitlab.patching.runs.baseline import judge
 from circuitlab.patching.runs.packing import Packer, rows_at_once
-from circuitlab.patching.runs.replacement import AblationLike, Replacement
+from circuitlab.patching.runs.replacement import AblationLike
 from circuitlab.progress import Progress, callback, reports_progress
-from circuitlab.resources import DEFAULT, Resources
+from circuitlab.resources import Resources
 
 
 @checked
@@ -49,7 +48,7 @@ def patch_edges(
     metric: MetricLike | None = None,
     axis: str = "all",
     positions: Iterable[int] | None = None,
-    direction: str = "noise",
+    direction: str | None = None,
     ablation: AblationLike = "corrupt",
     reference: PairSet | PairBatch | None = None,
     seed: int = 0,
@@ -69,7 +68,8 @@ def patch_edges(
             column each; "auto" is by position where prompts line up or have no spans; positions
             of prompts of several lengths count from the answer backwards (-1 is the answer position).
         positions: With axis "position": only these.
-        direction: "noise": the clean run with the edge corrupted. "denoise": the corrupted run with the edge clean.
+        direction: "denoise": the corrupted run with the edge clean. "noise": the clean run with the edge corrupted. By
+            default "denoise" with the ablation "corrupt", and "noise" with every other.
         ablation: What a corrupted edge carries: "corrupt", "zero", "mean", "mean-position", "mean-span" or "noise", or
             a `Replacement`. Only the corrupted prompt's value goes with "denoise".
         reference: Prompts that means are taken of (their clean ones); none of them may be among `pairs`.
@@ -88,7 +88,7 @@ def patch_edges(
         ConfigError: No edges, one of them twice, a mask of the wrong shape, a position out of range, prompts of
             different length by position, no spans by span, a budget that holds no prompt; another ablation than
             "corrupt" with "denoise"; means without reference prompts, or with prompts that do not go with them.
-        MetricError: The metric gives the wrong shape or NaN, or does not tell the two runs apart.
+        MetricError: The metric gives the wrong shape or NaN, or does not distinguish the two runs.
 
     Example:
         >>> from circuitlab import load_model, load_task, patch_edges
@@ -101,29 +101,22 @@ def patch_edges(
         model, pairs, metric, ablation, reference, seed, allow_weak_gap=True, budget=budget,
         progress=callback(progress),
     )  # fmt: skip
-    return edge_grid(experiment, edges, axis=axis, positions=positions, direction=direction)
-
-
-def edge_grid(
-    experiment: Experiment,
-    edges: Edges,
-    *,
-    axis: str = "all",
-    positions: Iterable[int] | None = None,
-    direction: str = "noise",
-) -> EdgeEffects:
-    """Patch edges on an experiment's pairs; arguments, result and errors as of `patch_edges`."""
     plan = plan_edges(experiment, edges, axis=axis, positions=positions, direction=direction)
-    experiment.prompt_gap  # noqa: B018 - refuses a metric that does not tell the two runs apart
+    experiment.prompt_gap  # noqa: B018 - refuses a metric that does not distinguish the two runs
+    return run_edges(experiment, plan)
+
+
+def run_edges(experiment: Experiment, plan: EdgePlan) -> EdgeEffects:
+    """Patch the edges of a plan on an experiment's pairs; result as of `patch_edges`."""
     metric, packer = experiment.metric, Packer()
     effects = np.zeros((len(plan.edges), len(plan.columns.labels), experiment.n_examples))
     for number, (baseline, tokens) in enumerate(zip(experiment.baselines, plan.columns.masks, strict=True)):
-        run = edge_run(experiment.model, baseline, plan.edges, tokens, direction, experiment.replacement)
+        run = edge_run(experiment.model, baseline, plan.edges, tokens, plan.direction, experiment.replacement)
         resources = experiment.resources.part(number, len(experiment.batches))
-        effects[:, :, baseline.batch.index.cpu().numpy()] = _effects(run, metric, direction, packer, resources)
+        effects[:, :, baseline.batch.index.cpu().numpy()] = _effects(run, metric, plan.direction, packer, resources)
     return EdgeEffects(
         edges=plan.edges,
-        direction=direction,
+        direction=plan.direction,
         metric=metric.name,
         unit=metric.unit,
         column_kind=plan.columns.kind,
@@ -137,31 +130,6 @@ def edge_grid(
 
 
 @torch.no_grad()
-def edge_effects(
-    model: Model,
-    baseline: Baseline,
-    metric: Metric,
-    *,
-    replacement: Replacement = CORRUPT,
-    resources: Resources = DEFAULT,
-) -> Float[np.ndarray, "batch writer reader"]:
-    """m(clean) - m(clean with this one edge corrupted), for every edge and example; 0 where there is no edge.
-
-    What a corrupted edge carries is the replacement's, resolved for the data set that the batch is of. With the other
-    prompt's values, the default, it equals TransformerLens's `get_act_patch_direct_path` for a head's edges, with the
-    prompts swapped.
-    """
-    layout, batch = Layout.of(model.spec), baseline.batch
-    edges = tuple(layout.edges())
-    tokens = torch.ones_like(batch.clean, dtype=torch.bool)[None]
-    run = edge_run(model, baseline, edges, tokens, replacement=replacement)
-    found = _effects(run, metric, "noise", Packer(), resources)
-    effects = np.zeros((len(batch), len(layout.writers), len(layout.readers)))
-    rows, columns = np.array([layout.edge_index(edge) for edge in edges]).T
-    effects[:, rows, columns] = found[:, 0].T
-    return effects
-
-
 def _effects(
     run: EdgeRun, metric: Metric, direction: str, packer: Packer, resources: Resources
 ) -> Float[np.ndarray, "edge column batch"]:

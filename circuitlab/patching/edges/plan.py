@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -11,12 +10,13 @@ import numpy as np
 from jaxtyping import Bool
 from torch import Tensor
 
+from circuitlab.arguments import check_each_once
 from circuitlab.errors import ConfigError, UnknownNameError
 from circuitlab.graphs.prune import real_edges
 from circuitlab.graphs.ranking import edge_places
 from circuitlab.parts import Edge, Kind, Layout
 from circuitlab.patching.experiment import Experiment
-from circuitlab.patching.runs.baseline import check_direction
+from circuitlab.patching.runs.baseline import resolve_direction
 from circuitlab.patching.runs.columns import Columns, columns_of
 
 # Edge names or edges, or a mask [writer, reader]; None: every edge of the graph.
@@ -39,10 +39,15 @@ class EdgePlan:
 
 
 def plan_edges(
-    experiment: Experiment, edges: Edges, *, axis: str, positions: Iterable[int] | None, direction: str
+    experiment: Experiment,
+    edges: Edges = None,
+    *,
+    axis: str = "all",
+    positions: Iterable[int] | None = None,
+    direction: str | None = None,
 ) -> EdgePlan:
     """Check every argument of `patch_edges`; see there."""
-    check_direction(direction)
+    direction = resolve_direction(direction, experiment.replacement.kind)
     chosen = resolve_edges(Layout.of(experiment.model.spec), edges)
     columns = columns_of(experiment.pairs, experiment.batches, axis)
     if positions is not None:
@@ -71,11 +76,7 @@ def resolve_edges(layout: Layout, edges: Edges) -> tuple[Edge, ...]:
     if isinstance(edges, str | Edge):
         edges = [edges]
     found = [_resolve(layout, edge) for edge in edges]
-    if not found:
-        raise ConfigError("edges is empty; name at least one, such as 'm0->logits', or leave it out for all.")
-    for edge, times in Counter(found).items():
-        if times > 1:
-            raise ConfigError(f"edge {edge.name!r} is named twice; name each once.")
+    check_each_once("edge", [edge.name for edge in found], "such as 'm0->logits', or leave it out for all")
     return tuple(found)
 
 

@@ -18,14 +18,14 @@ from circuitlab.models.changes import head_differences
 from circuitlab.models.protocol import Model, Recording
 from circuitlab.models.traced import PassGradients, Traced, Window
 from circuitlab.parts import Kind, Layout, Node
-from circuitlab.patching.gradients.slopes import reader_slopes
+from circuitlab.patching.gradients.metric_gradients import reader_gradients
 from circuitlab.patching.runs.given_outputs import layer_outputs
 from circuitlab.patching.runs.replacement import Replacement, replacement_values
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Said:
-    """What stands in the place of every writer's output, on whole prompts; in the last block at the answer alone.
+class WriterValues:
+    """The values of every writer in another run, or its replacements: whole prompts, in the last block the answer.
 
     Attributes:
         start: For the embedding.
@@ -40,14 +40,14 @@ class Said:
     heads: tuple[Float[Tensor, "head batch _ d_model"], ...] = ()
 
     @classmethod
-    def by(cls, run: Traced) -> Said:
-        """What the writers of another run said."""
+    def by(cls, run: Traced) -> WriterValues:
+        """The values of another run."""
         return cls(start=run.start, z=tuple(b.z for b in run.blocks), mlp=tuple(b.mlp for b in run.blocks))
 
 
 @torch.no_grad()
-def stand_ins(model: Model, replacement: Replacement, batch: PairBatch, clean: Recording) -> Said:
-    """What a replacement other than "corrupt" has for every writer, from the clean run.
+def replacement_of_writers(model: Model, replacement: Replacement, batch: PairBatch, clean: Recording) -> WriterValues:
+    """The values of a replacement other than "corrupt" for every writer, from the clean run.
 
     Args:
         model: The model.
@@ -65,13 +65,13 @@ def stand_ins(model: Model, replacement: Replacement, batch: PairBatch, clean: R
         given, layout = replacement.outputs.of(batch), Layout.of(model.spec)
         mlps = (given(layout.writer_index(Node(Kind.MLP, layer))) if model.spec.has_mlp else None for layer in layers)
         heads = (layer_outputs(model.spec, given, layer) for layer in layers)
-        return Said(
+        return WriterValues(
             start=given(0),
             mlp=tuple(value if value is None else kept(value, layer) for layer, value in enumerate(mlps)),
             heads=tuple(answers.at_answer(own) if layer == last else own for layer, own in enumerate(heads)),
         )
     put = replacement_values(model, replacement, batch)
-    return Said(
+    return WriterValues(
         start=put(("resid_pre", 0), clean.resid_pre[0]),
         z=tuple(kept(put(("z", layer), clean.z[layer]), layer) for layer in layers),
         mlp=tuple(
@@ -82,15 +82,15 @@ def stand_ins(model: Model, replacement: Replacement, batch: PairBatch, clean: R
 
 
 class EdgeProducts:
-    """How far every writer is from what would stand in its place, ready to be multiplied with gradients.
+    """The difference of every writer's output to its replacement, ready to be multiplied with gradients.
 
     Args:
         model: The model.
         clean: The clean run, on the window.
-        other: What would stand in its place, on whole prompts.
+        other: The replacements, on whole prompts.
     """
 
-    def __init__(self, model: Model, clean: Traced, other: Said) -> None:
+    def __init__(self, model: Model, clean: Traced, other: WriterValues) -> None:
         self._model, self._layout = model, Layout.of(model.spec)
         self._visible = self._layout.visible
         self._during, self._at_answer = _differences(model, clean, other)
@@ -114,7 +114,7 @@ class EdgeProducts:
         """
         layout = self._layout
         out = self._during.new_zeros(self._during.shape[1], len(layout.writers), len(layout.readers))
-        for part in reader_slopes(self._model, traced, found):
+        for part in reader_gradients(self._model, traced, found):
             writers = self._at_answer if part.at_answer else self._during
             n_seen = max(self._visible[column] for column in part.columns)
             # Views, no copies.
@@ -139,7 +139,7 @@ class EdgeProducts:
         during = tokens[:, :, window.first : window.stop].to(self._during.dtype)
         answers = during[:, rows, window.answer_at][..., None]
         out = self._during.new_zeros(*tokens.shape[:2], len(layout.writers), len(layout.readers))
-        for part in reader_slopes(self._model, traced, found):
+        for part in reader_gradients(self._model, traced, found):
             writers = self._at_answer if part.at_answer else self._during
             n_seen = max(self._visible[column] for column in part.columns)
             each = einsum(
@@ -164,15 +164,15 @@ class EdgeProducts:
         out[:, 0] = (during[0] * found.start).sum(1)
         for layer, block in enumerate(found.blocks):
             first = layout.writer_index(Node(Kind.HEAD, layer, 0))
-            apart = self._at_answer if layer == spec.n_layers - 1 else during
-            behind = first + spec.n_heads
-            out[:, first:behind] = einsum(
-                apart[first:behind],
+            difference = self._at_answer if layer == spec.n_layers - 1 else during
+            mlp = first + spec.n_heads
+            out[:, first:mlp] = einsum(
+                difference[first:mlp],
                 block.attn.to(out.dtype),
                 "head batch seq d_model, batch seq d_model -> batch head d_model",
             )
             if block.mlp is not None:
-                out[:, behind] = (apart[behind] * block.mlp).sum(1)
+                out[:, mlp] = (difference[mlp] * block.mlp).sum(1)
         return out
 
     def _real(self, like: Tensor) -> Bool[Tensor, "writer reader"]:
@@ -182,7 +182,7 @@ class EdgeProducts:
 
 @torch.no_grad()
 def _differences(
-    model: Model, clean: Traced, other: Said
+    model: Model, clean: Traced, other: WriterValues
 ) -> tuple[Float[Tensor, "_ batch seq d_model"], Float[Tensor, "writer batch 1 d_model"]]:
     """Of the writers that are read during the window (not the last block's), and of all at the answer."""
     spec, layout, window = model.spec, Layout.of(model.spec), clean.window
@@ -194,18 +194,18 @@ def _differences(
     during[0] = clean.start.detach() - window.of(other.start)
     for layer, (ours, mlp) in enumerate(zip(clean.blocks, other.mlp, strict=True)):
         last = layer == spec.n_layers - 1
-        into, behind = at_answer if last else during, first[layer] + spec.n_heads
-        into[first[layer] : behind] = _heads_apart(model, layer, ours.z.detach(), other, None if last else window)
+        into, end = at_answer if last else during, first[layer] + spec.n_heads
+        into[first[layer] : end] = _head_differences(model, layer, ours.z.detach(), other, None if last else window)
         if ours.mlp is not None and mlp is not None:
-            into[behind] = ours.mlp.detach() - (mlp if last else window.of(mlp))
+            into[end] = ours.mlp.detach() - (mlp if last else window.of(mlp))
     at_answer[: first[-1]] = window.at_answer(during)
     return during, at_answer
 
 
-def _heads_apart(
-    model: Model, layer: int, z: Float[Tensor, "batch _ head d_head"], other: Said, window: Window | None
+def _head_differences(
+    model: Model, layer: int, z: Float[Tensor, "batch _ head d_head"], other: WriterValues, window: Window | None
 ) -> Float[Tensor, "head batch _ d_model"]:
-    """The outputs of a layer's heads minus what stands in their place."""
+    """The outputs of a layer's heads minus their replacements."""
     if other.heads:
         given = other.heads[layer] if window is None else other.heads[layer][:, :, window.first : window.stop]
         return model.head_outputs(layer, z) - given

@@ -16,7 +16,7 @@ from circuitlab.models.traced import PassGradients, Traced
 
 
 class NeuronProducts:
-    """How far every neuron of the clean run is from the corrupted one, ready to be multiplied with gradients.
+    """The difference of every neuron between the clean and the corrupted run, ready to be multiplied with gradients.
 
     Args:
         model: A model with MLPs.

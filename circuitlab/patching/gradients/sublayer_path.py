@@ -18,7 +18,12 @@ from circuitlab.models.protocol import BlockArguments, Model
 from circuitlab.models.steps import mlp_reads_heads
 from circuitlab.models.traced import Traced, trace
 from circuitlab.parts import Kind, Layout, Node, Reader
-from circuitlab.patching.gradients.slopes import ReaderSlopes, judged, metric_slopes, reader_slopes
+from circuitlab.patching.gradients.metric_gradients import (
+    ReaderGradients,
+    gradients_and_values,
+    judged,
+    reader_gradients,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -50,7 +55,7 @@ def sublayers(model: Model) -> tuple[Sublayer, ...]:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Behind:
+class LaterGradients:
     """Gradients after a sublayer in one run.
 
     Attributes:
@@ -59,7 +64,7 @@ class Behind:
     """
 
     source: Float[Tensor, "batch _ d_model"]
-    readers: list[ReaderSlopes]
+    readers: list[ReaderGradients]
 
 
 class SublayerPaths:
@@ -86,20 +91,20 @@ class SublayerPaths:
         stream, _ = self._shifted(at, shift)
         return judged(self._model, self._metric, self._batch, self._later(at, stream).final.detach())
 
-    def gradients(self, at: Sublayer, shift: Float[Tensor, "batch _ d_model"]) -> Behind:
+    def gradients(self, at: Sublayer, shift: Float[Tensor, "batch _ d_model"]) -> LaterGradients:
         """Gradients after the sublayer with its output shifted."""
         stream, mlp = self._shifted(at, shift)
         traced = self._later(at, stream.detach())
-        found, _ = metric_slopes(self._model, traced, self._metric, self._batch)
+        found, _ = gradients_and_values(self._model, traced, self._metric, self._batch)
         # The values of a layer are overwritten by those of the next.
-        readers = [replace(part, values=part.values.clone()) for part in reader_slopes(self._model, traced, found)]
+        readers = [replace(part, values=part.values.clone()) for part in reader_gradients(self._model, traced, found)]
         if mlp is None:
-            return Behind(found.start, readers)
+            return LaterGradients(found.start, readers)
         read, out = mlp
         (at_read,) = torch.autograd.grad(out, read, found.start)
         column = Layout.of(self._model.spec).reader_index(Reader(Node(Kind.MLP, at.layer)))
         last = at.layer == self._model.spec.n_layers - 1
-        return Behind(found.start + at_read, [ReaderSlopes([column], at_read[None], last), *readers])
+        return LaterGradients(found.start + at_read, [ReaderGradients([column], at_read[None], last), *readers])
 
     def _shifted(self, at: Sublayer, shift: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
         """The stream after the sublayer's block; the block's own MLP with its graph, where it reads the sublayer."""

@@ -35,12 +35,12 @@ from circuitlab.metrics import MetricLike
 from circuitlab.models.modes import in_ordinary_modes
 from circuitlab.models.protocol import Model
 from circuitlab.parts import Kind, Node, Reader
-from circuitlab.patching.edges.carried import messages_of
 from circuitlab.patching.experiment import Experiment
 from circuitlab.patching.paths.effects import PathEffects
 from circuitlab.patching.paths.plan import PathPlan, plan_paths
 from circuitlab.patching.paths.run import Paths, run_paths
 from circuitlab.patching.runs.baseline import Baseline, judge
+from circuitlab.patching.runs.messages import messages_of
 from circuitlab.patching.runs.packing import Packer, rows_at_once, rows_per_pack
 from circuitlab.patching.runs.reach import rows_from, tokens_that_matter
 from circuitlab.progress import Progress, callback, reports_progress
@@ -58,7 +58,7 @@ def path_patch(
     frozen: str = "heads",
     freeze_mlps: bool = False,
     metric: MetricLike | None = None,
-    direction: str = "noise",
+    direction: str | None = None,
     seed: int = 0,
     budget: int | None = None,
     progress: Progress | bool | None = None,
@@ -76,7 +76,8 @@ def path_patch(
         freeze_mlps: Hold the MLPs between too.
         metric: What is measured at the answer position; by default the metric of the task that drew the pairs,
             else `logit_diff`.
-        direction: "noise": the clean run with the paths corrupted. "denoise": the corrupted run with the paths clean.
+        direction: "denoise", the default: the corrupted run with the paths clean. "noise": the clean run with the paths
+            corrupted.
         seed: Of intervals and p-values.
         budget: Bytes that a packed run may take; a share of what is free by default.
         progress: None draws a bar in a terminal or a notebook, True always, False never; or a function that is called
@@ -91,14 +92,14 @@ def path_patch(
         UnknownNameError: No such sender, receiver, direction, metric, or thing to freeze.
         ConfigError: No senders or receivers, one of them twice, a receiver that reads before a sender writes, "logits"
             beside other receivers, a budget that holds no prompt.
-        MetricError: The metric gives the wrong shape or NaN, or does not tell the two runs apart.
+        MetricError: The metric gives the wrong shape or NaN, or does not distinguish the two runs.
 
     Example:
         >>> from circuitlab import load_model, load_task, path_patch
         >>> model = load_model("bundled")
         >>> pairs = load_task("name-throw").pairs(model, n=4)
         >>> path_patch(model, pairs.discovery, "a0.h1", ["logits"])  # doctest: +ELLIPSIS
-        <PathEffects by noise: 1 sender, 4 pairs>...
+        <PathEffects by denoise: 1 sender, 4 pairs>...
     """
     experiment = Experiment(
         model, pairs, metric, seed=seed, allow_weak_gap=True, budget=budget,
@@ -112,7 +113,7 @@ def path_patch(
 
 def _path_effects(plan: PathPlan) -> PathEffects:
     experiment, packer, done = plan.experiment, Packer(), 0
-    experiment.prompt_gap  # noqa: B018 - refuses a metric that does not tell the two runs apart
+    experiment.prompt_gap  # noqa: B018 - refuses a metric that does not distinguish the two runs
     metric, effects = experiment.metric, np.zeros((len(plan.senders), experiment.n_examples))
     for baseline in experiment.baselines:
         where = baseline.batch.index.cpu().numpy()

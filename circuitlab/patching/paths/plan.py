@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from circuitlab.arguments import check_each_once
 from circuitlab.errors import ConfigError, GraphError, UnknownNameError
 from circuitlab.parts import Kind, Layout, Node, Reader, Slot
 from circuitlab.patching.experiment import Experiment
-from circuitlab.patching.runs.baseline import check_direction
+from circuitlab.patching.runs.baseline import resolve_direction
 from circuitlab.patching.runs.packing import rows_per_pack
 
 FROZEN = ("heads", "patterns", "none")
@@ -51,10 +51,10 @@ def plan_paths(
     *,
     frozen: str,
     freeze_mlps: bool,
-    direction: str,
+    direction: str | None,
 ) -> PathPlan:
     """Check every argument of `path_patch`; see there."""
-    check_direction(direction)
+    direction = resolve_direction(direction)
     if frozen not in FROZEN:
         raise UnknownNameError.of("frozen", frozen, FROZEN)
     layout = Layout.of(experiment.model.spec)
@@ -83,14 +83,14 @@ def _senders(layout: Layout, given: str | Node | Iterable[str | Node]) -> tuple[
         if name not in allowed:
             raise UnknownNameError.of("sender", name, allowed, owner=f"model {layout.spec.name!r}")
         found.append(allowed[name])
-    _refuse_none_or_twice("sender", [node.name for node in found])
+    check_each_once("sender", [node.name for node in found], "such as 'm0'")
     return tuple(found)
 
 
 def _receivers(layout: Layout, given: str | Node | Reader | Iterable[str | Node | Reader]) -> tuple[Reader, ...]:
     names = [given] if isinstance(given, str | Node | Reader) else list(given)
     found = [reader for name in names for reader in _readers(layout, name)]
-    _refuse_none_or_twice("receiver", [reader.name for reader in found])
+    check_each_once("receiver", [reader.name for reader in found], "such as 'logits'")
     if len(found) > 1 and any(reader.node.kind is Kind.LOGITS for reader in found):
         others = [reader.name for reader in found if reader.node.kind is not Kind.LOGITS]
         raise ConfigError(
@@ -134,11 +134,3 @@ def _check_order(layout: Layout, senders: tuple[Node, ...], receivers: tuple[Rea
                 f"receiver {reader.name!r} reads before sender {sender.name!r} writes. Behind {sender.name!r} are "
                 f"{listed}."
             )
-
-
-def _refuse_none_or_twice(kind: str, names: list[str]) -> None:
-    if not names:
-        raise ConfigError(f"{kind}s is empty; name at least one, such as {'m0' if kind == 'sender' else 'logits'!r}.")
-    for name, times in Counter(names).items():
-        if times > 1:
-            raise ConfigError(f"{kind} {name!r} is named twice; name each once.")

@@ -122,11 +122,14 @@ def judge_all(
     return [torch.cat(values) for values in found]
 
 
-def check_direction(direction: str) -> None:
-    """Refuse a direction of patching that there is not.
+def resolve_direction(direction: str | None, ablation: str = "corrupt") -> str:
+    """The direction of patching: by default "denoise" with the ablation "corrupt", and "noise" with every other.
 
     Raises:
         UnknownNameError: It is neither "denoise" nor "noise".
     """
+    if direction is None:
+        return "denoise" if ablation == "corrupt" else "noise"
     if direction not in DIRECTIONS:
         raise UnknownNameError.of("direction", direction, DIRECTIONS)
+    return direction

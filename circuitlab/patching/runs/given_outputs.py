@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitlab.data.batch import PairBatch
+from circuitlab.digests import sha256
 from circuitlab.errors import CircuitLabError, ConfigError, UnknownNameError, in_one_line, shown
 from circuitlab.models.protocol import Model
 from circuitlab.parts import Kind, Layout, ModelSpec
@@ -62,8 +63,8 @@ class GivenOutputs:
         return lambda writer: table[writer][index]
 
     def digest(self) -> str:
-        """A text that differs from that of other outputs; those of a function are not compared."""
-        return f"{self._name} {id(self)}"
+        """SHA-256 over the name and all outputs."""
+        return sha256(self._name, *(output for _, table in sorted(self._tables.items()) for output in table))
 
 
 def layer_outputs(spec: ModelSpec, given: OfWriter, layer: int) -> Float[Tensor, "head batch seq d_model"]:

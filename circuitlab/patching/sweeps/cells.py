@@ -7,7 +7,7 @@ attention a prefix that both prompts share, or a token after the answer) has no 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -49,14 +49,8 @@ class Cells:
 
     def take(self, rows: slice) -> Cells:
         """Some of the rows."""
-        return Cells(
-            patches=self.patches,
-            patch=self.patch[rows],
-            member=self.member[rows],
-            column=self.column[rows],
-            example=self.example[rows],
-            first=self.first[rows],
-        )
+        names = ("patch", "member", "column", "example", "first")
+        return replace(self, **{name: getattr(self, name)[rows] for name in names})
 
 
 def window(runs: Runs, block: int, *, from_difference: bool) -> Bool[Tensor, "batch seq"]:

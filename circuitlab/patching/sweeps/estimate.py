@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from circuitlab.arguments import checked
+from circuitlab.arguments import checked, renamed
 from circuitlab.data.batch import PairBatch
 from circuitlab.data.pairs import PairSet
 from circuitlab.models.modes import in_ordinary_modes
@@ -18,13 +18,14 @@ from circuitlab.patching.sweeps.patches import Runs
 from circuitlab.patching.sweeps.run import Part, SweepRun, start
 from circuitlab.patching.sweeps.sites import Site
 from circuitlab.patching.sweeps.sweep import plan_for
+from circuitlab.result import Result
 
 # Rows that are timed; fewer say little about the speed of large packs.
 SAMPLE = 128
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Estimate:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Estimate(Result):
     """What a sweep is about to take.
 
     Attributes:
@@ -40,6 +41,9 @@ class Estimate:
     bytes: int
 
     def __str__(self) -> str:
+        return self._summary()
+
+    def _summary(self) -> str:
         size = f"{self.bytes / 2**20:.0f} MB" if self.bytes < 2**30 else f"{self.bytes / 2**30:.1f} GB"
         return (
             f"{self.rows:,} patched prompts, the work of {self.forward_passes:.3g} forward passes: "
@@ -47,6 +51,7 @@ class Estimate:
         )
 
 
+@renamed(replacement="ablation")
 @checked
 @in_ordinary_modes
 def estimate_sweep(
@@ -58,7 +63,7 @@ def estimate_sweep(
         model: A loaded model.
         pairs: What would be swept.
         site: A site, or several.
-        settings: `direction`, `replacement`, `reference`, `metric`, `axis`, `head_axis`, `layers`, `heads`, `neurons`,
+        settings: `direction`, `ablation`, `reference`, `metric`, `axis`, `head_axis`, `layers`, `heads`, `neurons`,
             `positions`, `seed`, `budget`, as of `sweep`.
 
     Returns:
@@ -80,10 +85,10 @@ def estimate_sweep(
     rows = sum(n for _, n, _ in counted)
     tokens = sum(work for _, _, work in counted)
     largest = max(counted, key=lambda item: item[2])[0]
-    whole = sum(batch.clean.numel() for batch in plan.batches) * model.spec.n_layers
-    longest = max(batch.n_tokens for batch in plan.batches)
+    whole = sum(batch.clean.numel() for batch in plan.experiment.batches) * model.spec.n_layers
+    longest = max(batch.n_tokens for batch in plan.experiment.batches)
     budget = budget_of(plan.experiment.resources, model.device)
-    recorded = max(bytes_per_row(model, b.n_tokens, recorded_streams(model)) * len(b) for b in plan.batches)
+    recorded = max(bytes_per_row(model, b.n_tokens, recorded_streams(model)) * len(b) for b in plan.experiment.batches)
     return Estimate(
         rows=rows,
         forward_passes=tokens / whole,

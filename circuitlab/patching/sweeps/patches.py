@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from einops import rearrange
@@ -19,9 +20,11 @@ from circuitlab.errors import CircuitLabError, ConfigError, in_one_line, shown
 from circuitlab.models.changes import Change, change_of_heads, change_of_neurons
 from circuitlab.models.protocol import Model, Recording
 from circuitlab.models.steps import attend, changes_other_heads, query_heads, weigh_values
-from circuitlab.parts import Slot
+from circuitlab.parts import Layout, Slot
 from circuitlab.patching.runs.baseline import Baseline
-from circuitlab.patching.sweeps.sites import Member, Site
+from circuitlab.patching.runs.messages import replacement_messages
+from circuitlab.patching.runs.replacement import Replacement
+from circuitlab.patching.sweeps.sites import Member, Site, nodes_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -57,8 +60,9 @@ class Runs:
         model: The model.
         baseline: The batch they come from.
         base: The run that is patched.
-        source: The replacement of each activation.
+        source: The replacement of each activation; the patched run where a function gives outputs of nodes.
         hidden: The replacement of an MLP's neurons, by layer.
+        ablation: What gives the replacements, resolved.
     """
 
     model: Model
@@ -66,6 +70,7 @@ class Runs:
     base: Recording
     source: Recording
     hidden: Callable[[int], Float[Tensor, "batch seq neuron"]]
+    ablation: Replacement
 
 
 def patches_of(
@@ -90,7 +95,7 @@ def patches_of(
             )
         return
     way = _WAYS[site.member] if site.read is None else _of_the_user
-    live, delta = way(runs, site, layer, members, everywhere[0])
+    live, delta = (way if runs.ablation.function is None else _of_outputs)(runs, site, layer, members, everywhere[0])
     yield Patches(
         site=site,
         layer=layer,
@@ -157,6 +162,15 @@ def _neurons(runs: Runs, _site: Site, layer: int, members: Sequence[int], _where
     chosen = torch.tensor(list(members), device=runs.base.resid_final.device)
     change, delta = change_of_neurons(runs.model, runs.base, layer, runs.hidden(layer), chosen)
     return rearrange(change != 0, "batch seq member -> member batch seq"), delta
+
+
+def _of_outputs(runs: Runs, site: Site, layer: int, members: Sequence[int], _where: Tensor) -> tuple[Tensor, Change]:
+    """Sites that are sums of nodes' outputs, which a function of the user gives."""
+    writers = Layout.of(runs.model.spec).writers
+    groups = [nodes_of(site, writers, layer, member) for member in members]
+    messages = partial(replacement_messages, runs.model, runs.ablation, runs.baseline, runs.base)
+    difference = torch.stack([sum(messages([node])[0] for node in group) for group in groups])
+    return (difference != 0).any(3), lambda member, example, position: difference[member, example, position]
 
 
 def _of_the_user(runs: Runs, site: Site, layer: int, members: Sequence[int], _where: Tensor) -> tuple[Tensor, Change]:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from circuitlab.data.batch import PairBatch
 from circuitlab.errors import ConfigError, UnknownNameError
 from circuitlab.metrics import Metric
 from circuitlab.models.protocol import Model
-from circuitlab.parts import ModelSpec
 from circuitlab.patching.experiment import Experiment
-from circuitlab.patching.runs.baseline import check_direction
+from circuitlab.patching.runs.baseline import resolve_direction
 from circuitlab.patching.runs.columns import AXES, Columns, columns_of
-from circuitlab.patching.runs.replacement import Replacement, check_patterns
-from circuitlab.patching.sweeps.sites import SITES, Member, Site, find_site, named_site
+from circuitlab.patching.runs.replacement import check_patterns
+from circuitlab.patching.sweeps.sites import SITES, SUMS_OF_NODES, Member, Site, find_site, named_site
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -22,7 +21,7 @@ class SweepPlan:
     """A checked request.
 
     Attributes:
-        experiment: The pairs and what is put in.
+        experiment: The pairs, the metric and the replacement.
         sites: What is swept.
         layers: In which layers.
         members: For each site the heads or neurons that are patched; a single 0 for sites without.
@@ -39,29 +38,17 @@ class SweepPlan:
     metrics: tuple[Metric, ...]
     direction: str
 
-    @property
-    def model(self) -> Model:
-        """The model."""
-        return self.experiment.model
 
-    @property
-    def batches(self) -> tuple[PairBatch, ...]:
-        """The prompts, by length, in parts that fit into memory."""
-        return self.experiment.batches
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CellChoice:
+    """Which cells of the sites are patched; the fields are arguments of `sweep`."""
 
-    @property
-    def replacement(self) -> Replacement:
-        """What is put in."""
-        return self.experiment.replacement
-
-    def shape(self, site: Site) -> tuple[int, int, int, int]:
-        """Layers, members, columns, examples of a site's table."""
-        return (
-            len(self.layers),
-            len(self.members[site.name]),
-            len(self.columns[site.name].labels),
-            self.experiment.n_examples,
-        )
+    axis: str = "auto"
+    head_axis: str = "all"
+    layers: Iterable[int] | None = None
+    heads: Iterable[int] | None = None
+    neurons: Iterable[int] | None = None
+    positions: Iterable[int] | None = None
 
 
 def plan_sweep(
@@ -70,57 +57,33 @@ def plan_sweep(
     *,
     metrics: Sequence[Metric] | None = None,
     direction: str | None = None,
-    axis: str = "auto",
-    head_axis: str = "all",
-    layers: Iterable[int] | None = None,
-    heads: Iterable[int] | None = None,
-    neurons: Iterable[int] | None = None,
-    positions: Iterable[int] | None = None,
+    **choice: Any,
 ) -> SweepPlan:
-    """Check every argument of `sweep`; see there."""
-    model, pairs, batches = experiment.model, experiment.pairs, experiment.batches
-    spec = model.spec
-    if direction is None:
-        direction = "denoise" if experiment.replacement.kind == "corrupt" else "noise"
-    check_direction(direction)
-    asked = check_sites(site, head_axis=head_axis, heads=heads, neurons=neurons, positions=positions)
-    sites = tuple(find_site(one, spec) for one in asked)
-    if experiment.replacement.function is not None:
+    """Check every argument of `sweep`, those of `CellChoice` among them; see there."""
+    chosen, spec, batches = CellChoice(**choice), experiment.model.spec, experiment.batches
+    direction = resolve_direction(direction, experiment.replacement.kind)
+    sites = tuple(find_site(one, spec) for one in check_sites(site, chosen))
+    others = [one.name for one in sites if one.name not in SUMS_OF_NODES]
+    if experiment.replacement.function is not None and others:
         raise ConfigError(
-            f"ablation {experiment.replacement.kind!r} is a function: it says what nodes write, not what sites of a "
-            "sweep hold. Take one of the built-in replacements, or patch edges."
+            f"ablation {experiment.replacement.kind!r} is a function, which gives the outputs of nodes; they do not "
+            f"determine site {', '.join(others)}. Sweep {', '.join(SUMS_OF_NODES)}, or take a built-in ablation."
         )
-    by_kind = {
-        by_member: columns_of(pairs, batches, "all" if by_member and head_axis == "all" else kind)
-        for by_member, kind in ((False, axis), (True, head_axis))
-        if any(s.by_member is by_member for s in sites)
-    }
-    if positions is not None:
-        wanted = positions if isinstance(positions, int) else list(positions)
-        by_kind = {by: found if by and head_axis == "all" else found.at(wanted) for by, found in by_kind.items()}
-    if any(s.name == "pattern" for s in sites):
+    columns = {by_member: _columns(experiment, chosen, by_member) for by_member in {one.by_member for one in sites}}
+    if any(one.name == "pattern" for one in sites):
         check_patterns(experiment.replacement, [batch.n_tokens for batch in batches])
-    chosen = _chosen("layer", layers, spec.n_layers)
     return SweepPlan(
         experiment=experiment,
         sites=sites,
-        layers=tuple(range(spec.n_layers)) if chosen is None else chosen,
-        members={s.name: _members(model, s, heads, neurons, batches[0]) for s in sites},
-        columns={s.name: by_kind[s.by_member] for s in sites},
+        layers=_chosen("layer", chosen.layers, spec.n_layers),
+        members={one.name: _members(experiment.model, one, chosen) for one in sites},
+        columns={one.name: columns[one.by_member] for one in sites},
         metrics=(experiment.metric,) if metrics is None else tuple(metrics),
         direction=direction,
     )
 
 
-def check_sites(
-    site: str | Site | Sequence[str | Site],
-    *,
-    axis: str = "auto",
-    head_axis: str = "all",
-    heads: Iterable[int] | None = None,
-    neurons: Iterable[int] | None = None,
-    positions: Iterable[int] | None = None,
-) -> tuple[Site, ...]:
+def check_sites(site: str | Site | Sequence[str | Site], chosen: CellChoice) -> tuple[Site, ...]:
     """Check what can be known of a sweep's sites without a model.
 
     Returns:
@@ -135,72 +98,52 @@ def check_sites(
         raise ConfigError("site is an empty list; name at least one, such as 'head_z'.")
     if len({one.name for one in sites}) < len(sites):
         raise ConfigError(f"two sites are called {[one.name for one in sites]}; give them different names.")
-    for given in (axis, head_axis):
+    for given in (chosen.axis, chosen.head_axis):
         if given not in AXES:
             raise UnknownNameError.of("axis", given, AXES)
-    _check_used(sites, head_axis=head_axis, heads=heads, neurons=neurons, positions=positions)
+    by_head = ", ".join(one.name for one in SITES.values() if one.by_head)
+    by_token = chosen.head_axis != "all" or not all(one.by_member for one in sites)
+    for name, used, by in (
+        ("heads", any(one.by_head for one in sites), by_head),
+        ("neurons", any(one.member is Member.NEURON for one in sites), "neuron"),
+        ("positions", by_token, "sites of the stream, and others with head_axis (--head-axis) position"),
+    ):
+        if getattr(chosen, name) is not None and not used:
+            raise ConfigError(
+                f"{name} (--{name}) has no meaning for site {', '.join(one.name for one in sites)}; it goes with {by}. "
+                "Leave it out, or name such a site."
+            )
     return sites
 
 
-def _check_used(
-    sites: Sequence[Site],
-    *,
-    head_axis: str,
-    heads: Iterable[int] | None,
-    neurons: Iterable[int] | None,
-    positions: Iterable[int] | None,
-) -> None:
-    """Refuse an argument that none of the sites would use.
-
-    Raises:
-        ConfigError: One would be ignored; the message says which sites use it.
-    """
-    streams = any(not site.by_member for site in sites)
-    for name, given, used, by in (
-        (
-            "heads",
-            heads is not None,
-            any(site.by_head for site in sites),
-            [s.name for s in SITES.values() if s.by_head],
-        ),
-        ("neurons", neurons is not None, any(s.member is Member.NEURON for s in sites), ["neuron"]),
-        (
-            "positions",
-            positions is not None,
-            streams or head_axis != "all",
-            ["sites of the stream, and others with head_axis (--head-axis) position"],
-        ),
-    ):
-        if given and not used:
-            listed = ", ".join(site.name for site in sites)
-            raise ConfigError(
-                f"{name} (--{name.replace('_', '-')}) has no meaning for site {listed}; it goes with {', '.join(by)}. "
-                "Leave it out, or name such a site."
-            )
+def _columns(experiment: Experiment, chosen: CellChoice, by_member: bool) -> Columns:
+    """The columns of sites that a layer has once, or of those that it has once a head or neuron."""
+    whole = by_member and chosen.head_axis == "all"
+    axis = "all" if whole else chosen.head_axis if by_member else chosen.axis
+    found = columns_of(experiment.pairs, experiment.batches, axis)
+    if chosen.positions is None or whole:
+        return found
+    return found.at(chosen.positions if isinstance(chosen.positions, int) else list(chosen.positions))
 
 
-def _members(
-    model: Model, site: Site, heads: Iterable[int] | None, neurons: Iterable[int] | None, batch: PairBatch
-) -> tuple[int, ...]:
-    spec: ModelSpec = model.spec
+def _members(model: Model, site: Site, chosen: CellChoice) -> tuple[int, ...]:
+    spec = model.spec
     if site.member is Member.NONE:
         return (0,)
     if site.member is Member.NEURON:
-        width = model.neuron_weight(0).shape[0]
-        return _chosen("neuron", neurons, width) or tuple(range(width))
+        return _chosen("neuron", chosen.neurons, model.neuron_weight(0).shape[0])
     n = spec.n_kv_heads if site.member is Member.KV_HEAD else spec.n_heads
-    kind = "key/value head" if n < spec.n_heads else "head"
-    return _chosen(kind, heads, n) or tuple(range(n))
+    return _chosen("key/value head" if n < spec.n_heads else "head", chosen.heads, n)
 
 
-def _chosen(kind: str, given: Iterable[int] | None, n: int) -> tuple[int, ...] | None:
-    """Numbers that the user gave, or None.
+def _chosen(kind: str, given: Iterable[int] | None, n: int) -> tuple[int, ...]:
+    """The numbers that the user gave; all by default.
 
     Raises:
         ConfigError: One is out of range, stands twice, or there are none.
     """
     if given is None:
-        return None
+        return tuple(range(n))
     numbers = [int(number) for number in given] if not isinstance(given, int) else [given]
     if not numbers:
         raise ConfigError(f"no {kind} is chosen; leave the argument out for all {n}.")

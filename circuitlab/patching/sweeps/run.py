@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 
-from circuitlab.digests import named_sha256
+from circuitlab.digests import sha256
 from circuitlab.patching.runs.baseline import Baseline, judge_all
 from circuitlab.patching.runs.packing import Packer, budget_of, rows_at_once
 from circuitlab.patching.runs.replacement import replaced, replaced_hidden
@@ -34,7 +34,7 @@ class Part:
     Attributes:
         number: Its place among all parts.
         batch: Which batch.
-        block: The first whole block behind the patches; `n_layers`: none.
+        block: The first whole block after the patches; `n_layers`: none.
         work: About how much there is to do, in blocks times prompts.
     """
 
@@ -63,39 +63,33 @@ class SweepRun:
     @property
     def parts(self) -> tuple[Part, ...]:
         """The work, in order."""
-        n_layers = self.plan.model.spec.n_layers
+        n_layers = self.plan.experiment.model.spec.n_layers
         blocks = sorted({enters_at(s, layer) for s in self.plan.sites for layer in self.plan.layers})
-        where = [(batch, block) for batch in range(len(self.plan.batches)) for block in blocks]
+        where = [(batch, block) for batch in range(len(self.plan.experiment.batches)) for block in blocks]
         return tuple(
-            Part(number=i, batch=b, block=at, work=(n_layers - at + 1) * len(self.plan.batches[b]))
+            Part(number=i, batch=b, block=at, work=(n_layers - at + 1) * len(self.plan.experiment.batches[b]))
             for i, (b, at) in enumerate(where)
         )
 
     def key(self) -> str:
         """Digest of everything that the numbers depend on."""
-        plan, tensors = self.plan, dict[str, object]()
-        for number, batch in enumerate(plan.batches):
-            for name in ("clean", "corrupt", "answers", "distractors", "answer_at", "index"):
-                tensors[f"{name} {number}"] = getattr(batch, name)
-            for s in plan.sites:
-                tensors[f"tokens of {s.name} {number}"] = plan.columns[s.name].masks[number]
-        settings = {
-            "weights": plan.model.weights_sha256(),
-            "sites": [(s.name, plan.members[s.name], plan.columns[s.name].labels) for s in plan.sites],
-            "layers": plan.layers,
-            "metrics": [m.name for m in plan.metrics],
-            "direction": plan.direction,
-            "replacement": plan.replacement.fingerprint,
-            "dtype": plan.model.dtype,
-            "clean": [values.tolist() for values in self.clean.values()],
-        }
-        return named_sha256({**tensors, **settings})
+        plan, model = self.plan, self.plan.experiment.model
+        names = ("clean", "corrupt", "answers", "distractors", "answer_at", "index")
+        tensors = [getattr(batch, name) for batch in plan.experiment.batches for name in names]
+        tensors += [mask for site in plan.sites for mask in plan.columns[site.name].masks]
+        settings = (
+            model.weights_sha256(), model.dtype, plan.layers, plan.direction, plan.experiment.replacement.fingerprint,
+            [(site.name, plan.members[site.name], plan.columns[site.name].labels) for site in plan.sites],
+            [(name, values.tolist()) for name, values in self.clean.items()],
+            [(tensor.dtype, tensor.shape) for tensor in tensors],
+        )  # fmt: skip
+        return sha256(repr(settings), *tensors)
 
     def cells(self, part: Part) -> tuple[Runs, Cells, Bool[torch.Tensor, "batch seq"]]:
         """The rows of a part."""
         plan = self.plan
-        runs = self._runs(plan.experiment.recordings.baseline(plan.batches[part.batch]))
-        inside = window(runs, part.block, from_difference=plan.replacement.kind == "corrupt")
+        runs = self._runs(plan.experiment.recordings.baseline(plan.experiment.batches[part.batch]))
+        inside = window(runs, part.block, from_difference=plan.experiment.replacement.kind == "corrupt")
         patches = [
             patch
             for site, layer in self._entering(part.block)
@@ -114,15 +108,14 @@ class SweepRun:
         def pack(rows: slice) -> None:
             some = cells.take(rows)
             final = run_cells(runs, some, part.block, inside)
-            for metric, values in zip(
-                plan.metrics, judge_all(plan.model, plan.metrics, runs.baseline, final, some.example), strict=True
-            ):
+            judged = judge_all(runs.model, plan.metrics, runs.baseline, final, some.example)
+            for metric, values in zip(plan.metrics, judged, strict=True):
                 self._write(metric.name, some, values.double().cpu().numpy(), where)
 
-        packer.run(len(cells), rows_at_once(plan.model, batch.n_tokens, resources), pack)
+        packer.run(len(cells), rows_at_once(plan.experiment.model, batch.n_tokens, resources), pack)
 
     def copy_shared(self) -> None:
-        """The stream behind a block is the stream before the next one: their cells were run once."""
+        """The stream after a block is the stream before the next one: their cells were run once."""
         plan = self.plan
         for layer, at in self._shared():
             for metric in plan.metrics:
@@ -146,13 +139,15 @@ class SweepRun:
     def _runs(self, baseline: Baseline) -> Runs:
         plan = self.plan
         base = baseline.corrupt if plan.direction == "denoise" else baseline.clean
-        hidden: Callable[[int], torch.Tensor] = partial(replaced_hidden, plan.model, plan.replacement, baseline, base)
+        about = (plan.experiment.model, plan.experiment.replacement, baseline, base)
+        hidden: Callable[[int], torch.Tensor] = partial(replaced_hidden, *about)
         return Runs(
-            model=plan.model,
+            model=plan.experiment.model,
             baseline=baseline,
             base=base,
-            source=replaced(plan.model, plan.replacement, baseline, base),
+            source=base if plan.experiment.replacement.function else replaced(*about),
             hidden=lru_cache(maxsize=1)(hidden),
+            ablation=plan.experiment.replacement,
         )
 
     def _write(self, metric: str, cells: Cells, values: np.ndarray, where: np.ndarray) -> None:
@@ -170,12 +165,12 @@ def start(plan: SweepPlan) -> SweepRun:
     """Record both runs of every batch; every cell begins as "the patch does nothing".
 
     Raises:
-        MetricError: A metric cannot be used, or does not tell the two runs apart.
+        MetricError: A metric cannot be used, or does not distinguish the two runs.
     """
     experiment, run = plan.experiment, SweepRun(plan, {})
     ends = experiment.recordings.ends(*plan.metrics)
     for metric, (clean, corrupt) in zip(plan.metrics, ends, strict=True):
-        experiment.measured_by(metric).prompt_gap  # noqa: B018 - refuses a metric that does not tell them apart
+        experiment.measured_by(metric).prompt_gap  # noqa: B018 - refuses a metric that does not distinguish them
         run.clean[metric.name], run.corrupt[metric.name] = clean, corrupt
         untouched = corrupt if plan.direction == "denoise" else clean
         for site in plan.sites:
@@ -185,9 +180,10 @@ def start(plan: SweepPlan) -> SweepRun:
 
 def _untouched(plan: SweepPlan, site: Site, untouched: np.ndarray) -> np.ndarray:
     """A table of cells that do nothing; NaN where an example lacks the column."""
-    table = np.broadcast_to(untouched, plan.shape(site)).copy()
     columns = plan.columns[site.name]
-    for batch, mask in zip(plan.batches, columns.masks, strict=True):
+    shape = (len(plan.layers), len(plan.members[site.name]), len(columns.labels), len(untouched))
+    table = np.broadcast_to(untouched, shape).copy()
+    for batch, mask in zip(plan.experiment.batches, columns.masks, strict=True):
         absent = ~mask.any(2).cpu().numpy()  # [column, example of the batch]
         column, example = absent.nonzero()
         table[:, :, column, batch.index.cpu().numpy()[example]] = np.nan
@@ -203,7 +199,7 @@ def carry_out(run: SweepRun, resume: Path | None) -> None:
     """
     plan = run.plan
     resources = plan.experiment.resources
-    budget = budget_of(resources, plan.model.device)
+    budget = budget_of(resources, plan.experiment.model.device)
     tables = {f"{metric}/{site}": table for (metric, site), table in run.tables.items()}
     kept = Checkpoint(path=resume, key=run.key() if resume is not None else "", tables=tables, budget=budget)
     kept.load()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 
@@ -13,7 +13,7 @@ from circuitlab import names, plugins
 from circuitlab.errors import ConfigError, UnknownNameError, WrongTypeError, shown
 from circuitlab.models.protocol import Model, Recording
 from circuitlab.models.steps import mlp_reads_heads
-from circuitlab.parts import ModelSpec
+from circuitlab.parts import Kind, ModelSpec, Node
 
 # Of (model, run, layer): what a site adds to the stream.
 ReadSite = Callable[[Model, Recording, int], Float[Tensor, "batch seq *head d_model"]]
@@ -140,6 +140,25 @@ def find_site(site: str | Site, spec: ModelSpec) -> Site:
     if name in ("mlp_out", "neuron") and not spec.has_mlp:
         raise UnknownNameError(f"model {spec.name!r} has no site {name!r}: it has attention layers only.")
     return found
+
+
+# Sites that outputs of nodes determine, and so functions as ablations.
+SUMS_OF_NODES = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "head_z")
+
+
+def nodes_of(site: Site, writers: Sequence[Node], layer: int, head: int) -> list[Node]:
+    """The nodes whose outputs, with biases, sum to a site of `SUMS_OF_NODES`."""
+    before = [node for node in writers if node.layer is None or node.layer < layer]
+    heads = [node for node in writers if node.layer == layer and node.kind is Kind.HEAD]
+    mlps = [node for node in writers if node.layer == layer and node.kind is Kind.MLP]
+    return {
+        "resid_pre": before,
+        "resid_mid": [*before, *heads],
+        "resid_post": [*before, *heads, *mlps],
+        "attn_out": heads,
+        "mlp_out": mlps,
+        "head_z": heads[head : head + 1],
+    }[site.name]
 
 
 def enters_at(site: Site, layer: int) -> int:

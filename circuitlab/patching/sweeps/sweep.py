@@ -1,4 +1,4 @@
-"""Sweep a site: put another value in, cell by cell, and run only what comes after.
+"""Sweep a site: replace its value, cell by cell, and run only what comes after.
 
 1. Check the request and decide what every cell is (`sweep_plan`).
 2. Record the clean and the corrupted run of every batch, once.
@@ -11,30 +11,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from circuitlab.arguments import checked
+import numpy as np
+
+from circuitlab.arguments import checked, renamed
 from circuitlab.data.batch import PairBatch
 from circuitlab.data.pairs import PairSet
 from circuitlab.errors import ConfigError
-from circuitlab.metrics import Metric, MetricLike, metric_for
+from circuitlab.metrics import MetricLike, metric_for
 from circuitlab.models.modes import in_ordinary_modes
 from circuitlab.models.protocol import Model
 from circuitlab.outputs import check_state_file
 from circuitlab.patching.experiment import Experiment
-from circuitlab.patching.grid import Grid
-from circuitlab.patching.runs.replacement import Replacement
+from circuitlab.patching.grid import Grid, Grids
+from circuitlab.patching.runs.replacement import AblationLike
 from circuitlab.patching.sweeps.plan import SweepPlan, plan_sweep
 from circuitlab.patching.sweeps.run import SweepRun, carry_out, start
 from circuitlab.patching.sweeps.sites import Site
 from circuitlab.progress import Progress, callback, reports_progress
-from circuitlab.summary import NamedResults
-
-Grids = Grid | dict[str, Grid]
 
 
+@renamed(replacement="ablation")
 @checked
 @in_ordinary_modes
 @reports_progress
@@ -44,7 +44,7 @@ def sweep(
     site: str | Site | Sequence[str | Site] = "head_z",
     *,
     direction: str | None = None,
-    replacement: str | Replacement = "corrupt",
+    ablation: AblationLike = "corrupt",
     reference: PairSet | PairBatch | None = None,
     metric: MetricLike | Sequence[MetricLike] | None = None,
     axis: str = "auto",
@@ -58,17 +58,19 @@ def sweep(
     budget: int | None = None,
     progress: Progress | bool | None = None,
     resume: str | Path | None = None,
-) -> Grids | dict[str, Grids]:
+) -> Grid | Grids:
     """Patch every cell of one or several sites, each alone. All sites and metrics share their runs.
 
     Args:
         model: A loaded model.
         pairs: A split of a task, or a `PairBatch`.
         site: A site, or several: names of `SITES` or of the entry points `circuitlab.sites`, or a `Site` of your own.
-        direction: "denoise" patches the corrupted run, "noise" the clean run. By default "denoise" where the other
-            prompt's values are put in, "noise" (a knock-out) for every other replacement.
-        replacement: What is put in: "corrupt" (the other prompt's value), "zero", "mean", "mean-position",
-            "mean-span", "noise", or a `Replacement`.
+        direction: "denoise" patches the corrupted run, "noise" the clean run. By default "denoise" with the ablation
+            "corrupt", and "noise" (a knock-out) with every other.
+        ablation: What an activation is replaced by: "corrupt" (the other prompt's value), "zero", "mean",
+            "mean-position", "mean-span", "noise", a `Replacement`, or a function of (model, batch) that returns the
+            output of every node, `[batch, seq, d_model]`, by its name. Outputs of nodes determine the sites of the
+            stream, `attn_out`, `mlp_out` and `head_z`.
         reference: Prompts that means are taken over; none of them may be among `pairs`.
         metric: What is measured at the answer position; several at once cost no more runs. By default the metric of the
             task that drew the pairs, else `logit_diff`.
@@ -90,16 +92,20 @@ def sweep(
             numbers; it is removed when the sweep is done.
 
     Returns:
-        A `Grid`; a dict of grids by site name if several sites were asked for; a dict by metric name of either if
-        several metrics were.
+        A `Grid` of one site; `Grids`, a mapping by name of the site, of a list of sites. A list of metrics is a further
+        axis "metric" of each grid, in front of the others.
 
     Raises:
-        UnknownNameError: No such site (in this model), direction, metric, axis or replacement.
+        UnknownNameError: No such site (in this model), direction, metric, axis or ablation.
         ConfigError: A layer, head, neuron or position out of range, no spans by span, a mean without its
-            reference set, a budget that holds no prompt.
-        MetricError: The metric gives the wrong shape or NaN, or does not tell the two runs apart.
+            reference set, a function for a site that outputs of nodes do not determine, a budget that holds no prompt.
+        MetricError: The metric gives the wrong shape or NaN, or does not distinguish the two runs.
         RunError: `resume` is the file of another sweep.
         FileError: `resume` cannot be written.
+
+    References:
+        Vig et al. 2020, arXiv:2004.12265; Meng et al. 2022, arXiv:2202.05262; Heimersheim and Nanda 2024,
+        arXiv:2404.15255.
 
     Example:
         >>> from circuitlab import load_model, load_task, sweep
@@ -107,16 +113,18 @@ def sweep(
         >>> pairs = load_task("name-throw").pairs(model, n=4)
         >>> sweep(model, pairs.discovery, "head_z").values.shape  # layer, head
         (4, 8)
+        >>> grids = sweep(model, pairs.discovery, ["head_z", "mlp_out"], metric=["logit_diff", "kl"])
+        >>> grids["head_z"].axes, grids["head_z"].values.shape
+        (('metric', 'layer', 'head'), (2, 4, 8))
     """
     state = None if resume is None else check_state_file(resume)
     plan = plan_for(
-        model, pairs, site, metric=metric, replacement=replacement, reference=reference, seed=seed, budget=budget,
+        model, pairs, site, metric=metric, ablation=ablation, reference=reference, seed=seed, budget=budget,
         progress=callback(progress), direction=direction, axis=axis, head_axis=head_axis, layers=layers, heads=heads,
         neurons=neurons, positions=positions,
     )  # fmt: skip
-    found = _swept(plan, normalise=normalise, state=state)
-    grids = {name: one if not isinstance(site, str | Site) else next(iter(one.values())) for name, one in found.items()}
-    return grids[plan.metrics[0].name] if _is_one(metric) else NamedResults(grids)
+    grids = _swept(plan, several=not _is_one(metric), normalise=normalise, state=state)
+    return grids[plan.sites[0].name] if isinstance(site, str | Site) else grids
 
 
 def plan_for(
@@ -125,7 +133,7 @@ def plan_for(
     site: str | Site | Sequence[str | Site],
     *,
     metric: MetricLike | Sequence[MetricLike] | None = None,
-    replacement: str | Replacement = "corrupt",
+    ablation: AblationLike = "corrupt",
     seed: int = 0,
     **settings: Any,
 ) -> SweepPlan:
@@ -136,72 +144,63 @@ def plan_for(
     if len({of.name for of in metrics}) < len(metrics):
         raise ConfigError(f"two metrics are called {[of.name for of in metrics]}; give them different names.")
     about = {name: settings.pop(name) for name in ("reference", "budget", "progress") if name in settings}
-    experiment = Experiment(model, pairs, metrics[0], replacement, seed=seed, allow_weak_gap=True, **about)
+    experiment = Experiment(model, pairs, metrics[0], ablation, seed=seed, allow_weak_gap=True, **about)
     return plan_sweep(experiment, site, metrics=metrics, **settings)
 
 
-def sweep_grids(
-    experiment: Experiment,
-    sites: Sequence[str | Site],
-    *,
-    direction: str | None = None,
-    axis: str = "auto",
-    layers: Iterable[int] | None = None,
-    heads: Iterable[int] | None = None,
-) -> dict[str, Grid]:
-    """Sweep sites on an experiment's pairs by its metric; arguments and errors as of `sweep`.
+def sweep_grids(experiment: Experiment, sites: Sequence[str | Site], **settings: Any) -> Grids:
+    """Sweep sites on an experiment's pairs by its metric.
+
+    Args:
+        experiment: The pairs, the metric and the ablation.
+        sites: Names or objects, as of `sweep`.
+        settings: `direction`, `axis`, `layers`, `heads`, as of `sweep`; errors too.
 
     Returns:
         A grid by site.
     """
-    plan = plan_sweep(experiment, sites, direction=direction, axis=axis, layers=layers, heads=heads)
-    return _swept(plan)[experiment.metric.name]
+    return _swept(plan_sweep(experiment, sites, **settings))
 
 
 def _is_one(metric: MetricLike | Sequence[MetricLike] | None) -> bool:
     return isinstance(metric, str) or not isinstance(metric, Sequence)
 
 
-def _swept(plan: SweepPlan, *, normalise: bool = True, state: Path | None = None) -> dict[str, dict[str, Grid]]:
-    """Grids by metric and site."""
+def _swept(plan: SweepPlan, *, several: bool = False, normalise: bool = True, state: Path | None = None) -> Grids:
+    """The grids of a plan, with an axis of metrics where several were given."""
     run = start(plan)
     carry_out(run, state)
-    return {
-        of.name: NamedResults({s.name: _grid(run, of, s, normalise=normalise) for s in plan.sites})
-        for of in plan.metrics
-    }
+    return Grids(_grid(run, site, several=several, normalise=normalise) for site in plan.sites)
 
 
-def _grid(run: SweepRun, metric: Metric, site: Site, *, normalise: bool) -> Grid:
+def _grid(run: SweepRun, site: Site, *, several: bool, normalise: bool) -> Grid:
     plan, columns = run.plan, run.plan.columns[site.name]
-    table = run.tables[metric.name, site.name]
+
+    def joined(values: Mapping[str, np.ndarray]) -> np.ndarray:
+        found = [values[of.name] for of in plan.metrics]
+        return np.stack(found) if several else found[0]
+
+    table = joined({of.name: run.tables[of.name, site.name] for of in plan.metrics})
     members = tuple(map(str, plan.members[site.name]))
     whole = site.by_member and columns.labels == ("all",)
     if whole or not site.by_member:
-        table = table[:, :, 0] if whole else table[:, 0]
+        table = table[..., 0, :] if whole else table[..., 0, :, :]
+    names, units = zip(*((of.name, of.unit) for of in plan.metrics), strict=True)
     return Grid(
         site=site.name,
         direction=plan.direction,
-        metric=metric.name,
-        unit=metric.unit,
+        metric=names if several else names[0],
+        unit=units if several else units[0],
         column_kind=site.kind if whole else columns.kind,
         columns=members if whole else columns.labels,
         per_example=table,
-        clean=run.clean[metric.name],
-        corrupt=run.corrupt[metric.name],
+        clean=joined(run.clean),
+        corrupt=joined(run.corrupt),
         normalised=normalise,
         seed=plan.experiment.seed,
-        replacement=plan.replacement.kind,
+        replacement=plan.experiment.replacement.kind,
         layers=plan.layers,
         member_kind=site.kind if site.by_member and not whole else None,
         members=members if site.by_member and not whole else (),
         numbers=None if whole else columns.numbers,
     )
-
-
-def by_site(found: Grids | dict[str, Grids]) -> dict[str, Grid]:
-    """What `sweep` gave for one metric, as one grid a site."""
-    grids = found if isinstance(found, dict) else {found.site: found}
-    single = NamedResults({site: grid for site, grid in grids.items() if isinstance(grid, Grid)})
-    assert len(single) == len(grids), "several metrics give several grids a site"
-    return single

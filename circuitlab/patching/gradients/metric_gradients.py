@@ -1,7 +1,7 @@
 """The gradient of a metric at every reader's input and every writer's output, from one backward pass.
 
 Neither the forward pass nor the stream is split. The gradient at a head's q, k and v, pulled back through its
-projection and the norm, is the gradient at that head's input; a writer's is that of the stream behind it.
+projection and the norm, is the gradient at that head's input; a writer's is that of the stream after it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Gradients:
     Attributes:
         readers: At what each reader reads.
         writers: At what each writer adds to the stream. The sum of the gradients of all readers that see the writer.
-        z: At each head's z, per layer; with a norm behind the heads this follows that norm's scale, which `writers`
+        z: At each head's z, per layer; with a norm after the heads this follows that norm's scale, which `writers`
             takes as given.
     """
 
@@ -39,7 +39,7 @@ class Gradients:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class ReaderSlopes:
+class ReaderGradients:
     """Gradients at the inputs of some readers.
 
     Attributes:
@@ -63,7 +63,7 @@ def metric_gradients(
     """Run the model and take the gradient of the metric at every reader and writer.
 
     Both stand in memory at every token: `(readers + writers) * batch * seq * d_model` numbers, for GPT-2 1.8 MB a
-    token. Scores are taken layer by layer instead, from `reader_slopes`.
+    token. Scores are taken layer by layer instead, from `reader_gradients`.
 
     Args:
         model: The model.
@@ -79,10 +79,10 @@ def metric_gradients(
     window, layout = Window.whole(batch), Layout.of(model.spec)
     start = model.embedding(batch.clean) if start is None else start
     traced = trace(model, model.block_arguments(batch.clean), window, start)
-    found, _ = metric_slopes(model, traced, metric_for(metric, batch), batch)
+    found, _ = gradients_and_values(model, traced, metric_for(metric, batch), batch)
     shape = (len(batch), batch.n_tokens, model.spec.d_model)
     readers = start.new_zeros(len(layout.readers), *shape)
-    for part in reader_slopes(model, traced, found):
+    for part in reader_gradients(model, traced, found):
         readers[part.columns] = _everywhere(window, part.values, part.at_answer)
     writers, z = start.new_zeros(len(layout.writers), *shape), []
     writers[0] = found.start
@@ -96,7 +96,7 @@ def metric_gradients(
     return Gradients(readers=readers, writers=writers, z=tuple(z))
 
 
-def metric_slopes(
+def gradients_and_values(
     model: Model, traced: Traced, metric: Metric, batch: PairBatch
 ) -> tuple[PassGradients, Float[Tensor, " batch"]]:
     """Gradients at the points of a pass, and the metric's values there. The pass's graph is gone after it.
@@ -124,7 +124,7 @@ def judged(
     return metric(model.logits(final, words), batch)
 
 
-def reader_slopes(model: Model, traced: Traced, found: PassGradients) -> Iterator[ReaderSlopes]:
+def reader_gradients(model: Model, traced: Traced, found: PassGradients) -> Iterator[ReaderGradients]:
     """Gradients at all readers' inputs, some readers at a time: heads layer by layer, then MLPs, then the rest."""
     layout, window, first, last = Layout.of(model.spec), traced.window, traced.first, model.spec.n_layers - 1
 
@@ -139,17 +139,17 @@ def reader_slopes(model: Model, traced: Traced, found: PassGradients) -> Iterato
         by_slot = {Slot.Q: block.q, Slot.K: block.k, Slot.V: block.v}
         if layer == last:
             del by_slot[Slot.Q]
-        yield ReaderSlopes(heads(layer, *by_slot), pull_back(model, layer, stream, by_slot, buffer), at_answer=False)
+        yield ReaderGradients(heads(layer, *by_slot), pull_back(model, layer, stream, by_slot, buffer), at_answer=False)
     # An MLP's gradient needs no pulling back, and a product for all of them reads every writer once.
     reads = [block.mlp_read for block in found.blocks if block.mlp_read is not None]
     mlps = [layout.reader_index(Reader(Node(Kind.MLP, first + number))) for number in range(len(reads))]
     if reads[:-1]:
-        yield ReaderSlopes(mlps[:-1], torch.stack(reads[:-1]), at_answer=False)
+        yield ReaderGradients(mlps[:-1], torch.stack(reads[:-1]), at_answer=False)
     at_end, columns = torch.stack([*reads[-1:], found.final[:, None]]), [*mlps[-1:], len(layout.readers) - 1]
     if found.blocks:
         queries = pull_back(model, last, window.at_answer(traced.streams[-1]), {Slot.Q: found.blocks[-1].q})
         at_end, columns = torch.cat([queries, at_end]), [*heads(last, Slot.Q), *columns]
-    yield ReaderSlopes(columns, at_end, at_answer=True)
+    yield ReaderGradients(columns, at_end, at_answer=True)
 
 
 def _everywhere(
