@@ -139,15 +139,27 @@ class CompiledModel(Result):
         return Circuit(spec=spec, mask=mask, scores=mask.astype(float))
 
     def to_frame(self) -> pd.DataFrame:
-        """Every edge of the graph: source, target, score (1 for true edges), in_circuit; the ablation is "corrupt"."""
+        """Every edge of the graph, with the true ones under the ablation "corrupt".
+
+        Returns:
+            Columns source, target, score (1 for true edges, else 0), in_circuit.
+        """
         return self.truth().to_frame()
 
     def plot(self, title: str = "") -> Any:
-        """The true circuit as a matplotlib `Figure`."""
+        """Draw the true circuit under the ablation "corrupt".
+
+        Returns:
+            A matplotlib `Figure`.
+        """
         return self.truth().plot(title=title)
 
     def to_record(self) -> dict[str, Any]:
-        """The model for JSON: its name, what it does, and its true circuit."""
+        """The model for JSON.
+
+        Returns:
+            Its name, what it does, whether it has norms, and its true circuit under the ablation "corrupt".
+        """
         return {"name": self.name, "what": self.entry.what, "norm": self.norm, "circuit": self.truth().to_record()}
 
     def _answers(self, tokens: torch.Tensor, answer_at: torch.Tensor) -> torch.Tensor:

@@ -118,7 +118,11 @@ class Circuit(CircuitData):
         return draw(self, title=title)
 
     def to_record(self) -> dict[str, Any]:
-        """The circuit for JSON: shape of the model, how it was selected, and every edge of the graph as a row."""
+        """The circuit for JSON.
+
+        Returns:
+            The shape of the model, how the circuit was selected, and the rows of `to_frame`, every edge of the graph.
+        """
         selection = self.selection and self.selection.to_record()
         return CircuitData.to_record(self) | {"n_edges": self.n_edges, "selection": selection}
 

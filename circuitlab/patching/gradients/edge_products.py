@@ -40,7 +40,7 @@ class WriterValues:
     heads: tuple[Float[Tensor, "head batch _ d_model"], ...] = ()
 
     @classmethod
-    def by(cls, run: Traced) -> WriterValues:
+    def of(cls, run: Traced) -> WriterValues:
         """The values of another run."""
         return cls(start=run.start, z=tuple(b.z for b in run.blocks), mlp=tuple(b.mlp for b in run.blocks))
 
