@@ -117,3 +117,19 @@ RELP_2025 = _arxiv(
     "Jafari, Farnoush Rezaei; Eberle, Oliver; Khakzar, Ashkan; Nanda, Neel",
     "RelP: Faithful and Efficient Circuit Discovery in Language Models via Relevance Patching",
 )
+
+# The papers of each scoring method.
+METHOD_SOURCES = {
+    "eap-ig": (HANNA_2024,),
+    "eap": (SYED_2023,),
+    "eap-ig-activations": (MARKS_2024, HANNA_2024),
+    "clean-corrupted": (HANNA_2024,),
+    "relp": (RELP_2025,),
+    "ifr": (FERRANDO_2024,),
+    "random": (MIB_2025,),
+    "exact": (SYED_2023,),
+    "sweep": (WANG_2023,),
+    "acdc": (CONMY_2023,),
+    "edge-pruning": (BHASKAR_2024,),
+    "ugs": (LI_2024,),
+}

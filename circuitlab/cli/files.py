@@ -8,7 +8,6 @@ import typer
 import circuitlab
 from circuitlab.cli import display, results
 from circuitlab.cli.outputs import Forced, PictureOutput, save_plot
-from circuitlab.errors import FormatError
 
 if TYPE_CHECKING:
     from circuitlab.graphs.circuit import Circuit
@@ -49,9 +48,9 @@ def convert(
 ) -> None:
     """Write a circuit in another format; information that the format does not support is dropped."""
     output.reserve()
-    from circuitlab.runs.reader import read_circuit
+    from circuitlab.runs.reader import named_circuit, read_circuit
 
-    circuit = _named(source)  # rejects a damaged file before a model is loaded
+    circuit = named_circuit(source)  # rejects a damaged file before a model is loaded
     if circuit is None or model is not None:
         circuit = read_circuit(source, _spec(model))
     circuit = circuit.pruned() if prune else circuit
@@ -66,27 +65,15 @@ def convert(
 
 def _both(first: str, second: str, model: str | None) -> "list[Circuit]":
     """Both circuits; a file that does not name its model takes the other's."""
-    from circuitlab.runs.reader import read_circuit
+    from circuitlab.runs.reader import named_circuit, read_circuit
 
-    found = {path: _named(path) for path in (first, second)}
+    found = {path: named_circuit(path) for path in (first, second)}
     given = _spec(model)
     spec = given or next((circuit.spec for circuit in found.values() if circuit is not None), None)
     return [
         circuit if circuit is not None and given is None else read_circuit(path, spec)
         for path, circuit in ((path, found[path]) for path in (first, second))
     ]
-
-
-def _named(path: str) -> "Circuit | None":
-    """The circuit of a file that names its model; None for other files."""
-    from circuitlab.runs.reader import read_circuit
-
-    try:
-        return read_circuit(path)
-    except FormatError as error:
-        if "does not say of which model" in str(error):
-            return None
-        raise
 
 
 def _spec(model: str | None) -> "ModelSpec | None":

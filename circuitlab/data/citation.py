@@ -9,39 +9,12 @@ from circuitlab.data.fingerprint import task_fingerprint
 from circuitlab.data.registry import is_bundled
 from circuitlab.data.task import Task
 from circuitlab.errors import RunError
-from circuitlab.references import (
-    BHASKAR_2024,
-    CONMY_2023,
-    FERRANDO_2024,
-    HANNA_2024,
-    LI_2024,
-    MARKS_2024,
-    MIB_2025,
-    RELP_2025,
-    SYED_2023,
-    WANG_2023,
-    Reference,
-)
+from circuitlab.references import MARKS_2024, METHOD_SOURCES, MIB_2025, Reference
 
 LIBRARY_TITLE = "circuitlab: automated circuit discovery in transformer language models"
 LIBRARY_AUTHOR = "The circuitlab developers"
 LIBRARY_YEAR = 2026
 
-# Whose idea each scoring method is; the measure of faithfulness is MARKS_2024's and MIB_2025's.
-METHOD_SOURCES: Mapping[str, tuple[Reference, ...]] = {
-    "eap-ig": (HANNA_2024,),
-    "eap": (SYED_2023,),
-    "eap-ig-activations": (MARKS_2024, HANNA_2024),
-    "clean-corrupted": (HANNA_2024,),
-    "relp": (RELP_2025,),
-    "ifr": (FERRANDO_2024,),
-    "random": (MIB_2025,),
-    "exact": (SYED_2023,),
-    "sweep": (WANG_2023,),
-    "acdc": (CONMY_2023,),
-    "edge-pruning": (BHASKAR_2024,),
-    "ugs": (LI_2024,),
-}
 FAITHFULNESS_SOURCES = (MARKS_2024, MIB_2025)
 SHORT = 16  # hexadecimal digits of a fingerprint that are printed: 64 bits distinguish any two
 

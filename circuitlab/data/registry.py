@@ -14,7 +14,16 @@ from circuitlab import plugins
 from circuitlab.arguments import checked
 from circuitlab.data.sampling import global_randomness_kept
 from circuitlab.data.task import Task
-from circuitlab.errors import CircuitLabError, ConfigError, TaskFileError, UnknownNameError, in_one_line, shown
+from circuitlab.errors import (
+    CircuitLabError,
+    ConfigError,
+    FileError,
+    TaskFileError,
+    UnknownNameError,
+    in_one_line,
+    shown,
+)
+from circuitlab.files import read_bytes
 from circuitlab.settings import SETTINGS
 
 LARGEST_FILE = 10_000_000
@@ -148,23 +157,13 @@ def _from_file(path: Path) -> Task:
 
 
 def _source(path: Path) -> bytes:
-    if path.is_dir():
-        raise TaskFileError(f"task file {str(path)!r} is a folder. Give the path of the .py file in it.")
-    if not path.is_file():
-        raise TaskFileError(
-            f"task file {str(path)!r} does not exist. Give a name ({', '.join(task_names())}) or a file."
-        )
-    if path.suffix != ".py":
+    if path.is_file() and path.suffix != ".py":
         raise TaskFileError(f"task file {str(path)!r} does not end in .py, so it is not run. Give a Python file.")
-    if (size := path.stat().st_size) > LARGEST_FILE:
-        raise TaskFileError(
-            f"task file {str(path)!r} has {size / 1e6:,.1f} MB; at most {LARGEST_FILE / 1e6:.0f} MB are read. Let it "
-            "read its words from a file of their own."
-        )
     try:
-        return path.read_bytes()
-    except OSError as error:
-        raise TaskFileError(f"task file {str(path)!r} cannot be read: {error.strerror}.") from error
+        names = ", ".join(task_names())
+        return read_bytes(path, "task file", most=LARGEST_FILE, hint=f"Give a name ({names}) or a file.")
+    except FileError as error:
+        raise TaskFileError(str(error)) from error
 
 
 def _line_in(error: BaseException, path: Path) -> int | None:

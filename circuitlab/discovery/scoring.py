@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -31,18 +32,7 @@ from circuitlab.models.protocol import Model
 from circuitlab.patching.experiment import Experiment
 from circuitlab.patching.runs.replacement import AblationLike, as_replacement
 from circuitlab.progress import Progress, callback, reports_progress
-from circuitlab.references import (
-    BHASKAR_2024,
-    CONMY_2023,
-    FERRANDO_2024,
-    HANNA_2024,
-    LI_2024,
-    MARKS_2024,
-    MIB_2025,
-    RELP_2025,
-    SYED_2023,
-    WANG_2023,
-)
+from circuitlab.references import METHOD_SOURCES
 from circuitlab.settings import SETTINGS
 
 __all__ = ["METHODS", "Method", "find_method", "score_edges", "score_nodes"]
@@ -53,115 +43,61 @@ IN_THE_CLEAN_RUN = (1.0,)
 ON_THE_WAY = tuple(step / 8 for step in range(9))
 AXES = ("all", "position", "span")
 
+
+def _built_in(name: str, score: Callable[..., Any], **about: Any) -> Method:
+    """A method of this package, with its line and its paper."""
+    return Method(name=name, what=names.METHODS[name], source=METHOD_SOURCES[name][0], score=score, **about)
+
+
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
-        Method(
-            name="eap-ig",
-            what=names.METHODS["eap-ig"],
-            source=HANNA_2024,
-            score=score_eap_ig,
+        _built_in(
+            "eap-ig",
+            score_eap_ig,
             gradients_at=ON_THE_WAY,
             takes=("steps", "axis"),
             levels=_OF_GRADIENTS,
             ablation_why="its path leads from the corrupted prompt's embedding to the clean one's",
         ),
-        Method(
-            name="eap",
-            what=names.METHODS["eap"],
-            source=SYED_2023,
-            score=score_eap,
-            gradients_at=IN_THE_CLEAN_RUN,
-            takes=("ablation", "axis"),
-            levels=_OF_GRADIENTS,
-        ),
-        Method(
-            name="eap-ig-activations",
-            what=names.METHODS["eap-ig-activations"],
-            source=MARKS_2024,
-            score=score_eap_ig_activations,
+        _built_in("eap", score_eap, gradients_at=IN_THE_CLEAN_RUN, takes=("ablation", "axis"), levels=_OF_GRADIENTS),
+        _built_in(
+            "eap-ig-activations",
+            score_eap_ig_activations,
             gradients_at=ON_THE_WAY,
             takes=("steps", "ablation"),
             levels=("edge", "node", "neuron"),
         ),
-        Method(
-            name="clean-corrupted",
-            what=names.METHODS["clean-corrupted"],
-            source=HANNA_2024,
-            score=score_clean_corrupted,
+        _built_in(
+            "clean-corrupted",
+            score_clean_corrupted,
             gradients_at=(1.0, 0.0),
             takes=("ablation", "axis"),
             levels=_OF_GRADIENTS,
         ),
-        Method(
-            name="exact",
-            what=names.METHODS["exact"],
-            source=SYED_2023,
-            score=score_exact,
-            takes=("ablation", "axis"),
-            levels=("edge", *LEVELS),
-        ),
-        Method(
-            name="sweep",
-            what=names.METHODS["sweep"],
-            source=WANG_2023,
-            score=score_node_sweep,
-        ),
-        Method(
-            name="relp",
-            what=names.METHODS["relp"],
-            source=RELP_2025,
-            score=score_relp,
+        _built_in("exact", score_exact, takes=("ablation", "axis"), levels=("edge", *LEVELS)),
+        _built_in("sweep", score_node_sweep),
+        _built_in(
+            "relp",
+            score_relp,
             gradients_at=IN_THE_CLEAN_RUN,
             takes=("ablation", "axis"),
             levels=("edge", "node", "neuron"),
         ),
-        Method(
-            name="ifr",
-            what=names.METHODS["ifr"],
-            source=FERRANDO_2024,
-            score=score_ifr,
-            reads_corrupt=False,
-            in_metric=False,
-            ablation_why="it looks at the clean run alone",
+        _built_in(
+            "ifr", score_ifr, reads_corrupt=False, in_metric=False, ablation_why="it looks at the clean run alone"
         ),
-        Method(
-            name="random",
-            what=names.METHODS["random"],
-            source=MIB_2025,
-            score=score_random,
+        _built_in(
+            "random",
+            score_random,
             takes=("seed",),
             reads_corrupt=False,
             in_metric=False,
             ablation_why="it looks at no run at all",
         ),
-        Method(
-            name="acdc",
-            what=names.METHODS["acdc"],
-            source=CONMY_2023,
-            score=score_acdc,
-            takes=("ablation",),
-            check=check_acdc,
-            in_metric=False,
-            own_circuit=True,
-        ),
-        Method(
-            name="edge-pruning",
-            what=names.METHODS["edge-pruning"],
-            source=BHASKAR_2024,
-            score=score_edge_pruning,
-            takes=("seed",),
-            in_metric=False,
-            own_circuit=True,
-        ),
-        Method(
-            name="ugs",
-            what=names.METHODS["ugs"],
-            source=LI_2024,
-            score=score_ugs,
-            takes=("seed",),
-            in_metric=False,
-        ),
+        _built_in("acdc", score_acdc, takes=("ablation",), check=check_acdc, in_metric=False, own_circuit=True),
+        _built_in("edge-pruning", score_edge_pruning, takes=("seed",), in_metric=False, own_circuit=True),
+        _built_in("ugs", score_ugs, takes=("seed",), in_metric=False),
     )
 }
 

@@ -13,7 +13,6 @@ from jaxtyping import Bool
 
 from circuitlab.arguments import checked
 from circuitlab.drawing import draw
-from circuitlab.errors import FormatError
 from circuitlab.graphs.circuit_data import CircuitData
 from circuitlab.graphs.prune import prune
 from circuitlab.parts import ModelSpec
@@ -173,16 +172,3 @@ def load_circuit(path: str | Path, spec: ModelSpec | None = None) -> Circuit:
 
     found = read_circuit(Path(os.path.expanduser(path)), spec)
     return Circuit(**{item.name: getattr(found, item.name) for item in fields(found)})
-
-
-def check_circuit(path: str | Path) -> None:
-    """Refuse a file that holds no circuit, before a model is loaded; a list of edges needs the model to be read.
-
-    Raises:
-        FormatError: What `load_circuit` finds wrong, but for a shape that the file does not state.
-    """
-    try:
-        load_circuit(path)
-    except FormatError as error:
-        if "does not say of which model" not in str(error):
-            raise

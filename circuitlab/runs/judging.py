@@ -17,7 +17,7 @@ from circuitlab.data.task import Task
 from circuitlab.discovery.config import DiscoverConfig
 from circuitlab.errors import ConfigError, RunError
 from circuitlab.evaluation.evaluate import Evaluation, evaluate
-from circuitlab.graphs.circuit import Circuit, check_circuit
+from circuitlab.graphs.circuit import Circuit
 from circuitlab.metrics import metric_of
 from circuitlab.models.load import load_model
 from circuitlab.models.protocol import Model
@@ -25,7 +25,7 @@ from circuitlab.outputs import at_home
 from circuitlab.patching.runs.replacement import needs_reference
 from circuitlab.progress import Progress, reports_progress
 from circuitlab.runs.manifest import MANIFEST
-from circuitlab.runs.reader import RunReader, read_circuit
+from circuitlab.runs.reader import RunReader, named_circuit, read_circuit
 from circuitlab.runs.task_files import task_of_run
 from circuitlab.settings import MODEL_SETTINGS
 
@@ -99,13 +99,17 @@ def judging(
     if run is not None and not isinstance(run.get("task"), Mapping):
         raise RunError(f"{str(folder / MANIFEST)!r} does not say which task the run is of. Run discover again.")
     if run is None:
-        check_circuit(circuit)
+        named_circuit(circuit)  # refuses what is no circuit
     if run is None and task is None:
         raise ConfigError(
             f"{str(circuit)!r} is not a run folder, and a circuit file does not say which task it is of. Give task= "
             "(--task NAME)."
         )
-    asked = _task(folder, run, task, options, run_code)
+    if task is not None:
+        asked = load_task(task, task_options=options)
+    else:
+        assert run is not None
+        asked = task_of_run(folder, run, run_code=run_code).with_options(**(options or {}))
     kept = DiscoverConfig(task=asked.name, model="bundled", metric="") if read is None else read.config()
     if run is not None and asked.name != run["task"].get("name"):
         given = {"metric": "", **given}  # another task has a metric of its own
@@ -186,19 +190,6 @@ def evaluate_run(
         RunReader.open(folder)  # says what is wrong
     found = judging(folder, task=task, options=options, pairs=pairs, run_code=run_code, **settings)
     return found.evaluate(n_random=n_random, n_knockouts=n_knockouts, minimality=minimality, progress=progress)
-
-
-def _task(
-    folder: Path,
-    run: Mapping[str, Any] | None,
-    task: str | Path | Task | None,
-    options: Mapping[str, str] | None,
-    run_code: bool,
-) -> Task:
-    if task is not None:
-        return load_task(task, task_options=options)
-    assert run is not None
-    return task_of_run(folder, run, run_code=run_code).with_options(**(options or {}))
 
 
 def _notes(

@@ -14,8 +14,6 @@ from circuitlab.data.registry import is_bundled, load_task
 from circuitlab.data.task import Task
 from circuitlab.discovery.config import DiscoverConfig
 from circuitlab.errors import RunError
-from circuitlab.graphs.circuit import Circuit
-from circuitlab.graphs.selection import Selection
 from circuitlab.metrics import Metric
 from circuitlab.metrics.base import METRICS
 from circuitlab.models.protocol import Bos
@@ -69,36 +67,27 @@ def _run(read: RunReader) -> Run:
     circuit = read.circuit(spec)
     model, task = read.about("model"), _task(read, config)
     metric = _metric(read.about("metric"))
-    pairs = _pairs(read, _metric_of(task, metric))
+    pairs = _pairs(read, task.metric if isinstance(task.metric, str) else metric)
     scores = scores_of_table(read, circuit) if scores is None else scores
     results = results_of_tables(read) if results is None else results
-    known = _Prompts(pairs.discovery)
+    # Which prompts a circuit was selected on, selections keep in memory only.
+    prompts = frozenset(key for keys in prompt_keys(pairs.discovery) for key in keys)
+
+    def with_prompts(found: Any) -> Any:
+        return found and replace(found, selection=found.selection and replace(found.selection, prompts=prompts))
+
     return Run(
         config=config, task=task, task_fingerprint=read.about("task")["fingerprint"], spec=spec,
         weights_sha256=model["weights_sha256"], metric=metric, pairs=pairs, scores=scores,
         bos=Bos(choice=config.bos, ids=tuple(model.get("bos_ids", ())), tokens=tuple(model.get("bos_tokens", ()))),
-        circuit=known.circuit(circuit), behaviour=results.behaviour, grids=Grids(results.grids.values()),
-        evaluation=replace(results.evaluation, selection=known.selection(results.evaluation.selection)),
-        attention=results.attention,
+        circuit=with_prompts(circuit), behaviour=results.behaviour, grids=Grids(results.grids.values()),
+        evaluation=with_prompts(results.evaluation), attention=results.attention,
         **{
-            name: found and replace(found, circuit=known.circuit(found.circuit))
+            name: found and replace(found, circuit=with_prompts(found.circuit))
             for name, found in (("stability", results.stability), ("stability_seeds", results.stability_seeds))
         },
         seconds=dict(manifest["seconds"]), folder=read.path, sources=read.about("objects"),
     )  # fmt: skip
-
-
-class _Prompts:
-    """Which prompts a circuit was selected on, which selections keep in memory only."""
-
-    def __init__(self, pairs: PairSet) -> None:
-        self._keys = frozenset(key for keys in prompt_keys(pairs) for key in keys)
-
-    def selection(self, selection: Selection | None) -> Selection | None:
-        return selection and replace(selection, prompts=self._keys)
-
-    def circuit(self, circuit: Circuit) -> Circuit:
-        return replace(circuit, selection=self.selection(circuit.selection))
 
 
 def _pairs(read: RunReader, metric: str | Callable[..., Any]) -> PairSplits:
@@ -143,11 +132,6 @@ def _metric(about: Mapping[str, Any]) -> Metric:
         return METRICS[name]
     declared = {field: about[field] for field in OF_METRIC if field in about}
     return Metric(name=name, function=_missing(None, f"metric {name!r}"), **declared)
-
-
-def _metric_of(task: Task, metric: Metric) -> str | Callable[..., Any]:
-    """The metric that functions use for these pairs where no other is given: the task's."""
-    return task.metric if isinstance(task.metric, str) else metric
 
 
 def _missing(read: RunReader | None, what: str) -> Callable[..., Any]:

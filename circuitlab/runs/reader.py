@@ -57,6 +57,23 @@ def read_circuit(path: str | Path, spec: ModelSpec | None = None) -> Circuit:
     return RunReader.open(folder).circuit(spec) if (folder / MANIFEST).is_file() else load_circuit(folder, spec)
 
 
+def named_circuit(path: str | Path) -> Circuit | None:
+    """The circuit of a run folder, or of a circuit file that names its model. Called before a model is loaded.
+
+    Returns:
+        The circuit, or None for a file that does not name its model.
+
+    Raises:
+        CircuitLabError: As `read_circuit`, for any other reason.
+    """
+    try:
+        return read_circuit(path)
+    except FormatError as error:
+        if "does not say of which model" in str(error):
+            return None
+        raise
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EdgeTable:
     """What `edges.csv` says, by the numbers of a layout.

@@ -156,16 +156,13 @@ def read_object(content: Mapping[str, Any], path: Path, spec: ModelSpec | None) 
     except UnknownNameError as error:
         raise FormatError(f"circuit file {str(path)!r}: {error}") from error
     mask = np.zeros((len(layout.writers), len(layout.readers)), dtype=bool)
-    scores = np.zeros(mask.shape)
+    scores, second = np.zeros(mask.shape), np.full(mask.shape, np.nan)
     for name, entry in parsed.edges.items():
         mask[places[name]] = entry.in_graph
         # NaN is EAP-IG's mark of an edge that was never scored; infinity is nobody's.
         scores[places[name]] = math.nan if entry.score is None else entry.score
         check_finite(scores[places[name]], f"edge {name!r}", path)
-    given = {places[name]: entry.second_score for name, entry in parsed.edges.items() if entry.second_score is not None}
-    second = np.full(mask.shape, np.nan)
-    for place, value in given.items():
-        second[place] = value
+        second[places[name]] = math.nan if entry.second_score is None else entry.second_score
     check_finite(second, "a second score", path)
     effects = {name: entry.sweep_effect for name, entry in parsed.nodes.items() if entry.sweep_effect is not None}
     return CircuitData(
@@ -174,7 +171,7 @@ def read_object(content: Mapping[str, Any], path: Path, spec: ModelSpec | None) 
         scores=scores,
         node_effects=effects,
         node_parts=_node_parts(parsed, layout, mask, path),
-        second_scores=second if given else None,
+        second_scores=None if np.isnan(second).all() else second,
         selection=selection_of(parsed.selection, path),
     )
 
