@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 from circuitlab.errors import ConfigError, WrongTypeError
 
 F = TypeVar("F", bound=Callable[..., Any])
-MOST_ITEMS = 1000  # of a collection that are looked at
+MOST_ITEMS = 1000  # of a collection that are checked
 MOST_SEED = 2**32  # what every generator of random numbers takes
 _shown = Repr()
 _shown.maxstring = _shown.maxother = 60
@@ -31,8 +31,8 @@ _shown.maxstring = _shown.maxother = 60
 def checked(function: F) -> F:
     """Decorate a function: an argument of another type than annotated raises a `WrongTypeError`.
 
-    Annotations that cannot be resolved where the function stands are not checked. A whole number may stand for a float,
-    a path-like object for a `Path`; a bool stands for no number, and a str for no sequence of strings.
+    Annotations that cannot be resolved in the function's module are not checked. A whole number is accepted as a float,
+    a path-like object as a `Path`; a bool is not accepted as a number, nor a str as a sequence of strings.
 
     Example:
         >>> @checked

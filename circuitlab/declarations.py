@@ -26,8 +26,8 @@ class Setting:
         what: Its documentation.
         help: Its line in the help of the command line, without the default; `what` by default.
         flag: Its option on the command line, such as "--steps" or "--signed/--absolute"; empty for none.
-        metavar: What stands for the value in help.
-        shown: The default in help, where `recorded_default` would not say it.
+        metavar: Placeholder of the value in help.
+        shown: The default in help, if not `recorded_default`.
         kind: Type of the recorded value; by default the declared type.
         given: Annotation in the signature of `discover`; by default the declared type.
         default: Its default.
@@ -41,7 +41,7 @@ class Setting:
         allowed: The names that it can take.
         known: Names for help and completion, where others are possible.
         group: Which entry points add to these, such as "methods" (`circuitlab.plugins.added`).
-        recorded: Whether it stands in the manifest.
+        recorded: Whether the manifest has it.
         record: Its name there; by default its own.
         before: What a manifest meant that is older than the setting; by default `recorded_default`.
         of_model: Whether it is an argument of `load_model`.
@@ -98,7 +98,7 @@ class Setting:
         """The value in its own type, from itself or from the text of a command line.
 
         Args:
-            value: What was given; the text "none" stands for None where that is the default.
+            value: What was given; the text "none" means None where that is the default.
             owner: Whose option it is, such as "method 'eap-ig'"; empty for a setting.
 
         Raises:

@@ -1,8 +1,8 @@
 """How results are shown: figures, pages and reports, registered by module and name of the result's class.
 
-`circuitlab.viz` registers figures, `circuitlab.report` pages; both stand above the results that they show and are found
-by the entry points of the group `circuitlab.pictures`. Another package shows its own results the same way: it lists a
-module under that group, and the module registers functions with `shows`.
+`circuitlab.viz` registers figures, `circuitlab.report` pages. Both are in higher layers than the results and are found
+by the entry points `circuitlab.pictures`. Another package shows its own results the same way: it lists a module under
+that group, and the module registers functions with `shows`.
 """
 
 from collections.abc import Callable

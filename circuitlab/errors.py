@@ -89,7 +89,7 @@ class UnknownNameError(CircuitLabError, KeyError, ValueError):
             kind: What was named ("task", "site", ...).
             given: The value the user gave.
             allowed: The names that exist.
-            hint: One more sentence, such as the other way to say it.
+            hint: One more sentence, such as an alternative.
             owner: Whose it would be ("task 'name-throw'"), where others have names of their own.
 
         Returns:

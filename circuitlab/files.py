@@ -130,7 +130,7 @@ def read_text(path: Path, what: str, *, most: int = MOST_TEXT, hint: str = "") -
 
 
 def decoded(raw: bytes) -> str:
-    """Bytes as text: UTF-8, or what their byte-order mark says.
+    """Bytes as text: UTF-8, or the encoding of their byte-order mark.
 
     Example:
         >>> decoded(codecs.BOM_UTF8 + b"a"), decoded("a".encode("utf-16"))
@@ -252,9 +252,9 @@ def _unreadable(what: str, path: Path, error: Exception) -> str:
 
 
 def _short(error: BaseException) -> str:
-    """The first line of an error, not too long; its type where it says nothing."""
-    told = shorten(str(error), 160, placeholder="...").rstrip(". ")
-    return f"{type(error).__name__}: {told}" if told else type(error).__name__
+    """The first line of an error, shortened; its type if it has no text."""
+    text = shorten(str(error), 160, placeholder="...").rstrip(". ")
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def path_from_here(path: str | Path) -> str:

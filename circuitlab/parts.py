@@ -43,7 +43,7 @@ class Stage(Enum):
     """
 
     PRE = "pre"  # before the activation function
-    MID = "mid"  # behind it (in a gated MLP behind the product), before a norm inside the MLP: SoLU has one
+    MID = "mid"  # after it (in a gated MLP after the product), before a norm inside the MLP, as in SoLU
     POST = "post"  # what goes into the output projection
 
 
@@ -155,7 +155,7 @@ class Edge:
 
     @classmethod
     def parse(cls, name: str) -> Edge:
-        """The edge with this name; whether a model has it is for the graph to say.
+        """The edge with this name; `Layout.edge_index` checks whether a model has it.
 
         Returns:
             The edge.

@@ -1,4 +1,4 @@
-"""How long work reports its progress: to a function, as a bar where somebody can see one, or not at all.
+"""How long work reports its progress: to a function, as a bar in a terminal or notebook, or not at all.
 
 Public functions take `progress: Progress | bool | None = None` and are decorated with `reports_progress`, which turns
 the four choices into one function and removes the bar however the call ends. Everything below them takes a plain
@@ -53,7 +53,7 @@ def reports_progress(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def callback(progress: Progress | bool | None) -> Progress:
-    """The function that `reports_progress` put in the place of the choice, for type checkers."""
+    """The function that `reports_progress` made of the choice, for type checkers."""
     assert callable(progress)
     return progress
 
@@ -70,7 +70,7 @@ def no_bars() -> Iterator[None]:
 
 @contextmanager
 def _reporting(progress: Any) -> Iterator[Progress]:
-    """The function that a choice of `progress=` stands for."""
+    """The function for a choice of `progress=`."""
     if not (progress is None or isinstance(progress, bool) or callable(progress)):
         raise ConfigError(
             f"progress is {progress!r}. Give None (a bar in a terminal or a notebook), True, False, or a function "

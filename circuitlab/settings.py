@@ -16,7 +16,7 @@ LARGEST_SEED = 2**32 - 1
 class Settings(TypedDict, total=False):
     """The keywords of `discover`, in the order of its signature and of the help.
 
-    What is `Any` here may be an object of a type that stands in a higher layer: see `given`.
+    What is `Any` here may be an object of a type of a higher layer: see `given`.
     """
 
     # fmt: off
@@ -33,7 +33,7 @@ class Settings(TypedDict, total=False):
         usual="float32", of_model=True,
     )]
     bos: Annotated[str | None, Setting(
-        what="Whether a beginning-of-sequence token is put in front of every text (see `load_model`).",
+        what="Whether a beginning-of-sequence token is prepended to every text (see `load_model`).",
         help="Prepend a beginning-of-sequence token: auto (if the tokenizer does), always or never.", flag="--bos",
         metavar="NAME", allowed=names.BOS, usual="auto", before="transformer-lens", of_model=True,
     )]
@@ -84,7 +84,7 @@ class Settings(TypedDict, total=False):
         help="Random seed of prompts and numbers.", flag="--seed", default=0, least=0, most=LARGEST_SEED,
     )]
     target: Annotated[float | None, Setting(
-        what="Faithfulness to reach on the discovery pairs; 0.9 where nothing is asked of the selection.",
+        what="Faithfulness to reach on the discovery pairs; 0.9 where the selection has no other rule.",
         help="Faithfulness that the circuit must reach.", flag="--target", shown="0.9",
     )]
     selection: Annotated[Any, Setting(

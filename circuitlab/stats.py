@@ -197,7 +197,7 @@ def standard_error(values: Float[np.ndarray, "*cell example"], single: float = n
 
     Args:
         values: One value an example.
-        single: What is returned for a single example, which says nothing of the spread.
+        single: What is returned for a single example, which has no spread.
 
     Returns:
         One number a cell.
@@ -250,7 +250,7 @@ class RunningMean:
 
 
 def student_interval(values: Float[np.ndarray, " example"], confidence: float = CONFIDENCE) -> Interval:
-    """Student's interval of the mean over examples; all numbers for one example, which says nothing of its spread."""
+    """Student's interval of the mean over examples; the whole line for one example, which has no spread."""
     from scipy.special import stdtrit
 
     n, mean = len(values), values.mean()

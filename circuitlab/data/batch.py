@@ -152,7 +152,7 @@ class PairBatch(Summary):
         return replace(self, clean=self.corrupt, corrupt=self.clean)
 
     def with_reference(self, logits: Float[Tensor, "batch d_vocab"]) -> PairBatch:
-        """The batch with the clean run's logits beside it.
+        """The batch with the clean run's logits.
 
         Returns:
             A new batch.

@@ -1,4 +1,4 @@
-"""BibTeX for the library, a task or a run folder, with versions and fingerprints: a paper can say exactly what ran."""
+"""BibTeX for the library, a task or a run folder, with versions and fingerprints."""
 
 import re
 from collections.abc import Iterable, Mapping

@@ -98,7 +98,7 @@ class Example(Summary):
         """Fill one template twice; every field becomes a span of its own name, unless it is empty in a prompt.
 
         Args:
-            template: Text with fields in braces, `"{name} {is} a friend{period}"`. A field that stands more than once
+            template: Text with fields in braces, `"{name} {is} a friend{period}"`. A field that occurs more than once
                 gives the spans `name`, `name#2`, ...
             fields: What the fields hold in the clean prompt.
             corrupt: The fields that differ in the corrupted prompt.

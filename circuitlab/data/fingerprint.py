@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 # Enough that a word in a list of a hundred is missed by all of them with probability 1e-9.
 DRAWS = 2048
-# So many are taken of a task whose draw is slow, which the fingerprint then says: it begins with "64-".
+# Number of draws of a task whose draw is slow; its fingerprint begins with "64-".
 SLOW_DRAWS = 64
 # A draw is slow if so many seconds is the median of the first few. The draws of the bundled tasks take 0.00003 s, and
 # the median takes no notice of what only the first draw does, such as reading a file.

@@ -83,7 +83,7 @@ def load_task(task: str | Path | Task, *, task_options: Mapping[str, str] | None
 
 
 def former_options(called: str, task_options: Mapping[str, str] | None, former: Mapping[str, str]) -> dict[str, str]:
-    """The options of a task, of which some may be given as keywords, as they used to be; a warning says so.
+    """The options of a task, of which some may be given as keywords, with a warning.
 
     Raises:
         ConfigError: One is given twice, or is named like a setting of `discover`.
@@ -101,7 +101,7 @@ def former_options(called: str, task_options: Mapping[str, str] | None, former: 
 
 
 def _frames_to_the_caller() -> int:
-    """How far up the stack the code stands that called the library."""
+    """How far up the stack the code is that called the library."""
     frame, depth = sys._getframe(1), 1
     while frame.f_back is not None and str(frame.f_globals.get("__name__")).partition(".")[0] == "circuitlab":
         frame, depth = frame.f_back, depth + 1
@@ -131,7 +131,7 @@ def _from_file(path: Path) -> Task:
     module.__file__ = str(path)
     sys.modules[module_name] = module  # dataclasses look their module up by name
     try:
-        # Not through an import loader, which would leave a __pycache__ beside the file.
+        # Not through an import loader, which would leave a __pycache__ next to the file.
         with global_randomness_kept():
             exec(compile(source, str(path), "exec"), module.__dict__)
     except (CircuitLabError, KeyboardInterrupt):

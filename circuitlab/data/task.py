@@ -34,7 +34,7 @@ class Task(Summary):
         summary: One line: which behaviour.
         draw: `draw(rng, **options) -> Example`; all randomness comes from `rng`.
         options: Option name -> allowed values, the default first. They are passed to `draw` as keyword arguments,
-            beside its `rng`, so none may have that name (`RESERVED`).
+            in addition to `rng`, so none may have that name (`RESERVED`).
         chosen: The values chosen, by option name; defaults where absent.
         metric: Name of the default metric, or a callable on `(logits [batch, d_vocab], batch)`.
         sources: Where the behaviour comes from.
@@ -155,7 +155,7 @@ class Task(Summary):
             model: A loaded model; its tokenizer decides what can be served.
             n: Pairs per split.
             seed: Same seed, same pairs.
-            reference: Draw `n` reference pairs beside, whose texts are in neither split; the splits are the same
+            reference: Also draw `n` reference pairs, whose texts are in neither split; the splits are the same
                 with them and without.
             exclude: Prompt texts that no held-out and no reference pair may have, such as those that a circuit was
                 found on with another seed (`pairs.discovery.texts`).

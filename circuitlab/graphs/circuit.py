@@ -101,7 +101,7 @@ class Circuit(CircuitData):
 
         Raises:
             FormatError: The name ends in none of these.
-            ConfigError: Nothing can be written there: a folder has this name, a file stands in the way, or it is not
+            ConfigError: Nothing can be written there: a folder has this name, a file is in the way, or it is not
                 allowed.
         """
         from circuitlab.graphs.files.formats import save_circuit

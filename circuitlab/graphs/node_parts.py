@@ -1,6 +1,6 @@
 """Records of nodes and neurons in circuit files, preserved so that files round-trip without loss.
 
-Edges decide what a circuit is; a node's own `in_graph` is what follows from them unless a file says otherwise, and is
+Edges decide what a circuit is; a node's own `in_graph` follows from them unless a file states it, and is
 then only carried along, as in EAP-IG, which prunes by edges only. Neurons are the entries of a writer's output.
 """
 

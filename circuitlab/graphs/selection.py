@@ -89,20 +89,20 @@ class SelectionRule:
 
     @classmethod
     def of(cls, rule: SelectionRule | Mapping[str, Any] | None, target: float | None = None) -> SelectionRule:
-        """A rule from itself or its record, with a target that is given beside it.
+        """A rule from itself or its record, with a target that is given separately.
 
         Returns:
             The rule.
 
         Raises:
-            ConfigError: Both say what to reach.
+            ConfigError: Both have a target.
         """
-        said: dict[str, Any] = asdict(rule) if isinstance(rule, SelectionRule) else dict(rule or {})
+        given: dict[str, Any] = asdict(rule) if isinstance(rule, SelectionRule) else dict(rule or {})
         if target is not None:
-            if said.get("target") not in (None, target):
-                raise ConfigError(f"target is {target}, but the selection's is {said['target']}. Give one.")
-            said["target"] = target
-        return cls(**said)
+            if given.get("target") not in (None, target):
+                raise ConfigError(f"target is {target}, but the selection's is {given['target']}. Give one.")
+            given["target"] = target
+        return cls(**given)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,7 +14,7 @@ LOCK = ".circuitlab-writing.json"
 
 
 def hold(descriptor: int, *, wait: bool = False) -> bool | None:
-    """Lock an open file, without waiting unless told to.
+    """Lock an open file.
 
     Returns:
         True: it is ours now. False: another process holds it. None: this file system has no locks.
@@ -42,7 +42,7 @@ def sign(descriptor: int) -> None:
 
 
 def holder_of(descriptor: int) -> Mapping[str, Any]:
-    """Who signed a lock file; empty while nobody has."""
+    """Who signed a lock file; empty before it is signed."""
     os.lseek(descriptor, 0, os.SEEK_SET)
     try:
         record = json.loads(os.read(descriptor, 4096))

@@ -37,7 +37,7 @@ def save_record(path: Path, record: Any, schema: str, what: str) -> None:
     Args:
         path: The file.
         record: A dataclass; its fields may hold dataclasses, mappings by text, sequences, arrays, numbers, texts, None.
-        schema: What the file says it is.
+        schema: The schema that is written into the file.
         what: What it is in messages, such as "score file".
 
     Raises:
@@ -56,7 +56,7 @@ def load_record(path: Path, kind: type[R], schemas: Collection[str], what: str) 
     Args:
         path: The file.
         kind: Its dataclass.
-        schemas: What the file may say it is.
+        schemas: The schemas that are accepted.
         what: What it is in messages.
 
     Raises:
@@ -116,7 +116,7 @@ def _kept(kind: Any) -> list[Field[Any]]:
 
 
 def _plain(value: Any, where: str, arrays: dict[str, np.ndarray]) -> Any:
-    """A value as JSON; arrays go to `arrays`, and their name stands in their place."""
+    """A value as JSON; arrays go to `arrays` and are replaced by their names."""
     if isinstance(value, np.ndarray):
         arrays[where] = np.asarray(value, order="C")
         return where

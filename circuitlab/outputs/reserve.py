@@ -1,9 +1,9 @@
 """Reserve a name before the work, so that of two processes that write there one stops at once.
 
-The reservation of `x` is the folder `.x.part` beside it, made in one step, in which the result is prepared; a lock file
-in it says who prepares it and whether they still run. What is prepared takes the name in one step. After a kill either
+The reservation of `x` is the folder `.x.part` next to it, made in one step, in which the result is prepared; a lock
+file in it names the process and shows whether it still runs. The result takes the name in one step. After a kill either
 the old result or the new one has the name; `.x.part`, and `.x.old` for what was being replaced, may be left over. The
-next process that writes there says so, and removes them if it is allowed to replace.
+next process that writes there reports them, and removes them if it may replace.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def reserved(
         option: The option that messages name.
 
     Raises:
-        ConfigError: Nothing of this name can be made (`FileError` where the system says so).
+        ConfigError: Nothing of this name can be made (`FileError` if the operating system refuses).
         OutputExistsError: The name is taken, another process is writing there, or a killed one left something; with
             `rules.force` only what may not be replaced is refused.
     """
@@ -116,7 +116,7 @@ def reserved(
         descriptor = _claim(part, rules, start, option)
         prepared = os.stat(part)
         try:
-            _check(path, rules, option)  # somebody may have finished since
+            _check(path, rules, option)  # another process may have finished since
             if rules.is_ours is not None and os.path.lexists(old := beside(path, ".old")):
                 rules.remove(old)
             yield Reserved(path=path, part=part, rules=rules)
@@ -224,7 +224,7 @@ def _claim(part: Path, rules: Rules, start: str, option: str) -> int:
 
 
 def _take_over(part: Path, rules: Rules, start: str, option: str, *, last: bool) -> int | None:
-    """The lock of a reservation that was left; None to try again, as somebody seems to come or go.
+    """The lock of a reservation that was left; None to try again, while another process starts or ends.
 
     Raises:
         OutputExistsError: It is in use, or was left and `rules.force` is not given, or is none of ours.

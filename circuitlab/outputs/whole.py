@@ -58,7 +58,7 @@ def whole_file(path: Path, what: str) -> Iterator[Path]:
     with writing(path, what):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            # Exclusive: a file or link that somebody put there is not written through.
+            # Exclusive: an existing file or link is not written through.
             os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
             yield temporary
             rename(temporary, path)

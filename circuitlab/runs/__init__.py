@@ -1,1 +1,1 @@
-"""The run: the main job, its record, and the folder that it leaves behind."""
+"""The run: the main job, its record, and its folder."""

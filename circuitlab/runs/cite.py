@@ -14,7 +14,7 @@ from circuitlab.runs.manifest import read_manifest
 
 @checked
 def cite(target: str | Path | Task) -> str:
-    """BibTeX entries, one for each thing to be cited, separated by blank lines.
+    """BibTeX entries, one for each source, separated by blank lines.
 
     Args:
         target: `"circuitlab"`, a task (its name, its file, or the `Task`), or a run folder of `discover`.

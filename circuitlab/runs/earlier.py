@@ -1,4 +1,4 @@
-"""Folders of versions that kept tables only: what those say, as the objects of today.
+"""Run folders of versions that wrote tables only, read into today's objects.
 
 Numbers are exact to the printed digits. What was measured pair by pair is NaN, for it was not kept; means, intervals
 and p-values are those of the tables.

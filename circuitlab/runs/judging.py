@@ -30,7 +30,7 @@ from circuitlab.runs.task_files import task_of_run
 from circuitlab.settings import MODEL_SETTINGS
 
 SHOWN = 12  # characters of a digest
-# Settings of `discover` that circuits are judged under, too, beside those of the model.
+# Settings of `discover` that also apply to an evaluation, in addition to those of the model.
 _ALWAYS = ("metric", "ablation", "n", "seed", "allow_weak_gap")
 # Settings that another number of prompts, another machine or another draw may differ in.
 _FREE = frozenset(("n", "seed", "device", "allow_weak_gap"))
@@ -45,8 +45,8 @@ class Judging:
         model: The model.
         circuit: The circuit.
         held_out: The pairs.
-        arguments: How `evaluate` and `test_circuit` are called beside: metric, ablation, reference and seed.
-        allow_weak_gap: Whether pairs are taken that do not tell the whole model and the empty circuit apart.
+        arguments: Further arguments of `evaluate` and `test_circuit`: metric, ablation, reference and seed.
+        allow_weak_gap: Whether pairs without a significant clean-corrupted difference are accepted.
         notes: A sentence where this is not as the run was, naming every difference.
     """
 
@@ -60,8 +60,8 @@ class Judging:
 
     def evaluate(self, **options: Any) -> Evaluation:
         """The circuit's evaluation on these pairs, with further arguments of `evaluate`."""
-        asked = {"allow_weak_gap": self.allow_weak_gap, **options}
-        found = evaluate(self.model, self.circuit, self.held_out, **self.arguments, **asked)
+        arguments = {"allow_weak_gap": self.allow_weak_gap, **self.arguments, **options}
+        found = evaluate(self.model, self.circuit, self.held_out, **arguments)
         return replace(found, notes=self.notes)
 
 
@@ -106,14 +106,14 @@ def judging(
             "(--task NAME)."
         )
     if task is not None:
-        asked = load_task(task, task_options=options)
+        wanted = load_task(task, task_options=options)
     else:
         assert run is not None
-        asked = task_of_run(folder, run, run_code=run_code).with_options(**(options or {}))
-    kept = DiscoverConfig(task=asked.name, model="bundled", metric="") if read is None else read.config()
-    if run is not None and asked.name != run["task"].get("name"):
+        wanted = task_of_run(folder, run, run_code=run_code).with_options(**(options or {}))
+    kept = DiscoverConfig(task=wanted.name, model="bundled", metric="") if read is None else read.config()
+    if run is not None and wanted.name != run["task"].get("name"):
         given = {"metric": "", **given}  # another task has a metric of its own
-    # How edges were scored has no part in this; of this method any ablation can be asked.
+    # How edges were scored does not matter here; the method `exact` accepts every ablation.
     source = given.pop("model", kept.model)
     chosen = kept.replaced(method="exact", method_options={}, **given)
     for name in ("ablation", "metric"):
@@ -123,7 +123,7 @@ def judging(
                 f"its folder. Give {name}=, the object or a name (--{name} NAME)."
             )
     ablation = given.get("ablation", chosen.ablation)
-    metric = metric_of(asked, chosen.metric or None)
+    metric = metric_of(wanted, chosen.metric or None)
     booted = not isinstance(source, str | Path)
     loading = {} if booted else {name: getattr(chosen, name) for name in MODEL_SETTINGS}
     model = load_model(**loading | {"model": source})
@@ -131,7 +131,7 @@ def judging(
     seen = frozenset[str]() if read is None else read.discovery_texts()
     reference = None
     if pairs is None:
-        drawn = asked.pairs(model, n=chosen.n, seed=chosen.seed, reference=needs_reference(ablation), exclude=seen)
+        drawn = wanted.pairs(model, n=chosen.n, seed=chosen.seed, reference=needs_reference(ablation), exclude=seen)
         pairs, reference = drawn.held_out, drawn.reference
     elif shared := sum(not seen.isdisjoint((pair.clean, pair.corrupt)) for pair in pairs):
         raise ConfigError(
@@ -139,13 +139,13 @@ def judging(
             "held-out test. Leave them out, or have others drawn with seed=."
         )
     return Judging(
-        title=f"{circuit} on {asked.label}, model {model.id if booted else source}",
+        title=f"{circuit} on {wanted.label}, model {model.id if booted else source}",
         model=model,
         circuit=found,
         held_out=pairs,
         arguments={"metric": metric, "ablation": ablation, "reference": reference, "seed": chosen.seed},
         allow_weak_gap=chosen.allow_weak_gap,
-        notes=() if run is None else _notes(run, kept, chosen.replaced(metric=metric.name), asked, model),
+        notes=() if run is None else _notes(run, kept, chosen.replaced(metric=metric.name), wanted, model),
     )
 
 
@@ -163,7 +163,7 @@ def evaluate_run(
     progress: Progress | bool | None = None,
     **settings: Any,
 ) -> Evaluation:
-    """Judge the circuit of a run folder on held-out pairs, under the run's own settings unless told otherwise.
+    """Judge the circuit of a run folder on held-out pairs, under the run's settings unless others are given.
 
     Args:
         folder: A run folder of `discover`.
@@ -187,7 +187,7 @@ def evaluate_run(
         CircuitLabError: What `evaluate` refuses.
     """
     if not (at_home(folder) / MANIFEST).is_file():
-        RunReader.open(folder)  # says what is wrong
+        RunReader.open(folder)  # raises the error
     found = judging(folder, task=task, options=options, pairs=pairs, run_code=run_code, **settings)
     return found.evaluate(n_random=n_random, n_knockouts=n_knockouts, minimality=minimality, progress=progress)
 

@@ -29,8 +29,8 @@ _FORMER = '        options: Former spelling of `task_options`, such as `contrast
 def takes_settings(function: Callable[..., R]) -> Callable[..., R]:
     """Decorate `discover`: its keywords become the declared settings.
 
-    The decorated function gets all of them, defaults filled in. In its docstring, `{settings}` stands for their lines.
-    Other keywords are options of the task in their former spelling.
+    The decorated function gets all of them, defaults filled in; `{settings}` in its docstring is replaced by their
+    lines. Other keywords are options of the task in their former spelling.
     """
 
     def call(task: str | Path | Task, **given: Any) -> R:

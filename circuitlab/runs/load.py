@@ -108,7 +108,7 @@ def _pairs(read: RunReader, metric: str | Callable[..., Any]) -> PairSplits:
 
 
 def _task(read: RunReader, config: DiscoverConfig) -> Task:
-    """The task: a built-in one of the same version, or what the manifest says of it, without its code."""
+    """The task: a built-in one of the same version, or the one that the manifest describes, without its code."""
     about = read.about("task")
     if is_bundled(config.task) and (ours := load_task(config.task)).version == about["version"]:
         changed = {name: value for name, value in config.options.items() if value != ours.settings.get(name)}
@@ -135,7 +135,7 @@ def _metric(about: Mapping[str, Any]) -> Metric:
 
 
 def _missing(read: RunReader | None, what: str) -> Callable[..., Any]:
-    """What stands where code of a task file would; it says so when it is called."""
+    """A replacement of code of a task file; it raises when it is called."""
     where = "" if read is None else f" {str(read.path)!r}"
 
     def missing(*given: object, **options: object) -> Any:

@@ -11,14 +11,14 @@ from circuitlab.files import file_inside, read_json
 SCHEMA = "circuitlab.run/1"
 MANIFEST, REPORT, DATASET = "manifest.json", "report.html", "dataset.jsonl"
 SCORES, RESULTS = "scores.safetensors", "results.safetensors"
-# What a metric says of itself, beside its name.
+# The fields of a metric in a manifest, in addition to its name.
 OF_METRIC = (
     "unit", "what", "higher_is_better", "smooth", "natural_zero", "needs_distractor", "needs_reference", "local",
 )  # fmt: skip
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a run folder; what it says of the run's settings is checked where they are used.
+    """The manifest of a run folder; the run's settings are checked where they are used.
 
     Raises:
         RunError: There is none, it is damaged, or of another schema; or a file that it lists has a path that leads out

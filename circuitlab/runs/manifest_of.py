@@ -1,4 +1,4 @@
-"""What a manifest says of a run: what was asked of what, with which versions."""
+"""The content of a run's manifest: settings, task, model and versions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ VERSIONED = ("circuitlab", "torch", "transformer_lens", "transformers", "numpy",
 
 
 def manifest_of(run: RunRecord) -> dict[str, Any]:
-    """What was asked of what, with which versions; the SHA-256 of every file is added when all are there."""
+    """Settings, task, model and versions of a run; the SHA-256 of its files are added when all are written."""
     task = run.task
     return {
         "schema": SCHEMA,

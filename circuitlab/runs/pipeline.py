@@ -47,7 +47,7 @@ from circuitlab.runs.run import Run, writes_run
 from circuitlab.settings import MODEL_SETTINGS, Settings
 
 SWEPT_SITES = ("resid_pre", "attn_out", "mlp_out", "head_z")
-# Heads of the circuit whose patterns are kept: as many as one looks through.
+# Heads of the circuit whose attention patterns are kept.
 HEADS_SHOWN = 6
 
 __all__ = ["default_folder", "discover"]
@@ -59,7 +59,7 @@ __all__ = ["default_folder", "discover"]
 @writes_run
 @takes_settings
 def discover(task: str | Path | Task, **settings: Unpack[Settings]) -> Run:
-    """Find the circuit behind a task, test it on held-out prompts, and write it down if told where.
+    """Find the circuit behind a task, test it on held-out prompts, and write a run folder if `out` is given.
 
     Args:
         task: Name, path of a task file, or a `Task`.
@@ -69,7 +69,7 @@ def discover(task: str | Path | Task, **settings: Unpack[Settings]) -> Run:
         Pairs, sweeps, scores, circuit and evaluation of the run.
 
     Raises:
-        CircuitLabError: Whatever is wrong with the task, the model or the settings, told before the work starts.
+        CircuitLabError: The task, the model or a setting is invalid; raised before the work starts.
 
     Example:
         >>> from circuitlab import discover
@@ -78,10 +78,10 @@ def discover(task: str | Path | Task, **settings: Unpack[Settings]) -> Run:
         True
     """
     given: dict[str, Any] = dict(settings)
-    asked = load_task(task, task_options=given["task_options"])
-    judged_by = metric_of(asked, given["metric"])
+    chosen = load_task(task, task_options=given["task_options"])
+    judged_by = metric_of(chosen, given["metric"])
     config = DiscoverConfig.of_settings(
-        given, task=_spelling(task, asked), options=asked.settings, model=_model_name(given["model"]),
+        given, task=_spelling(task, chosen), options=chosen.settings, model=_model_name(given["model"]),
         metric=judged_by.name if given["metric"] is None else given["metric"],
     )  # fmt: skip
     method, steps, ablation, seed = find_method(given["method"]), config.steps, given["ablation"], config.seed
@@ -93,10 +93,10 @@ def discover(task: str | Path | Task, **settings: Unpack[Settings]) -> Run:
         config.selection.check_size(Layout.of(loaded.spec).n_edges)
         _sites(config, given["sites"], loaded)  # refuses what the model does not have
     with clock("prompts"):
-        pairs = asked.pairs(
+        pairs = chosen.pairs(
             loaded, n=config.n, seed=seed, reference=needs_reference(ablation), progress=resources.progress
         )
-        fingerprint = task_fingerprint(asked, resources)
+        fingerprint = task_fingerprint(chosen, resources)
         discovery, held_out = _experiments(loaded, pairs, judged_by, ablation, config, resources)
     with clock("behaviour"):
         behaviour = check_behaviour(discovery, config.min_accuracy)
@@ -115,7 +115,7 @@ def discover(task: str | Path | Task, **settings: Unpack[Settings]) -> Run:
         discovery.recordings.release()
     with clock("evaluate"):
         evaluation = evaluate_circuit(held_out, circuit)
-        looks = _strongest_heads(held_out, circuit, effects)
+        patterns = _strongest_heads(held_out, circuit, effects)
         held_out.recordings.release()
     again = (circuit, method, config.selection)
     resamples = seeds = None
@@ -124,18 +124,18 @@ def discover(task: str | Path | Task, **settings: Unpack[Settings]) -> Run:
             resamples = over_resamples(discovery, scores, *again, config.stability, scored_by)
     if config.stability_seeds:
         with clock("stability over seeds"):
-            seeds = over_seeds(discovery, asked, *again, config.stability_seeds, scored_by)
+            seeds = over_seeds(discovery, chosen, *again, config.stability_seeds, scored_by)
     return Run(
-        config=config, task=asked, task_fingerprint=fingerprint, spec=loaded.spec,
+        config=config, task=chosen, task_fingerprint=fingerprint, spec=loaded.spec,
         weights_sha256=loaded.weights_sha256(), bos=loaded.bos, metric=judged_by, pairs=pairs, behaviour=behaviour,
         grids=grids, scores=scores, circuit=circuit.with_node_effects(effects),
-        evaluation=evaluation, seconds=clock.seconds, stability=resamples, stability_seeds=seeds, attention=looks,
+        evaluation=evaluation, seconds=clock.seconds, stability=resamples, stability_seeds=seeds, attention=patterns,
         sources=sources_of({name: given[name] for name in config.objects}),
     )  # fmt: skip
 
 
 def _sites(config: DiscoverConfig, given: Any, model: Model) -> Sequence[str | Site]:
-    """What is swept: the sites asked for, which the model must have, or the usual ones that it has."""
+    """What is swept: the sites given, which the model must have, or the usual ones that it has."""
     if config.sites is None:
         return [name for name in SWEPT_SITES if model.spec.has_mlp or name != "mlp_out"]
     objects: dict[Any, Any] = {site.name: site for site in given or () if isinstance(site, Site)}
@@ -162,7 +162,7 @@ def _strongest_heads(held_out: Experiment, circuit: Circuit, effects: Mapping[st
 
 
 class _Clock:
-    """Names steps, tells their progress, and keeps how long each took."""
+    """Reports the progress of steps and keeps the time that each took."""
 
     def __init__(self, resources: Resources) -> None:
         self._progress = resources.progress
@@ -196,7 +196,7 @@ def _experiments(
 
 
 def _spelling(given: str | Path | Task, task: Task) -> str:
-    """How the task can be asked for again."""
+    """How the task is named in the manifest: it can be loaded by this again."""
     return task.origin or (task.name if isinstance(given, Task) else str(given).partition(":")[0])
 
 
@@ -209,7 +209,7 @@ def _as_it_is(model: Model) -> dict[str, Any]:
 
 
 def _model_name(model: Any) -> str:
-    """How the model can be asked for again; booted models are called by their own name."""
+    """How the model is named in the manifest; booted models have a name of their own."""
     if isinstance(model, str | Path):
         return str(model)
     return str(getattr(model, "id", None) or getattr(getattr(model, "cfg", None), "model_name", "bridge"))

@@ -32,7 +32,7 @@ EDGES, CIRCUIT, EVALUATION = "edges.csv", "circuit.json", "evaluation.json"
 
 
 def damaged(folder: Path, name: str, what: str) -> RunError:
-    """The error for a file of a run folder that cannot be used: which, why, and what to do."""
+    """The error for a file of a run folder that cannot be used."""
     return RunError(
         f"{name} in the run folder {str(folder)!r} is damaged: {what.rstrip('. ')}. Restore the file, or make the run "
         f"again with `circuitlab discover ... --out {folder} --force`."
@@ -76,7 +76,7 @@ def named_circuit(path: str | Path) -> Circuit | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EdgeTable:
-    """What `edges.csv` says, by the numbers of a layout.
+    """The content of `edges.csv`, by the numbers of a layout.
 
     Attributes:
         scores: Score of every edge.

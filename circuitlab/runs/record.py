@@ -35,7 +35,7 @@ class RunRecord(Result):
     """Everything one discovery found.
 
     Attributes:
-        config: What was asked.
+        config: The settings.
         task: The task, options included.
         task_fingerprint: Of its prompts.
         spec: Shape of the model.
@@ -48,11 +48,11 @@ class RunRecord(Result):
         scores: Scores of every edge.
         circuit: The circuit, selected on the discovery pairs.
         evaluation: Its test on the held-out pairs.
-        stability: The discovery on resamples of its pairs, if that was asked for.
-        attention: Where the circuit's strongest heads look on one held-out prompt; None for circuits without heads.
-        stability_seeds: The discovery on prompts of other seeds, if that was asked for.
+        stability: Discovery on resamples of its pairs, if requested.
+        attention: Attention patterns of the circuit's strongest heads on one held-out prompt; None without heads.
+        stability_seeds: Discovery on prompts of other seeds, if requested.
         seconds: Wall time by step.
-        folder: Where it was written, if it was.
+        folder: The run folder, if it was written.
         sources: Of each setting that was given as objects, their names, modules and the SHA-256 of their source.
     """
 
@@ -83,7 +83,7 @@ class RunRecord(Result):
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What bounds the result, in plain sentences; see `Evaluation.warnings`."""
+        """Limitations of the result, in sentences; see `Evaluation.warnings`."""
         return self.evaluation.warnings
 
     def to_frame(self) -> pd.DataFrame:

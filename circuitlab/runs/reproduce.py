@@ -1,4 +1,4 @@
-"""Run a run folder's manifest again and say, file by file, whether it came out the same."""
+"""Repeat a run from its manifest and compare the files one by one."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ TOLERANCE = 1e-3
 NOISE, NOISE_OF_SCORES = 1e-6, 1e-12
 SCORE = "score"
 IN_METRIC = ("clean", "corrupt", "empty", "circuit", "per_example")
-# What a manifest says besides the data that have files of their own: not seconds, versions and hashes.
-SAID = ("seed", "dtype", "dataset_fingerprint", "dataset", "model", "behaviour", "method")
-SAID_OF_TASK = ("name", "label", "version", "settings", "fingerprint")
+# Parts of a manifest that are compared: what has no file of its own, without times, versions and hashes.
+COMPARED = ("seed", "dtype", "dataset_fingerprint", "dataset", "model", "behaviour", "method")
+OF_TASK = ("name", "label", "version", "settings", "fingerprint")
 # Values that folders of earlier versions lack; they are compared where the folder has them.
 NEWER = {
     "metric_gap", "metric_gap_se", "causal", "bos_tokens", "bos_ids", "discovery", "n_seen", "selection",
@@ -48,15 +48,15 @@ NEWER = {
 }  # fmt: skip
 # Files that folders of earlier versions lack; they too are compared where the folder has them.
 NEWER_FILES = {SCORES, RESULTS}
-# Sentences that follow from numbers, which are compared themselves: another last digit may stand in them.
-IN_WORDS = "warnings"
+# Sentences with numbers that are compared themselves; the last digits may differ.
+SENTENCES = "warnings"
 DRAWN = (".png", ".svg", ".html")
 OTHER_ROWS = "other rows or keys"
 SAME_BYTES, SAME_NUMBERS, REDRAWN, DIFFERS, MISSING = "same bytes", "same numbers", "redrawn", "differs", "missing"
 
 
 class Value(NamedTuple):
-    """One value of a data file: where it stands, with which others it is measured, and what it is."""
+    """One value of a data file: its place, the column that it belongs to, and the value."""
 
     where: str
     column: str
@@ -83,7 +83,7 @@ class FileCheck(Summary):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Reproduction(Result):
-    """What came of running a folder again.
+    """The result of repeating a run.
 
     Attributes:
         files: One check a file.
@@ -130,7 +130,7 @@ def reproduce(
     progress: Progress | bool | None = None,
     device: str | None = None,
 ) -> Reproduction:
-    """Run again what a run folder says it ran.
+    """Repeat the run of a run folder.
 
     Built-in tasks need no permission. The code of a task file runs only with `run_code`, and only the copy inside the
     folder, after its SHA-256 was compared with the manifest's; a path in the manifest is never used.
@@ -159,9 +159,9 @@ def reproduce(
     read = RunReader.open(folder)
     manifest, config = read.manifest, read.config().to_record()
     if objects := config.pop("objects", ()):
-        told = ", ".join(f"{name}={config[name]!r}" for name in objects)
+        named = ", ".join(f"{name}={config[name]!r}" for name in objects)
         raise RunError(
-            f"run {str(folder)!r} cannot be repeated from its folder: {told} was an object of Python, which is not in "
+            f"run {str(folder)!r} cannot be repeated from its folder: {named} was an object of Python, which is not in "
             "the folder. Call discover() with the object again, and compare the folders; or offer it by an entry point "
             "(docs/extending.md) and run discover by its name."
         )
@@ -214,15 +214,15 @@ def _compare(name: str, old: Path | None, new: Path | None) -> FileCheck:
 
 
 def _compare_manifests(old: Mapping[str, Any], new: Mapping[str, Any], others: set[str]) -> FileCheck:
-    """Whether a manifest says of the run what the new one says of its own, settings in `others` left out."""
+    """Whether two manifests agree, apart from the settings in `others`."""
     if old == new:
         return FileCheck(MANIFEST, SAME_BYTES)
-    said, says = (list(_leaves("", "", _said(manifest, others))) for manifest in (old, new))
-    difference = _difference(said, says)
+    was, now = (list(_leaves("", "", _compared(manifest, others))) for manifest in (old, new))
+    difference = _difference(was, now)
     return FileCheck(MANIFEST, DIFFERS if difference else SAME_NUMBERS, difference or "but for seconds and versions")
 
 
-def _said(manifest: Mapping[str, Any], others: set[str]) -> dict[str, Any]:
+def _compared(manifest: Mapping[str, Any], others: set[str]) -> dict[str, Any]:
     task = manifest.get("task")
     return {
         "config": {
@@ -230,8 +230,8 @@ def _said(manifest: Mapping[str, Any], others: set[str]) -> dict[str, Any]:
             for name, value in DiscoverConfig.of_record(manifest["config"]).to_record().items()
             if name not in others
         },
-        "task": {name: task.get(name) for name in SAID_OF_TASK} if isinstance(task, dict) else task,
-        **{name: manifest.get(name) for name in SAID},
+        "task": {name: task.get(name) for name in OF_TASK} if isinstance(task, dict) else task,
+        **{name: manifest.get(name) for name in COMPARED},
     }
 
 
@@ -245,7 +245,7 @@ def _first_difference(old: Path, new: Path) -> str:
 
 def _difference(old: list[Value], new: list[Value]) -> str:
     """Where two lists of values part; empty if nowhere."""
-    old, new = ([value for value in values if not value.where.startswith(IN_WORDS)] for values in (old, new))
+    old, new = ([value for value in values if not value.where.startswith(SENTENCES)] for values in (old, new))
     there = {value.where for value in old}
     new = [value for value in new if value.where in there or not NEWER & set(re.split(r"[.\[]", value.where))]
     if len(old) != len(new):

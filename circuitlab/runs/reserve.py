@@ -1,4 +1,4 @@
-"""Reserve the name of a run folder: what may be replaced, and what nobody but its run wrote."""
+"""Reserve the name of a run folder: which files may be replaced."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def _holds_foreign(folder: Path, foreign: Sequence[str]) -> OutputExistsError:
 
 
 def _written_by(folder: Path) -> frozenset[str] | None:
-    """Names of the files that a run wrote into its folder; None where no manifest of ours says so."""
+    """Names of the files that a run wrote into its folder; None without a manifest of this program."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         if manifest["schema"] != SCHEMA:
@@ -86,7 +86,7 @@ def _foreign(folder: Path, written: frozenset[str]) -> list[str]:
 
 
 def _remove(folder: Path) -> None:
-    """Remove a run folder, the manifest last: as long as it is there, it says which files are the run's.
+    """Remove a run folder, the manifest last, because it lists the run's files.
 
     Raises:
         OutputExistsError: It holds files that the run did not write; nothing is removed.

@@ -1,4 +1,4 @@
-"""The task of a run folder that somebody else may have made: its code never runs unasked."""
+"""The task of a run folder, which may be untrusted: its code runs only with `run_code`."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ def write_run(run: RunRecord, place: Reserved, folder: Path) -> Path:
     manifest = manifest_of(run) | {"files": _digests(new)}
     manifest["bibtex"] = cite_run(manifest, str(folder))
     _write_json(new / MANIFEST, manifest)
-    # The page tells no times, so that the same seed gives the same page.
+    # The page has no times, so that the same seed gives the same page.
     report(run, new, name=path_from_here(folder))
     manifest["files"] = _digests(new)
     _write_json(new / MANIFEST, manifest)
@@ -81,7 +81,7 @@ def _write_pictures(run: RunRecord, folder: Path) -> None:
 
 
 def _repeated(run: RunRecord) -> list[tuple[str, Stability]]:
-    """Repetitions of the discovery that were asked for, with the names of their files."""
+    """Repetitions of the discovery that were requested, with the names of their files."""
     found = (("stability", run.stability), ("stability-seeds", run.stability_seeds))
     return [(name, one) for name, one in found if one is not None]
 
@@ -103,7 +103,7 @@ def _write_json(path: Path, content: Any) -> None:
 
 
 def _finite(value: Any) -> Any:
-    """The value with null for NaN and infinity, for which JSON has no word."""
+    """The value with null for NaN and infinity, which JSON does not have."""
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

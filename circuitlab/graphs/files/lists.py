@@ -33,7 +33,7 @@ def read_lines(path: Path) -> list[Any]:
             found.append(line)
             continue
         try:
-            # JSON's null beside Python's None: a tuple may come out of either language.
+            # JSON's null or Python's None: a tuple may be in either language.
             found.append(ast.literal_eval(line.rstrip(",").replace("null", "None")))
         except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
             raise FormatError(f"circuit file {str(path)!r}, line {number}: {line[:80]!r} is no edge.") from error

@@ -30,7 +30,7 @@ from circuitlab.parts import Edge, Kind, Layout, ModelSpec, Node, Slot
 # A matrix of this many entries takes 900 MB with its mask. Llama-3-70B has 80 million; a file that asks for more asks
 # for memory, not for a circuit.
 MOST_ENTRIES = 100_000_000
-# Ours, beside the format's own keys, which a reader of the format leaves alone; the first is GraphML's name, too.
+# Additional keys, which readers of the format ignore; the first is also the name in GraphML.
 EFFECT = "sweep_effect"
 SECOND = "second_score"
 SELECTION = "selection"
@@ -159,7 +159,7 @@ def read_object(content: Mapping[str, Any], path: Path, spec: ModelSpec | None) 
     scores, second = np.zeros(mask.shape), np.full(mask.shape, np.nan)
     for name, entry in parsed.edges.items():
         mask[places[name]] = entry.in_graph
-        # NaN is EAP-IG's mark of an edge that was never scored; infinity is nobody's.
+        # NaN is EAP-IG's mark of an edge that was never scored; infinity is invalid.
         scores[places[name]] = math.nan if entry.score is None else entry.score
         check_finite(scores[places[name]], f"edge {name!r}", path)
         second[places[name]] = math.nan if entry.second_score is None else entry.second_score

@@ -26,7 +26,7 @@ from circuitlab.parts import Layout, ModelSpec
 
 NEEDED = ("cfg", "src_nodes", "dst_nodes", "edges_scores", "edges_in_graph", "nodes_in_graph")
 _OPTIONAL = {"nodes_scores": "scores", "neurons_in_graph": "neurons", "neurons_scores": "neuron_scores"}
-# Ours, beside the format's own, which its reader leaves alone.
+# An additional key, which readers of the format ignore.
 SECOND = "edges_second_scores"
 _IN_CFG = {"n_layers": int, "n_heads": int, "d_model": int, "parallel_attn_mlp": bool}
 
