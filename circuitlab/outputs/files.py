@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from circuitlab.errors import OutputExistsError
@@ -12,8 +12,7 @@ from circuitlab.outputs.reserve import Reserved, Rules, reserved
 from circuitlab.outputs.whole import rename
 
 
-@contextmanager
-def reserved_file(out: str | Path, *, force: bool, option: str = "--out") -> Iterator[Reserved]:
+def reserved_file(out: str | Path, *, force: bool, option: str = "--out") -> AbstractContextManager[Reserved]:
     """Reserve the name of a file for as long as the block runs.
 
     Raises:
@@ -29,12 +28,10 @@ def reserved_file(out: str | Path, *, force: bool, option: str = "--out") -> Ite
                 f"file {str(path)!r} exists. Name another with {option}, or replace it with --force."
             )
 
-    with reserved(out, Rules(force=force, check=check), what="output file", option=option) as place:
-        yield place
+    return reserved(out, Rules(force=force, check=check), what="output file", option=option)
 
 
-@contextmanager
-def reserved_tables(out: str | Path, *, force: bool) -> Iterator[Reserved]:
+def reserved_tables(out: str | Path, *, force: bool) -> AbstractContextManager[Reserved]:
     """Reserve the name of a folder of tables and pictures for as long as the block runs.
 
     With `force` files of the same names are replaced in a folder that is there; others stay.
@@ -50,8 +47,7 @@ def reserved_tables(out: str | Path, *, force: bool) -> Iterator[Reserved]:
         if path.exists() and not force:
             raise OutputExistsError(f"output folder {str(path)!r} exists. Name another with --out, or add --force.")
 
-    with reserved(out, Rules(force=force, check=check)) as place:
-        yield place
+    return reserved(out, Rules(force=force, check=check))
 
 
 def put_file(place: Reserved, write: Callable[[Path], object]) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from circuitlab.errors import OutputExistsError
@@ -13,8 +13,7 @@ from circuitlab.outputs import Reserved, Rules, reserved
 from circuitlab.runs.manifest import MANIFEST, REPORT, SCHEMA
 
 
-@contextmanager
-def reserve_run(out: str | Path, force: bool) -> Iterator[Reserved]:
+def reserve_run(out: str | Path, force: bool) -> AbstractContextManager[Reserved]:
     """Reserve a run folder for as long as the block runs; nothing is left of it where the block does not finish.
 
     Args:
@@ -29,8 +28,7 @@ def reserve_run(out: str | Path, force: bool) -> Iterator[Reserved]:
     rules = Rules(
         force=force, check=_check_free, is_ours=lambda folder: _written_by(folder) is not None, remove=_remove
     )
-    with reserved(out, rules) as place:
-        yield place
+    return reserved(out, rules)
 
 
 def _check_free(folder: Path, force: bool) -> None:
