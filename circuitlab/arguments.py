@@ -34,6 +34,9 @@ def checked(function: F) -> F:
     Annotations that cannot be resolved in the function's module are not checked. A whole number is accepted as a float,
     a path-like object as a `Path`; a bool is not accepted as a number, nor a str as a sequence of strings.
 
+    Returns:
+        The function, with its arguments checked.
+
     Example:
         >>> @checked
         ... def half(n: int) -> float:
@@ -107,7 +110,11 @@ C = TypeVar("C", bound=type)
 
 
 def checked_fields(cls: C) -> C:
-    """Decorate a dataclass: a field of another type than annotated raises a `WrongTypeError`."""
+    """Decorate a dataclass: a field of another type than annotated raises a `WrongTypeError`.
+
+    Returns:
+        The class, with its fields checked.
+    """
     cls.__init__ = checked(cls.__init__)  # pyright: ignore[reportAttributeAccessIssue]
     return cls
 
@@ -131,7 +138,11 @@ def check_each_once(kind: str, names: Collection[str], hint: str) -> None:
 
 
 def fits(value: object, hint: Any) -> bool:
-    """Whether a value is of an annotated type; types that are not known fit everything."""
+    """Whether a value is of an annotated type; types that are not known fit everything.
+
+    Returns:
+        Whether it is.
+    """
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         return any(fits(value, one) for one in inner)
@@ -202,7 +213,11 @@ def _has(value: object, name: str) -> bool:
 
 
 def spelled(hint: Any) -> str:
-    """An annotation in words, for a message."""
+    """An annotation in words, for a message.
+
+    Returns:
+        The words.
+    """
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         return " or ".join(dict.fromkeys(spelled(one) for one in inner))
@@ -224,7 +239,11 @@ def spelled(hint: Any) -> str:
 
 
 def resolved(annotation: Any, names: Mapping[str, Any]) -> Any:
-    """An annotation as an object; `Any` where a name in it is not known."""
+    """An annotation as an object; `Any` where a name in it is not known.
+
+    Returns:
+        The object.
+    """
     if not isinstance(annotation, str):
         return annotation
     try:

@@ -84,7 +84,11 @@ class Setting:
         return self.default if self.usual is OWN else self.usual
 
     def field(self) -> Any:
-        """The type with its bounds, as pydantic takes it."""
+        """The type with its bounds, as pydantic takes it.
+
+        Returns:
+            An annotation.
+        """
         from pydantic import AfterValidator, Field
 
         bounds: dict[str, Any] = {"ge": self.least, "le": self.most, "gt": self.above, "lt": self.below}
@@ -100,6 +104,9 @@ class Setting:
         Args:
             value: What was given; the text "none" means None where that is the default.
             owner: Whose option it is, such as "method 'eap-ig'"; empty for a setting.
+
+        Returns:
+            The value.
 
         Raises:
             WrongTypeError: It is of another type.
@@ -126,6 +133,9 @@ class Setting:
             value: What was given.
             failed: pydantic's name of what is wrong, such as "int_type" or "greater_than_equal".
             owner: Whose option it is.
+
+        Returns:
+            The error, to be raised.
         """
         if self.allowed and (failed == "value_error" or self.plain is str):
             wrong = next(one for one in value if one not in self.allowed) if isinstance(value, tuple) else value
@@ -152,7 +162,11 @@ class Setting:
 
 
 def declared(hints: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> dict[str, Setting]:
-    """The settings among annotations, `Annotated[type, Setting(...)]`, with their names, types and defaults."""
+    """The settings among annotations, `Annotated[type, Setting(...)]`, with their names, types and defaults.
+
+    Returns:
+        The declarations by name.
+    """
     found = {}
     for name, hint in hints.items():
         kind, *notes = get_args(hint) if get_origin(hint) is Annotated else (hint,)
@@ -165,7 +179,11 @@ def declared(hints: Mapping[str, Any], defaults: Mapping[str, Any] | None = None
 
 
 def options_of(place: Any) -> tuple[Setting, ...]:
-    """The settings in the signature of a function or of a dataclass."""
+    """The settings in the signature of a function or of a dataclass.
+
+    Returns:
+        The declarations, in the order of the signature.
+    """
     place = unwrap(place)
     known = getattr(place, "__globals__", None) or vars(sys.modules[place.__module__])
     given = signature(place).parameters.values()

@@ -50,7 +50,11 @@ def file_sha256(path: Path) -> str:
 
 
 def source_sha256(code: Any) -> str | None:
-    """SHA-256 of the source of a function or class; None where there is no source file, as in a session."""
+    """SHA-256 of the source of a function or class; None where there is no source file, as in a session.
+
+    Returns:
+        64 hexadecimal digits, or None.
+    """
     try:
         return sha256(inspect.getsource(inspect.unwrap(code)))
     except (OSError, TypeError):

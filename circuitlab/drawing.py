@@ -53,12 +53,20 @@ def draw(value: Any, **options: Any) -> Any:
 
 
 def page(value: Any) -> str:
-    """A result as an HTML page that needs nothing but itself."""
+    """A result as an HTML page that needs nothing but itself.
+
+    Returns:
+        The HTML.
+    """
     return str(_shown("page", value, {}))
 
 
 def cell(value: Any) -> str:
-    """A result as HTML for a notebook's cell."""
+    """A result as HTML for a notebook's cell.
+
+    Returns:
+        The HTML.
+    """
     return str(_shown("cell", value, {}))
 
 

@@ -34,7 +34,11 @@ _PLAIN = (str, bytes, bool, int, float, complex, type(None), list, tuple, dict, 
 
 
 def shown(value: object, limit: int = 60) -> str:
-    """A value for a message: on one line, cut to `limit` characters, any character printable."""
+    """A value for a message: on one line, cut to `limit` characters, any character printable.
+
+    Returns:
+        The text.
+    """
     text = _safely(repr, value) if isinstance(value, _PLAIN) else ""
     if not text or " at 0x" in text:
         return f"of type {type(value).__name__}"
@@ -42,7 +46,11 @@ def shown(value: object, limit: int = 60) -> str:
 
 
 def in_one_line(error: BaseException, limit: int = 300) -> str:
-    """Type and text of an error that foreign code raised, on one line and cut to `limit` characters."""
+    """Type and text of an error that foreign code raised, on one line and cut to `limit` characters.
+
+    Returns:
+        The text.
+    """
     text = _clipped(_safely(str, error), limit)
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 

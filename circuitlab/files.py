@@ -89,6 +89,9 @@ def open_file(path: Path, what: str, *, most: int | None = None, hint: str = "")
 def read_bytes(path: Path, what: str, *, most: int = MOST_TEXT, hint: str = "") -> bytes:
     """The content of a regular file of at most `most` bytes; of a `.gz` file, what it unpacks to.
 
+    Returns:
+        The content.
+
     Raises:
         MissingFileError: There is no such file.
         FileError: It is no regular file, is too large, or cannot be read.
@@ -117,6 +120,9 @@ def _bounded(file: BufferedIOBase, path: Path, what: str, most: int) -> bytes:
 def read_text(path: Path, what: str, *, most: int = MOST_TEXT, hint: str = "") -> str:
     """The text of a file: UTF-8, or UTF-16 or UTF-32 with a byte-order mark, which is left out.
 
+    Returns:
+        The text.
+
     Raises:
         MissingFileError: There is no such file.
         FileError: It is no regular file, is too large, or cannot be read.
@@ -132,6 +138,9 @@ def read_text(path: Path, what: str, *, most: int = MOST_TEXT, hint: str = "") -
 def decoded(raw: bytes) -> str:
     """Bytes as text: UTF-8, or the encoding of their byte-order mark.
 
+    Returns:
+        The text.
+
     Example:
         >>> decoded(codecs.BOM_UTF8 + b"a"), decoded("a".encode("utf-16"))
         ('a', 'a')
@@ -140,7 +149,11 @@ def decoded(raw: bytes) -> str:
 
 
 def encoding_of(start: bytes) -> str:
-    """The encoding that a byte-order mark at the start of a file declares; UTF-8 without one."""
+    """The encoding that a byte-order mark at the start of a file declares; UTF-8 without one.
+
+    Returns:
+        Name of a codec.
+    """
     return next((name for mark, name in _MARKS.items() if start.startswith(mark)), "utf-8")
 
 
@@ -148,6 +161,9 @@ def read_json(
     path: Path, what: str, *, most: int = MOST_TEXT, hint: str = "", expected: str = "Write it again."
 ) -> Any:
     """The JSON value of a file.
+
+    Returns:
+        The value.
 
     Raises:
         MissingFileError: There is no such file.
@@ -166,6 +182,9 @@ def parse_json(text: str, where: str, expected: str = "Write it again.") -> Any:
         text: The JSON.
         where: Its file in messages, such as "circuit file 'a.json'".
         expected: What helps, where it is no JSON.
+
+    Returns:
+        The value.
 
     Raises:
         FormatError: It is no such JSON.
@@ -258,7 +277,11 @@ def _short(error: BaseException) -> str:
 
 
 def path_from_here(path: str | Path) -> str:
-    """How a path is given on a command line in this folder: relative to it where it lies inside, else absolute."""
+    """How a path is given on a command line in this folder: relative to it where it lies inside, else absolute.
+
+    Returns:
+        The path.
+    """
     whole, here = Path(os.path.abspath(path)), Path.cwd()
     if not whole.is_relative_to(here):
         return str(whole)
@@ -310,6 +333,9 @@ def file_inside(folder: Path, name: str) -> Path | None:
 
 def files_inside(folder: Path) -> dict[str, Path]:
     """Every file of a run folder by its name in it.
+
+    Returns:
+        Paths by name, sorted.
 
     Raises:
         RunError: A symbolic link leads out of the folder or to a folder, or something is no regular file.

@@ -10,7 +10,11 @@ from typing import Any
 
 
 def homes_of(package: str) -> dict[str, str]:
-    """Public names of a package, each with the module it lives in: what the package imports for type checkers."""
+    """Public names of a package, each with the module it lives in: what the package imports for type checkers.
+
+    Returns:
+        Modules by public name.
+    """
     loader: Any = vars(sys.modules[package])["__loader__"]
     blocks = (block for block in ast.parse(loader.get_source(package)).body if isinstance(block, ast.If))
     imports = (line for block in blocks for line in block.body if isinstance(line, ast.ImportFrom))
@@ -23,6 +27,9 @@ def lazy_names(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], 
     Args:
         package: Its `__name__`.
         homes: Public name -> the module that it lives in.
+
+    Returns:
+        Both functions.
     """
 
     def load(name: str) -> Any:

@@ -262,7 +262,11 @@ class Layout:
     @staticmethod
     @lru_cache(maxsize=16)
     def of(spec: ModelSpec) -> Layout:
-        """The layout of a spec; built once, it never changes."""
+        """The layout of a spec; built once, it never changes.
+
+        Returns:
+            The layout.
+        """
         return Layout(spec)
 
     @property
@@ -284,6 +288,9 @@ class Layout:
     def writer_index(self, node: Node) -> int:
         """The row of a writer.
 
+        Returns:
+            Its number.
+
         Raises:
             UnknownNameError: The model has no such writer.
         """
@@ -294,6 +301,9 @@ class Layout:
     def reader_index(self, reader: Reader) -> int:
         """The column of a reader.
 
+        Returns:
+            Its number.
+
         Raises:
             UnknownNameError: The model has no such reader.
         """
@@ -302,11 +312,18 @@ class Layout:
         return self._reader_index[reader]
 
     def edge_name(self, row: int, column: int) -> str:
-        """The name of the edge from this writer to this reader, by their numbers."""
+        """The name of the edge from this writer to this reader, by their numbers.
+
+        Returns:
+            The name.
+        """
         return f"{self.writers[row].name}->{self.readers[column].name}"
 
     def edge_index(self, edge: Edge) -> tuple[int, int]:
         """Row and column of an edge.
+
+        Returns:
+            Both numbers.
 
         Raises:
             UnknownNameError: The model has no such edge, or it would run backwards.
@@ -322,7 +339,11 @@ class Layout:
         return row, column
 
     def readers_of(self, node: Node) -> tuple[int, ...]:
-        """The columns through which a node reads: three for a head, one for an MLP and the logits."""
+        """The columns through which a node reads: three for a head, one for an MLP and the logits.
+
+        Returns:
+            The numbers; none for the input.
+        """
         if node.kind is Kind.INPUT:
             return ()
         if node.kind is Kind.HEAD:

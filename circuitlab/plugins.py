@@ -25,6 +25,9 @@ def installed(group: str, *, ours: bool = True) -> dict[str, EntryPoint]:
         group: Such as "circuitlab.tasks".
         ours: This package has entry points in the group itself.
 
+    Returns:
+        Entry points by name.
+
     Raises:
         ConfigError: Ours are not there: the installed metadata is older than the code.
     """
@@ -47,6 +50,9 @@ def added(kind: str, built_in: Collection[str]) -> dict[str, EntryPoint]:
         kind: "methods", "metrics" or "sites", of the entry points `circuitlab.methods` and so on.
         built_in: The names in the registry.
 
+    Returns:
+        Entry points by name.
+
     Raises:
         ConfigError: One has the name of a built-in part, or two have the same name.
     """
@@ -62,12 +68,19 @@ def added(kind: str, built_in: Collection[str]) -> dict[str, EntryPoint]:
 
 
 def described(kind: str, built_in: Mapping[str, str]) -> dict[str, str]:
-    """Names with a line each: the built-in ones and those of `added`; no other package is imported."""
+    """Names with a line each: the built-in ones and those of `added`; no other package is imported.
+
+    Returns:
+        Lines by name.
+    """
     return {**built_in, **{name: f"of {_package(entry)}" for name, entry in added(kind, built_in).items()}}
 
 
 def find(kind: str, name: str, built_in: Collection[str]) -> Any:
     """What another package adds under a name.
+
+    Returns:
+        The object.
 
     Raises:
         UnknownNameError: Nobody does; the message lists all names.
@@ -84,17 +97,28 @@ def _package(entry: EntryPoint) -> str:
 
 
 def owner(group: str, name: str) -> str:
-    """The package that lists a name under a group."""
+    """The package that lists a name under a group.
+
+    Returns:
+        The name of the package.
+    """
     return _package(installed(group)[name])
 
 
 def is_ours(entry: EntryPoint) -> bool:
-    """Whether an entry point is this package's own."""
+    """Whether an entry point is this package's own.
+
+    Returns:
+        Whether it is.
+    """
     return entry.dist is not None and entry.dist.name == PACKAGE
 
 
 def load(entry: EntryPoint) -> Any:
     """What an entry point names.
+
+    Returns:
+        The object.
 
     Raises:
         ConfigError: It cannot be imported; the message names the package.

@@ -41,6 +41,9 @@ def reports_progress(function: Callable[P, R]) -> Callable[P, R]:
 
     The decorated function gets a plain `Progress` in its place. None, the default, draws a bar on stderr where that is
     a terminal, or in a notebook, unless another decorated function is running; True always draws one; False never.
+
+    Returns:
+        The decorated function.
     """
 
     @wraps(function)
@@ -53,7 +56,11 @@ def reports_progress(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def callback(progress: Progress | bool | None) -> Progress:
-    """The function that `reports_progress` made of the choice, for type checkers."""
+    """The function that `reports_progress` made of the choice, for type checkers.
+
+    Returns:
+        The function.
+    """
     assert callable(progress)
     return progress
 
@@ -130,7 +137,11 @@ class _Bar:
 
 
 def tqdm_class() -> type:
-    """The class of bars for this terminal or notebook; tqdm warns in notebooks that lack ipywidgets, silenced here."""
+    """The class of bars for this terminal or notebook; tqdm warns in notebooks that lack ipywidgets, silenced here.
+
+    Returns:
+        The class.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from tqdm.auto import tqdm

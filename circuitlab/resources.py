@@ -24,7 +24,11 @@ class Resources:
     progress: Progress = silent
 
     def part(self, number: int, n_parts: int) -> Resources:
-        """The same for one of several equal parts of a step: what it reports counts as its share of the whole."""
+        """The same for one of several equal parts of a step: what it reports counts as its share of the whole.
+
+        Returns:
+            New resources.
+        """
 
         def share(step: str, done: int, total: int) -> None:
             self.progress(step, number * total + done, n_parts * total)

@@ -64,7 +64,11 @@ class GroupDifference(Summary):
     n: tuple[int, int]
 
     def to_record(self) -> dict[str, Any]:
-        """For JSON."""
+        """For JSON.
+
+        Returns:
+            The content of a JSON object.
+        """
         return asdict(self)
 
 
@@ -78,6 +82,9 @@ def group_difference(
         second: Values of the other, at least 2.
         seed: Same seed, same permutations.
         n_resamples: How many; the smallest p-value is 1 / (n_resamples + 1).
+
+    Returns:
+        Both means, both tests and the effect size.
 
     Raises:
         ConfigError: A group has fewer than 2 values, or one that is not finite.
@@ -115,7 +122,11 @@ def group_difference(
 
 
 def welch_statistic(values: Float[np.ndarray, "*split value"], n_first: int) -> Float[np.ndarray, "*split"]:
-    """Difference of two means by its standard error; the first `n_first` values are one group, the rest the other."""
+    """Difference of two means by its standard error; the first `n_first` values are one group, the rest the other.
+
+    Returns:
+        One number a split.
+    """
     first, second = values[..., :n_first], values[..., n_first:]
     spread = first.var(-1, ddof=1) / first.shape[-1] + second.var(-1, ddof=1) / second.shape[-1]
     # What is left of equal values that are summed in another order is no spread, and no difference.
@@ -124,7 +135,11 @@ def welch_statistic(values: Float[np.ndarray, "*split value"], n_first: int) -> 
 
 
 def brunner_munzel_statistic(values: Float[np.ndarray, "*split value"], n_first: int) -> Float[np.ndarray, "*split"]:
-    """Difference of two mean ranks by its standard error, up to a factor that depends on the sizes alone."""
+    """Difference of two mean ranks by its standard error, up to a factor that depends on the sizes alone.
+
+    Returns:
+        One number a split.
+    """
     ranks, squares = _ranks(values), np.zeros(values.shape[:-1])
     groups = (slice(None, n_first), slice(n_first, None))
     for group in groups:
@@ -159,7 +174,11 @@ def _ranks(values: Float[np.ndarray, "*split value"]) -> Float[np.ndarray, "*spl
 def ratio_of_means(
     numerator: Float[np.ndarray, "*cell example"], denominator: Float[np.ndarray, "*#cell example"]
 ) -> Float[np.ndarray, "*cell"]:
-    """Mean over examples of one, divided by the mean of the other: the field's faithfulness, means first."""
+    """Mean over examples of one, divided by the mean of the other: the field's faithfulness, means first.
+
+    Returns:
+        One ratio a cell.
+    """
     return np.asarray(numerator.mean(-1) / denominator.mean(-1))
 
 
@@ -187,7 +206,11 @@ def ratio_interval(
 
 
 def mean_interval(values: Float[np.ndarray, "*cell example"], seed: int, n_resamples: int = N_RESAMPLES) -> Interval:
-    """Bootstrap percentile interval of the mean over examples."""
+    """Bootstrap percentile interval of the mean over examples.
+
+    Returns:
+        The 95 % interval of every cell.
+    """
     counts = _resample_counts(values.shape[-1], seed, n_resamples)
     return _percentiles(values @ counts / values.shape[-1])
 
@@ -250,7 +273,11 @@ class RunningMean:
 
 
 def student_interval(values: Float[np.ndarray, " example"], confidence: float = CONFIDENCE) -> Interval:
-    """Student's interval of the mean over examples; the whole line for one example, which has no spread."""
+    """Student's interval of the mean over examples; the whole line for one example, which has no spread.
+
+    Returns:
+        The interval.
+    """
     from scipy.special import stdtrit
 
     n, mean = len(values), values.mean()
@@ -284,7 +311,11 @@ def sign_flip_p(
 
 
 def holm(p_values: Float[np.ndarray, "*cell"]) -> Float[np.ndarray, "*cell"]:
-    """Holm's correction over all cells: adjusted p-values that control the family-wise error rate."""
+    """Holm's correction over all cells: adjusted p-values that control the family-wise error rate.
+
+    Returns:
+        Adjusted p-values.
+    """
     flat = p_values.ravel()
     order = np.argsort(flat, kind="stable")
     factors = len(flat) - np.arange(len(flat))
@@ -295,7 +326,11 @@ def holm(p_values: Float[np.ndarray, "*cell"]) -> Float[np.ndarray, "*cell"]:
 
 
 def benjamini_hochberg(p_values: Float[np.ndarray, "*cell"]) -> Float[np.ndarray, "*cell"]:
-    """Benjamini and Hochberg's correction over all cells: adjusted p-values that control the false discovery rate."""
+    """Benjamini and Hochberg's correction over all cells: adjusted p-values that control the false discovery rate.
+
+    Returns:
+        Adjusted p-values.
+    """
     from scipy.stats import false_discovery_control
 
     return false_discovery_control(p_values.ravel()).reshape(p_values.shape)

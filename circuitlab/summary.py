@@ -69,18 +69,30 @@ class Results(tuple[T, ...]):
 
 
 def headline(result: Summary) -> str:
-    """One line about a result: `<Grid of head_z: 4 layers x 8 heads, 100 pairs>`."""
+    """One line about a result: `<Grid of head_z: 4 layers x 8 heads, 100 pairs>`.
+
+    Returns:
+        The line.
+    """
     title = result._summary()
     return f"<{_cut(_printable(f'{type(result).__name__} {title}'.strip()), _WIDTH - 2)}>"
 
 
 def short(value: object, width: int = _WIDTH) -> str:
-    """Any value in one line of at most so many characters."""
+    """Any value in one line of at most so many characters.
+
+    Returns:
+        The line.
+    """
     return _cut(_printable(_short(value)), width)
 
 
 def plural(n: int, noun: str) -> str:
-    """A number with its noun: "1 pair", "1,024 pairs"."""
+    """A number with its noun: "1 pair", "1,024 pairs".
+
+    Returns:
+        The text.
+    """
     return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
 
 

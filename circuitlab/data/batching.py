@@ -19,7 +19,11 @@ def _moved(tensor: Tensor, device: torch.device | str) -> Tensor:
 
 
 def prompt_keys(pairs: PairSet | PairBatch) -> list[tuple[int, int]]:
-    """A key of the clean and of the corrupted prompt of every pair: equal for equal tokens."""
+    """A key of the clean and of the corrupted prompt of every pair: equal for equal tokens.
+
+    Returns:
+        A pair of keys an example, clean and corrupted, in the order of the data set.
+    """
     found = {}
     for batch in batches_of(pairs, "cpu"):
         keys = [[hash(tuple(tokens)) for tokens in prompts.tolist()] for prompts in (batch.clean, batch.corrupt)]
@@ -29,6 +33,9 @@ def prompt_keys(pairs: PairSet | PairBatch) -> list[tuple[int, int]]:
 
 def batches_of(pairs: PairSet | PairBatch, device: torch.device | str) -> tuple[PairBatch, ...]:
     """Pairs in any form, as batches on a device.
+
+    Returns:
+        One batch a prompt length.
 
     Raises:
         ConfigError: It is neither a `PairSet` nor a `PairBatch`.
@@ -47,6 +54,9 @@ def batches_of(pairs: PairSet | PairBatch, device: torch.device | str) -> tuple[
 
 def batches_for(model: LanguageModel, pairs: PairSet | PairBatch) -> tuple[PairBatch, ...]:
     """Pairs in any form, as batches on the model's device, checked against its limits.
+
+    Returns:
+        One batch a prompt length.
 
     Raises:
         ConfigError: It is neither a `PairSet` nor a `PairBatch`.

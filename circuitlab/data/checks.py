@@ -79,6 +79,9 @@ def check_name(what: str, name: object) -> None:
 def check_mapping(what: str, value: object) -> Mapping[str, object]:
     """The value, if it is a mapping whose keys are lines of text.
 
+    Returns:
+        The same mapping.
+
     Raises:
         TaskError: It is not.
     """
@@ -92,6 +95,9 @@ def check_mapping(what: str, value: object) -> Mapping[str, object]:
 def check_sequence(what: str, value: object, of: str) -> tuple[object, ...]:
     """The value as a tuple, if it is a list or tuple.
 
+    Returns:
+        Its items.
+
     Raises:
         TaskError: It is not. Sets have no order, and generators can be read only once.
     """
@@ -102,6 +108,9 @@ def check_sequence(what: str, value: object, of: str) -> tuple[object, ...]:
 
 def check_words(what: str, words: object) -> tuple[str, ...]:
     """One word or several as a tuple.
+
+    Returns:
+        The words.
 
     Raises:
         TaskError: It is neither a text nor a tuple or list of texts, none is given, one is empty or occurs twice.

@@ -20,12 +20,20 @@ SHORT = 16  # hexadecimal digits of a fingerprint that are printed: 64 bits dist
 
 
 def cite_library() -> str:
-    """The BibTeX entry of this version of the library."""
+    """The BibTeX entry of this version of the library.
+
+    Returns:
+        The entry.
+    """
     return _library(version("circuitlab"))
 
 
 def cite_task(task: Task) -> str:
-    """BibTeX entries of the library, a task and the task's sources."""
+    """BibTeX entries of the library, a task and the task's sources.
+
+    Returns:
+        The entries, separated by blank lines.
+    """
     about = _task(task.name, task.label, task.version, task_fingerprint(task), task.summary)
     return _joined([cite_library(), about, *(source.bibtex() for source in task.sources)])
 

@@ -48,15 +48,27 @@ class TextEncoder(Protocol):
         ...
 
     def encode(self, text: str) -> Encoded:
-        """The text as the model would be given it."""
+        """The text as the model would be given it.
+
+        Returns:
+            Token ids, character ranges and token texts.
+        """
         ...
 
     def decode(self, ids: tuple[int, ...]) -> tuple[str, ...]:
-        """Each token as text by itself."""
+        """Each token as text by itself.
+
+        Returns:
+            One text a token.
+        """
         ...
 
     def joined(self, ids: tuple[int, ...]) -> str:
-        """Tokens as one text, characters that several tokens share included."""
+        """Tokens as one text, characters that several tokens share included.
+
+        Returns:
+            The text.
+        """
         ...
 
 

@@ -69,14 +69,22 @@ def check_tokens(tokens: Int[Tensor, "batch seq"], spec: ModelSpec) -> None:
 
 
 def is_whole(value: object) -> TypeGuard[Tensor]:
-    """Whether it is a tensor of whole numbers; truth values are none."""
+    """Whether it is a tensor of whole numbers; truth values are none.
+
+    Returns:
+        Whether it is.
+    """
     if not torch.is_tensor(value):
         return False
     return not (value.is_floating_point() or value.is_complex() or value.dtype == torch.bool)
 
 
 def clipped(text: str) -> str:
-    """The beginning of a text, quoted, for a message."""
+    """The beginning of a text, quoted, for a message.
+
+    Returns:
+        At most 60 characters, in quotes.
+    """
     return repr(text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "...")
 
 

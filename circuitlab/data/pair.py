@@ -46,7 +46,11 @@ class Pair(Summary):
         return len(self.clean_ids)
 
     def to_record(self, split: str) -> dict[str, object]:
-        """The pair as one line of `dataset.jsonl`."""
+        """The pair as one line of `dataset.jsonl`.
+
+        Returns:
+            Texts, tokens, token ids and spans by name; JSON can hold them.
+        """
         words = ("clean", "corrupt", "answers", "distractors", "clean_tokens", "corrupt_tokens")
         names = (*words, "clean_ids", "corrupt_ids", "answer_ids", "distractor_ids")
         record: dict[str, object] = {"id": self.id, "split": split}

@@ -32,12 +32,20 @@ GROUP = "circuitlab.tasks"
 
 
 def task_names() -> list[str]:
-    """Names of all tasks, the bundled ones first; none of them is imported."""
+    """Names of all tasks, the bundled ones first; none of them is imported.
+
+    Returns:
+        The names.
+    """
     return list(plugins.installed(GROUP))
 
 
 def is_bundled(name: str) -> bool:
-    """Whether a task of this name is part of this package."""
+    """Whether a task of this name is part of this package.
+
+    Returns:
+        Whether it is.
+    """
     entries = plugins.installed(GROUP)
     return name in entries and plugins.is_ours(entries[name])
 
@@ -84,6 +92,9 @@ def load_task(task: str | Path | Task, *, task_options: Mapping[str, str] | None
 
 def former_options(called: str, task_options: Mapping[str, str] | None, former: Mapping[str, str]) -> dict[str, str]:
     """The options of a task, of which some may be given as keywords, with a warning.
+
+    Returns:
+        All options by name.
 
     Raises:
         ConfigError: One is given twice, or is named like a setting of `discover`.

@@ -54,11 +54,19 @@ class Drawable(Protocol):
         ...
 
     def example(self, rng: Random) -> Example:
-        """Draw one example."""
+        """Draw one example.
+
+        Returns:
+            The example.
+        """
         ...
 
     def fixed_examples(self) -> tuple[Example, ...]:
-        """The examples that always come first."""
+        """The examples that always come first.
+
+        Returns:
+            The examples.
+        """
         ...
 
 
@@ -73,6 +81,9 @@ def sample_pairs(
     resources: Resources = DEFAULT,
 ) -> PairSplits:
     """Draw `n` discovery and `n` held-out pairs, and as many reference pairs if requested; see `Task.pairs`.
+
+    Returns:
+        The splits, and how many examples were dropped for which reason.
 
     Raises:
         ConfigError: `n` is out of range.
@@ -124,6 +135,9 @@ def sample_pairs(
 def draw(task: Drawable, rng: Random) -> Example:
     """One example of a task; whatever goes wrong in the task's code is an error of the task.
 
+    Returns:
+        The example.
+
     Raises:
         TaskFileError: `draw` raised or tried to end the program, or returned something else than an `Example`.
     """
@@ -137,6 +151,9 @@ def draw(task: Drawable, rng: Random) -> Example:
 
 def fixed_examples(task: Drawable) -> tuple[Example, ...]:
     """The examples of a task that always come first; whatever goes wrong in the task's code is an error of the task.
+
+    Returns:
+        The examples.
 
     Raises:
         TaskFileError: `fixed` raised or tried to end the program.

@@ -203,6 +203,9 @@ class Task(Summary):
 def checked_fixed(owner: str, examples: object) -> tuple[Example, ...]:
     """The examples that always come first, if they are examples.
 
+    Returns:
+        The examples.
+
     Raises:
         TaskError: They are something else.
     """

@@ -57,7 +57,11 @@ class TextValues(Result):
             raise ConfigError(f"{len(self.details)} details are given for {len(self.tokens)} tokens. Give one each.")
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a series and token: series, position, token, value."""
+        """One row a series and token: series, position, token, value.
+
+        Returns:
+            The table.
+        """
         import pandas as pd
 
         n_series, n_tokens = self.values.shape
@@ -71,11 +75,18 @@ class TextValues(Result):
         )
 
     def to_html(self) -> str:
-        """A self-contained page: each token a block, blue above zero and red below."""
+        """A self-contained page: each token a block, blue above zero and red below.
+
+        Returns:
+            The HTML.
+        """
         return text_page([self])
 
     def save_html(self, path: str | Path, *, force: bool = False) -> Path:
         """Write `to_html` to a file.
+
+        Returns:
+            The path of the file.
 
         Raises:
             OutputExistsError: The file exists, and `force` is not given.
@@ -123,12 +134,19 @@ def text_page(texts: Sequence[TextValues], *, title: str = "") -> str:
 
 
 def text_frame(texts: Sequence[TextValues], *, title: str = "") -> str:
-    """`text_page` in a frame, for a notebook cell."""
+    """`text_page` in a frame, for a notebook cell.
+
+    Returns:
+        The HTML.
+    """
     return drawing.cell(TextPage(texts, title))
 
 
 def save_text_page(texts: Sequence[TextValues], path: str | Path, *, title: str = "", force: bool = False) -> Path:
     """Write `text_page` to a file, under a temporary name first.
+
+    Returns:
+        The path of the file.
 
     Raises:
         ConfigError: There is no text, or units or kinds differ.

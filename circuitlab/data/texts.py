@@ -19,6 +19,9 @@ PART = "\N{REPLACEMENT CHARACTER}"  # what bytes decode to that are no whole cha
 def as_texts(texts: str | Sequence[str]) -> tuple[str, ...]:
     """One text or several as a tuple.
 
+    Returns:
+        The texts, at least one.
+
     Raises:
         ConfigError: There is none, or one is no text.
     """
@@ -60,6 +63,9 @@ def encode_text(text: str, encoder: TextEncoder, n_ctx: int | None, room: int = 
 def answer_ids(text: str, words: Sequence[str], encoded: Encoded, encoder: TextEncoder) -> tuple[int, ...]:
     """The token that each word is right after a text.
 
+    Returns:
+        One token id a word.
+
     Raises:
         TokenError: A word is not one token there; the message gives its tokens.
     """
@@ -74,6 +80,9 @@ def shown_tokens(text: str, encoded: Encoded) -> tuple[str, ...]:
 
     Tokenizers disagree on whether a space belongs to the range of its token, and a character may be split into several
     tokens, none of which is text by itself; these are shown as the character with the number of the part.
+
+    Returns:
+        One text a token.
 
     Example:
         >>> both = Encoded((1, 2, 3), ((0, 1), (1, 2), (1, 2)), ("a", "\ufffd", "\ufffd"))
@@ -109,6 +118,9 @@ def filled(ids: Sequence[Sequence[int]]) -> tuple[Int[Tensor, "batch seq"], Int[
 
     A causal model gives the same values at a text's own tokens whatever follows them; the texts'
     last tokens are repeated there. For models that look ahead the lengths have to be one (`packs_by_length`).
+
+    Returns:
+        The tensor `[batch, seq]`, and the number of tokens of each text.
     """
     longest = max(len(row) for row in ids)
     rows = [[*row, *[row[-1]] * (longest - len(row))] for row in ids]

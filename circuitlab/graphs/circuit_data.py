@@ -97,7 +97,11 @@ class CircuitData(Result):
                 yield edge, float(self.scores[row, column])
 
     def to_frame(self) -> pd.DataFrame:
-        """Every edge of the graph: source, target, score, in_circuit, and second_score where there are any."""
+        """Every edge of the graph: source, target, score, in_circuit, and second_score where there are any.
+
+        Returns:
+            One row an edge, in the order of `Layout.edges`.
+        """
         import pandas as pd
 
         rows, columns = edge_places(self.layout).T

@@ -58,7 +58,11 @@ class Comparison(Summary):
     n_ranked: int
 
     def to_frame(self) -> pd.DataFrame:
-        """Every edge that either keeps: edge, in_first, in_second, score_first, score_second."""
+        """Every edge that either keeps: edge, in_first, in_second, score_first, score_second.
+
+        Returns:
+            One row an edge.
+        """
         import pandas as pd
 
         rows, columns = edge_places(self.first.layout).T
@@ -76,7 +80,11 @@ class Comparison(Summary):
         )
 
     def to_record(self) -> dict[str, Any]:
-        """The comparison as plain values; what is not a number is null."""
+        """The comparison as plain values; what is not a number is null.
+
+        Returns:
+            The content of a JSON object.
+        """
         numbers = ("jaccard_edges", "jaccard_nodes", "spearman", "kendall", "spearman_absolute")
         return {
             "names": list(self.names),
@@ -91,7 +99,11 @@ class Comparison(Summary):
         }
 
     def plot(self, title: str = "") -> Any:
-        """Both circuits in one drawing as a matplotlib `Figure`: edges of both dark, of one alone in its colour."""
+        """Both circuits in one drawing as a matplotlib `Figure`: edges of both dark, of one alone in its colour.
+
+        Returns:
+            The figure.
+        """
         return draw(self, title=title)
 
     def _summary(self) -> str:
@@ -170,7 +182,11 @@ def compare(first: Circuit, second: Circuit, names: tuple[str, str] = ("first", 
 
 
 def jaccard(n_shared: int, n_either: int) -> float:
-    """Members of both sets as a share of the members of either; 1 for two empty sets."""
+    """Members of both sets as a share of the members of either; 1 for two empty sets.
+
+    Returns:
+        Between 0 and 1.
+    """
     return n_shared / n_either if n_either else 1.0
 
 

@@ -56,10 +56,18 @@ class NodeParts(Summary):
                 )
 
     def scores_only(self) -> NodeParts:
-        """The same scores with nothing selected: for another selection of edges."""
+        """The same scores with nothing selected: for another selection of edges.
+
+        Returns:
+            A new record.
+        """
         return replace(self, kept=None, neurons=None)
 
     def split(self, mask: Bool[np.ndarray, "writer reader"]) -> Bool[np.ndarray, " writer"]:
-        """Writers with a kept edge of which only some neurons are kept."""
+        """Writers with a kept edge of which only some neurons are kept.
+
+        Returns:
+            True for writers of which some neurons are kept and some are not.
+        """
         writes = np.asarray(mask.any(1))
         return np.zeros_like(writes) if self.neurons is None else np.asarray(writes & ~self.neurons.all(1))

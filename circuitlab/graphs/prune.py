@@ -7,7 +7,11 @@ from circuitlab.parts import Layout
 
 
 def real_edges(layout: Layout) -> Bool[np.ndarray, "writer reader"]:
-    """Which entries of a mask are edges of the model."""
+    """Which entries of a mask are edges of the model.
+
+    Returns:
+        True where the graph has an edge.
+    """
     return np.arange(len(layout.writers))[:, None] < np.array(layout.visible)
 
 
@@ -36,7 +40,11 @@ def prune(mask: Bool[np.ndarray, "writer reader"], layout: Layout) -> Bool[np.nd
 
 
 def kept_nodes(mask: Bool[np.ndarray, "writer reader"], layout: Layout) -> Bool[np.ndarray, " node"]:
-    """Nodes with a kept edge, writers first and the logits last."""
+    """Nodes with a kept edge, writers first and the logits last.
+
+    Returns:
+        True for nodes with a kept edge.
+    """
     owner, n_writers = np.array(layout.owners), len(layout.writers)
     touched = np.zeros(n_writers + 1, dtype=bool)
     touched[:n_writers] = mask.any(1)

@@ -9,7 +9,11 @@ from circuitlab.parts import Layout
 
 
 def edge_places(layout: Layout) -> Int[np.ndarray, "edge 2"]:
-    """Row and column of every edge, in the order of `Layout.edges`."""
+    """Row and column of every edge, in the order of `Layout.edges`.
+
+    Returns:
+        Row (writer) and column (reader) of each edge.
+    """
     columns = np.repeat(np.arange(len(layout.visible)), layout.visible)
     rows = np.concatenate([np.arange(visible) for visible in layout.visible])
     return np.stack([rows, columns], axis=1)
@@ -85,7 +89,11 @@ def greedy_edges(
 
 
 def mask_of(places: Int[np.ndarray, "kept 2"], layout: Layout) -> Bool[np.ndarray, "writer reader"]:
-    """The mask that keeps just these edges."""
+    """The mask that keeps just these edges.
+
+    Returns:
+        A new mask.
+    """
     mask = np.zeros((len(layout.writers), len(layout.readers)), dtype=bool)
     mask[places[:, 0], places[:, 1]] = True
     return mask

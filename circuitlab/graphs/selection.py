@@ -166,7 +166,11 @@ class Selection:
         return pd.DataFrame([self.to_record()])
 
     def to_record(self) -> dict[str, Any]:
-        """The record in `manifest.json` and `circuit.json`."""
+        """The record in `manifest.json` and `circuit.json`.
+
+        Returns:
+            The content of a JSON object.
+        """
         record = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "prompts"}
         interval, reached = record.pop("interval"), record["faithfulness"]
         if reached is not None and not math.isfinite(reached):
@@ -177,6 +181,9 @@ class Selection:
     @classmethod
     def of_record(cls, record: Mapping[str, Any]) -> Selection:
         """A selection from its record; what is newer than the record is None.
+
+        Returns:
+            The selection.
 
         Raises:
             KeyError, TypeError, ValueError: Something is missing, unknown, or of another kind.

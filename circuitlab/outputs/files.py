@@ -15,6 +15,9 @@ from circuitlab.outputs.whole import rename
 def reserved_file(out: str | Path, *, force: bool, option: str = "--out") -> AbstractContextManager[Reserved]:
     """Reserve the name of a file for as long as the block runs.
 
+    Returns:
+        A context manager of the reservation.
+
     Raises:
         ConfigError: No file of this name can be made.
         OutputExistsError: It exists and `force` is not given, or is no regular file, or another process writes it.
@@ -35,6 +38,9 @@ def reserved_tables(out: str | Path, *, force: bool) -> AbstractContextManager[R
     """Reserve the name of a folder of tables and pictures for as long as the block runs.
 
     With `force` files of the same names are replaced in a folder that is there; others stay.
+
+    Returns:
+        A context manager of the reservation.
 
     Raises:
         ConfigError: No folder of this name can be made.

@@ -42,7 +42,11 @@ def sign(descriptor: int) -> None:
 
 
 def holder_of(descriptor: int) -> Mapping[str, Any]:
-    """Who signed a lock file; empty before it is signed."""
+    """Who signed a lock file; empty before it is signed.
+
+    Returns:
+        Process id, host and time.
+    """
     os.lseek(descriptor, 0, os.SEEK_SET)
     try:
         record = json.loads(os.read(descriptor, 4096))
@@ -52,12 +56,20 @@ def holder_of(descriptor: int) -> Mapping[str, Any]:
 
 
 def named(holder: Mapping[str, Any]) -> str:
-    """The holder in words."""
+    """The holder in words.
+
+    Returns:
+        One phrase.
+    """
     return f"process {holder.get('pid')} on {holder.get('host')!s:.80}, since {holder.get('started')!s:.40}"
 
 
 def seems_alive(holder: Mapping[str, Any]) -> bool | None:
-    """Whether the process that signed runs, where there are no locks; None for a process of another machine."""
+    """Whether the process that signed runs, where there are no locks; None for a process of another machine.
+
+    Returns:
+        Whether it runs, or None.
+    """
     if holder.get("host") != socket.gethostname() or not isinstance(holder.get("pid"), int):
         return None
     import psutil
@@ -67,6 +79,9 @@ def seems_alive(holder: Mapping[str, Any]) -> bool | None:
 
 def open_lock(folder: Path, *, new: bool) -> int:
     """The lock file of a reserved folder, opened for reading and writing; links are not followed.
+
+    Returns:
+        A file descriptor.
 
     Raises:
         FileNotFoundError: There is none.

@@ -13,7 +13,11 @@ _LONGEST = 255  # bytes of a name on the usual file systems
 
 
 def at_home(path: str | Path) -> Path:
-    """A path with `~` replaced by the home folder, as a shell does where it sees it (in `--out=~/x` it does not)."""
+    """A path with `~` replaced by the home folder, as a shell does where it sees it (in `--out=~/x` it does not).
+
+    Returns:
+        The path.
+    """
     return Path(os.path.expanduser(path))
 
 
@@ -24,6 +28,9 @@ def check_path(path: str | Path, what: str = "output folder", option: str = "--o
         path: What the user gave.
         what: How messages call it, such as "output folder".
         option: The option that messages name.
+
+    Returns:
+        The path.
 
     Raises:
         WrongTypeError: It is no path.
@@ -72,6 +79,9 @@ def check_path(path: str | Path, what: str = "output folder", option: str = "--o
 def check_state_file(path: str | Path, option: str = "--resume") -> Path:
     """The path of a file in which a long job keeps its state, if it can be read and written again and again.
 
+    Returns:
+        The path.
+
     Raises:
         ConfigError: See `check_path`; a folder has this name, or the folder above cannot be written (`FileError`).
     """
@@ -85,6 +95,10 @@ def check_state_file(path: str | Path, option: str = "--resume") -> Path:
 
 
 def cannot_write(path: Path, error: OSError) -> FileError:
-    """The error for a path that the operating system does not let us write."""
+    """The error for a path that the operating system does not let us write.
+
+    Returns:
+        The error, to be raised.
+    """
     where = f" ({str(error.filename)!r})" if error.filename else ""
     return FileError(f"{str(path)!r} cannot be written: {error.strerror or error}{where}. Name another place.")

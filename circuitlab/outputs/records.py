@@ -59,6 +59,9 @@ def load_record(path: Path, kind: type[R], schemas: Collection[str], what: str) 
         schemas: The schemas that are accepted.
         what: What it is in messages.
 
+    Returns:
+        The record.
+
     Raises:
         MissingFileError: There is no such file.
         FileError: It is no regular file, too large, or cannot be read.
@@ -77,6 +80,9 @@ def load_record(path: Path, kind: type[R], schemas: Collection[str], what: str) 
 def score_file(path: str | Path) -> Path:
     """The path of a file of scores, if it is named as one.
 
+    Returns:
+        The path.
+
     Raises:
         FormatError: The name does not end in `.safetensors`.
     """
@@ -88,6 +94,9 @@ def score_file(path: str | Path) -> Path:
 
 def read_arrays(path: Path, what: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """The JSON object and the arrays of a file, whatever record it holds.
+
+    Returns:
+        The JSON object, empty where there is none, and the arrays by name.
 
     Raises:
         CircuitLabError: As `load_record`.
@@ -104,6 +113,9 @@ def read_arrays(path: Path, what: str) -> tuple[dict[str, Any], dict[str, np.nda
 
 def from_plain(kind: type[R], value: Any) -> R:
     """A JSON value as the dataclass that it describes; it holds no arrays.
+
+    Returns:
+        The record.
 
     Raises:
         KeyError, TypeError, ValueError: It describes something else.

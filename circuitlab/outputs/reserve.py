@@ -83,7 +83,11 @@ class _ResultKeptError(OutputExistsError):
 
 
 def beside(path: Path, kind: str) -> Path:
-    """The name of what is prepared (`.part`) or replaced (`.old`) for a path."""
+    """The name of what is prepared (`.part`) or replaced (`.old`) for a path.
+
+    Returns:
+        A path in the same folder.
+    """
     return path.with_name(f".{path.name}{kind}")
 
 

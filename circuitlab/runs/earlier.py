@@ -33,7 +33,11 @@ from circuitlab.runs.record import Results
 
 
 def spec_of(read: RunReader) -> ModelSpec:
-    """The model's shape, from the manifest and the circuit's file; how long its prompts may be is not known."""
+    """The model's shape, from the manifest and the circuit's file; how long its prompts may be is not known.
+
+    Returns:
+        The shape.
+    """
     about, shape = read.about("model"), read.circuit().spec
     return replace(
         shape, name=str(about["id"]), n_kv_heads=about.get("n_kv_heads", shape.n_kv_heads), d_vocab=about["d_vocab"],
@@ -42,7 +46,11 @@ def spec_of(read: RunReader) -> ModelSpec:
 
 
 def scores_of_table(read: RunReader, circuit: Circuit) -> EdgeScores:
-    """The scores of `edges.csv`; their standard errors are NaN."""
+    """The scores of `edges.csv`; their standard errors are NaN.
+
+    Returns:
+        The scores.
+    """
     table, about = read.edge_table(circuit.layout), read.about("method")
     chosen = circuit.selection is not None and circuit.selection.rule == "chosen"
     return EdgeScores(
@@ -54,7 +62,11 @@ def scores_of_table(read: RunReader, circuit: Circuit) -> EdgeScores:
 
 
 def results_of_tables(read: RunReader) -> Results:
-    """Everything else that the tables hold; repetitions of the discovery are not among it."""
+    """Everything else that the tables hold; repetitions of the discovery are not among it.
+
+    Returns:
+        The results.
+    """
     kept = read.find("attention.json")
     return Results(
         behaviour=_behaviour(read.about("behaviour"), read.about("dataset")["n_discovery"]),
@@ -150,7 +162,11 @@ class TableEvaluation(Evaluation):
         return Gap(mean=mean, standard_error=error, low=np.nan, high=np.nan, n=len(self.clean))
 
     def to_record(self) -> dict[str, Any]:
-        """As recorded."""
+        """As recorded.
+
+        Returns:
+            The content of `evaluation.json`.
+        """
         return dict(self.record)
 
 

@@ -59,7 +59,11 @@ class Judging:
     notes: tuple[str, ...] = ()
 
     def evaluate(self, **options: Any) -> Evaluation:
-        """The circuit's evaluation on these pairs, with further arguments of `evaluate`."""
+        """The circuit's evaluation on these pairs, with further arguments of `evaluate`.
+
+        Returns:
+            The evaluation.
+        """
         arguments = {"allow_weak_gap": self.allow_weak_gap, **self.arguments, **options}
         found = evaluate(self.model, self.circuit, self.held_out, **arguments)
         return replace(found, notes=self.notes)
@@ -84,6 +88,9 @@ def judging(
         run_code: Allow the task file inside a run folder to run.
         settings: `metric`, `ablation`, `n`, `seed`, `allow_weak_gap` and the arguments of `load_model`. None, and what
             is left out, is the run's; the default of `discover` for a file.
+
+    Returns:
+        Circuit, model and held-out pairs.
 
     Raises:
         ConfigError: A circuit file without a task; pairs that the run was found on; a setting that there is not.

@@ -31,6 +31,9 @@ def takes_settings(function: Callable[..., R]) -> Callable[..., R]:
 
     The decorated function gets all of them, defaults filled in; `{settings}` in its docstring is replaced by their
     lines. Other keywords are options of the task in their former spelling.
+
+    Returns:
+        The decorated function.
     """
 
     def call(task: str | Path | Task, **given: Any) -> R:
@@ -66,7 +69,11 @@ def _signature() -> Signature:
 
 
 def documentation() -> str:
-    """The settings as lines of an Args section."""
+    """The settings as lines of an Args section.
+
+    Returns:
+        The text.
+    """
     lines = [
         fill(f"{name}: {setting.what}", 120, initial_indent=" " * 8, subsequent_indent=" " * 12, break_long_words=False)
         for name, setting in SETTINGS.items()

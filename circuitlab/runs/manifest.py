@@ -20,6 +20,9 @@ OF_METRIC = (
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a run folder; the run's settings are checked where they are used.
 
+    Returns:
+        The content of `manifest.json`.
+
     Raises:
         RunError: There is none, it is damaged, or of another schema; or a file that it lists has a path that leads out
             of the folder.

@@ -17,7 +17,11 @@ VERSIONED = ("circuitlab", "torch", "transformer_lens", "transformers", "numpy",
 
 
 def manifest_of(run: RunRecord) -> dict[str, Any]:
-    """Settings, task, model and versions of a run; the SHA-256 of its files are added when all are written."""
+    """Settings, task, model and versions of a run; the SHA-256 of its files are added when all are written.
+
+    Returns:
+        The content of `manifest.json`.
+    """
     task = run.task
     return {
         "schema": SCHEMA,

@@ -32,7 +32,11 @@ EDGES, CIRCUIT, EVALUATION = "edges.csv", "circuit.json", "evaluation.json"
 
 
 def damaged(folder: Path, name: str, what: str) -> RunError:
-    """The error for a file of a run folder that cannot be used."""
+    """The error for a file of a run folder that cannot be used.
+
+    Returns:
+        The error, to be raised.
+    """
     return RunError(
         f"{name} in the run folder {str(folder)!r} is damaged: {what.rstrip('. ')}. Restore the file, or make the run "
         f"again with `circuitlab discover ... --out {folder} --force`."
@@ -62,6 +66,9 @@ def named_circuit(path: str | Path) -> Circuit | None:
 
     Returns:
         The circuit, or None for a file that does not name its model.
+
+    Returns:
+        Whether a model has to be given.
 
     Raises:
         CircuitLabError: As `read_circuit`, for any other reason.
@@ -105,6 +112,9 @@ class RunReader:
     def open(cls, folder: str | Path) -> RunReader:
         """The folder, its manifest read.
 
+        Returns:
+            The reader.
+
         Raises:
             RunError: It is no run folder, or its manifest is damaged or of another schema.
         """
@@ -112,16 +122,27 @@ class RunReader:
         return cls(path=path, manifest=read_manifest(path))
 
     def about(self, part: str) -> Mapping[str, Any]:
-        """A part of the manifest that is a mapping ("task", "model", "config", ...); empty where it is absent."""
+        """A part of the manifest that is a mapping ("task", "model", "config", ...); empty where it is absent.
+
+        Returns:
+            The mapping.
+        """
         value = self.manifest.get(part)
         return value if isinstance(value, Mapping) else {}
 
     def damaged(self, name: str, what: object) -> RunError:
-        """The error for a file that cannot be used: which, why, and what to do."""
+        """The error for a file that cannot be used: which, why, and what to do.
+
+        Returns:
+            The error, to be raised.
+        """
         return damaged(self.path, name, str(what))
 
     def find(self, name: str) -> Path | None:
         """A file, if it is there; its content is what the manifest lists.
+
+        Returns:
+            The path, or None.
 
         Raises:
             RunError: It was changed after the run, is listed and not there, or leads out of the folder.
@@ -137,6 +158,9 @@ class RunReader:
     def digests(self) -> dict[str, str]:
         """SHA-256 of every file but manifest and report; those that the manifest lists are there and unchanged.
 
+        Returns:
+            Digests by name.
+
         Raises:
             RunError: One is not, or leads out of the folder.
         """
@@ -147,12 +171,19 @@ class RunReader:
         return {name: file_sha256(path) for name, path in kept.items() if name not in (REPORT, MANIFEST)}
 
     def bytes(self, name: str) -> bytes | None:
-        """The content of a file; None where there is none."""
+        """The content of a file; None where there is none.
+
+        Returns:
+            The content, or None.
+        """
         path = self.find(name)
         return None if path is None else self._read(name, lambda: read_bytes(path, "file"))
 
     def text(self, name: str) -> str:
         """The text of a file.
+
+        Returns:
+            The text.
 
         Raises:
             RunError: It is missing or damaged.
@@ -162,6 +193,9 @@ class RunReader:
 
     def json(self, name: str) -> dict[str, Any]:
         """The JSON object of a file.
+
+        Returns:
+            The object.
 
         Raises:
             RunError: It is missing or damaged.
@@ -175,6 +209,9 @@ class RunReader:
     def rows(self, name: str) -> list[dict[str, str]]:
         """The rows of a table, every cell as it is written.
 
+        Returns:
+            One mapping a row, by column.
+
         Raises:
             RunError: It is missing or damaged.
         """
@@ -185,6 +222,9 @@ class RunReader:
 
     def config(self) -> DiscoverConfig:
         """The settings of the run.
+
+        Returns:
+            The settings.
 
         Raises:
             RunError: They are not those of a run.
@@ -209,6 +249,9 @@ class RunReader:
     def pairs(self) -> tuple[Mapping[str, Any], ...]:
         """The lines of the data set; each has the texts `clean` and `corrupt` and a `split`.
 
+        Returns:
+            One record a pair.
+
         Raises:
             RunError: It is missing or damaged.
         """
@@ -227,6 +270,9 @@ class RunReader:
     def discovery_texts(self) -> frozenset[str]:
         """Every prompt text, clean and corrupted, that the run was found on.
 
+        Returns:
+            The texts.
+
         Raises:
             RunError: The folder does not keep its data set, or keeps it damaged.
         """
@@ -235,6 +281,9 @@ class RunReader:
 
     def circuit(self, spec: ModelSpec | None = None) -> Circuit:
         """The circuit.
+
+        Returns:
+            The circuit.
 
         Raises:
             RunError: It is missing or damaged, or of a model of another shape.
@@ -250,6 +299,9 @@ class RunReader:
 
     def edge_table(self, layout: Layout) -> EdgeTable:
         """The table of all edges.
+
+        Returns:
+            Scores and kept edges.
 
         Raises:
             RunError: It is missing or damaged.
@@ -272,18 +324,30 @@ class RunReader:
         return EdgeTable(scores=scores, mask=mask, second_scores=second)
 
     def sweeps(self) -> tuple[str, ...]:
-        """Names of the tables of sweeps."""
+        """Names of the tables of sweeps.
+
+        Returns:
+            Names such as `sweeps/head_z.csv`.
+        """
         return tuple(name for name in files_inside(self.path) if re.fullmatch(r"sweeps/[^/]*\.csv", name))
 
     def scores(self) -> EdgeScores | None:
-        """The scores of every edge; None in a folder of an earlier version."""
+        """The scores of every edge; None in a folder of an earlier version.
+
+        Returns:
+            The scores, or None.
+        """
         from circuitlab.discovery.scores import load_scores
 
         path = self.find(SCORES)
         return None if path is None else self._read(SCORES, lambda: load_scores(path))
 
     def results(self) -> Results | None:
-        """Behaviour, sweeps, evaluation and whatever else was measured; None in a folder of an earlier version."""
+        """Behaviour, sweeps, evaluation and whatever else was measured; None in a folder of an earlier version.
+
+        Returns:
+            The results, or None.
+        """
         from circuitlab.outputs.records import load_record
         from circuitlab.runs.record import RESULTS_SCHEMA, Results
 

@@ -167,5 +167,9 @@ class Results:
 
     @classmethod
     def of(cls, run: RunRecord) -> Results:
-        """These results of a run."""
+        """These results of a run.
+
+        Returns:
+            The results.
+        """
         return cls(**{item.name: getattr(run, item.name) for item in fields(cls)})

@@ -195,6 +195,9 @@ def reproduce(
 def task_file(folder: str | Path) -> TaskFile | None:
     """The task file that `reproduce(folder, run_code=True)` would run; None for a built-in task. Nothing is run.
 
+    Returns:
+        Path and digest of the file, or None.
+
     Raises:
         RunError: As for `reproduce`.
     """

@@ -20,6 +20,9 @@ def reserve_run(out: str | Path, force: bool) -> AbstractContextManager[Reserved
         out: The folder; `~` is the home folder.
         force: Replace a run folder, and remove what a killed run left.
 
+    Returns:
+        A context manager of the reservation.
+
     Raises:
         OutputExistsError: It exists and `force` is not given, or it is no run folder of ours, or holds files that its
             run did not write; another process is writing it; a killed run left something and `force` is not given.

@@ -44,6 +44,9 @@ def writes_run(find: Callable[P, Run]) -> Callable[P, Run]:
     """Give a function that finds a run an output folder: reserved before it starts, written when it is done.
 
     The function's keywords `out` and `force` are read here; without `out` nothing is written.
+
+    Returns:
+        The decorated function.
     """
 
     @wraps(find)

@@ -53,7 +53,11 @@ def edges_of(given: Any, n_layers: int) -> list[Edge]:
 
 
 def hooks_of(given: Any) -> tuple[str, str] | None:
-    """Parent and child hook of an ACDC edge; None for one that is spelt otherwise."""
+    """Parent and child hook of an ACDC edge; None for one that is spelt otherwise.
+
+    Returns:
+        Both names, or None.
+    """
     return None if isinstance(given, str) or len(given) != 4 else (given[2], given[0])
 
 

@@ -59,7 +59,11 @@ def _writer_of(circuit: CircuitData, path: Path) -> Callable[[Path], object]:
 
 
 def read_circuit(path: Path, spec: ModelSpec | None) -> CircuitData:
-    """See `load_circuit`."""
+    """See `load_circuit`.
+
+    Returns:
+        The circuit.
+    """
     with parsing(f"circuit file {str(path)!r}"):
         if path.is_dir():
             path = file_inside(path, "circuit.json") or path / "circuit.json"

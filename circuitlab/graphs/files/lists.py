@@ -21,6 +21,9 @@ from circuitlab.parts import Edge, Layout, ModelSpec
 def read_lines(path: Path) -> list[Any]:
     """One edge a line, a name or a tuple; empty lines and those that begin with # count as none.
 
+    Returns:
+        The edges, as `edges_of` takes them.
+
     Raises:
         FormatError: A line is not an edge; the message names it.
     """
@@ -42,6 +45,9 @@ def read_lines(path: Path) -> list[Any]:
 
 def edges_listed(given: Sequence[Any], path: Path, spec: ModelSpec | None) -> CircuitData:
     """A list of edges, none of them scored.
+
+    Returns:
+        The circuit, its scores NaN.
 
     Raises:
         FormatError: An entry is not an edge of the model; the message names it.
@@ -73,6 +79,9 @@ def _check_embeddings(given: Sequence[Any], path: Path) -> None:
 def layout_of(path: Path, spec: ModelSpec | None, what: str) -> Layout:
     """The layout of the model that a file without a shape of its own is of.
 
+    Returns:
+        The layout.
+
     Raises:
         FormatError: No model is given.
     """
@@ -85,6 +94,9 @@ def layout_of(path: Path, spec: ModelSpec | None, what: str) -> Layout:
 
 def kept_edges(layout: Layout, edges: Iterable[tuple[Edge, float]]) -> CircuitData:
     """The circuit of some edges, each with its score.
+
+    Returns:
+        The circuit; edges that are not given have score 0.
 
     Raises:
         FormatError: An edge occurs twice, with two scores.

@@ -76,6 +76,9 @@ def to_json(circuit: CircuitData) -> dict[str, Any]:
 
     Swept effects of nodes, second scores of edges and the selection are stored under additional keys, which
     EAP-IG ignores.
+
+    Returns:
+        The content of the file.
     """
     layout, second = circuit.layout, circuit.second_scores
     edges = {}
@@ -103,7 +106,11 @@ def to_json(circuit: CircuitData) -> dict[str, Any]:
 
 
 def cfg_of(spec: ModelSpec) -> dict[str, Any]:
-    """The shape of a model as the format has it."""
+    """The shape of a model as the format has it.
+
+    Returns:
+        The value of `cfg`.
+    """
     return {
         "n_layers": spec.n_layers,
         "n_heads": spec.n_heads,
@@ -113,7 +120,11 @@ def cfg_of(spec: ModelSpec) -> dict[str, Any]:
 
 
 def effect_of(node: Node, effects: Mapping[str, float]) -> dict[str, float]:
-    """A node's swept effect as an attribute; nothing where there is none."""
+    """A node's swept effect as an attribute; nothing where there is none.
+
+    Returns:
+        At most one entry.
+    """
     return {EFFECT: float(effects[node.name])} if node.name in effects else {}
 
 
@@ -139,6 +150,9 @@ def _as_constructed(layout: Layout) -> Iterator[tuple[int, int]]:
 
 def read_object(content: Mapping[str, Any], path: Path, spec: ModelSpec | None) -> CircuitData:
     """A circuit from the JSON object of a file; see `load_circuit`.
+
+    Returns:
+        The circuit.
 
     Raises:
         FormatError: A key is missing, has a value of the wrong type, or does not fit the graph.
@@ -178,6 +192,9 @@ def read_object(content: Mapping[str, Any], path: Path, spec: ModelSpec | None) 
 
 def selection_of(record: Any, path: Path) -> Selection | None:
     """The selection that a file holds, if it holds one.
+
+    Returns:
+        The selection, or None.
 
     Raises:
         FormatError: It is none.
@@ -295,6 +312,9 @@ def _edge_as_today(edge: Any) -> Any:
 
 def fitting_spec(cfg: Mapping[str, Any], has_mlp: bool, spec: ModelSpec | None, path: Path) -> ModelSpec:
     """The model's spec if a file is of such a model; without a model, what the file's cfg describes.
+
+    Returns:
+        The shape.
 
     Raises:
         FormatError: The file is of another model, or describes a graph too large to hold.

@@ -32,7 +32,11 @@ _IN_CFG = {"n_layers": int, "n_heads": int, "d_model": int, "parallel_attn_mlp":
 
 
 def to_bytes(circuit: CircuitData) -> bytes:
-    """The content of the file, the same bytes for the same circuit."""
+    """The content of the file, the same bytes for the same circuit.
+
+    Returns:
+        The bytes.
+    """
     import torch
 
     layout, parts = circuit.layout, circuit.node_parts
@@ -58,6 +62,9 @@ def to_bytes(circuit: CircuitData) -> bytes:
 
 def read_tensors(path: Path, spec: ModelSpec | None) -> CircuitData:
     """A circuit from a `.pt` file; see `load_circuit`.
+
+    Returns:
+        The circuit.
 
     Raises:
         FormatError: The file contains anything but tensors, numbers and names, or they do not fit the graph.

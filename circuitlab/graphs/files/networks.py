@@ -19,7 +19,11 @@ if TYPE_CHECKING:
 
 
 def to_networkx(circuit: CircuitData, collapse: bool) -> nx.MultiDiGraph | nx.DiGraph:
-    """See `Circuit.to_networkx`."""
+    """See `Circuit.to_networkx`.
+
+    Returns:
+        The graph.
+    """
     import networkx as nx
 
     graph = nx.DiGraph() if collapse else nx.MultiDiGraph()
@@ -57,14 +61,22 @@ def write_graphml(circuit: CircuitData, path: Path) -> None:
 
 
 def node_link(circuit: CircuitData) -> str:
-    """JSON that `networkx.node_link_graph(json.load(file), edges="edges")` reads back equal; NaN is written as NaN."""
+    """JSON that `networkx.node_link_graph(json.load(file), edges="edges")` reads back equal; NaN is written as NaN.
+
+    Returns:
+        The JSON text.
+    """
     import networkx as nx
 
     return json.dumps(nx.node_link_data(to_networkx(circuit, collapse=False), edges="edges"), indent=1) + "\n"
 
 
 def dot(circuit: CircuitData) -> str:
-    """The graph in Graphviz's language, upwards: blue edges help, red ones hurt, grey ones have no score."""
+    """The graph in Graphviz's language, upwards: blue edges help, red ones hurt, grey ones have no score.
+
+    Returns:
+        The DOT text.
+    """
     lines = [f"digraph {quoted(circuit.spec.name)} {{", "  rankdir=BT;"]
     for node in circuit.nodes:
         shape = {Kind.HEAD: "box", Kind.MLP: "box"}.get(node.kind, "ellipse")
@@ -87,7 +99,11 @@ def dot(circuit: CircuitData) -> str:
 
 
 def quoted(text: str) -> str:
-    """A name as DOT takes any: in quotes, with quotes and backslashes in it escaped and line ends as spaces."""
+    """A name as DOT takes any: in quotes, with quotes and backslashes in it escaped and line ends as spaces.
+
+    Returns:
+        The name in quotes.
+    """
     return '"' + re.sub(r'(["\\])', r"\\\1", " ".join(text.splitlines())) + '"'
 
 
@@ -113,7 +129,11 @@ def graph_edges(graph: nx.MultiDiGraph) -> Iterator[tuple[str, float]]:
 
 
 def graph_effects(graph: nx.MultiDiGraph) -> dict[str, float]:
-    """Swept effects of the nodes of such a graph."""
+    """Swept effects of the nodes of such a graph.
+
+    Returns:
+        Effects by name of the node.
+    """
     return {
         name: _number(data[EFFECT], f"node {name!r}", EFFECT) for name, data in graph.nodes(data=True) if EFFECT in data
     }
@@ -130,6 +150,9 @@ def _number(value: Any, what: str, name: str) -> float:
 
 def read_graphml(path: Path) -> nx.MultiDiGraph:
     """A GraphML file as a multigraph.
+
+    Returns:
+        The graph.
 
     Raises:
         FormatError: There is no such file, or it is no GraphML.
@@ -152,6 +175,9 @@ def read_graphml(path: Path) -> nx.MultiDiGraph:
 
 def read_node_link(content: Mapping[str, Any], path: Path) -> nx.MultiDiGraph:
     """A node-link object as a multigraph; its edges are under `edges` or, in older files, `links`.
+
+    Returns:
+        The graph.
 
     Raises:
         FormatError: It is no node-link object.
