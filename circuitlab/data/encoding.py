@@ -6,7 +6,6 @@ What a tokenizer cannot serve comes back as a `Rejection` with the prompt, the t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -235,14 +234,3 @@ def _tokens_of(chars: CharRange, encoded: Encoded) -> TokenRange | None:
     """The tokens that overlap a character range."""
     hits = [i for i, (start, end) in enumerate(encoded.offsets) if start < chars[1] and end > chars[0]]
     return (hits[0], hits[-1] + 1) if hits else None
-
-
-def check_spans(spans: Mapping[str, TokenRange], length: int) -> None:
-    """Raise unless every span lies inside a prompt of `length` tokens.
-
-    Raises:
-        SpanError: A span starts before the prompt, ends after it, or is empty.
-    """
-    for name, (start, end) in spans.items():
-        if not 0 <= start < end <= length:
-            raise SpanError(f"span {name!r} is ({start}, {end}), outside a prompt of {length} tokens.")

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from traceback import extract_tb
 from types import ModuleType
 
 from circuitlab import plugins
@@ -178,9 +179,6 @@ def _source(path: Path) -> bytes:
 
 
 def _line_in(error: BaseException, path: Path) -> int | None:
-    line, trace = None, error.__traceback__
-    while trace is not None:
-        if Path(trace.tb_frame.f_code.co_filename).resolve() == path.resolve():
-            line = trace.tb_lineno
-        trace = trace.tb_next
-    return line
+    """The last line of a file in the traceback of an error."""
+    frames = reversed(extract_tb(error.__traceback__))
+    return next((frame.lineno for frame in frames if Path(frame.filename).resolve() == path.resolve()), None)
