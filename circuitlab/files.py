@@ -18,10 +18,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BufferedIOBase, BufferedReader
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from textwrap import shorten
 from typing import Any
 
-from circuitlab.errors import CircuitLabError, FileError, FormatError, MissingFileError, RunError
+from circuitlab.errors import CircuitLabError, FileError, FormatError, MissingFileError, RunError, in_one_line
 
 MOST_TEXT = 256 * 2**20  # bytes of a text or JSON file, unpacked
 MOST_LEVELS = 64  # of nested JSON lists and objects
@@ -197,7 +196,7 @@ def parse_json(text: str, where: str, expected: str = "Write it again.") -> Any:
         found = json.loads(text, object_pairs_hook=_without_duplicates)
     # A ValueError that is no JSONDecodeError is a number of more digits than Python reads, or a key given twice.
     except (ValueError, RecursionError, MemoryError) as error:
-        raise FormatError(f"{where} is no JSON: {_short(error)}. {expected}") from error
+        raise FormatError(f"{where} is no JSON: {in_one_line(error, 160).rstrip('. ')}. {expected}") from error
     level = [found]
     for _ in range(MOST_LEVELS):
         level = [
@@ -263,17 +262,13 @@ def parsing(where: str) -> Iterator[None]:
     except CircuitLabError:
         raise
     except Exception as error:
-        raise FormatError(f"{where} is damaged or of another format: {_short(error)}. Write it again.") from error
+        raise FormatError(
+            f"{where} is damaged or of another format: {in_one_line(error, 160).rstrip('. ')}. Write it again."
+        ) from error
 
 
 def _unreadable(what: str, path: Path, error: Exception) -> str:
     return f"{what} {str(path)!r} cannot be read: {getattr(error, 'strerror', None) or error}. Check the path."
-
-
-def _short(error: BaseException) -> str:
-    """The first line of an error, shortened; its type if it has no text."""
-    text = shorten(str(error), 160, placeholder="...").rstrip(". ")
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def path_from_here(path: str | Path) -> str:
