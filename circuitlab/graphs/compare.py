@@ -65,19 +65,17 @@ class Comparison(Summary):
         """
         import pandas as pd
 
-        rows, columns = edge_places(self.first.layout).T
-        either = (self.first.mask | self.second.mask)[rows, columns]
-        names = [edge.name for edge, kept in zip(self.first.layout.edges(), either, strict=True) if kept]
-        rows, columns = rows[either], columns[either]
-        return pd.DataFrame(
+        first, second = self.first.to_frame(), self.second.to_frame()
+        found = pd.DataFrame(
             {
-                "edge": names,
-                "in_first": self.first.mask[rows, columns],
-                "in_second": self.second.mask[rows, columns],
-                "score_first": self.first.scores[rows, columns],
-                "score_second": self.second.scores[rows, columns],
+                "edge": [edge.name for edge in self.first.layout.edges()],
+                "in_first": first["in_circuit"],
+                "in_second": second["in_circuit"],
+                "score_first": first["score"],
+                "score_second": second["score"],
             }
         )
+        return found[found["in_first"] | found["in_second"]].reset_index(drop=True)
 
     def to_record(self) -> dict[str, Any]:
         """The comparison as plain values; what is not a number is null.
