@@ -29,8 +29,8 @@ class Entry(Summary):
     Attributes:
         what: What it does, one line.
         program: Its description.
-        draw: From the number of a pair and a generator to the pair; kinds of pairs take turns.
-        redundant: Two paths carry the same, and either suffices: no edge of theirs has an effect of its own.
+        draw: From the number of a pair and a generator to the pair; kinds of pairs alternate.
+        redundant: Two paths carry the same value, and one suffices: no single edge of theirs has an effect.
         numeric: The output is a number x, not a word: the logits are x / 2 and -x / 2, their difference is x, and the
             clean prompt has the larger x.
     """

@@ -153,7 +153,7 @@ def _depth(writes: str, balance: str, n_ctx: int) -> Apply:
 
 
 def _counting(name: str, what: str, steps: bool) -> Entry:
-    """More of one letter than of the other? Says so by a step (majority), or how many more (fraction)."""
+    """More of one letter than of the other? The answer is a step (majority) or the difference (fraction)."""
     words, n_ctx = ("BOS", "a", "b", "more a", "more b"), 12
     size = len(words)
     sign = np.zeros((size, 1))

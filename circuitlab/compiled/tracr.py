@@ -1,7 +1,7 @@
-"""Tracr's models: their weights in a model that the engine runs, and their true edges from what they hold where.
+"""Tracr's models: their weights in a model that circuitlab runs, and their true edges from the labels of the stream.
 
 Tracr compiles a RASP expression into a transformer whose residual stream has a labelled direction for every value of
-every sub-expression. Each head holds one aggregation, each MLP one or more maps; the input holds tokens, indices and a
+every sub-expression. Each head computes one aggregation, each MLP one or more maps; the input has tokens, indices and a
 constant. What a head or MLP writes and reads, by label, is how one sub-expression depends on others: it gives a
 `Program`, and the program gives the true edges by the same rule as for all compiled models.
 
@@ -91,7 +91,7 @@ def from_tracr(assembled: Any, *, name: str = "tracr", dtype: str = "float64") -
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Assembled:
-    """What an assembled model holds.
+    """The parts of an assembled model.
 
     Attributes:
         labels: Of the directions of the stream, `variable:value`, or `variable` for a number.

@@ -9,10 +9,10 @@ An edge u -> v belongs to the circuit if
    value, zero, or the mean of the reference prompts. A constant path is part of no circuit under "corrupt".
 3. It lies on a path of such edges from the input to the logits.
 
-The values are the program's (`run_program`); no model is run and nothing is patched. Two things follow from taking
-edges at their word. An edge whose reader compares two values that change together can have an effect when it is patched
-alone, and is no part of the circuit if the reader's output is the same. And a constant that makes no
-difference, such as a key of a head that attends to all tokens alike, is taken in under "zero" if it is read at all.
+The values are the program's (`run_program`); no model is run and nothing is patched. Two consequences: an edge whose
+reader compares two values that change together can have an effect when it is patched alone, and is no part of the
+circuit if the reader's output is the same; and a constant that makes no difference, such as a key of a head that
+attends to all tokens alike, belongs to the circuit under "zero" if it is read at all.
 """
 
 from __future__ import annotations

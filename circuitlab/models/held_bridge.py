@@ -1,4 +1,4 @@
-"""A booted bridge as circuitlab holds it: its forward pass, its lock, its weights, and its user's hooks."""
+"""A booted bridge: its forward pass, its lock, its weights, and its user's hooks."""
 
 from __future__ import annotations
 

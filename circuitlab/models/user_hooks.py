@@ -2,9 +2,9 @@
 
 Parts of a model are run by themselves, on other rows than those of the prompts and on several tokens at once, and some
 are computed from weights alone. A hook changes them as it changes the model's own forward pass only if it is where the
-part is computed and acts on every row, and in token-wise parts on every token, alike. Whether it does is measured
-before each recording: the parts are compared with the whole as when a model is loaded, and the recording with one of
-the same prompts in other rows.
+part is computed and acts on every row, and in token-wise parts on every token, alike. This is measured before each
+recording: the parts are compared with the whole as when a model is loaded, and the recording with one of the same
+prompts in other rows.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Refuse a model by measuring it: do its parts, run one by one, add up to the whole?
+"""Verify the decomposition of a model: its parts, run one by one, give what the whole model computes.
 
-A model that passes can be patched at every reader and writer; one that does not is refused before any work, with the
-part that differs and the number. Measured is also what the engine takes for granted: that heads do not see each other,
-that gradients through the parts are those of the whole, and, unless the model is taken as bidirectional, that no token
-sees a later one.
+A model that passes can be patched at every reader and writer; one whose decomposition is inexact is rejected before any
+work, with the part that differs and the error. The assumptions of the engine are measured too: that heads do not see
+each other, that gradients through the parts are those of the whole, and, unless the model is taken as bidirectional,
+that no token sees a later one.
 """
 
 from typing import Any

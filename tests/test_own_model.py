@@ -1,0 +1,93 @@
+"""A user's own model in plain torch, with the members of the protocol and nothing else, runs everything."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from architectures import huggingface, load, pairs
+from own_model import OwnModel
+
+from circuitlab import (
+    direct_attribution,
+    evaluate,
+    load_model,
+    logit_lens,
+    patch_edges,
+    path_patch,
+    score_edges,
+    score_nodes,
+    select,
+    sweep,
+)
+from circuitlab.discovery.scoring import METHODS
+from circuitlab.errors import CircuitLabError
+from circuitlab.models.protocol import Model
+from circuitlab.parts import Layout
+from circuitlab.patching.runs.neuron_values import neuron_values
+from circuitlab.patching.sweeps.sites import SITES
+
+FEW = {"acdc": {"n_edges": 5}, "ugs": {"updates": 2}, "edge-pruning": {"updates": 2}}
+ANALYSES = {
+    "head attribution": lambda model: direct_attribution(model, pairs(), by="head").per_example,
+    "neuron attribution": lambda model: direct_attribution(model, pairs(), by="neuron").per_example,
+    "logit lens": lambda model: logit_lens(model, pairs()).values,
+    "paths": lambda model: path_patch(model, pairs(), "a0.h1", ["logits"]).values,
+    "edges": lambda model: patch_edges(model, pairs(), [*Layout.of(model.spec).edges()][::9]).values,
+    "nodes": lambda model: score_nodes(model, pairs(), "eap", level="neuron").values,
+    "neurons": lambda model: neuron_values(model, pairs().clean, 0).numpy(),
+}
+
+
+def own(standard: bool = True) -> OwnModel:
+    """GPT-2 with the random weights of the bridge's."""
+    weights = {name: weight.double() for name, weight in huggingface("gpt2").state_dict().items()}
+    return OwnModel(weights, replace(load("gpt2").spec, name="own"), standard)
+
+
+def close(found: np.ndarray, expected: np.ndarray) -> bool:
+    return bool(np.allclose(found, expected, rtol=0, atol=1e-9 * np.abs(expected).max()))
+
+
+# With the shortcuts of standard attention, and by the model's own attention alone.
+@pytest.mark.parametrize("standard", [True, False])
+@pytest.mark.parametrize("method", sorted({*METHODS} - {"relp"}))
+def test_scores_are_those_of_the_bridge(method, standard):
+    options = FEW.get(method, {})
+    found, expected = (score_edges(model, pairs(), method, **options) for model in (own(standard), load("gpt2")))
+    assert close(found.values, expected.values)
+
+
+@pytest.mark.parametrize("site", SITES)
+def test_sweeps_are_those_of_the_bridge(site):
+    assert close(*(sweep(model, pairs(), site).values for model in (own(), load("gpt2"))))
+
+
+@pytest.mark.parametrize("analysis", ANALYSES)
+def test_analyses_are_those_of_the_bridge(analysis):
+    assert close(*(ANALYSES[analysis](model) for model in (own(), load("gpt2"))))
+
+
+def test_a_circuit_is_selected_and_judged():
+    model, bridge = own(), load("gpt2")
+    circuits = [select(of, score_edges(of, pairs(), "eap"), pairs(), n_edges=20) for of in (model, bridge)]
+    assert np.array_equal(circuits[0].mask, circuits[1].mask)
+    options = {"n_random": 2, "n_knockouts": 2, "minimality": False}
+    found, expected = (evaluate(of, circuits[0], pairs(), **options) for of in (model, bridge))
+    assert found.faithfulness == pytest.approx(expected.faithfulness, abs=1e-9)
+
+
+def test_other_weights_give_other_numbers():
+    model = own()
+    model._weights["transformer.h.1.mlp.c_proj.weight"] *= 1.01
+    assert not close(*(score_edges(of, pairs(), "eap").values for of in (model, load("gpt2"))))
+
+
+def test_it_has_the_members_of_the_protocol_and_no_others():
+    assert load_model(model := own()) is model
+    members = {name for name in dir(OwnModel) if not name.startswith("_")} | {"spec"}
+    assert members == {name for name in dir(Model) if not name.startswith("_")}
+
+
+def test_relp_says_what_it_needs():
+    with pytest.raises(CircuitLabError, match="relp changes the backward pass .*; OwnModel is none"):
+        score_edges(own(), pairs(), "relp")
