@@ -30,7 +30,7 @@ from circuitlab.discovery.scores import EdgeScores
 from circuitlab.errors import ConfigError, MetricError, UnknownNameError
 from circuitlab.graphs.prune import real_edges
 from circuitlab.metrics import resolve
-from circuitlab.models.anatomy import attn_norm
+from circuitlab.models.anatomy import norm_of
 from circuitlab.parts import Kind, Layout, Node, Reader, Slot
 from circuitlab.patching.runs.baseline import record_baseline
 from circuitlab.patching.runs.writers import writer_differences
@@ -255,7 +255,7 @@ class TestLaws:
         block, size = model.bridge.blocks[layer], model.spec.d_head
 
         def queries(moved: torch.Tensor) -> torch.Tensor:
-            return block.attn.q(attn_norm(block)(stream + moved)).unflatten(-1, (-1, size))
+            return block.attn.q(norm_of(block, "ln1")(stream + moved)).unflatten(-1, (-1, size))
 
         def moved(share: float, row: int, only: torch.Tensor) -> torch.Tensor:
             return only * (queries(share * differences[row]) - queries(0 * differences[row]))

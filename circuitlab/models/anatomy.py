@@ -88,11 +88,6 @@ def norm_of(block: Any, name: str) -> Callable[[Tensor], Tensor]:
     return getattr(block, name, None) or _identity
 
 
-def attn_norm(block: Any) -> Callable[[Tensor], Tensor]:
-    """The norm that a block's heads read through; the identity where there is none."""
-    return norm_of(block, "ln1")
-
-
 def mlp_norm(block: Any, spec: ModelSpec) -> Callable[[Tensor], Tensor]:
     """The norm that a block's MLP reads through; the identity where there is none."""
     # Parallel blocks with a single norm (GPT-J, Phi) give its output to attention and MLP alike.

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from circuitlab.models import shortcuts, watch
-from circuitlab.models.anatomy import attn_norm, linear, mlp_norm, norm_of, projection, run_mlp, spec_of
+from circuitlab.models.anatomy import linear, mlp_norm, norm_of, projection, run_mlp, spec_of
 from circuitlab.models.exclusive import exclusive
 from circuitlab.models.held_bridge import HeldBridge
 from circuitlab.models.norms import norm_pull_back
@@ -72,9 +72,9 @@ class BridgeModel(HeldBridge):
         super().__init__(bridge, spec if causal is None else replace(spec, causal=causal), folding, digest)
         self._text = text
         width = self.spec.d_model
-        self._attn_norms = tuple(shortcuts.fused_norm(attn_norm(block), width) for block in bridge.blocks)
+        self._attn_norms = tuple(shortcuts.fused_norm(norm_of(block, "ln1"), width) for block in bridge.blocks)
         like = next(bridge.original_model.parameters())
-        self._attn_pull_backs = tuple(norm_pull_back(attn_norm(block), like, width) for block in bridge.blocks)
+        self._attn_pull_backs = tuple(norm_pull_back(norm_of(block, "ln1"), like, width) for block in bridge.blocks)
         self._attn_posts = tuple(norm_of(block, "ln1_post") for block in bridge.blocks)
         self._mlp_norms = tuple(shortcuts.fused_norm(mlp_norm(block, self.spec), width) for block in bridge.blocks)
         of_scores = self.family.score_scale

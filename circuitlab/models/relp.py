@@ -26,7 +26,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitlab.errors import UnsupportedModelError
-from circuitlab.models.anatomy import attn_norm, linear, mlp_in, mlp_norm, norm_of
+from circuitlab.models.anatomy import linear, mlp_in, mlp_norm, norm_of
 from circuitlab.models.bridge import BridgeModel
 from circuitlab.models.comparison import allowed, relative
 from circuitlab.models.exclusive import exclusive
@@ -73,7 +73,7 @@ class RelevanceModel(BridgeModel):
         def ruled(norms: Sequence[Norm], forms: Sequence[NormForm]) -> tuple[Norm, ...]:
             return tuple(partial(_ruled, norm, form) for norm, form in zip(norms, forms, strict=True))
 
-        before = forms("before attention", attn_norm)
+        before = forms("before attention", lambda block: norm_of(block, "ln1"))
         self._attn_norms = ruled(self._attn_norms, before)
         self._attn_pull_backs = tuple(partial(form.pull_back, fixed_scale=True) for form in before)
         self._attn_posts = ruled(self._attn_posts, forms("after attention", lambda block: norm_of(block, "ln1_post")))

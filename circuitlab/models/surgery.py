@@ -60,11 +60,8 @@ class Hooks:
 
     def call(self, module: nn.Module, see: Callable[[tuple, dict], None]) -> None:
         """Call `see` with everything the module is called with."""
-
-        def hook(_module: nn.Module, args: tuple, kwargs: dict) -> None:
-            see(args, kwargs)
-
-        self._stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
+        handle = module.register_forward_pre_hook(lambda _, args, kwargs: see(args, kwargs), with_kwargs=True)
+        self._stack.callback(handle.remove)
 
 
 @contextmanager
