@@ -1,4 +1,9 @@
-"""OLMo 2 and 3: norms after attention and MLP and none before, and norms over all heads' queries and keys together."""
+"""OLMo 2 and 3: norms after attention and MLP and none before, and norms over all heads' queries and keys together.
+
+In half precision TransformerLens leaves their queries and keys in float32 after the rotation, where transformers casts
+them back; without a key-value cache its own forward pass then fails ("expected m1 and m2 to have the same dtype, but
+got: float != c10::BFloat16"), so that there is nothing to compare the parts with.
+"""
 
 from typing import Any
 
