@@ -50,16 +50,19 @@ DIFFERS = r"differs by [0-9.e-]+ of its size from the model's own forward pass \
 PRIMITIVES = (
     "embedding",
     "run_blocks",
-    "project",
+    "attn_input",
+    "head_weights",
     "read_attention",
     "attend",
+    "score_scale",
     "attn_output",
     "head_outputs",
     "mlp_output",
     "mlp_hidden",
     "mlp_from_hidden",
     "neuron_weight",
-    "pull_back",
+    "attn_norm_gradients",
+    "final_norm",
     "logits",
 )
 
