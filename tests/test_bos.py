@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 
 from circuitlab import ConfigError, ModelError, UnknownNameError, load_model, neurons, text_log_probs
 from circuitlab.discovery.config import DiscoverConfig
-from circuitlab.features.prompts import n_front
 from circuitlab.models.text import CHOICES
+from circuitlab.neurons.prompts import front_of
 
 SPECIAL = {"<s>": 0, "</s>": 1, "[CLS]": 2, "[SEP]": 3, "[gMASK]": 4, "<sop>": 5, "<pad>": 6}
 WORDS = {word: len(SPECIAL) + number for number, word in enumerate(("hello", "world", "John", "Mary"))}
@@ -304,4 +304,4 @@ class TestTwoTokensInFront:
         assert np.isfinite(found.ablation_loss).all()
 
     def test_autoencoders_leave_both(self, two_in_front):
-        assert n_front(two_in_front) == 2
+        assert len(front_of(two_in_front)) == 2

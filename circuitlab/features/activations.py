@@ -12,15 +12,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuitlab.arguments import checked
+from circuitlab.data.limits import is_whole
 from circuitlab.drawing import draw
 from circuitlab.errors import ConfigError
 from circuitlab.features.autoencoder import Autoencoder
 from circuitlab.features.descriptions import Descriptions
 from circuitlab.features.place import activation, check_fits
-from circuitlab.features.prompts import prompts_of
 from circuitlab.models.modes import in_ordinary_modes
-from circuitlab.models.protocol import Model
-from circuitlab.patching.runs.packing import packs, rows_per_pack
+from circuitlab.models.protocol import BlockArguments, Model
+from circuitlab.neurons.prompts import Tokens, read_prompts, run_by_length
 from circuitlab.resources import Resources
 from circuitlab.result import Result
 from circuitlab.summary import largest, plural
@@ -173,8 +173,6 @@ class FeatureActivations(Result):
 
 @checked
 @in_ordinary_modes
-@in_ordinary_modes
-@torch.no_grad()
 def features(model: Model, autoencoder: Autoencoder, texts: Texts, *, budget: int | None = None) -> FeatureActivations:
     """Run the model on texts and read the active features at every token.
 
@@ -190,22 +188,23 @@ def features(model: Model, autoencoder: Autoencoder, texts: Texts, *, budget: in
     """
     check_fits(model, autoencoder)
     autoencoder = autoencoder.to(model.device, autoencoder.w_enc.dtype)
-    prompts = prompts_of(model, texts)
-    found = [
-        entries
-        for batch in prompts.batches
-        for part in packs(
-            len(batch.tokens), rows_per_pack(model, batch.tokens.shape[1], Resources(budget), 8 * model.spec.n_layers)
-        )
-        for entries in [_entries(model, autoencoder, batch.tokens[part], batch.index[part])]
-    ]
+    prompts, found = read_texts(model, texts), list[tuple[np.ndarray, ...]]()
+
+    @torch.no_grad()
+    def run(numbers: list[int], ids: Tensor, _arguments: BlockArguments) -> None:
+        x = activation(model, model.record(ids), autoencoder.site, autoencoder.layer)
+        active = autoencoder.active(x.flatten(0, 1))
+        token, feature, value = (t.cpu().numpy() for t in (active.token, active.feature, active.value.double()))
+        found.append((np.array(numbers)[token // ids.shape[1]], token % ids.shape[1], feature, value))
+
+    run_by_length(model, prompts, run, Resources(budget), extra_streams=8 * model.spec.n_layers)
     prompt, position, feature, value = (np.concatenate(parts) for parts in zip(*found, strict=True))
     order = np.lexsort((feature, position, prompt))
     return FeatureActivations(
         autoencoder=autoencoder.name,
         hook=autoencoder.hook,
         n_features=autoencoder.n_features,
-        tokens=prompts.words,
+        tokens=tuple(prompt.words for prompt in prompts),
         prompt=prompt[order],
         position=position[order],
         feature=feature[order],
@@ -213,12 +212,21 @@ def features(model: Model, autoencoder: Autoencoder, texts: Texts, *, budget: in
     )
 
 
-def _entries(
-    model: Model, autoencoder: Autoencoder, tokens: Int[Tensor, "batch seq"], index: Sequence[int]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    x = activation(model, model.record(tokens), autoencoder.site, autoencoder.layer)
-    active = autoencoder.active(x.flatten(0, 1))
-    n = tokens.shape[1]
-    token = active.token.cpu().numpy()
-    prompt = np.array(index)[token // n]
-    return prompt, token % n, active.feature.cpu().numpy(), active.value.double().cpu().numpy()
+def read_texts(model: Model, texts: Texts) -> list[Tokens]:
+    """Texts, or rows of tokens, as the model reads them.
+
+    Args:
+        model: Its tokenizer reads the texts.
+        texts: A text, several of any length, or tokens `[batch, seq]`.
+
+    Returns:
+        One prompt for each.
+
+    Raises:
+        ConfigError: There is none, one is empty, or tokens are not whole numbers of that shape.
+        TokenError: One is longer than the context, or holds an id that the model does not have.
+        ModelError: Texts are given, and the model has no tokenizer.
+    """
+    if isinstance(texts, Tensor) and (texts.ndim != 2 or texts.numel() == 0 or not is_whole(texts)):
+        raise ConfigError(f"tokens must be whole numbers [batch, seq]; got {tuple(texts.shape)} {texts.dtype}.")
+    return read_prompts(model, [texts] if isinstance(texts, str) else list(texts))

@@ -22,16 +22,15 @@ from circuitlab.arguments import checked
 from circuitlab.data.batch import PairBatch
 from circuitlab.data.pairs import PairSet
 from circuitlab.errors import ConfigError
-from circuitlab.features.activations import Texts
+from circuitlab.features.activations import Texts, read_texts
 from circuitlab.features.autoencoder import Autoencoder
 from circuitlab.features.place import activation, check_fits, run_on
-from circuitlab.features.prompts import n_front, prompts_of
 from circuitlab.metrics import MetricLike
 from circuitlab.models.modes import in_ordinary_modes
 from circuitlab.models.protocol import BlockArguments, Model, Recording
+from circuitlab.neurons.prompts import front_of, run_by_length
 from circuitlab.patching.experiment import Experiment
 from circuitlab.patching.runs.baseline import at_answer
-from circuitlab.patching.runs.packing import packs, rows_per_pack
 from circuitlab.predictions.streams import logits_by_part
 from circuitlab.resources import Resources
 from circuitlab.result import Result
@@ -159,8 +158,6 @@ def attached(
 
 @checked
 @in_ordinary_modes
-@in_ordinary_modes
-@torch.no_grad()
 def quality(
     model: Model, autoencoder: Autoencoder, texts: Texts, *, keep_first: int | None = None, budget: int | None = None
 ) -> Quality:
@@ -179,13 +176,15 @@ def quality(
     """
     check_fits(model, autoencoder)
     own, since = autoencoder.to(model.device, autoencoder.w_enc.dtype), _kept(model, keep_first)
-    sums = _Sums(own)
-    for batch in prompts_of(model, texts).batches:
-        n = batch.tokens.shape[1]
-        if n < since + 2:
-            raise ConfigError(f"a text of {n} tokens has none to predict behind its first {since}; give longer ones.")
-        for part in packs(len(batch.tokens), rows_per_pack(model, n, Resources(budget), 8 * model.spec.n_layers)):
-            _measure(model, own, batch.tokens[part], since, sums)
+    prompts, sums = read_texts(model, texts), _Sums(own)
+    if short := next((len(prompt) for prompt in prompts if len(prompt) < since + 2), None):
+        raise ConfigError(f"a text of {short} tokens has none to predict after its first {since}; give longer ones.")
+
+    @torch.no_grad()
+    def run(_numbers: list[int], ids: Tensor, arguments: BlockArguments) -> None:
+        sums.add(model, own, ids, arguments, since)
+
+    run_by_length(model, prompts, run, Resources(budget), extra_streams=8 * model.spec.n_layers)
     return sums.quality()
 
 
@@ -267,33 +266,47 @@ def _run(
 def _kept(model: Model, keep_first: int | None) -> int:
     if keep_first is not None and keep_first < 0:
         raise ConfigError(f"keep_first={keep_first} is negative.")
-    return n_front(model) if keep_first is None else keep_first
+    return len(front_of(model)) if keep_first is None else keep_first
 
 
 class _Sums:
     """Sums over tokens, in float64."""
 
     def __init__(self, own: Autoencoder) -> None:
-        self.n_features = own.n_features
         self.alive = torch.zeros(own.n_features, dtype=torch.bool, device=own.w_enc.device)
         self.total = torch.zeros(own.d_in, dtype=torch.float64)
         self.tokens = self.predicted = self.active = 0
         self.squares = self.errors = 0.0
         self.losses = np.zeros(4)
 
-    def add(self, own: Autoencoder, x: Float[Tensor, "token d_in"]) -> None:
-        """What the autoencoder makes of tokens."""
-        left = (x.to(own.w_enc) - own.reconstruct(x)).double()
-        entries = own.active(x)
+    def add(
+        self, model: Model, own: Autoencoder, tokens: Int[Tensor, "batch seq"], arguments: BlockArguments, since: int
+    ) -> None:
+        """Prompts of one length, measured from a token on."""
+        run = model.record(tokens)
+        x = activation(model, run, own.site, own.layer)
+        zero = x.clone()
+        zero[:, since:] = 0
+        finals = [
+            run.resid_final,
+            _run(model, own, run, arguments, since, error=True),
+            _run(model, own, run, arguments, since, error=False),
+            run_on(model, run, arguments, own.site, own.layer, zero),
+        ]
+        losses = [_loss(model, final[:, since:-1], tokens[:, since + 1 :]) for final in finals]
+        read = x[:, since:].flatten(0, 1)
+        left, entries = (read.to(own.w_enc) - own.reconstruct(read)).double(), own.active(read)
+        self.losses += losses
+        self.predicted += tokens[:, since + 1 :].numel()
         self.alive[entries.feature] = True
         self.active += len(entries)
-        self.tokens += len(x)
+        self.tokens += len(read)
         self.errors += float(left.square().sum())
-        self.squares += float(x.double().square().sum())
-        self.total += x.double().sum(0).cpu()
+        self.squares += float(read.double().square().sum())
+        self.total += read.double().sum(0).cpu()
 
-    @checked
     def quality(self) -> Quality:
+        """The numbers over all tokens so far."""
         spread = self.squares - float(self.total.square().sum()) / self.tokens
         clean, with_error, spliced, zero = (float(loss) / self.predicted for loss in self.losses)
         return Quality(
@@ -301,28 +314,12 @@ class _Sums:
             explained_variance=1 - self.errors / spread,
             l0=self.active / self.tokens,
             n_alive=int(self.alive.sum()),
-            n_features=self.n_features,
+            n_features=len(self.alive),
             loss=clean,
             loss_with_error=with_error,
             loss_spliced=spliced,
             loss_zero=zero,
         )
-
-
-def _measure(model: Model, own: Autoencoder, tokens: Int[Tensor, "batch seq"], since: int, sums: _Sums) -> None:
-    run, arguments = model.record(tokens), model.block_arguments(tokens)
-    x = activation(model, run, own.site, own.layer)
-    sums.add(own, x[:, since:].flatten(0, 1))
-    nothing = x.clone()
-    nothing[:, since:] = 0
-    finals = [
-        run.resid_final,
-        _run(model, own, run, arguments, since, error=True),
-        _run(model, own, run, arguments, since, error=False),
-        run_on(model, run, arguments, own.site, own.layer, nothing),
-    ]
-    sums.losses += [_loss(model, final[:, since:-1], tokens[:, since + 1 :]) for final in finals]
-    sums.predicted += tokens[:, since + 1 :].numel()
 
 
 def _loss(model: Model, final: Float[Tensor, "batch _ d_model"], following: Int[Tensor, "batch _"]) -> float:

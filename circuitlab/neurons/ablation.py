@@ -23,10 +23,9 @@ from circuitlab.errors import ConfigError
 from circuitlab.models.modes import in_ordinary_modes
 from circuitlab.models.protocol import BlockArguments, Model
 from circuitlab.models.steps import half_block, mlp_stream
-from circuitlab.neurons.asked import Prompt, Tokens, by_length, check_sets, read_prompts, words_of
 from circuitlab.neurons.log_probs import largest_changes, log_probs_of
+from circuitlab.neurons.prompts import Prompt, Tokens, check_sets, read_prompts, run_by_length, words_of
 from circuitlab.parts import Stage
-from circuitlab.patching.runs.packing import Packer, rows_at_once
 from circuitlab.resources import Resources
 from circuitlab.result import plain
 from circuitlab.summary import Summary, plural
@@ -34,7 +33,8 @@ from circuitlab.summary import Summary, plural
 if TYPE_CHECKING:
     import pandas as pd
 
-Held = Mapping[int, Float[Tensor, " neuron"]]
+Held = Mapping[int, tuple[Sequence[int], Float[Tensor, " #neuron"]]]
+"""Neurons by layer, and the values that they are held at: one for all, or one each."""
 Sets = Mapping[int, Sequence[int]]
 
 
@@ -190,46 +190,28 @@ def ablation_effect(
     prompts = read_prompts(model, texts)
     resources = Resources(budget)
     over = prompts if reference is None else read_prompts(model, reference)
-    held = _means(model, over, chosen, stage, resources) if value == "mean" else _constant(model, chosen, value)
+    if value == "mean":
+        values = _means(model, over, chosen, stage, resources)
+    else:
+        number = 0.0 if value == "zero" else float(value)
+        values = dict.fromkeys(chosen, torch.tensor(number, dtype=model.dtype, device=model.device))
+    held = {layer: (own, values[layer]) for layer, own in chosen.items()}
     found: dict[int, TextEffect] = {}
-    for numbers in by_length(prompts).values():
-        _run_length(model, [prompts[i] for i in numbers], numbers, chosen, held, stage, resources, found)
+
+    @torch.no_grad()
+    def run(numbers: list[int], ids: Tensor, arguments: BlockArguments) -> None:
+        clean, ablated = final_streams(model, arguments, ids, held, stage)
+        for number, own, before, after in zip(numbers, ids, clean, ablated, strict=True):
+            found[number] = _compare(model, prompts[number], own, before, after)
+
+    run_by_length(model, prompts, run, resources, rows_each=2)
     return AblationEffect(
         neurons=chosen, value=value, stage=stage.value, texts=tuple(found[i] for i in range(len(prompts)))
     )
 
 
-def _run_length(
-    model: Model,
-    prompts: list[Tokens],
-    numbers: list[int],
-    chosen: Mapping[int, tuple[int, ...]],
-    held: Held,
-    stage: Stage,
-    resources: Resources,
-    found: dict[int, TextEffect],
-) -> None:
-    """Texts of one length, pack by pack."""
-    ids = torch.tensor([prompt.ids for prompt in prompts], device=model.device)
-    arguments = model.block_arguments(ids[:1])
-
-    def run(part: slice) -> None:
-        clean, ablated = final_streams(model, arguments, ids[part], chosen, held, stage)
-        for at, (before, after) in enumerate(zip(clean, ablated, strict=True), part.start):
-            found[numbers[at]] = _compare(model, prompts[at], ids[at], before, after)
-
-    # Two streams run side by side.
-    Packer().run(len(ids), max(1, rows_at_once(model, ids.shape[1], resources) // 2), run)
-
-
-@torch.no_grad()
 def final_streams(
-    model: Model,
-    arguments: BlockArguments,
-    ids: Int[Tensor, "row seq"],
-    chosen: Mapping[int, tuple[int, ...]],
-    held: Held,
-    stage: Stage = Stage.POST,
+    model: Model, arguments: BlockArguments, ids: Int[Tensor, "row seq"], held: Held, stage: Stage = Stage.POST
 ) -> tuple[Float[Tensor, "row seq d_model"], Float[Tensor, "row seq d_model"]]:
     """The final streams of texts as they are, and with neurons held.
 
@@ -237,34 +219,26 @@ def final_streams(
         model: The model.
         arguments: What blocks are called with at this length.
         ids: Texts.
-        chosen: Neurons by layer, lowest layer first.
-        held: What each of them is held at.
-        stage: Where on their way.
+        held: By layer, the neurons and the values that they are held at.
+        stage: Where they are held.
+
+    Returns:
+        Streams after the last block: of the clean run, and of the ablated run.
     """
-    first, last = min(chosen), max(chosen)
-    stream = model.run_blocks(model.embedding(ids), 0, arguments, first)
-    middle, read = half_block(model, first, stream, arguments)
-    hidden = model.mlp_hidden(first, read, stage)
-    clean = middle + model.mlp_from_hidden(first, hidden, stage)
-    ablated = middle + model.mlp_from_hidden(first, _with(hidden, chosen[first], held[first]), stage)
-    clean = model.run_blocks(clean, first + 1, arguments, last + 1)
-    for layer in range(first + 1, last + 1):
-        if layer not in chosen:
+    first, end = min(held), max(held) + 1
+    clean = ablated = model.run_blocks(model.embedding(ids), 0, arguments, first)
+    clean = model.run_blocks(clean, first, arguments, end)
+    for layer in range(first, end):
+        if layer not in held:
             ablated = model.run_blocks(ablated, layer, arguments, layer + 1)
             continue
         middle, read = half_block(model, layer, ablated, arguments)
-        hidden = model.mlp_hidden(layer, read, stage)
-        ablated = middle + model.mlp_from_hidden(layer, _with(hidden, chosen[layer], held[layer]), stage)
-    both = model.run_blocks(torch.cat([clean, ablated]), last + 1, arguments)
+        hidden = model.mlp_hidden(layer, read, stage).clone()
+        neurons, values = held[layer]
+        hidden[..., list(neurons)] = values
+        ablated = middle + model.mlp_from_hidden(layer, hidden, stage)
+    both = model.run_blocks(torch.cat([clean, ablated]), end, arguments)
     return both[: len(ids)], both[len(ids) :]
-
-
-def _with(
-    hidden: Float[Tensor, "row seq neuron"], neurons: Sequence[int], values: Float[Tensor, " _"]
-) -> Float[Tensor, "row seq neuron"]:
-    new = hidden.clone()
-    new[..., list(neurons)] = values
-    return new
 
 
 def _compare(
@@ -286,37 +260,26 @@ def _compare(
     )
 
 
-@torch.no_grad()
 def _means(
     model: Model, prompts: Sequence[Tokens], chosen: Mapping[int, tuple[int, ...]], stage: Stage, resources: Resources
 ) -> dict[int, Float[Tensor, " neuron"]]:
     """Each neuron's mean over all tokens of some texts but the beginning-of-sequence ones."""
     sums = {layer: torch.zeros(len(c), dtype=torch.float64, device=model.device) for layer, c in chosen.items()}
-    for numbers in by_length(prompts).values():
-        ids = torch.tensor([prompts[i].ids for i in numbers], device=model.device)
-        arguments, special = model.block_arguments(ids[:1]), prompts[numbers[0]].n_special
 
-        def run(part: slice, ids: Tensor = ids, arguments: BlockArguments = arguments, special: int = special) -> None:
-            stream, at = model.embedding(ids[part]), 0
-            part_sums = {}
-            for layer, neurons in chosen.items():
-                stream, at = model.run_blocks(stream, at, arguments, layer), layer
-                read = mlp_stream(model, layer, stream, arguments)
-                values = model.mlp_hidden(layer, read, stage)[:, special:, list(neurons)]
-                part_sums[layer] = values.double().sum((0, 1))
-            for layer, total in part_sums.items():  # at the end: a run that memory ends is done again in parts
-                sums[layer] += total
+    @torch.no_grad()
+    def run(numbers: list[int], ids: Tensor, arguments: BlockArguments) -> None:
+        stream, at = model.embedding(ids), 0
+        part_sums = {}
+        for layer, neurons in chosen.items():
+            stream, at = model.run_blocks(stream, at, arguments, layer), layer
+            values = model.mlp_hidden(layer, mlp_stream(model, layer, stream, arguments), stage)
+            part_sums[layer] = values[:, prompts[numbers[0]].n_special :, list(neurons)].double().sum((0, 1))
+        for layer, total in part_sums.items():  # at the end: where memory runs out, the run is repeated in parts
+            sums[layer] += total
 
-        Packer().run(len(ids), rows_at_once(model, ids.shape[1], resources), run)
+    run_by_length(model, prompts, run, resources)
     count = sum(len(prompt) - prompt.n_special for prompt in prompts)
     return {layer: (total / count).to(model.dtype) for layer, total in sums.items()}
-
-
-def _constant(
-    model: Model, chosen: Mapping[int, tuple[int, ...]], value: str | float
-) -> dict[int, Float[Tensor, " neuron"]]:
-    number = 0.0 if value == "zero" else float(value)
-    return {layer: torch.full((len(c),), number, dtype=model.dtype, device=model.device) for layer, c in chosen.items()}
 
 
 def _by_layer(neurons: Sets | Sequence[int], layer: int | None) -> Sets:

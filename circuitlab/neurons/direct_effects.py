@@ -139,7 +139,6 @@ class Importance(Summary):
 
 @checked
 @in_ordinary_modes
-@in_ordinary_modes
 @torch.no_grad()
 def importance(
     model: Model,

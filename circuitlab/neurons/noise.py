@@ -25,9 +25,9 @@ from circuitlab.data.text_values import TextValues
 from circuitlab.errors import ConfigError
 from circuitlab.models.modes import in_ordinary_modes
 from circuitlab.models.protocol import Model
-from circuitlab.neurons.asked import Prompt, Tokens, check_count, read_prompt
 from circuitlab.neurons.chosen import neurons_of
 from circuitlab.neurons.last_token import last_values
+from circuitlab.neurons.prompts import Prompt, Tokens, check_count, read_prompt
 from circuitlab.resources import Resources
 from circuitlab.summary import Summary, largest, plural
 

@@ -14,8 +14,8 @@ import numpy as np
 
 from circuitlab.arguments import checked
 from circuitlab.errors import ConfigError
-from circuitlab.neurons.asked import check_count
 from circuitlab.neurons.outlier_scores import Outliers
+from circuitlab.neurons.prompts import check_count
 from circuitlab.result import Result
 from circuitlab.stats import GroupDifference, group_difference
 from circuitlab.summary import plural

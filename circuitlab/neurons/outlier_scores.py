@@ -15,7 +15,7 @@ before p are those of the prompt as it is, and ablating the last token changes n
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -30,9 +30,9 @@ from circuitlab.errors import ConfigError
 from circuitlab.models.modes import in_ordinary_modes
 from circuitlab.models.protocol import BlockArguments, Model
 from circuitlab.models.steps import half_block
-from circuitlab.neurons.asked import Prompt, Tokens, by_length, read_prompts
 from circuitlab.neurons.chosen import layers_of
 from circuitlab.neurons.log_probs import log_probs_of
+from circuitlab.neurons.prompts import Prompt, Tokens, read_prompts, run_by_length
 from circuitlab.parts import Stage
 from circuitlab.patching.runs.packing import Packer, rows_at_once
 from circuitlab.resources import Resources
@@ -161,8 +161,14 @@ def outliers(model: Model, prompts: Sequence[Prompt], layer: int = 0, *, budget:
         if len(prompt) <= _first_predicted(prompt):
             raise ConfigError(f"text {number} is the single token {prompt.words[-1]!r}: nothing is predicted from it.")
     found: dict[int, PromptOutliers] = {}
-    for numbers in by_length(read).values():
-        _run_length(model, layer, [read[i] for i in numbers], numbers, Resources(budget), found)
+    resources = Resources(budget)
+
+    def run(numbers: list[int], ids: Tensor, arguments: BlockArguments) -> None:
+        found.update(
+            zip(numbers, _scored(model, layer, arguments, [read[i] for i in numbers], ids, resources), strict=True)
+        )
+
+    run_by_length(model, read, run, resources)
     return Outliers(
         layer=layer,
         model_id=model.id,
@@ -172,98 +178,78 @@ def outliers(model: Model, prompts: Sequence[Prompt], layer: int = 0, *, budget:
 
 
 @torch.no_grad()
-def _run_length(
+def _scored(
     model: Model,
     layer: int,
+    arguments: BlockArguments,
     prompts: list[Tokens],
-    numbers: list[int],
+    ids: Int[Tensor, "batch seq"],
     resources: Resources,
-    found: dict[int, PromptOutliers],
-) -> None:
-    """Prompts of one length, a pack of prompts after the other."""
-    ids = torch.tensor([prompt.ids for prompt in prompts], device=model.device)
-    arguments, size = model.block_arguments(ids[:1]), rows_at_once(model, ids.shape[1], resources)
-
-    def run(part: slice) -> None:
-        base = _record(model, layer, arguments, ids[part])
-        losses = _losses(model, layer, arguments, base, size)
-        for at in range(part.start, part.stop):
-            row, first = at - part.start, _first_predicted(prompts[at])
-            losses[row, :, :first] = torch.nan
-            found[numbers[at]] = PromptOutliers(
-                tokens=prompts[at],
-                loss=float(base.token_losses[row, first - 1 :].double().mean()),
-                losses=losses[row].double().cpu().numpy(),
-                outlier_score=_score(base.mid[row]),
-                score_behind=_score(base.post[row]),
-            )
-
-    Packer().run(len(ids), size, run)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Base:
-    """Prompts as they are, at one layer.
-
-    Attributes:
-        ids: The prompts.
-        mid: The MLP's neurons, before a norm inside it.
-        post: The same behind that norm.
-        after: The stream behind the block.
-        without: The same at a position where those neurons are zero.
-        token_losses: Loss of each token but the first.
-    """
-
-    ids: Int[Tensor, "batch seq"]
-    mid: Float[Tensor, "batch seq neuron"]
-    post: Float[Tensor, "batch seq neuron"]
-    after: Float[Tensor, "batch seq d_model"]
-    without: Float[Tensor, "batch seq d_model"]
-    token_losses: Float[Tensor, "batch _"]
-
-
-def _record(model: Model, layer: int, arguments: BlockArguments, ids: Int[Tensor, "batch seq"]) -> _Base:
+) -> Iterator[PromptOutliers]:
+    """Prompts of one length."""
     stream = model.run_blocks(model.embedding(ids), 0, arguments, layer)
     middle, read = half_block(model, layer, stream, arguments)
-    mid = model.mlp_hidden(layer, read, Stage.MID)
+    mid, post = (model.mlp_hidden(layer, read, stage) for stage in (Stage.MID, Stage.POST))
     after = middle + model.mlp_from_hidden(layer, mid, Stage.MID)
+    without = middle + model.mlp_from_hidden(layer, torch.zeros_like(mid[:1, :1]), Stage.MID)
     final = model.run_blocks(after, layer + 1, arguments)
-    log_probs = log_probs_of(model, final[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
-    return _Base(
-        ids=ids,
-        mid=mid,
-        post=model.mlp_hidden(layer, read, Stage.POST),
-        after=after,
-        without=middle + model.mlp_from_hidden(layer, torch.zeros_like(mid[:1, :1]), Stage.MID),
-        token_losses=-log_probs.view(len(ids), -1),
-    )
+    token_losses = -log_probs_of(model, final[:, :-1].flatten(0, 1), ids[:, 1:].flatten()).view(len(ids), -1)
+    losses = _changes(model, layer, arguments, ids, after, without, token_losses, resources)
+    for row, prompt in enumerate(prompts):
+        first = _first_predicted(prompt)
+        losses[row, :, :first] = torch.nan
+        yield PromptOutliers(
+            tokens=prompt,
+            loss=float(token_losses[row, first - 1 :].double().mean()),
+            losses=losses[row].double().cpu().numpy(),
+            outlier_score=_score(mid[row]),
+            score_behind=_score(post[row]),
+        )
 
 
-def _losses(
-    model: Model, layer: int, arguments: BlockArguments, base: _Base, size: int
+def _changes(
+    model: Model,
+    layer: int,
+    arguments: BlockArguments,
+    ids: Int[Tensor, "batch seq"],
+    after: Float[Tensor, "batch seq d_model"],
+    without: Float[Tensor, "batch seq d_model"],
+    token_losses: Float[Tensor, "batch _"],
+    resources: Resources,
 ) -> Float[Tensor, "batch seq seq"]:
-    """By ablated position and token: how much that token's loss changes; NaN at the first token."""
-    n_prompts, n_tokens = base.ids.shape
-    found = base.token_losses.new_zeros(n_prompts, n_tokens, n_tokens)
+    """By ablated position and token: how much that token's loss changes; NaN at the first token.
+
+    Args:
+        model: The model.
+        layer: The layer of the MLP.
+        arguments: What blocks are called with.
+        ids: The prompts.
+        after: The stream after the block.
+        without: The same where the neurons at a position are zero.
+        token_losses: Loss of each token but the first.
+        resources: Bytes that a run may take.
+    """
+    n_prompts, n_tokens = ids.shape
+    found = token_losses.new_zeros(n_prompts, n_tokens, n_tokens)
     found[..., 0] = torch.nan
     # The last position predicts nothing, so it is not run.
-    places = torch.cartesian_prod(torch.arange(n_prompts), torch.arange(n_tokens - 1)).to(base.ids.device)
+    places = torch.cartesian_prod(torch.arange(n_prompts), torch.arange(n_tokens - 1)).to(ids.device)
 
     def run(part: slice) -> None:
         prompt, position = places[part].T
         row = torch.arange(len(prompt), device=prompt.device)
-        stream = base.after[prompt]
-        stream[row, position] = base.without[prompt, position]
+        stream = after[prompt]
+        stream[row, position] = without[prompt, position]
         final = model.run_blocks(stream, layer + 1, arguments)
-        # Behind the last block a changed token speaks to nobody but its own prediction.
+        # After the last block a changed token affects its own prediction only.
         reach = 1 if layer == model.spec.n_layers - 1 else n_tokens
         column = torch.arange(n_tokens - 1, device=prompt.device)
-        seen = (column >= position[:, None]) & (column < position[:, None] + reach)
-        row, at = seen.nonzero().T
-        log_probs = log_probs_of(model, final[row, at], base.ids[prompt[row], at + 1])
-        found[prompt[row], position[row], at + 1] = -log_probs - base.token_losses[prompt[row], at]
+        changed = (column >= position[:, None]) & (column < position[:, None] + reach)
+        row, at = changed.nonzero().T
+        log_probs = log_probs_of(model, final[row, at], ids[prompt[row], at + 1])
+        found[prompt[row], position[row], at + 1] = -log_probs - token_losses[prompt[row], at]
 
-    Packer().run(len(places), size, run)
+    Packer().run(len(places), rows_at_once(model, n_tokens, resources), run)
     return found
 
 

@@ -24,7 +24,6 @@ SAID = {
 
 @checked
 @in_ordinary_modes
-@in_ordinary_modes
 @torch.no_grad()
 def activations(
     model: Model, text: str, layer: int, neurons: int | Sequence[int], stage: str | Stage = "post"

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from circuitlab.drawing import draw
-from circuitlab.neurons.asked import Tokens
+from circuitlab.neurons.prompts import Tokens
 from circuitlab.summary import Summary, plural, short
 
 if TYPE_CHECKING:

@@ -34,10 +34,10 @@ from circuitlab.arguments import checked
 from circuitlab.errors import ConfigError, UnknownNameError
 from circuitlab.models.modes import in_ordinary_modes
 from circuitlab.models.protocol import BlockArguments, Model
-from circuitlab.neurons.asked import Tokens, check_count, same_when_typed, words_of
 from circuitlab.neurons.chosen import neurons_of
 from circuitlab.neurons.last_token import at_last_token, last_values
 from circuitlab.neurons.prompt_results import FoundPrompt, OptimisedPrompts, RandomPrompts
+from circuitlab.neurons.prompts import Tokens, check_count, same_when_typed, words_of
 from circuitlab.neurons.template import Template, template_of
 from circuitlab.neurons.vocabulary import Vocabulary
 from circuitlab.patching.runs.packing import packs, rows_at_once

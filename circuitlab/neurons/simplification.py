@@ -21,9 +21,9 @@ from circuitlab.drawing import draw
 from circuitlab.errors import ConfigError
 from circuitlab.models.modes import in_ordinary_modes
 from circuitlab.models.protocol import Model
-from circuitlab.neurons.asked import Prompt, Tokens, check_count, read_prompt, same_when_typed
 from circuitlab.neurons.chosen import neurons_of
 from circuitlab.neurons.last_token import last_values
+from circuitlab.neurons.prompts import Prompt, Tokens, check_count, read_prompt, same_when_typed
 from circuitlab.resources import Resources
 from circuitlab.summary import Summary, plural, short
 

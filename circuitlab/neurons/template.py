@@ -12,7 +12,7 @@ from torch import Tensor
 from circuitlab.data.limits import check_length
 from circuitlab.errors import ConfigError, TokenError
 from circuitlab.models.protocol import Model
-from circuitlab.neurons.asked import front_of
+from circuitlab.neurons.prompts import front_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -79,7 +79,6 @@ class WeightTable(Summary):
 
 @checked
 @in_ordinary_modes
-@in_ordinary_modes
 @torch.no_grad()
 def top_tokens(
     model: Model, layer: int, neuron: int, k: int = 10, *, lowest: bool = False, final_norm: bool = True
@@ -118,7 +117,6 @@ def top_tokens(
 
 
 @checked
-@in_ordinary_modes
 @in_ordinary_modes
 @torch.no_grad()
 def top_neurons(

@@ -67,7 +67,6 @@ def continue_text(model: Model, text: Sequence[str], n: int) -> tuple[Continuati
 
 @checked
 @in_ordinary_modes
-@in_ordinary_modes
 @torch.no_grad()
 def continue_text(model: Model, text: str | Sequence[str], n: int) -> Continuation | tuple[Continuation, ...]:
     """Generate n tokens greedily after one text, or after each of several, which are run together.

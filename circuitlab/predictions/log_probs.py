@@ -149,7 +149,6 @@ def text_log_probs(model: Model, text: Sequence[str]) -> tuple[TextLogProbs, ...
 
 @checked
 @in_ordinary_modes
-@in_ordinary_modes
 @torch.no_grad()
 def text_log_probs(model: Model, text: str | Sequence[str]) -> TextLogProbs | tuple[TextLogProbs, ...]:
     """How likely the model finds each token of one text, or of each of several, which are run together.

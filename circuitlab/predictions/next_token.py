@@ -95,7 +95,6 @@ def predict(
 
 @checked
 @in_ordinary_modes
-@in_ordinary_modes
 @torch.no_grad()
 def predict(
     model: Model, text: str | Sequence[str], answers: str | Sequence[str | Sequence[str]] = (), k: int = 10

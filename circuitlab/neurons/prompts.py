@@ -1,8 +1,9 @@
-"""What was asked of which neuron on which text, checked before anything runs."""
+"""Texts and token ids as a model reads them, checked before anything runs, and run together by length."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from numbers import Integral
@@ -14,8 +15,10 @@ from torch import Tensor
 
 from circuitlab.data.limits import check_ids, check_length, clipped
 from circuitlab.errors import ConfigError, ModelError, WrongTypeError
-from circuitlab.models.protocol import Model
+from circuitlab.models.protocol import BlockArguments, Model
 from circuitlab.neurons.chosen import neurons_of
+from circuitlab.patching.runs.packing import Packer, rows_at_once, rows_per_pack
+from circuitlab.resources import DEFAULT, Resources
 from circuitlab.summary import Summary, plural, short
 
 Prompt = str | Int[Tensor, " _"]  # of any length: those of a list may differ
@@ -124,12 +127,41 @@ def same_when_typed(model: Model, tokens: Tokens) -> bool | None:
         return None
 
 
-def by_length(prompts: Sequence[Tokens]) -> dict[int, list[int]]:
-    """Numbers of the prompts of each length: those of one length run together, without padding."""
-    found: dict[int, list[int]] = {}
+def run_by_length(
+    model: Model,
+    prompts: Sequence[Tokens],
+    run: Callable[[list[int], Int[Tensor, "row seq"], BlockArguments], None],
+    resources: Resources = DEFAULT,
+    *,
+    rows_each: int = 1,
+    extra_streams: int = 0,
+) -> None:
+    """Run prompts of one length together, without padding, as many at a time as memory holds.
+
+    Args:
+        model: The model.
+        prompts: The prompts.
+        run: Called with the numbers of some prompts of one length, their ids and what blocks are called with; again
+            with fewer of them where memory ran out.
+        resources: Bytes that a run may take.
+        rows_each: Rows that `run` runs side by side for each prompt.
+        extra_streams: Tensors of the stream's size that stay alive for each prompt.
+
+    Raises:
+        ConfigError: The budget does not hold a single prompt.
+    """
+    by_length, packer = defaultdict[int, list[int]](list), Packer()
     for number, prompt in enumerate(prompts):
-        found.setdefault(len(prompt), []).append(number)
-    return found
+        by_length[len(prompt)].append(number)
+    for n_tokens, numbers in sorted(by_length.items()):
+        ids = torch.tensor([prompts[i].ids for i in numbers], device=model.device)
+        arguments = model.block_arguments(ids[:1])
+        size = min(rows_at_once(model, n_tokens, resources), rows_per_pack(model, n_tokens, resources, extra_streams))
+
+        def run_part(part: slice, numbers: list[int] = numbers, ids: Tensor = ids, arguments: Any = arguments) -> None:
+            run(numbers[part], ids[part], arguments)
+
+        packer.run(len(ids), max(1, size // rows_each), run_part)
 
 
 def check_sets(model: Model, neurons: Mapping[int, Sequence[int]]) -> dict[int, tuple[int, ...]]:
