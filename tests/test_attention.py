@@ -12,9 +12,8 @@ import torch
 from architectures import NATIVE, load
 
 from circuitlab import ConfigError, Node, UnknownNameError, attention, load_task
+from circuitlab.attribution.patterns import AttentionPatterns
 from circuitlab.errors import FormatError
-from circuitlab.report.attention_data import AttentionData
-from circuitlab.report.attention_view import attention_page
 from circuitlab.report.render import asset
 
 SCRIPT = asset("attention.js")
@@ -146,9 +145,9 @@ class TestThePage:
     )
     def test_a_record_that_is_none_is_told(self, found, change, words):
         with pytest.raises(FormatError, match=words):
-            attention_page({**found.to_record(), **change})
+            AttentionPatterns.of_record({**found.to_record(), **change})
 
     def test_a_record_comes_back(self, found):
-        data = AttentionData.of(json.loads(json.dumps(found.to_record())))
+        data = AttentionPatterns.of_record(json.loads(json.dumps(found.to_record())))
         assert (data.tokens, data.heads, data.notes) == (found.tokens, found.heads, found.notes)
         assert np.abs(data.patterns - found.patterns).max() < 1e-4

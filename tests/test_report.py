@@ -29,7 +29,7 @@ from circuitlab.report.page import page as whole_page
 from circuitlab.report.pictures import bitmap, checked_png, drawing
 from circuitlab.report.prompts import shown_pair
 from circuitlab.report.render import asset, render
-from circuitlab.viz import draw_circuit, figure_bytes, grid_from_frame, heatmap, save_figure
+from circuitlab.viz import draw_circuit, figure_bytes, grid_from_frame, heatmap, plot, save_figure
 
 SCRIPT = asset("attention.js")
 SPEC = ModelSpec(name="bundled", n_layers=4, n_heads=8, n_kv_heads=8, d_model=128, d_head=16, d_vocab=999, n_ctx=99)
@@ -557,7 +557,7 @@ class TestAttention:
 
     def test_its_picture_is_in_the_page_and_drawn_again_where_there_is_none(self, folder):
         drawn = write_report(folder).read_text(encoding="utf-8")
-        png = read_run(folder).attention.png()
+        png = figure_bytes(plot(read_run(folder).attention), "png")
         assert text_of(png) in drawn
         (folder / "attention.png").write_bytes(png)
         picture = re.compile(r'class="attention-still">.*?</figure>', re.DOTALL)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from circuitlab.report.folder import RunFolder
-from circuitlab.report.format import counted, interval, number, percent, significant
+from circuitlab.report.format import counted, finite, interval, number, percent, significant
 
 # Above this faithfulness the text is "exceed" instead of "recover".
 _EXCEEDS = 1.15
@@ -25,7 +24,7 @@ def random_values(evaluation: Mapping[str, Any]) -> list[float]:
     """Faithfulness of the random circuits; values that are not finite are left out."""
     baseline = evaluation.get("random_baseline")
     values = baseline.get("faithfulness") if isinstance(baseline, Mapping) else None
-    return [float(v) for v in values or () if isinstance(v, int | float) and math.isfinite(v)]
+    return [found for found in map(finite, values or ()) if found is not None]
 
 
 def headline(run: RunFolder) -> str:
@@ -36,7 +35,7 @@ def headline(run: RunFolder) -> str:
     start = f"In {run.about('model')['id']}, {evaluation['n_edges']:,}{of_all}"
     n_held_out = count_of(run, "held_out")
     pairs = counted(n_held_out, "held-out pair") if n_held_out else "held-out pairs"
-    if not isinstance(value, int | float) or not math.isfinite(value):
+    if finite(value) is None:
         return f"{start} were selected for {name}; their faithfulness on {pairs} could not be measured."
     if value < 0:
         effect = f"shift the model away from the answer of {name}"
@@ -118,7 +117,7 @@ def caveats(run: RunFolder) -> Iterator[str]:
             f"The {counted(len(values), 'random circuit')} are connected and have as many edges after pruning; their "
             f"faithfulness ranges from {number(min(values))} to {number(max(values))}."
         )
-    if kl := _finite(evaluation.get("kl")):
+    if kl := finite(evaluation.get("kl")):
         yield (
             f"The KL divergence of the circuit's next-token distribution from that of the whole model is "
             f"{significant(kl)} nats; faithfulness measures only the contrast of the metric."
@@ -138,22 +137,17 @@ def _overlap(run: RunFolder) -> str:
         texts[pair.get("split") == "held_out"] |= {pair["clean"], pair["corrupt"]}
     shared = len(texts[True] & texts[False])
     if shared:
-        verb = "prompt is", "prompts are"
-        return f"{counted(shared, *verb)} in both splits, so the evaluation is not independent of discovery."
+        are = counted(shared, "prompt is", "prompts are")
+        return f"{are} in both splits, so the evaluation is not independent of discovery."
     return "no prompt is in both splits."
 
 
 def _swept(run: RunFolder) -> Iterator[str]:
     """How many cells of the heatmaps are expected to be significant by chance."""
     cells = [p for sweep in run.sweeps if "p_value" in sweep.frame.columns for p in sweep.frame["p_value"]]
-    cells = [float(p) for p in cells if isinstance(p, int | float) and math.isfinite(p)]
-    if cells:
+    if cells := [p for p in map(finite, cells) if p is not None]:
         small = sum(p < 0.05 for p in cells)
         yield (
             f"The heatmaps have {len(cells):,} cells, {small:,} of them with p < 0.05 (uncorrected); about "
             f"{0.05 * len(cells):,.0f} are expected by chance."
         )
-
-
-def _finite(value: object) -> float | None:
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from circuitlab.attribution.patterns import AttentionPatterns
 from circuitlab.errors import FormatError, RunError
 from circuitlab.files import path_from_here
 from circuitlab.graphs.circuit import Circuit
-from circuitlab.report.attention_data import AttentionData
 from circuitlab.report.pictures import checked_png
 from circuitlab.runs.manifest import MANIFEST
 from circuitlab.runs.reader import CIRCUIT, EDGES, EVALUATION, RunReader, damaged
@@ -69,7 +69,7 @@ class RunFolder:
         drawing: `circuit.svg`, or None.
         files: Name -> SHA-256 of every file but the report and the manifest.
         repeated: The discovery done again, on resamples or over seeds, where it was asked for.
-        attention: Where the circuit's strongest heads look on one prompt, or None.
+        attention: Attention patterns of the circuit's strongest heads on one prompt, or None.
         attention_png: Its picture, or None.
     """
 
@@ -85,7 +85,7 @@ class RunFolder:
     drawing: str | None
     files: Mapping[str, str]
     repeated: tuple[Repeated, ...] = ()
-    attention: AttentionData | None = None
+    attention: AttentionPatterns | None = None
     attention_png: bytes | None = None
 
     def about(self, part: str) -> Mapping[str, Any]:
@@ -154,10 +154,10 @@ def _png(read: RunReader, name: str) -> bytes | None:
         raise read.damaged(name, error) from error
 
 
-def _attention(read: RunReader) -> AttentionData | None:
+def _attention(read: RunReader) -> AttentionPatterns | None:
     try:
         found = read.find("attention.json")
-        return None if found is None else AttentionData.of(read.json("attention.json"))
+        return None if found is None else AttentionPatterns.of_record(read.json("attention.json"))
     except FormatError as error:
         raise read.damaged("attention.json", error) from error
 

@@ -8,6 +8,17 @@ MINUS = "\N{MINUS SIGN}"
 NONE = "\N{EN DASH}"
 
 
+def finite(value: object) -> float | None:
+    """A finite number; None for NaN, infinities, truth values and everything else.
+
+    Example:
+        >>> finite(2), finite(float("nan")), finite("2")
+        (2.0, None, None)
+    """
+    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if good else None  # type: ignore[arg-type]
+
+
 def number(value: object, digits: int = 2) -> str:
     """A number with so many decimals; a dash where there is none.
 
@@ -15,7 +26,7 @@ def number(value: object, digits: int = 2) -> str:
         >>> number(0.9312), number(1519, 0), number(None) == NONE
         ('0.93', '1,519', True)
     """
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if (value := finite(value)) is None:
         return NONE
     written = f"{value:,.{digits}f}"
     return (written.lstrip("-") if float(written.replace(",", "")) == 0 else written).replace("-", MINUS)
@@ -23,7 +34,7 @@ def number(value: object, digits: int = 2) -> str:
 
 def significant(value: object, digits: int = 3) -> str:
     """A number with so many significant digits, for quantities of unknown size."""
-    if not isinstance(value, int | float) or not math.isfinite(value):
+    if (value := finite(value)) is None:
         return NONE
     if value == 0:
         return "0"
@@ -33,7 +44,8 @@ def significant(value: object, digits: int = 3) -> str:
 
 def percent(value: object, digits: int = 1) -> str:
     """A share as a percentage with a narrow space."""
-    return NONE if number(value) == NONE else f"{number(100 * value, digits)}\u202f%"  # type: ignore[operator]
+    share = finite(value)
+    return NONE if share is None else f"{number(100 * share, digits)}\u202f%"
 
 
 def interval(ends: object, digits: int = 2) -> str:

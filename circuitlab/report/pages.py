@@ -1,4 +1,4 @@
-"""Which results have pages, and which a view of their own in notebooks; runs have a report."""
+"""Pages and notebook cells of results, and the report of a run. Those of attention patterns are in `attention`."""
 
 from __future__ import annotations
 
@@ -6,26 +6,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from circuitlab.drawing import shows
-from circuitlab.report import text_view
-from circuitlab.report.attention_view import attention_page, attention_picture
+from circuitlab.report import (
+    attention,  # noqa: F401 - registers its pages
+    text_view,
+)
 from circuitlab.report.page import write_report
 
 if TYPE_CHECKING:
-    from circuitlab.attribution.patterns import AttentionPatterns
     from circuitlab.data.text_values import TextPage
     from circuitlab.runs.record import RunRecord
-
-
-@shows("page", "circuitlab.attribution.patterns:AttentionPatterns")
-def attention(patterns: AttentionPatterns) -> str:
-    """A page to look around in: choose a head, point at a token."""
-    return attention_page(patterns.to_record())
-
-
-@shows("cell", "circuitlab.attribution.patterns:AttentionPatterns")
-def attention_cell(patterns: AttentionPatterns) -> str:
-    """The picture alone, which needs no script."""
-    return attention_picture(patterns.to_record())
 
 
 @shows("page", "circuitlab.data.text_values:TextPage")

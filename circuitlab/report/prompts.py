@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from difflib import SequenceMatcher
+from itertools import zip_longest
 from typing import Any
 
 from circuitlab.viz import visible_token
@@ -51,10 +52,7 @@ def _aligned(clean: Sequence[str], corrupt: Sequence[str]) -> list[tuple[str | N
         return [(a, b, a != b) for a, b in zip(clean, corrupt, strict=True)]
     rows: list[tuple[str | None, str | None, bool]] = []
     for tag, a0, a1, b0, b1 in SequenceMatcher(None, clean, corrupt, autojunk=False).get_opcodes():
-        for i in range(max(a1 - a0, b1 - b0)):
-            above = clean[a0 + i] if a0 + i < a1 else None
-            below = corrupt[b0 + i] if b0 + i < b1 else None
-            rows.append((above, below, tag != "equal"))
+        rows += [(above, below, tag != "equal") for above, below in zip_longest(clean[a0:a1], corrupt[b0:b1])]
     return rows
 
 

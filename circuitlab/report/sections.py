@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from circuitlab.parts import Edge
-from circuitlab.report.attention_view import attention_values
+from circuitlab.report.attention import attention_values
 from circuitlab.report.figures import circuit_figure, curve_figure, sweep_figure
 from circuitlab.report.findings import (
     ablation_of,
