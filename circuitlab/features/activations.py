@@ -83,8 +83,7 @@ class FeatureActivations(Result):
             ConfigError: There is no such prompt or position.
         """
         here = np.flatnonzero((self.prompt == prompt) & (self.position == self._place(prompt, position)))
-        order = here[np.argsort(-self.value[here], kind="stable")][:k]
-        return tuple(ActiveFeature(feature=int(self.feature[i]), value=float(self.value[i])) for i in order)
+        return self._features(here[np.argsort(-self.value[here], kind="stable")][:k])
 
     def of(self, feature: int, prompt: int = 0) -> Float[np.ndarray, " seq"]:
         """One feature's activation at every token of a prompt.
@@ -114,8 +113,7 @@ class FeatureActivations(Result):
         here = np.flatnonzero(inside if prompt is None else inside & (self.prompt == self._prompt(prompt)))
         order = here[np.argsort(-self.value[here], kind="stable")]
         _, strongest = np.unique(self.feature[order], return_index=True)
-        chosen = order[np.sort(strongest)][:k]
-        return tuple(ActiveFeature(feature=int(self.feature[i]), value=float(self.value[i])) for i in chosen)
+        return self._features(order[np.sort(strongest)][:k])
 
     def to_frame(self, descriptions: Descriptions | None = None) -> pd.DataFrame:
         """One row an entry: prompt, position, token, feature, activation, (description)."""
@@ -146,6 +144,9 @@ class FeatureActivations(Result):
             ConfigError: There is no such prompt, or no feature is active in it.
         """
         return draw(self, k=k, prompt=prompt, first=first, names=names)
+
+    def _features(self, entries: Int[np.ndarray, " _"]) -> tuple[ActiveFeature, ...]:
+        return tuple(ActiveFeature(feature=int(self.feature[i]), value=float(self.value[i])) for i in entries)
 
     def _prompt(self, prompt: int) -> int:
         if not 0 <= prompt < len(self.tokens):

@@ -14,11 +14,12 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -43,9 +44,6 @@ from circuitlab.patching.runs.reach import tokens_that_matter
 from circuitlab.progress import Progress, callback, reports_progress
 from circuitlab.result import Result
 from circuitlab.summary import largest, plural
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 ENDS = ("corrupt", "clean")
 ENTRIES_AT_ONCE = 2**24  # numbers of gathered decoder rows: 64 MB in float32
@@ -125,8 +123,6 @@ class FeatureRanking(Result):
 
     def to_frame(self, descriptions: Descriptions | None = None) -> pd.DataFrame:
         """One row a feature: feature, score, share (of the gap), ci_low, ci_high, p_value, change, n, (description)."""
-        import pandas as pd
-
         interval = stats.mean_interval(self.per_example, self.seed)
         frame = pd.DataFrame(
             {
@@ -201,29 +197,48 @@ def rank_features(
     experiment.prompt_gap  # noqa: B018 - refuses a metric that does not tell the two runs apart
     parts = experiment.recordings.parts(ALIVE * (model.spec.n_layers - own.layer))
     ends = np.zeros((4, experiment.n_examples))  # clean, corrupt, error, total
-    sums: dict[int, list[tuple[int, float, float]]] = {}
+    entries: list[pd.DataFrame] = []
     for number, batch in enumerate(parts):
         baseline, where = experiment.recordings.baseline(batch), batch.index.cpu().numpy()
-        slope = mean_slope(model, own, baseline, judge, at, steps)
-        scored, error, total = _scores(model, own, baseline, slope, at)
+        gradient = mean_gradient(model, own, baseline, judge, at, steps)
+        scored, error, total = _scores(model, own, baseline, gradient, at)
         both = torch.stack([*baseline.gap(judge), error, total])
         ends[:, where] = both.double().cpu().numpy()
-        for feature, example, score, change in scored:
-            sums.setdefault(feature, []).append((int(where[example]), score, change))
+        entries.append(scored.assign(example=where[scored["example"]]))
         experiment.progress("attribution", number + 1, len(parts))
-    if not sums:
+    table = pd.concat(entries)
+    if table.empty:
         raise ConfigError(f"no feature of autoencoder {own.name!r} differs between the clean and the corrupted runs.")
-    return _ranked(own, judge, ends, sums, at if steps == 1 else "between", steps, seed)
+    scores = table.pivot_table("score", "feature", "example", "sum", fill_value=0.0)
+    scores = scores.reindex(columns=range(experiment.n_examples), fill_value=0.0)
+    scores = scores.iloc[np.argsort(-np.abs(scores.to_numpy().mean(1)), kind="stable")]
+    change = table.groupby("feature")["change"].sum().loc[scores.index] / experiment.n_examples
+    clean, corrupt, error, total = ends
+    return FeatureRanking(
+        autoencoder=own.name,
+        metric=judge.name,
+        unit=judge.unit,
+        at=at if steps == 1 else "between",
+        steps=steps,
+        features=tuple(map(int, scores.index)),
+        per_example=scores.to_numpy(),
+        change=change.to_numpy(),
+        error=error,
+        total=total,
+        clean=clean,
+        corrupt=corrupt,
+        seed=seed,
+    )
 
 
-def mean_slope(
+def mean_gradient(
     model: Model, own: Autoencoder, baseline: Baseline, metric: Metric, at: str, steps: int
 ) -> Float[Tensor, "batch seq d_in"]:
     """The gradient of each example's metric at the autoencoder's place, at one end or averaged between both."""
     clean, corrupt = (activation(model, run, own.site, own.layer) for run in (baseline.clean, baseline.corrupt))
     run = baseline.clean if at == "clean" and steps == 1 else baseline.corrupt
     places = [(i + 0.5) / steps for i in range(steps)] if steps > 1 else [1.0 if at == "clean" else 0.0]
-    slope = torch.zeros_like(corrupt)
+    gradient = torch.zeros_like(corrupt)
     for share in places:
         with torch.enable_grad():
             value = (corrupt + share * (clean - corrupt)).detach().requires_grad_()
@@ -231,32 +246,37 @@ def mean_slope(
             total = judged(model, metric, baseline.batch, at_answer(final, baseline.batch.answer_at)).sum()
         if not total.requires_grad:
             raise MetricError(f"metric {metric.name!r} does not depend on the logits in a way that torch can follow.")
-        slope += torch.autograd.grad(total, value)[0] / steps
-    return slope
+        gradient += torch.autograd.grad(total, value)[0] / steps
+    return gradient
 
 
 def _scores(
-    model: Model, own: Autoencoder, baseline: Baseline, slope: Float[Tensor, "batch seq d_in"], at: str
-) -> tuple[list[tuple[int, int, float, float]], Float[Tensor, " batch"], Float[Tensor, " batch"]]:
-    """Each feature's score and change by example; the error term's score; that of the whole activation."""
+    model: Model, own: Autoencoder, baseline: Baseline, gradient: Float[Tensor, "batch seq d_in"], at: str
+) -> tuple[pd.DataFrame, Float[Tensor, " batch"], Float[Tensor, " batch"]]:
+    """Scores of features, of the error term, and of the whole activation, by example.
+
+    Returns:
+        Columns example, feature, score and change of the features that differ; the other two scores.
+    """
     found = differences(model, own, baseline)
     base = baseline.clean if at == "clean" else baseline.corrupt
     scale = own.scaled(activation(model, base, own.site, own.layer)).scale[found.example, found.position, 0]
-    score = found.change * scale * _along_rows(slope, own, found.example, found.position, found.feature)
+    score = found.change * scale * _along_rows(gradient, own, found.example, found.position, found.feature)
     clean, corrupt = (activation(model, run, own.site, own.layer) for run in (baseline.clean, baseline.corrupt))
-    slope = slope * tokens_that_matter(model.spec, baseline.batch, from_difference=True)[:, :, None]
-    total = ((clean - corrupt) * slope).sum((1, 2))
+    gradient = gradient * tokens_that_matter(model.spec, baseline.batch, from_difference=True)[:, :, None]
+    total = ((clean - corrupt) * gradient).sum((1, 2))
     left = [x - own.reconstruct(x).to(x) for x in (clean, corrupt)]
-    error = ((left[0] - left[1]) * slope).sum((1, 2))
+    error = ((left[0] - left[1]) * gradient).sum((1, 2))
     keys, place = (found.example * own.n_features + found.feature).unique(return_inverse=True)
     both = torch.zeros(2, len(keys), dtype=torch.float64, device=keys.device)
     both.index_add_(1, place, torch.stack([score, found.change]).double())
-    rows = zip((keys % own.n_features).tolist(), (keys // own.n_features).tolist(), *both.tolist(), strict=True)
-    return list(rows), error, total
+    example, feature, both = (t.cpu().numpy() for t in (keys // own.n_features, keys % own.n_features, both))
+    columns = {"example": example, "feature": feature, "score": both[0], "change": both[1]}
+    return pd.DataFrame(columns), error, total
 
 
 def _along_rows(
-    slope: Float[Tensor, "batch seq d_in"],
+    gradient: Float[Tensor, "batch seq d_in"],
     own: Autoencoder,
     example: Int[Tensor, " entry"],
     position: Int[Tensor, " entry"],
@@ -265,37 +285,4 @@ def _along_rows(
     """The gradient along each entry's decoder row, some entries at a time."""
     size = max(1, ENTRIES_AT_ONCE // own.d_in)
     parts = zip(example.split(size), position.split(size), feature.split(size), strict=True)
-    return torch.cat([(slope[e, p].to(own.w_dec) * own.w_dec[f]).sum(1) for e, p, f in parts])
-
-
-def _ranked(
-    own: Autoencoder,
-    metric: Metric,
-    ends: Float[np.ndarray, "4 example"],
-    sums: dict[int, list[tuple[int, float, float]]],
-    at: str,
-    steps: int,
-    seed: int,
-) -> FeatureRanking:
-    numbers: Sequence[int] = sorted(sums)
-    scores, changes = np.zeros((len(numbers), ends.shape[1])), np.zeros(len(numbers))
-    for row, feature in enumerate(numbers):
-        for example, score, change in sums[feature]:
-            scores[row, example] += score
-            changes[row] += change / ends.shape[1]
-    order = np.argsort(-np.abs(scores.mean(1)), kind="stable")
-    return FeatureRanking(
-        autoencoder=own.name,
-        metric=metric.name,
-        unit=metric.unit,
-        at=at,
-        steps=steps,
-        features=tuple(numbers[i] for i in order),
-        per_example=scores[order],
-        change=changes[order],
-        error=ends[2],
-        total=ends[3],
-        clean=ends[0],
-        corrupt=ends[1],
-        seed=seed,
-    )
+    return torch.cat([(gradient[e, p].to(own.w_dec) * own.w_dec[f]).sum(1) for e, p, f in parts])

@@ -7,11 +7,11 @@ first `meta`). Both are read; the nested form is written.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import AliasChoices, AliasPath, BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from circuitlab.arguments import checked
@@ -52,36 +52,35 @@ def read_folder(
         FormatError: A file is missing or damaged, or the settings are not ones that can be honoured.
         UnknownNameError: An architecture or hook point that is not known.
     """
-    config, name = _config(folder / CONFIG), str(folder)
-    architecture, k = _architecture(config, name)
+    config, name = _Config.read(folder / CONFIG), str(folder)
+    architecture = _architecture(config, name)
     if site is None or layer is None:
-        hook = config.get("hook_name") or config.get("hook_point")
-        if not isinstance(hook, str):
+        if config.hook_name is None:
             raise FormatError(f"{name}/{CONFIG} names no hook point (hook_name). Give site= and layer=.")
-        told = site_of_hook(hook)
-        site, layer = site or told[0], told[1] if layer is None else layer
+        site_there, layer_there = site_of_hook(config.hook_name)
+        site, layer = site or site_there, layer_there if layer is None else layer
     _check_head(config, site, name)
-    kind, input_scale = _normalisation(config.get("normalize_activations"), scaling_factor, name)
-    processing = config.get("model_from_pretrained_kwargs") or {}
-    if not isinstance(processing, dict):
-        raise FormatError(f"{name}/{CONFIG}: model_from_pretrained_kwargs is a {type(processing).__name__}, no object.")
+    kind, input_scale = _normalisation(config.normalize_activations, scaling_factor, name)
+    processing = config.model_from_pretrained_kwargs
     if processing.get("fold_value_biases") and site == "head_z":
         raise FormatError(f"{name} was trained on z with folded value biases, which this model's z does not have.")
     arrays = _weights(folder, architecture)
+    # Centred writing weights take the mean out of what is written to the stream, and of nothing else.
+    streams_centred = bool(processing.get("center_writing_weights")) and site not in ("head_z", "neuron")
     return Settings(
         source=name,
         architecture=architecture,
         site=site,
         layer=layer,
-        k=k,
-        subtract_bias=_flag(config, "apply_b_dec_to_input", True, name),
+        k=config.k,
+        subtract_bias=config.apply_b_dec_to_input,
         normalisation=kind,
         input_scale=input_scale,
-        by_decoder_norm=_flag(config, "rescale_acts_by_decoder_norm", False, name) and architecture == "topk",
-        centred=_centred(processing, site) if centred is None else centred,
-        sizes=(_size(config, "d_in", name), _size(config, "d_sae", name)),
-        model_id=_name(config, "model_name", name),
-        neuronpedia_id=_name(config, "neuronpedia_id", name),
+        by_decoder_norm=config.rescale_acts_by_decoder_norm and architecture == "topk",
+        centred=streams_centred if centred is None else centred,
+        sizes=(config.d_in, config.d_sae),
+        model_id=config.model_name,
+        neuronpedia_id=config.neuronpedia_id,
     ), _scaled_features(arrays, config, name)
 
 
@@ -114,44 +113,65 @@ def save_autoencoder(autoencoder: Autoencoder, folder: str | Path, *, force: boo
     return at_home(folder)
 
 
-def _config(path: Path) -> dict[str, Any]:
-    """The settings, those of the model beside the others."""
-    config = read_json(path, "autoencoder settings", hint="Give a folder as SAELens writes it.")
-    if not isinstance(config, dict):
-        raise FormatError(f"{path} holds a {type(config).__name__}, not an object of settings.")
-    nested = config.get("metadata") or config.get("meta") or {}
-    return {**config, **(nested if isinstance(nested, dict) else {})}
+class _Config(BaseModel):
+    """What `cfg.json` says, the settings of the model beside the others; null is as if it were not there."""
+
+    model_config = ConfigDict(strict=True)
+
+    architecture: str = "standard"
+    activation_fn: str = Field("relu", validation_alias=AliasChoices("activation_fn", "activation_fn_str"))
+    k: int | None = Field(None, validation_alias=AliasChoices("k", AliasPath("activation_fn_kwargs", "k")))
+    hook_name: str | None = Field(None, validation_alias=AliasChoices("hook_name", "hook_point"))
+    hook_head_index: Any = None
+    reshape_activations: Any = "none"
+    normalize_activations: Any = None
+    apply_b_dec_to_input: bool = True
+    rescale_acts_by_decoder_norm: bool = False
+    finetuning_scaling_factor: Any = None
+    model_from_pretrained_kwargs: dict[str, Any] = {}
+    d_in: int | None = None
+    d_sae: int | None = None
+    model_name: str | None = None
+    neuronpedia_id: str | None = None
+
+    @classmethod
+    def read(cls, path: Path) -> _Config:
+        """The settings in a file."""
+        config = read_json(path, "autoencoder settings", hint="Give a folder as SAELens writes it.")
+        if not isinstance(config, dict):
+            raise FormatError(f"{path} holds a {type(config).__name__}, not an object of settings.")
+        nested = config.get("metadata") or config.get("meta") or {}
+        merged = {**config, **(nested if isinstance(nested, dict) else {})}
+        try:
+            return cls.model_validate({name: value for name, value in merged.items() if value is not None})
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(map(str, first["loc"]))
+            raise FormatError(f"{path}: {place} is {str(first['input'])[:40]!r}. {first['msg']}.") from error
 
 
-def _architecture(config: Mapping[str, Any], name: str) -> tuple[str, int | None]:
-    activation = config.get("activation_fn") or config.get("activation_fn_str") or "relu"
-    given = config.get("architecture") or "standard"
-    if not isinstance(given, str) or not isinstance(activation, str):
-        raise FormatError(f"autoencoder {name!r}: architecture and activation_fn are names; got {str(given)[:40]!r}.")
+def _architecture(config: _Config, name: str) -> str:
+    given = "topk" if (config.architecture, config.activation_fn) == ("standard", "topk") else config.architecture
     if given in _OTHERS:
         raise UnknownNameError(f"autoencoder {name!r}: a {given} {_OTHERS[given]}. Read are {', '.join(BIASES)}.")
-    if given == "standard" and activation == "topk":
-        given = "topk"
     if given not in BIASES:
         raise UnknownNameError.of("architecture", given, BIASES, owner=f"autoencoder {name!r}")
-    if activation not in ("relu", "topk"):
-        raise FormatError(f"autoencoder {name!r} has the activation function {activation!r}; read are relu and topk.")
-    inner = config.get("activation_fn_kwargs")
-    k = config.get("k", inner.get("k") if isinstance(inner, dict) else None)
-    if given != "topk":
-        return given, None
-    if not isinstance(k, int) or isinstance(k, bool):
-        raise FormatError(f"autoencoder {name!r} (topk): its settings say no whole number k, but {k!r}.")
-    return given, k
-
-
-def _check_head(config: Mapping[str, Any], site: str, name: str) -> None:
-    if config.get("hook_head_index") is not None:
+    if config.activation_fn not in ("relu", "topk"):
         raise FormatError(
-            f"autoencoder {name!r} reads head {config['hook_head_index']} alone; read are those of all heads together."
+            f"autoencoder {name!r} has the activation function {config.activation_fn!r}; read are relu and topk."
         )
-    reshape = config.get("reshape_activations", "none")
-    if reshape not in ("none", None) and not (reshape == "hook_z" and site == "head_z"):
+    if given == "topk" and config.k is None:
+        raise FormatError(f"autoencoder {name!r} (topk): its settings say no whole number k.")
+    return given
+
+
+def _check_head(config: _Config, site: str, name: str) -> None:
+    if config.hook_head_index is not None:
+        raise FormatError(
+            f"autoencoder {name!r} reads head {config.hook_head_index} alone; read are those of all heads together."
+        )
+    reshape = config.reshape_activations
+    if reshape != "none" and not (reshape == "hook_z" and site == "head_z"):
         raise FormatError(f"autoencoder {name!r} reshapes {site} by {reshape!r}; known is hook_z, of all heads' z.")
 
 
@@ -175,32 +195,6 @@ def _normalisation(given: Any, scaling_factor: float | None, name: str) -> tuple
     return kind, None
 
 
-def _centred(processing: Mapping[str, Any], site: str) -> bool:
-    """Centred writing weights take the mean out of what is written to the stream, and of nothing else."""
-    return bool(processing.get("center_writing_weights", False)) and site not in ("head_z", "neuron")
-
-
-def _size(config: Mapping[str, Any], key: str, name: str) -> int | None:
-    value = config.get(key)
-    if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
-        raise FormatError(f"{name}/{CONFIG}: {key} is {value!r}, not a whole number.")
-    return value
-
-
-def _flag(config: Mapping[str, Any], key: str, default: bool, name: str) -> bool:
-    value = config.get(key)
-    if value is not None and not isinstance(value, bool):
-        raise FormatError(f"{name}/{CONFIG}: {key} is {str(value)[:40]!r}, not true or false.")
-    return default if value is None else value
-
-
-def _name(config: Mapping[str, Any], key: str, name: str) -> str | None:
-    value = config.get(key)
-    if value is not None and not isinstance(value, str):
-        raise FormatError(f"{name}/{CONFIG}: {key} is a {type(value).__name__}, not a text.")
-    return value
-
-
 def _weights(folder: Path, architecture: str) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
@@ -220,13 +214,13 @@ def _weights(folder: Path, architecture: str) -> dict[str, Tensor]:
     return arrays
 
 
-def _scaled_features(arrays: dict[str, Tensor], config: Mapping[str, Any], name: str) -> dict[str, Tensor]:
+def _scaled_features(arrays: dict[str, Tensor], config: _Config, name: str) -> dict[str, Tensor]:
     """A factor a feature from fine-tuning, as older versions kept it; one of all ones says nothing."""
     for key in ("scaling_factor", "finetuning_scaling_factor"):
         factor = arrays.pop(key, None)
         if factor is None or bool(torch.allclose(factor, torch.ones_like(factor))):
             continue
-        if not config.get("finetuning_scaling_factor"):
+        if not config.finetuning_scaling_factor:
             raise FormatError(f"autoencoder {name!r} holds a {key}, but its settings say that there is none.")
         if "W_enc" in arrays and factor.shape != arrays["W_enc"].shape[1:]:
             raise FormatError(f"autoencoder {name!r}: {key} has the shape {tuple(factor.shape)}, not one a feature.")
