@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from dataclasses import field as made
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -211,10 +210,10 @@ def top_examples(
         rule = "it must be at least 1" if limit is None else f"the context holds 1 to {limit:,} tokens"
         raise ConfigError(f"max_tokens is {longest}; {rule}.")
     texts = read_corpus(corpus, separator=separator, field=field, most=_LONGEST_TOKEN * (longest + 1))
-    best = [_Best(k) for _ in chosen]
+    best: list[_Best] = [{} for _ in chosen]
     n_texts = n_tokens = n_truncated = 0
     for buffer in _buffers(model, texts, longest):
-        _offer(model, buffer, layer, where, chosen, best, n_texts)
+        _offer(model, buffer, layer, where, chosen, best, n_texts, k)
         n_texts += len(buffer)
         n_tokens += sum(len(one.encoded.ids) for one in buffer)
         n_truncated += sum(one.cut for one in buffer)
@@ -229,7 +228,11 @@ def top_examples(
         n_texts=n_texts,
         n_truncated=n_truncated,
         n_tokens=n_tokens,
-        examples=tuple(one for neuron, kept in zip(chosen, best, strict=True) for one in kept.examples(neuron)),
+        examples=tuple(
+            one.example(neuron, rank)
+            for neuron, kept in zip(chosen, best, strict=True)
+            for rank, one in enumerate(kept.values())
+        ),
     )
 
 
@@ -242,41 +245,28 @@ class _Read:
     cut: bool
 
 
-@dataclass(slots=True)
-class _Best:
-    """The k best texts of one neuron so far: value, number of the text, position, values, text."""
+@dataclass(frozen=True, slots=True, eq=False)
+class _Found:
+    """A text at which a neuron is active: its value, the number of the text, the position of that value."""
 
-    k: int
-    kept: list[tuple[float, int, int, np.ndarray, _Read]] = made(default_factory=list)
-    # The same texts again, by their tokens.
-    held: set[tuple[int, ...]] = made(default_factory=set)
+    value: float
+    number: int
+    position: int
+    values: np.ndarray
+    read: _Read
 
-    @property
-    def bar(self) -> float:
-        """What a text has to exceed."""
-        return self.kept[-1][0] if len(self.kept) == self.k else -np.inf
+    def example(self, neuron: int, rank: int) -> Example:
+        encoded, text = self.read.encoded, self.read.source.text
+        text = text[: encoded.offsets[-1][1]] if self.read.cut else text
+        tokens = shown_tokens(text, encoded)
+        return Example(
+            neuron=neuron, rank=rank, value=self.value, position=self.position, token=tokens[self.position], text=text,
+            where=self.read.source.where, tokens=tokens, values=self.values,
+        )  # fmt: skip
 
-    def offer(self, value: float, number: int, position: int, values: np.ndarray, read: _Read) -> None:
-        """Keep a text if it is among the best; of equals the one with the smaller number."""
-        if read.encoded.ids in self.held:
-            return
-        self.kept.append((value, number, position, values, read))
-        self.held.add(read.encoded.ids)
-        self.kept.sort(key=lambda one: (-one[0], one[1]))
-        for gone in self.kept[self.k :]:
-            self.held.discard(gone[4].encoded.ids)
-        del self.kept[self.k :]
 
-    def examples(self, neuron: int) -> Iterator[Example]:
-        """What was kept, best first."""
-        for rank, (value, _, position, values, read) in enumerate(self.kept):
-            encoded = read.encoded
-            text = read.source.text[: encoded.offsets[-1][1]] if read.cut else read.source.text
-            tokens = shown_tokens(text, encoded)
-            yield Example(
-                neuron=neuron, rank=rank, value=value, position=position, token=tokens[position], text=text,
-                where=read.source.where, tokens=tokens, values=values,
-            )  # fmt: skip
+# The best texts of one neuron so far, by their tokens, best first.
+_Best = dict[tuple[int, ...], _Found]
 
 
 def _buffers(model: Model, texts: Iterable[CorpusText], longest: int) -> Iterator[list[_Read]]:
@@ -303,24 +293,28 @@ def _offer(
     neurons: Sequence[int],
     best: Sequence[_Best],
     before: int,
+    k: int,
 ) -> None:
-    """Run the texts of a buffer and keep what is among the best."""
+    """Run the texts of a buffer and keep the k best of each neuron; of equal ones the first in the corpus."""
     counted = [i for i, read in enumerate(buffer) if any(end > start for start, end in read.encoded.offsets)]
     for pack in packs_by_length(model, [len(buffer[i].encoded.ids) for i in counted]):
-        members = [counted[i] for i in pack]
+        members = sorted(counted[i] for i in pack)
         tokens, _ = filled([buffer[i].encoded.ids for i in members])
         values = neuron_values(model, tokens.to(model.device), layer, stage, neurons).cpu().double()
         counts = _of_text([buffer[i].encoded for i in members], tokens.shape[1])
         values = values.masked_fill(~counts[..., None], -torch.inf)
         highest, at = values.max(1)
         for column, kept in enumerate(best):
-            # In the order of the corpus, so that of equals the first comes first.
-            for row in sorted(range(len(members)), key=lambda i: members[i]):
-                value, number = float(highest[row, column]), before + members[row]
-                if value > kept.bar or (value == kept.bar and number < kept.kept[-1][1]):
-                    read = buffer[members[row]]
+            bar = min(one.value for one in kept.values()) if len(kept) == k else -np.inf
+            for row, member in enumerate(members):
+                read, value = buffer[member], float(highest[row, column])
+                if value >= bar and read.encoded.ids not in kept:
                     own = values[row, : len(read.encoded.ids), column].numpy().copy()
-                    kept.offer(value, number, int(at[row, column]), np.where(np.isinf(own), np.nan, own), read)
+                    own[np.isinf(own)] = np.nan
+                    kept[read.encoded.ids] = _Found(value, before + member, int(at[row, column]), own, read)
+            ranked = sorted(kept.items(), key=lambda item: (-item[1].value, item[1].number))[:k]
+            kept.clear()
+            kept.update(ranked)
 
 
 def _of_text(texts: Sequence[Encoded], width: int) -> Tensor:

@@ -52,6 +52,11 @@ SILENT = 1e-6
 # A pass with gradients keeps about four times what one without does.
 GRADIENT_ROWS = 4
 
+_Step = tuple[Float[np.ndarray, " row"], Float[np.ndarray, " row"], tuple[str, ...]]
+"""At one step of the search, by search: the value at the prompt of tokens, that at the vectors, and the text."""
+_Best = tuple[float, tuple[int, ...], int]
+"""The best prompt of a search: its value, its tokens and its step."""
+
 
 @checked
 @in_ordinary_modes
@@ -116,13 +121,12 @@ def optimise_prompts(
         sign=DIRECTIONS[direction], resources=Resources(budget, callback(progress)),
     )  # fmt: skip
     generator = torch.Generator().manual_seed(seed)
-    start = search.vocabulary.draw((n_prompts, template.n_free), generator)
-    met = _Met.nothing(n_prompts)
-    _ascend(search, start, generator, met, steps, patience, diversity, learning_rate)
-    n_evaluated = 2 * n_prompts * len(met.hard)
+    trace, best = _ascend(search, n_prompts, generator, steps, patience, diversity, learning_rate)
+    hard, soft, texts = zip(*trace, strict=True)
+    n_evaluated = 2 * n_prompts * len(trace)
     return OptimisedPrompts(
-        layer=layer, neuron=neuron, direction=direction, prompts=_best_first(search, met), soft=np.array(met.soft),
-        hard=np.array(met.hard), texts=tuple(met.texts), n_evaluated=n_evaluated, seed=seed,
+        layer=layer, neuron=neuron, direction=direction, prompts=_best_first(search, best), soft=np.array(soft),
+        hard=np.array(hard), texts=texts, n_evaluated=n_evaluated, seed=seed,
         baseline=_random_prompts(search, n_evaluated, n_prompts, generator),
     )  # fmt: skip
 
@@ -154,73 +158,56 @@ class _Search:
         return self.template.filled(self.vocabulary.ids[places])
 
 
-@dataclass(slots=True)
-class _Met:
-    """What has been met so far: every step's values and texts, and the best prompt of each search."""
-
-    hard: list[Float[np.ndarray, " row"]]
-    soft: list[Float[np.ndarray, " row"]]
-    texts: list[tuple[str, ...]]
-    best: list[tuple[float, tuple[int, ...], int] | None]
-
-    @classmethod
-    def nothing(cls, n_prompts: int) -> _Met:
-        return cls([], [], [], [None] * n_prompts)
-
-    def better(self, values: Float[np.ndarray, " row"], ids: list[tuple[int, ...]], sign: float) -> bool:
-        """Take note of this step's prompts; whether one is better than what its search had, and nobody else's."""
-        step, found = len(self.hard) - 1, False
-        for number, (value, tokens) in enumerate(zip(values.tolist(), ids, strict=True)):
-            before = self.best[number]
-            taken = {one[1] for one in self.best if one is not None}
-            if (before is None or sign * value > sign * before[0]) and tokens not in taken:
-                self.best[number], found = (value, tokens, step), True
-        return found
-
-
 def _ascend(
     search: _Search,
-    start: Int[Tensor, "row _"],
+    n_prompts: int,
     generator: torch.Generator,
-    met: _Met,
     steps: int,
     patience: int,
     diversity: float,
     learning_rate: float,
-) -> None:
-    """Steps of the module's text until `steps` are done or patience is at its end; fills `met`."""
+) -> tuple[list[_Step], dict[int, _Best]]:
+    """Take the steps of the module's text until `steps` are done or patience is at its end.
+
+    Returns:
+        Values and texts of every step, and the best prompt of each search, no two the same.
+    """
     model, vocabulary, special = search.model, search.vocabulary, search.template.n_special
+    start = vocabulary.draw((n_prompts, search.template.n_free), generator)
     arguments = model.block_arguments(search.prompts(start[:1]))
     vectors = vocabulary.vectors[start].clone()
     optimiser = torch.optim.AdamW([vectors], lr=learning_rate * float(vocabulary.vectors.square().mean().sqrt()))
-    idle = 0
+    trace, best, improved_at = list[_Step](), dict[int, _Best](), -1
     for step in range(steps):
         places = vocabulary.nearest(vectors)
-        hard, soft, slope = _look(search, arguments, vectors, places)
+        hard, soft, gradient = _evaluate(search, arguments, vectors, places)
         ids = [tuple(row) for row in search.prompts(places).tolist()]
-        met.hard.append(hard.cpu().numpy())
-        met.soft.append(soft.cpu().numpy())
-        met.texts.append(tuple("".join(words_of(model, row[special:])) for row in ids))
-        idle = 0 if met.better(met.hard[-1], ids, search.sign) else idle + 1
+        texts = tuple("".join(words_of(model, row[special:])) for row in ids)
+        trace.append((hard.cpu().numpy(), soft.cpu().numpy(), texts))
+        for number, (value, tokens) in enumerate(zip(hard.tolist(), ids, strict=True)):
+            better = number not in best or search.sign * value > search.sign * best[number][0]
+            if better and all(tokens != other for _, other, _ in best.values()):
+                best[number], improved_at = (value, tokens, step), step
         search.resources.progress("search for prompts", step + 1, steps)
-        if idle >= patience:
+        if step - improved_at >= patience:
             break
-        penalty = _alike_slope(vectors) if len(vectors) > 1 else torch.zeros_like(slope)
-        vectors.grad = diversity * _unit(penalty) - search.sign * _unit(slope)
+        penalty = _similarity_gradient(vectors) if len(vectors) > 1 else torch.zeros_like(gradient)
+        vectors.grad = diversity * _unit(penalty) - search.sign * _unit(gradient)
         optimiser.step()
-        silent_now = slope.flatten(1).norm(dim=1) < SILENT
+        silent_now = gradient.flatten(1).norm(dim=1) < SILENT
         fresh = vocabulary.draw((len(vectors), search.template.n_free), generator)
         vectors[silent_now] = vocabulary.vectors[fresh][silent_now]
     search.resources.progress("search for prompts", steps, steps)
+    return trace, best
 
 
-def _look(
+def _evaluate(
     search: _Search, arguments: BlockArguments, vectors: Float[Tensor, "row _ d_model"], places: Int[Tensor, "row _"]
 ) -> tuple[Float[Tensor, " row"], Float[Tensor, " row"], Float[Tensor, "row _ d_model"]]:
     """The neuron at the projected prompts and at the vectors, and its gradient at the former's embeddings."""
     model, vocabulary, free = search.model, search.vocabulary, list(search.template.free)
     size = max(1, rows_at_once(model, len(search.template), search.resources) // GRADIENT_ROWS)
-    hard, soft, slopes = [], [], []
+    hard, soft, gradients = [], [], []
     for part in packs(len(places), size):
         start = model.embedding(search.prompts(places[part]))
         moved = start.clone()
@@ -230,12 +217,12 @@ def _look(
         with torch.enable_grad():
             start = start.detach().requires_grad_()
             value = at_last_token(model, arguments, start, search.layer, search.neuron)
-        slopes.append(torch.autograd.grad(value.sum(), start)[0][:, free].float())
+        gradients.append(torch.autograd.grad(value.sum(), start)[0][:, free].float())
         hard.append(value.detach().float())
-    return torch.cat(hard), torch.cat(soft), torch.cat(slopes)
+    return torch.cat(hard), torch.cat(soft), torch.cat(gradients)
 
 
-def _alike_slope(vectors: Float[Tensor, "row _ d_model"]) -> Float[Tensor, "row _ d_model"]:
+def _similarity_gradient(vectors: Float[Tensor, "row _ d_model"]) -> Float[Tensor, "row _ d_model"]:
     """Gradient of the mean cosine between each prompt's vectors and those of the others, word by word."""
     with torch.enable_grad():
         leaf = vectors.clone().requires_grad_()
@@ -245,14 +232,14 @@ def _alike_slope(vectors: Float[Tensor, "row _ d_model"]) -> Float[Tensor, "row 
     return torch.autograd.grad(alike, leaf)[0]
 
 
-def _unit(slope: Float[Tensor, "row _ d_model"]) -> Float[Tensor, "row _ d_model"]:
+def _unit(gradient: Float[Tensor, "row _ d_model"]) -> Float[Tensor, "row _ d_model"]:
     """Each prompt's gradient at length 1."""
-    return slope / slope.flatten(1).norm(dim=1)[:, None, None].clamp_min(1e-30)
+    return gradient / gradient.flatten(1).norm(dim=1)[:, None, None].clamp_min(1e-30)
 
 
-def _best_first(search: _Search, met: _Met) -> tuple[FoundPrompt, ...]:
+def _best_first(search: _Search, best: Mapping[int, _Best]) -> tuple[FoundPrompt, ...]:
     found = []
-    for value, ids, step in sorted((one for one in met.best if one is not None), key=lambda one: -search.sign * one[0]):
+    for value, ids, step in sorted(best.values(), key=lambda one: -search.sign * one[0]):
         tokens = Tokens.of(search.model, ids, search.template.n_special)
         typed = same_when_typed(search.model, tokens)
         found.append(FoundPrompt(value=value, tokens=tokens, step=step, retokenises=typed))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -15,12 +16,13 @@ from matplotlib.path import Path as Curve
 
 from circuitlab.errors import GraphError
 from circuitlab.parts import Kind
+from circuitlab.summary import plural
 from circuitlab.viz.drawn import DrawnEdge, DrawnNode
 from circuitlab.viz.layered import Layered, lay_out, path_of
 from circuitlab.viz.legend import draw_legend
-from circuitlab.viz.looks import Look, Looks
-from circuitlab.viz.save import fit, new_figure, place
-from circuitlab.viz.style import BAND, INK, MUTED, PAPER, Colour, diverging, mixed, sign_colour, style, text_on
+from circuitlab.viz.looks import Looks, by_score
+from circuitlab.viz.save import canvas
+from circuitlab.viz.style import BAND, INK, MUTED, PAPER, Colour, diverging, text_on
 from circuitlab.viz.text import drawable
 
 # More edges than this are not legible; the strongest are drawn, as stated in the figure.
@@ -30,7 +32,6 @@ _SIZES = {"input": (0.66, 0.25), "head": (0.54, 0.33), "mlp": (0.5, 0.25), "logi
 _ROOM = 0.06
 _PORTS = {"q": -0.17, "k": 0.0, "v": 0.17}
 _GAP = (0.42, 1.15)
-_WIDTHS = (0.45, 3.6)
 _CASING = 1.1
 _LEGEND_GAP = 0.45
 
@@ -44,7 +45,6 @@ class _Scene:
     row_of: dict[str, int]
     layout: Layered
     y: tuple[float, ...]
-    strongest: float
 
 
 def draw_circuit(
@@ -71,14 +71,10 @@ def draw_circuit(
     """
     _check(nodes, edges)
     scene = _scene(nodes, edges)
-    width = scene.layout.width
-    height = scene.y[-1] + 0.2
-    with style():
-        figure = new_figure(width + 4.0, height + 2.0)
-        axes = figure.add_axes((0.1, 0.1, 0.5, 0.5), label="circuit")
-        place(figure, axes, 1.0, 0.5, width, height)
-        axes.set_xlim(0, width)
-        axes.set_ylim(-0.2, scene.y[-1])
+    looks = by_score(scene.edges) if looks is None else looks
+    width, top = scene.layout.width, scene.y[-1]
+    with canvas(width, top + 0.2, "circuit") as (figure, axes):
+        axes.set(xlim=(0, width), ylim=(-0.2, top))
         axes.set_axis_off()
         reach = _node_reach(scene.nodes)
         _draw_bands(axes, scene)
@@ -87,11 +83,8 @@ def draw_circuit(
             _draw_node(axes, scene, node, reach)
         _draw_title(axes, scene, title, len(edges))
         draw_legend(
-            axes, (width + _LEGEND_GAP, scene.y[-1] + _SIZES["logits"][1] / 2), strongest=scene.strongest,
-            line_width=lambda score: _line_width(score, scene.strongest), scores=[edge.score for edge in scene.edges],
-            slots=any(edge.slot for edge in scene.edges), node_reach=reach, looks=looks,
-        )  # fmt: skip
-        fit(figure)
+            axes, (width + _LEGEND_GAP, top + _SIZES["logits"][1] / 2), edges=scene.edges, node_reach=reach, looks=looks
+        )
     return figure
 
 
@@ -141,17 +134,7 @@ def _scene(nodes: Sequence[DrawnNode], edges: Sequence[DrawnEdge]) -> _Scene:
         row_of=row_of,
         layout=layout,
         y=tuple(y),
-        strongest=max((edge.strength for edge in shown), default=0.0),
     )
-
-
-def _relative(score: float, strongest: float) -> float:
-    """Strength from 0 to 1; the root keeps weak edges visible beside one that outweighs all."""
-    return math.sqrt(abs(score) / strongest) if strongest > 0 and math.isfinite(score) else 0.0
-
-
-def _line_width(score: float, strongest: float) -> float:
-    return _WIDTHS[0] + (_WIDTHS[1] - _WIDTHS[0]) * _relative(score, strongest) ** 1.5
 
 
 def _draw_bands(axes: Axes, scene: _Scene) -> None:
@@ -166,12 +149,12 @@ def _draw_bands(axes: Axes, scene: _Scene) -> None:
         axes.text(-0.58, (low + high) / 2, f"layer {layer}", fontsize=7, color=MUTED, va="center", ha="left")
 
 
-def _draw_edges(axes: Axes, scene: _Scene, looks: Looks | None) -> None:
+def _draw_edges(axes: Axes, scene: _Scene, looks: Looks) -> None:
     """Source by source, weak ones first; lines of each source have a white outline, to show crossings."""
-    by_source: dict[str, list[DrawnEdge]] = {}
-    look_of = {e.name: _by_score(e, scene.strongest) if looks is None else looks.of(e) for e in scene.edges}
+    by_source = defaultdict[str, list[DrawnEdge]](list)
+    look_of = {edge.name: looks.of(edge) for edge in scene.edges}
     for edge in sorted(scene.edges, key=lambda edge: (look_of[edge.name].order, edge.strength, edge.name)):
-        by_source.setdefault(edge.source, []).append(edge)
+        by_source[edge.source].append(edge)
     order = sorted(by_source, key=lambda name: (by_source[name][-1].strength, name))
     for depth, source in enumerate(order):
         for edge in by_source[source]:
@@ -186,12 +169,6 @@ def _draw_edges(axes: Axes, scene: _Scene, looks: Looks | None) -> None:
                 # Curves stay between the items they pass; measuring 800 of them for the figure's size took 4 s.
                 patch.set(zorder=zorder, clip_on=False, in_layout=False)
                 axes.add_artist(patch)
-
-
-def _by_score(edge: DrawnEdge, strongest: float) -> Look:
-    """The usual look: blue helps, red hurts, thick and dark is strong."""
-    colour = mixed(sign_colour(edge.score), 0.4 + 0.6 * _relative(edge.score, strongest))
-    return Look(colour, _line_width(edge.score, strongest))
 
 
 def _curve(scene: _Scene, edge: DrawnEdge) -> Curve:
@@ -248,11 +225,7 @@ def _draw_node(axes: Axes, scene: _Scene, node: DrawnNode, reach: float | None) 
 def _draw_title(axes: Axes, scene: _Scene, title: str, n_edges: int) -> None:
     top = scene.y[-1] + 0.32
     shown = len(scene.edges)
-    count = (
-        f"{n_edges:,} edge{'s' * (n_edges != 1)}"
-        if shown == n_edges
-        else f"the {shown:,} strongest of {n_edges:,} edges"
-    )
+    count = plural(n_edges, "edge") if shown == n_edges else f"the {shown:,} strongest of {n_edges:,} edges"
     axes.text(-0.65, top, f"{len(scene.nodes)} nodes, {count}", fontsize=7, color=MUTED, va="bottom")
     if title:
         axes.text(-0.65, top + 0.16, drawable(title), fontsize=9, fontweight="bold", va="bottom")

@@ -1,24 +1,27 @@
-"""Line styles of circuit drawings that do not show the score: owner of an edge, selection frequency."""
+"""Line styles of circuit drawings: by score, by the circuit that an edge is of, by selection frequency."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from circuitlab.viz.drawn import DrawnEdge
-from circuitlab.viz.style import INK, UNKNOWN, Colour, mixed, sign_colour
+from circuitlab.viz.style import INK, MUTED, UNKNOWN, Colour, mixed, sign_colour
+from circuitlab.viz.text import significant
 
 # Neither is a colour of sign, and both differ in lightness from each other for grey print; the second is dashed too.
 FIRST, SECOND = "#7b3294", "#1b8a4b"
 SOLID, DASHED, DOTTED = "solid", (0, (4.0, 1.6)), (0, (1.1, 1.3))
 Dashes = str | tuple[int, tuple[float, float]]
-# Chosen at least this often: drawn as what; the last for all others.
+_WIDTHS = (0.45, 3.6)  # points of the weakest and the strongest edge
+# Least selection frequency, its dashes and its strength of colour.
 OFTEN = ((0.8, SOLID, 1.0), (0.5, DASHED, 0.85), (0.0, DOTTED, 0.7))
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """How one line is drawn: its colour, its width in points, its dashes, and which of two lines is on top."""
+    """How one line is drawn: colour, width in points, dashes; of two lines that of the higher order is on top."""
 
     colour: Colour
     width: float
@@ -34,11 +37,40 @@ class Looks:
         of: Edge -> look.
         heading: Of the key.
         key: Samples and their words, from top to bottom.
+        shows_score: Whether lines show the score, so that edges without one are listed.
     """
 
     of: Callable[[DrawnEdge], Look]
     heading: str
     key: Sequence[tuple[Look, str]]
+    shows_score: bool = False
+
+
+def line_width(score: float, strongest: float) -> float:
+    """Points of the line of an edge; the root keeps weak edges visible beside one that is much stronger."""
+    share = abs(score) / strongest if strongest > 0 and math.isfinite(score) else 0.0
+    return _WIDTHS[0] + (_WIDTHS[1] - _WIDTHS[0]) * math.sqrt(share) ** 1.5
+
+
+def by_score(edges: Sequence[DrawnEdge]) -> Looks:
+    """Blue helps, red hurts; strong edges are thick and dark.
+
+    Args:
+        edges: The edges that are drawn.
+
+    Returns:
+        Colours and line styles of edges, and the legend.
+    """
+    strongest = max((edge.strength for edge in edges), default=0.0)
+
+    def look(edge: DrawnEdge) -> Look:
+        share = edge.strength / strongest if strongest > 0 else 0.0
+        return Look(mixed(sign_colour(edge.score), 0.4 + 0.6 * math.sqrt(share)), line_width(edge.score, strongest))
+
+    samples = (1.0, 0.25, 0.05) if len(edges) > 1 else (1.0,)
+    scores = [strongest * share for share in samples if strongest > 0]
+    key = [(Look(MUTED, line_width(score, strongest)), significant(score)) for score in scores]
+    return Looks(of=look, heading="|score|", key=key, shows_score=True)
 
 
 def by_owner(owners: Mapping[str, str], names: tuple[str, str]) -> Looks:
@@ -49,7 +81,7 @@ def by_owner(owners: Mapping[str, str], names: tuple[str, str]) -> Looks:
         names: What the two circuits are called.
 
     Returns:
-        Colours and line styles of nodes and edges, and the legend.
+        Colours and line styles of edges, and the legend.
     """
     looks = {"both": Look(INK, 1.5, order=1.0), "first": Look(FIRST, 1.5), "second": Look(SECOND, 1.5, DASHED)}
     counts = {owner: list(owners.values()).count(owner) for owner in looks}
@@ -67,7 +99,7 @@ def by_frequency(frequency: Mapping[str, float], outside: frozenset[str], repeat
         repeated: What the repetitions are.
 
     Returns:
-        Colours and line styles of nodes and edges, and the legend.
+        Colours and line styles of edges, and the legend.
     """
 
     def look(edge: DrawnEdge) -> Look:

@@ -1,5 +1,6 @@
 """Prompt text as labels: spaces and line breaks made visible, long ones clipped, only glyphs that the font has."""
 
+import math
 from functools import lru_cache
 
 from matplotlib.font_manager import FontProperties, findfont, get_font
@@ -62,6 +63,19 @@ def text_width(text: str, points: float, weight: str = "normal") -> float:
     font = FontProperties(family=FONT, size=points, weight=weight)
     width, _, _ = text_to_path.get_text_width_height_descent(drawable(text), font, ismath=False)
     return width / POINTS_PER_INCH
+
+
+def significant(value: float, digits: int = 2) -> str:
+    """A number with so many significant digits, with an exponent only where it is tiny.
+
+    Example:
+        >>> significant(0.01234), significant(12.3), significant(1519)
+        ('0.012', '12', '1519')
+    """
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
+    return (f"{value:.{decimals}f}" if decimals <= 5 else f"{value:.{digits - 1}e}").replace("-", MINUS)
 
 
 def number(value: float, digits: int) -> str:
