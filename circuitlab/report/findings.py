@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from circuitlab.report.folder import RunFolder
-from circuitlab.report.format import counted, finite, interval, number, percent, significant
+from circuitlab.report.format import counted, finite, interval, number, percent, significant, with_interval
 
 # Above this faithfulness the text is "exceed" instead of "recover".
 _EXCEEDS = 1.15
@@ -46,11 +46,6 @@ def headline(run: RunFolder) -> str:
     written = with_interval(value, evaluation.get("faithfulness_ci"))
     first = f"{start} {effect}: faithfulness {written} on {pairs}, where 1 is the whole model and 0 {zero_of(run)}."
     return f"{first} {random_sentence(evaluation)}".rstrip()
-
-
-def with_interval(value: object, ends: object) -> str:
-    """A number with its 95 % interval, if it has one."""
-    return ", ".join(filter(None, (number(value), interval(ends))))
 
 
 def warnings_of(evaluation: Mapping[str, Any]) -> list[str]:

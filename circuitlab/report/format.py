@@ -60,6 +60,11 @@ def interval(ends: object, digits: int = 2) -> str:
     return f"95 % interval [{number(ends[0], digits)}, {number(ends[1], digits)}]"
 
 
+def with_interval(value: object, ends: object) -> str:
+    """A number with its 95 % interval, if it has one."""
+    return ", ".join(filter(None, (number(value), interval(ends))))
+
+
 def counted(count: int, one: str, many: str | None = None) -> str:
     """A count with its noun.
 

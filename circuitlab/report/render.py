@@ -16,7 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from circuitlab.digests import sha256
-from circuitlab.report.format import counted
+from circuitlab.report.format import counted, interval, number, percent, significant, with_interval
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
@@ -69,8 +69,10 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.globals["asset"] = asset
-    made.filters |= {"json": json_text, "base64": _base64, "sha256": _sha256, "counted": counted}
+    made.globals |= {"asset": asset, "with_interval": with_interval}
+    made.filters |= {"json": json_text, "base64": _base64, "sha256": _sha256}
+    made.filters |= {"number": number, "significant": significant, "percent": percent, "interval": interval}
+    made.filters["counted"] = counted
     return made
 
 
