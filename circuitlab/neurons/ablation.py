@@ -226,19 +226,29 @@ def final_streams(
         Streams after the last block: of the clean run, and of the ablated run.
     """
     first, end = min(held), max(held) + 1
-    clean = ablated = model.run_blocks(model.embedding(ids), 0, arguments, first)
-    clean = model.run_blocks(clean, first, arguments, end)
-    for layer in range(first, end):
+    middle, read = half_block(model, first, model.run_blocks(model.embedding(ids), 0, arguments, first), arguments)
+    hidden = model.mlp_hidden(first, read, stage)
+    # Both in the same steps, so that rounding is the same where nothing changes.
+    clean = middle + model.mlp_from_hidden(first, hidden, stage)
+    ablated = middle + model.mlp_from_hidden(first, _with(hidden, *held[first]), stage)
+    clean = model.run_blocks(clean, first + 1, arguments, end)
+    for layer in range(first + 1, end):
         if layer not in held:
             ablated = model.run_blocks(ablated, layer, arguments, layer + 1)
             continue
         middle, read = half_block(model, layer, ablated, arguments)
-        hidden = model.mlp_hidden(layer, read, stage).clone()
-        neurons, values = held[layer]
-        hidden[..., list(neurons)] = values
-        ablated = middle + model.mlp_from_hidden(layer, hidden, stage)
+        hidden = model.mlp_hidden(layer, read, stage)
+        ablated = middle + model.mlp_from_hidden(layer, _with(hidden, *held[layer]), stage)
     both = model.run_blocks(torch.cat([clean, ablated]), end, arguments)
     return both[: len(ids)], both[len(ids) :]
+
+
+def _with(
+    hidden: Float[Tensor, "row seq neuron"], neurons: Sequence[int], values: Float[Tensor, " #_"]
+) -> Float[Tensor, "row seq neuron"]:
+    new = hidden.clone()
+    new[..., list(neurons)] = values
+    return new
 
 
 def _compare(
