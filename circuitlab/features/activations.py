@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -24,9 +25,6 @@ from circuitlab.neurons.prompts import Tokens, read_prompts, run_by_length
 from circuitlab.resources import Resources
 from circuitlab.result import Result
 from circuitlab.summary import largest, plural
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 Texts = str | Sequence[str] | Int[Tensor, "batch seq"]
 
@@ -117,8 +115,6 @@ class FeatureActivations(Result):
 
     def to_frame(self, descriptions: Descriptions | None = None) -> pd.DataFrame:
         """One row an entry: prompt, position, token, feature, activation, (description)."""
-        import pandas as pd
-
         tokens = [self.tokens[p][i] for p, i in zip(self.prompt, self.position, strict=True)]
         frame = pd.DataFrame(
             {

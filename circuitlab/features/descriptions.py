@@ -12,16 +12,15 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas as pd
 
 from circuitlab.arguments import checked
 from circuitlab.errors import ConfigError, FormatError, MissingFileError
 from circuitlab.files import parse_json, read_text
 from circuitlab.result import Result
 from circuitlab.summary import Results, plural, short
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
 

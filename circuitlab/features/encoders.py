@@ -97,7 +97,15 @@ class Gated(Summary):
 
 
 Encoder = Standard | TopK | JumpRelu | Gated
-NAMES: dict[type, str] = {Standard: "standard", TopK: "topk", JumpRelu: "jumprelu", Gated: "gated"}
+ENCODERS: dict[str, type[Encoder]] = {"standard": Standard, "topk": TopK, "jumprelu": JumpRelu, "gated": Gated}
+NAMES = {encoder: name for name, encoder in ENCODERS.items()}
+# Tensors of each architecture: what files call them -> the attribute of the encoder.
+BIASES: dict[str, dict[str, str]] = {
+    "standard": {"b_enc": "bias"},
+    "topk": {"b_enc": "bias"},
+    "jumprelu": {"b_enc": "bias", "threshold": "threshold"},
+    "gated": {"b_gate": "gate_bias", "r_mag": "log_scale", "b_mag": "magnitude_bias"},
+}
 
 
 def moved(encoder: Encoder, device: torch.device, dtype: torch.dtype) -> Encoder:

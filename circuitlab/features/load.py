@@ -9,14 +9,14 @@ from pathlib import Path
 import torch
 
 from circuitlab.arguments import checked
-from circuitlab.errors import ConfigError, FormatError, MissingFileError, UnknownNameError
+from circuitlab.errors import ConfigError, FormatError, MissingFileError
 from circuitlab.features.autoencoder import Autoencoder
 from circuitlab.features.gemma_scope import PARAMS, read_params
 from circuitlab.features.place import check_fits
 from circuitlab.features.saelens import CONFIG, read_folder
 from circuitlab.features.weights import assemble
 from circuitlab.models.hook_names import hook_of_site
-from circuitlab.models.load import DTYPES, device_of
+from circuitlab.models.load import device_of, dtype_of
 from circuitlab.models.modes import in_ordinary_modes
 from circuitlab.models.protocol import Model
 
@@ -86,20 +86,6 @@ def load_autoencoder(
     found = replace(assemble(*read), name=str(path))
     if model is not None:
         check_fits(model, found)
-    return found.to(_device(device, model), _dtype(dtype, model))
-
-
-def _device(device: str | torch.device | None, model: Model | None) -> torch.device:
-    if device is None:
-        return torch.device("cpu") if model is None else model.device
-    return device_of(device)
-
-
-def _dtype(dtype: str | torch.dtype | None, model: Model | None) -> torch.dtype:
-    if dtype is None:
-        return torch.float32 if model is None else model.dtype
-    if isinstance(dtype, torch.dtype):
-        return dtype
-    if dtype not in DTYPES:
-        raise UnknownNameError.of("dtype", dtype, DTYPES)
-    return DTYPES[dtype]
+    device_there = torch.device("cpu") if model is None else model.device
+    dtype = model.dtype if dtype is None and model is not None else dtype_of(dtype)
+    return found.to(device_there if device is None else device_of(device), dtype)

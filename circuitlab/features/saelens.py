@@ -17,8 +17,8 @@ from torch import Tensor
 from circuitlab.arguments import checked
 from circuitlab.errors import ConfigError, FormatError, UnknownNameError
 from circuitlab.features.autoencoder import Autoencoder
-from circuitlab.features.encoders import Gated, JumpRelu, TopK
-from circuitlab.features.weights import BIASES, Settings
+from circuitlab.features.encoders import BIASES, TopK
+from circuitlab.features.weights import Settings
 from circuitlab.files import check_file, parsing, read_json
 from circuitlab.models.hook_names import site_of_hook
 from circuitlab.outputs import at_home, put_tables, reserved_tables
@@ -229,13 +229,9 @@ def _scaled_features(arrays: dict[str, Tensor], config: _Config, name: str) -> d
 
 
 def _arrays(autoencoder: Autoencoder) -> dict[str, Tensor]:
-    encoder = autoencoder.encoder
     arrays = {"W_enc": autoencoder.w_enc, "W_dec": autoencoder.w_dec, "b_dec": autoencoder.b_dec}
-    if isinstance(encoder, Gated):
-        biases = {"b_gate": encoder.gate_bias, "r_mag": encoder.log_scale, "b_mag": encoder.magnitude_bias}
-        return {**arrays, **biases}
-    threshold = {"threshold": encoder.threshold} if isinstance(encoder, JumpRelu) else {}
-    return {**arrays, "b_enc": encoder.bias, **threshold}
+    fields = BIASES[autoencoder.architecture].items()
+    return arrays | {name: getattr(autoencoder.encoder, field) for name, field in fields}
 
 
 def _settings(autoencoder: Autoencoder) -> dict[str, Any]:

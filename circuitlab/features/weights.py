@@ -4,21 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from circuitlab.errors import FormatError
 from circuitlab.features.autoencoder import Autoencoder
-from circuitlab.features.encoders import Encoder, Gated, JumpRelu, Standard, TopK
+from circuitlab.features.encoders import BIASES, ENCODERS, Encoder
 
 SHARED = ("W_enc", "W_dec", "b_dec")
-BIASES: dict[str, tuple[str, ...]] = {
-    "standard": ("b_enc",),
-    "topk": ("b_enc",),
-    "jumprelu": ("b_enc", "threshold"),
-    "gated": ("b_gate", "r_mag", "b_mag"),
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,11 +93,14 @@ def check_arrays(settings: Settings, arrays: Mapping[str, Tensor]) -> None:
     Raises:
         FormatError: One is missing, unknown, of the wrong shape, or holds NaN.
     """
-    where, needed = f"autoencoder {settings.source!r} ({settings.architecture})", SHARED + BIASES[settings.architecture]
+    where, needed = (
+        f"autoencoder {settings.source!r} ({settings.architecture})",
+        (*SHARED, *BIASES[settings.architecture]),
+    )
     if missing := [name for name in needed if name not in arrays]:
         raise FormatError(f"{where} has no {', '.join(missing)}; it holds {', '.join(sorted(arrays)) or 'nothing'}.")
     if unknown := sorted(set(arrays) - set(needed)):
-        raise FormatError(f"{where} holds {', '.join(unknown)} too; a {settings.architecture} one is {_list(needed)}.")
+        raise FormatError(f"{where} holds {', '.join(unknown)} too; a {kind} one is {', '.join(needed)}.")
     if arrays["W_enc"].ndim != 2:
         raise FormatError(f"{where}: W_enc has the shape {tuple(arrays['W_enc'].shape)}; it must be (d_in, d_sae).")
     d_in, width = arrays["W_enc"].shape
@@ -119,20 +117,13 @@ def check_arrays(settings: Settings, arrays: Mapping[str, Tensor]) -> None:
 
 
 def _encoder(settings: Settings, biases: Mapping[str, Tensor]) -> Encoder:
-    if settings.architecture == "gated":
-        return Gated(gate_bias=biases["b_gate"], log_scale=biases["r_mag"], magnitude_bias=biases["b_mag"])
-    bias = biases["b_enc"]
-    if settings.architecture == "jumprelu":
-        return JumpRelu(bias=bias, threshold=biases["threshold"])
-    if settings.architecture == "standard":
-        return Standard(bias=bias)
-    if settings.k is None or not 1 <= settings.k <= len(bias):
-        raise FormatError(
-            f"autoencoder {settings.source!r} (topk): k is {settings.k}; it must be between 1 and its {len(bias)} "
-            "features."
-        )
-    return TopK(bias=bias, k=settings.k)
-
-
-def _list(names: tuple[str, ...]) -> str:
-    return ", ".join(names)
+    values: dict[str, Any] = {field: biases[name] for name, field in BIASES[settings.architecture].items()}
+    if settings.architecture == "topk":
+        n_features = len(values["bias"])
+        if settings.k is None or not 1 <= settings.k <= n_features:
+            raise FormatError(
+                f"autoencoder {settings.source!r} (topk): k is {settings.k}; it must be between 1 and its {n_features} "
+                "features."
+            )
+        values["k"] = settings.k
+    return ENCODERS[settings.architecture](**values)

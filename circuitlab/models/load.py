@@ -82,7 +82,7 @@ def load_model(
         >>> load_model("bundled").spec.n_layers
         4
     """
-    place, kind = device_of(device or "cpu"), _dtype(dtype)
+    place, kind = device_of(device or "cpu"), dtype_of(dtype)
     folding = Folding(fold_ln=fold_ln, center_weights=center_weights)
     bos = None if bos is None else check_choice(bos)
     if not isinstance(model, str | Path):
@@ -189,7 +189,12 @@ def device_of(device: str | torch.device) -> torch.device:
     return place
 
 
-def _dtype(dtype: str | torch.dtype | None) -> torch.dtype:
+def dtype_of(dtype: str | torch.dtype | None) -> torch.dtype:
+    """A dtype by itself or by name; float32 for None.
+
+    Raises:
+        ConfigError: It is none of `DTYPES`.
+    """
     name = "float32" if dtype is None else str(dtype).removeprefix("torch.")
     if name not in DTYPES:
         raise ConfigError(f"unknown dtype {str(dtype)!r}. Use one of: {', '.join(DTYPES)}.")

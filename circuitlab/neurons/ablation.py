@@ -10,9 +10,10 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -29,9 +30,6 @@ from circuitlab.parts import Stage
 from circuitlab.resources import Resources
 from circuitlab.result import plain
 from circuitlab.summary import Summary, plural
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 Held = Mapping[int, tuple[Sequence[int], Float[Tensor, " #neuron"]]]
 """Neurons by layer, and the values that they are held at: one for all, or one each."""
@@ -82,8 +80,6 @@ class AblationEffect(Summary):
 
     def to_frame(self) -> pd.DataFrame:
         """One row a token: text, position, token, log_prob, change, most_changed, most_change."""
-        import pandas as pd
-
         return pd.concat(
             [
                 pd.DataFrame(
@@ -194,7 +190,7 @@ def ablation_effect(
         values = _means(model, over, chosen, stage, resources)
     else:
         number = 0.0 if value == "zero" else float(value)
-        values = dict.fromkeys(chosen, torch.tensor(number, dtype=model.dtype, device=model.device))
+        values = dict.fromkeys(chosen, torch.tensor([number], dtype=model.dtype, device=model.device))
     held = {layer: (own, values[layer]) for layer, own in chosen.items()}
     found: dict[int, TextEffect] = {}
 

@@ -16,9 +16,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -34,9 +35,6 @@ from circuitlab.models.steps import mlp_reads
 from circuitlab.neurons.chosen import layers_of
 from circuitlab.predictions.streams import packs_by_length
 from circuitlab.summary import Summary, largest, plural, short
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 AVERAGE = "average"
 
@@ -90,8 +88,6 @@ class Importance(Summary):
             k: How many neurons; all by default.
             values: Shares, or effects in logits and their average.
         """
-        import pandas as pd
-
         chosen = self.top(k)
         shown = (self.shares if values == "share" else self.effects)[chosen]
         table = {"layer": self.layers[chosen], "neuron": self.neurons[chosen]}

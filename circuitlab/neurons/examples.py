@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -32,9 +33,6 @@ from circuitlab.patching.runs.neuron_values import neuron_values
 from circuitlab.predictions.streams import packs_by_length
 from circuitlab.progress import Progress, callback, reports_progress
 from circuitlab.summary import Summary, plural, short
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 BUFFER_TOKENS = 32_768  # read before they are run: enough for batches of similar length, a few megabytes
 # Characters that one token is taken to have at most when a text is cut before it is tokenised.
@@ -113,8 +111,6 @@ class TopExamples(Summary):
 
     def to_frame(self) -> pd.DataFrame:
         """One row an example: neuron, rank, value, position, token, text, where."""
-        import pandas as pd
-
         columns = ["neuron", "rank", "value", "position", "token", "text", "where"]
         return pd.DataFrame([{name: getattr(one, name) for name in columns} for one in self.examples], columns=columns)
 

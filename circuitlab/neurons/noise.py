@@ -12,9 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -30,9 +31,6 @@ from circuitlab.neurons.last_token import last_values
 from circuitlab.neurons.prompts import Prompt, Tokens, check_count, read_prompt
 from circuitlab.resources import Resources
 from circuitlab.summary import Summary, largest, plural
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
@@ -74,8 +72,6 @@ class NoiseSensitivity(Summary):
 
     def to_frame(self) -> pd.DataFrame:
         """One row a token: position, token, mean, standard_error, size."""
-        import pandas as pd
-
         return pd.DataFrame(
             {
                 "position": np.arange(len(self.tokens)),

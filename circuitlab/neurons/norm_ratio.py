@@ -8,9 +8,10 @@ against as many drawn from the rest.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from circuitlab.arguments import checked
 from circuitlab.errors import ConfigError
@@ -19,9 +20,6 @@ from circuitlab.neurons.prompts import check_count
 from circuitlab.result import Result
 from circuitlab.stats import GroupDifference, group_difference
 from circuitlab.summary import plural
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)

@@ -17,9 +17,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -37,9 +38,6 @@ from circuitlab.parts import Stage
 from circuitlab.patching.runs.packing import Packer, rows_at_once
 from circuitlab.resources import Resources
 from circuitlab.summary import Summary, plural, short
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
@@ -96,8 +94,6 @@ class Outliers(Summary):
 
         Columns: prompt, position, token, ablation_loss, outlier_score, combination, score_behind.
         """
-        import pandas as pd
-
         parts = [
             pd.DataFrame(
                 {

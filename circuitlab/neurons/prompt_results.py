@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Float
 
 from circuitlab.drawing import draw
 from circuitlab.neurons.prompts import Tokens
 from circuitlab.summary import Summary, plural, short
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -100,8 +98,6 @@ class OptimisedPrompts(Summary):
     @property
     def trace(self) -> pd.DataFrame:
         """How the search went: step, search, soft, hard, text."""
-        import pandas as pd
-
         n_steps, n_searches = self.hard.shape
         return pd.DataFrame(
             {
@@ -115,8 +111,6 @@ class OptimisedPrompts(Summary):
 
     def to_frame(self) -> pd.DataFrame:
         """One row a prompt, best first: rank, value, text, step, retokenises."""
-        import pandas as pd
-
         return pd.DataFrame(
             [
                 {"rank": rank, "value": p.value, "text": p.tokens.text, "step": p.step, "retokenises": p.retokenises}

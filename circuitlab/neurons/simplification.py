@@ -12,8 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import pandas as pd
 import torch
 
 from circuitlab.arguments import checked
@@ -26,9 +27,6 @@ from circuitlab.neurons.last_token import last_values
 from circuitlab.neurons.prompts import Prompt, Tokens, check_count, read_prompt, same_when_typed
 from circuitlab.resources import Resources
 from circuitlab.summary import Summary, plural, short
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -80,8 +78,6 @@ class Simplification(Summary):
 
     def to_frame(self) -> pd.DataFrame:
         """One row a step: step, n_tokens, activation, share, deleted, deleted_at, text, retokenises."""
-        import pandas as pd
-
         rows = [
             {
                 "step": number,

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import pandas as pd
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from circuitlab.arguments import checked
@@ -26,9 +27,6 @@ from circuitlab.models.protocol import Model
 from circuitlab.models.steps import neurons_interact
 from circuitlab.neurons.chosen import layers_of, neurons_of
 from circuitlab.summary import Summary
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -61,8 +59,6 @@ class WeightTable(Summary):
 
     def to_frame(self) -> pd.DataFrame:
         """One row an entry: layer, neuron, token, id, value."""
-        import pandas as pd
-
         return pd.DataFrame([asdict(one) for one in self.entries], columns=list(WeightEntry.__dataclass_fields__))
 
     def to_record(self) -> list[dict[str, Any]]:
@@ -105,15 +101,8 @@ def top_tokens(
     if final_norm:
         norm = _norm_at_scale_one(model, written)
         written = (written - written.mean() if norm.centred else written) * norm.factor
-    values = _precise(written @ model.unembedding()[0])[0]
-    ids = _first(values, k, lowest)
-    words = model.text.decode(tuple(ids))
-    return WeightTable(
-        entries=tuple(
-            WeightEntry(layer=layer, neuron=neuron, token=word, id=i, value=float(values[i]))
-            for i, word in zip(ids, words, strict=True)
-        )
-    )
+    values = (written @ model.unembedding()[0])[0]
+    return _table(model, [(layer, neuron)], range(model.spec.d_vocab), values, k, lowest)
 
 
 @checked
@@ -152,31 +141,43 @@ def top_neurons(
     number = _token_id(model, token)
     column = model.unembedding()[0][:, number][None]
     column = _norm_at_scale_one(model, column).back(column) if final_norm else column
-    values = torch.cat([_precise(model.neuron_weight(one) @ column[0]) for one in layers])
+    values = torch.cat([model.neuron_weight(one) @ column[0] for one in layers])
     places = [(one, neuron) for one, width in zip(layers, widths, strict=True) for neuron in range(width)]
-    word = model.text.decode((number,))[0]
-    return WeightTable(
-        entries=tuple(
-            WeightEntry(layer=places[i][0], neuron=places[i][1], token=word, id=number, value=float(values[i]))
-            for i in _first(values, k, lowest)
-        )
-    )
+    return _table(model, places, [number], values, k, lowest)
+
+
+def _table(
+    model: Model,
+    neurons: Sequence[tuple[int, int]],
+    tokens: Sequence[int],
+    values: Float[Tensor, " entry"],
+    k: int,
+    lowest: bool,
+) -> WeightTable:
+    """The k largest (or lowest) entries; equals in their order.
+
+    Args:
+        model: Whose tokens they are.
+        neurons: Layer and number of the neuron of each entry, or of all.
+        tokens: The token of each entry, or of all.
+        values: The entries.
+        k: How many.
+        lowest: The lowest instead.
+    """
+    values = values if values.dtype == torch.float64 else values.float()
+    order = torch.sort(values, descending=not lowest, stable=True).indices[:k].tolist()
+    ids = [tokens[i % len(tokens)] for i in order]
+    found = []
+    for i, token, word in zip(order, ids, model.text.decode(tuple(ids)), strict=True):
+        layer, neuron = neurons[i % len(neurons)]
+        found.append(WeightEntry(layer=layer, neuron=neuron, token=word, id=token, value=float(values[i])))
+    return WeightTable(entries=tuple(found))
 
 
 def _norm_at_scale_one(model: Model, like: Float[Tensor, "1 d_model"]) -> FrozenNorm:
     """The final norm as a linear map, at scale 1: gain and centring alone."""
     signs = 1.0 - 2.0 * (torch.arange(like.shape[-1], device=like.device) % 2).to(like)
     return frozen_norm(model.final_norm, signs[None], model.id)
-
-
-def _precise(values: Float[Tensor, "*row"]) -> Float[Tensor, "*row"]:
-    return values if values.dtype == torch.float64 else values.float()
-
-
-def _first(values: Float[Tensor, " row"], k: int, lowest: bool) -> list[int]:
-    """Places of the largest (or lowest) values; equals in their order."""
-    order: Int[Tensor, " row"] = torch.sort(values, descending=not lowest, stable=True).indices
-    return order[:k].tolist()
 
 
 def _check_k(k: int, most: int, what: str) -> None:

@@ -6,9 +6,10 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import Any, overload
 
 import numpy as np
+import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -24,9 +25,6 @@ from circuitlab.result import plain
 from circuitlab.summary import Results, Summary, largest, plural, short
 
 MINUS = "\N{MINUS SIGN}"
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
@@ -73,8 +71,6 @@ class TextLogProbs(Summary):
 
     def to_frame(self) -> pd.DataFrame:
         """One row a token: position, token, id, log_prob, rank, best, best_log_prob."""
-        import pandas as pd
-
         return pd.DataFrame(
             {
                 "position": np.arange(len(self.ids)),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, overload
+from typing import Any, overload
 
+import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -17,9 +18,6 @@ from circuitlab.models.modes import in_ordinary_modes
 from circuitlab.models.protocol import Model
 from circuitlab.predictions.streams import last_streams, logits_by_part
 from circuitlab.summary import Results, Summary, short
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -64,8 +62,6 @@ class Prediction(Summary):
 
     def to_frame(self) -> pd.DataFrame:
         """One row an answer and then one a top token: kind, token, id, rank, logit, log_prob, probability."""
-        import pandas as pd
-
         rows = [("answer", one) for one in self.answers] + [("top", one) for one in self.top]
         columns = ["kind", *NextToken.__dataclass_fields__]
         return pd.DataFrame([{"kind": kind, **asdict(one)} for kind, one in rows], columns=columns)
