@@ -93,10 +93,8 @@ def check_arrays(settings: Settings, arrays: Mapping[str, Tensor]) -> None:
     Raises:
         FormatError: One is missing, unknown, of the wrong shape, or holds NaN.
     """
-    where, needed = (
-        f"autoencoder {settings.source!r} ({settings.architecture})",
-        (*SHARED, *BIASES[settings.architecture]),
-    )
+    kind = settings.architecture
+    where, needed = f"autoencoder {settings.source!r} ({kind})", (*SHARED, *BIASES[kind])
     if missing := [name for name in needed if name not in arrays]:
         raise FormatError(f"{where} has no {', '.join(missing)}; it holds {', '.join(sorted(arrays)) or 'nothing'}.")
     if unknown := sorted(set(arrays) - set(needed)):
