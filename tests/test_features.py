@@ -258,7 +258,7 @@ class TestReading:
             (lambda: found.active(0, prompt=1), "prompt 1 is out of range"),
             (lambda: found.of(WIDTH), "feature 12 is out of range"),
             (lambda: features(model, own, ""), "text 0 is empty"),
-            (lambda: features(model, own, []), "no text"),
+            (lambda: features(model, own, []), "the list of texts is empty"),
         ]:
             with pytest.raises(ConfigError, match=said):
                 call()

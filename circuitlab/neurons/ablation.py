@@ -31,7 +31,7 @@ from circuitlab.resources import Resources
 from circuitlab.result import plain
 from circuitlab.summary import Summary, plural
 
-Held = Mapping[int, tuple[Sequence[int], Float[Tensor, " #neuron"]]]
+Held = Mapping[int, tuple[Sequence[int], Float[Tensor, " _"]]]
 """Neurons by layer, and the values that they are held at: one for all, or one each."""
 Sets = Mapping[int, Sequence[int]]
 
@@ -240,7 +240,7 @@ def final_streams(
 
 
 def _with(
-    hidden: Float[Tensor, "row seq neuron"], neurons: Sequence[int], values: Float[Tensor, " #_"]
+    hidden: Float[Tensor, "row seq neuron"], neurons: Sequence[int], values: Float[Tensor, " _"]
 ) -> Float[Tensor, "row seq neuron"]:
     new = hidden.clone()
     new[..., list(neurons)] = values
