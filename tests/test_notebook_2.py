@@ -72,7 +72,7 @@ def test_the_norm_inside_the_mlp_at_top_and_random_positions(found):
     # The twin: groups that do differ are told apart, here the highest ratios of all from the lowest.
     from circuitlab.stats import group_difference
 
-    every = np.concatenate([one.score_behind / one.outlier_score for one in solu.prompts])
+    every = np.concatenate([one.score_after_norm / one.outlier_score for one in solu.prompts])
     every.sort()
     assert group_difference(every[-10:], every[:10], 0).permutation_p < 0.001
 

@@ -209,8 +209,8 @@ def test_ratios_behind_and_before_the_inner_norm():
         for row in group.to_dict("records"):
             one = found.prompts[row["prompt"]]
             normed = neuron_values(model, torch.tensor([one.tokens.ids]), 1)[0, row["position"]]
-            assert row["behind"] == pytest.approx(float(normed.max() - normed.mean()))
-            assert row["ratio"] == pytest.approx(row["behind"] / row["before"])
+            assert row["after"] == pytest.approx(float(normed.max() - normed.mean()))
+            assert row["ratio"] == pytest.approx(row["after"] / row["before"])
     places = [set(zip(g["prompt"], g["position"], strict=True)) for g in (ratios.top, ratios.control)]
     assert not places[0] & places[1]
     assert ratios.difference.difference == pytest.approx(ratios.top["ratio"].mean() - ratios.control["ratio"].mean())

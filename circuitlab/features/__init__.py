@@ -1,6 +1,6 @@
 """Sparse autoencoders: load them, read their features, run the model with them, patch and rank features, find words.
 
-What is public is loaded when it is first asked for, so that importing this package loads no torch.
+Public names are loaded on first use, so that importing this package loads no torch.
 """
 
 from typing import TYPE_CHECKING

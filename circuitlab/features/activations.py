@@ -74,7 +74,7 @@ class FeatureActivations(Result):
 
         Args:
             position: Which token; negative numbers count from the end.
-            k: At most so many; all where None.
+            k: Maximum number of features; None for all.
             prompt: Of which prompt.
 
         Raises:
@@ -100,7 +100,7 @@ class FeatureActivations(Result):
         """The features with the largest activation, the strongest first.
 
         Args:
-            k: At most so many.
+            k: Maximum number of features.
             prompt: Only in this prompt.
             first: Only from this token on; 1 leaves out a beginning-of-sequence token.
 

@@ -74,8 +74,8 @@ class Autoencoder(Summary):
         normalisation: "none", "constant_norm_rescale" (to norm sqrt(d_in)) or "layer_norm", token by token.
         centred: Whether it was trained on a stream whose mean over its width is taken out, as TransformerLens does
             with `center_writing_weights`; the mean is then taken off and put back.
-        model_id: Name of the model it was trained on, if it says so.
-        neuronpedia_id: Where its features are described, if it says so.
+        model_id: Name of the model it was trained on, if known.
+        neuronpedia_id: Its name on Neuronpedia, where its features are described, if known.
 
     Raises:
         ConfigError: Shapes do not go together, or the normalisation is unknown.
@@ -169,8 +169,8 @@ class Autoencoder(Summary):
 
         Args:
             features: As `encode` gives them.
-            like: The activations they are of; asked for where the autoencoder takes scale or mean from them
-                (`relative`), without use elsewhere.
+            like: The activations they are of; needed where the autoencoder takes scale or mean from them
+                (`relative`), else ignored.
 
         Raises:
             ConfigError: The autoencoder is relative, and `like` is not given.

@@ -1,4 +1,4 @@
-"""What features are said to stand for: a local export of explanations, searched by words and joined to tables.
+"""Descriptions of features: a local export of explanations, searched by words and joined to tables.
 
 Neuronpedia's exports are read as they come: records with `index` and `description` (and `modelId`, `layer`,
 `explanationModelName`, ...) as a JSON list, as an object with such a list under `explanations`, or one to a line; any
@@ -27,14 +27,14 @@ SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Description(Result):
-    """What somebody, or some model, says of a feature.
+    """A description of a feature, by a person or a model.
 
     Attributes:
         feature: Its number.
-        text: What is said.
-        model_id: The language model, if the record says it.
-        source: The autoencoder, if the record says it (Neuronpedia's `layer`).
-        by: Who said it, if the record says it.
+        text: The description.
+        model_id: The language model, if the record has it.
+        source: The autoencoder, if the record has it (Neuronpedia's `layer`).
+        by: Its author, if the record has it.
     """
 
     feature: int
@@ -109,8 +109,8 @@ def load_descriptions(path: str | Path, source: str | None = None) -> Descriptio
 
     Args:
         path: A file ending in `.json`, `.jsonl`, or one of them with `.gz`, or a folder of such files.
-        source: Only descriptions of this autoencoder, by the name in the file (such as "25-gemmascope-res-65k"); asked
-            for where the file has those of several.
+        source: Only descriptions of this autoencoder, by the name in the file (such as "25-gemmascope-res-65k"); needed
+            where the file has those of several.
 
     Raises:
         ConfigError: There is nothing at the path, no such source, or there are several and none is named.
@@ -181,8 +181,8 @@ def _entry(path: Path, number: int, record: Any) -> Description:
         raise FormatError(f"{where}: index {str(index)[:40]!r} is not the number of a feature.")
     if not isinstance(text, str):
         raise FormatError(f"{where}: description {str(text)[:40]} is not a text.")
-    told = {key: str(record[name]) for key, name in _OPTIONAL.items() if record.get(name) is not None}
-    return Description(feature=int(index), text=text.strip(), **told)
+    optional = {key: str(record[name]) for key, name in _OPTIONAL.items() if record.get(name) is not None}
+    return Description(feature=int(index), text=text.strip(), **optional)
 
 
 _OPTIONAL = {"model_id": "modelId", "source": "layer", "by": "explanationModelName"}

@@ -55,7 +55,7 @@ class TopK(Summary):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class JumpRelu(Summary):
-    """A feature counts once it is above a threshold of its own, and then as a whole.
+    """A feature is active above its threshold, with its whole pre-activation.
 
     Attributes:
         bias: Added to the pre-activations.

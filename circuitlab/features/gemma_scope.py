@@ -1,4 +1,4 @@
-"""Gemma Scope's autoencoders: one `params.npz`, whose path says which layer and site it is of.
+"""Gemma Scope's autoencoders: one `params.npz`, whose path names its layer and site.
 
 They are jumprelu; nothing is taken off their input, and no activation is normalised.
 
@@ -30,14 +30,14 @@ def read_params(path: Path, *, site: str | None, layer: int | None) -> tuple[Set
 
     Args:
         path: The file, best in the folders it is published in: `.../gemma-scope-2b-pt-res/layer_25/width_65k/...`.
-        site: Instead of what the path says.
-        layer: Instead of what the path says.
+        site: Overrides the site in the path.
+        layer: Overrides the layer in the path.
 
     Raises:
-        FormatError: The file is damaged or holds pickled objects, or the path does not say where it belongs.
+        FormatError: The file is damaged or holds pickled objects, or the path does not name site and layer.
     """
-    told_site, told_layer, model_id = told_by(path)
-    site, layer = site or told_site, told_layer if layer is None else layer
+    site_there, layer_there, model_id = named_in(path)
+    site, layer = site or site_there, layer_there if layer is None else layer
     if site is None or layer is None:
         lacking = [name for name, value in (("site", site), ("layer", layer)) if value is None]
         raise FormatError(
@@ -49,14 +49,14 @@ def read_params(path: Path, *, site: str | None, layer: int | None) -> tuple[Set
     return settings, _arrays(path)
 
 
-def told_by(path: Path) -> tuple[str | None, int | None, str | None]:
-    """Site, layer and model that a published path tells; None where it tells nothing.
+def named_in(path: Path) -> tuple[str | None, int | None, str | None]:
+    """Site, layer and model in a published path; None for what is not in it.
 
     Raises:
         FormatError: The path is that of transcoders.
 
     Example:
-        >>> told_by(Path("gemma-scope-2b-pt-res/layer_25/width_65k/average_l0_55/params.npz"))
+        >>> named_in(Path("gemma-scope-2b-pt-res/layer_25/width_65k/average_l0_55/params.npz"))
         ('resid_post', 25, 'google/gemma-2-2b')
     """
     text = path.absolute().as_posix()

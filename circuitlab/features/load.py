@@ -42,11 +42,11 @@ def load_autoencoder(
         path: `"bundled"`; a folder with `cfg.json` and safetensors, as SAELens writes it (standard, top-k, jumprelu,
             gated); or a `params.npz` of Gemma Scope, or its folder.
         model: The model it will be used with: checked against it, and put on its device, in its dtype.
-        site: What it reads, where the files do not say, or say otherwise: a site's name such as `resid_post`.
-        layer: In which layer, likewise.
+        site: The site that it reads, such as `resid_post`; overrides the files.
+        layer: Its layer; overrides the files.
         scaling_factor: For SAELens's `expected_average_only_in`: the constant that activations were multiplied by.
         centred: Whether it was trained on streams with their mean taken out (TransformerLens's
-            `center_writing_weights`); by default what the files say.
+            `center_writing_weights`); by default as in the files.
         device: Instead of the model's; the CPU where there is no model.
         dtype: Instead of the model's; float32 where there is no model.
 

@@ -43,7 +43,7 @@ def check_fits(model: Model, autoencoder: Autoencoder) -> None:
         )
     if model.folding.fold_ln and autoencoder.site == "head_z":
         raise ConfigError(
-            f"autoencoder {name!r} reads head_z with the values' bias, which fold_ln moves behind the heads: load the "
+            f"autoencoder {name!r} reads head_z with the values' bias, which fold_ln moves after the heads: load the "
             "model without it."
         )
 

@@ -170,8 +170,8 @@ def rank_features(
         pairs: A split of a task, or a `PairBatch`.
         metric: What is differentiated; by default the metric of the task that drew the pairs, else `logit_diff`.
         at: With one step: take the gradient on the "corrupt" or on the "clean" run.
-        steps: With more than one: average it over so many points between the two activations (middle of each step),
-            the rest of the run following from them.
+        steps: With more than one: average it over this many points between the two activations (the middle of each
+            step); the rest of the run follows from them.
         seed: Of intervals and p-values.
         budget: Bytes that a run may take; a share of what is free by default.
         progress: None draws a bar in a terminal or a notebook, True always, False never; or a function that is called
@@ -180,7 +180,7 @@ def rank_features(
     Raises:
         ConfigError: The autoencoder does not fit the model, `steps` is below 1, or no feature differs.
         UnknownNameError: No such end or metric, or the model has no such site.
-        MetricError: The metric has no gradient, or does not tell the two runs apart.
+        MetricError: The metric has no gradient, or does not distinguish the two runs.
     """
     check_fits(model, autoencoder)
     if at not in ENDS:
@@ -188,21 +188,21 @@ def rank_features(
     if steps < 1:
         raise ConfigError(f"steps={steps}: the gradient is taken at one point at least.")
     own = autoencoder.to(model.device, autoencoder.w_enc.dtype)
-    judge = metric_for(metric, pairs)
-    if not judge.smooth:
-        raise MetricError(f"metric {judge.name!r} has no gradient. Use logit_diff, prob_diff or log_prob.")
+    resolved = metric_for(metric, pairs)
+    if not resolved.smooth:
+        raise MetricError(f"metric {resolved.name!r} has no gradient. Use logit_diff, prob_diff or log_prob.")
     experiment = Experiment(
-        model, pairs, judge, seed=seed, allow_weak_gap=True, budget=budget, progress=callback(progress)
+        model, pairs, resolved, seed=seed, allow_weak_gap=True, budget=budget, progress=callback(progress)
     )
-    experiment.prompt_gap  # noqa: B018 - refuses a metric that does not tell the two runs apart
+    experiment.prompt_gap  # noqa: B018 - refuses a metric that does not distinguish the two runs
     parts = experiment.recordings.parts(ALIVE * (model.spec.n_layers - own.layer))
     ends = np.zeros((4, experiment.n_examples))  # clean, corrupt, error, total
     entries: list[pd.DataFrame] = []
     for number, batch in enumerate(parts):
         baseline, where = experiment.recordings.baseline(batch), batch.index.cpu().numpy()
-        gradient = mean_gradient(model, own, baseline, judge, at, steps)
+        gradient = mean_gradient(model, own, baseline, resolved, at, steps)
         scored, error, total = _scores(model, own, baseline, gradient, at)
-        both = torch.stack([*baseline.gap(judge), error, total])
+        both = torch.stack([*baseline.gap(resolved), error, total])
         ends[:, where] = both.double().cpu().numpy()
         entries.append(scored.assign(example=where[scored["example"]]))
         experiment.progress("attribution", number + 1, len(parts))
@@ -216,8 +216,8 @@ def rank_features(
     clean, corrupt, error, total = ends
     return FeatureRanking(
         autoencoder=own.name,
-        metric=judge.name,
-        unit=judge.unit,
+        metric=resolved.name,
+        unit=resolved.unit,
         at=at if steps == 1 else "between",
         steps=steps,
         features=tuple(map(int, scores.index)),

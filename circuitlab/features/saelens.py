@@ -43,10 +43,10 @@ def read_folder(
 
     Args:
         folder: With `cfg.json` and one file of weights.
-        site: Instead of what the hook point says.
-        layer: Instead of what the hook point says.
+        site: Overrides the site of the hook point.
+        layer: Overrides the layer of the hook point.
         scaling_factor: The constant of `expected_average_only_in`, which the folder does not hold.
-        centred: Instead of what the settings say.
+        centred: Overrides the settings.
 
     Raises:
         FormatError: A file is missing or damaged, or the settings are not ones that can be honoured.
@@ -114,7 +114,7 @@ def save_autoencoder(autoencoder: Autoencoder, folder: str | Path, *, force: boo
 
 
 class _Config(BaseModel):
-    """What `cfg.json` says, the settings of the model beside the others; null is as if it were not there."""
+    """The settings of `cfg.json`, those of the model among them; null counts as absent."""
 
     model_config = ConfigDict(strict=True)
 
@@ -161,7 +161,7 @@ def _architecture(config: _Config, name: str) -> str:
             f"autoencoder {name!r} has the activation function {config.activation_fn!r}; read are relu and topk."
         )
     if given == "topk" and config.k is None:
-        raise FormatError(f"autoencoder {name!r} (topk): its settings say no whole number k.")
+        raise FormatError(f"autoencoder {name!r} (topk): its settings have no whole number k.")
     return given
 
 
@@ -215,13 +215,13 @@ def _weights(folder: Path, architecture: str) -> dict[str, Tensor]:
 
 
 def _scaled_features(arrays: dict[str, Tensor], config: _Config, name: str) -> dict[str, Tensor]:
-    """A factor a feature from fine-tuning, as older versions kept it; one of all ones says nothing."""
+    """The factor of each feature from fine-tuning, as older versions kept it; factors of 1 are ignored."""
     for key in ("scaling_factor", "finetuning_scaling_factor"):
         factor = arrays.pop(key, None)
         if factor is None or bool(torch.allclose(factor, torch.ones_like(factor))):
             continue
         if not config.finetuning_scaling_factor:
-            raise FormatError(f"autoencoder {name!r} holds a {key}, but its settings say that there is none.")
+            raise FormatError(f"autoencoder {name!r} holds a {key}, but its settings declare none.")
         if "W_enc" in arrays and factor.shape != arrays["W_enc"].shape[1:]:
             raise FormatError(f"autoencoder {name!r}: {key} has the shape {tuple(factor.shape)}, not one a feature.")
         arrays["feature_scale"] = factor

@@ -44,14 +44,14 @@ Edit = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Quality(Result):
-    """How well an autoencoder stands for what it reads. Tokens kept as they are do not count.
+    """How well an autoencoder reconstructs what it reads. Tokens kept as they are do not count.
 
     Attributes:
         n_tokens: Over how many tokens.
         explained_variance: 1 minus squared error over squared distance from the mean; 1 is perfect.
         l0: Mean number of features active at a token.
         n_alive: Features active at any of these tokens.
-        n_features: Of so many.
+        n_features: Number of features.
         loss: Mean loss of the model at these tokens, in nats a token.
         loss_with_error: The same with the autoencoder spliced in, error term and all; equal up to rounding.
         loss_spliced: The same with the reconstruction alone.
@@ -131,7 +131,7 @@ def attached(
     edit: Edit | None = None,
     keep_first: int | None = None,
 ) -> AbstractContextManager[None]:
-    """Every whole forward pass of the model inside runs through the autoencoder; nothing is left behind.
+    """Every whole forward pass of the model inside runs through the autoencoder; the model is restored on exit.
 
     Args:
         model: A loaded model; run it as `model.bridge(tokens)`, `model.bridge.generate(...)`, or as you like.
@@ -139,7 +139,7 @@ def attached(
         error: Add what the autoencoder leaves out. Without an edit the run is then the model's own, up to rounding.
         edit: What is done to the features, `[batch, seq, feature]` in and out; the error term is that of the features
             before.
-        keep_first: So many tokens at the start are left as they are: by default those in front of every text
+        keep_first: How many tokens at the start are left as they are: by default those in front of every text
             (`model.bos`), which autoencoders are not trained on.
 
     Raises:

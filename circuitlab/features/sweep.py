@@ -214,10 +214,10 @@ def _delta(
     stands_for = recorded(model, base, site, layer)
 
     def delta(member: Int[Tensor, " token"], example: Tensor, position: Tensor) -> Float[Tensor, "token d_model"]:
-        apart = change[member, example, position][:, None] * rows[member] * scale[example, position]
+        difference = change[member, example, position][:, None] * rows[member] * scale[example, position]
         if site not in ("head_z", "neuron"):
-            return apart.to(value)
-        with_it = added(model, site, layer, value[example, position] + apart.to(value))
+            return difference.to(value)
+        with_it = added(model, site, layer, value[example, position] + difference.to(value))
         return with_it - stands_for[example, position]
 
     return delta

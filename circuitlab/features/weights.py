@@ -18,7 +18,7 @@ SHARED = ("W_enc", "W_dec", "b_dec")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What a file says beside its arrays.
+    """The settings in a file, beside its arrays.
 
     Attributes:
         source: The file, for messages.
@@ -31,7 +31,7 @@ class Settings:
         input_scale: The constant that inputs were multiplied by in training, if any; folded into the weights.
         by_decoder_norm: Whether features compete, and are given, in units of their decoder norms; folded as well.
         centred: See `Autoencoder`.
-        sizes: `d_in` and number of features, where the file says them.
+        sizes: `d_in` and number of features, where the file has them.
         model_id: See `Autoencoder`.
         neuronpedia_id: See `Autoencoder`.
     """
@@ -102,9 +102,9 @@ def check_arrays(settings: Settings, arrays: Mapping[str, Tensor]) -> None:
     if arrays["W_enc"].ndim != 2:
         raise FormatError(f"{where}: W_enc has the shape {tuple(arrays['W_enc'].shape)}; it must be (d_in, d_sae).")
     d_in, width = arrays["W_enc"].shape
-    for said, real, name in zip(settings.sizes, (d_in, width), ("d_in", "d_sae"), strict=True):
-        if said is not None and said != real:
-            raise FormatError(f"{where}: its settings say {name} = {said}, its W_enc {real}.")
+    for declared, real, name in zip(settings.sizes, (d_in, width), ("d_in", "d_sae"), strict=True):
+        if declared is not None and declared != real:
+            raise FormatError(f"{where}: its settings say {name} = {declared}, its W_enc {real}.")
     shapes = {"W_enc": (d_in, width), "W_dec": (width, d_in), "b_dec": (d_in,)}
     for name in needed:
         wanted, tensor = shapes.get(name, (width,)), arrays[name]

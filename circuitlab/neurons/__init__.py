@@ -1,6 +1,6 @@
 """What single neurons of MLPs do: read off the weights, off a text, off a corpus, and by changing them.
 
-Everything is callable from here and loaded when it is first asked for; importing this package does not load torch.
+Public names are loaded on first use; importing this package does not load torch.
 
 Example:
     >>> from circuitlab import neurons

@@ -1,7 +1,7 @@
 """What a set of neurons does for the prediction of a text: hold them at a value, and see each token's log-probability.
 
-Texts of one length are run together. The blocks before the first changed layer are run once; behind it the text as it
-is and the text with the neurons held run on side by side. Logits are made a few tokens at a time.
+Texts of one length are run together. The blocks before the first changed layer are run once; after it the clean
+and the ablated run continue side by side. Logits are made a few tokens at a time.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ class AblationEffect(Summary):
                 unit="nats",
                 details=tuple(f"the next token changed most: {word!r}" for word in text.most_changed_word),
                 note=(
-                    "True token: change of this token's own log-probability when the neurons are held, minus without; "
+                    "True token: change of the log-probability of this token when the neurons are held, minus without; "
                     "below 0 they helped to predict it. Token changed most: the change of whichever next token, after "
                     "this one, changes most."
                 ),
@@ -126,7 +126,7 @@ class AblationEffect(Summary):
         return save_text_page(self.coloured(), path, title="Log-probabilities with neurons held", force=force)
 
     def to_record(self) -> dict[str, Any]:
-        """The same for JSON, with what was asked."""
+        """The arguments and the tables, for JSON."""
         return {
             "neurons": {layer: list(chosen) for layer, chosen in self.neurons.items()},
             "value": self.value,
@@ -165,7 +165,7 @@ def ablation_effect(
         texts: Texts, or token ids.
         neurons: By layer, such as `{0: [3, 17], 2: [5]}`, or those of the one `layer`.
         layer: Where `neurons` are the neurons of one layer.
-        value: "zero", a number, or "mean": each neuron's own mean over all tokens of `reference`, the
+        value: "zero", a number, or "mean": the mean of each neuron over all tokens of `reference`, the
             beginning-of-sequence token left out.
         stage: Where on their way neurons are held; by default what goes into the MLP's output projection.
         reference: Texts for the mean; `texts` themselves by default.

@@ -1,4 +1,4 @@
-"""Which layers, neurons and stage are meant, checked before anything runs."""
+"""Layers, neurons and stages that a caller names, checked before anything runs."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ def check_mlps(model: Model) -> None:
     """
     if not model.spec.has_mlp:
         raise UnsupportedModelError(
-            f"model {model.id!r} has no MLPs, so that it has no neurons. Take a model with MLPs, or look at its heads."
+            f"model {model.id!r} has no MLPs, so that it has no neurons. Take a model with MLPs, or analyse its heads."
         )
 
 
 def layers_of(model: Model, layer: int | Sequence[int] | None) -> tuple[int, ...]:
-    """The layers meant; all of them for None.
+    """The named layers; all of them for None.
 
     Raises:
         ConfigError: No such layer.
@@ -39,7 +39,7 @@ def layers_of(model: Model, layer: int | Sequence[int] | None) -> tuple[int, ...
 
 
 def neurons_of(model: Model, layer: int, neurons: int | Sequence[int]) -> tuple[int, ...]:
-    """The neurons meant, each once.
+    """The named neurons, each once.
 
     Raises:
         ConfigError: No such layer, no such neuron, or none at all.
@@ -55,7 +55,7 @@ def neurons_of(model: Model, layer: int, neurons: int | Sequence[int]) -> tuple[
 
 
 def stage_of(stage: str | Stage) -> Stage:
-    """The stage meant.
+    """The named stage.
 
     Raises:
         UnknownNameError: No such stage.

@@ -61,7 +61,7 @@ def read_corpus(
 
 
 def check_corpus(source: str | Path, *, separator: str | None = None, field: str | None = None) -> None:
-    """Refuse a file or folder that is not there, holds no text, or whose first text cannot be read, before any work.
+    """Refuse a file or folder that is missing, empty, or whose first text cannot be read, before anything runs.
 
     Args:
         source: A path; see `read_corpus`.
@@ -86,7 +86,7 @@ def check_corpus(source: str | Path, *, separator: str | None = None, field: str
 
 
 def empty(source: object) -> str:
-    """What is said of a corpus without a text."""
+    """The message about a corpus without a text."""
     named = f" {clipped(source)}" if isinstance(source, str | Path) else ""
     return f"the corpus{named} is empty: it has no text that is not blank."
 

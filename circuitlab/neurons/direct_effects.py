@@ -1,6 +1,6 @@
-"""What each neuron adds to a prediction by itself: neuron by prompt, as a share of what all neurons add.
+"""The direct effect of each neuron on a prediction: neuron by prompt, as a share of what all neurons add.
 
-At the last token of a prompt a neuron with value a (what goes into the output projection: behind a norm inside the MLP,
+At the last token of a prompt a neuron with value a (what goes into the output projection: after a norm inside the MLP,
 where there is one) adds a * w to the stream, w its row of W_out. The final norm is linear once its scale s is held at
 what it was in the run: gain * (x - mean(x)) / s, without the mean for RMS norms. So the neuron adds
 
@@ -9,7 +9,7 @@ what it was in the run: gain * (x - mean(x)) / s, without the mean for RMS norms
 to the token's logit, in logits before a softcap. Its share is its effect over the sum of all neurons' effects on that
 prompt. The scale s is the same for all of them and cancels in the share; gain and centring do not. On weights with the
 norm folded in and centred, they are in W_U and W_out already, and the share is that of a * (W_out W_U)[neuron, token].
-With a norm behind the MLP (Gemma 2) its scale is held too.
+With a norm after the MLP (Gemma 2) its scale is held too.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Importance(Summary):
         layers: Layer of each neuron.
         neurons: Number of each neuron in its layer.
         effects: What each neuron adds to the token's logit at the last position, the final norm's scale held: in
-            logits, positive where it speaks for the token.
+            logits, positive where it promotes the token.
     """
 
     model: str
@@ -114,8 +114,8 @@ class Importance(Summary):
             }
             for i in self.top(k)
         ]
-        asked = {"model": self.model, "prompts": list(self.prompts), "answers": list(self.answers)}
-        return {**asked, "totals": self.totals.tolist(), "neurons": rows}
+        given = {"model": self.model, "prompts": list(self.prompts), "answers": list(self.answers)}
+        return {**given, "totals": self.totals.tolist(), "neurons": rows}
 
     def plot(self, k: int = 10) -> Any:
         """A heatmap as a matplotlib `Figure`: the first k neurons by prompt, and their average."""
@@ -163,14 +163,14 @@ def importance(
         given = 1 if isinstance(answers, str) else len(answers)
         raise ConfigError(f"{len(texts)} prompts need as many answers; got {given}. Give one word a prompt.")
     encoded = [encode_text(one, model.text, model.spec.n_ctx) for one in texts]
-    asked = None
+    given = None
     if answers is not None:
-        asked = [answer_ids(t, (w,), e, model.text)[0] for t, w, e in zip(texts, answers, encoded, strict=True)]
+        given = [answer_ids(t, (w,), e, model.text)[0] for t, w, e in zip(texts, answers, encoded, strict=True)]
     ids = [one.ids for one in encoded]
     widths = [model.neuron_weight(one).shape[0] for one in layers]
     found, words = np.zeros((sum(widths), len(ids))), [0] * len(ids)
     for members in packs_by_length(model, list(map(len, ids)), extra_streams=10 * model.spec.n_layers):
-        meant = None if asked is None else [asked[i] for i in members]
+        meant = None if given is None else [given[i] for i in members]
         effects, chosen = _effects(model, [ids[i] for i in members], layers, meant)
         found[:, members] = effects.T.cpu().double().numpy()
         for i, word in zip(members, chosen, strict=True):
@@ -187,14 +187,14 @@ def importance(
 
 
 def _effects(
-    model: Model, ids: Sequence[Sequence[int]], layers: Sequence[int], asked: Sequence[int] | None
+    model: Model, ids: Sequence[Sequence[int]], layers: Sequence[int], given: Sequence[int] | None
 ) -> tuple[Float[Tensor, "text neuron"], list[int]]:
     """Effects of the layers' neurons, one layer after the other, and the token that each is on."""
     tokens, lengths = filled(ids)
     run = model.record(tokens.to(model.device))
     rows, last = torch.arange(len(ids)), lengths - 1
     final = run.resid_final[rows, last]
-    words = model.logits(final).argmax(1) if asked is None else torch.tensor(list(asked), device=final.device)
+    words = model.logits(final).argmax(1) if given is None else torch.tensor(list(given), device=final.device)
     columns, _ = model.unembedding(words)
     direction = frozen_norm(model.final_norm, final, model.id).back(columns.T)
     found = []

@@ -27,7 +27,7 @@ from circuitlab.models.modes import in_ordinary_modes
 from circuitlab.models.protocol import Model
 from circuitlab.neurons.chosen import neurons_of, stage_of
 from circuitlab.neurons.corpus import CorpusText, empty, read_corpus
-from circuitlab.neurons.over_text import SAID
+from circuitlab.neurons.over_text import STAGES
 from circuitlab.parts import Stage
 from circuitlab.patching.runs.neuron_values import neuron_values
 from circuitlab.predictions.streams import packs_by_length
@@ -93,7 +93,7 @@ class TopExamples(Summary):
         n_texts: How many texts the corpus had.
         n_truncated: How many of them were longer.
         n_tokens: How many tokens were read.
-        examples: Neuron by neuron, as they were asked for, the most active text first.
+        examples: Neuron by neuron, in the given order, the most active text first.
     """
 
     model: str
@@ -116,8 +116,8 @@ class TopExamples(Summary):
 
     def to_record(self) -> dict[str, Any]:
         """Everything but the values of single tokens as JSON can hold it."""
-        told = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "examples"}
-        return {**told, "stage": self.stage.value, "examples": self.to_frame().to_dict("records")}
+        record = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "examples"}
+        return {**record, "stage": self.stage.value, "examples": self.to_frame().to_dict("records")}
 
     def to_html(self) -> str:
         """A page of the texts coloured by the neuron that is chosen from a list."""
@@ -141,7 +141,7 @@ class TopExamples(Summary):
     @property
     def _texts(self) -> list[TextValues]:
         note = (
-            f"Model {self.model}, values {SAID[self.stage]}. {self.n_texts:,} texts were read, the first "
+            f"Model {self.model}, values {STAGES[self.stage]}. {self.n_texts:,} texts were read, the first "
             f"{self.max_tokens:,} tokens of each ({self.n_truncated:,} were longer)."
         )
         return [replace(one.to_values(), note=note) for one in self.examples]

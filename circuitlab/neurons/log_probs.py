@@ -21,7 +21,7 @@ def log_probs_of(
     Args:
         model: The model.
         stream: Final streams.
-        target: The token whose probability is asked for at each.
+        target: The token at each, whose log-probability is returned.
     """
     found = [stream.new_zeros(0, dtype=torch.float32)]
     for part, (log_probs,) in _streamed(model, stream):
@@ -38,7 +38,7 @@ def largest_changes(
     Args:
         model: The model.
         before: Final streams.
-        after: As many others.
+        after: The streams to compare with, token by token.
 
     Returns:
         The token, and its log-probability after minus before.

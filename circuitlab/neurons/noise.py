@@ -1,11 +1,11 @@
-"""How much a neuron's activation at the last token moves when one token's embedding is shaken.
+"""Sensitivity of a neuron's activation at the last token to noise on the embedding of one token.
 
-1. Draw Gaussian noise `[sample, d_model]`, with a standard deviation that is a share of the text's own embeddings.
+1. Draw Gaussian noise `[sample, d_model]`, with a standard deviation that is a share of those of the text's embeddings.
 2. Add each sample to the embedding of one token at a time, the same samples to every token.
 3. Run all (token, sample) rows up to the neuron, and subtract its value on the text as it is.
 
-Small noise has, on average, no effect of the first order: the mean change tells how the neuron bends, the root mean
-square how strongly it depends on the token.
+Small noise has, on average, no effect of the first order: the mean change measures the curvature of the neuron, the
+root mean square how strongly it depends on the token.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class NoiseSensitivity(Summary):
         activation: Its value at the last token of the text as it is.
         noise_std: Standard deviation of every component of the noise, in the units of the embedding.
         changes: Value with the noise minus `activation`: positive where the noise raised it.
-        seed: What decided the noise.
+        seed: Seed of the noise.
     """
 
     layer: int
@@ -98,7 +98,7 @@ class NoiseSensitivity(Summary):
         )
 
     def to_record(self) -> dict[str, Any]:
-        """The same for JSON, with what was asked."""
+        """The arguments and the table, for JSON."""
         return {
             "layer": self.layer, "neuron": self.neuron, "text": self.tokens.text, "activation": self.activation,
             "noise_std": self.noise_std, "n_samples": self.changes.shape[1], "seed": self.seed,
@@ -138,7 +138,7 @@ def noise_sensitivity(
         neuron: Its number; its value is what goes into the MLP's output projection.
         scale: Standard deviation of the noise, as a multiple of the root mean square of the components of the text's
             embeddings (the stream on entry to the first block, without the beginning-of-sequence token's).
-        n_samples: Samples of noise; a single one, as is often drawn, tells little of a token.
+        n_samples: Samples of noise; a single one is a noisy estimate.
         seed: Same seed, same noise, whatever the device.
         budget: Bytes that a run may take; by default a share of what is free.
 

@@ -1,8 +1,8 @@
-"""Whether the layer norm inside an MLP treats chosen positions otherwise than random ones.
+"""Compare how the layer norm inside an MLP treats chosen positions and random ones.
 
-The norm divides by the spread of all neurons, so it can lift a position where no neuron stands out. The outlier score
-behind the norm over that before it is this lift; the positions of the highest combination (`Outliers.top`) are set
-against as many drawn from the rest.
+The norm divides by the spread of all neurons, so it can lift a position where no neuron stands out. This lift is the
+outlier score after the norm over that before it; the positions of the highest combination (`Outliers.top`) are compared
+with as many drawn from the rest.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from circuitlab.summary import plural
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class NormRatios(Result):
-    """Outlier scores before and behind the norm, at the top positions and at random ones.
+    """Outlier scores before and after the norm, at the top positions and at random ones.
 
     Attributes:
-        top: prompt, position, token, before, behind, ratio (behind / before) of the top positions.
+        top: prompt, position, token, before, after, ratio (after / before) of the top positions.
         control: The same of as many positions drawn at random from all others.
         difference: Mean ratio of the top positions minus that of the control, with two tests of it.
-        seed: What decided the draw and the permutations.
+        seed: Seed of the control positions and of the permutations.
     """
 
     top: pd.DataFrame
@@ -67,6 +67,9 @@ def norm_ratios(found: Outliers, *, n: int = 10, seed: int = 0) -> NormRatios:
         n: How many positions a group has.
         seed: Same seed, same control and same p-value.
 
+    Returns:
+        Both groups, and the difference of their mean ratios with its tests.
+
     Raises:
         ConfigError: The model has no norm there, or there are fewer than twice `n` positions.
     """
@@ -74,13 +77,13 @@ def norm_ratios(found: Outliers, *, n: int = 10, seed: int = 0) -> NormRatios:
     if not found.has_norm:
         raise ConfigError(
             f"model {found.model_id!r} has no layer norm between the neurons and the output projection of its MLPs: "
-            "the scores before and behind it are the same and every ratio is 1. Take a SoLU model, such as solu-1l."
+            "the scores before and after it are the same and every ratio is 1. Take a SoLU model, such as solu-1l."
         )
-    rows = found.to_frame().rename(columns={"outlier_score": "before", "score_behind": "behind"})
+    rows = found.to_frame().rename(columns={"outlier_score": "before", "score_after_norm": "after"})
     if len(rows) < 2 * n:
         raise ConfigError(f"{len(rows)} positions do not make two groups of {n}. Give more prompts, or a smaller n.")
-    rows = rows.assign(ratio=rows["behind"] / rows["before"])
-    rows = rows[["prompt", "position", "token", "before", "behind", "ratio"]]
+    rows = rows.assign(ratio=rows["after"] / rows["before"])
+    rows = rows[["prompt", "position", "token", "before", "after", "ratio"]]
     drawn = np.random.default_rng(seed).choice(np.arange(n, len(rows)), n, replace=False)
     top, control = rows.iloc[:n], rows.iloc[np.sort(drawn)].reset_index(drop=True)
     difference = group_difference(top["ratio"].to_numpy(), control["ratio"].to_numpy(), seed)

@@ -1,6 +1,6 @@
 """Where an MLP matters although no single neuron stands out: ablation loss against outlier score, position by position.
 
-For every position p of every prompt, with h the MLP's activation behind its nonlinearity (before a layer norm inside
+For every position p of every prompt, with h the MLP's activation after its nonlinearity (before a layer norm inside
 the MLP, where there is one):
 
 1. Ablation loss: the prompt's loss with h at p set to zero, minus the loss of the prompt as it is. The loss of a prompt
@@ -9,7 +9,7 @@ the MLP, where there is one):
 3. Combination: ablation loss times 1 / outlier score. It is high where the MLP is needed and no neuron is an outlier.
 
 All positions of all prompts of one length are rows of one batch, and a row differs from the prompt as it is at one
-token of the stream behind the MLP: only the blocks behind it are run. Attention is causal, so the losses of tokens
+token of the stream after the MLP: only later blocks are run. Attention is causal, so the losses of tokens
 before p are those of the prompt as it is, and ablating the last token changes no loss.
 """
 
@@ -50,14 +50,14 @@ class PromptOutliers(Summary):
         losses: By ablated position and token: that token's loss with the MLP ablated there minus without, in nats; NaN
             at the first token, which nothing predicts, and at all others in front that are no text.
         outlier_score: Largest neuron minus mean over neurons, before the layer norm inside the MLP.
-        score_behind: The same behind that norm; equal to `outlier_score` where there is none.
+        score_after_norm: The same after that norm; equal to `outlier_score` where there is none.
     """
 
     tokens: Tokens
     loss: float
     losses: Float[np.ndarray, "seq seq"]
     outlier_score: Float[np.ndarray, " seq"]
-    score_behind: Float[np.ndarray, " seq"]
+    score_after_norm: Float[np.ndarray, " seq"]
 
     @property
     def ablation_loss(self) -> Float[np.ndarray, " seq"]:
@@ -80,7 +80,7 @@ class Outliers(Summary):
     Attributes:
         layer: The layer of the MLP.
         model_id: What the model is called.
-        has_norm: Whether a layer norm stands between the neurons and the output projection.
+        has_norm: Whether there is a layer norm between the neurons and the output projection.
         prompts: In the order given.
     """
 
@@ -92,7 +92,7 @@ class Outliers(Summary):
     def to_frame(self) -> pd.DataFrame:
         """One row a position, highest combination first.
 
-        Columns: prompt, position, token, ablation_loss, outlier_score, combination, score_behind.
+        Columns: prompt, position, token, ablation_loss, outlier_score, combination, score_after_norm.
         """
         parts = [
             pd.DataFrame(
@@ -103,7 +103,7 @@ class Outliers(Summary):
                     "ablation_loss": one.ablation_loss,
                     "outlier_score": one.outlier_score,
                     "combination": one.combination,
-                    "score_behind": one.score_behind,
+                    "score_after_norm": one.score_after_norm,
                 }
             )
             for number, one in enumerate(self.prompts)
@@ -137,7 +137,7 @@ class Outliers(Summary):
 @checked
 @in_ordinary_modes
 def outliers(model: Model, prompts: Sequence[Prompt], layer: int = 0, *, budget: int | None = None) -> Outliers:
-    """Ablate an MLP at every position of every prompt, and set that beside its outlier scores.
+    """Ablate an MLP at every position of every prompt, and compare the loss with its outlier scores.
 
     Args:
         model: The model.
@@ -168,7 +168,7 @@ def outliers(model: Model, prompts: Sequence[Prompt], layer: int = 0, *, budget:
     return Outliers(
         layer=layer,
         model_id=model.id,
-        has_norm=any(bool((one.score_behind != one.outlier_score).any()) for one in found.values()),
+        has_norm=any(bool((one.score_after_norm != one.outlier_score).any()) for one in found.values()),
         prompts=tuple(found[i] for i in range(len(read))),
     )
 
@@ -199,7 +199,7 @@ def _scored(
             loss=float(token_losses[row, first - 1 :].double().mean()),
             losses=losses[row].double().cpu().numpy(),
             outlier_score=_score(mid[row]),
-            score_behind=_score(post[row]),
+            score_after_norm=_score(post[row]),
         )
 
 

@@ -15,9 +15,9 @@ from circuitlab.neurons.chosen import neurons_of, stage_of
 from circuitlab.parts import Stage
 from circuitlab.patching.runs.neuron_values import neuron_values
 
-SAID = {
+STAGES = {
     Stage.PRE: "before the activation function",
-    Stage.MID: "behind the activation function",
+    Stage.MID: "after the activation function",
     Stage.POST: "as they go into the output projection",
 }
 
@@ -35,12 +35,11 @@ def activations(
         text: The text; all of it must fit the context.
         layer: Layer of the neurons.
         neurons: One neuron or several, a series each.
-        stage: "pre" (before the activation function), "mid" (behind it) or "post" (what goes into the output
-            projection: in SoLU models behind one more norm, elsewhere the same as "mid").
+        stage: "pre" (before the activation function), "mid" (after it) or "post" (what goes into the output
+            projection: in SoLU models after one more norm, elsewhere the same as "mid").
 
     Returns:
-        The values, which show themselves in a notebook's cell; `.save_html(path)` writes the page, `.to_frame()` is the
-        table.
+        The values; a notebook cell displays them, `.save_html(path)` writes the page, `.to_frame()` gives the table.
 
     Raises:
         ConfigError: No such layer or neuron.
@@ -58,6 +57,6 @@ def activations(
         tokens=shown_tokens(text, encoded),
         series=tuple(map(str, chosen)),
         values=values.T.cpu().double().numpy(),
-        note=f"Model {model.id}, values {SAID[where]}. Each neuron has a scale of its own, symmetric about zero.",
+        note=f"Model {model.id}, values {STAGES[where]}. Each neuron has its own scale, symmetric about zero.",
         kind="neuron",
     )

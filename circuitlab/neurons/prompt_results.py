@@ -1,4 +1,4 @@
-"""What a search for prompts found, how it went, and what as many random prompts reach."""
+"""Results of a search for prompts: the prompts, the trace of the search, and the random baseline."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from circuitlab.summary import Summary, plural, short
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class FoundPrompt(Summary):
-    """The best prompt that one of the searches met.
+    """The best prompt of one search.
 
     Attributes:
         value: The neuron at its last token.
-        tokens: The prompt, run as these tokens; typed as text it may be others, see `retokenises`.
-        step: When it was met.
+        tokens: The prompt, run as these tokens; its text may be tokenised differently, see `retokenises`.
+        step: At which step it was found.
         retokenises: Whether the text, typed as it stands, is these same tokens; None without a tokenizer.
     """
 
@@ -41,7 +41,7 @@ class RandomPrompts(Summary):
 
     Attributes:
         n: How many were run.
-        best: The neuron at the last token of the best ones, as many as were searched for, best first.
+        best: The neuron at the last token of the best ones, one for each search, best first.
         mean: Mean over all of them.
         std: Standard deviation over all of them.
     """
@@ -67,10 +67,10 @@ class OptimisedPrompts(Summary):
         soft: The neuron by step and search at the searched vectors themselves, which are no text.
         hard: The same at the tokens nearest to them.
         texts: These tokens as text, by step and search.
-        baseline: As many random prompts as were run here (`n_evaluated`; gradients, about two more runs each, come on
-            top).
+        baseline: The same number of random prompts as were run here (`n_evaluated`; gradients, about two more runs
+            each, not counted).
         n_evaluated: Prompts run, of tokens and of vectors.
-        seed: What decided the start and the baseline.
+        seed: Seed of the start and of the baseline.
     """
 
     layer: int
@@ -123,7 +123,7 @@ class OptimisedPrompts(Summary):
         return draw(self)
 
     def to_record(self) -> dict[str, Any]:
-        """For JSON: what was asked, the prompts, and the baseline."""
+        """The arguments, the prompts and the baseline, for JSON."""
         random = {"n": self.baseline.n, "mean": self.baseline.mean, "std": self.baseline.std}
         return {
             "layer": self.layer, "neuron": self.neuron, "direction": self.direction, "seed": self.seed,

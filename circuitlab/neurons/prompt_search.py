@@ -10,8 +10,8 @@ Every prompt has a vector for each of its free words, and at each step:
 4. Move the vectors, not the tokens, by AdamW. Where the gradient is nothing at all, the search starts anew from random
    words.
 
-The best prompt of tokens that each of them met is returned; the value at the vectors themselves, which no text has, is
-in the trace alone. As many random prompts as were run are the baseline.
+The best prompt of tokens of each search is returned; the value at the vectors themselves, which correspond to no text,
+is in the trace only. The baseline is the same number of random prompts.
 
 Reference:
     Wen, Jain, Kirchenbauer, Goldblum, Geiping & Goldstein 2023, Hard Prompts Made Easy (the gradient is taken at the
@@ -87,8 +87,8 @@ def optimise_prompts(
         n_prompts: Prompts to find, no two the same.
         n_tokens: Tokens of a prompt, fixed ones counted and a beginning-of-sequence token not.
         fixed: Words that stay, by position (0 is the first, -1 the last): single tokens, with their leading space.
-        steps: At most so many.
-        patience: Stop when no prompt has met a better one for so many steps.
+        steps: Maximum number of steps.
+        patience: Stop after this many steps without an improvement.
         diversity: Weight of the penalty against a gradient of length 1; 0 for none.
         learning_rate: Of AdamW, in units of the root mean square of the embeddings' components.
         direction: "max", or "min" for prompts that make the neuron as small as possible.
@@ -247,7 +247,7 @@ def _best_first(search: _Search, best: Mapping[int, _Best]) -> tuple[FoundPrompt
 
 
 def _random_prompts(search: _Search, n: int, n_best: int, generator: torch.Generator) -> RandomPrompts:
-    """So many random prompts with the same fixed words."""
+    """The baseline: n random prompts with the same fixed words."""
     rows = search.prompts(search.vocabulary.draw((n, search.template.n_free), generator))
     values = last_values(search.model, rows, search.layer, search.neuron, resources=search.resources).double().cpu()
     best = values.topk(min(n_best, n), largest=search.sign > 0).values

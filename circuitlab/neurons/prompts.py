@@ -93,11 +93,11 @@ def read_prompts(model: Model, prompts: Sequence[Prompt]) -> list[Tokens]:
     """Several of them.
 
     Raises:
-        ConfigError: The list is empty, or one of them is; the message says which.
+        ConfigError: The list is empty, or one of them is; the message names it.
         TokenError: One of them cannot be read.
     """
     if isinstance(prompts, str):
-        raise ConfigError(f"a list of texts is asked for, got the single text {prompts!r}. Put it in brackets.")
+        raise ConfigError(f"a list of texts is needed, got the single text {prompts!r}. Put it in brackets.")
     if len(prompts) == 0:
         raise ConfigError("the list of texts is empty. Give at least one.")
     return [read_prompt(model, prompt, f"text {number}") for number, prompt in enumerate(prompts)]

@@ -1,4 +1,4 @@
-"""Thirty-five short sentences of everyday words, to look at many positions with; they were written for this library."""
+"""Thirty-five short sentences of everyday words, written for this library, for analyses of many positions."""
 
 SENTENCES = (
     "I feel tired today.",

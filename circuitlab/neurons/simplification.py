@@ -2,10 +2,10 @@
 
 1. Delete each token of the text but the last, one at a time; all these texts are one batch.
 2. Keep the one on which the neuron's activation at the last token is highest.
-3. Start again from there, until a rule says stop.
+3. Repeat from there until a stopping rule applies.
 
 Tokens are deleted, letters are not: what is left is run as it is and never tokenised again, and later tokens move up by
-one position. A text typed as a step shows it may therefore be other tokens; `Step.retokenises` says so.
+one position. The text of a step may therefore be tokenised differently; see `Step.retokenises`.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ class Simplification(Summary):
         return draw(self)
 
     def to_record(self) -> dict[str, Any]:
-        """The same for JSON, with what was asked."""
+        """The arguments and the steps, for JSON."""
         rows = self.to_frame().astype(object)
         steps = rows.where(rows.notna(), None).to_dict("records")
         return {"layer": self.layer, "neuron": self.neuron, "steps": steps}
@@ -138,8 +138,8 @@ def simplify(
         Every step. Of deletions that leave the same activation the first in the text is taken.
 
     Raises:
-        ConfigError: The layer or neuron is not there, the text is empty or too long, a number is out of range, or a
-            share is asked for of an activation that is not positive.
+        ConfigError: The layer or neuron is not there, the text is empty or too long, a number is out of range, or
+            `until` is given and the activation is not positive.
     """
     (neuron,) = neurons_of(model, layer, neuron)
     check_count("keep", keep)
@@ -152,11 +152,11 @@ def simplify(
             f"neuron {neuron} of layer {layer} is {activation:.3g} at the last token {tokens.words[-1]!r}: until= is a "
             "share of a positive activation. Give a text that ends where the neuron fires, or leave until out."
         )
-    floor = -float("inf") if until is None else until * activation
+    least = -float("inf") if until is None else until * activation
     steps = [_step(model, tokens, activation)]
     while len(tokens) - tokens.n_special > keep:
         at, activation = _best_deletion(model, tokens, layer, neuron, Resources(budget))
-        if activation < floor:
+        if activation < least:
             break
         deleted, tokens = tokens.words[at], Tokens.of(model, tokens.ids_without(at), tokens.n_special)
         steps.append(_step(model, tokens, activation, deleted, at))

@@ -1,4 +1,4 @@
-"""A prompt with free places: which tokens stand fast and which are searched for."""
+"""A prompt with free places: which tokens are fixed and which are searched for."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def template_of(model: Model, n_tokens: int, fixed: Mapping[int, str]) -> Templa
     """The template of prompts of `n_tokens` tokens with some words fixed.
 
     Args:
-        model: Its tokenizer makes tokens of the words, and says what stands in front of every text.
+        model: Its tokenizer makes tokens of the words, and puts the beginning-of-sequence token in front.
         n_tokens: Tokens, fixed ones counted and a beginning-of-sequence token not.
         fixed: Word by position; negative positions count from the end.
 

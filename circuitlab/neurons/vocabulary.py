@@ -67,9 +67,9 @@ def _factor(model: Model, ids: Int[Tensor, " word"], weight: Float[Tensor, "_ d_
     stream = model.embedding(some[:, None])[:, 0].double()
     table = weight[some].double()
     if stream.shape == table.shape:
-        apart, wanted = stream - stream.mean(0), table - table.mean(0)
-        factor = float((apart * wanted).sum() / (wanted * wanted).sum())
-        if float((apart - factor * wanted).norm()) <= TOLERATED * float(apart.norm()):
+        found, wanted = stream - stream.mean(0), table - table.mean(0)
+        factor = float((found * wanted).sum() / (wanted * wanted).sum())
+        if float((found - factor * wanted).norm()) <= TOLERATED * float(found.norm()):
             return factor
     raise UnsupportedModelError(
         f"the embedding of model {model.id!r} is not one vector per token plus one per position (it has a norm or a "

@@ -1,4 +1,4 @@
-"""What neurons do to tokens and which neurons do it to a token, read off the weights alone: W_out W_U.
+"""Tokens that a neuron promotes and neurons that promote a token, from the weights alone: W_out W_U.
 
 A neuron of value 1 adds its row w of W_out to the stream, and the final norm divides whatever is there by its scale:
 times that scale, the logit of a token grows by (gain * (w - mean(w))) . W_U[:, token], without the mean for RMS norms.
@@ -53,7 +53,7 @@ class WeightEntry(Summary):
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class WeightTable(Summary):
-    """Entries of W_out W_U, the largest first (or the lowest first, where that was asked for)."""
+    """Entries of W_out W_U, the largest first (or the lowest first, with `lowest=True`)."""
 
     entries: tuple[WeightEntry, ...]
 
@@ -86,13 +86,13 @@ def top_tokens(
         layer: Layer of the neuron.
         neuron: Its number in the layer.
         k: How many tokens.
-        lowest: The tokens that it speaks against most instead.
+        lowest: The tokens that it suppresses most instead.
         final_norm: Whether the final norm's gain and centring count; False gives the bare product of the weights.
 
     Raises:
         ConfigError: No such layer or neuron, or k is outside the vocabulary.
-        UnsupportedModelError: The model has no MLPs, or norms behind them, where a neuron's value alone does not say
-            what it adds.
+        UnsupportedModelError: The model has no MLPs, or norms after them, where a neuron's value alone does not
+            determine what it adds.
     """
     neurons_of(model, layer, neuron)
     _check_k(k, model.spec.d_vocab, "tokens of the vocabulary")
@@ -124,14 +124,14 @@ def top_neurons(
         token: The token as text, with its leading space, or its number in the vocabulary.
         layer: One layer or several; all by default.
         k: How many neurons.
-        lowest: The neurons that speak against it most instead.
+        lowest: The neurons that suppress it most instead.
         final_norm: Whether the final norm's gain and centring count; False gives the bare product of the weights.
 
     Raises:
-        ConfigError: No such layer, or there are not as many neurons.
+        ConfigError: No such layer, or `k` is larger than the number of neurons.
         TokenError: The text is not one token, or there is no token of this number.
-        UnsupportedModelError: The model has no MLPs, or norms behind them, where a neuron's value alone does not say
-            what it adds.
+        UnsupportedModelError: The model has no MLPs, or norms after them, where a neuron's value alone does not
+            determine what it adds.
     """
     layers = layers_of(model, layer)
     for one in layers:
@@ -188,8 +188,8 @@ def _check_k(k: int, most: int, what: str) -> None:
 def _check_plain(model: Model, layer: int) -> None:
     if neurons_interact(model, layer):
         raise UnsupportedModelError(
-            f"model {model.id!r} has a norm behind MLP {layer}: what a neuron adds depends on all the others, so that "
-            "its weights alone do not say it. importance(...) holds that norm as it was in a run."
+            f"model {model.id!r} has a norm after MLP {layer}: what a neuron adds depends on all the others, so that "
+            "its weights alone do not determine it. importance(...) holds that norm as it was in a run."
         )
 
 

@@ -1,4 +1,4 @@
-"""How a model goes on with a text when the most likely token is taken every time."""
+"""Greedy continuation of texts."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def continue_text(model: Model, text: str | Sequence[str], n: int) -> Continuati
     if n < 1:
         raise ConfigError(f"n is {n}; a continuation has at least one token.")
     texts = as_texts(text)
-    # The last token written is not read again, so it needs no room.
+    # The last token written is not read again, so it needs no place in the context.
     starts = [encode_text(one, model.text, model.spec.n_ctx, room=n - 1).ids for one in texts]
     written: list[list[int]] = [[] for _ in texts]
     log_probs: list[list[float]] = [[] for _ in texts]

@@ -38,7 +38,7 @@ class TextLogProbs(Summary):
         log_probs: Natural logarithm of each token's probability given those before it, in nats, at most 0; NaN for the
             first token, which nothing predicts, and for the tokens that the model's `bos` puts in front.
         ranks: How many tokens were more likely there; 0 is best, -1 where there is no log-probability.
-        best: What the model found most likely in the place of each token; empty where there is no log-probability.
+        best: The most likely token in the place of each; empty where there is no log-probability.
         best_log_probs: Natural logarithm of its probability; NaN where there is none.
     """
 
@@ -91,7 +91,7 @@ class TextLogProbs(Summary):
 
     def to_values(self) -> TextValues:
         """The log-probabilities over the text, for a page."""
-        told = zip(self.ranks.tolist(), self.best, np.exp(self.best_log_probs).tolist(), strict=True)
+        tokens = zip(self.ranks.tolist(), self.best, np.exp(self.best_log_probs).tolist(), strict=True)
         return TextValues(
             title="Log-probability of each token",
             tokens=self.tokens,
@@ -100,16 +100,16 @@ class TextLogProbs(Summary):
             unit="nats",
             details=tuple(
                 f"rank {rank}; most likely {best!r} ({100 * p:.3g} %)" if rank >= 0 else "not predicted"
-                for rank, best, p in told
+                for rank, best, p in tokens
             ),
-            note=f"Given the tokens before it; the stronger the red, the less likely. {self._sums}",
+            note=f"Given the tokens before it; darker red: less likely. {self._sums}",
             kind="value",
         )
 
     @property
     def _sums(self) -> str:
-        told = f"The whole text: {self.total:.2f} nats, {self.mean:.3f} a token"
-        return f"{told.replace('-', MINUS)}, perplexity {self.perplexity:.4g}."
+        sums = f"The whole text: {self.total:.2f} nats, {self.mean:.3f} a token"
+        return f"{sums.replace('-', MINUS)}, perplexity {self.perplexity:.4g}."
 
     def to_html(self) -> str:
         """A self-contained page: the text coloured by log-probability, rank and most likely token on hover."""
@@ -187,10 +187,10 @@ def _judged(model: Model, text: str, encoded: Encoded, stream: Float[Tensor, "se
         own = logits.gather(1, came[rows, None])
         all_of_it = logits.logsumexp(1)
         highest, at = logits.max(1)
-        behind = slice(rows.start + 1, rows.stop + 1)
-        log_probs[behind] = (own[:, 0] - all_of_it).cpu().double().numpy()
-        best_log_probs[behind] = (highest - all_of_it).cpu().double().numpy()
-        ranks[behind] = (logits > own).sum(1).cpu().numpy()
+        after = slice(rows.start + 1, rows.stop + 1)
+        log_probs[after] = (own[:, 0] - all_of_it).cpu().double().numpy()
+        best_log_probs[after] = (highest - all_of_it).cpu().double().numpy()
+        ranks[after] = (logits > own).sum(1).cpu().numpy()
         best += at.tolist()
     front = model.bos.ids
     first = max(1, len(front)) if encoded.ids[: len(front)] == front else 1

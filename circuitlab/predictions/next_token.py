@@ -46,7 +46,7 @@ class NextToken(Summary):
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Prediction(Summary):
-    """What a model expects after a text.
+    """Next-token predictions after a text.
 
     Attributes:
         text: The text.
@@ -95,7 +95,7 @@ def predict(
 def predict(
     model: Model, text: str | Sequence[str], answers: str | Sequence[str | Sequence[str]] = (), k: int = 10
 ) -> Prediction | tuple[Prediction, ...]:
-    """What the model expects next, after one text or after each of several.
+    """Predict the next token after one text or after each of several.
 
     Args:
         model: The model.
@@ -108,7 +108,7 @@ def predict(
         One prediction for one text, a tuple for several.
 
     Raises:
-        ConfigError: There is no text, k is outside the vocabulary, or there are not as many answers as texts.
+        ConfigError: There is no text, k is outside the vocabulary, or the numbers of answers and texts differ.
         TokenError: A text does not fit the context, or an answer is not one token; the message gives its tokens.
 
     Example:

@@ -14,7 +14,7 @@ from circuitlab.patching.runs.baseline import LOGITS_AT_ONCE
 from circuitlab.patching.runs.packing import bytes_per_row, packs, rows_per_pack
 from circuitlab.resources import DEFAULT, Resources
 
-# Bytes of a pack of texts on a CPU: with 192 MB the filling behind shorter texts cost as much again as the texts, with
+# Bytes of a pack of texts on a CPU: with 192 MB the padding of shorter texts cost as much again as the texts, with
 # 8 MB the calls did (2,000 texts on the bundled model: 9.6 s, 5.6 s at 64, 8.8 s at 8).
 PACK_BYTES = 48 * 2**20
 
@@ -25,8 +25,8 @@ def packs_by_length(
     """Which texts to run together: of similar length, the longest first, as many as memory holds.
 
     Args:
-        model: Its widths say what a token costs. Where tokens see later ones, only texts of one length run together:
-            what fills up a shorter one would be seen.
+        model: Its widths determine what a token costs. Where tokens attend to later ones, only texts of one length run
+            together, since padding would be attended to.
         lengths: Tokens of each text.
         resources: Bytes that a run may take.
         extra_streams: How many more tensors of the stream's size stay alive for every text.

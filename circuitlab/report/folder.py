@@ -41,10 +41,10 @@ class Sweep:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Repeated:
-    """The discovery done again on other prompts.
+    """Repeated discovery on other prompts.
 
     Attributes:
-        numbers: What came of it.
+        numbers: The results.
         png: Its drawing, or None.
     """
 
@@ -54,7 +54,7 @@ class Repeated:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class RunFolder:
-    """What a run left behind.
+    """The contents of a run folder.
 
     Attributes:
         path: The folder.
@@ -68,7 +68,7 @@ class RunFolder:
         evaluation: The numbers on held-out pairs.
         drawing: `circuit.svg`, or None.
         files: Name -> SHA-256 of every file but the report and the manifest.
-        repeated: The discovery done again, on resamples or over seeds, where it was asked for.
+        repeated: Repeated discovery, on resamples or over seeds, if there is any.
         attention: Attention patterns of the circuit's strongest heads on one prompt, or None.
         attention_png: Its picture, or None.
     """

@@ -20,7 +20,7 @@ def finite(value: object) -> float | None:
 
 
 def number(value: object, digits: int = 2) -> str:
-    """A number with so many decimals; a dash where there is none.
+    """A number with this many decimals; a dash where there is none.
 
     Example:
         >>> number(0.9312), number(1519, 0), number(None) == NONE
@@ -33,7 +33,7 @@ def number(value: object, digits: int = 2) -> str:
 
 
 def significant(value: object, digits: int = 3) -> str:
-    """A number with so many significant digits, for quantities of unknown size."""
+    """A number with this many significant digits, for quantities of unknown size."""
     if (value := finite(value)) is None:
         return NONE
     if value == 0:

@@ -1,4 +1,4 @@
-"""The values that `report.html.j2` shows: records of the folder, figures, and what takes more than a filter to say."""
+"""The values that `report.html.j2` shows: records of the folder, figures, and longer sentences."""
 
 from __future__ import annotations
 
@@ -98,11 +98,11 @@ def _selection(run: RunFolder) -> str:
     if not found:
         target = config.get("target")
         return f"a faithfulness of {number(target)}" if target is not None else ""
-    asked, nominal, left = (found.get(name) for name in ("asked", "nominal", "achieved"))
+    rule_value, nominal, left = (found.get(name) for name in ("asked", "nominal", "achieved"))
     rules = {
-        "target": f"the smallest circuit found with faithfulness {number(asked)}",
-        "n_edges": f"the {asked} top edges",
-        "threshold": f"edges with a score of at least {number(asked)}",
+        "target": f"the smallest circuit found with faithfulness {number(rule_value)}",
+        "n_edges": f"the {rule_value} top edges",
+        "threshold": f"edges with a score of at least {number(rule_value)}",
         "chosen": "the edges chosen by the method",
     }
     rule = rules.get(str(found.get("rule")))

@@ -27,7 +27,7 @@ from circuitlab.viz.text import drawable
 
 # More edges than this are not legible; the strongest are drawn, as stated in the figure.
 MOST_EDGES = 800
-# Inches: width, height, and free room on either side.
+# Inches: width, height, and free space on either side.
 _SIZES = {"input": (0.66, 0.25), "head": (0.54, 0.33), "mlp": (0.5, 0.25), "logits": (0.66, 0.25)}
 _ROOM = 0.06
 _PORTS = {"q": -0.17, "k": 0.0, "v": 0.17}
@@ -138,7 +138,7 @@ def _scene(nodes: Sequence[DrawnNode], edges: Sequence[DrawnEdge]) -> _Scene:
 
 
 def _draw_bands(axes: Axes, scene: _Scene) -> None:
-    """A grey band behind every other layer, and the layer's number on its left."""
+    """A grey band under every other layer, and the layer's number on its left."""
     layers = sorted({node.layer for node in scene.nodes if node.layer is not None})
     for i, layer in enumerate(layers):
         rows = [scene.y[scene.row_of[node.name]] for node in scene.nodes if node.layer == layer]

@@ -79,7 +79,7 @@ def lay_out(
     Args:
         rows: Node names from the lowest row to the highest, each row in its natural order.
         edges: Source, target and arrival offset; a target is in a higher row than its source.
-        half_width: Half the room that every node takes in its row, in inches.
+        half_width: Half the width that every node takes in its row, in inches.
         trunk: Half the width kept free for a passing trunk.
 
     Returns:
@@ -233,7 +233,7 @@ def _wanted(
 def _nearest(
     row: Sequence[Item], wanted: Mapping[Item, tuple[float, float]], half: Mapping[Item, float]
 ) -> dict[Item, float]:
-    """Places in the given order, each with room for itself, with the least weighted squared distance to those wanted.
+    """Places in the given order, with space for each item, at the least weighted squared distance to those wanted.
 
     With the least distances subtracted, this is isotonic regression.
     """

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from circuitlab.patching.grid import Grid, Grids
     from circuitlab.patching.paths.effects import PathEffects
 
-# An edge outside the circuit is drawn if it was chosen in so many repetitions.
+# Share of repetitions from which an edge outside the circuit is drawn.
 DRAWN_OUTSIDE = 0.5
 MOST_BARS = 24
 

@@ -66,7 +66,7 @@ def text_width(text: str, points: float, weight: str = "normal") -> float:
 
 
 def significant(value: float, digits: int = 2) -> str:
-    """A number with so many significant digits, with an exponent only where it is tiny.
+    """A number with this many significant digits, with an exponent only where it is tiny.
 
     Example:
         >>> significant(0.01234), significant(12.3), significant(1519)

@@ -88,7 +88,7 @@
     });
   });
   if (select) select.addEventListener("change", () => show(Number(select.value)));
-  const asked = /^#series=(\d+)$/.exec(location.hash);
+  const chosen = /^#series=(\d+)$/.exec(location.hash);
   const count = data.reach.length;
-  show(asked && Number(asked[1]) < count ? Number(asked[1]) : select ? Number(select.value) : 0);
+  show(chosen && Number(chosen[1]) < count ? Number(chosen[1]) : select ? Number(select.value) : 0);
 })();
