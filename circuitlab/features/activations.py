@@ -179,6 +179,9 @@ def features(model: Model, autoencoder: Autoencoder, texts: Texts, *, budget: in
         texts: A text, several of any length, or tokens `[batch, seq]`.
         budget: Bytes that a run may take; a share of what is free by default.
 
+    Returns:
+        Every active feature of every token, with its activation.
+
     Raises:
         ConfigError: The autoencoder does not fit the model; a text is empty, or longer than the model reads.
         UnknownNameError: The model has no such site.

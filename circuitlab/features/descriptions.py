@@ -112,6 +112,9 @@ def load_descriptions(path: str | Path, source: str | None = None) -> Descriptio
         source: Only descriptions of this autoencoder, by the name in the file (such as "25-gemmascope-res-65k"); needed
             where the file has those of several.
 
+    Returns:
+        The descriptions, in the order of the files.
+
     Raises:
         ConfigError: There is nothing at the path, no such source, or there are several and none is named.
         FormatError: A file is damaged, or holds something else.
@@ -145,6 +148,9 @@ def search_descriptions(
         words: One word, or several between spaces; upper and lower case are the same.
         whole: Only as whole words.
         source: Which autoencoder, where the export has several.
+
+    Returns:
+        The descriptions found, in the order of the file.
 
     Raises:
         ConfigError: There is no word, or nothing at the path.

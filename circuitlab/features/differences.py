@@ -39,7 +39,11 @@ class Differences:
 
 @torch.no_grad()
 def differences(model: Model, autoencoder: Autoencoder, baseline: Baseline) -> Differences:
-    """All features that differ, where it can matter."""
+    """All features that differ, where it can matter.
+
+    Returns:
+        One entry a token and feature: clean minus corrupted activation.
+    """
     matter = tokens_that_matter(model.spec, baseline.batch, from_difference=True)
     example, position = matter.nonzero(as_tuple=True)
     site, layer, n = autoencoder.site, autoencoder.layer, autoencoder.n_features
@@ -62,6 +66,9 @@ def differences(model: Model, autoencoder: Autoencoder, baseline: Baseline) -> D
 
 def chosen_features(autoencoder: Autoencoder, given: Iterable[int]) -> tuple[int, ...]:
     """Features that a user names.
+
+    Returns:
+        The numbers of the features.
 
     Raises:
         ConfigError: One is out of range, stands twice, or there are none.

@@ -33,6 +33,9 @@ def read_params(path: Path, *, site: str | None, layer: int | None) -> tuple[Set
         site: Overrides the site in the path.
         layer: Overrides the layer in the path.
 
+    Returns:
+        The settings, and the arrays by name.
+
     Raises:
         FormatError: The file is damaged or holds pickled objects, or the path does not name site and layer.
     """
@@ -51,6 +54,9 @@ def read_params(path: Path, *, site: str | None, layer: int | None) -> tuple[Set
 
 def named_in(path: Path) -> tuple[str | None, int | None, str | None]:
     """Site, layer and model in a published path; None for what is not in it.
+
+    Returns:
+        Site, layer and name of the model.
 
     Raises:
         FormatError: The path is that of transcoders.

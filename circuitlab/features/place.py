@@ -109,6 +109,9 @@ def run_on(
         site: Where the value is put.
         layer: In which layer.
         value: What is put there.
+
+    Returns:
+        The stream after the last block.
     """
     entry, stream = SITES[site].entry, value
     if site not in ("resid_pre", "resid_mid", "resid_post"):

@@ -177,6 +177,10 @@ def rank_features(
         progress: None draws a bar in a terminal or a notebook, True always, False never; or a function that is called
             with (step, done, total) after each batch of prompts.
 
+    Returns:
+        Scores of all features that differ, the largest in size first, in the unit of the metric; positive where moving
+        the feature from corrupted to clean raises the metric.
+
     Raises:
         ConfigError: The autoencoder does not fit the model, `steps` is below 1, or no feature differs.
         UnknownNameError: No such end or metric, or the model has no such site.
@@ -234,7 +238,11 @@ def rank_features(
 def mean_gradient(
     model: Model, own: Autoencoder, baseline: Baseline, metric: Metric, at: str, steps: int
 ) -> Float[Tensor, "batch seq d_in"]:
-    """The gradient of each example's metric at the autoencoder's place, at one end or averaged between both."""
+    """The gradient of each example's metric at the autoencoder's place, at one end or averaged between both.
+
+    Raises:
+        MetricError: The metric does not depend on the logits in a way that torch can follow.
+    """
     clean, corrupt = (activation(model, run, own.site, own.layer) for run in (baseline.clean, baseline.corrupt))
     run = baseline.clean if at == "clean" and steps == 1 else baseline.corrupt
     places = [(i + 0.5) / steps for i in range(steps)] if steps > 1 else [1.0 if at == "clean" else 0.0]

@@ -48,6 +48,9 @@ def read_folder(
         scaling_factor: The constant of `expected_average_only_in`, which the folder does not hold.
         centred: Overrides the settings.
 
+    Returns:
+        The settings, and the arrays by name.
+
     Raises:
         FormatError: A file is missing or damaged, or the settings are not ones that can be honoured.
         UnknownNameError: An architecture or hook point that is not known.

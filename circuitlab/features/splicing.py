@@ -142,6 +142,9 @@ def attached(
         keep_first: How many tokens at the start are left as they are: by default those in front of every text
             (`model.bos`), which autoencoders are not trained on.
 
+    Returns:
+        A context; on exit the model is as before.
+
     Raises:
         ConfigError: The autoencoder does not fit the model.
         UnknownNameError: The model has no such site.
@@ -169,6 +172,9 @@ def quality(
         texts: Texts, or tokens `[batch, seq]`.
         keep_first: See `attached`.
         budget: Bytes that a run may take; a share of what is free by default.
+
+    Returns:
+        Explained variance, sparsity, and losses in nats a token.
 
     Raises:
         ConfigError: The autoencoder does not fit the model, or a text is too long or has no token to predict.
@@ -215,6 +221,9 @@ def splice(
         keep_first: See `attached`.
         seed: Of the interval.
         budget: Bytes that a run may take; a share of what is free by default.
+
+    Returns:
+        The metric with the autoencoder spliced in, beside that of the clean and the corrupted run.
 
     Raises:
         ConfigError: The autoencoder does not fit the model.

@@ -175,6 +175,9 @@ def feature_patches(runs: Runs, own: Autoencoder, members: tuple[int, ...], toke
         own: The autoencoder, on the model's device.
         members: The features.
         tokens: The tokens of each column, `[column, batch, seq]`.
+
+    Returns:
+        For every feature and token, the change of the stream: source run minus patched run.
     """
     sign = 1 if runs.source is runs.baseline.clean else -1
     change = _table(differences(runs.model, own, runs.baseline), members, runs.baseline) * sign

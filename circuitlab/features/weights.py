@@ -54,6 +54,9 @@ class Settings:
 def assemble(settings: Settings, arrays: Mapping[str, Tensor]) -> Autoencoder:
     """The autoencoder of these settings and arrays.
 
+    Returns:
+        The autoencoder, with all constant factors folded into its weights.
+
     Raises:
         FormatError: An array is missing, unknown, of the wrong shape, or holds NaN; `k` is out of range.
     """

@@ -24,6 +24,9 @@ def check_mlps(model: Model) -> None:
 def layers_of(model: Model, layer: int | Sequence[int] | None) -> tuple[int, ...]:
     """The named layers; all of them for None.
 
+    Returns:
+        The numbers of the layers.
+
     Raises:
         ConfigError: No such layer.
         UnsupportedModelError: The model has no MLPs.
@@ -41,6 +44,9 @@ def layers_of(model: Model, layer: int | Sequence[int] | None) -> tuple[int, ...
 def neurons_of(model: Model, layer: int, neurons: int | Sequence[int]) -> tuple[int, ...]:
     """The named neurons, each once.
 
+    Returns:
+        The numbers of the neurons, in the given order.
+
     Raises:
         ConfigError: No such layer, no such neuron, or none at all.
         UnsupportedModelError: The model has no MLPs.
@@ -56,6 +62,9 @@ def neurons_of(model: Model, layer: int, neurons: int | Sequence[int]) -> tuple[
 
 def stage_of(stage: str | Stage) -> Stage:
     """The named stage.
+
+    Returns:
+        The stage.
 
     Raises:
         UnknownNameError: No such stage.

@@ -37,6 +37,9 @@ def read_corpus(
         field: Which entry of a JSON object is the text.
         most: Characters of a text that are kept; the rest of it is skipped.
 
+    Returns:
+        The texts, read one after the other as they are needed.
+
     Raises:
         ConfigError: The path does not exist or cannot be read, a folder has no such files, or something is no text.
         FormatError: A file is not UTF-8, or a line of it is no JSON object with the field.

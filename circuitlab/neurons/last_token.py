@@ -43,6 +43,9 @@ def last_values(
         neuron: Its number.
         change: What becomes of the embeddings of a slice of rows; they are run as they are by default.
         resources: Bytes that a run may take.
+
+    Returns:
+        One value a prompt.
     """
     arguments = model.block_arguments(tokens[:1])
     found = torch.zeros(len(tokens), dtype=model.dtype, device=model.device)

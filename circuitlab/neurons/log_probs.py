@@ -22,6 +22,9 @@ def log_probs_of(
         model: The model.
         stream: Final streams.
         target: The token at each, whose log-probability is returned.
+
+    Returns:
+        One value for each stream, in nats, at most 0.
     """
     found = [stream.new_zeros(0, dtype=torch.float32)]
     for part, (log_probs,) in _streamed(model, stream):

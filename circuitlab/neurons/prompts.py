@@ -74,6 +74,9 @@ def read_prompt(model: Model, prompt: Prompt, what: str = "the text") -> Tokens:
         prompt: A text, or token ids as they are to be run.
         what: What the message calls it.
 
+    Returns:
+        Its tokens.
+
     Raises:
         ConfigError: There is nothing in it, or something else than whole numbers.
         TokenError: It is longer than the context, or an id is not in the vocabulary.
@@ -91,6 +94,9 @@ def read_prompt(model: Model, prompt: Prompt, what: str = "the text") -> Tokens:
 
 def read_prompts(model: Model, prompts: Sequence[Prompt]) -> list[Tokens]:
     """Several of them.
+
+    Returns:
+        Tokens of each, in the given order.
 
     Raises:
         ConfigError: The list is empty, or one of them is; the message names it.
@@ -167,6 +173,9 @@ def run_by_length(
 def check_sets(model: Model, neurons: Mapping[int, Sequence[int]]) -> dict[int, tuple[int, ...]]:
     """Sets of neurons by layer, lowest layer first.
 
+    Returns:
+        Layer -> neurons, each once.
+
     Raises:
         ConfigError: There is no layer, or a neuron or layer is not there.
     """
@@ -177,6 +186,9 @@ def check_sets(model: Model, neurons: Mapping[int, Sequence[int]]) -> dict[int, 
 
 def check_count(name: str, value: int, least: int = 1) -> int:
     """A number of things that is large enough.
+
+    Returns:
+        The number.
 
     Raises:
         ConfigError: It is not.

@@ -52,6 +52,9 @@ def template_of(model: Model, n_tokens: int, fixed: Mapping[int, str]) -> Templa
         n_tokens: Tokens, fixed ones counted and a beginning-of-sequence token not.
         fixed: Word by position; negative positions count from the end.
 
+    Returns:
+        The fixed tokens and the free positions.
+
     Raises:
         ConfigError: A position is outside of the prompt, or no place is free.
         TokenError: The prompt is longer than the context, or a word is not one token.

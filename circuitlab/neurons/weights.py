@@ -89,6 +89,9 @@ def top_tokens(
         lowest: The tokens that it suppresses most instead.
         final_norm: Whether the final norm's gain and centring count; False gives the bare product of the weights.
 
+    Returns:
+        The k largest entries of the neuron's row, largest first; equals by their number in the vocabulary.
+
     Raises:
         ConfigError: No such layer or neuron, or k is outside the vocabulary.
         UnsupportedModelError: The model has no MLPs, or norms after them, where a neuron's value alone does not
@@ -126,6 +129,9 @@ def top_neurons(
         k: How many neurons.
         lowest: The neurons that suppress it most instead.
         final_norm: Whether the final norm's gain and centring count; False gives the bare product of the weights.
+
+    Returns:
+        The k largest entries of the token's column, largest first; equals by layer and neuron.
 
     Raises:
         ConfigError: No such layer, or `k` is larger than the number of neurons.

@@ -36,6 +36,9 @@ def strongest_cell(sweep: Sweep) -> str:
 def circuit_figure(run: RunFolder) -> Picture:
     """The drawing of the circuit; drawn again where the folder has none.
 
+    Returns:
+        The drawing, to be embedded.
+
     Raises:
         RunError: `circuit.svg` is not an SVG file.
     """
@@ -50,6 +53,9 @@ def circuit_figure(run: RunFolder) -> Picture:
 
 def curve_figure(run: RunFolder, evaluation: Mapping[str, Any]) -> Picture:
     """Faithfulness against size.
+
+    Returns:
+        The figure, to be embedded.
 
     Raises:
         RunError: The curve in `evaluation.json` is damaged.

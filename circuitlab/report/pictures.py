@@ -39,6 +39,9 @@ class Picture:
 def bitmap(png: bytes, words: str) -> Picture:
     """A PNG file with its alternative text.
 
+    Returns:
+        The picture, at the size at which it was drawn.
+
     Raises:
         FormatError: It is no PNG.
     """
@@ -50,6 +53,9 @@ def bitmap(png: bytes, words: str) -> Picture:
 
 def drawing(svg: str, words: str) -> Picture:
     """An SVG file with its alternative text.
+
+    Returns:
+        The picture, at the size at which it was drawn.
 
     Raises:
         FormatError: It is no SVG.
@@ -67,6 +73,9 @@ def drawing(svg: str, words: str) -> Picture:
 
 def checked_png(data: bytes) -> bytes:
     """The chunks of a PNG file, without what may follow them.
+
+    Returns:
+        The file up to its last chunk.
 
     Raises:
         FormatError: It is no PNG: another signature, a chunk that is cut off or whose checksum is wrong, or no pixels.

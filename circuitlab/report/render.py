@@ -47,6 +47,9 @@ def asset(name: str) -> Markup:
 def json_text(value: Any) -> Markup:
     r"""JSON for a data element that the script of a page reads; no text in it can end the element.
 
+    Returns:
+        The text, safe within a script element.
+
     Raises:
         ValueError: `value` holds NaN or an infinity.
 

@@ -112,6 +112,9 @@ class LabelledGrid:
 def read_sweep(path: str | Path) -> pd.DataFrame:
     """Read a tidy sweep table; tokens such as "null" or "NA" stay the text they are.
 
+    Returns:
+        The table, one row a cell.
+
     Raises:
         FormatError: The file is no such table.
     """

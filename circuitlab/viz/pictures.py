@@ -196,6 +196,9 @@ def features(
 ) -> Figure:
     """The strongest features of a prompt, token by token, in the order of their peaks.
 
+    Returns:
+        A heatmap, a feature a row.
+
     Raises:
         ConfigError: No feature is active in the prompt.
     """

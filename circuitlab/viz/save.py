@@ -117,6 +117,9 @@ def figure_bytes(figure: Figure, kind: Literal["png", "svg"]) -> bytes:
     """A figure as a PNG (160 dots per inch) or SVG file.
 
     There is no date and no random identifier in it: the same figure gives the same bytes.
+
+    Returns:
+        The content of the file.
     """
     buffer = BytesIO()
     with style():
