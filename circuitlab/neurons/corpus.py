@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from io import TextIOWrapper
 from pathlib import Path
 
+from circuitlab.data.limits import clipped
 from circuitlab.errors import ConfigError, FormatError, MissingFileError, WrongTypeError
 from circuitlab.files import check_file, encoding_of, open_file, parse_json
 
@@ -57,7 +59,7 @@ def read_corpus(
             check_file(path, "corpus file")
         except MissingFileError as error:
             raise MissingFileError(
-                f"corpus {clipped(source)} does not exist. Give a file, a folder, or the texts themselves as a list."
+                f"corpus {clipped(str(source))} does not exist. Give a file, a folder, or the texts themselves as a list."
             ) from error
     base = path if path.is_dir() else path.parent
     return (one for file in files for one in _in_file(file, file.relative_to(base).as_posix(), separator, field, most))
@@ -90,14 +92,8 @@ def check_corpus(source: str | Path, *, separator: str | None = None, field: str
 
 def empty(source: object) -> str:
     """The message about a corpus without a text."""
-    named = f" {clipped(source)}" if isinstance(source, str | Path) else ""
+    named = f" {clipped(str(source))}" if isinstance(source, str | Path) else ""
     return f"the corpus{named} is empty: it has no text that is not blank."
-
-
-def clipped(source: str | Path) -> str:
-    """A path, quoted, or the beginning of a text that was taken for one."""
-    text = str(source)
-    return repr(text if len(text) <= 80 else text[:77] + "...")
 
 
 def _given(texts: Iterable[str], most: int) -> Iterator[CorpusText]:
@@ -123,24 +119,16 @@ def _in_file(file: Path, name: str, separator: str, field: str, most: int) -> It
 
 
 def _objects(stream: TextIOWrapper, name: str, field: str) -> Iterator[str]:
-    for number, line in enumerate(_lines(stream, name), start=1):
-        found = parse_json(line, f"line {number} of corpus file {name!r}") if line.strip() else {field: ""}
+    """The texts of a `.jsonl` file, empty for blank lines; no line may be too long to hold."""
+    for number, line in enumerate(iter(partial(stream.readline, MOST_LINE + 1), ""), start=1):
+        where = f"line {number} of corpus file {name!r}"
+        if len(line) > MOST_LINE:
+            raise FormatError(f"{where} has more than {MOST_LINE:,} characters. Split it.")
+        found = parse_json(line, where) if line.strip() else {field: ""}
         text = found.get(field) if isinstance(found, dict) else None
         if not isinstance(text, str):
-            raise FormatError(f"line {number} of corpus file {name!r} is no JSON object with a text {field!r}.")
+            raise FormatError(f"{where} is no JSON object with a text {field!r}.")
         yield text
-
-
-def _lines(stream: TextIOWrapper, name: str) -> Iterator[str]:
-    """The lines, none of which may be too long to hold."""
-    number = 0
-    while line := stream.readline(MOST_LINE + 1):
-        number += 1
-        if len(line) > MOST_LINE:
-            raise FormatError(
-                f"line {number} of corpus file {name!r} has more than {MOST_LINE:,} characters. Split it."
-            )
-        yield line
 
 
 def _pieces(stream: TextIOWrapper, separator: str, most: int) -> Iterator[str]:

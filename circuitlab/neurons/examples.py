@@ -16,7 +16,6 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
-from torch import Tensor
 
 from circuitlab.arguments import checked
 from circuitlab.data.encoding import Encoded
@@ -292,13 +291,15 @@ def _offer(
     k: int,
 ) -> None:
     """Run the texts of a buffer and keep the k best of each neuron; of equal ones the first in the corpus."""
-    counted = [i for i, read in enumerate(buffer) if any(end > start for start, end in read.encoded.offsets)]
+    counted = [i for i, read in enumerate(buffer) if any(_of_text(read.encoded))]
     for pack in packs_by_length(model, [len(buffer[i].encoded.ids) for i in counted]):
         members = sorted(counted[i] for i in pack)
         tokens, _ = filled([buffer[i].encoded.ids for i in members])
         values = neuron_values(model, tokens.to(model.device), layer, stage, neurons).cpu().double()
-        counts = _of_text([buffer[i].encoded for i in members], tokens.shape[1])
-        values = values.masked_fill(~counts[..., None], -torch.inf)
+        for row, member in enumerate(members):
+            counts = torch.tensor(_of_text(buffer[member].encoded))
+            values[row, : len(counts)][~counts] = -torch.inf
+            values[row, len(counts) :] = -torch.inf
         highest, at = values.max(1)
         for column, kept in enumerate(best):
             bar = min(one.value for one in kept.values()) if len(kept) == k else -np.inf
@@ -313,9 +314,6 @@ def _offer(
             kept.update(ranked)
 
 
-def _of_text(texts: Sequence[Encoded], width: int) -> Tensor:
-    """Which tokens count: those that stand for something in the text, and are no filling."""
-    there = torch.zeros(len(texts), width, dtype=torch.bool)
-    for row, text in enumerate(texts):
-        there[row, : len(text.offsets)] = torch.tensor([end > start for start, end in text.offsets])
-    return there
+def _of_text(text: Encoded) -> list[bool]:
+    """Which tokens count: those that stand for something in the text."""
+    return [end > start for start, end in text.offsets]
