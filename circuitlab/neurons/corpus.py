@@ -59,7 +59,7 @@ def read_corpus(
             check_file(path, "corpus file")
         except MissingFileError as error:
             raise MissingFileError(
-                f"corpus {clipped(str(source))} does not exist. Give a file, a folder, or the texts themselves as a list."
+                f"corpus {clipped(str(source))} does not exist. Give a file, a folder, or the texts as a list."
             ) from error
     base = path if path.is_dir() else path.parent
     return (one for file in files for one in _in_file(file, file.relative_to(base).as_posix(), separator, field, most))
