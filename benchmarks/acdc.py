@@ -1,4 +1,4 @@
-"""ACDC, its questions asked several at a time, against one plain forward pass a question."""
+"""ACDC, testing several edges at a time, compared with one plain forward pass an edge."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ PASSES = 10
 def searches(setup: Setup, *, rounds: int, target: float | None) -> list[Finding]:
     """Time whole searches, both recorded runs and the first guesses included.
 
-    By the metric nearly every edge is asked about and many are kept; by KL, on random weights, no edge of the logits is
-    worth the threshold, so that nothing else is asked about.
+    By the metric nearly every edge is tested and many are kept; by KL, on random weights, no edge of the logits reaches
+    the threshold, so that no other edge is tested.
     """
     model, batch, found = setup.model, setup.batch, dict[str, EdgeScores]()
 
-    def asked(objective: str, speculate: int | None = None) -> EdgeScores:
+    def run(objective: str, speculate: int | None = None) -> EdgeScores:
         return score_edges(model, batch, "acdc", threshold=THRESHOLD, objective=objective, speculate=speculate)
 
     def plain() -> None:
         for _ in range(PASSES):
             model.whole_logits(batch.clean)
 
-    ways = {name: lambda name=name: found.update({name: asked(name)}) for name in ("metric", "kl")}
+    ways = {name: lambda name=name: found.update({name: run(name)}) for name in ("metric", "kl")}
     timings = in_turn({**ways, "plain": plain}, rounds, str(model.device))
     one, n_edges = timings["plain"].times(1 / PASSES), Layout.of(model.spec).n_edges
     rows = []
@@ -42,7 +42,7 @@ def searches(setup: Setup, *, rounds: int, target: float | None) -> list[Finding
             f"{circuits} circuits, {_kept(scores)} edges kept"
         )
         rows.append(faster(what, setup.what, timing, one.times(questions), target=targeted, detail=detail))
-    return [*rows, _agreement(setup, found["metric"], asked("metric", speculate=1))]
+    return [*rows, _agreement(setup, found["metric"], run("metric", speculate=1))]
 
 
 def _agreement(setup: Setup, guessed: EdgeScores, one_by_one: EdgeScores) -> Finding:

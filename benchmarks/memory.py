@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from threading import Event, Thread
 
-# Seconds between two looks. Filling a gigabyte takes the kernel a hundred times as long.
+# Seconds between two readings. Filling a gigabyte takes the kernel a hundred times as long.
 PERIOD = 0.002
 
 

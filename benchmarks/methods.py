@@ -24,15 +24,15 @@ def seconds_of_methods(large: Setup, *, rounds: int, pairs: int) -> list[Finding
     Args:
         large: Model and prompts.
         rounds: Rounds of the clock on the bundled model; the large one gets one.
-        pairs: Pairs of the task that the bundled model is asked about.
+        pairs: Pairs of the task of the bundled model.
     """
     device, threads = str(large.model.device), torch.get_num_threads()
     model = load_model("bundled", device=device)
-    asked = load_task(TASK).pairs(model, n=pairs, seed=0).discovery
-    bundled = {name: partial(score_edges, model, asked, name) for name in METHODS}
+    drawn = load_task(TASK).pairs(model, n=pairs, seed=0).discovery
+    bundled = {name: partial(score_edges, model, drawn, name) for name in METHODS}
     chosen = [name for name in METHODS if name not in EDGE_BY_EDGE]
     at_large = {name: partial(score_edges, large.model, large.batch, name) for name in chosen}
-    on = f"bundled, {len(asked)} pairs"
+    on = f"bundled, {len(drawn)} pairs"
     times = [(name, on, Layout.of(model.spec), timing) for name, timing in in_turn(bundled, rounds, device).items()]
     layout = Layout.of(large.model.spec)
     times += [(name, large.what, layout, timing) for name, timing in in_turn(at_large, 1, device).items()]

@@ -60,7 +60,7 @@ class Setup:
     """A loaded model and a batch for it.
 
     Attributes:
-        size: What was asked for.
+        size: Name of the size.
         model: The model; its weights ask for no gradient, as `load_model("gpt2")` leaves them.
         batch: The prompts, on the model's device.
     """

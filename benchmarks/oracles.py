@@ -31,12 +31,12 @@ class Whole:
     Attributes:
         logits: At every position.
         read: The stream that each layer's heads read, that its MLP reads (None without MLPs), and the last one.
-        said: What every writer adds to the stream, in the order of the layout.
+        outputs: What every writer adds to the stream, in the order of the layout.
     """
 
     logits: Float[Tensor, "batch seq d_vocab"]
     read: dict[tuple[str, int], Float[Tensor, "batch seq d_model"]]
-    said: list[Float[Tensor, "batch seq d_model"]]
+    outputs: list[Float[Tensor, "batch seq d_model"]]
 
 
 @torch.no_grad()
@@ -45,14 +45,14 @@ def whole_run(bridge: Any, layout: Layout, tokens: Int[Tensor, "batch seq"]) -> 
     spec = layout.spec
     logits, cache = bridge.run_with_cache(tokens)
     read = {("heads", i): cache[f"blocks.{i}.hook_in"] for i in range(spec.n_layers)}
-    said = [cache["blocks.0.hook_in"]]
+    outputs = [cache["blocks.0.hook_in"]]
     for layer in range(spec.n_layers):
-        said += _heads_say(bridge, layer, cache[f"blocks.{layer}.attn.o.hook_in"])
+        outputs += _head_outputs(bridge, layer, cache[f"blocks.{layer}.attn.o.hook_in"])
         if spec.has_mlp:
             read["mlp", layer] = cache[_mlp_hook(bridge, layer)]
-            said.append(cache[f"blocks.{layer}.hook_mlp_out"])
+            outputs.append(cache[f"blocks.{layer}.hook_mlp_out"])
     read["logits", 0] = cache["ln_final.hook_in"]
-    return Whole(logits, read, said)
+    return Whole(logits, read, outputs)
 
 
 @torch.no_grad()
@@ -65,7 +65,7 @@ def edge_effects(
     found = []
     for edge in edges:
         writer = layout.writer_index(edge.source)
-        changed = clean.read[_place(edge.reader)] - (clean.said[writer] - corrupt.said[writer])
+        changed = clean.read[_place(edge.reader)] - (clean.outputs[writer] - corrupt.outputs[writer])
         after = bridge.run_with_hooks(batch.clean, fwd_hooks=[_given(bridge, edge.reader, changed)])
         found.append((before - logit_diff(after, batch)).double().cpu().numpy())
     return np.stack(found)
@@ -78,11 +78,11 @@ def circuit_run(
     """The logit difference with only the masked edges kept: node by node, a forward pass for each layer's parts.
 
     A reader reads what it read in the corrupted run plus, for each kept edge, how far the edge's writer is now from
-    what it said there.
+    what it wrote there.
     """
     spec = layout.spec
     clean, corrupt = (whole_run(bridge, layout, tokens) for tokens in (batch.clean, batch.corrupt))
-    moved = [clean.said[0] - corrupt.said[0]]
+    moved = [clean.outputs[0] - corrupt.outputs[0]]
 
     def reads(reader: Reader) -> Tensor:
         column = layout.reader_index(reader)
@@ -96,15 +96,15 @@ def circuit_run(
         ]
         z = _seen(bridge, batch.corrupt, hooks, f"blocks.{layer}.attn.o.hook_in")
         first = len(moved)
-        now = _heads_say(bridge, layer, z)
+        now = _head_outputs(bridge, layer, z)
         if spec.has_mlp:
             reader = Reader(Node(Kind.MLP, layer))
             if not spec.parallel:  # heads first: the MLP of their own block reads them
-                moved += [after - corrupt.said[first + i] for i, after in enumerate(now)]
+                moved += [after - corrupt.outputs[first + i] for i, after in enumerate(now)]
             out = _seen(bridge, batch.corrupt, [_given(bridge, reader, reads(reader))], f"blocks.{layer}.hook_mlp_out")
             now = [*now, out] if spec.parallel else [out]
             first = len(moved)
-        moved += [after - corrupt.said[first + i] for i, after in enumerate(now)]
+        moved += [after - corrupt.outputs[first + i] for i, after in enumerate(now)]
     logits = Reader(Node(Kind.LOGITS))
     after = bridge.run_with_hooks(batch.corrupt, fwd_hooks=[_given(bridge, logits, reads(logits))])
     return logit_diff(after, batch).double().cpu().numpy()
@@ -137,7 +137,7 @@ def writer_gradients(bridge: Any, layout: Layout, batch: PairBatch) -> Float[Ten
     """
     names = {Kind.INPUT: "blocks.0.hook_in", Kind.HEAD: "blocks.{}.hook_attn_out", Kind.MLP: "blocks.{}.hook_mlp_out"}
     places = [names[writer.kind].format(writer.layer) for writer in layout.writers]
-    shape = whole_run(bridge, layout, batch.clean).said[0]
+    shape = whole_run(bridge, layout, batch.clean).outputs[0]
     probes = {name: torch.zeros_like(shape, requires_grad=True) for name in places}
     with torch.enable_grad():
         hooks = [(name, lambda value, hook, probe=probe: value + probe) for name, probe in probes.items()]
@@ -149,7 +149,7 @@ def writer_gradients(bridge: Any, layout: Layout, batch: PairBatch) -> Float[Ten
 def eap(bridge: Any, layout: Layout, batch: PairBatch) -> Float[np.ndarray, "writer reader"]:
     """EAP at the clean run: each writer's difference times each reader's gradient, mean over prompts."""
     clean, corrupt = (whole_run(bridge, layout, tokens) for tokens in (batch.clean, batch.corrupt))
-    differences = torch.stack(clean.said) - torch.stack(corrupt.said)
+    differences = torch.stack(clean.outputs) - torch.stack(corrupt.outputs)
     scores = torch.einsum("wbsd,rbsd->wr", differences, reader_gradients(bridge, layout, batch)) / len(batch)
     edges = np.arange(len(layout.writers))[:, None] < np.array(layout.visible)
     return scores.double().cpu().numpy() * edges
@@ -175,11 +175,11 @@ def resid_mid(bridge: Any, batch: PairBatch, n_layers: int) -> Float[np.ndarray,
     return np.array(found)
 
 
-def _heads_say(bridge: Any, layer: int, z: Float[Tensor, "batch seq head d_head"]) -> list[Tensor]:
-    """Each head's z through its rows of the output projection, and through the scale of a norm behind it."""
+def _head_outputs(bridge: Any, layer: int, z: Float[Tensor, "batch seq head d_head"]) -> list[Tensor]:
+    """Each head's z through its rows of the output projection, and through the scale of a norm after it."""
     block = bridge.blocks[layer]
     nothing, whole = (_first(block.attn.o(x.flatten(2))) for x in (torch.zeros_like(z), z))
-    # A norm behind the heads (Gemma 2) divides their sum by one number a token: the ratio of its output to its input.
+    # A norm after the heads (Gemma 2) divides their sum by one number a token: the ratio of its output to its input.
     scale = block.ln1_post(whole) / whole if hasattr(block, "ln1_post") else torch.ones_like(whole)
     # Granite multiplies their sum on its way to the stream.
     scale = scale * getattr(getattr(bridge.original_model, "config", None), "residual_multiplier", 1.0)

@@ -53,7 +53,7 @@ FINER = (*(f"{site} by position" for site in SWEEPS[5:]), "neuron")
 NEURONS = range(16)
 # Kept edges of the circuits that are compared, as shares of all.
 SHARES = (0.8, 0.5, 0.3, 0.15)
-# Pairs that TransformerLens's tools are asked about: they take one at a time, and every position has edges of its own.
+# Pairs for TransformerLens's tools: they take one at a time, and every position has edges of its own.
 FEW = 2
 ARCHITECTURE, TOLERANCE = "Architecture", "Tolerance"
 NOT_THERE = "none"
@@ -202,8 +202,8 @@ def tables(names: Iterable[str], columns: Iterable[Quantity]) -> str:
     for title, chosen in parts.items():
         body = [[name, f"{_tolerance(name):.0e}", *(row[c] for c in chosen)] for name, row in rows.items()]
         found += [f"### {title}", as_markdown((ARCHITECTURE, TOLERANCE, *chosen), body)]
-    told = [(q.name, q.oracle, q.of) for q in columns]
-    found += ["### Oracles", as_markdown(("Quantity", "Oracle", "Relative to the"), told)]
+    oracles = [(q.name, q.oracle, q.of) for q in columns]
+    found += ["### Oracles", as_markdown(("Quantity", "Oracle", "Relative to the"), oracles)]
     return "\n\n".join(found)
 
 

@@ -123,8 +123,8 @@ def weights_ask_for_gradients(bridge: Any) -> Iterator[None]:
     try:
         yield
     finally:
-        for weight, asked in before.items():
-            weight.requires_grad_(asked)
+        for weight, required in before.items():
+            weight.requires_grad_(required)
 
 
 @contextmanager

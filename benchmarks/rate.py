@@ -1,6 +1,6 @@
 """The rate at which this machine multiplies matrices, in this process, at the shapes that a block of the model uses.
 
-By `torch.mm` and by what the library multiplies with, since on some processors these are far apart; the quicker one is
+By `torch.mm` and by what the library multiplies with, since on some processors these differ much; the quicker one is
 the machine's rate. `torch.mm` writes into memory that is already there, so that nothing but the multiplication counts.
 """
 

@@ -139,7 +139,7 @@ def _agreement(
 
 def _share_of_rate(setup: Setup, best: float, median: float, rates: Mapping[str, float], share: float) -> Finding:
     needed, rate = needed_operations(setup.size, DIFFER_AT), max(rates.values())
-    told = ", ".join(f"{value / 1e9:.0f} at {name}" for name, value in rates.items())
+    listed = ", ".join(f"{value / 1e9:.0f} at {name}" for name, value in rates.items())
     return Finding(
         what="Share of the matmul rate that the sweeps reach",
         on=setup.what,
@@ -147,7 +147,7 @@ def _share_of_rate(setup: Setup, best: float, median: float, rates: Mapping[str,
         in_the_middle=needed / median / rate,
         unit=Unit.PERCENT,
         target=share,
-        detail=f"{needed / 1e12:.3g} TFLOP needed; GFLOP/s of the products of a block: {told}",
+        detail=f"{needed / 1e12:.3g} TFLOP needed; GFLOP/s of the products of a block: {listed}",
     )
 
 

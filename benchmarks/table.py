@@ -41,8 +41,8 @@ def performance_page(
     command: str, facts: Mapping[str, str], sections: Mapping[str, Sequence[Finding]], rounds: int, quick: bool
 ) -> str:
     """The generated part of docs/performance.md."""
-    told = [("Command", f"`{command}`"), *facts.items(), ("Rounds", str(rounds))]
-    parts = [as_markdown(("Measured", "On"), told)]
+    rows = [("Command", f"`{command}`"), *facts.items(), ("Rounds", str(rounds))]
+    parts = [as_markdown(("Measured", "On"), rows)]
     if quick:
         parts.append(
             "**A quick run**: few prompts, one round, whatever else the machine was doing. It shows that everything "

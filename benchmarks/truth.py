@@ -45,7 +45,7 @@ NORMS = {False: "without layer norm", True: "with layer norm"}
 MUST_BE_PERFECT = ("exact", "acdc")
 # A score of at most this share of the largest is no finding: rounding, what soft attention leaves, a norm that moves.
 FLOOR = 1e-3
-# Scores closer than this share of the largest tie: what tells them apart is rounding, another on every processor.
+# Scores closer than this share of the largest tie: they differ by rounding, which depends on the processor.
 ROUNDING = 1e-12
 Refused = str
 

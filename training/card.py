@@ -108,8 +108,8 @@ def _head(model: GPT2LMHeadModel, folder: Path, training: Training) -> str:
     shape = f"{config.n_layer} blocks, {config.n_head} heads each, {config.n_embd} wide, MLPs {4 * config.n_embd} wide"
     return f"""# Model card: the bundled model
 
-A small GPT-2 that was trained for this library, on text that the library's own scripts make up, so that every
-command works with no network and every behaviour can be studied on weights whose whole training text is known.
+A small GPT-2, trained for this library on synthetic text, so that every command works without a network and every
+behaviour can be studied on weights whose training text is known.
 
 | | |
 |---|---|
@@ -120,9 +120,9 @@ command works with no network and every behaviour can be studied on weights whos
 | folder | `circuitlab/bundled/`, {size:.1f} MB |
 | licence | that of the library |
 
-The tokenizer cuts text into words, marks and spaces before any merge: `</`, `/>` and every tag name are one token
-each wherever they stand, and so is every name, with a space before it and without. Every training document begins
-with `<|bos|>`, and prompts should too: the tokenizer puts it in front of every text that it is called on."""
+The tokenizer splits text into words, punctuation and spaces before any merge: `</`, `/>` and every tag name are single
+tokens in every context, and so is every name, with or without a leading space. Every training document begins with
+`<|bos|>`, and prompts should too: the tokenizer prepends it to every text."""
 
 
 def _data(training: Training, some: list[Document]) -> str:
@@ -137,19 +137,19 @@ def _data(training: Training, some: list[Document]) -> str:
 
 {recipe["documents"]:,} documents, {text["tokens"]:,} tokens, {text["characters"]:,} characters, made by
 `training/corpus.py` from seed {recipe["seed"]} (document *i* depends on the seed and *i* alone). {text["dropped"]} of
-them were longer than the context and left out.
+them were longer than the context and excluded.
 
 | kind | what | share of the characters |
 |---|---|---|
 {rows}
 
-The shares were counted on the first {len(some):,} documents. Kept out of the text, by the generators and again by a
-filter over every finished document (`training/kept_out.py`):
+The shares were counted on the first {len(some):,} documents. Excluded from the text, by the generators and again by a
+filter over every document (`training/kept_out.py`):
 
-- every pronoun prompt: the words between the name and the stop never stand together;
-- every name-throw prompt: things that the task's verb throws are never thrown with that verb;
-- every HTML prompt: the pairs of adjective and noun in its text never stand together;
-- a fifth of all pairs of a name and a noun for a person, whatever stands between them."""
+- every pronoun prompt: the words between the name and the stop never occur together;
+- every name-throw prompt: the objects of the task's verb never occur with that verb;
+- every HTML prompt: the pairs of adjective and noun in its text never occur together;
+- a fifth of all pairs of a name and a noun for a person, whatever the words between them."""
 
 
 def _training(training: Training) -> str:
@@ -161,18 +161,18 @@ python -m training.train --out DIR --seed {recipe["seed"]} --minutes {recipe["mi
 ```
 
 {training.steps:,} steps of about {recipe["tokens_per_batch"]:,} tokens in {training.minutes:.0f} minutes, with
-{recipe["threads"]} threads on CPU cores that other work shared (torch {recipe["torch"]}). AdamW, learning rate
-{recipe["learning_rate"]:g} after {recipe["warmup"]} steps and then half a cosine over the time, weight decay
+{recipe["threads"]} threads on shared CPU cores (torch {recipe["torch"]}). AdamW, learning rate
+{recipe["learning_rate"]:g} after {recipe["warmup"]} warm-up steps, then cosine decay over the time, weight decay
 {recipe["weight_decay"]:g} on matrices, no dropout. The loss counts real tokens only, never padding.
 
 Mean training loss in nats a token: {training.first_loss:.2f} over the first 100 steps, **{training.last_loss:.3f}**
-over the last 100. The whole log is `docs/training-log.jsonl`. Much of what is left cannot be learnt, since words
+over the last 100. The log is `docs/training-log.jsonl`. Most of the remaining loss is irreducible, since words
 are drawn at random."""
 
 
 def _losses(losses: dict[str, float]) -> str:
     rows = "\n".join(f"| {kind} | {loss:.3f} |" for kind, loss in losses.items())
-    return f"""Loss on {UNSEEN:,} documents that come after those of the training text:
+    return f"""Loss on {UNSEEN:,} documents generated after those of the training text:
 
 | kind | nats a token |
 |---|---|
@@ -187,12 +187,12 @@ def _quality(found: list[Quality]) -> str:
     )
     return f"""## The tasks
 
-{PROMPTS} distinct prompts for each choice of options, drawn with seed {PROMPT_SEED}. No task prompt is in the
+{PROMPTS} distinct prompts for each setting of the options, drawn with seed {PROMPT_SEED}. No task prompt is in the
 training text.
 
-- *above*: the answer's logit is above the distractor's;
+- *above*: the logit of the answer is above that of the distractor;
 - *first*: the answer is the single most likely token;
-- *turned*: on the corrupted prompt, its own right answer is above;
+- *turned*: on the corrupted prompt, the distractor is above the answer;
 - *clean*, *corrupted*: mean logit difference, answer minus distractor.
 
 | task | prompts | above | first | turned | clean | corrupted |
@@ -201,10 +201,10 @@ training text.
 
 
 def _samples(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerBase) -> str:
-    shown = ["## Samples", "Each token is drawn from the model's distribution, once a start; none was left out."]
+    shown = ["## Samples", "One sample for each start, each token drawn from the model's distribution; not selected."]
     for index, start in enumerate(STARTS):
         text = sample(model, tokenizer, start, seed=index).strip()
-        heading = f"Going on from `{start}`:" if start else "From nothing:"
+        heading = f"Continuation of `{start}`:" if start else "Without a prompt:"
         shown.append(f"{heading}\n\n```text\n{text}\n```")
     return "\n\n".join(shown)
 
@@ -214,16 +214,16 @@ def _limits(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerBase) -> str:
         f"| {depth} | {closed_at_depth(model, tokenizer, depth, count=PROMPTS, seed=PROMPT_SEED):.1%} |"
         for depth in DEPTHS
     )
-    return f"""## What it cannot do
+    return f"""## Limitations
 
-- It knows no language but its own, made of a few word lists and sentence patterns. It knows nothing about the world
-  and is of no use as a language model. What is found in it is a fact about this model; whether it holds for models
-  trained on real text has to be tried on those.
-- Words outside its word lists fall into several tokens, most of which it has hardly seen.
-- There are two pronouns, and which is right follows from the name alone, since every name in its text has one gender.
+- Its language consists of a few word lists and sentence patterns. It has no knowledge about the world and is not usable
+  as a language model. Findings are about this model; whether they hold for models trained on real text has to be
+  tested on those.
+- Words outside its word lists are split into several tokens, most of which are rare in its training text.
+- There are two pronouns, determined by the name alone, since every name in its text has one gender.
 - Text beyond {model.config.n_positions} tokens does not fit.
-- Its text has tags up to four deep. Share of {PROMPTS} pages of plain nested tags that it closes completely, every tag
-  in its turn, by depth:
+- Its training text nests tags up to four deep. Share of {PROMPTS} pages of plain nested tags that it closes completely
+  and in order, by depth:
 
 | depth | all closed |
 |---|---|
