@@ -18,7 +18,7 @@ from circuitlab.drawing import draw
 from circuitlab.errors import ConfigError
 from circuitlab.features.autoencoder import Autoencoder
 from circuitlab.features.descriptions import Descriptions
-from circuitlab.features.place import activation, check_fits
+from circuitlab.features.place import activation, fitted
 from circuitlab.models.modes import in_ordinary_modes
 from circuitlab.models.protocol import BlockArguments, Model
 from circuitlab.neurons.prompts import Tokens, read_prompts, run_by_length
@@ -186,8 +186,7 @@ def features(model: Model, autoencoder: Autoencoder, texts: Texts, *, budget: in
         ConfigError: The autoencoder does not fit the model; a text is empty, or longer than the model reads.
         UnknownNameError: The model has no such site.
     """
-    check_fits(model, autoencoder)
-    autoencoder = autoencoder.to(model.device, autoencoder.w_enc.dtype)
+    autoencoder = fitted(model, autoencoder)
     prompts, found = read_texts(model, texts), list[tuple[np.ndarray, ...]]()
 
     @torch.no_grad()

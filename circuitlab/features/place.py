@@ -48,6 +48,17 @@ def check_fits(model: Model, autoencoder: Autoencoder) -> None:
         )
 
 
+def fitted(model: Model, autoencoder: Autoencoder) -> Autoencoder:
+    """The autoencoder on the device of a model.
+
+    Raises:
+        UnknownNameError: The model has no such site.
+        ConfigError: The autoencoder is not of this model; see `check_fits`.
+    """
+    check_fits(model, autoencoder)
+    return autoencoder.to(model.device, autoencoder.w_enc.dtype)
+
+
 def width_of(model: Model, site: str, layer: int) -> int:
     """How many numbers a token has at a site."""
     if site == "head_z":

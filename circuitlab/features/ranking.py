@@ -32,7 +32,7 @@ from circuitlab.errors import ConfigError, MetricError, UnknownNameError
 from circuitlab.features.autoencoder import Autoencoder
 from circuitlab.features.descriptions import Descriptions
 from circuitlab.features.differences import differences
-from circuitlab.features.place import activation, check_fits, run_on
+from circuitlab.features.place import activation, fitted, run_on
 from circuitlab.metrics import Metric, MetricLike, metric_for
 from circuitlab.models.modes import in_ordinary_modes
 from circuitlab.models.protocol import Model
@@ -186,12 +186,11 @@ def rank_features(
         UnknownNameError: No such end or metric, or the model has no such site.
         MetricError: The metric has no gradient, or does not distinguish the two runs.
     """
-    check_fits(model, autoencoder)
     if at not in ENDS:
         raise UnknownNameError.of("end", at, ENDS)
     if steps < 1:
         raise ConfigError(f"steps={steps}: the gradient is taken at one point at least.")
-    own = autoencoder.to(model.device, autoencoder.w_enc.dtype)
+    own = fitted(model, autoencoder)
     resolved = metric_for(metric, pairs)
     if not resolved.smooth:
         raise MetricError(f"metric {resolved.name!r} has no gradient. Use logit_diff, prob_diff or log_prob.")

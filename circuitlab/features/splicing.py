@@ -24,7 +24,7 @@ from circuitlab.data.pairs import PairSet
 from circuitlab.errors import ConfigError
 from circuitlab.features.activations import Texts, read_texts
 from circuitlab.features.autoencoder import Autoencoder
-from circuitlab.features.place import activation, check_fits, run_on
+from circuitlab.features.place import activation, fitted, run_on
 from circuitlab.metrics import MetricLike
 from circuitlab.models.modes import in_ordinary_modes
 from circuitlab.models.protocol import BlockArguments, Model, Recording
@@ -149,8 +149,7 @@ def attached(
         ConfigError: The autoencoder does not fit the model.
         UnknownNameError: The model has no such site.
     """
-    check_fits(model, autoencoder)
-    own = autoencoder.to(model.device, autoencoder.w_enc.dtype)
+    own = fitted(model, autoencoder)
     since = _kept(model, keep_first)
 
     def change(x: Tensor) -> Tensor:
@@ -180,8 +179,7 @@ def quality(
         ConfigError: The autoencoder does not fit the model, or a text is too long or has no token to predict.
         UnknownNameError: The model has no such site.
     """
-    check_fits(model, autoencoder)
-    own, since = autoencoder.to(model.device, autoencoder.w_enc.dtype), _kept(model, keep_first)
+    own, since = fitted(model, autoencoder), _kept(model, keep_first)
     prompts, sums = read_texts(model, texts), _Sums(own)
     if short := next((len(prompt) for prompt in prompts if len(prompt) < since + 2), None):
         raise ConfigError(f"a text of {short} tokens has none to predict after its first {since}; give longer ones.")
@@ -230,8 +228,7 @@ def splice(
         UnknownNameError: The model has no such site, or there is no such metric.
         MetricError: The metric cannot be used.
     """
-    check_fits(model, autoencoder)
-    own, since = autoencoder.to(model.device, autoencoder.w_enc.dtype), _kept(model, keep_first)
+    own, since = fitted(model, autoencoder), _kept(model, keep_first)
     experiment = Experiment(model, pairs, metric, budget=budget)
     judged_by, spliced = experiment.metric, np.zeros(experiment.n_examples)
     for baseline in experiment.baselines:

@@ -19,7 +19,7 @@ from circuitlab.data.pairs import PairSet
 from circuitlab.errors import ConfigError
 from circuitlab.features.autoencoder import Autoencoder
 from circuitlab.features.differences import Differences, chosen_features, differences
-from circuitlab.features.place import activation, added, check_fits, recorded
+from circuitlab.features.place import activation, added, fitted, recorded
 from circuitlab.metrics import MetricLike
 from circuitlab.models.changes import Change
 from circuitlab.models.modes import in_ordinary_modes
@@ -83,8 +83,7 @@ def sweep_features(
         UnknownNameError: No such direction, metric or axis, or the model has no such site.
         MetricError: The metric gives the wrong shape or NaN, or does not distinguish the two runs.
     """
-    check_fits(model, autoencoder)
-    own = autoencoder.to(model.device, autoencoder.w_enc.dtype)
+    own = fitted(model, autoencoder)
     wanted = None if features is None else chosen_features(own, features)
     experiment = Experiment(
         model, pairs, metric, seed=seed, allow_weak_gap=True, budget=budget,

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 
 import numpy as np
 from scipy.optimize import isotonic_regression
@@ -86,10 +86,9 @@ def lay_out(
         The layout with the fewest crossings among those tried.
     """
     row_of = {name: i for i, row in enumerate(rows) for name in row}
-    links = _links(edges, row_of)
-    items = _first_order(rows, links)
+    by_gap = _links(edges, row_of, len(rows))
+    items = _first_order(rows, by_gap)
     half = {item: half_width[item[0]] if row_of[item[0]] == item[1] else trunk for row in items for item in row}
-    by_gap = _by_gap(links, len(items))
     items, x = _ordered(items, by_gap, half)
     x = _relaxed(items, by_gap, half, x, row_of)
     left = min(x[item] - half[item] for row in items for item in row)
@@ -111,31 +110,22 @@ def path_of(source: str, target: str, row_of: Mapping[str, int]) -> tuple[Item, 
     return (*((source, row) for row in range(row_of[source], row_of[target])), (target, row_of[target]))
 
 
-def _links(edges: Sequence[tuple[str, str, float]], row_of: Mapping[str, int]) -> list[Link]:
-    """Every piece of every edge, trunks once; in a fixed order."""
-    found: dict[Link, None] = {}
+def _links(edges: Sequence[tuple[str, str, float]], row_of: Mapping[str, int], n_rows: int) -> list[list[Link]]:
+    """By gap between rows, every piece of every edge that crosses it, trunks once; in a fixed order."""
+    gaps = [dict[Link, None]() for _ in range(n_rows - 1)]
     for source, target, offset in edges:
         path = path_of(source, target, row_of)
-        for low, high in pairwise(path[:-1]):
-            found[Link(low=low, high=high)] = None
-        found[Link(low=path[-2], high=path[-1], offset=offset)] = None
-    return list(found)
+        for low, high in pairwise(path):
+            gaps[low[1]][Link(low=low, high=high, offset=offset if high is path[-1] else 0.0)] = None
+    return [list(gap) for gap in gaps]
 
 
-def _first_order(rows: Sequence[Sequence[str]], links: Sequence[Link]) -> list[list[Item]]:
+def _first_order(rows: Sequence[Sequence[str]], by_gap: Sequence[Sequence[Link]]) -> list[list[Item]]:
     """Nodes in their natural order, trunks to the right of them."""
     ordered = [dict.fromkeys((name, i) for name in row) for i, row in enumerate(rows)]
-    for link in links:
-        for item in (link.low, link.high):
-            ordered[item[1]][item] = None
+    for link in chain.from_iterable(by_gap):
+        ordered[link.low[1]][link.low] = ordered[link.high[1]][link.high] = None
     return [list(row) for row in ordered]
-
-
-def _by_gap(links: Sequence[Link], n_rows: int) -> list[list[Link]]:
-    gaps: list[list[Link]] = [[] for _ in range(n_rows - 1)]
-    for link in links:
-        gaps[link.low[1]].append(link)
-    return gaps
 
 
 def _ordered(
