@@ -160,8 +160,8 @@ def importance(
     """
     layers, texts = layers_of(model, layer), as_texts(prompts)
     if answers is not None and (isinstance(answers, str) or len(answers) != len(texts)):
-        given = 1 if isinstance(answers, str) else len(answers)
-        raise ConfigError(f"{len(texts)} prompts need as many answers; got {given}. Give one word a prompt.")
+        count = 1 if isinstance(answers, str) else len(answers)
+        raise ConfigError(f"{len(texts)} prompts need as many answers; got {count}. Give one word a prompt.")
     encoded = [encode_text(one, model.text, model.spec.n_ctx) for one in texts]
     given = None
     if answers is not None:

@@ -223,55 +223,33 @@ def top_examples(
         n_texts=n_texts,
         n_truncated=n_truncated,
         n_tokens=n_tokens,
-        examples=tuple(
-            one.example(neuron, rank)
-            for neuron, kept in zip(chosen, best, strict=True)
-            for rank, one in enumerate(kept.values())
-        ),
+        examples=tuple(replace(example, rank=rank) for kept in best for rank, (_, example) in enumerate(kept.values())),
     )
 
 
 @dataclass(frozen=True, slots=True)
 class _Read:
-    """A text as it was read: its tokens, cut to the longest allowed."""
+    """A text as far as it was read, with its tokens."""
 
-    source: CorpusText
+    text: str
+    where: str
     encoded: Encoded
     cut: bool
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Found:
-    """A text at which a neuron is active: its value, the number of the text, the position of that value."""
-
-    value: float
-    number: int
-    position: int
-    values: np.ndarray
-    read: _Read
-
-    def example(self, neuron: int, rank: int) -> Example:
-        encoded, text = self.read.encoded, self.read.source.text
-        text = text[: encoded.offsets[-1][1]] if self.read.cut else text
-        tokens = shown_tokens(text, encoded)
-        return Example(
-            neuron=neuron, rank=rank, value=self.value, position=self.position, token=tokens[self.position], text=text,
-            where=self.read.source.where, tokens=tokens, values=self.values,
-        )  # fmt: skip
-
-
-# The best texts of one neuron so far, by their tokens, best first.
-_Best = dict[tuple[int, ...], _Found]
+# The best texts of one neuron so far, by their tokens: the number of the text in the corpus, and the example.
+_Best = dict[tuple[int, ...], tuple[int, Example]]
 
 
 def _buffers(model: Model, texts: Iterable[CorpusText], longest: int) -> Iterator[list[_Read]]:
     """Texts with their tokens, as many at a time as a buffer holds."""
     buffer, held = list[_Read](), 0
     for source in texts:
-        whole = model.text.encode(source.text)
-        cut = len(whole.ids) > longest
-        encoded = Encoded(whole.ids[:longest], whole.offsets[:longest], whole.tokens[:longest]) if cut else whole
-        buffer.append(_Read(source, encoded, cut))
+        encoded, text = model.text.encode(source.text), source.text
+        if cut := len(encoded.ids) > longest:
+            encoded = Encoded(encoded.ids[:longest], encoded.offsets[:longest], encoded.tokens[:longest])
+            text = text[: encoded.offsets[-1][1]]
+        buffer.append(_Read(text, source.where, encoded, cut))
         held += len(encoded.ids)
         if held >= BUFFER_TOKENS:
             yield buffer
@@ -301,15 +279,19 @@ def _offer(
             values[row, : len(counts)][~counts] = -torch.inf
             values[row, len(counts) :] = -torch.inf
         highest, at = values.max(1)
-        for column, kept in enumerate(best):
-            bar = min(one.value for one in kept.values()) if len(kept) == k else -np.inf
+        for column, (neuron, kept) in enumerate(zip(neurons, best, strict=True)):
+            bar = min(example.value for _, example in kept.values()) if len(kept) == k else -torch.inf
             for row, member in enumerate(members):
-                read, value = buffer[member], float(highest[row, column])
-                if value >= bar and read.encoded.ids not in kept:
-                    own = values[row, : len(read.encoded.ids), column].numpy().copy()
-                    own[np.isinf(own)] = np.nan
-                    kept[read.encoded.ids] = _Found(value, before + member, int(at[row, column]), own, read)
-            ranked = sorted(kept.items(), key=lambda item: (-item[1].value, item[1].number))[:k]
+                read, ids, value = buffer[member], buffer[member].encoded.ids, float(highest[row, column])
+                if value < bar or ids in kept:
+                    continue
+                shown, place = shown_tokens(read.text, read.encoded), int(at[row, column])
+                own = values[row, : len(ids), column]
+                kept[ids] = before + member, Example(
+                    neuron=neuron, rank=0, value=value, position=place, token=shown[place], text=read.text,
+                    where=read.where, tokens=shown, values=own.masked_fill(own.isinf(), torch.nan).numpy(),
+                )  # fmt: skip
+            ranked = sorted(kept.items(), key=lambda item: (-item[1][1].value, item[1][0]))[:k]
             kept.clear()
             kept.update(ranked)
 
