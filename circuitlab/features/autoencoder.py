@@ -160,7 +160,8 @@ class Autoencoder(Summary):
         Returns:
             Activations of the features, never negative, in the dtype of the autoencoder.
         """
-        return self._encoded(self.scaled(x).values)
+        values = self.scaled(x).values
+        return self.encoder((values - self.b_dec if self.subtract_bias else values) @ self.w_enc)
 
     def decode(
         self, features: Float[Tensor, "*row feature"], like: Float[Tensor, "*row d_in"] | None = None
@@ -189,7 +190,8 @@ class Autoencoder(Summary):
 
     def reconstruct(self, x: Float[Tensor, "*row d_in"]) -> Float[Tensor, "*row d_in"]:
         """What the autoencoder makes of activations; what it leaves out is the error term."""
-        return torch.cat([self._through(part) for part in self._parts(x.reshape(-1, self.d_in))]).reshape(x.shape)
+        parts = self._parts(x.reshape(-1, self.d_in))
+        return torch.cat([self.decode(self.encode(part), like=part) for part in parts]).reshape(x.shape)
 
     @torch.no_grad()
     def active(self, x: Float[Tensor, "token d_in"]) -> Active:
@@ -202,13 +204,6 @@ class Autoencoder(Summary):
             start += len(part)
         token, feature, value = (torch.cat(list(parts)) for parts in zip(*found, strict=True))
         return Active(token=token, feature=feature, value=value)
-
-    def _encoded(self, values: Tensor) -> Tensor:
-        return self.encoder((values - self.b_dec if self.subtract_bias else values) @ self.w_enc)
-
-    def _through(self, x: Tensor) -> Tensor:
-        read = self.scaled(x)
-        return (self._encoded(read.values) @ self.w_dec + self.b_dec) * read.scale + read.shift
 
     def _parts(self, x: Tensor) -> Iterator[Tensor]:
         return iter(x.split(max(1, DENSE_AT_ONCE // self.n_features)))

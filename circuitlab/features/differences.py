@@ -49,14 +49,9 @@ def differences(model: Model, autoencoder: Autoencoder, baseline: Baseline) -> D
     site, layer, n = autoencoder.site, autoencoder.layer, autoencoder.n_features
     keys, values = list[Tensor](), list[Tensor]()
     for run, sign in ((baseline.clean, 1), (baseline.corrupt, -1)):
-        if not len(example):
-            break
         active = autoencoder.active(activation(model, run, site, layer)[example, position])
         keys.append(active.token * n + active.feature)
         values.append(sign * active.value)
-    if not keys:
-        nothing = example.new_zeros(0)
-        return Differences(example=nothing, position=nothing, feature=nothing, change=autoencoder.b_dec.new_zeros(0))
     distinct, place = torch.cat(keys).unique(return_inverse=True)
     change = autoencoder.b_dec.new_zeros(len(distinct)).index_add_(0, place, torch.cat(values))
     live = change != 0

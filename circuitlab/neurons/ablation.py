@@ -179,7 +179,7 @@ def ablation_effect(
             none of these.
     """
     chosen = check_sets(model, _by_layer(neurons, layer))
-    if value not in ("zero", "mean") and not _is_number(value):
+    if not (value in ("zero", "mean") if isinstance(value, str) else math.isfinite(value)):
         raise ConfigError(f"value is {value!r}; neurons are held at 'zero', at their 'mean', or at a number.")
     if reference is not None and value != "mean":
         raise ConfigError(f"reference= is for value='mean'; value is {value!r}. Leave one of them out.")
@@ -296,7 +296,3 @@ def _by_layer(neurons: Sets | Sequence[int], layer: int | None) -> Sets:
     if layer is None:
         raise ConfigError("of which layer? Give layer=, or neurons by layer such as {0: [3, 17]}.")
     return {layer: neurons}
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
