@@ -173,7 +173,7 @@ def _ascend(
         Values and texts of every step, and the best prompt of each search, no two the same.
     """
     model, vocabulary, special = search.model, search.vocabulary, search.template.n_special
-    start = vocabulary.draw((n_prompts, search.template.n_free), generator)
+    start = vocabulary.draw((n_prompts, len(search.template.free)), generator)
     arguments = model.block_arguments(search.prompts(start[:1]))
     vectors = vocabulary.vectors[start].clone()
     optimiser = torch.optim.AdamW([vectors], lr=learning_rate * float(vocabulary.vectors.square().mean().sqrt()))
@@ -195,7 +195,7 @@ def _ascend(
         vectors.grad = diversity * _unit(penalty) - search.sign * _unit(gradient)
         optimiser.step()
         silent_now = gradient.flatten(1).norm(dim=1) < SILENT
-        fresh = vocabulary.draw((len(vectors), search.template.n_free), generator)
+        fresh = vocabulary.draw((len(vectors), len(search.template.free)), generator)
         vectors[silent_now] = vocabulary.vectors[fresh][silent_now]
     search.resources.progress("search for prompts", steps, steps)
     return trace, best
@@ -206,7 +206,7 @@ def _evaluate(
 ) -> tuple[Float[Tensor, " row"], Float[Tensor, " row"], Float[Tensor, "row _ d_model"]]:
     """The neuron at the projected prompts and at the vectors, and its gradient at the former's embeddings."""
     model, vocabulary, free = search.model, search.vocabulary, list(search.template.free)
-    size = max(1, rows_at_once(model, len(search.template), search.resources) // GRADIENT_ROWS)
+    size = max(1, rows_at_once(model, len(search.template.ids), search.resources) // GRADIENT_ROWS)
     hard, soft, gradients = [], [], []
     for part in packs(len(places), size):
         start = model.embedding(search.prompts(places[part]))
@@ -248,7 +248,7 @@ def _best_first(search: _Search, best: Mapping[int, _Best]) -> tuple[FoundPrompt
 
 def _random_prompts(search: _Search, n: int, n_best: int, generator: torch.Generator) -> RandomPrompts:
     """The baseline: n random prompts with the same fixed words."""
-    rows = search.prompts(search.vocabulary.draw((n, search.template.n_free), generator))
+    rows = search.prompts(search.vocabulary.draw((n, len(search.template.free)), generator))
     values = last_values(search.model, rows, search.layer, search.neuron, resources=search.resources).double().cpu()
     best = values.topk(min(n_best, n), largest=search.sign > 0).values
     return RandomPrompts(n=n, best=best.numpy(), mean=float(values.mean()), std=float(values.std(unbiased=False)))

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from circuitlab.data.encoding import TextEncoder
 from circuitlab.data.limits import check_ids, check_length, clipped
 from circuitlab.errors import ConfigError, ModelError, WrongTypeError
 from circuitlab.models.protocol import BlockArguments, Model
@@ -44,11 +45,9 @@ class Tokens(Summary):
     def of(cls, model: Model, ids: Sequence[int], n_special: int) -> Tokens:
         """Token ids with their texts."""
         ids = tuple(ids)
-        try:
-            text = model.text.joined(ids[n_special:])
-        except ModelError:
-            text = "".join(words_of(model, ids[n_special:]))
-        return cls(ids=ids, words=words_of(model, ids), text=text, n_special=n_special)
+        words, tokenizer = words_of(model, ids), _tokenizer(model)
+        text = "".join(words[n_special:]) if tokenizer is None else tokenizer.joined(ids[n_special:])
+        return cls(ids=ids, words=words, text=text, n_special=n_special)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -111,26 +110,19 @@ def read_prompts(model: Model, prompts: Sequence[Prompt]) -> list[Tokens]:
 
 def front_of(model: Model) -> tuple[int, ...]:
     """The tokens that the model expects in front of every text; none without a tokenizer."""
-    try:
-        return model.bos.ids
-    except ModelError:
-        return ()
+    return () if _tokenizer(model) is None else model.bos.ids
 
 
 def words_of(model: Model, ids: Sequence[int]) -> tuple[str, ...]:
     """Tokens as text, or as their numbers where the model has no tokenizer."""
-    try:
-        return model.text.decode(tuple(ids))
-    except ModelError:
-        return tuple(f"<{i}>" for i in ids)
+    tokenizer = _tokenizer(model)
+    return tuple(f"<{i}>" for i in ids) if tokenizer is None else tokenizer.decode(tuple(ids))
 
 
 def same_when_typed(model: Model, tokens: Tokens) -> bool | None:
     """Whether the tokens' text, typed as it stands, is these same tokens; None without a tokenizer."""
-    try:
-        return model.text.encode(tokens.text).ids == tokens.ids
-    except ModelError:
-        return None
+    tokenizer = _tokenizer(model)
+    return None if tokenizer is None else tokenizer.encode(tokens.text).ids == tokens.ids
 
 
 def run_by_length(
@@ -196,6 +188,13 @@ def check_count(name: str, value: int, least: int = 1) -> int:
     if value < least:
         raise ConfigError(f"{name} is {value}; it must be at least {least}.")
     return value
+
+
+def _tokenizer(model: Model) -> TextEncoder | None:
+    try:
+        return model.text
+    except ModelError:
+        return None
 
 
 def _whole(ids: Any, what: str) -> tuple[int, ...]:

@@ -29,14 +29,6 @@ class Template:
     free: tuple[int, ...]
     n_special: int
 
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    @property
-    def n_free(self) -> int:
-        """How many words are searched for."""
-        return len(self.free)
-
     def filled(self, words: Int[Tensor, "row _"]) -> Int[Tensor, "row seq"]:
         """Prompts with tokens in the free places."""
         rows = torch.tensor([self.ids], device=words.device).repeat(len(words), 1)

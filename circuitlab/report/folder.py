@@ -119,7 +119,6 @@ def read_run(folder: str | Path, name: str | None = None) -> RunFolder:
     files = read.digests()
     circuit = read.circuit()
     _check_table(read, circuit)
-    drawing = read.bytes("circuit.svg")
     effects = circuit.node_effects
     return RunFolder(
         path=read.path,
@@ -131,7 +130,7 @@ def read_run(folder: str | Path, name: str | None = None) -> RunFolder:
         edges=tuple(DrawnEdge.of(edge.name, score) for edge, score in circuit.edges()),
         n_nodes_total=len(circuit.layout.nodes),
         evaluation=_evaluation(read),
-        drawing=None if drawing is None else read.text("circuit.svg"),
+        drawing=read.text("circuit.svg") if read.find("circuit.svg") else None,
         files=files,
         repeated=tuple(_repeated(read)),
         attention=_attention(read),
