@@ -76,17 +76,10 @@ def named_in(path: Path) -> tuple[str | None, int | None, str | None]:
 
 def _arrays(path: Path) -> dict[str, Tensor]:
     check_archive(path, "autoencoder file")
-    try:
-        with parsing(f"autoencoder file {str(path)!r}"), zipfile.ZipFile(path) as archive:
-            arrays = {
-                member.filename.removesuffix(".npy"): _array(archive, member, path) for member in archive.infolist()
-            }
-    except FormatError as error:
-        if not isinstance(error.__cause__, zipfile.BadZipFile):
-            raise
-        raise FormatError(
-            f"{path} is no npz file, or is damaged: {error.__cause__}. Give the params.npz of an autoencoder."
-        ) from error
+    if not zipfile.is_zipfile(path):
+        raise FormatError(f"{path} is no npz file, or is damaged. Give the params.npz of an autoencoder.")
+    with parsing(f"autoencoder file {str(path)!r}"), zipfile.ZipFile(path) as archive:
+        arrays = {member.filename.removesuffix(".npy"): _array(archive, member, path) for member in archive.infolist()}
     named = {f"W_{name[2:]}" if name.startswith("w_") else name: array for name, array in arrays.items()}
     return {name: torch.from_numpy(array) for name, array in named.items()}
 
@@ -101,7 +94,7 @@ def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path) -> np.
     if dtype.hasobject:
         raise FormatError(f"{path} holds pickled objects, which could run code; it is not read.")
     if not np.issubdtype(dtype, np.floating):
-        raise FormatError(f"{path}: {name} holds {dtype}, not numbers with a point.")
+        raise FormatError(f"{path}: {name} holds {dtype}, not floating-point numbers.")
     if math.prod(shape) * dtype.itemsize > member.file_size:
         raise FormatError(
             f"{path} is damaged: {name} has the shape {shape}, but only {member.file_size} bytes. Write it again."

@@ -211,7 +211,7 @@ def _weights(folder: Path, architecture: str) -> dict[str, Tensor]:
     with parsing(f"safetensors file {str(path)!r}"):
         arrays = load_file(path)
     if other := [name for name, tensor in arrays.items() if not tensor.is_floating_point()]:
-        raise FormatError(f"{path}: {other[0]} holds {arrays[other[0]].dtype}, not numbers with a point.")
+        raise FormatError(f"{path}: {other[0]} holds {arrays[other[0]].dtype}, not floating-point numbers.")
     if architecture == "jumprelu" and "threshold" not in arrays and "log_threshold" in arrays:
         arrays["threshold"] = arrays.pop("log_threshold").exp()
     return arrays
