@@ -389,7 +389,7 @@ def test_models_without_neurons_are_refused(ask):
 
 
 def test_norms_behind_an_mlp_make_weights_alone_say_nothing():
-    with pytest.raises(errors.UnsupportedModelError, match="has a norm behind MLP 0"):
+    with pytest.raises(errors.UnsupportedModelError, match="has a norm after MLP 0"):
         neurons.top_tokens(architectures.load("gemma2"), 0, 1)
     assert neurons.importance(architectures.load("gemma2"), PROMPTS).effects.shape == (96, 3)
 
