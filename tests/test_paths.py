@@ -226,7 +226,7 @@ class TestLaws:
         sites = ["mlp_out", "head_z"] if layout_of(name).spec.has_mlp else ["head_z"]
         grids = sweep(load(name), pairs(), sites, axis="all", direction=direction, normalise=False)
         for sender, effect in zip(found.senders, found.per_example, strict=True):
-            # Behind a norm of its own, patching a head moves its whole layer, and patching its message does not.
+            # With a post-norm, patching a head moves its whole layer, and patching its message does not.
             if sender.kind is Kind.INPUT or (sender.kind is Kind.HEAD and name in HEADS_INTERACT):
                 continue
             grid = grids["mlp_out" if sender.kind is Kind.MLP else "head_z"]
@@ -350,9 +350,9 @@ class TestBadRequests:
         self.refused("do nothing beside 'logits'", ConfigError, receivers=["a1.h1<q>", "logits"])
 
     def test_order(self):
-        wrong = r"receiver 'a0.h1<q>' reads before sender 'm0' writes. Behind 'm0' are a1.h0<q>, .* more"
+        wrong = r"receiver 'a0.h1<q>' reads before sender 'm0' writes. After 'm0' are a1.h0<q>, .* more"
         self.refused(wrong, ConfigError, receivers=["m1", "a0.h1<q>"])
-        self.refused("Behind 'm1' are logits.", ConfigError, ["m1"], ["m1"])
+        self.refused("After 'm1' are logits.", ConfigError, ["m1"], ["m1"])
 
     def test_settings(self):
         self.refused("unknown frozen 'pattern'.*Did you mean 'patterns'", UnknownNameError, frozen="pattern")

@@ -36,7 +36,7 @@ from circuitlab.parts import Kind, Layout
 from circuitlab.patching.experiment import Experiment
 from circuitlab.patching.grid import Grid
 from circuitlab.patching.runs.replacement import AblationLike, needs_reference
-from circuitlab.patching.sweeps.nodes import sweep_nodes, sweep_some_nodes
+from circuitlab.patching.sweeps.nodes import sweep_nodes
 from circuitlab.patching.sweeps.sites import Site, find_site
 from circuitlab.patching.sweeps.sweep import sweep_grids
 from circuitlab.progress import callback, reports_progress
@@ -145,9 +145,9 @@ def _sites(config: DiscoverConfig, given: Any, model: Model) -> Sequence[str | S
 def _node_effects(experiment: Experiment, circuit: Circuit, heads: Grid | None) -> dict[str, float]:
     """Effect of patching each node alone: of every node if heads were swept, else of the circuit's nodes."""
     if heads is not None:
-        return sweep_nodes(experiment, heads).effects
+        return sweep_nodes(experiment, heads=heads).effects
     inner = [node for node in circuit.nodes if node.kind in (Kind.HEAD, Kind.MLP)]
-    return sweep_some_nodes(experiment, circuit.nodes).effects if inner else {}
+    return sweep_nodes(experiment, circuit.nodes).effects if inner else {}
 
 
 def _strongest_heads(held_out: Experiment, circuit: Circuit, effects: Mapping[str, float]) -> AttentionPatterns | None:

@@ -21,7 +21,7 @@ class EdgeEffects(Effects):
     Columns of `to_frame`: source, target, position | span, (label), value, ci_low, ci_high, p_value, n.
 
     Attributes:
-        edges: The edges, in the order they were asked for.
+        edges: The edges, in the given order.
         direction: "noise": corrupted in the clean run; "denoise": clean in the corrupted run.
         metric: Name of the metric.
         unit: Its unit.

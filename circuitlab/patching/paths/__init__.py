@@ -1,1 +1,1 @@
-"""A sender's other value, heard by a set of receivers and by nobody else."""
+"""Path patching: the effect of a sender through a set of receivers alone."""

@@ -1,19 +1,19 @@
-"""Path patching: a sender's other value, heard by a set of receivers and by nobody else.
+"""Path patching: the effect of a sender through a set of receivers alone.
 
 For each sender by itself:
 
-1. First run. The sender says what it says in the other run. Between it and the receivers heads are held: their output
-   ("heads", as in the paper), only their attention patterns, so that values flow on ("patterns"), or nothing ("none").
-   MLPs are recomputed, or held too. What the receivers read is kept: the q, k or v of a head, the input of an MLP, the
-   stream before the logits. A receiver that stands before another one is in this run a head like any other.
-2. Second run. Only the receivers take what they heard, whatever else has changed in front of them, and everything else
+1. First run. The sender's output is that of the other run. Between it and the receivers, heads are frozen: their output
+   ("heads", as in the paper), only their attention patterns, so that values still change ("patterns"), or nothing
+   ("none"). MLPs are recomputed, or frozen too. The inputs of the receivers are recorded: the q, k or v of a head, the
+   input of an MLP, the stream before the logits. A receiver before another one is in this run a head like any other.
+2. Second run. Only the receivers take the recorded inputs, whatever else has changed before them, and everything else
    is recomputed; the metric is taken at the answer.
 
-With heads and MLPs held, and no receiver behind another, this patches the direct edges from the sender to the
-receivers. With nothing held and the logits as the receiver, it patches the sender's output.
+With heads and MLPs frozen, and no receiver after another, this patches the direct edges from the sender to the
+receivers. With nothing frozen and the logits as the receiver, it patches the sender's output.
 
-A norm behind the heads (Gemma 2 and 3): a head's output is its share under the scale of its own run, as for edges, so
-that what the heads of a layer say adds up.
+With a post-norm (Gemma 2 and 3) a head's output is its share under the scale of its own run, as for edges, so that the
+outputs of the heads of a layer add up.
 
 References:
     Wang et al. 2023, arXiv:2211.00593, appendix on path patching; Goldowsky-Dill et al. 2023, arXiv:2304.05969.
@@ -72,8 +72,8 @@ def path_patch(
             the receivers read.
         receivers: Nodes that read, patched together: a slot of a head ("a9.h9<q>"), a head (all its slots), an MLP
             ("m10"), or "logits" by itself.
-        frozen: What of the heads between is held to the run that is patched: "heads", "patterns" or "none".
-        freeze_mlps: Hold the MLPs between too.
+        frozen: What of the heads between is frozen to the run that is patched: "heads", "patterns" or "none".
+        freeze_mlps: Freeze the MLPs between too.
         metric: What is measured at the answer position; by default the metric of the task that drew the pairs,
             else `logit_diff`.
         direction: "denoise", the default: the corrupted run with the paths clean. "noise": the clean run with the paths

@@ -1,4 +1,4 @@
-"""Which paths are patched: senders, receivers and what is held between them, checked before anything runs."""
+"""Which paths are patched: senders, receivers and what is frozen between them, checked before anything runs."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class PathPlan:
 
     Attributes:
         experiment: The pairs and what is measured.
-        senders: Whose output is swapped, each alone.
-        receivers: Who hears of it, all together; in the order of the layout.
-        frozen: What of the heads between them is held: "heads", "patterns" or "none".
-        freeze_mlps: Whether the MLPs between them are held.
+        senders: Whose output is replaced, each alone.
+        receivers: Whose input is patched, all together; in the order of the layout.
+        frozen: What of the heads between them is frozen: "heads", "patterns" or "none".
+        freeze_mlps: Whether the MLPs between them are frozen.
         direction: "noise" patches the clean run, "denoise" the corrupted one.
     """
 
@@ -58,13 +58,13 @@ def plan_paths(
     if frozen not in FROZEN:
         raise UnknownNameError.of("frozen", frozen, FROZEN)
     layout = Layout.of(experiment.model.spec)
-    hears = _receivers(layout, receivers)
-    says = _before_all(layout, hears) if senders is None else _senders(layout, senders)
-    _check_order(layout, says, hears)
+    readers = _receivers(layout, receivers)
+    writers = _before_all(layout, readers) if senders is None else _senders(layout, senders)
+    _check_order(layout, writers, readers)
     plan = PathPlan(
         experiment=experiment,
-        senders=says,
-        receivers=hears,
+        senders=writers,
+        receivers=readers,
         frozen=frozen,
         freeze_mlps=freeze_mlps,
         direction=direction,
@@ -94,7 +94,7 @@ def _receivers(layout: Layout, given: str | Node | Reader | Iterable[str | Node 
     if len(found) > 1 and any(reader.node.kind is Kind.LOGITS for reader in found):
         others = [reader.name for reader in found if reader.node.kind is not Kind.LOGITS]
         raise ConfigError(
-            f"receivers {others} do nothing beside 'logits', which reads the whole stream behind them. Patch the paths "
+            f"receivers {others} do nothing beside 'logits', which reads the whole stream after them. Patch the paths "
             "to 'logits' and to the others in two calls."
         )
     return tuple(sorted(found, key=layout.reader_index))
@@ -128,9 +128,9 @@ def _check_order(layout: Layout, senders: tuple[Node, ...], receivers: tuple[Rea
         for reader in receivers:
             if written < layout.visible[layout.reader_index(reader)]:
                 continue
-            behind = [r.name for r, visible in zip(layout.readers, layout.visible, strict=True) if written < visible]
-            listed = ", ".join(behind[:LISTED]) + (f" and {len(behind) - LISTED} more" if len(behind) > LISTED else "")
+            after = [r.name for r, visible in zip(layout.readers, layout.visible, strict=True) if written < visible]
+            listed = ", ".join(after[:LISTED]) + (f" and {len(after) - LISTED} more" if len(after) > LISTED else "")
             raise ConfigError(
-                f"receiver {reader.name!r} reads before sender {sender.name!r} writes. Behind {sender.name!r} are "
+                f"receiver {reader.name!r} reads before sender {sender.name!r} writes. After {sender.name!r} are "
                 f"{listed}."
             )

@@ -29,8 +29,8 @@ class Paths:
         baseline: The batch, run clean and corrupted.
         base: The run that is patched.
         receivers: Readers that take the inputs of the first run.
-        frozen: What of the heads between is held: "heads", "patterns" or "none".
-        freeze_mlps: Whether MLPs are held.
+        frozen: What of the heads between is frozen: "heads", "patterns" or "none".
+        freeze_mlps: Whether MLPs are frozen.
     """
 
     model: Model

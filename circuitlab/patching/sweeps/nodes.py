@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from circuitlab.parts import Kind, Node
+from circuitlab.parts import Kind, Layout, Node
 from circuitlab.patching.experiment import Experiment
 from circuitlab.patching.grid import Grid
 from circuitlab.patching.sweeps.sweep import sweep_grids
@@ -44,44 +44,31 @@ class NodeSweep(Summary):
         return {name: float(error) / gap for name, error in errors.items()}
 
 
-def sweep_nodes(experiment: Experiment, heads: Grid | None = None) -> NodeSweep:
+def sweep_nodes(experiment: Experiment, nodes: Iterable[Node] | None = None, heads: Grid | None = None) -> NodeSweep:
     """Patch each head's z and each MLP's output at all positions; the input and the logits restore everything.
 
     Args:
         experiment: What to patch.
+        nodes: Only these, at the cost of two more passes a layer; all by default.
         heads: A sweep of `head_z` on the same pairs, if there is one already.
+
+    Returns:
+        The effects, in the order of the layers.
     """
-    spec = experiment.model.spec
-    sites = (["head_z"] if heads is None else []) + (["mlp_out"] if spec.has_mlp else [])
-    grids = sweep_grids(experiment, sites, axis="all") if sites else {}
-    heads = grids["head_z"] if heads is None else heads
-    found = {Node(Kind.INPUT).name: heads.clean, Node(Kind.LOGITS).name: heads.clean}
-    for layer in range(spec.n_layers):
-        for head in range(spec.n_heads):
-            found[Node(Kind.HEAD, layer, head).name] = heads.per_example[layer, head]
-        if spec.has_mlp:
-            found[Node(Kind.MLP, layer).name] = grids["mlp_out"].per_example[layer, 0]
-    return NodeSweep(found, heads.clean, heads.corrupt)
-
-
-def sweep_some_nodes(experiment: Experiment, nodes: Iterable[Node]) -> NodeSweep:
-    """The same of some nodes only, such as those of a circuit: as many patches as nodes, and two more passes a layer.
-
-    Args:
-        experiment: What to patch.
-        nodes: The nodes, at least one head or MLP among them.
-    """
-    chosen, found = list(nodes), dict[str, Float[np.ndarray, " example"]]()
-    for layer in range(experiment.model.spec.n_layers):
-        heads = [n.head for n in chosen if n.kind is Kind.HEAD and n.layer == layer and n.head is not None]
-        sites = ["head_z"] * bool(heads) + ["mlp_out"] * (Node(Kind.MLP, layer) in chosen)
-        if not sites:
-            continue
-        grids = sweep_grids(experiment, sites, axis="all", layers=[layer], heads=heads or None)
-        for place, head in enumerate(heads):
-            found[Node(Kind.HEAD, layer, head).name] = grids["head_z"].per_example[0, place]
-        if "mlp_out" in grids:
-            found[Node(Kind.MLP, layer).name] = grids["mlp_out"].per_example[0, 0]
+    layers, chosen = range(experiment.model.spec.n_layers), list(nodes or Layout.of(experiment.model.spec).nodes)
+    found = {}
+    for some in [layers] if nodes is None else [[layer] for layer in layers]:
+        here = [node for node in chosen if node.layer in some]
+        members = sorted({node.head for node in here if node.head is not None})
+        sites = ["head_z"] * (bool(members) and heads is None) + ["mlp_out"] * any(n.kind is Kind.MLP for n in here)
+        arguments = {"axis": "all", "layers": some, "heads": members or None}
+        grids = {} if heads is None else {"head_z": heads}
+        grids |= sweep_grids(experiment, sites, **arguments) if sites else {}
+        for row, layer in enumerate(some):
+            for place, head in enumerate(members):
+                found[Node(Kind.HEAD, layer, head).name] = grids["head_z"].per_example[row, place]
+            if "mlp_out" in grids:
+                found[Node(Kind.MLP, layer).name] = grids["mlp_out"].per_example[row, 0]
     clean, corrupt = experiment.clean, experiment.corrupt
-    found |= {node.name: clean for node in chosen if node.kind in (Kind.INPUT, Kind.LOGITS)}
-    return NodeSweep(found, clean, corrupt)
+    ends = {node.name: clean for node in chosen if node.kind in (Kind.INPUT, Kind.LOGITS)}
+    return NodeSweep(ends | found if nodes is None else found | ends, clean, corrupt)

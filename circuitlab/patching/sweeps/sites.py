@@ -40,8 +40,8 @@ class Member(Enum):
 class Site:
     """A kind of place.
 
-    A site of your own has a function `read` that says what it adds to the stream in a run: a patch adds the difference
-    of its values in the two runs, where the site enters the stream.
+    A site of your own has a function `read` that returns what it adds to the stream in a run. A patch adds the
+    difference of its values in the two runs, where the site enters the stream.
 
     Attributes:
         name: What users call it.
