@@ -7,7 +7,7 @@ earlier run finished them, and run in packs of any size.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -50,15 +50,15 @@ class SweepRun:
 
     Attributes:
         plan: What to do.
-        tables: Metric and site -> raw values.
-        clean: Metric -> values of the clean run, in the order of the data set.
+        tables: Site -> raw values.
+        clean: Metrics of the clean run, in the order of the data set.
         corrupt: The same of the corrupted run.
     """
 
     plan: SweepPlan
-    tables: dict[tuple[str, str], Float[np.ndarray, "layer member column example"]]
-    clean: dict[str, Float[np.ndarray, " example"]] = field(default_factory=dict)
-    corrupt: dict[str, Float[np.ndarray, " example"]] = field(default_factory=dict)
+    tables: dict[str, Float[np.ndarray, "metric layer member column example"]]
+    clean: Float[np.ndarray, "metric example"]
+    corrupt: Float[np.ndarray, "metric example"]
 
     @property
     def parts(self) -> tuple[Part, ...]:
@@ -80,7 +80,7 @@ class SweepRun:
         settings = (
             model.weights_sha256(), model.dtype, plan.layers, plan.direction, plan.experiment.replacement.fingerprint,
             [(site.name, plan.members[site.name], plan.columns[site.name].labels) for site in plan.sites],
-            [(name, values.tolist()) for name, values in self.clean.items()],
+            [metric.name for metric in plan.metrics], self.clean.tolist(),
             [(tensor.dtype, tensor.shape) for tensor in tensors],
         )  # fmt: skip
         return sha256(repr(settings), *tensors)
@@ -109,18 +109,15 @@ class SweepRun:
             some = cells.take(rows)
             final = run_cells(runs, some, part.block, inside)
             judged = judge_all(runs.model, plan.metrics, runs.baseline, final, some.example)
-            for metric, values in zip(plan.metrics, judged, strict=True):
-                self._write(metric.name, some, values.double().cpu().numpy(), where)
+            self._write(some, np.stack([values.double().cpu().numpy() for values in judged]), where)
 
         packer.run(len(cells), rows_at_once(plan.experiment.model, batch.n_tokens, resources), pack)
 
     def copy_shared(self) -> None:
         """The stream after a block is the stream before the next one: their cells were run once."""
-        plan = self.plan
+        place = self.plan.layers.index
         for layer, at in self._shared():
-            for metric in plan.metrics:
-                source = self.tables[metric.name, "resid_pre"]
-                self.tables[metric.name, "resid_post"][plan.layers.index(layer)] = source[plan.layers.index(at)]
+            self.tables["resid_post"][:, place(layer)] = self.tables["resid_pre"][:, place(at)]
 
     def _shared(self) -> list[tuple[int, int]]:
         names = {s.name for s in self.plan.sites}
@@ -150,15 +147,15 @@ class SweepRun:
             ablation=plan.experiment.replacement,
         )
 
-    def _write(self, metric: str, cells: Cells, values: np.ndarray, where: np.ndarray) -> None:
+    def _write(self, cells: Cells, values: Float[np.ndarray, "metric row"], where: np.ndarray) -> None:
         patch, member, column, example = (
             t.cpu().numpy() for t in (cells.patch, cells.member, cells.column, cells.example)
         )
         for number in np.unique(patch):
             made, here = cells.patches[number], patch == number
-            table = self.tables[metric, made.site.name][self.plan.layers.index(made.layer)]
+            table = self.tables[made.site.name][:, self.plan.layers.index(made.layer)]
             columns = np.array(made.columns)[column[here]]
-            table[made.start + member[here], columns, where[example[here]]] = values[here]
+            table[:, made.start + member[here], columns, where[example[here]]] = values[:, here]
 
 
 def start(plan: SweepPlan) -> SweepRun:
@@ -167,26 +164,22 @@ def start(plan: SweepPlan) -> SweepRun:
     Raises:
         MetricError: A metric cannot be used, or does not distinguish the two runs.
     """
-    experiment, run = plan.experiment, SweepRun(plan, {})
-    ends = experiment.recordings.ends(*plan.metrics)
-    for metric, (clean, corrupt) in zip(plan.metrics, ends, strict=True):
-        experiment.measured_by(metric).prompt_gap  # noqa: B018 - refuses a metric that does not distinguish them
-        run.clean[metric.name], run.corrupt[metric.name] = clean, corrupt
-        untouched = corrupt if plan.direction == "denoise" else clean
-        for site in plan.sites:
-            run.tables[metric.name, site.name] = _untouched(plan, site, untouched)
-    return run
+    clean, corrupt = map(np.stack, zip(*plan.experiment.recordings.ends(*plan.metrics), strict=True))
+    for metric in plan.metrics:
+        plan.experiment.measured_by(metric).prompt_gap  # noqa: B018 - refuses one that does not distinguish them
+    untouched = corrupt if plan.direction == "denoise" else clean
+    return SweepRun(plan, {site.name: _untouched(plan, site, untouched) for site in plan.sites}, clean, corrupt)
 
 
-def _untouched(plan: SweepPlan, site: Site, untouched: np.ndarray) -> np.ndarray:
+def _untouched(plan: SweepPlan, site: Site, untouched: Float[np.ndarray, "metric example"]) -> np.ndarray:
     """A table of cells that do nothing; NaN where an example lacks the column."""
     columns = plan.columns[site.name]
-    shape = (len(plan.layers), len(plan.members[site.name]), len(columns.labels), len(untouched))
-    table = np.broadcast_to(untouched, shape).copy()
+    cells = (len(plan.layers), len(plan.members[site.name]), len(columns.labels))
+    table = np.broadcast_to(untouched[:, None, None, None], (len(untouched), *cells, untouched.shape[1])).copy()
     for batch, mask in zip(plan.experiment.batches, columns.masks, strict=True):
         absent = ~mask.any(2).cpu().numpy()  # [column, example of the batch]
         column, example = absent.nonzero()
-        table[:, :, column, batch.index.cpu().numpy()[example]] = np.nan
+        table[..., column, batch.index.cpu().numpy()[example]] = np.nan
     return table
 
 
@@ -200,8 +193,7 @@ def carry_out(run: SweepRun, resume: Path | None) -> None:
     plan = run.plan
     resources = plan.experiment.resources
     budget = budget_of(resources, plan.experiment.model.device)
-    tables = {f"{metric}/{site}": table for (metric, site), table in run.tables.items()}
-    kept = Checkpoint(path=resume, key=run.key() if resume is not None else "", tables=tables, budget=budget)
+    kept = Checkpoint(path=resume, key=run.key() if resume is not None else "", tables=run.tables, budget=budget)
     kept.load()
     total = sum(part.work for part in run.parts)
     done, packer = 0, Packer()

@@ -11,11 +11,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from circuitlab.arguments import checked, renamed
 from circuitlab.data.batch import PairBatch
@@ -175,12 +173,8 @@ def _swept(plan: SweepPlan, *, several: bool = False, normalise: bool = True, st
 
 def _grid(run: SweepRun, site: Site, *, several: bool, normalise: bool) -> Grid:
     plan, columns = run.plan, run.plan.columns[site.name]
-
-    def joined(values: Mapping[str, np.ndarray]) -> np.ndarray:
-        found = [values[of.name] for of in plan.metrics]
-        return np.stack(found) if several else found[0]
-
-    table = joined({of.name: run.tables[of.name, site.name] for of in plan.metrics})
+    wanted = slice(None) if several else 0
+    table = run.tables[site.name][wanted]
     members = tuple(map(str, plan.members[site.name]))
     whole = site.by_member and columns.labels == ("all",)
     if whole or not site.by_member:
@@ -189,13 +183,13 @@ def _grid(run: SweepRun, site: Site, *, several: bool, normalise: bool) -> Grid:
     return Grid(
         site=site.name,
         direction=plan.direction,
-        metric=names if several else names[0],
-        unit=units if several else units[0],
+        metric=names[wanted],
+        unit=units[wanted],
         column_kind=site.kind if whole else columns.kind,
         columns=members if whole else columns.labels,
         per_example=table,
-        clean=joined(run.clean),
-        corrupt=joined(run.corrupt),
+        clean=run.clean[wanted],
+        corrupt=run.corrupt[wanted],
         normalised=normalise,
         seed=plan.experiment.seed,
         replacement=plan.experiment.replacement.kind,
