@@ -30,6 +30,7 @@ Values are `ValueError`, types `TypeError`, names `KeyError`; files, folders and
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 
+MOST_LISTED = 20  # names of a message
 _PLAIN = (str, bytes, bool, int, float, complex, type(None), list, tuple, dict, set, frozenset)
 
 
@@ -91,7 +92,7 @@ class UnknownNameError(CircuitLabError, KeyError, ValueError):
     def of(
         cls, kind: str, given: object, allowed: Iterable[str], hint: str = "", owner: str = ""
     ) -> "UnknownNameError":
-        """Build the message: what was given, the nearest name, what is allowed.
+        """Build the message: the given name, the nearest one, and all allowed names, or of many the nearest five.
 
         Args:
             kind: What was named ("task", "site", ...).
@@ -104,11 +105,13 @@ class UnknownNameError(CircuitLabError, KeyError, ValueError):
             The error, to be raised.
         """
         names = list(allowed)
-        near = get_close_matches(str(given), names, n=1, cutoff=0.5)
+        near = get_close_matches(str(given), names, n=5, cutoff=0.5)
         guess = f" Did you mean {near[0]!r}?" if near else ""
-        listed = ", ".join(names[:40]) + (", ..." if len(names) > 40 else "")
+        many = len(names) > MOST_LISTED
+        listed = f"Allowed: {', '.join(names[:MOST_LISTED])}{', ...' if many else ''}"
+        listed = f"Nearest: {', '.join(near)}" if many and near else listed
         whose = f" of {owner}" if owner else ""
-        return cls(f"unknown {kind} {given!r}{whose}.{guess} Allowed: {listed}.{' ' + hint if hint else ''}")
+        return cls(f"unknown {kind} {given!r}{whose}.{guess} {listed}.{' ' + hint if hint else ''}")
 
 
 class ConfigError(CircuitLabError, ValueError):

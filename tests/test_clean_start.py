@@ -5,8 +5,7 @@ import pytest
 import torch
 from architectures import ARCHITECTURES, BIDIRECTIONAL, NATIVE, load, pairs
 
-from circuitlab.discovery.acdc_predictions import FIRST_BATCH, BatchSizes, Predictions
-from circuitlab.discovery.acdc_search import Costs, search
+from circuitlab.discovery.acdc_search import FIRST_BATCH, BatchSizes, Costs, Predictions, search
 from circuitlab.graphs.prune import real_edges
 from circuitlab.metrics import resolve
 from circuitlab.parts import Kind, Layout, Node, Reader, Slot

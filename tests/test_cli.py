@@ -346,7 +346,7 @@ def test_an_interrupted_run_leaves_nothing(number, tmp_path):
     assert out == ""
     assert "Traceback" not in err
     (said,) = [line for line in err.splitlines() if line.startswith("circuitlab:")]
-    assert said.startswith("circuitlab: interrupted; nothing half-written is left behind. Run the same command again")
+    assert said.startswith("circuitlab: interrupted; no partial output is left. Run the same command again")
     assert everything_in(tmp_path) == {}
     assert [path for path in tmp_path.rglob("*") if path.name != "runs"] == []
 

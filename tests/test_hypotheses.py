@@ -10,13 +10,11 @@ from architectures import load, pairs
 from scipy import stats
 
 from circuitlab import Circuit, ConfigError, PairBatch, UnknownNameError, score_edges, select, test_circuit
+from circuitlab.evaluation.hypotheses.chance import necessity_test, quantile_p, sufficiency_test
 from circuitlab.evaluation.hypotheses.equivalence import equivalence_p, equivalence_test
 from circuitlab.evaluation.hypotheses.independence import hsic, independence_test
 from circuitlab.evaluation.hypotheses.minimality import inflated, minimality_test
-from circuitlab.evaluation.hypotheses.necessity import necessity_test
-from circuitlab.evaluation.hypotheses.quantile import quantile_p
 from circuitlab.evaluation.hypotheses.result import corrected
-from circuitlab.evaluation.hypotheses.sufficiency import sufficiency_test
 from circuitlab.graphs.prune import prune, real_edges
 from circuitlab.graphs.random import random_circuit
 from circuitlab.parts import Layout
@@ -162,7 +160,7 @@ def test_inflated_circuits_have_a_path_more_and_one_of_its_edges_less():
     mask = random_circuit(layout, 10, RNG)
     found = inflated(mask, layout, 20, np.random.default_rng(1))
     assert found
-    for whole, without in zip(found.whole, found.without, strict=True):
+    for whole, without in zip(*found, strict=True):
         assert (prune(whole, layout) == whole).all()
         assert not (mask & ~whole).any()
         gone = whole & ~without
@@ -251,7 +249,7 @@ class TestBattery:
     @pytest.mark.parametrize(
         ("options", "says"),
         [
-            ({"n_random": 0}, "n_random is 0; at least 1"),
+            ({"n_random": 0}, "n_random is 0; it must be a whole number of at least 1"),
             ({"epsilon": 0.5}, "epsilon is 0.5"),
             ({"quantile": 1.0}, "quantile is 1.0"),
             ({"correction": "none"}, "unknown correction 'none'"),

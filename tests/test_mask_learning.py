@@ -60,11 +60,11 @@ class TestLoss:
         loss = MaskLoss(Experiment(load("gpt2"), pairs(), seed=0, budget=None), batch_size=4)
         circuit, rows = loss.draw(loss.generator(0))
         gates = torch.full((len(rows), int(loss.edges.sum())), 0.5, dtype=torch.float64)
-        kl, slope = loss.slopes(circuit, rows, gates)
-        better, _ = loss.slopes(circuit, rows, gates - 0.01 * slope / slope.abs().max())
-        worse, _ = loss.slopes(circuit, rows, gates + 0.01 * slope / slope.abs().max())
+        kl, slope = loss.gradients(circuit, rows, gates)
+        better, _ = loss.gradients(circuit, rows, gates - 0.01 * slope / slope.abs().max())
+        worse, _ = loss.gradients(circuit, rows, gates + 0.01 * slope / slope.abs().max())
         assert better.mean() < kl.mean() < worse.mean()
-        full, _ = loss.slopes(circuit, rows, torch.ones_like(gates))
+        full, _ = loss.gradients(circuit, rows, torch.ones_like(gates))
         assert full.abs().max() < 1e-10
 
     def test_a_budget_splits_a_step_and_changes_nothing_else(self):
@@ -72,7 +72,7 @@ class TestLoss:
         for budget in (None, 700_000):
             loss = MaskLoss(Experiment(load("gpt2"), pairs(), seed=0, budget=budget), batch_size=4)
             circuit, rows = loss.draw(loss.generator(0))
-            found.append(loss.slopes(circuit, rows, loss.noise(len(rows), loss.generator(0)).double()))
+            found.append(loss.gradients(circuit, rows, loss.noise(len(rows), loss.generator(0)).double()))
             found[-1] = (*found[-1], loss)
         assert found[1][2]._at_once < 4 <= found[0][2]._at_once
         torch.testing.assert_close(found[0][:2], found[1][:2])

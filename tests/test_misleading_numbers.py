@@ -60,7 +60,7 @@ class TestRanking:
         assert (scores.values[unasked] == 0).all()
         assert scores.second_scores[unasked] == pytest.approx(eap[unasked], rel=1e-5, abs=1e-9)
         assert not unasked[scores.chosen].any()
-        assert (scores.asked == real_edges(scores.layout) & ~unasked).all()
+        assert (scores.tested == real_edges(scores.layout) & ~unasked).all()
 
     def test_the_second_score_has_a_gradient_whatever_the_metric(self):
         for metric in ("kl", "accuracy", "rank"):

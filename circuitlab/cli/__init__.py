@@ -21,7 +21,7 @@ from circuitlab.errors import CircuitLabError, ConfigError
 OK, FAULT, USER_ERROR, BROKEN_PIPE = 0, 1, 2, 141
 TYPER_INTERRUPTED = 130
 LONGEST, LONGEST_WORD = 1000, 120  # characters of a message, and of a word of the command line in it
-STOPPED = "interrupted; nothing half-written is left behind. Run the same command again to begin anew."
+STOPPED = "interrupted; no partial output is left. Run the same command again to start over."
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -87,8 +87,8 @@ def _from_other(error: Exception, argv: Sequence[str]) -> int:
     """Exit code of an error that is not ours: typer's usage errors are user errors, others internal errors."""
     usage = getattr(error, "format_message", None)
     if usage is not None:
-        asked = getattr(getattr(error, "ctx", None), "command_path", None) or "circuitlab"
-        return _say(f"error: {usage().rstrip('.')}{_given(error, argv)}. See: {asked} --help", USER_ERROR, argv)
+        command = getattr(getattr(error, "ctx", None), "command_path", None) or "circuitlab"
+        return _say(f"error: {usage().rstrip('.')}{_given(error, argv)}. See: {command} --help", USER_ERROR, argv)
     if type(error).__name__ == "Abort":
         return _say(STOPPED, USER_ERROR)
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
@@ -118,7 +118,7 @@ def _silence() -> None:
 
 
 def _given(error: Exception, argv: Sequence[str]) -> str:
-    """What was given to the option that a usage error is about; typer's own words leave it out."""
+    """The value of the option of a usage error, which typer's message omits."""
     message, options = str(error), getattr(getattr(error, "param", None), "opts", ())
     for place, word in enumerate(argv):
         name, equals, value = word.partition("=") if word.startswith("--") else (word[:2], "", word[2:])
@@ -129,7 +129,7 @@ def _given(error: Exception, argv: Sequence[str]) -> str:
 
 
 def _say(message: str, code: int, words: Sequence[str] = ()) -> int:
-    """One line on stderr, the traceback before it if asked for."""
+    """Print one line on stderr, after the traceback with CIRCUITLAB_DEBUG=1; return the exit code."""
     if os.environ.get("CIRCUITLAB_DEBUG") == "1":
         traceback.print_exc()
     message = visible(" ".join(message.split()))
@@ -155,8 +155,8 @@ def _prepare_process() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # Threads that wait by spinning take the cores from those that work: beside one other busy process a run of 33 s
-    # took 127 s with the default.
+    # Threads that wait by spinning take cores from other threads: with one other busy process a run of 33 s took 127 s
+    # with the default.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if os.environ.get("CIRCUITLAB_DEBUG") != "1":
         import logging

@@ -91,7 +91,11 @@ class Found:
     patterns: "AttentionPatterns | None"
 
     def files(self) -> Files:
-        """The writers of tables, pictures and the attention page, by the names of the files."""
+        """How to write tables, pictures and the attention page.
+
+        Returns:
+            The writers by file name.
+        """
         found = {"lens": self.lens, f"attribution-{self.split.by}": self.split, "attribution-head": self.by_head}
         found |= {} if self.patterns is None else {"attention": self.patterns}
         files = {file: write for name, one in found.items()
@@ -99,7 +103,11 @@ class Found:
         return files if self.patterns is None else {**files, "attention.html": self.patterns.save}
 
     def to_record(self) -> dict[str, Any]:
-        """All numbers as plain values."""
+        """All numbers as plain values.
+
+        Returns:
+            The record.
+        """
         split = self.split
         tables = {"lens": self.lens, "attribution": split, "heads": self.by_head}
         records = {name: table.to_frame().to_dict(orient="records") for name, table in tables.items()}

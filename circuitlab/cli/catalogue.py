@@ -14,7 +14,6 @@ from circuitlab.errors import CircuitLabError
 from circuitlab.plugins import owner
 
 # Names that TransformerLens loads over the network: the small ones that the README and the papers use most.
-FEW_WORDS = 5  # of several answers or distractors
 HUB_EXAMPLES = ("gpt2", "solu-1l", "gelu-2l", "attn-only-1l", "tiny-stories-1M", "EleutherAI/pythia-160m")
 
 
@@ -49,9 +48,9 @@ def show_task(task: Task, *, json: bool) -> None:
     facts = [
         ("", task.summary),
         ("clean", repr(example.clean)),
-        ("answer", _words(example.answers)),
+        ("answer", display.alternatives(example.answers)),
         ("corrupted", repr(example.corrupt)),
-        ("distractor", _words(example.distractors) or "none"),
+        ("distractor", display.alternatives(example.distractors) or "none"),
         ("spans", ", ".join(example.spans)),
         ("version", task.version),
         ("fingerprint", task_fingerprint(task)[:16]),
@@ -70,11 +69,11 @@ def list_models(*, json: bool) -> None:
     if json:
         display.print_json({"bundled": shape, "hub_examples": HUB_EXAMPLES})
         return
-    told = f"GPT-2 architecture: {shape['n_layer']} layers, {shape['n_head']} heads, d_model {shape['n_embd']}"
+    size = f"GPT-2 architecture: {shape['n_layer']} layers, {shape['n_head']} heads, d_model {shape['n_embd']}"
     display.print_facts(
         "models",
         [
-            ("bundled", f"{told}, {shape['vocab_size']} tokens; included, no download"),
+            ("bundled", f"{size}, {shape['vocab_size']} tokens; included, no download"),
             ("FOLDER", "a checkpoint in HuggingFace format with its tokenizer, such as ./my-model"),
             ("NAME", f"any name that TransformerLens loads: {', '.join(HUB_EXAMPLES)}, ..."),
             ("", "--fold-ln and --center-weights rewrite its weights as HookedTransformer did by default"),
@@ -102,8 +101,3 @@ def _record(task: Task) -> dict[str, Any]:
 def _metric_name(task: Task) -> str:
     own = task.metric
     return own if isinstance(own, str) else str(getattr(own, "name", None) or getattr(own, "__name__", "its own"))
-
-
-def _words(words: tuple[str, ...]) -> str:
-    more = [f"{len(words) - FEW_WORDS} more"] if len(words) > FEW_WORDS else []
-    return " or ".join([*map(repr, words[:FEW_WORDS]), *more])

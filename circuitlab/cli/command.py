@@ -1,4 +1,4 @@
-"""What all commands share: layout of the help, checks of options given twice or empty, completion of names."""
+"""Shared parts of all commands: layout of the help, checks of options given twice or empty, completion of names."""
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import wraps
@@ -12,23 +12,31 @@ from circuitlab import plugins
 from circuitlab.errors import ConfigError
 
 LONGEST_HELP = 1000  # characters of a command's line in the list of commands
-BLANK, EMPTY = ("separator", "answer", "token"), ("separator",)  # what may be white space, and what nothing
+BLANK, EMPTY = ("separator", "answer", "token"), ("separator",)  # parameters that may be blank, or empty
 NO_BREAK = "\N{NON-BREAKING HYPHEN}"
 
 
-class Command(TyperCommand):
-    """A command that refuses an option given twice, of which only the last would count."""
+class _WholeNames:
+    """Help without a line break inside a name such as `mean-position`."""
 
     def get_help(self, ctx: Any) -> str:
-        """The help, without a line break inside a name such as `mean-position`."""
-        return super().get_help(ctx).replace(NO_BREAK, "-")
+        """The help; see `typer.core`."""
+        return super().get_help(ctx).replace(NO_BREAK, "-")  # pyright: ignore[reportAttributeAccessIssue]
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        """Write the help; see the parent class."""
-        super().format_help(ctx, wrapping_at_spaces(formatter))
+        """Write the help; see `typer.core`."""
+        super().format_help(ctx, wrapping_at_spaces(formatter))  # pyright: ignore[reportAttributeAccessIssue]
+
+
+class Command(_WholeNames, TyperCommand):
+    """A command that rejects an option given twice, of which only the last would count."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse the words after the command's name; see the parent class."""
+        """Parse the words after the command's name; see the parent class.
+
+        Returns:
+            The remaining words.
+        """
         if not ctx.resilient_parsing:
             values, _, order = self.make_parser(ctx).parse_args(list(args))
             check_once(order)
@@ -36,16 +44,8 @@ class Command(TyperCommand):
         return super().parse_args(ctx, args)
 
 
-class Group(TyperGroup):
+class Group(_WholeNames, TyperGroup):
     """A group whose help has the first sentence of every command in full."""
-
-    def get_help(self, ctx: Any) -> str:
-        """The help; see `Command.get_help`."""
-        return super().get_help(ctx).replace(NO_BREAK, "-")
-
-    def format_help(self, ctx: Any, formatter: Any) -> None:
-        """Write the help; see the parent class."""
-        super().format_help(ctx, wrapping_at_spaces(formatter))
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Write the commands; the parent class cuts what does not fit one line."""
@@ -58,7 +58,11 @@ class Group(TyperGroup):
 
 
 def wrapping_at_spaces(formatter: Any) -> Any:
-    """The formatter, made to break lines at spaces only: a name with hyphens stays whole."""
+    """Make a formatter break lines at spaces only: a name with hyphens stays whole.
+
+    Returns:
+        The same formatter.
+    """
     write_list, write_text = formatter.write_dl, formatter.write_text
     formatter.write_dl = lambda rows, *args, **settings: write_list(
         [(name, text.replace("-", NO_BREAK)) for name, text in rows], *args, **settings
@@ -83,7 +87,7 @@ def check_once(order: Iterable[Any]) -> None:
 
 
 def check_filled(order: Iterable[Any], values: Mapping[str, Any]) -> None:
-    """Refuse options and arguments whose value is empty or blank; a token or a separator may be a blank.
+    """Reject options and arguments whose value is empty or blank; a token or a separator may be a blank.
 
     Raises:
         ConfigError: One is.
@@ -99,7 +103,11 @@ def check_filled(order: Iterable[Any], values: Mapping[str, Any]) -> None:
 
 
 def expanded(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A command with the options of its groups in the place of each."""
+    """A command with the options of its groups instead of the groups.
+
+    Returns:
+        The function for typer.
+    """
     groups: dict[str, tuple[Any, list[str]]] = {}
     found: list[Parameter] = []
     for one in signature(function).parameters.values():
@@ -128,13 +136,21 @@ class App(typer.Typer):
         super().__init__(**{"cls": Group, "rich_markup_mode": None, **settings})
 
     def command(self, name: str | None = None, **settings: Any) -> Callable[[Any], Any]:
-        """Register a function as a command, its groups of options expanded; see the parent class."""
+        """Register a function as a command, its groups of options expanded; see the parent class.
+
+        Returns:
+            The decorator.
+        """
         register = super().command(name, **{"cls": Command, **settings})
         return lambda function: register(expanded(function))
 
 
 def completing(names: Mapping[str, str], group: str = "") -> Callable[[str], list[tuple[str, str]]]:
-    """A completion of names, each with its line; with those that other packages add (see `plugins.added`)."""
+    """Completion of names, with a line for each; includes those of other packages (see `plugins.added`).
+
+    Returns:
+        The function for typer.
+    """
 
     def complete(incomplete: str) -> list[tuple[str, str]]:
         found = plugins.described(group, names) if group else names
@@ -144,7 +160,11 @@ def completing(names: Mapping[str, str], group: str = "") -> Callable[[str], lis
 
 
 def complete_task(incomplete: str) -> list[str]:
-    """Names of tasks."""
+    """Completion of task names.
+
+    Returns:
+        The matching names.
+    """
     from circuitlab.data.registry import task_names
 
     return [name for name in task_names() if name.startswith(incomplete)]

@@ -10,19 +10,21 @@ from rich.table import Table
 from rich.text import Text
 
 from circuitlab.cli.visible import visible, visible_json
+from circuitlab.result import plain
 
 if TYPE_CHECKING:
     import pandas as pd
 
 # Headings of columns whose name in files is too short for a reader.
 HEADINGS = {"ci_low": "95 % low", "ci_high": "95 % high", "strongest_at": "strongest at"}
-QUOTED = ("label", "token", "most_changed", "strongest_token")  # columns of text whose spaces count
+QUOTED = ("label", "token", "most_changed", "deleted")  # columns of text whose spaces count
 SMALLEST_P = 0.001
+FEW_WORDS = 5
 
 
 def print_json(record: Mapping[str, Any]) -> None:
     """One JSON object on stdout; numbers that are none (NaN, infinite) become null."""
-    print(visible_json(json.dumps(_plain(record), indent=2, ensure_ascii=False, allow_nan=False)))
+    print(visible_json(json.dumps(plain(record), indent=2, ensure_ascii=False, allow_nan=False)))
 
 
 def print_facts(title: str, facts: Iterable[tuple[str, str]]) -> None:
@@ -69,19 +71,33 @@ def _cell(column: str, value: Any) -> str:
     return number(value) if isinstance(value, float) else "" if value is None else str(value)
 
 
+def alternatives(words: Sequence[str]) -> str:
+    """Write answers or distractors, the first five of them.
+
+    Returns:
+        The text.
+    """
+    more = [f"{len(words) - FEW_WORDS} more"] if len(words) > FEW_WORDS else []
+    return " or ".join([*map(repr, words[:FEW_WORDS]), *more])
+
+
 def print_line(text: str) -> None:
     """A line that is never folded, so that a path can be copied."""
     print(visible(text))
 
 
 def print_unscored(name: str, n_edges: int) -> None:
-    """How many kept edges of a circuit have no score; nothing where all have one."""
+    """Print the number of kept edges without a score, if there are any."""
     if n_edges:
         print_line(f"{name}: {n_edges:,} of its edges have no score (NaN); they are kept.")
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """A number to so many digits after the point; `-` where there is none."""
+    """Write a number with `digits` decimal places.
+
+    Returns:
+        The text; `-` for None and NaN.
+    """
     if value is None or math.isnan(value):
         return "-"
     return f"{round(value, digits) + 0.0:.{digits}f}"  # + 0.0: no "-0.000"
@@ -98,15 +114,3 @@ def _put(*things: Text | Table) -> None:
 
 def _text(text: str, style: str = "") -> Text:
     return Text(visible(text), style=style)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if value is None or isinstance(value, bool | int | str):
-        return value
-    return _plain(value.item()) if hasattr(value, "item") else str(value)

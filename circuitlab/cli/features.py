@@ -46,7 +46,11 @@ class SiteOptions(opt.Options):
     )
 
     def load(self, path: str, model: "BridgeModel | None" = None) -> "Autoencoder":
-        """The autoencoder at a path; errors as of `load_autoencoder`."""
+        """Load the autoencoder at a path; errors as of `load_autoencoder`.
+
+        Returns:
+            The autoencoder.
+        """
         return library.load_autoencoder(
             path, model=model, site=self.site, layer=self.layer, scaling_factor=self.scaling_factor
         )
@@ -81,7 +85,10 @@ class FeatureOptions(SiteOptions):
     source: Source = None
 
     def described(self) -> "Descriptions | None":
-        """The descriptions, if any are given.
+        """Load the descriptions.
+
+        Returns:
+            The descriptions; None if none are given.
 
         Raises:
             ConfigError: --source without --descriptions.
@@ -91,7 +98,10 @@ class FeatureOptions(SiteOptions):
         return None if self.descriptions is None else library.load_descriptions(self.descriptions, self.source)
 
     def loaded(self, model: opt.ModelOptions) -> "tuple[BridgeModel, Autoencoder]":
-        """The model, and the autoencoder on its device.
+        """Load the model, and the autoencoder on its device.
+
+        Returns:
+            Both.
 
         Raises:
             CircuitLabError: One cannot be loaded, or the two do not fit.

@@ -115,7 +115,11 @@ class ModelOptions(Options):
         return self["model"]
 
     def load(self) -> "BridgeModel":
-        """The model; see `load_model`."""
+        """Load the model; see `load_model`.
+
+        Returns:
+            The model.
+        """
         from circuitlab.models.load import load_model
 
         return load_model(**{name: self.given[name] for name in MODEL_SETTINGS if name in self.given})
@@ -165,7 +169,10 @@ class TaskOptions(OptionsOfTask):
     ]
 
     def load(self) -> "Task":
-        """The task with these options.
+        """Load the task with these options.
+
+        Returns:
+            The task.
 
         Raises:
             ConfigError: An option is not of the form KEY=VALUE, or is given twice.
@@ -206,6 +213,9 @@ class RunOptions(TaskOptions):
     def keywords(self) -> dict[str, Any]:
         """Keywords of `discover` other than the task and its options.
 
+        Returns:
+            The keywords by name.
+
         Raises:
             ConfigError: A method option is not of the form KEY=VALUE or given twice; `--sites` with `--no-sweep`.
         """
@@ -230,6 +240,9 @@ class JudgedOptions(OptionsOfTask):
 
     def keywords(self) -> dict[str, Any]:
         """Keywords of `judging`, the task with its options among them.
+
+        Returns:
+            The keywords by name.
 
         Raises:
             CircuitLabError: The task cannot be loaded, or an option is not of the form KEY=VALUE.
@@ -259,7 +272,10 @@ def swept(sites: list[str] | None, *, no_sweep: bool) -> tuple[str, ...] | None:
 
 
 def keyed(flag: str, texts: list[str] | None, what: str, example: str) -> dict[str, str]:
-    """The values of a repeated option KEY=VALUE by key.
+    """Read a repeated option KEY=VALUE.
+
+    Returns:
+        The values by key.
 
     Raises:
         ConfigError: One is not of the form KEY=VALUE, or a key has two values.

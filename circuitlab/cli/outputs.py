@@ -20,7 +20,7 @@ TABLE, TABLE_OR_PICTURE, PICTURE, PAGE = (".csv",), (".csv", ".png", ".svg"), ("
 Files = Mapping[str, Callable[[Path], object]]
 
 reservations = ExitStack()
-"""What the running command reserved; `circuitlab.cli.main` releases it however the command ends."""
+"""The reservations of the running command; `circuitlab.cli.main` releases them however the command ends."""
 
 
 class Output(Options):
@@ -165,7 +165,11 @@ class FolderOutput(Forced):
 
 
 def table_and_picture(name: str, table: "Callable[[], pd.DataFrame]", plot: Callable[[], Any]) -> Files:
-    """The writers of `NAME.csv` and `NAME.png`."""
+    """How to write `NAME.csv` and `NAME.png`.
+
+    Returns:
+        The writers by file name.
+    """
     return {
         f"{name}.csv": lambda path: table().to_csv(path, index=False),
         f"{name}.png": lambda path: save_plot(plot(), path),

@@ -25,7 +25,7 @@ def predict(
 ) -> None:
     """Predict the next token: rank, logit and probability of answers and of the most likely tokens.
 
-    With --continue also how it goes on; with --html how likely each token of the text itself was.
+    With --continue, also a greedy continuation; with --html, also the likelihood of each token of the text.
     """
     given = text.read()
     output.reserve()

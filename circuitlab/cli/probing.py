@@ -67,16 +67,10 @@ def simplify(
     output.write_table(found.to_frame)
     if output.as_json({"model": model.name, **found.to_record()}):
         return
-    rows = [
-        {
-            "tokens": len(step.tokens) - step.tokens.n_special,
-            "activation": step.activation,
-            "deleted": "" if step.deleted is None else repr(step.deleted),
-            "text": step.tokens.text + _star(step.retokenises),
-        }
-        for step in found.steps
-    ]
-    display.print_table(rows)
+    table = found.to_frame()
+    table["text"] += [_star(step.retokenises) for step in found.steps]
+    headings = {"n_tokens": "tokens", "activation": "activation", "deleted": "deleted", "text": "text"}
+    display.print_table(table, headings)
     if any(step.retokenises is False for step in found.steps):
         display.print_line("* this text would be tokenized differently")
     output.print_files()

@@ -13,7 +13,11 @@ from circuitlab.progress import Progress, silent
 
 @contextmanager
 def progress(*, quiet: bool) -> Iterator[Progress]:
-    """A progress callback for as long as one job runs."""
+    """A progress callback during one job.
+
+    Returns:
+        The callback.
+    """
     if quiet:
         yield silent
     elif sys.stderr.isatty():
@@ -25,32 +29,22 @@ def progress(*, quiet: bool) -> Iterator[Progress]:
             rich_progress.TimeRemainingColumn(),
         )
         with rich_progress.Progress(*columns, console=Console(stderr=True), transient=True) as bars:
-            yield _Bars(bars)
+            tasks = dict[str, rich_progress.TaskID]()
+
+            def advance(step: str, done: int, total: int) -> None:
+                """One bar a step."""
+                if step not in tasks:
+                    tasks[step] = bars.add_task(step, total=total)
+                bars.update(tasks[step], completed=done, total=total)
+
+            yield advance
     else:
-        yield _Lines()
+        start, begun = time.monotonic(), set[str]()
 
+        def begin(step: str, done: int, total: int) -> None:
+            """One line when a step begins, with the seconds so far."""
+            if step not in begun:
+                begun.add(step)
+                print(f"{time.monotonic() - start:6.1f} s  {step}", file=sys.stderr, flush=True)
 
-class _Bars:
-    """One bar a step."""
-
-    def __init__(self, bars: rich_progress.Progress) -> None:
-        self._bars = bars
-        self._tasks = dict[str, rich_progress.TaskID]()
-
-    def __call__(self, step: str, done: int, total: int) -> None:
-        if step not in self._tasks:
-            self._tasks[step] = self._bars.add_task(step, total=total)
-        self._bars.update(self._tasks[step], completed=done, total=total)
-
-
-class _Lines:
-    """One line when a step begins, with the seconds so far."""
-
-    def __init__(self) -> None:
-        self._start = time.monotonic()
-        self._begun = set[str]()
-
-    def __call__(self, step: str, done: int, total: int) -> None:
-        if step not in self._begun:
-            self._begun.add(step)
-            print(f"{time.monotonic() - self._start:6.1f} s  {step}", file=sys.stderr, flush=True)
+        yield begin

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from circuitlab.cli import display
-from circuitlab.cli.display import number
+from circuitlab.cli.display import alternatives, number
 
 if TYPE_CHECKING:
     from circuitlab.evaluation.evaluate import Evaluation
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 LEVEL = 0.05
 FEW_EDGES = 5  # of a comparison, printed; all of them are in --json
-FEW_WORDS = 5  # of several answers or distractors
 
 
 def show_run(run: "Run", *, json: bool) -> None:
@@ -32,11 +31,15 @@ def show_run(run: "Run", *, json: bool) -> None:
         display.print_json({**about, **found.to_record(), **repeated, "seconds": dict(run.seconds), **places})
         return
     example = run.pairs.held_out[0]
+    instead = f", over {alternatives(example.distractors)}" if example.distractors else ""
     example_facts = [
         ("task", run.task.summary),
         ("clean", repr(example.clean)),
         ("corrupted", repr(example.corrupt)),
-        ("answer", f"{_words(example.answers)}{f', over {_words(wrong)}' if (wrong := example.distractors) else ''}"),
+        (
+            "answer",
+            alternatives(example.answers) + instead,
+        ),
     ]
     rest = [*_stability(run), ("seconds", number(sum(run.seconds.values()), 1))]
     display.print_facts(f"{run.task.label} on model {run.model_id}", [*example_facts, *_facts(found), *rest])
@@ -87,20 +90,18 @@ def _verdict(result: "TestResult") -> str:
 
 
 def _more_facts(found: "Evaluation") -> list[tuple[str, str]]:
-    """What an evaluation says beside what a run shows."""
+    """Facts that `evaluate` prints and `discover` does not."""
     areas, smallest = found.areas, found.smallest
     facts = [("KL", f"{number(found.kl)} nats from the model's predictions")]
     if found.curve:
-        facts += [
-            ("CPR", f"{number(areas.cpr)}, logarithmic {number(areas.cpr_log)}"),
-            ("CMD", f"{number(areas.cmd)}, logarithmic {number(areas.cmd_log)}"),
-            (
-                "pruned sizes",
-                f"CPR {number(areas.cpr_achieved)}, logarithmic {number(areas.cpr_achieved_log)}; "
-                f"CMD {number(areas.cmd_achieved)}, logarithmic {number(areas.cmd_achieved_log)}",
-            ),
-            ("smallest", f"{smallest.n_edges:,} edges reach 0.9" if smallest else "no size reaches 0.9"),
-        ]
+        pruned = (
+            f"CPR {number(areas.cpr_achieved)}, logarithmic {number(areas.cpr_achieved_log)}; "
+            f"CMD {number(areas.cmd_achieved)}, logarithmic {number(areas.cmd_achieved_log)}"
+        )
+        facts.append(("CPR", f"{number(areas.cpr)}, logarithmic {number(areas.cpr_log)}"))
+        facts.append(("CMD", f"{number(areas.cmd)}, logarithmic {number(areas.cmd_log)}"))
+        facts.append(("pruned sizes", pruned))
+        facts.append(("smallest", f"{smallest.n_edges:,} edges reach 0.9" if smallest else "no size reaches 0.9"))
     facts.append(("overshoot", "some circuit exceeds faithfulness 1" if found.overshoot else "no"))
     facts.append(("complement", f"faithfulness without the circuit: {number(found.complement)}"))
     if found.knockouts:
@@ -112,30 +113,24 @@ def _more_facts(found: "Evaluation") -> list[tuple[str, str]]:
 
 
 def show_comparison(found: "Comparison", *, drawing: str | None, json: bool) -> None:
-    """How alike two circuits are."""
+    """Print a comparison of two circuits."""
     if json:
         unscored = {"n_unscored_first": found.first.n_unscored, "n_unscored_second": found.second.n_unscored}
         display.print_json({**found.to_record(), **unscored, "drawing": drawing})
         return
     a, b = found.names
-    sizes = [f"{circuit.n_edges:,} edges, {len(circuit.nodes)} nodes" for circuit in (found.first, found.second)]
-    alone = {a: found.only_first, b: found.only_second}
-    display.print_facts(
-        f"{a} and {b}",
-        [
-            (a, sizes[0]),
-            (b, sizes[1]),
-            ("shared", f"{len(found.shared):,} edges"),
-            *((f"only {name}", f"{len(edges):,} edges{_first_few(edges)}") for name, edges in alone.items()),
-            ("jaccard", f"edges {number(found.jaccard_edges)}, nodes {number(found.jaccard_nodes)}"),
-            (
-                "scores",
-                f"Spearman {number(found.spearman)}, Kendall {number(found.kendall)}, Spearman of absolute scores "
-                f"{number(found.spearman_absolute)} over {found.n_ranked:,} edges",
-            ),
-        ],
+    circuits = {a: found.first, b: found.second}
+    facts = [(name, f"{one.n_edges:,} edges, {len(one.nodes)} nodes") for name, one in circuits.items()]
+    facts.append(("shared", f"{len(found.shared):,} edges"))
+    for name, edges in ((a, found.only_first), (b, found.only_second)):
+        facts.append((f"only {name}", f"{len(edges):,} edges{_first_few(edges)}"))
+    scores = (
+        f"Spearman {number(found.spearman)}, Kendall {number(found.kendall)}, Spearman of absolute scores "
+        f"{number(found.spearman_absolute)} over {found.n_ranked:,} edges"
     )
-    for name, circuit in ((a, found.first), (b, found.second)):
+    facts.append(("jaccard", f"edges {number(found.jaccard_edges)}, nodes {number(found.jaccard_nodes)}"))
+    display.print_facts(f"{a} and {b}", [*facts, ("scores", scores)])
+    for name, circuit in circuits.items():
         display.print_unscored(name, circuit.n_unscored)
     if drawing:
         display.print_line(f"drawing: {drawing}")
@@ -158,7 +153,7 @@ def show_reproduction(again: "Reproduction", *, json: bool) -> None:
 
 
 def _facts(found: "Evaluation") -> list[tuple[str, str]]:
-    low, high = found.interval
+    interval = f"95 % interval [{', '.join(map(number, found.interval))}]"
     share = found.n_edges / found.n_edges_total
     best = max(found.random, default=None)
     values = {"clean": found.metric_clean, "corrupted": found.metric_corrupt, "circuit": found.metric_circuit}
@@ -166,10 +161,7 @@ def _facts(found: "Evaluation") -> list[tuple[str, str]]:
         values[f"empty circuit ({found.ablation})"] = found.metric_empty
     return [
         (found.metric, ", ".join(f"{name} {number(value)}" for name, value in values.items())),
-        (
-            "faithfulness",
-            f"{number(found.faithfulness)}, 95 % interval [{number(low)}, {number(high)}], held-out prompts",
-        ),
+        ("faithfulness", f"{number(found.faithfulness)}, {interval}, held-out prompts"),
         ("random", f"{len(found.random)} random circuits of this size, maximum {number(best)}"),
         ("edges", f"{found.n_edges:,} of {found.n_edges_total:,} ({share:.1%}), {found.n_nodes} nodes{_taken(found)}"),
         ("accuracy", f"model {number(found.accuracy_model)}, circuit {number(found.accuracy_circuit)}"),
@@ -177,12 +169,7 @@ def _facts(found: "Evaluation") -> list[tuple[str, str]]:
 
 
 def _taken(found: "Evaluation") -> str:
-    """How many edges were taken, where pruning left fewer; how many they are, where nodes keep some neurons only."""
+    """Selected edges, where pruning removed some; edges weighted by neurons, where nodes keep some neurons only."""
     nominal, weighted = found.n_edges_nominal, found.n_edges_weighted
     pruned = f"; {nominal:,} selected before pruning" if nominal is not None and nominal != found.n_edges else ""
     return pruned + (f"; {number(weighted, 1)} weighted by share of neurons" if weighted != found.n_edges else "")
-
-
-def _words(words: Sequence[str]) -> str:
-    more = [f"{len(words) - FEW_WORDS} more"] if len(words) > FEW_WORDS else []
-    return " or ".join([*map(repr, words[:FEW_WORDS]), *more])

@@ -27,7 +27,10 @@ TOP_CELLS = 10  # printed; all of them are in the CSV and in --json
 
 
 def numbers(text: str | None, option: str) -> list[int] | None:
-    """Whole numbers from a list such as `0,3,7` or `4-7`, or both.
+    """Read whole numbers from a list such as `0,3,7` or `4-7`, or both.
+
+    Returns:
+        The numbers; None without a text.
 
     Raises:
         ConfigError: It is no such list, or names a number twice.
@@ -52,6 +55,45 @@ def numbers(text: str | None, option: str) -> list[int] | None:
     return found
 
 
+class CellOptions(opt.Options):
+    """The cells of the sites to patch."""
+
+    axis: Annotated[str, typer.Option(metavar="NAME", help="auto, position, span or all.")] = "auto"
+    head_axis: Annotated[str, typer.Option(metavar="NAME", help="The same for heads and neurons.")] = "all"
+    layers: opt.List = None
+    heads: opt.List = None
+    neurons: opt.List = None
+    positions: opt.List = None
+
+    def keywords(self, site: list[str]) -> dict[str, Any]:
+        """Keywords of `sweep`.
+
+        Args:
+            site: The sites to patch.
+
+        Returns:
+            The axes and the chosen layers, heads, neurons and positions.
+
+        Raises:
+            UnknownNameError: No such site or axis.
+            ConfigError: A site is given twice, a list is no list of numbers, or an option does not apply to the sites.
+        """
+        from circuitlab.patching.sweeps.plan import CellChoice, check_sites
+
+        if repeated := [name for name in dict.fromkeys(site) if site.count(name) > 1]:
+            raise ConfigError(f"--site {repeated[0]} is given twice. Give it once.")
+        lists = {"layers": self.layers, "heads": self.heads, "neurons": self.neurons, "positions": self.positions}
+        chosen: dict[str, Any] = {name: numbers(text, f"--{name}") for name, text in lists.items()}
+        chosen |= {"axis": self.axis, "head_axis": self.head_axis}
+        sites = check_sites(site, CellChoice(**chosen))
+        listed = f"for {', '.join(site)} give"
+        if self.axis != "auto" and all(one.by_member for one in sites):
+            raise ConfigError(f"--axis goes with sites of the stream; {listed} --head-axis {self.axis}.")
+        if self.head_axis != "all" and not any(one.by_member for one in sites):
+            raise ConfigError(f"--head-axis goes with sites of heads and neurons; {listed} --axis.")
+        return chosen
+
+
 def sweep(
     task: opt.SweepOptions,
     site: Annotated[
@@ -62,25 +104,19 @@ def sweep(
             autocompletion=completing(names.SITES, "sites"),
         ),
     ],
+    cells: CellOptions,
     *,
     model: opt.ModelOptions,
     direction: Annotated[
         str | None, typer.Option(metavar="NAME", help="denoise: patch the corrupted run; noise: the clean run.")
     ] = None,
-    axis: Annotated[str, typer.Option(metavar="NAME", help="auto, position, span or all.")] = "auto",
-    head_axis: Annotated[str, typer.Option(metavar="NAME", help="The same for heads and neurons.")] = "all",
-    layers: opt.List = None,
-    heads: opt.List = None,
-    neurons: opt.List = None,
-    positions: opt.List = None,
     correction: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="Correct p-values over the grid: holm or benjamini-hochberg."),
+        str | None, typer.Option(metavar="NAME", help="Correct p-values over the grid: holm or benjamini-hochberg.")
     ] = None,
     estimate: Annotated[bool, typer.Option("--estimate", help="Print the estimated cost and exit.")] = False,
     budget: Annotated[
         int | None,
-        typer.Option(min=1, max=2**24, metavar="MB", help="Memory for runs. [default: a share of free memory]"),
+        typer.Option(min=1, max=2**24, metavar="MB", help="Memory for runs. [default: part of what is free]"),
     ] = None,
     resume: Annotated[
         str | None, typer.Option(metavar="FILE", help="Save finished parts to FILE, and resume from it.")
@@ -100,17 +136,11 @@ def sweep(
     from circuitlab.patching.effects import check_correction
     from circuitlab.patching.runs.baseline import resolve_direction
     from circuitlab.patching.runs.replacement import MEANS
-    from circuitlab.patching.sweeps.plan import CellChoice, check_sites
 
-    lists = {"layers": layers, "heads": heads, "neurons": neurons, "positions": positions}
-    chosen: dict[str, Any] = {name: numbers(text, f"--{name}") for name, text in lists.items()}
-    chosen |= {"axis": axis, "head_axis": head_axis}
+    chosen = cells.keywords(site)
     check_correction(correction)
     ablation = SETTINGS["ablation"].read(task["ablation"])
     resolve_direction(direction)
-    if repeated := [name for name in dict.fromkeys(site) if site.count(name) > 1]:
-        raise ConfigError(f"--site {repeated[0]} is given twice. Give it once.")
-    sites = check_sites(site, CellChoice(**chosen))
     if resume is not None:
         check_state(check_state_file(resume), "sweep", None)
     judged_by = metric_of(wanted, task["metric"])
@@ -120,22 +150,17 @@ def sweep(
             raise ConfigError(
                 f"--estimate runs nothing, so {', '.join(meaningless)} has no meaning with it. Leave it out."
             )
-    if axis != "auto" and all(one.by_member for one in sites):
-        raise ConfigError(f"--axis goes with sites of the stream; for {', '.join(site)} give --head-axis {axis}.")
-    if head_axis != "all" and not any(one.by_member for one in sites):
-        raise ConfigError(f"--head-axis goes with sites of heads and neurons; for {', '.join(site)} give --axis.")
     output.reserve()
     loaded = model.load()
     pairs = wanted.pairs(loaded, n=task["n"], seed=task["seed"])
     settings = {
-        "site": site, "direction": direction, "ablation": ablation, "metric": judged_by,
-        "reference": pairs.held_out if ablation in MEANS else None, "seed": task["seed"],
-        "budget": None if budget is None else budget * 2**20, **chosen,
+        "site": site, "direction": direction, "ablation": ablation, "metric": judged_by, "seed": task["seed"],
+        "reference": pairs.held_out if ablation in MEANS else None, **chosen,
+        "budget": None if budget is None else budget * 2**20,
     }  # fmt: skip
     if estimate:
         cost = circuitlab.estimate_sweep(loaded, pairs.discovery, **settings)
-        if not output.as_json(asdict(cost)):
-            display.print_line(str(cost))
+        display.print_json(asdict(cost)) if output.json else display.print_line(str(cost))
         return
     with progress(quiet=quiet) as report:
         grids = circuitlab.sweep(loaded, pairs.discovery, **settings, progress=report, resume=resume)
@@ -164,6 +189,10 @@ def _show(grids: "Mapping[str, Grid]", correction: str | None, output: FolderOut
 
 
 def strongest(table: "pd.DataFrame", direction: str, n: int) -> "pd.DataFrame":
-    """The cells whose value is farthest from that of the run that is patched."""
+    """The cells with the largest distance from the value of the patched run.
+
+    Returns:
+        The first `n` rows.
+    """
     neutral = 0.0 if direction == "denoise" else 1.0
     return table.iloc[(table["value"] - neutral).abs().argsort(kind="stable")[::-1][:n]]

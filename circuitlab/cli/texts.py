@@ -19,7 +19,11 @@ class TextOptions(Options):
     file: Annotated[str | None, typer.Option(metavar="PATH", help="Read the text from a file.")] = None
 
     def read(self) -> str:
-        """The text; errors as of `text_of`."""
+        """Read the text; errors as of `text_of`.
+
+        Returns:
+            The text.
+        """
         return text_of(self.text, self.file)
 
 
@@ -32,7 +36,10 @@ class TextsOptions(Options):
     file: Annotated[str | None, typer.Option(metavar="PATH", help="Read texts from a file, one per line.")] = None
 
     def read(self) -> list[str]:
-        """The texts, or the lines of the file that are not blank.
+        """Read the texts, or the lines of the file that are not blank.
+
+        Returns:
+            The texts.
 
         Raises:
             ConfigError: Neither or both are given, or the file holds no text that can be read as UTF-8.
@@ -47,7 +54,10 @@ class TextsOptions(Options):
 
 
 def text_of(text: str | None, file: str | None) -> str:
-    """The given text, or the text in a file.
+    """Read a text from the command line or from a file.
+
+    Returns:
+        The text.
 
     Raises:
         ConfigError: Neither or both are given, the text is empty, or the file cannot be read as UTF-8.

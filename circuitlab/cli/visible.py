@@ -7,7 +7,10 @@ _ACTING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202
 
 
 def visible(text: str) -> str:
-    r"""The text with every control character as a Python escape.
+    r"""Replace control characters of a text by Python escapes.
+
+    Returns:
+        The text.
 
     Example:
         >>> visible("a\x1b[2Jb")
@@ -17,5 +20,9 @@ def visible(text: str) -> str:
 
 
 def visible_json(text: str) -> str:
-    """The same for JSON, in JSON's own escapes."""
+    """Replace control characters of JSON by JSON escapes.
+
+    Returns:
+        The text.
+    """
     return _ACTING.sub(lambda found: f"\\u{ord(found[0]):04x}", text)

@@ -1,22 +1,20 @@
 """ACDC: automated circuit discovery, edge by edge from the logits backwards.
 
-1. Begin with the whole model. Its cost is what is to be kept small: the KL divergence from the whole model's
-   predictions (as in the paper), or the metric with its sign turned where more is better.
-2. Take the edges in a fixed order, from the logits backwards (`acdc_walk`). Cut each, on top of all that were cut
+1. Start from the whole model. The cost of a circuit is the KL divergence from the whole model's predictions (as in the
+   paper), or the metric, negated where more is better.
+2. Visit the edges in a fixed order, from the logits backwards (`acdc_walk`). Cut each, in addition to all edges cut
    before. Where the mean cost over all examples rises by less than the threshold it stays cut, else it is restored.
-3. A node that no kept edge enters any more is cut out of those behind it; about one that no kept edge leaves nothing
-   is asked.
+3. A node without incoming edges is cut out of later nodes; edges into a node without outgoing edges are cut untested.
 
-What is left is the circuit (`EdgeScores.chosen`). One threshold gives one circuit; `n_edges` looks for the threshold
-by bisection. An edge's score in one search is how much the cost rose when it was cut from the circuit that it was asked
-about: kept edges have at least the threshold, cut ones less. Positive: the edge helps. Edges that were never asked
-about, or were cut later with their node, score 0 and have a second score, by which they rank below all others: that of
-EAP on the same pairs, one gradient in the clean run (`EdgeScores.second_scores`). It is of the metric, and of
-`logit_diff` where the metric has no gradient in the clean run. A sweep over thresholds (`sweep=`) scores an edge by the
-largest threshold at which it was kept instead.
+The remaining edges are the circuit (`EdgeScores.chosen`). One threshold gives one circuit; `n_edges` finds the
+threshold by bisection. An edge's score in one search is the rise of the cost when it was cut: at least the threshold
+for kept edges, less for cut ones. Positive: the edge helps. Edges that were not tested, or were cut later with their
+node, score 0 and have a second score, by which they rank below all others: that of EAP on the same pairs, one gradient
+in the clean run (`EdgeScores.second_scores`), of the metric, or of `logit_diff` where the metric has no gradient in the
+clean run. A sweep over thresholds (`sweep=`) scores an edge by the largest threshold at which it was kept instead.
 
-The published code asks about three more kinds of edges, from a head's q, k and v to its output; they are no edges of
-this graph. Its answers depend on the order of sets in memory; these do not.
+The published code tests three more kinds of edges, from a head's q, k and v to its output; they are no edges of this
+graph. Its results depend on the order of sets in memory; these do not.
 
 References:
     Conmy et al. 2023, arXiv:2304.14997.
@@ -24,128 +22,132 @@ References:
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Annotated
+from dataclasses import replace
+from typing import Annotated, Any
 
 import numpy as np
 from jaxtyping import Bool, Float
 
 from circuitlab.declarations import Setting
 from circuitlab.discovery.acdc_search import Costs, Search, search
+from circuitlab.discovery.averages import scores_of
 from circuitlab.discovery.eap import score_eap
 from circuitlab.discovery.scores import EdgeScores
 from circuitlab.errors import ConfigError, MetricError
 from circuitlab.graphs.prune import real_edges
-from circuitlab.metrics import resolve
+from circuitlab.metrics import Metric, resolve
 from circuitlab.models.steps import heads_interact
 from circuitlab.parts import Layout
 from circuitlab.patching.circuit_values import CircuitValues
 from circuitlab.patching.experiment import Experiment
 
 OBJECTIVES = ("kl", "metric")
-# Share of the empty circuit's cost that an edge must be worth where no threshold is given.
+# The threshold where none is given, as a share of the empty circuit's cost.
 SHARE = 0.01
 # Searches that a bisection may take, and the range of thresholds it begins with, as shares of the empty circuit's cost.
 BISECTIONS = 16
-# What edges that were never asked about are ranked by, where the metric has no gradient in the clean run.
-GUESSED_BY = ("logit_diff", "log_prob")
+# Metrics of the second scores where the metric has no gradient in the clean run.
+SECOND_METRICS = ("logit_diff", "log_prob")
 RANGE = (1e-5, 1.0)
 
 
 def score_acdc(
     experiment: Experiment,
     *,
-    threshold: Annotated[float | None, Setting(what="what an edge must be worth to be kept")] = None,
-    n_edges: Annotated[int | None, Setting(what="instead: at most so many edges, by bisection", least=1)] = None,
-    sweep: Annotated[int | None, Setting(what="instead: so many thresholds, to rank edges", least=2, most=1000)] = None,
-    objective: Annotated[str, Setting(what="what cutting costs", allowed=OBJECTIVES)] = "kl",
-    speculate: Annotated[int | None, Setting(what="questions a batch; 1: one at a time", least=1, most=10_000)] = None,
+    threshold: Annotated[float | None, Setting(what="rise of the cost from which an edge is kept")] = None,
+    n_edges: Annotated[int | None, Setting(what="instead: maximum number of edges, by bisection", least=1)] = None,
+    sweep: Annotated[int | None, Setting(what="instead: number of thresholds to rank by", least=2, most=1000)] = None,
+    objective: Annotated[str, Setting(what="the cost", allowed=OBJECTIVES)] = "kl",
+    speculate: Annotated[int | None, Setting(what="tests a batch; 1: one at a time", least=1, most=10_000)] = None,
 ) -> EdgeScores:
-    """Search for the circuit whose edges each are worth the threshold; see the module.
+    """Search for the circuit whose edges each raise the cost by the threshold when cut; see the module.
 
     Args:
-        experiment: The examples; every one counts in every question. Its metric is the cost with objective "metric".
-        threshold: What an edge must be worth, in the unit of the cost; by default a hundredth of what the empty
-            circuit costs more than the whole model.
-        n_edges: Instead: at most so many edges, as many as bisection over the threshold finds.
-        sweep: Instead: so many thresholds, evenly spaced on a logarithmic scale between 1e-5 and 1 times that cost.
+        experiment: The examples; each test is a mean over all of them. Its metric is the cost with objective "metric".
+        threshold: Rise of the cost from which an edge is kept, in the unit of the cost; by default a hundredth of the
+            difference between empty circuit and whole model.
+        n_edges: Instead: maximum number of edges; the circuit has as many as bisection over the threshold finds.
+        sweep: Instead: number of thresholds, evenly spaced on a logarithmic scale from 1e-5 to 1 times that difference.
         objective: "kl": divergence from the whole model. "metric": the metric.
-        speculate: Questions a batch, 1 for one at a time; by default as many as come true. The circuit does not
-            depend on it.
+        speculate: Tests a batch, 1 for one at a time; by default adapted to the number of correct predictions. The
+            circuit does not depend on it.
 
     Returns:
-        Scores in the unit of the cost, nats for "kl", with `chosen` the circuit; `checks` tell the threshold, the
-        questions, batches and circuits of the search (of all searches together), and the circuit's cost.
+        Scores in the unit of the cost, nats for "kl", with `chosen` the circuit; `checks` has the threshold, the
+        numbers of tests, batches and circuits of the search (of all searches together), and the circuit's cost.
 
     Raises:
         UnknownNameError: No such objective or ablation.
         ConfigError: More than one of `threshold`, `n_edges` and `sweep`, or one out of range.
         MetricError: The whole model and the empty circuit cost the same.
+
+    References:
+        Conmy et al. 2023, arXiv:2304.14997.
     """
     layout = Layout.of(experiment.model.spec)
     check_acdc(threshold=threshold, n_edges=n_edges, sweep=sweep)
     if n_edges is not None and not 1 <= n_edges <= layout.n_edges:
         raise ConfigError(f"n_edges is {n_edges}; the graph has {layout.n_edges} edges, so 1 to that many.")
     judged_by = resolve("kl") if objective == "kl" else experiment.metric
-    asking = _Asking.on(experiment.measured_by(judged_by), speculate)
+    searches = _Searches(experiment.measured_by(judged_by), speculate)
     if sweep is not None:
-        scores = asking.swept(_spread(asking.gap, sweep))
+        scores = searches.swept(_spread(searches.gap, sweep))
     elif n_edges is not None:
-        scores = asking.scores(asking.of_size(n_edges))
+        scores = searches.scores(searches.of_size(n_edges))
     else:
-        scores = asking.scores(asking.at(SHARE * asking.gap if threshold is None else threshold))
-    known = asking.estimates if judged_by.name == experiment.metric.name else None
-    return _with_second_scores(scores, asking.answered, experiment, known)
+        scores = searches.scores(searches.at(SHARE * searches.gap if threshold is None else threshold))
+    known = searches.estimates if judged_by.name == experiment.metric.name else None
+    return _with_second_scores(scores, searches.tested, experiment, known)
 
 
 def sweep_acdc(experiment: Experiment, thresholds: Sequence[float]) -> EdgeScores:
-    """Give each edge the largest of these thresholds at which it is kept; 0 where it never is.
+    """Score each edge by the largest of these thresholds at which it is kept; 0 where it never is.
 
     This ranks the edges for a curve over thresholds (AUROC), which a single search cannot.
 
     Args:
-        experiment: The examples. Its metric is the cost: itself where less is better, else with its sign turned.
+        experiment: The examples. Its metric is the cost, negated where more is better.
         thresholds: Positive numbers, in the unit of the cost.
+
+    Returns:
+        Scores in the unit of the cost, without a chosen circuit.
 
     Raises:
         ConfigError: No thresholds, or one that is not positive.
     """
     if not len(thresholds) or min(thresholds) <= 0:
         raise ConfigError(f"thresholds are {list(thresholds)}; a sweep takes at least one, all of them positive.")
-    asking = _Asking.on(experiment, None)
-    return _with_second_scores(asking.swept(thresholds), asking.answered, experiment, asking.estimates)
+    searches = _Searches(experiment, None)
+    return _with_second_scores(searches.swept(thresholds), searches.tested, experiment, searches.estimates)
 
 
-@dataclass(slots=True, eq=False)
-class _Asking:
+class _Searches:
     """Searches on one data set.
 
+    Args:
+        experiment: The examples, and the metric that is the cost.
+        speculate: Tests a batch.
+
     Attributes:
-        answered: Edges that a search cut for their own cost, or kept to its end.
+        estimates: First-order effects, to predict outcomes from; None for sequential searches, or without a gradient.
+        tested: Edges that a search cut for their own cost, or kept to its end.
+        counts: Numbers of tests, batches and circuits of all searches.
     """
 
-    costs: Costs
-    layout: Layout
-    speculate: int | None
-    estimates: Float[np.ndarray, "writer reader"] | None
-    answered: Bool[np.ndarray, "writer reader"]
-    questions: int = 0
-    batches: int = 0
-    circuits: int = 0
-
-    @classmethod
-    def on(cls, experiment: Experiment, speculate: int | None) -> _Asking:
-        """With what answers are predicted from: a gradient in the clean run, or nothing."""
-        model, layout = experiment.model, Layout.of(experiment.model.spec)
+    def __init__(self, experiment: Experiment, speculate: int | None) -> None:
+        model = experiment.model
         interact = any(heads_interact(model, layer) for layer in range(model.spec.n_layers))
-        costs = Costs(CircuitValues(experiment), silent_cuts=interact or experiment.replacement.kind != "corrupt")
-        nothing = np.zeros((len(layout.writers), len(layout.readers)), dtype=bool)
-        return cls(costs, layout, speculate, None if speculate == 1 else _estimates(experiment), nothing)
+        silent_cuts = interact or experiment.replacement.kind != "corrupt"
+        self.costs, self.layout = Costs(CircuitValues(experiment), silent_cuts=silent_cuts), Layout.of(model.spec)
+        self.speculate, self.counts = speculate, Counter[str]()
+        self.estimates = None if speculate == 1 else _first_order(experiment, experiment.metric)
+        self.tested: Bool[np.ndarray, "writer reader"] = np.zeros_like(real_edges(self.layout))
 
     @property
     def gap(self) -> float:
-        """What the empty circuit costs more than the whole model."""
+        """Cost of the empty circuit minus that of the whole model."""
         gap = float(self.costs.empty.mean() - self.costs.whole.mean())
         if gap <= 0:
             raise MetricError(
@@ -156,23 +158,15 @@ class _Asking:
 
     def at(self, threshold: float) -> Search:
         """The search at one threshold."""
-        found = search(
-            self.costs,
-            self.layout,
-            threshold,
-            speculate=self.speculate,
-            estimates=self.estimates,
-        )
-        self.answered |= found.mask
+        found = search(self.costs, self.layout, threshold, speculate=self.speculate, estimates=self.estimates)
+        self.tested |= found.mask
         for answer in found.answers:
-            self.answered[answer.edge] |= answer.cut
-        self.questions += len(found.answers)
-        self.batches += found.batches
-        self.circuits += found.circuits
+            self.tested[answer.edge] |= answer.cut
+        self.counts.update(questions=len(found.answers), batches=found.batches, circuits=found.circuits)
         return found
 
     def of_size(self, n_edges: int) -> Search:
-        """The search that keeps most edges and no more than these."""
+        """The search that keeps most edges, but no more than `n_edges`."""
         low, high = (np.log(share * self.gap) for share in RANGE)
         best: Search | None = None
         for _ in range(BISECTIONS):
@@ -199,75 +193,47 @@ class _Asking:
         values = np.zeros((len(self.layout.writers), len(self.layout.readers)))
         for threshold in sorted(thresholds):
             values[self.at(threshold).mask] = threshold
-        return self._made(values, np.zeros_like(values), chosen=None, checks={})
+        return self._scores(values, np.zeros_like(values), {})
 
     def scores(self, found: Search) -> EdgeScores:
         """One search as scores."""
-        values = np.zeros(found.mask.shape)
-        errors = np.zeros(found.mask.shape)
+        values, errors = np.zeros(found.mask.shape), np.zeros(found.mask.shape)
         for answer in found.answers:
             if found.mask[answer.edge] or answer.cut:
                 values[answer.edge], errors[answer.edge] = answer.effect, answer.standard_error
-        checks = {"threshold": found.threshold, "cost": found.cost}
-        return self._made(values, errors, found.mask, checks)
+        return self._scores(values, errors, {"threshold": found.threshold, "cost": found.cost}, chosen=found.mask)
 
-    def _made(
-        self,
-        values: Float[np.ndarray, "writer reader"],
-        errors: Float[np.ndarray, "writer reader"],
-        chosen: np.ndarray | None,
-        checks: dict[str, float],
-    ) -> EdgeScores:
-        experiment = self.costs.values.experiment
-        asked = {"questions": self.questions, "batches": self.batches, "circuits": self.circuits}
-        return EdgeScores(
-            spec=experiment.model.spec,
-            values=values,
-            standard_error=errors,
-            method="acdc",
-            metric=experiment.metric.name,
-            n_examples=experiment.n_examples,
-            checks={**checks, **{name: float(count) for name, count in asked.items()}},
-            chosen=chosen,
-        )
+    def _scores(self, values: np.ndarray, errors: np.ndarray, checks: dict[str, float], **more: Any) -> EdgeScores:
+        checks = {**checks, **{name: float(count) for name, count in self.counts.items()}}
+        return scores_of(self.costs.values.experiment, "acdc", values, errors, checks=checks, **more)
 
 
-def _estimates(experiment: Experiment) -> Float[np.ndarray, "writer reader"] | None:
-    """First-order effects of cutting edges; None where the metric has no gradient in the clean run."""
-    metric = experiment.metric
-    if not metric.smooth or metric.needs_reference:
-        return None
-    try:
-        effects = score_eap(experiment.quiet()).values
-    except MetricError:
-        return None
-    return effects if metric.higher_is_better else -effects
+def _first_order(experiment: Experiment, *metrics: Metric) -> Float[np.ndarray, "writer reader"] | None:
+    """First-order effects of cutting edges on the first metric with a gradient in the clean run; None without one."""
+    for metric in metrics:
+        if not metric.smooth or metric.needs_reference:
+            continue
+        try:
+            effects = score_eap(experiment.quiet().measured_by(metric)).values
+        except MetricError:
+            continue
+        return effects if metric.higher_is_better else -effects
+    return None
 
 
 def _with_second_scores(
     scores: EdgeScores,
-    answered: Bool[np.ndarray, "writer reader"],
+    tested: Bool[np.ndarray, "writer reader"],
     experiment: Experiment,
     known: Float[np.ndarray, "writer reader"] | None,
 ) -> EdgeScores:
-    """The scores with those of EAP for edges without an answer, by the first metric that has a gradient there.
-
-    Those by the metric may be `known`.
-    """
-    metric, second = experiment.metric, np.zeros(answered.shape) if known is None else known
-    for judged_by in () if known is not None else dict.fromkeys((metric.name, *GUESSED_BY)):
-        judged = metric if judged_by == metric.name else resolve(judged_by)
-        if not judged.smooth or judged.needs_reference:
-            continue
-        try:
-            found = score_eap(experiment.quiet().measured_by(judged)).values
-        except MetricError:
-            continue
-        second = found if judged.higher_is_better else -found
-        break
-    unanswered = real_edges(scores.layout) & ~answered
-    checks = {**scores.checks, "edges_never_asked": float(unanswered.sum())}
-    return replace(scores, second_scores=np.where(unanswered, second, np.nan), checks=checks)
+    """The scores with those of EAP for edges that were not tested; those by the experiment's metric may be `known`."""
+    own = experiment.metric
+    others = (resolve(name) for name in SECOND_METRICS if name != own.name)
+    second = _first_order(experiment, own, *others) if known is None else known
+    untested = real_edges(scores.layout) & ~tested
+    checks = {**scores.checks, "edges_never_asked": float(untested.sum())}
+    return replace(scores, second_scores=np.where(untested, 0.0 if second is None else second, np.nan), checks=checks)
 
 
 def _spread(gap: float, n: int) -> list[float]:
@@ -276,7 +242,7 @@ def _spread(gap: float, n: int) -> list[float]:
 
 
 def check_acdc(**given: object) -> None:
-    """Refuse options that do not go together.
+    """Reject options that exclude each other.
 
     Raises:
         ConfigError: More than one of `threshold`, `n_edges` and `sweep`.

@@ -1,14 +1,14 @@
-"""ACDC's questions, asked several at a time and answered as if they had been asked one after the other.
+"""The tests of ACDC, run in batches with the outcomes of a sequential search.
 
-An answer to one question decides the circuit that the next is asked about. But answers can be predicted: a batch asks
-the next k questions, each as if those before it had been answered as predicted, and keeps the answers up to the first
-that is not the predicted one; that answer counts too, and the search goes on after it. So whatever the predictions, the
-answers are those of the search one question at a time. Questions after a wrong prediction were asked about a circuit
-that differs by one edge: their answers are thrown away, but are the predictions of the next batch.
+The outcome of one test decides the circuit of the next. Outcomes are predicted: a batch runs the next k tests, each on
+the circuit that follows from the predictions before it, and takes the outcomes up to and including the first that was
+predicted wrongly; the search continues after it. The outcomes are therefore those of a sequential search, whatever the
+predictions. Tests after a wrong prediction were run on a circuit that differs by one edge: their outcomes only serve as
+predictions for the next batch.
 
 The first predictions are the first-order effects of EAP, where the metric has a gradient in the clean run. One run with
-several circuits may round differently from one with a single circuit: an effect within the last bits of the threshold
-is the one thing that could fall otherwise.
+several circuits may round differently from one with a single circuit, which can only change the outcome of an effect
+within the last bits of the threshold.
 """
 
 from __future__ import annotations
@@ -19,22 +19,96 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Bool, Float
 
-from circuitlab.discovery.acdc_predictions import BatchSizes, Predictions
 from circuitlab.discovery.acdc_walk import Place, Walk
 from circuitlab.parts import Layout
 from circuitlab.patching.circuit_values import CircuitValues
 from circuitlab.stats import standard_error
 
+# Tests in the first batch, and at least in one after a wrong prediction.
+FIRST_BATCH = 8
+# The share of its tests by which a batch may end earlier or later, after an uncertain prediction.
+SLACK = 0.5
+
+
+@dataclass(slots=True, eq=False)
+class Predictions:
+    """Predicted effects of cutting edges; edges without a prediction are predicted to be cut.
+
+    Attributes:
+        threshold: Edges that cost less are cut.
+    """
+
+    threshold: float
+    _above: dict[Place, float] = field(default_factory=dict)
+
+    def learn(self, effects: Float[np.ndarray, "writer reader"]) -> None:
+        """Predict these effects, except NaN."""
+        for row, column in np.argwhere(~np.isnan(effects)).tolist():
+            self.expect((row, column), float(effects[row, column]))
+
+    def expect(self, edge: Place, effect: float) -> None:
+        """Predict this effect of one edge."""
+        self._above[edge] = effect - self.threshold
+
+    def cut(self, edge: Place) -> bool:
+        """Whether the edge is predicted to be cut.
+
+        Returns:
+            True if the predicted effect is below the threshold, or unknown.
+        """
+        return self._above.get(edge, -np.inf) < 0
+
+    def uncertainty(self, edge: Place) -> float:
+        """The uncertainty of a prediction: the larger, the less certain.
+
+        Returns:
+            Minus the distance of the predicted effect from the threshold.
+        """
+        return -abs(self._above.get(edge, -np.inf))
+
+
+@dataclass(slots=True, eq=False)
+class BatchSizes:
+    """The number of tests in a batch: larger after correct predictions, smaller after wrong ones.
+
+    Attributes:
+        at_once: The number from which larger batches are no faster.
+        fixed: A fixed number of tests instead.
+    """
+
+    at_once: int
+    fixed: int | None
+    _size: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._size = min(FIRST_BATCH, self.at_once)
+
+    def bounds(self) -> tuple[int, int]:
+        """The bounds on the size of the next batch.
+
+        Returns:
+            Least and largest number of tests.
+        """
+        if self.fixed is not None:
+            return self.fixed, self.fixed
+        slack = int(SLACK * self._size)
+        return self._size - slack, self._size + slack
+
+    def note(self, n_asked: int, n_taken: int) -> None:
+        """Record how many outcomes of a batch were taken."""
+        grown = 2 * self._size if n_taken == n_asked else max(FIRST_BATCH, n_taken + 1)
+        self._size = min(self.at_once, grown)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """One question and what came of it.
+    """The outcome of one test.
 
     Attributes:
         edge: Row and column of the edge in a mask.
-        before: Mean cost of the circuit that it was asked about.
-        after: Mean cost of that circuit without the edge.
-        standard_error: Of their difference over examples.
+        before: Mean cost of the circuit with the edge.
+        after: Mean cost of the circuit without it.
+        standard_error: Standard error of their difference over examples.
         cut: Whether the edge was cut: `after - before` was below the threshold.
     """
 
@@ -46,39 +120,18 @@ class Answer:
 
     @property
     def effect(self) -> float:
-        """How much cutting the edge cost."""
+        """Rise of the cost by cutting the edge."""
         return self.after - self.before
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Search:
-    """One search from its beginning to its end.
-
-    Attributes:
-        threshold: What an edge has to be worth to be kept.
-        mask: The edges that were kept.
-        answers: Every question in the order it was asked.
-        cost: Mean cost of what was kept.
-        batches: How many batches of questions were run.
-        circuits: How many circuits were run in them, those whose answers were thrown away included.
-    """
-
-    threshold: float
-    mask: Bool[np.ndarray, "writer reader"]
-    answers: tuple[Answer, ...]
-    cost: float
-    batches: int
-    circuits: int
 
 
 @dataclass(slots=True, eq=False)
 class Costs:
-    """What circuits cost on a data set: less is better.
+    """Costs of circuits on a data set: less is better.
 
     Attributes:
         values: The data set and its metric.
-        silent_cuts: Whether edges that are cut without a question can change a cost. Where cut edges carry the
-            corrupted run they cannot, but for post-norms, through which the heads of a layer interact.
+        silent_cuts: Whether edges that are cut untested can change a cost. Where cut edges carry the corrupted run they
+            cannot, except through post-norms, by which the heads of a layer interact.
         whole: Cost of the whole model, by example.
     """
 
@@ -95,7 +148,11 @@ class Costs:
         return self._sign * self.values.experiment.empty
 
     def of(self, masks: Sequence[Bool[np.ndarray, "writer reader"]]) -> Float[np.ndarray, "circuit example"]:
-        """Cost of every circuit on every example."""
+        """The costs of circuits on every example.
+
+        Returns:
+            One row a circuit.
+        """
         return self._sign * self.values.of(np.stack(masks))
 
     @property
@@ -111,35 +168,37 @@ def search(
     speculate: int | None = None,
     estimates: Float[np.ndarray, "writer reader"] | None = None,
 ) -> Search:
-    """Ask about every edge.
+    """Test every edge.
 
     Args:
-        costs: What is asked.
+        costs: The costs of circuits.
         layout: Numbers of writers and readers.
-        threshold: An edge is cut where this costs less than the threshold.
-        speculate: Questions a batch; 1: one at a time; None: as many as come true.
+        threshold: An edge is cut where the cost rises by less.
+        speculate: Tests a batch; 1: one at a time; None: adapted to the number of correct predictions.
         estimates: First-order effects, for the first predictions; without them every edge is predicted to be cut.
+
+    Returns:
+        The finished search.
     """
-    run = _Run(costs, Walk.from_all(layout), Predictions(threshold))
+    run = Search(costs, Walk.from_all(layout), Predictions(threshold))
     if estimates is not None:
         run.predictions.learn(estimates)
     sizes = BatchSizes(costs.values.at_once, speculate)
-    while True:
-        asked = run.look_ahead(*sizes.bounds())
-        if not asked:
-            return run.result()
-        sizes.note(len(asked), run.answer(asked))
+    while batch := run.look_ahead(*sizes.bounds()):
+        sizes.note(len(batch), run.answer(batch))
+    run.walk.question()  # cuts the rest
+    return run
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Asked:
-    """A question of a batch; without an edge, what edges cost that were cut unasked.
+class _Question:
+    """A test of a batch; without an edge, the cost of edges that were cut untested.
 
     Attributes:
-        edge: What is asked about.
-        mask: The circuit that is run for it.
+        edge: The edge to cut.
+        mask: The circuit without it.
         cut: Whether the edge is predicted to be cut.
-        uncertainty: Of this prediction.
+        uncertainty: Uncertainty of this prediction.
     """
 
     edge: Place | None
@@ -148,75 +207,93 @@ class _Asked:
     uncertainty: float
 
 
-class _Run:
-    """A search on its way."""
+class Search:
+    """A search at one threshold.
+
+    Attributes:
+        predictions: The predicted outcomes, and the threshold.
+        walk: The kept edges, and the place in the order of edges.
+        answers: The outcomes of all tests, in order.
+        batches: Number of batches that were run.
+        circuits: Number of circuits that were run, including those whose outcome was discarded.
+    """
 
     def __init__(self, costs: Costs, walk: Walk, predictions: Predictions) -> None:
-        self.predictions = predictions
-        self._costs, self._walk = costs, walk
-        self._current = costs.whole
-        self._answers = list[Answer]()
-        self._batches = self._circuits = 0
+        self.predictions, self.walk, self.answers = predictions, walk, list[Answer]()
+        self.batches = self.circuits = 0
+        self._costs, self._current = costs, costs.whole
 
-    def look_ahead(self, least: int, most: int) -> list[_Asked]:
-        """The next questions, each as if the ones before it were answered as predicted.
+    @property
+    def threshold(self) -> float:
+        """Rise of the cost from which an edge is kept."""
+        return self.predictions.threshold
 
-        So many at most, and at least as many, up to the least certain prediction; none at the end.
+    @property
+    def mask(self) -> Bool[np.ndarray, "writer reader"]:
+        """The kept edges."""
+        return self.walk.mask
+
+    @property
+    def cost(self) -> float:
+        """Mean cost of the kept edges."""
+        return float(self._current.mean())
+
+    def look_ahead(self, least: int, most: int) -> list[_Question]:
+        """The next tests, each on the circuit that follows from the predictions before it.
+
+        Args:
+            least: Least number of tests.
+            most: Largest number; the batch ends at the least certain prediction in between.
+
+        Returns:
+            The tests; none at the end of the search.
         """
-        ahead, found = self._walk.copy(), list[_Asked]()
+        ahead, found = self.walk.copy(), list[_Question]()
         while len(found) < most:
             edge = ahead.question()
             if ahead.cut_unasked and self._costs.silent_cuts:
-                found.append(_Asked(None, ahead.mask.copy(), cut=True, uncertainty=-np.inf))
+                found.append(_Question(None, ahead.mask.copy(), cut=True, uncertainty=-np.inf))
             ahead.cut_unasked = False
             if edge is None:
                 return found
             cut = self.predictions.cut(edge)
-            found.append(_Asked(edge, ahead.without(edge), cut, self.predictions.uncertainty(edge)))
+            found.append(_Question(edge, ahead.without(edge), cut, self.predictions.uncertainty(edge)))
             ahead.answer(edge, cut)
         return found[: max(range(least, len(found) + 1), key=lambda n: found[n - 1].uncertainty)]
 
-    def answer(self, asked: Sequence[_Asked]) -> int:
-        """Ask, take the answers up to the first wrong prediction and remember the others; how many were taken."""
-        costs = self._costs.of([one.mask for one in asked])
-        self._batches, self._circuits = self._batches + 1, self._circuits + len(asked)
+    def answer(self, batch: Sequence[_Question]) -> int:
+        """Run a batch; take the outcomes up to the first wrong prediction, and predict the others by theirs.
+
+        Returns:
+            The number of outcomes that were taken.
+        """
+        costs = self._costs.of([one.mask for one in batch])
+        self.batches, self.circuits = self.batches + 1, self.circuits + len(batch)
         current, right = self._current, True
         taken = 0
-        for one, cost in zip(asked, costs, strict=True):
-            cut = one.edge is None or bool((cost - current).mean() < self.predictions.threshold)
+        for one, cost in zip(batch, costs, strict=True):
+            rise = float((cost - current).mean())
+            cut = one.edge is None or rise < self.threshold
             if right:
                 self._take(one, cost, cut)
                 taken += 1
             elif one.edge is not None:
-                self.predictions.expect(one.edge, float((cost - current).mean()))
-            # The next circuit is the one that was predicted, right or wrong.
+                self.predictions.expect(one.edge, rise)
+            # The next circuit is the predicted one, right or wrong.
             right = right and cut == one.cut
             current = cost if one.cut else current
-        self._costs.values.experiment.progress("acdc", self._walk.at, len(self._walk.steps))
+        self._costs.values.experiment.progress("acdc", self.walk.at, len(self.walk.steps))
         return taken
 
-    def _take(self, one: _Asked, cost: Float[np.ndarray, " example"], cut: bool) -> None:
-        edge = self._walk.question()
-        self._walk.cut_unasked = False
+    def _take(self, one: _Question, cost: Float[np.ndarray, " example"], cut: bool) -> None:
+        edge = self.walk.question()
+        self.walk.cut_unasked = False
         if one.edge is not None:
-            assert edge is not None
             assert edge == one.edge
             change = cost - self._current
-            error = float(standard_error(change, 0.0))
             before, after = float(self._current.mean()), float(cost.mean())
-            self._answers.append(Answer(edge=edge, before=before, after=after, standard_error=error, cut=cut))
-            self._walk.answer(edge, cut)
+            error = float(standard_error(change, 0.0))
+            self.answers.append(Answer(edge=one.edge, before=before, after=after, standard_error=error, cut=cut))
+            self.walk.answer(one.edge, cut)
         if cut:
             self._current = cost
-
-    def result(self) -> Search:
-        """What was found, at the end of the way."""
-        self._walk.question()
-        return Search(
-            threshold=self.predictions.threshold,
-            mask=self._walk.mask,
-            answers=tuple(self._answers),
-            cost=float(self._current.mean()),
-            batches=self._batches,
-            circuits=self._circuits,
-        )

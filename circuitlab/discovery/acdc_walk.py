@@ -1,23 +1,22 @@
-"""The order in which ACDC asks about edges, and what it takes away without asking.
+"""The order in which ACDC tests edges, and the edges that it cuts untested.
 
 From the logits backwards, node by node: layer by layer from the last, a layer's MLP before its heads, heads from the
 last to the first. Of a head first what enters its values, then its keys, then its queries; into each reader, from its
 last writer to the input. This is `Layout.edges` from its end with the slots of a head kept together.
 
-Nothing is asked about a node that no kept edge leaves: what enters it is cut. A node that no kept edge enters any more
-is cut out of the nodes behind it, and these, if it was all they heard, out of those behind them.
+Edges into a node without outgoing edges are cut untested. A node without incoming edges is cut out of later nodes, and
+these, if they have no other incoming edge, out of those after them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool
 
 from circuitlab.graphs.prune import real_edges
-from circuitlab.parts import Kind, Layout, Node
+from circuitlab.parts import Kind, Layout
 
 # Row and column of an edge in a mask.
 Place = tuple[int, int]
@@ -25,12 +24,12 @@ Place = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One step of the way: a node is entered, an edge is asked about, a node is left.
+    """One step of a walk: a node is entered, an edge is tested, or a node is left.
 
     Attributes:
         kind: "enter", "ask" or "leave".
         node: Number of the node among `Layout.nodes`.
-        edge: What is asked about.
+        edge: The edge to test.
     """
 
     kind: str
@@ -39,38 +38,40 @@ class Step:
 
 
 def steps_of(layout: Layout) -> tuple[Step, ...]:
-    """All steps, in their fixed order."""
+    """All steps of a search, in their fixed order.
+
+    Returns:
+        The steps.
+    """
     found = list[Step]()
     for number, node in reversed(list(enumerate(layout.nodes))):
         if node.kind is Kind.INPUT:
             continue
-        found.append(Step("enter", number))
-        found += [Step("ask", number, place) for place in _into(layout, node)]
-        found.append(Step("leave", number))
+        edges = [(row, column) for column in reversed(layout.readers_of(node))
+                 for row in reversed(range(layout.visible[column]))]  # fmt: skip
+        found += [Step("enter", number), *(Step("ask", number, edge) for edge in edges), Step("leave", number)]
     return tuple(found)
 
 
 def asking_order(layout: Layout) -> tuple[Place, ...]:
-    """Every edge in the order in which it is asked about, as row and column of a mask."""
+    """Every edge in the order of the tests.
+
+    Returns:
+        Row and column of each edge in a mask.
+    """
     return tuple(step.edge for step in steps_of(layout) if step.edge is not None)
-
-
-def _into(layout: Layout, node: Node) -> Iterator[Place]:
-    for column in reversed(layout.readers_of(node)):
-        for row in reversed(range(layout.visible[column])):
-            yield row, column
 
 
 @dataclass(slots=True, eq=False)
 class Walk:
-    """How far a search has come; copied to look ahead.
+    """The progress of a search; copied to look ahead.
 
     Attributes:
         layout: Numbers of writers and readers.
-        steps: The way.
+        steps: All steps.
         mask: Edges that are kept so far.
         at: The next step.
-        cut_unasked: Whether edges were cut without a question since the last call of `question`.
+        cut_unasked: Whether edges were cut untested since the last call of `question`.
     """
 
     layout: Layout
@@ -81,15 +82,27 @@ class Walk:
 
     @classmethod
     def from_all(cls, layout: Layout) -> Walk:
-        """The beginning, with every edge kept."""
+        """A walk at its start, with every edge kept.
+
+        Returns:
+            The walk.
+        """
         return cls(layout, steps_of(layout), real_edges(layout))
 
     def copy(self) -> Walk:
-        """The same place on the way, to go on from independently."""
+        """A copy of this walk.
+
+        Returns:
+            A walk that continues independently.
+        """
         return Walk(self.layout, self.steps, self.mask.copy(), self.at, self.cut_unasked)
 
     def question(self) -> Place | None:
-        """Go on to the next edge that is asked about; None at the end. Cuts what needs no question on the way."""
+        """Continue to the next edge to test, and cut edges that need no test.
+
+        Returns:
+            The edge; None at the end.
+        """
         while self.at < len(self.steps):
             step = self.steps[self.at]
             if step.kind == "ask":
@@ -103,25 +116,29 @@ class Walk:
         return None
 
     def without(self, edge: Place) -> Bool[np.ndarray, "writer reader"]:
-        """The kept edges but this one."""
+        """The kept edges without this one.
+
+        Returns:
+            The mask.
+        """
         mask = self.mask.copy()
         mask[edge] = False
         return mask
 
     def answer(self, edge: Place, cut: bool) -> None:
-        """Answer the question that was asked last, and go on."""
+        """Set the outcome of the last test, and continue."""
         assert self.steps[self.at].edge == edge
         if cut:
             self.mask[edge] = False
         self.at += 1
 
     def _cut_redundant(self, node: int) -> None:
-        """Take a node without kept edges into it out of those behind it, and so on."""
+        """Cut a node without incoming edges out of later nodes, recursively."""
         if node == len(self.layout.writers) or self.mask[:, self._columns(node)].any():
             return
-        behind = {self.layout.owners[column] for column in np.flatnonzero(self.mask[node])}
+        later = {self.layout.owners[column] for column in np.flatnonzero(self.mask[node])}
         self._cut(node, slice(None))
-        for other in sorted(behind):
+        for other in sorted(later):
             self._cut_redundant(other)
 
     def _cut(self, rows: int | slice, columns: slice | list[int]) -> None:

@@ -1,6 +1,6 @@
-"""Does the model do the task at all? Checked before the sweeps and scores, which may take hours.
+"""The check that the model performs the task, before sweeps and scores, which may take hours.
 
-What is asked is what the metric asks. Where 0 separates right from wrong (`Metric.natural_zero`), a pair passes if the
+The criterion follows from the metric. Where 0 separates right from wrong (`Metric.natural_zero`), a pair passes if the
 metric of its clean prompt is on the better side of 0; with any other metric, if the most likely next token is one of
 the answers. So a task with several right answers passes as soon as its metric does.
 """
@@ -27,10 +27,10 @@ TOP_TOKEN = "the most likely token is an answer"
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Behaviour(Summary):
-    """What the whole model does.
+    """The behaviour of the whole model.
 
     Attributes:
-        rule: What a pair has to show, in words: "logit_diff is above 0" or "the most likely token is an answer".
+        rule: The criterion of a pair, in words: "logit_diff is above 0" or "the most likely token is an answer".
         prefers: Share of pairs whose clean prompt shows it.
         turns: Share of pairs whose corrupted prompt does not show it.
         clean: Metric on the clean prompts.
@@ -52,18 +52,21 @@ class Behaviour(Summary):
 
 
 def check_behaviour(experiment: Experiment, min_accuracy: float) -> Behaviour:
-    """Measure the behaviour and refuse a model that does not show it, or shows nothing that could be explained.
+    """Measure the behaviour, and reject a model that does not show it or pairs without a gap.
 
     Args:
-        experiment: Pairs of texts, what is measured, and what excluded edges carry.
-        min_accuracy: Share of pairs that must pass (see the module); 0 to go on in any case.
+        experiment: Pairs of texts, the metric and the replacement.
+        min_accuracy: Share of pairs that must pass (see the module); 0 for no check.
+
+    Returns:
+        The measured behaviour.
 
     Raises:
         TaskNotDoneError: Too few pairs pass, or the mean metric is no better on the clean prompts than on the corrupted
             ones; the message has the rule that failed, its numbers and the five worst prompts.
-        MetricError: These pairs do not tell the clean run from the corrupted one, which sweeps are measured by, or from
-            the empty circuit, which faithfulness is measured by (`circuitlab.patching.gap`); or the metric gives the
-            wrong shape, or values that are not finite.
+        MetricError: The gap of clean and corrupted run, the unit of sweeps, or that of clean run and empty circuit,
+            the unit of faithfulness, is not significant (`circuitlab.patching.gap`); or the metric gives the wrong
+            shape, or values that are not finite.
     """
     metric, clean, corrupt = experiment.metric, experiment.clean, experiment.corrupt
     rule, right, right_when_corrupted = _passes(experiment)
@@ -88,12 +91,15 @@ def check_behaviour(experiment: Experiment, min_accuracy: float) -> Behaviour:
             if metric.natural_zero or better < 0
             else f" If less {metric.name} is better, declare the metric so: higher_is_better=False.",
         )
-    experiment.prompt_gap  # noqa: B018 - refuses pairs that sweeps cannot be measured on
+    experiment.prompt_gap  # noqa: B018 - rejects pairs that sweeps cannot be measured on
     return Behaviour(rule, prefers, float(1 - right_when_corrupted.mean()), clean, corrupt, experiment.gap)
 
 
 def different_digits(one: float, other: float, least: int = 3) -> tuple[str, str]:
-    """Two numbers with as many significant digits as it takes to tell them from each other; at least `least`.
+    """Write two numbers with enough significant digits to distinguish them, at least `least`.
+
+    Returns:
+        Both numbers as text.
 
     Example:
         >>> different_digits(59.9999, 60.0)
@@ -112,9 +118,8 @@ def _passes(experiment: Experiment) -> tuple[str, Bool[np.ndarray, " example"], 
     if not metric.natural_zero:
         right, right_when_corrupted = experiment.recordings.ends(resolve("accuracy"))[0]
         return TOP_TOKEN, right == 1, right_when_corrupted == 1
-    if metric.higher_is_better:
-        return f"{metric.name} is above 0", clean > 0, corrupt > 0
-    return f"{metric.name} is below 0", clean < 0, corrupt < 0
+    better, side = (1, "above") if metric.higher_is_better else (-1, "below")
+    return f"{metric.name} is {side} 0", better * clean > 0, better * corrupt > 0
 
 
 def _refuse(reason: str, worst: str, hint: str = "") -> None:
@@ -133,7 +138,7 @@ def _worst(experiment: Experiment, order: Float[np.ndarray, " example"], *, of_b
     metric, clean, corrupt, above = experiment.metric, experiment.clean, experiment.corrupt, _rank(experiment)
     pairs = experiment.pairs
     assert isinstance(pairs, PairSet), "a task draws pairs of texts"
-    told = []
+    texts = []
     for i in np.argsort(order, kind="stable")[:WORST].tolist():
         pair = pairs[i]
         over = f" over {_words(pair.distractors)}" if pair.distractors and metric.needs_distractor else ""
@@ -143,8 +148,8 @@ def _worst(experiment: Experiment, order: Float[np.ndarray, " example"], *, of_b
             value = f"{clean[i]:+.3g} {metric.unit}".strip()
         else:
             value = f"{above[i]:.0f} tokens above it"
-        told.append(f"{_end_of(pair.clean)!r} wants {_words(pair.answers)}{over}: {value}")
-    return "; ".join(told)
+        texts.append(f"{_end_of(pair.clean)!r} wants {_words(pair.answers)}{over}: {value}")
+    return "; ".join(texts)
 
 
 def _words(words: Sequence[str]) -> str:

@@ -2,8 +2,8 @@
 
     score(u -> v) = sum over positions and dimensions of (a_u - r_u) . (dm/dx_v in the clean run + in the corrupted) / 2
 
-Two backward passes. It is the trapezoid of which EAP is one side, and right where the gradient changes steadily from
-one prompt to the other; EAP-IG looks in between too. r_u is the corrupted run's output, or another replacement; the two
+Two backward passes: the trapezoidal rule, which is exact where the gradient changes linearly from one prompt to the
+other; EAP-IG also takes gradients in between. r_u is the output in the corrupted run, or another replacement; the two
 ends are the two prompts in any case. Positive: corrupting the edge would lower the metric.
 
 References:
@@ -18,20 +18,18 @@ from circuitlab.discovery.scores import EdgeScores
 from circuitlab.patching.experiment import Experiment
 
 
-def score_clean_corrupted(
-    experiment: Experiment,
-    *,
-    axis: str = "all",
-    level: str = "edge",
-) -> EdgeScores | NodeScores:
+def score_clean_corrupted(experiment: Experiment, *, axis: str = "all", level: str = "edge") -> EdgeScores | NodeScores:
     """Estimate every edge's effect from the gradients at both prompts; arguments as of `attribute`.
 
     Returns:
-        Scores whose `checks["completeness_gap"]` says how far the mean of the two gradients misses the exact effect of
+        Scores whose `checks["completeness_gap"]` is how far the mean of the two gradients misses the exact effect of
         replacing the input; with the corrupted run, the true difference of the metric.
 
     Raises:
         ConfigError: The ablation does not go with these pairs.
         MetricError: The metric has no gradient.
+
+    References:
+        Hanna et al. 2024, arXiv:2403.17806.
     """
     return attribute(experiment, name="clean-corrupted", shares=(1.0, 0.0), axis=axis, level=level)

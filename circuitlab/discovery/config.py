@@ -14,7 +14,7 @@ from pydantic import ConfigDict, ValidationError, create_model
 from circuitlab.declarations import OWN, Setting, options_of
 from circuitlab.digests import sha256
 from circuitlab.discovery.method import Method
-from circuitlab.discovery.scoring import METHODS, check_serves, find_method
+from circuitlab.discovery.registry import METHODS, check_serves, find_method
 from circuitlab.errors import ConfigError, UnknownNameError, WrongTypeError, shown
 from circuitlab.graphs.selection import SelectionRule
 from circuitlab.metrics.base import METRICS, Metric, resolve
@@ -37,7 +37,7 @@ _Recorded: Any = create_model(
 
 
 class DiscoverConfig(Summary, _Recorded):
-    """What `discover` was asked for; enough to do it again.
+    """The settings of a call of `discover`, sufficient to repeat it.
 
     Its attributes are the settings of `circuitlab.settings` that a manifest records, `task_options` as `options`.
     `objects` names those of them that were given as objects: a function as method, metric or ablation, or a `Site`.
@@ -78,21 +78,27 @@ class DiscoverConfig(Summary, _Recorded):
 
     @classmethod
     def of_settings(cls, settings: Mapping[str, Any], **found: Any) -> DiscoverConfig:
-        """The record of settings as `discover` takes them.
+        """The record of the settings of `discover`.
 
         Args:
             settings: By keyword; None stands for the default.
-            found: What the task and the model turned out to be, by name in the record.
+            found: Further values by name in the record, such as those of the loaded model.
+
+        Returns:
+            The record.
         """
         given = {name: settings.get(each.name) for name, each in RECORDED.items()} | found
         return cls(**{name: value for name, value in given.items() if value is not None})
 
     @classmethod
     def of_record(cls, record: Any) -> DiscoverConfig:
-        """The settings that a manifest holds (`to_record`).
+        """The settings in a manifest (`to_record`).
 
         A setting that is newer than the manifest has the value that older versions acted by: mostly its default. Older
-        versions also took a method's own circuit whatever the target was.
+        versions also selected a method's own circuit if there was a target.
+
+        Returns:
+            The settings.
 
         Raises:
             TypeError: A setting is missing, unknown, or of another type.
@@ -109,12 +115,20 @@ class DiscoverConfig(Summary, _Recorded):
         return cls(**given)
 
     def replaced(self, **changes: Any) -> DiscoverConfig:
-        """The same settings but for some."""
+        """The same settings with some changes.
+
+        Returns:
+            New settings.
+        """
         kept = tuple(name for name in self.objects if name not in changes)
         return type(self)(**dict(self) | {"objects": kept} | changes)
 
     def to_record(self) -> dict[str, Any]:
-        """The settings as they stand in `manifest.json`."""
+        """The record in `manifest.json`.
+
+        Returns:
+            Plain values.
+        """
         selection = asdict(self.selection)
         del selection["target"]
         sites = None if self.sites is None else list(self.sites)
@@ -123,7 +137,7 @@ class DiscoverConfig(Summary, _Recorded):
 
     @property
     def command(self) -> str:
-        """The command line that asks for the same."""
+        """The command line with these settings."""
         own = tuple(name for name in self.objects if name == "method")
         usual = DiscoverConfig(task=self.task, method=self.method, objects=own)
         words = ["circuitlab", "discover", self.task]
@@ -194,7 +208,7 @@ def _as_recorded(name: str, value: Any) -> Any:
 
 
 def _refusal(error: ValidationError) -> Exception:
-    """The first thing that pydantic refuses, as an error of the library."""
+    """The first error of pydantic as an error of the library."""
     first = error.errors()[0]
     name, failed = str(first["loc"][0]), first["type"]
     if failed == "extra_forbidden":
@@ -206,7 +220,7 @@ def _refusal(error: ValidationError) -> Exception:
 
 
 def _words(setting: Setting, value: Any) -> list[str]:
-    """What the command line says of a setting."""
+    """The words of a setting on the command line."""
     yes, _, no = setting.flag.partition("/")
     if isinstance(value, bool):
         return [yes if value else no]
@@ -218,7 +232,11 @@ def _words(setting: Setting, value: Any) -> list[str]:
 
 
 def default_folder(config: DiscoverConfig, task_label: str) -> Path:
-    """Where the command line writes when it is not told: runs/<task>-<model>-<method>-<seed>."""
+    """The default run folder of the command line, runs/<task>-<model>-<method>-<seed>.
+
+    Returns:
+        The path.
+    """
     model = Path(config.model).name or "model"
     return Path("runs") / f"{_in_a_name(task_label)}-{_in_a_name(model)}-{config.method}-{config.seed}"
 

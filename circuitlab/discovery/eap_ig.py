@@ -39,19 +39,22 @@ def score_eap_ig(
     """Estimate every edge's effect from `steps` gradients; see the module.
 
     Args:
-        experiment: What is scored.
-        steps: How many gradients.
+        experiment: The pairs and the metric.
+        steps: Number of gradients.
         points: Where on the path they are taken: "paper" or "published-code".
         axis: "all", "position" or "span".
         level: "edge", "node" or "neuron".
 
     Returns:
-        Scores whose `checks["completeness_gap"]` says how far the gradients, summed along the path, miss the true
+        Scores whose `checks["completeness_gap"]` is how far the gradients, summed along the path, miss the true
         difference of the metric, as a share of it: 0 for a perfect integral. It falls with more steps.
 
     Raises:
         ConfigError: `steps` is not a positive number.
         MetricError: The metric has no gradient.
+
+    References:
+        Hanna et al. 2024, arXiv:2403.17806.
     """
     first = int(points == "paper")
     shares = [(k + first) / steps for k in range(steps)]

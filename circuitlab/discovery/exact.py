@@ -1,11 +1,17 @@
-"""Exact scores: every edge patched alone, everything after it recomputed. No approximation; cost grows with the edges.
+"""Exact scores: every edge, node or neuron patched alone in the clean run, everything after it recomputed.
 
-The score is m(clean) - m(clean with this one edge corrupted); positive means that the edge helps. By position or span
-only the edge's tokens there are corrupted. These scores need not sum to that of the whole edge, which is patched too:
-`checks["columns_miss"]` says by how much they do not, as a share of all edges' scores in size.
+The score is m(clean) - m(clean with this one corrupted); positive means that it helps. There is no approximation; the
+cost grows with the number of edges.
+
+By position or span only the edge's tokens there are corrupted. These scores do not necessarily sum to that of the whole
+edge, which is patched too: `checks["columns_miss"]` is the difference, as a share of the absolute scores of all edges.
+
+Nodes and neurons of MLPs are those of the sweeps, before a post-norm. Components of the stream are patched in the
+stream, after any post-norm.
 
 References:
-    Edge patching as in Syed et al. 2023, arXiv:2310.10348, there as the quantity that EAP estimates.
+    Edge patching as in Syed et al. 2023, arXiv:2310.10348, there as the quantity that EAP estimates; nodes: Vig et al.
+    2020, arXiv:2004.12265; Mueller et al. 2025 (MIB), arXiv:2504.13151, for the levels.
 """
 
 from __future__ import annotations
@@ -14,32 +20,41 @@ import numpy as np
 from einops import rearrange
 from jaxtyping import Float
 
-from circuitlab.discovery.exact_nodes import score_exact_nodes
+from circuitlab.discovery.averages import scores_of
 from circuitlab.discovery.node_scores import NodeScores
 from circuitlab.discovery.scores import ColumnScores, EdgeScores
 from circuitlab.graphs.ranking import edge_places
 from circuitlab.parts import Layout
+from circuitlab.patching.edges.components import component_effects
 from circuitlab.patching.edges.edges import run_edges
 from circuitlab.patching.edges.effects import EdgeEffects
 from circuitlab.patching.edges.plan import plan_edges
 from circuitlab.patching.experiment import Experiment
+from circuitlab.patching.sweeps.sweep import sweep_grids
 from circuitlab.stats import RunningMean
 
 
 def score_exact(experiment: Experiment, *, axis: str = "all", level: str = "edge") -> EdgeScores | NodeScores:
-    """Patch every edge alone; see the module. The error measure is the standard error over examples.
+    """Patch every edge alone; see the module.
 
     Args:
-        experiment: What is scored.
+        experiment: The pairs, the metric and the replacement.
         axis: "all", "position" or "span".
-        level: "edge", or one of `LEVELS` for `exact_nodes`.
+        level: "edge", or one of `LEVELS`.
+
+    Returns:
+        Scores in the metric's unit; the error measure is the standard error over examples.
 
     Raises:
+        UnknownNameError: Neurons of MLPs in a model without.
         ConfigError: The ablation does not go with these pairs; no such columns.
-        MetricError: The metric gives the wrong shape or NaN.
+        MetricError: The metric gives the wrong shape or NaN; for nodes, the gap is not significant.
+
+    References:
+        Syed et al. 2023, arXiv:2310.10348; Vig et al. 2020, arXiv:2004.12265 (nodes).
     """
     if level != "edge":
-        return score_exact_nodes(experiment, level)
+        return _score_nodes(experiment, level)
     layout, running, columns = Layout.of(experiment.model.spec), RunningMean(), None
     running.add(_effects(experiment, "all")[1][:, :, 0])
     mean, error = (_matrix(layout, values) for values in (running.mean, running.standard_error))
@@ -50,20 +65,39 @@ def score_exact(experiment: Experiment, *, axis: str = "all", level: str = "edge
         columns = ColumnScores(kind=found.column_kind, labels=found.columns, scores=scores, numbers=found.numbers)
         missed = np.abs(scores.sum(0) - mean).sum()
         checks["columns_miss"] = float(missed / max(1e-12, np.abs(mean).sum()))
-    return EdgeScores(
-        spec=experiment.model.spec,
-        values=mean,
-        standard_error=error,
-        method="exact",
-        metric=experiment.metric.name,
-        n_examples=experiment.n_examples,
-        checks=checks,
-        by_column=columns,
-    )
+    return scores_of(experiment, "exact", mean, error, checks=checks, by_column=columns)
+
+
+def _score_nodes(experiment: Experiment, level: str) -> NodeScores:
+    """Patch every node, component or neuron alone."""
+    running = RunningMean()
+    if level == "neuron":
+        for baseline in experiment.baselines:
+            running.add(component_effects(
+                experiment.model, baseline, experiment.metric, experiment.replacement, experiment.resources
+            ))  # fmt: skip
+    else:
+        running.add(rearrange(_patched(experiment, level), "... example -> example ..."))
+    checks = {"largest_standard_error": float(running.standard_error.max())}
+    return scores_of(experiment, "exact", running, level=level, checks=checks)
+
+
+def _patched(experiment: Experiment, level: str) -> Float[np.ndarray, "... example"]:
+    """How much the metric falls, from the sweeps."""
+
+    def fall(site: str, layers: list[int] | None = None) -> np.ndarray:
+        (grid,) = sweep_grids(experiment, [site], direction="noise", axis="all", layers=layers).values()
+        return grid.clean - grid.per_example
+
+    if level == "mlp-neuron":
+        return fall("neuron")
+    heads = fall("head_z")  # [layer, head, example]
+    parts = np.concatenate([heads, fall("mlp_out")], 1) if experiment.model.spec.has_mlp else heads
+    return np.concatenate([fall("resid_pre", [0])[0], parts.reshape(-1, parts.shape[-1])])
 
 
 def _effects(experiment: Experiment, axis: str) -> tuple[EdgeEffects, Float[np.ndarray, "example edge column"]]:
-    """Effects of all edges; the sign of a metric where less is better is for the caller to turn."""
+    """Effects of all edges, before negation for metrics where less is better."""
     found = run_edges(experiment, plan_edges(experiment, axis=axis, direction="noise"))
     signed = found.per_example if experiment.metric.higher_is_better else -found.per_example
     return found, rearrange(signed, "edge column example -> example edge column")

@@ -16,9 +16,12 @@ BETA, GAMMA, ZETA = 2 / 3, -0.1, 1.1
 
 
 def hard_concrete(log_alpha: Float[Tensor, "*edge"], u: Float[Tensor, "*sample"]) -> Float[Tensor, "*sample"]:
-    """Gates between 0 and 1, which are exactly 0 and exactly 1 with a probability of their own.
+    """Gates between 0 and 1 that are exactly 0 or exactly 1 with positive probability.
 
         clamp(sigmoid((log u - log(1 - u) + log_alpha) / beta) * (zeta - gamma) + gamma, 0, 1)
+
+    Returns:
+        The gates.
 
     References:
         Louizos et al. 2018, arXiv:1712.01312.
@@ -28,23 +31,24 @@ def hard_concrete(log_alpha: Float[Tensor, "*edge"], u: Float[Tensor, "*sample"]
 
 
 def settled(log_alpha: Float[Tensor, "*edge"]) -> Float[Tensor, "*edge"]:
-    """The gates without noise, clamp(sigmoid(log_alpha) * (zeta - gamma) + gamma, 0, 1)."""
+    """The gates without noise, clamp(sigmoid(log_alpha) * (zeta - gamma) + gamma, 0, 1).
+
+    Returns:
+        The gates.
+    """
     return (torch.sigmoid(log_alpha) * (ZETA - GAMMA) + GAMMA).clamp(0, 1)
 
 
 def open_gates(gates: Float[Tensor, " edge"]) -> Bool[Tensor, " edge"]:
-    """As many of the widest gates as the gates add up to, so that the share left out is 1 - mean gate.
+    """Open the largest gates, as many as the sum of all gates, so that the share left out is 1 - mean gate.
 
-    The threshold between them is found by bisection. Gates of equal width go together: never more than they add up to.
+    Gates of equal size are opened together, never more than the sum.
+
+    Returns:
+        Which gates are open.
     """
-    wanted, low, high = float(gates.sum()), -1.0, 2.0
-    for _ in range(60):
-        middle = (low + high) / 2
-        if float((gates > middle).sum()) > wanted:
-            low = middle
-        else:
-            high = middle
-    return gates > high
+    n, largest_first = int(gates.sum()), gates.sort(descending=True).values
+    return gates > (largest_first[n] if n < len(gates) else -1.0)
 
 
 def uniform_gates(
@@ -68,5 +72,9 @@ def uniform_gates(
 
 
 def logit(share: float) -> float:
-    """The number whose sigmoid is this share."""
+    """The number whose sigmoid is `share`.
+
+    Returns:
+        The number.
+    """
     return math.log(share / (1 - share))

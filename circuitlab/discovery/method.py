@@ -1,15 +1,16 @@
-"""What a scoring method is: its function, what it can be told, and what it serves."""
+"""Scoring methods: a function with its options, and what it supports."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from inspect import signature
+from inspect import signature, unwrap
 from typing import Any
 
 import numpy as np
 import torch
 
+from circuitlab import names
 from circuitlab.declarations import Setting, options_of
 from circuitlab.discovery.scores import EdgeScores
 from circuitlab.errors import ConfigError, shown
@@ -18,7 +19,7 @@ from circuitlab.parts import Layout
 from circuitlab.patching.experiment import Experiment
 from circuitlab.references import Reference
 
-# Arguments that `score_edges` has for every method; each method takes those that mean something to it.
+# Arguments of `score_edges` for every method; each method uses some of them.
 SHARED = ("steps", "seed", "ablation", "axis")
 
 
@@ -27,27 +28,28 @@ class Method:
     """A way to score edges.
 
     Attributes:
-        name: What users call it.
+        name: Its name for users.
+        score: The function of an `Experiment`, and by keyword of its options, of `steps` and `axis`, and of `level`
+            where it scores nodes.
         what: One line for help and docs.
         source: The paper, if there is one.
-        score: The function of an `Experiment`, and by keyword of its options, of `steps` and `axis` where it `takes`
-            them, and of `level` where it scores nodes.
-        takes: Which of `SHARED` mean something to it; seed and ablation are the experiment's.
-        options: Its own options, by default those declared in the signature of `score` (`circuitlab.declarations`).
-        levels: What it can score beside edges: "node", "neuron".
-        reads_corrupt: Whether it looks at the corrupted run. One that takes no ablation and does not can stand beside
-            any: its scores are the same, and circuits are selected and tested under it.
-        in_metric: Whether scores are differences of the metric; their sign is turned where less is better.
-        gradients_at: Where it takes the gradient of the metric, as shares of the clean run: 1 is the clean run, 0 the
-            corrupted one. Empty for a method that needs no gradient of the metric.
-        own_circuit: Whether it can bring a circuit of its own, which is taken where nothing is asked of a selection.
-        check: Called with all options by name before any work; refuses those that do not go together.
-        ablation_why: Why it replaces by the corrupted run only, for the message, where "ablation" is not taken.
+        takes: Names of `SHARED` that the method uses; `steps` and `axis` also follow from the parameters of `score`,
+            seed and ablation are those of the experiment.
+        options: Its options, by default those declared in the signature of `score` (`circuitlab.declarations`).
+        levels: The levels that it scores: "edge", and names of `LEVELS`.
+        reads_corrupt: Whether it reads the corrupted run. Scores of a method that takes no ablation and does not read
+            it are the same under any ablation; circuits are then selected and evaluated under that ablation.
+        in_metric: Whether scores are differences of the metric; they are negated where less is better.
+        gradients_at: The points at which it takes the gradient of the metric, as shares of the clean run: 1 is the
+            clean run, 0 the corrupted one. Empty for a method that needs no gradient of the metric.
+        own_circuit: Whether it can choose a circuit itself, which is selected by default.
+        check: Called with all options by name before any work; rejects options that exclude each other.
+        ablation_why: Reason for the corrupted run only, for the message, where "ablation" is not taken.
     """
 
     name: str
-    what: str
     score: Callable[..., Any]
+    what: str = ""
     source: Reference | None = None
     takes: tuple[str, ...] = ()
     options: tuple[Setting, ...] = ()
@@ -60,10 +62,17 @@ class Method:
     ablation_why: str = "it compares with the corrupted run"
 
     def __post_init__(self) -> None:
+        parameters = signature(unwrap(self.score)).parameters
+        taken = (*self.takes, *(word for word in ("steps", "axis") if word in parameters))
+        object.__setattr__(self, "takes", tuple(dict.fromkeys(taken)))
         object.__setattr__(self, "options", self.options or options_of(self.score))
+        object.__setattr__(self, "what", self.what or names.METHODS.get(self.name, ""))
 
     def read(self, given: Mapping[str, Any] | None) -> dict[str, Any]:
-        """Options in their own types; only those that were given.
+        """Read the options of the method.
+
+        Returns:
+            The given options, each in its own type.
 
         Raises:
             ConfigError: The method has no such option, or a value is of the wrong kind or out of range.
@@ -94,13 +103,16 @@ MethodLike = str | Method | MethodFunction
 
 
 def method_of(function: MethodFunction, name: str = "") -> Method:
-    """The method that a function of model, pairs and metric is.
+    """Make a method of a function of model, pairs and metric.
 
     Args:
         function: It returns `EdgeScores`, or scores `[writer, reader]`, positive where the edge helps. Of the keywords
             `steps`, `seed`, `axis` and `ablation` (a `Replacement`) it gets those that its signature names; its own
             options are the parameters annotated with a `Setting`.
-        name: What the method is called; by default as the function.
+        name: Name of the method; by default that of the function.
+
+    Returns:
+        The method.
 
     Raises:
         ConfigError: It does not take model, pairs and metric.
@@ -128,7 +140,7 @@ def method_of(function: MethodFunction, name: str = "") -> Method:
 
 
 def _as_scores(experiment: Experiment, name: str, found: Any) -> EdgeScores:
-    """What the function of a method returned, checked, as scores.
+    """Check the result of a method's function, and convert it to scores.
 
     Raises:
         ConfigError: It is of another type, model or shape, or the score of an edge is not finite.
@@ -149,9 +161,9 @@ def _as_scores(experiment: Experiment, name: str, found: Any) -> EdgeScores:
             f"or array of shape {wanted} for this model."
         )
     real = real_edges(layout)
-    asked = real if scores is None else scores.asked
-    if not np.isfinite(values[asked]).all():
-        writer, reader = np.argwhere(asked & ~np.isfinite(values))[0].tolist()
+    tested = real if scores is None else scores.tested
+    if not np.isfinite(values[tested]).all():
+        writer, reader = np.argwhere(tested & ~np.isfinite(values))[0].tolist()
         raise ConfigError(
             f"method {name!r} scores edge {layout.edge_name(writer, reader)} with {values[writer, reader]}; scores "
             "must be finite numbers."

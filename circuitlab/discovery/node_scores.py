@@ -42,7 +42,7 @@ class NodeScores(Result):
         standard_error: Of `values` over examples.
         method: Name of the method.
         metric: Name of the metric.
-        n_examples: How many examples the means are over.
+        n_examples: Number of examples.
         checks: The method's own error measures, by name.
     """
 
@@ -67,7 +67,10 @@ class NodeScores(Result):
 
     @classmethod
     def load(cls, path: str | Path) -> NodeScores:
-        """Read scores that `save` wrote, as they were.
+        """Read scores that `save` wrote.
+
+        Returns:
+            The scores, to the last bit.
 
         Raises:
             MissingFileError: There is no such file.
@@ -75,24 +78,30 @@ class NodeScores(Result):
         """
         return load_record(at_home(path), NodeScores, (SCHEMA,), FILE)
 
-    def turned(self) -> NodeScores:
-        """The same with the other sign, for metrics where less is better."""
+    def negated(self) -> NodeScores:
+        """The scores with the opposite sign, for metrics where less is better.
+
+        Returns:
+            New scores.
+        """
         return replace(self, values=-self.values)
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a node or component: node, (component | neuron), score, standard_error."""
+        """One row a node or component: node, (component | neuron), score, standard_error.
+
+        Returns:
+            The table.
+        """
         import pandas as pd
 
-        if self.level == "mlp-neuron":
-            names = [f"m{layer}" for layer in range(len(self.values))]
-        else:
-            names = [node.name for node in Layout.of(self.spec).writers]
+        nodes = [f"m{layer}" for layer in range(len(self.values))]
+        if self.level != "mlp-neuron":
+            nodes = [node.name for node in Layout.of(self.spec).writers]
         each = int(np.prod(self.values.shape[1:]))
-        data: dict[str, object] = {"node": [name for name in names for _ in range(each)]}
+        frame = pd.DataFrame({"node": np.repeat(nodes, each)})
         if self.level != "node":
-            column = "component" if self.level == "neuron" else "neuron"
-            data[column] = [number for _ in names for number in range(each)]
-        return pd.DataFrame({**data, "score": self.values.ravel(), "standard_error": self.standard_error.ravel()})
+            frame["component" if self.level == "neuron" else "neuron"] = np.tile(range(each), len(nodes))
+        return frame.assign(score=self.values.ravel(), standard_error=self.standard_error.ravel())
 
     def _summary(self) -> str:
         shape = " x ".join(map(str, self.values.shape))

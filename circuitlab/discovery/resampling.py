@@ -31,17 +31,20 @@ def resampled(
     n_resamples: int,
     seed: int,
 ) -> Iterator[tuple[PairSet | PairBatch, EdgeScores]]:
-    """Resamples of the pairs, drawn with replacement and as many as there are, with their scores.
+    """Draw resamples of the pairs, with replacement and of the same size, and score them.
 
     Args:
         pairs: The pairs.
         whole: Their scores.
         each: Every example's scores, as `by_example` gives them; without them every resample is scored anew.
         scored: Scores a set of pairs.
-        n_resamples: How many.
+        n_resamples: Number of resamples.
         seed: Of what is drawn.
+
+    Returns:
+        Each resample with its scores.
     """
-    places, rng = edge_places(whole.layout), np.random.default_rng([seed, 20])
+    places, rng = tuple(edge_places(whole.layout).T), np.random.default_rng([seed, 20])
     for _ in range(n_resamples):
         index = np.sort(rng.integers(0, len(pairs), len(pairs)))
         given = taken(pairs, index)
@@ -49,17 +52,19 @@ def resampled(
             yield given, scored(given)
             continue
         mean, error = np.zeros_like(whole.standard_error), np.zeros_like(whole.standard_error)
-        mean[places[:, 0], places[:, 1]] = each[index].mean(0)
-        error[places[:, 0], places[:, 1]] = standard_error(each[index].T, 0.0)
+        mean[places], error[places] = each[index].mean(0), standard_error(each[index].T, 0.0)
         yield given, replace(whole, values=mean, standard_error=error)
 
 
 def by_example(
     experiment: Experiment, scored: Callable[[PairSet | PairBatch], EdgeScores]
 ) -> Float[np.ndarray, "example edge"] | None:
-    """Every example's scores, if the score of a set is the mean of those; None if it is not.
+    """Score every example alone.
 
     GPT-2's 32,491 edges on 100 examples take 26 MB.
+
+    Returns:
+        One row an example; None if the score of a set is not the mean of its examples' scores.
     """
     pairs = experiment.pairs
 
@@ -81,7 +86,11 @@ def by_example(
 
 
 def taken(pairs: PairSet | PairBatch, index: Int[np.ndarray, " example"]) -> PairSet | PairBatch:
-    """Some of the pairs, possibly several times, as a set of their own."""
+    """Select pairs by number, possibly several times.
+
+    Returns:
+        A set of the same type.
+    """
     if isinstance(pairs, PairSet):
         return replace(pairs, pairs=tuple(pairs[int(i)] for i in index))
     at = torch.as_tensor(index, device=pairs.clean.device)

@@ -1,4 +1,4 @@
-"""What every scoring method gives back: one score per edge, with its error measure."""
+"""Scores of edges: the result of every scoring method, with its error measures."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class ColumnScores(Summary):
 
     Attributes:
         kind: "position" or "span".
-        labels: What each column is called.
+        labels: Name of each column.
         scores: Mean over all examples, in the metric's unit; an example that lacks a span counts as 0.
         numbers: Positions of the columns, where they are not 0, 1, 2, ...; negative ones count from the answer
             backwards.
@@ -60,15 +60,15 @@ class EdgeScores(Result):
         standard_error: Of `values` over examples.
         method: Name of the method.
         metric: Name of the metric.
-        n_examples: How many examples the means are over.
+        n_examples: Number of examples.
         checks: The method's own error measures, by name.
         node_effects: Node name -> effect of patching the node alone, for methods that score nodes.
         chosen: The method's own circuit, for methods that choose edges and not only score them.
-        training: What a method that learns was doing, column by column, one entry for every step that was noted.
-        by_column: Scores by position or span, if they were asked for. Columns that share out all tokens sum to `values`
+        training: The curve of a method that learns, by column, one entry for every step.
+        by_column: Scores by position or span, if requested. Columns that partition all tokens sum to `values`
             where scores are first-order estimates.
         per_reader: Whether only edges into one reader can be compared; then circuits are selected greedily.
-        second_scores: A second score of the edges that the method never asked about, by which they rank below all
+        second_scores: A second score of the edges that the method did not test, by which they rank below all
             others; NaN for all others, None where the method scores every edge.
     """
 
@@ -92,17 +92,24 @@ class EdgeScores(Result):
         return Layout.of(self.spec)
 
     def ranked(self, signed: bool = False) -> np.ndarray:
-        """Every edge as (row, column), best first; ties stand in the order of `Layout.edges`.
+        """All edges as (row, column), best first; ties are in the order of `Layout.edges`.
 
-        Edges that the method never asked about come after all others, by their second score.
+        Edges that the method did not test come after all others, by their second score.
 
         Args:
             signed: Rank by score; else by its absolute value.
+
+        Returns:
+            One row an edge.
         """
         return ranked_edges(*self._keys(signed))
 
     def grown(self, signed: bool = False) -> np.ndarray:
-        """Edges with a score other than 0 as (row, column), as a circuit grows from the logits (`greedy_edges`)."""
+        """Edges with a score other than 0 as (row, column), in the order of greedy growth (`greedy_edges`).
+
+        Returns:
+            One row an edge.
+        """
         return greedy_edges(*self._keys(signed), candidates=self.nonzero)
 
     @property
@@ -113,8 +120,8 @@ class EdgeScores(Result):
         return real_edges(self.layout) & (found | (second != 0))
 
     @property
-    def asked(self) -> Bool[np.ndarray, "writer reader"]:
-        """Edges that the method asked about itself."""
+    def tested(self) -> Bool[np.ndarray, "writer reader"]:
+        """Edges that the method scored itself."""
         real = real_edges(self.layout)
         return real if self.second_scores is None else real & np.isnan(self.second_scores)
 
@@ -125,18 +132,30 @@ class EdgeScores(Result):
         return np.abs(self.values), self.layout, None if second is None else np.abs(second)
 
     def top(self, n: int, signed: bool = False) -> Bool[np.ndarray, "writer reader"]:
-        """Mask of the `n` best edges, exactly that many, not pruned."""
+        """Mask of the `n` best edges, exactly that many, not pruned.
+
+        Returns:
+            The mask.
+        """
         return mask_of(self.ranked(signed)[: max(0, n)], self.layout)
 
     def circuit(self, mask: Bool[np.ndarray, "writer reader"]) -> Circuit:
-        """A circuit with these scores and this mask."""
+        """A circuit with these scores and this mask.
+
+        Returns:
+            The circuit.
+        """
         return Circuit(
             spec=self.spec, mask=mask, scores=self.values, node_effects=self.node_effects,
             second_scores=self.second_scores,
         )  # fmt: skip
 
-    def turned(self) -> EdgeScores:
-        """The same with the other sign, for metrics where less is better."""
+    def negated(self) -> EdgeScores:
+        """The scores with the opposite sign, for metrics where less is better.
+
+        Returns:
+            New scores.
+        """
         columns = self.by_column and replace(self.by_column, scores=-self.by_column.scores)
         second = None if self.second_scores is None else -self.second_scores
         return replace(self, values=-self.values, by_column=columns, second_scores=second)
@@ -144,29 +163,36 @@ class EdgeScores(Result):
     def to_frame(self, by_column: bool = False) -> pd.DataFrame:
         """One row an edge: source, target, score, standard_error, in the order of `Layout.edges`.
 
-        Where there are second scores, a column second_score holds them; NaN for edges that were asked about.
+        Where there are second scores, a column second_score holds them; NaN for edges that the method scored itself.
 
         Args:
             by_column: One row an edge and column instead: source, target, column, position | span, score.
+
+        Returns:
+            The table.
 
         Raises:
             ConfigError: There are no scores by column.
         """
         import pandas as pd
 
-        if by_column:
-            return self._columns_frame()
         rows, columns = edge_places(self.layout).T
         edges = list(self.layout.edges())
-        return pd.DataFrame(
-            {
-                "source": [edge.source.name for edge in edges],
-                "target": [edge.reader.name for edge in edges],
-                "score": self.values[rows, columns],
-                "standard_error": self.standard_error[rows, columns],
-                **({} if self.second_scores is None else {"second_score": self.second_scores[rows, columns]}),
-            }
+        frame = pd.DataFrame(
+            {"source": [edge.source.name for edge in edges], "target": [edge.reader.name for edge in edges]}
         )
+        if by_column:
+            if (found := self.by_column) is None:
+                raise ConfigError("these scores are of whole edges. Ask for axis='position' or axis='span'.")
+            n = len(found.labels)
+            frame = frame.loc[frame.index.repeat(n)].reset_index(drop=True)
+            return frame.assign(**{
+                "column": np.tile(found.numbers or range(n), len(edges)),
+                found.kind: list(found.labels) * len(edges),
+                "score": found.scores[:, rows, columns].T.ravel(),
+            })  # fmt: skip
+        values = {"score": self.values, "standard_error": self.standard_error, "second_score": self.second_scores}
+        return frame.assign(**{name: matrix[rows, columns] for name, matrix in values.items() if matrix is not None})
 
     @checked
     def save(self, path: str | Path) -> None:
@@ -182,29 +208,16 @@ class EdgeScores(Result):
         save_record(score_file(path), self, SCHEMA, FILE)
 
     def training_frame(self) -> pd.DataFrame:
-        """One row a step, counted from 1: step and the columns of `training`."""
+        """One row a step, counted from 1: step and the columns of `training`.
+
+        Returns:
+            The table.
+        """
         import pandas as pd
 
         frame = pd.DataFrame(dict(self.training))
         frame.insert(0, "step", range(1, len(frame) + 1))
         return frame
-
-    def _columns_frame(self) -> pd.DataFrame:
-        import pandas as pd
-
-        if self.by_column is None:
-            raise ConfigError("these scores are of whole edges. Ask for axis='position' or axis='span'.")
-        rows, columns = edge_places(self.layout).T
-        edges, labels = list(self.layout.edges()), self.by_column.labels
-        return pd.DataFrame(
-            {
-                "source": [edge.source.name for edge in edges for _ in labels],
-                "target": [edge.reader.name for edge in edges for _ in labels],
-                "column": [number for _ in edges for number in self.by_column.numbers or range(len(labels))],
-                self.by_column.kind: [label for _ in edges for label in labels],
-                "score": self.by_column.scores[:, rows, columns].T.ravel(),
-            }
-        )
 
     def _summary(self) -> str:
         size = plural(self.layout.n_edges, "edge")

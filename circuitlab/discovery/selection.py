@@ -1,22 +1,22 @@
-"""Select a circuit out of scored edges: so many, those above a threshold, or the smallest that reaches a target.
+"""Select a circuit from scored edges: a number of edges, a threshold, or the smallest circuit that reaches a target.
 
 Edges are ranked by score or its absolute value, all at once, or greedily: the circuit grows from the logits and only
-edges into what it has reached compete (`greedy_edges`). Edges that a search never asked about rank below all others, by
-a second score (`EdgeScores.second_scores`); edges whose score is 0 are never taken, but where a method's own circuit
-has them. Whatever is taken is pruned to what connects.
+edges into its nodes compete (`greedy_edges`). Edges that a search did not test rank below all others, by a second score
+(`EdgeScores.second_scores`); edges whose score is 0 are only selected as part of a method's own circuit. Selected edges
+that are on no path from the input to the logits are pruned.
 
-The smallest circuit is searched by asking the model at growing sizes. Faithfulness does not grow steadily with size and
-can overshoot 1, so a circuit is taken only if its faithfulness lies between the target and as far above 1 as the target
-is below. Sizes grow by a fifth until one fits; then those between it and the last one that did not are tried evenly.
+The smallest circuit is searched by running circuits of growing size. Faithfulness is not monotonic in size and can
+exceed 1, so a circuit is accepted only if its faithfulness is between the target and as far above 1 as the target is
+below. Sizes grow by a fifth until one fits; then evenly spaced sizes between it and the last misfit are run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
 from circuitlab import stats
 from circuitlab.arguments import checked
@@ -32,6 +32,7 @@ from circuitlab.graphs.selection import USUAL_TARGET, Selection, SelectionRule
 from circuitlab.metrics import MetricLike
 from circuitlab.models.modes import in_ordinary_modes
 from circuitlab.models.protocol import Model
+from circuitlab.parts import Layout
 from circuitlab.patching.experiment import Experiment
 from circuitlab.patching.runs.replacement import AblationLike
 from circuitlab.progress import Progress, callback, reports_progress
@@ -40,7 +41,7 @@ GROWTH = 1.2
 AT_ONCE = 6
 REFINEMENTS = 12
 
-# What the scores of edges depend on; files of earlier versions do not keep the rest of a model's shape.
+# The parts of a model's shape that scores of edges depend on; files of earlier versions have no others.
 OF_GRAPH = ("name", "n_layers", "n_heads", "n_kv_heads", "d_model", "d_vocab", "parallel", "has_mlp", "causal")
 
 
@@ -67,43 +68,42 @@ def select(
 ) -> Circuit:
     """The smallest circuit of top edges that reaches the target on these pairs, pruned to what connects.
 
-    A method that chose a circuit of its own (`scores.chosen`) is taken at its word, unless `target`, `n_edges`
-    or `threshold` ask for another.
+    If the method brought a circuit of its own (`scores.chosen`), that is selected, unless `target`, `n_edges` or
+    `threshold` is given.
 
     Args:
         model: The model that was scored.
         scores: Scores of its edges.
         pairs: The discovery pairs; held-out pairs are for `evaluate`.
         target: Faithfulness to reach, above 0 and at most 1. Where neither this nor `n_edges` nor `threshold` is given,
-            the method's own circuit is taken, if it brought one, and else 0.9 is to be reached.
-        n_edges: Take this many top edges instead (before pruning), whatever their faithfulness; fewer where fewer have
-            a score other than 0.
-        threshold: Take the edges that score at least this much instead, whatever their faithfulness; edges that were
-            never asked about have no score in this unit and are not taken.
+            the method's own circuit is selected, if there is one, and else the target is 0.9.
+        n_edges: Number of top edges to select instead (before pruning); fewer where fewer have a score other than 0.
+        threshold: Smallest score of the edges to select instead; edges that were not tested have no score in this unit
+            and are not selected.
         signed: Rank by score; else by its absolute value, which keeps edges that hurt along with those that help.
-        greedy: Let the circuit grow from the logits; by default only for scores that are shares of a reader (`ifr`),
-            which cannot be compared from one reader to the other.
+        greedy: Grow the circuit from the logits; by default only for scores that are shares of a reader (`ifr`), which
+            are not comparable between readers.
         metric: Metric of the faithfulness, as in `evaluate`: by default that of the task that drew the pairs, else
-            `logit_diff`, whatever the edges were scored by.
-        ablation: What excluded edges carry, as in `evaluate`.
-        reference: Prompts that means are taken of; none of them may be among `pairs`.
-        seed: Of noise.
-        allow_weak_gap: Look for a target's circuit also where the pairs do not tell clean run and empty circuit apart.
-        budget: Bytes that a packed run may take.
+            `logit_diff`, independently of the metric of the scores.
+        ablation: The values of excluded edges, as in `evaluate`.
+        reference: Prompts to take means over; none of them may be among `pairs`.
+        seed: Random seed of noise.
+        allow_weak_gap: Accept pairs without a significant gap between clean run and empty circuit.
+        budget: Bytes of memory for a packed run.
         progress: None draws a bar in a terminal or a notebook, True always, False never; or a function that is called
             with (step, done, total).
 
     Returns:
-        The circuit; its edges all lie on paths from the input to the logits. `circuit.selection` has the number of
-        edges that were taken (`nominal`) and that are left after pruning (`achieved`), where a target was asked for the
-        faithfulness reached, its interval and its metric, and in `warnings` what was asked for and not reached.
+        The circuit; all its edges are on paths from the input to the logits. `circuit.selection` has the number of
+        selected edges (`nominal`) and of those that remain after pruning (`achieved`); for a target, the achieved
+        faithfulness, its interval and its metric; and in `warnings` the parts of the rule that were not met.
 
     Raises:
         UnknownNameError: No such metric or ablation.
         ConfigError: The target is not above 0 and at most 1, `n_edges` is out of range, the threshold is no number or
-            both are given; what `evaluate` refuses of ablation and reference.
+            both are given; `evaluate` rejects ablation or reference.
         GraphError: The scores are of another model, or all of them are 0.
-        MetricError: A target is asked for, and the metric does not tell the clean run and the empty circuit apart
+        MetricError: There is a target, and the gap between clean run and empty circuit is not significant
             (`circuitlab.patching.gap`).
 
     Example:
@@ -120,7 +120,15 @@ def select(
 
 
 def select_circuit(experiment: Experiment, scores: EdgeScores, rule: SelectionRule) -> Circuit:
-    """Select a circuit on an experiment's pairs, as `select` does; pairs are run only where a target is asked for."""
+    """Select a circuit on an experiment's pairs, as `select` does; pairs are run for a target only.
+
+    Returns:
+        The circuit, as of `select`.
+
+    Raises:
+        GraphError: The scores are of another model, or all of them are 0.
+        MetricError: There is a target, and the gap between clean run and empty circuit is not significant.
+    """
     ours = experiment.model.spec
     if any(getattr(scores.spec, name) != getattr(ours, name) for name in OF_GRAPH):
         raise GraphError(f"the scores are of model {scores.spec.name!r}, not of {ours.name!r}.")
@@ -132,22 +140,24 @@ def select_circuit(experiment: Experiment, scores: EdgeScores, rule: SelectionRu
         return _circuit(scores, order[: rule.n_edges], rule)
     if rule.threshold is not None:
         keys = scores.values if rule.signed else np.abs(scores.values)
-        # Edges above it that nothing above it leads on from fall to the pruning, greedily or not.
-        return _circuit(scores, order[(scores.asked & (keys >= rule.threshold))[tuple(order.T)]], rule)
+        # Pruning removes edges above it that no other edge above it continues.
+        return _circuit(scores, order[(scores.tested & (keys >= rule.threshold))[tuple(order.T)]], rule)
     if rule.target is None and scores.chosen is not None:
         return _circuit(scores, np.argwhere(scores.chosen), rule, "chosen")
-    experiment.gap  # noqa: B018 - refuses pairs on which there is nothing to explain
-    search = _Search(experiment, scores, order)
-    size = search.smallest(rule.target or USUAL_TARGET)
-    return _measured(_circuit(scores, order[:size], rule), search.values[size], experiment)
+    experiment.gap  # noqa: B018 - rejects pairs without a gap
+    size, values = _smallest(experiment, scores.layout, order, rule.target or USUAL_TARGET)
+    return _measured(_circuit(scores, order[:size], rule), values, experiment)
 
 
 def with_faithfulness(experiment: Experiment, circuit: Circuit) -> Circuit:
-    """The circuit with its faithfulness on its discovery pairs in `circuit.selection`, which a target measures anyway.
+    """Add the faithfulness on the discovery pairs to `circuit.selection`; selection by a target measures it already.
 
     Args:
-        experiment: The pairs it was selected on.
-        circuit: A circuit that `select` gave; as it is if its faithfulness was measured.
+        experiment: The pairs of the selection.
+        circuit: A circuit of `select`.
+
+    Returns:
+        The circuit; unchanged if its faithfulness was measured.
     """
     if circuit.selection is None or circuit.selection.faithfulness is not None:
         return circuit
@@ -155,7 +165,10 @@ def with_faithfulness(experiment: Experiment, circuit: Circuit) -> Circuit:
 
 
 def ranking(scores: EdgeScores, *, signed: bool, greedy: bool) -> Int[np.ndarray, "edge 2"]:
-    """Row and column of every edge that a selection may take, in the order in which it takes them.
+    """The edges that can be selected, best first.
+
+    Returns:
+        Row and column of each edge.
 
     Raises:
         GraphError: No edge has a score other than 0.
@@ -174,10 +187,10 @@ def _circuit(
     rule: SelectionRule,
     by: str | None = None,
 ) -> Circuit:
-    """The edges that were taken by a rule (or `by` another way than it asks), pruned."""
+    """The edges selected by a rule, or as `by` names it, pruned."""
     circuit = scores.circuit(prune(mask_of(taken, scores.layout), scores.layout))
-    asks = {"target": rule.aim, "n_edges": rule.n_edges, "threshold": rule.threshold, "chosen": len(taken)}
-    given = {name: value for name, value in asks.items() if value is not None}
+    criteria = {"target": rule.aim, "n_edges": rule.n_edges, "threshold": rule.threshold, "chosen": len(taken)}
+    given = {name: value for name, value in criteria.items() if value is not None}
     by = by or next(iter(given))
     selection = Selection(
         rule=by,
@@ -209,51 +222,30 @@ def _measured(circuit: Circuit, values: Float[np.ndarray, " example"], experimen
     return replace(circuit, selection=selection)
 
 
-class _Search:
-    """Asks for the faithfulness of top-n circuits, each size once.
+def _smallest(
+    experiment: Experiment, layout: Layout, order: Int[np.ndarray, "edge 2"], target: float
+) -> tuple[int, Float[np.ndarray, " example"]]:
+    """The number of edges of the smallest circuit found, all where none fits; and its metric, per example."""
 
-    Attributes:
-        values: The metric of each size's circuit that was run, per example.
-    """
+    def run(sizes: Sequence[int]) -> Iterator[tuple[int, Float[np.ndarray, " example"], bool]]:
+        """Each size with the metric of its circuit, and whether its faithfulness fits."""
+        masks = np.stack([prune(mask_of(order[:size], layout), layout) for size in sizes])
+        values, empty = experiment.values(masks, None), experiment.empty
+        reached = stats.ratio_of_means(values - empty, experiment.clean - empty)
+        fits = (target <= reached) & (reached <= 2 - target + 1e-9)
+        return zip(sizes, values, fits.tolist(), strict=True)
 
-    def __init__(self, experiment: Experiment, scores: EdgeScores, order: Int[np.ndarray, "edge 2"]) -> None:
-        self._experiment, self._scores, self._order = experiment, scores, order
-        self.values: dict[int, Float[np.ndarray, " example"]] = {}
-
-    def smallest(self, target: float) -> int:
-        """How many edges the smallest circuit found takes; all of them where none fits."""
-        total = len(self._order)
-        sizes = _growing(total)
-        last_miss = 0
-        for start in range(0, len(sizes), AT_ONCE):
-            chunk = sizes[start : start + AT_ONCE]
-            self._experiment.progress("select", chunk[-1], total)
-            for size, reached in zip(chunk, self._faithfulness(chunk), strict=True):
-                if _fits(reached, target):
-                    return self._refined(last_miss, size, target)
-                last_miss = size
-        return total
-
-    def _refined(self, low: int, high: int, target: float) -> int:
-        """The smallest fitting size above `low` and up to `high`, among evenly spaced ones."""
-        between = sorted({int(n) for n in np.linspace(low + 1, high, min(REFINEMENTS, high - low))} | {high})
-        for size, reached in zip(between, self._faithfulness(between), strict=True):
-            if _fits(reached, target):
-                return size
-        return high
-
-    def _faithfulness(self, sizes: Sequence[int]) -> Float[np.ndarray, " size"]:
-        masks = np.stack([self._mask(size) for size in sizes])
-        values, empty = self._experiment.values(masks, None), self._experiment.empty
-        self.values |= dict(zip(sizes, values, strict=True))
-        return stats.ratio_of_means(values - empty, self._experiment.clean - empty)
-
-    def _mask(self, size: int) -> Bool[np.ndarray, "writer reader"]:
-        return prune(mask_of(self._order[:size], self._scores.layout), self._scores.layout)
-
-
-def _fits(faithfulness: float, target: float) -> bool:
-    return bool(target <= faithfulness <= 2 - target + 1e-9)
+    sizes, last_miss, missed = _growing(len(order)), 0, np.zeros(0)
+    for start in range(0, len(sizes), AT_ONCE):
+        chunk = sizes[start : start + AT_ONCE]
+        experiment.progress("select", chunk[-1], len(order))
+        for size, values, fits in run(chunk):
+            if fits:
+                tries = min(REFINEMENTS, size - last_miss)
+                between = sorted({int(n) for n in np.linspace(last_miss + 1, size, tries)} | {size})
+                return next((one, metric) for one, metric, fits in run(between) if fits or one == size)
+            last_miss, missed = size, values
+    return len(order), missed
 
 
 def _growing(total: int) -> list[int]:

@@ -1,12 +1,12 @@
-"""Stability: the whole discovery, scores and selection, done again on other prompts, and how far the circuits agree.
+"""Stability: discovery, scores and selection, repeated on other prompts, and the agreement of the circuits.
 
-Two ways to other prompts: **bootstrap** resamples of the discovery pairs (drawn with replacement, as many as there
-are), and **seeds**, each of which draws new prompts from the task. A bootstrap says how much the circuit owes to these
-prompts; seeds say how much it owes to prompts at all, and are the harder test.
+There are two kinds of other prompts: **bootstrap** resamples of the discovery pairs (drawn with replacement, of the
+same size), and **seeds**, each of which draws new prompts from the task. A bootstrap measures the dependence on these
+prompts; seeds also measure the dependence on the choice of prompts, and are the harder test.
 
 Most scores are means over examples. For such a method the examples are scored once, each alone, and every resample is a
-weighted mean of them: no model run is needed to score it. Whether a method is one is tried on two pairs of prompts, not
-assumed; others (a search, learned masks) are run anew on every resample. Selection is always done anew.
+weighted mean of them, without a model run. Whether a method is such a mean is tested on two pairs of prompts; others (a
+search, learned masks) score every resample anew. Selection is always repeated.
 
 References:
     Meloux et al. 2025, arXiv:2510.00845 (bootstrap resamples, pairwise Jaccard index).
@@ -28,10 +28,11 @@ from circuitlab.data.batch import PairBatch
 from circuitlab.data.pairs import PairSet
 from circuitlab.data.registry import load_task
 from circuitlab.data.task import Task
-from circuitlab.discovery.method import MethodLike
+from circuitlab.discovery.method import Method, MethodLike
+from circuitlab.discovery.registry import find_method, scored_under
 from circuitlab.discovery.resampling import by_example, resampled
 from circuitlab.discovery.scores import EdgeScores
-from circuitlab.discovery.scoring import find_method, score, scored_under
+from circuitlab.discovery.scoring import score
 from circuitlab.discovery.selection import select_circuit
 from circuitlab.drawing import draw
 from circuitlab.errors import ConfigError, UnknownNameError
@@ -60,9 +61,9 @@ class Stability(Summary):
     Attributes:
         circuit: The circuit of all discovery pairs.
         chosen: Which edges each repetition kept, in the order of `Layout.edges`.
-        over: What was drawn anew: "bootstrap" or "seeds".
-        method: How edges were scored.
-        seed: Of the repetitions.
+        over: The kind of repetitions: "bootstrap" or "seeds".
+        method: Name of the scoring method.
+        seed: Random seed of the repetitions.
         rescored: Whether the model was run to score every repetition; else examples were scored once.
     """
 
@@ -75,7 +76,7 @@ class Stability(Summary):
 
     @property
     def repeated(self) -> str:
-        """What the repetitions are: resamples or seeds."""
+        """The kind of repetitions: resamples or seeds."""
         return "seeds" if self.over == "seeds" else "resamples"
 
     @property
@@ -86,9 +87,8 @@ class Stability(Summary):
     @property
     def frequency(self) -> Float[np.ndarray, "writer reader"]:
         """Share of the repetitions that kept each edge; 0 where there is no edge."""
-        places = edge_places(self.circuit.layout)
         found = np.zeros(self.circuit.mask.shape)
-        found[places[:, 0], places[:, 1]] = self.chosen.mean(0)
+        found[tuple(edge_places(self.circuit.layout).T)] = self.chosen.mean(0)
         return found
 
     @property
@@ -96,8 +96,7 @@ class Stability(Summary):
         """Jaccard index of every two repetitions: shared edges as a share of those that either has."""
         kept = self.chosen.astype(np.float64)
         shared = kept @ kept.T
-        either = self.sizes[:, None] + self.sizes[None, :] - shared
-        index = np.where(either > 0, shared / np.maximum(either, 1), 1.0)
+        index = _jaccard(shared, self.sizes[:, None] + self.sizes[None, :] - shared)
         return index[np.triu_indices(len(index), 1)]
 
     @property
@@ -113,36 +112,41 @@ class Stability(Summary):
     @property
     def jaccard_to_circuit(self) -> float:
         """Mean Jaccard index of the repetitions with the circuit of all discovery pairs."""
-        places = edge_places(self.circuit.layout)
-        own = self.circuit.mask[places[:, 0], places[:, 1]]
-        shared, either = (self.chosen & own).sum(1), (self.chosen | own).sum(1)
-        return float(np.where(either > 0, shared / np.maximum(either, 1), 1.0).mean())
+        own = self.circuit.mask[tuple(edge_places(self.circuit.layout).T)]
+        return float(_jaccard((self.chosen & own).sum(1), (self.chosen | own).sum(1)).mean())
 
     def core(self, at_least: float = 1.0) -> Circuit:
-        """The circuit of the edges that at least this share of the repetitions kept, pruned to what connects."""
+        """The circuit of the edges that at least this share of the repetitions kept, pruned.
+
+        Returns:
+            The circuit.
+        """
         return self.circuit.with_mask((self.frequency >= at_least) & (self.frequency > 0)).pruned()
 
     def to_frame(self) -> pd.DataFrame:
-        """One row an edge that was ever chosen or is in the circuit: edge, frequency, in_circuit, score."""
+        """One row an edge that was ever chosen or is in the circuit: edge, frequency, in_circuit, score.
+
+        Returns:
+            The table, most frequent edges first.
+        """
         import pandas as pd
 
-        places = edge_places(self.circuit.layout)
-        rows, columns = places[:, 0], places[:, 1]
-        own, share = self.circuit.mask[rows, columns], self.chosen.mean(0)
-        shown = np.flatnonzero(own | (share > 0))
-        edges = list(self.circuit.layout.edges())
-        frame = pd.DataFrame(
-            {
-                "edge": [edges[i].name for i in shown],
-                "frequency": share[shown],
-                "in_circuit": own[shown],
-                "score": self.circuit.scores[rows[shown], columns[shown]],
-            }
-        )
+        places = tuple(edge_places(self.circuit.layout).T)
+        frame = pd.DataFrame({
+            "edge": [edge.name for edge in self.circuit.layout.edges()],
+            "frequency": self.chosen.mean(0),
+            "in_circuit": self.circuit.mask[places],
+            "score": self.circuit.scores[places],
+        })  # fmt: skip
+        frame = frame.loc[frame["in_circuit"] | (frame["frequency"] > 0)]
         return frame.sort_values("frequency", ascending=False, kind="stable", ignore_index=True)
 
     def to_record(self) -> dict[str, Any]:
-        """The content of `stability.json`; the edges are in `stability.csv`."""
+        """The content of `stability.json`; the edges are in `stability.csv`.
+
+        Returns:
+            Plain values.
+        """
         share = self.chosen.mean(0)
         return {
             "method": self.method,
@@ -164,6 +168,9 @@ class Stability(Summary):
         """The circuit as a matplotlib `Figure`, each line drawn by how often its edge was chosen.
 
         Edges that the circuit has not and at least half of the repetitions kept are there too, in grey.
+
+        Returns:
+            The figure.
         """
         return draw(self, title=title)
 
@@ -209,38 +216,38 @@ def stability(
     progress: Progress | bool | None = None,
     **options: Any,
 ) -> Stability:
-    """Do the discovery again on other prompts, many times; see the module.
+    """Repeat the discovery on other prompts; see the module.
 
     Args:
         model: A loaded model.
         pairs: The discovery pairs; or a task (its name, its file, or a `Task`), whose discovery pairs are drawn.
         method: How edges are scored, as in `score_edges`.
-        n_resamples: How many repetitions, at least 2.
+        n_resamples: Number of repetitions, at least 2.
         over: "bootstrap": resamples of the pairs. "seeds": new prompts for each of the seeds `seed` + 1, + 2, ...;
             what the method draws is of the same seed. It needs a task.
         n: Pairs, where a task is given.
-        target: Faithfulness that each circuit must reach on its own pairs, as in `select`; 0.9 where nothing is asked.
+        target: Faithfulness that each circuit must reach on its own pairs, as in `select`; 0.9 by default.
         n_edges: Take this many top edges (before pruning) instead: circuits of one size, and no circuit is run.
-        selection: How each circuit is selected, where more is to be said.
-        metric: What is measured; by default the task's own, or `logit_diff`.
+        selection: The rule of selection, where a target is not enough.
+        metric: The metric; by default the task's own, or `logit_diff`.
         ablation: What excluded edges carry, in scores and selection; for a method that takes it.
         reference: Prompts that means are taken of, none of them among `pairs`. A task draws its own, for every seed.
         seed: Of the resamples, of noise and of what the method draws; with a task also of its pairs.
         scores: Scores of all the pairs, where they are known already.
-        method_options: What the method alone is told, by name.
-        allow_weak_gap: As in `select`. Resamples are of pairs that were judged already, and are not judged again.
+        method_options: Options of the method, by name.
+        allow_weak_gap: As in `select`. The gap of resamples is not checked.
         budget: Bytes that a packed run may take.
         progress: None draws a bar in a terminal or a notebook, True always, False never; or a function that is called
             with (step, done, total).
-        options: What the method is told beside, such as `steps=5`.
+        options: Further options, such as `steps=5`.
 
     Returns:
-        The circuits of all repetitions beside that of the pairs themselves.
+        The circuits of all repetitions, and that of the pairs themselves.
 
     Raises:
         ConfigError: Fewer than 2 repetitions, seeds without a task, or two things that a selection shall reach.
         UnknownNameError: No such method, metric, ablation, task or way to other prompts.
-        CircuitLabError: What scoring and selection refuse.
+        CircuitLabError: Scoring or selection rejects the arguments.
 
     Example:
         >>> from circuitlab import load_model, load_task, stability
@@ -260,90 +267,104 @@ def stability(
         raise ConfigError("stability over seeds draws new prompts; give a task instead of pairs.")
     rule = SelectionRule.of(selection, target)
     rule = rule if n_edges is None else replace(rule, n_edges=n_edges)
+    discovery = Discovery(find_method(method), rule, {**options, **(method_options or {})})
 
-    given, apart = pairs, reference
+    given = pairs
     if task is not None:
-        given, apart = _draw(task, model, n, seed, ablation)
+        given, reference = _draw(task, model, n, seed, ablation)
     assert isinstance(given, PairSet | PairBatch)
-    experiment = Experiment(model, given, metric, ablation, apart, seed, allow_weak_gap, budget, callback(progress))
-    options |= method_options or {}
-    known = _scored(experiment, method, options) if scores is None else scores
+    experiment = Experiment(model, given, metric, ablation, reference, seed, allow_weak_gap, budget, callback(progress))
+    known = discovery.score(experiment) if scores is None else scores
     circuit = select_circuit(experiment, known, rule)
     experiment.recordings.release()  # memory for the repetitions
     if over == "bootstrap":
-        return over_resamples(experiment, known, circuit, method, rule, n_resamples, options)
+        return over_resamples(experiment, discovery, known, circuit, n_resamples)
     assert task is not None
-    return over_seeds(experiment, task, circuit, method, rule, n_resamples, options)
+    return over_seeds(experiment, discovery, task, circuit, n_resamples)
+
+
+@dataclass(frozen=True, slots=True)
+class Discovery:
+    """How circuits are discovered.
+
+    Attributes:
+        method: The method that scores edges.
+        rule: The rule that selects the circuit.
+        options: Options of the method, `steps` among them.
+    """
+
+    method: Method
+    rule: SelectionRule
+    options: Mapping[str, Any]
+
+    def score(self, experiment: Experiment) -> EdgeScores:
+        """Score the edges on an experiment's pairs.
+
+        Returns:
+            The scores.
+        """
+        return score(scored_under(self.method, experiment), self.method, **self.options)
+
+    def repeated(
+        self, experiment: Experiment, circuit: Circuit, circuits: Iterable[Circuit], n: int, **about: Any
+    ) -> Stability:
+        """Collect the circuits of `n` repetitions.
+
+        Returns:
+            The stability.
+        """
+        places = tuple(edge_places(circuit.layout).T)
+        chosen = np.zeros((n, circuit.layout.n_edges), dtype=bool)
+        for number, found in enumerate(circuits):
+            chosen[number] = found.mask[places]
+            experiment.progress(f"stability over {about['over']}", number + 1, n)
+        return Stability(circuit=circuit, chosen=chosen, method=self.method.name, seed=experiment.seed, **about)
 
 
 def over_resamples(
-    experiment: Experiment,
-    scores: EdgeScores,
-    circuit: Circuit,
-    method: MethodLike,
-    rule: SelectionRule,
-    n: int,
-    options: Mapping[str, Any],
+    experiment: Experiment, discovery: Discovery, scores: EdgeScores, circuit: Circuit, n: int
 ) -> Stability:
-    """The discovery on `n` bootstrap resamples of an experiment's pairs.
+    """Repeat a discovery on bootstrap resamples of an experiment's pairs.
 
     Args:
         experiment: The pairs.
-        scores: Their scores.
-        circuit: Their circuit.
-        method: How edges are scored.
-        rule: How circuits are selected.
-        n: How many resamples.
-        options: What the method is told, `steps` included.
+        discovery: Method, options and selection.
+        scores: The scores of the pairs.
+        circuit: The circuit of the pairs.
+        n: The number of resamples.
+
+    Returns:
+        The circuits of all resamples.
     """
 
     def scored(given: PairSet | PairBatch) -> EdgeScores:
-        return _scored(experiment.on(given), method, options)
+        return discovery.score(experiment.on(given))
 
     each = by_example(experiment, scored)
     drawn = resampled(experiment.pairs, scores, each, scored, n, experiment.seed)
-    circuits = (select_circuit(experiment.on(given), found, rule) for given, found in drawn)
-    return _stability(
-        experiment, circuit, circuits, n, over="bootstrap", method=find_method(method).name, rescored=each is None
-    )
+    circuits = (select_circuit(experiment.on(given), found, discovery.rule) for given, found in drawn)
+    return discovery.repeated(experiment, circuit, circuits, n, over="bootstrap", rescored=each is None)
 
 
-def over_seeds(
-    experiment: Experiment,
-    task: Task,
-    circuit: Circuit,
-    method: MethodLike,
-    rule: SelectionRule,
-    n: int,
-    options: Mapping[str, Any],
-) -> Stability:
-    """The discovery on new prompts of the `n` seeds after the experiment's; arguments as of `over_resamples`."""
+def over_seeds(experiment: Experiment, discovery: Discovery, task: Task, circuit: Circuit, n: int) -> Stability:
+    """Repeat a discovery on new prompts of the `n` seeds after the experiment's; arguments as of `over_resamples`.
+
+    Returns:
+        The circuits of all seeds.
+    """
 
     def found_by(seed: int) -> Circuit:
-        given, apart = _draw(task, experiment.model, experiment.n_examples, seed, experiment.ablation)
-        one = replace(experiment, pairs=given, reference=apart, seed=seed, progress=silent)
-        return select_circuit(one, _scored(one, method, options), rule)
+        given, reference = _draw(task, experiment.model, experiment.n_examples, seed, experiment.ablation)
+        one = replace(experiment, pairs=given, reference=reference, seed=seed, progress=silent)
+        return select_circuit(one, discovery.score(one), discovery.rule)
 
     seeds = range(experiment.seed + 1, experiment.seed + 1 + n)
-    return _stability(
-        experiment, circuit, map(found_by, seeds), n, over="seeds", method=find_method(method).name, rescored=True
-    )
+    return discovery.repeated(experiment, circuit, map(found_by, seeds), n, over="seeds", rescored=True)
 
 
-def _stability(
-    experiment: Experiment, circuit: Circuit, circuits: Iterable[Circuit], n: int, **about: Any
-) -> Stability:
-    places = edge_places(circuit.layout)
-    chosen = np.zeros((n, len(places)), dtype=bool)
-    for number, found in enumerate(circuits):
-        chosen[number] = found.mask[places[:, 0], places[:, 1]]
-        experiment.progress(f"stability over {about['over']}", number + 1, n)
-    return Stability(circuit=circuit, chosen=chosen, seed=experiment.seed, **about)
-
-
-def _scored(experiment: Experiment, method: MethodLike, options: Mapping[str, Any]) -> EdgeScores:
-    found = find_method(method)
-    return score(scored_under(found, experiment), found, **options)
+def _jaccard(shared: np.ndarray, either: np.ndarray) -> np.ndarray:
+    """Shared edges as a share of those in either circuit; 1 for two empty circuits."""
+    return np.where(either > 0, shared / np.maximum(either, 1), 1.0)
 
 
 def _draw(task: Task, model: Model, n: int, seed: int, ablation: AblationLike) -> tuple[PairSet, PairSet | None]:

@@ -1,1 +1,1 @@
-"""What a circuit is worth on prompts that were not used to find it."""
+"""Evaluation of a circuit on prompts that were not used to find it."""

@@ -1,6 +1,6 @@
 """Areas over the size of a circuit: CPR and CMD as MIB computes them, and on sizes and axes that show small circuits.
 
-MIB's are over the **nominal** size (how many edges were asked for) on a **linear** axis without a point at 0: a perfect
+MIB's are over the **nominal** size (the requested number of edges) on a **linear** axis without a point at 0: a perfect
 curve has CPR 0.999 and CMD 0, and half of the area lies above half of the edges. Beside them stand three more of each:
 
 - over the nominal size on a **logarithmic** axis, from 0.1 % to all edges, divided by the width of that axis: a perfect
@@ -13,9 +13,9 @@ Pruning only takes away, so a curve over achieved sizes stands to the left of th
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass
 from itertools import pairwise
-from math import log, nan
+from math import isnan, log, nan
 
 # MIB evaluates these shares of the edges; the number of edges is cut to a whole number.
 MIB_SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
@@ -62,35 +62,41 @@ class Areas:
 
     @classmethod
     def of(cls, by_sign: Sequence[CurvePoint], by_size: Sequence[CurvePoint], n_edges_total: int) -> "Areas":
-        """All areas of two curves at MIB's sizes; NaN everywhere where there is no curve.
+        """All areas of two curves at MIB's sizes.
 
         Args:
             by_sign: The curve of edges ranked by signed score.
             by_size: The curve of edges ranked by absolute score.
-            n_edges_total: Edges of the graph.
+            n_edges_total: Number of edges of the graph.
+
+        Returns:
+            The areas; all NaN without a curve.
         """
         if not by_sign or not by_size:
             return cls()
         signed, absolute = ([point.faithfulness for point in curve] for curve in (by_sign, by_size))
-        return cls(
-            cpr=cpr(signed),
-            cmd=cmd(absolute),
-            cpr_log=cpr(signed, logarithmic=True),
-            cmd_log=cmd(absolute, logarithmic=True),
-            cpr_achieved=cpr_achieved(by_sign, n_edges_total),
-            cmd_achieved=cmd_achieved(by_size, n_edges_total),
-            cpr_achieved_log=cpr_achieved(by_sign, n_edges_total, logarithmic=True),
-            cmd_achieved_log=cmd_achieved(by_size, n_edges_total, logarithmic=True),
-        )
+        areas: dict[str, float] = {}
+        for end, axis in (("", False), ("_log", True)):
+            areas |= {f"cpr{end}": cpr(signed, logarithmic=axis), f"cmd{end}": cmd(absolute, logarithmic=axis)}
+            areas[f"cpr_achieved{end}"] = cpr_achieved(by_sign, n_edges_total, logarithmic=axis)
+            areas[f"cmd_achieved{end}"] = cmd_achieved(by_size, n_edges_total, logarithmic=axis)
+        return cls(**areas)
 
     def to_record(self) -> dict[str, float | None]:
-        """Name -> area; null where there is none."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: None if value != value else value for name, value in values.items()}
+        """The areas by name; null instead of NaN.
+
+        Returns:
+            The record.
+        """
+        return {name: None if isnan(value) else value for name, value in asdict(self).items()}
 
 
 def mib_sizes(n_edges_total: int) -> tuple[int, ...]:
-    """Nominal numbers of edges at MIB's shares."""
+    """Nominal numbers of edges at MIB's shares.
+
+    Returns:
+        One number for each of `MIB_SHARES`.
+    """
     return tuple(int(share * n_edges_total) for share in MIB_SHARES)
 
 
@@ -100,6 +106,12 @@ def cpr(faithfulness: Sequence[float], *, logarithmic: bool = False) -> float:
     Args:
         faithfulness: One value per share of `MIB_SHARES`.
         logarithmic: On the logarithmic axis, divided by its width; else as MIB.
+
+    Returns:
+        The area, 0.999 or 1 for a perfect curve.
+
+    Raises:
+        ValueError: There is not one value per share.
 
     References:
         Mueller et al. 2025 (MIB), section 3.1, arXiv:2504.13151.
@@ -114,6 +126,12 @@ def cmd(faithfulness: Sequence[float], *, logarithmic: bool = False) -> float:
         faithfulness: One value per share of `MIB_SHARES`.
         logarithmic: On the logarithmic axis, divided by its width; else as MIB.
 
+    Returns:
+        The area, 0 for a perfect curve.
+
+    Raises:
+        ValueError: There is not one value per share.
+
     References:
         Mueller et al. 2025 (MIB), section 3.1, arXiv:2504.13151.
     """
@@ -121,12 +139,20 @@ def cmd(faithfulness: Sequence[float], *, logarithmic: bool = False) -> float:
 
 
 def cpr_achieved(points: Sequence[CurvePoint], n_edges_total: int, *, logarithmic: bool = False) -> float:
-    """CPR over the sizes that circuits had after pruning; a perfect curve comes to 1 less half its first size."""
+    """CPR over the sizes of circuits after pruning.
+
+    Returns:
+        The area; for a perfect curve 1 minus half its first size.
+    """
     return _achieved([(point.n_edges, point.faithfulness) for point in points], 0.0, n_edges_total, logarithmic)
 
 
 def cmd_achieved(points: Sequence[CurvePoint], n_edges_total: int, *, logarithmic: bool = False) -> float:
-    """CMD over the sizes that circuits had after pruning; a perfect curve comes to half its first size."""
+    """CMD over the sizes of circuits after pruning.
+
+    Returns:
+        The area; for a perfect curve half its first size.
+    """
     values = [(point.n_edges, abs(1 - point.faithfulness)) for point in points]
     return _achieved(values, 1.0, n_edges_total, logarithmic)
 
@@ -154,5 +180,4 @@ def _achieved(points: Sequence[tuple[int, float]], empty: float, total: int, log
 
 def _area(places: Sequence[float], values: Sequence[float]) -> float:
     """The trapezoidal rule."""
-    widths = [b - a for a, b in pairwise(places)]
-    return sum(w * (a + b) / 2 for w, (a, b) in zip(widths, pairwise(values), strict=True))
+    return sum((b - a) * (x + y) / 2 for (a, b), (x, y) in zip(pairwise(places), pairwise(values), strict=True))

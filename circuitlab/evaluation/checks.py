@@ -39,6 +39,10 @@ def check_whole_nodes(circuit: Circuit) -> None:
 
 
 def kept_neurons(circuit: Circuit) -> Bool[np.ndarray, "writer d_model"] | None:
-    """Which neurons of its nodes a circuit keeps; None where it keeps all."""
+    """The neurons that a circuit keeps of its nodes.
+
+    Returns:
+        The mask; None where all neurons are kept.
+    """
     parts = circuit.node_parts
     return parts.neurons if parts.split(circuit.mask).any() else None

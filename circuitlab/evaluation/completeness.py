@@ -1,14 +1,14 @@
-"""Completeness: does the circuit hold all that does the job, or does the rest of the model do it too?
+"""Completeness: whether the model without the circuit still performs the task.
 
 Two measures, both in units of faithfulness:
 
-- the **complement**: faithfulness of all edges but the circuit's. Near 0: the model does not do it without the circuit.
-- **same under knockouts**: with the same random part K of the circuit taken out of the circuit C and of the model N,
-  |f(C without K) - f(N without K)|. Near 0 for every K: what the damaged circuit does is what the damaged model does.
-  A model with a second way that the circuit misses stays up where the circuit breaks down.
+- the **complement**: faithfulness of all edges outside of the circuit. Near 0: the circuit is complete.
+- **same under knockouts**: with the same random part K of the circuit removed from the circuit C and from the model N,
+  |f(C without K) - f(N without K)|. Near 0 for every K: the damaged circuit behaves like the damaged model. A model
+  with a second mechanism that the circuit misses keeps its performance where the circuit loses it.
 
-K is drawn in two steps, first how many edges (each number from 1 to all of them as likely), then which. The search for
-the worst K (greedy, in the paper) is not done, so that the largest difference here is a lower bound.
+K is drawn in two steps, first its number of edges (uniformly from 1 to all of them), then the edges. The search for the
+worst K (greedy, in the paper) is not done, so that the largest difference here is a lower bound.
 
 References:
     Wang et al. 2022, arXiv:2211.00593 (completeness); Marks et al. 2024, arXiv:2403.19647 (the complement).
@@ -31,7 +31,7 @@ class Knockout:
     """The same edges of the circuit taken out of the circuit and out of the model.
 
     Attributes:
-        n_edges: How many.
+        n_edges: Their number.
         circuit: Faithfulness of the circuit without them.
         model: Faithfulness of the whole model without them.
     """
@@ -42,12 +42,16 @@ class Knockout:
 
     @property
     def difference(self) -> float:
-        """How far the two are apart, 0 or more."""
+        """The absolute difference of the two."""
         return abs(self.circuit - self.model)
 
 
 def complement_faithfulness(experiment: Experiment, circuit: Circuit) -> float:
-    """Faithfulness of the model without the circuit's edges, or its neurons along them; run as it is, not pruned."""
+    """Faithfulness of the model without the circuit's edges, or its neurons along them; not pruned.
+
+    Returns:
+        The faithfulness.
+    """
     found = experiment.faithfulness_without(circuit.mask[None], "complement", neurons=kept_neurons(circuit))
     return float(found[0])
 
@@ -58,7 +62,7 @@ def knockouts(experiment: Experiment, circuit: Circuit, n: int, rng: np.random.G
     Args:
         experiment: The data set.
         circuit: The circuit.
-        n: How many parts.
+        n: Number of parts.
         rng: All randomness comes from it.
 
     Returns:

@@ -14,7 +14,7 @@ from circuitlab.graphs.ranking import mask_of, ranked_edges
 from circuitlab.patching.experiment import Experiment
 
 SUFFICES = 0.9
-# How many sizes are tried between the last of MIB's that falls short and the first that suffices.
+# Number of sizes to run between the last of MIB's that does not suffice and the first that does.
 TRIED = 12
 # The whole graph of a float32 model has come out up to 1e-5 above 1.
 SLACK = 1e-4
@@ -23,10 +23,13 @@ Curve = tuple[CurvePoint, ...]
 
 
 def curves(experiment: Experiment, circuit: Circuit) -> tuple[Curve, Curve]:
-    """Faithfulness at MIB's sizes, edges ranked by absolute and by signed score; empty without scores.
+    """Faithfulness at MIB's sizes, edges ranked by absolute and by signed score.
 
-    An edge without a score (NaN) counts as the best of all, as in EAP-IG: what was not scored is kept. A circuit has no
+    An edge without a score (NaN) ranks first, as in EAP-IG: edges that were not scored are kept. A circuit has no
     scores if those of its graph are all 0 or NaN.
+
+    Returns:
+        Both curves; empty without scores.
     """
     given = circuit.scores[real_edges(circuit.layout)]
     if not given[np.isfinite(given)].any():
@@ -41,7 +44,10 @@ def smallest_sufficient(experiment: Experiment, circuit: Circuit, curve: Curve) 
     """The smallest circuit of top edges by absolute score with a faithfulness of at least 0.9, of those that were run.
 
     Between MIB's first size that suffices and the one before, up to 12 more are run, evenly on a logarithmic axis.
-    Faithfulness does not grow steadily, so that a smaller one between two that were run may suffice too.
+    Faithfulness is not monotonic in size, so a smaller one between two that were run may suffice too.
+
+    Returns:
+        The point; None where no circuit suffices.
     """
     before = [0, *(point.n_edges_nominal for point in curve)]
     for low, point in zip(before, curve, strict=False):
@@ -56,12 +62,20 @@ def smallest_sufficient(experiment: Experiment, circuit: Circuit, curve: Curve) 
 
 
 def highest(curve: Curve) -> CurvePoint | None:
-    """The point with the most faithfulness, the smallest of equals; None without a curve."""
+    """The point with the highest faithfulness.
+
+    Returns:
+        The smallest of equal points; None without a curve.
+    """
     return max(curve, key=lambda point: point.faithfulness, default=None)
 
 
 def overshoots(curve: Curve) -> bool:
-    """Whether a circuit does more than the whole model (f > 1): edges that work against the answer are missing."""
+    """Whether a circuit exceeds the whole model (f > 1): edges that work against the answer are missing.
+
+    Returns:
+        True if a circuit does.
+    """
     return any(point.faithfulness > 1 + SLACK for point in curve)
 
 
@@ -75,7 +89,7 @@ def _points(
 
 
 def _top(circuit: Circuit, sizes: Sequence[int], *, signed: bool) -> Bool[np.ndarray, "size writer reader"]:
-    """Top edges at each size, pruned; edges that a search never asked about come last, by their second score."""
+    """Top edges at each size, pruned; edges that a search did not test come last, by their second score."""
     keys, second = circuit.scores, circuit.second_scores
     if not signed:
         keys, second = np.abs(keys), None if second is None else np.abs(second)

@@ -1,15 +1,13 @@
-"""Test a circuit on held-out prompts, with everything outside it replaced."""
+"""Evaluate a circuit on held-out prompts, with everything outside of it replaced."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Float
 
-from circuitlab import stats
 from circuitlab.arguments import checked
 from circuitlab.data.batch import PairBatch
 from circuitlab.data.batching import prompt_keys
@@ -20,8 +18,8 @@ from circuitlab.evaluation.areas import Areas, CurvePoint
 from circuitlab.evaluation.checks import check_circuit, kept_neurons
 from circuitlab.evaluation.completeness import Knockout, complement_faithfulness, knockouts
 from circuitlab.evaluation.curve import SUFFICES, curves, highest, overshoots, smallest_sufficient
+from circuitlab.evaluation.faithfulness import Faithfulness
 from circuitlab.evaluation.minimality import Minimality, minimality_of
-from circuitlab.evaluation.warnings import warnings_of
 from circuitlab.graphs.circuit import Circuit
 from circuitlab.graphs.random import random_circuit
 from circuitlab.graphs.selection import Selection
@@ -29,10 +27,8 @@ from circuitlab.metrics import MetricLike, resolve
 from circuitlab.models.modes import in_ordinary_modes
 from circuitlab.models.protocol import Model
 from circuitlab.patching.experiment import Experiment
-from circuitlab.patching.gap import Gap
 from circuitlab.patching.runs.replacement import AblationLike
 from circuitlab.progress import Progress, callback, reports_progress
-from circuitlab.result import Result
 from circuitlab.summary import plural
 
 if TYPE_CHECKING:
@@ -40,42 +36,25 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
-class Evaluation(Result):
-    """How a circuit does. Per-example values are kept; the numbers of the report follow from them.
+class Evaluation(Faithfulness):
+    """The evaluation of a circuit: its faithfulness (`Faithfulness`), and further measures.
 
     Attributes:
-        metric: Name of the metric.
-        ablation: What excluded edges carry.
-        clean: Metric of the whole model on the clean prompts.
-        corrupt: Metric of the whole model on the corrupted prompts.
-        empty: Metric of the empty circuit, in which every edge is replaced; for ablation "corrupt" the same.
-        circuit: Metric of the circuit.
-        n_edges: Kept edges.
-        n_edges_weighted: Kept edges by the share of their source's neurons that is kept; as `n_edges` where all are.
-        n_edges_total: Edges of the graph.
-        n_nodes: Nodes with a kept edge, input and logits included.
+        n_edges: Number of kept edges.
+        n_edges_weighted: The same, each edge weighted by the share of its source's neurons that is kept.
+        n_edges_total: Number of edges of the graph.
+        n_nodes: Number of nodes with a kept edge, input and logits included.
         accuracy_model: Share of examples whose most likely token is an answer, whole model.
-        accuracy_circuit: The same of the circuit.
+        accuracy_circuit: The same for the circuit.
         kl: Mean KL divergence of the circuit's predictions from the model's, in nats.
         curve: Faithfulness by size, edges ranked by absolute score; empty if the circuit has no scores.
         curve_signed: The same, edges ranked by signed score.
         smallest: The smallest circuit of top edges with a faithfulness of at least 0.9; None without scores.
-        complement: Faithfulness of the model without the circuit's edges: near 0 if the circuit is all there is.
-        knockouts: Random parts taken out of the circuit and of the model alike.
-        minimality: What each edge is worth to the circuit; None if it was not asked for.
-        random: Faithfulness of random connected circuits with as many edges.
-        seed: Of the interval and the random circuits.
-        selection: How the circuit was selected, where that is known.
-        notes: Sentences that whoever judged it adds to the warnings, such as settings that are not those of the run.
-        n_seen: Pairs of these with a prompt that the circuit was selected on, where that is known.
+        complement: Faithfulness of the model without the circuit's edges: near 0 if the circuit is complete.
+        knockouts: Random parts removed from both the circuit and the model.
+        minimality: The effect of each edge on the circuit; None if it was not measured.
     """
 
-    metric: str
-    ablation: str
-    clean: Float[np.ndarray, " example"]
-    corrupt: Float[np.ndarray, " example"]
-    empty: Float[np.ndarray, " example"]
-    circuit: Float[np.ndarray, " example"]
     n_edges: int
     n_edges_weighted: float
     n_edges_total: int
@@ -89,35 +68,6 @@ class Evaluation(Result):
     complement: float
     knockouts: tuple[Knockout, ...]
     minimality: Minimality | None
-    random: tuple[float, ...]
-    seed: int
-    selection: Selection | None = None
-    n_seen: int = 0
-    notes: tuple[str, ...] = ()
-
-    @property
-    def faithfulness(self) -> float:
-        """(m(circuit) - m(empty)) / (m(clean) - m(empty)), means over examples first.
-
-        References:
-            Marks et al. 2024, arXiv:2403.19647; Mueller et al. 2025 (MIB), arXiv:2504.13151.
-        """
-        return float(stats.ratio_of_means(self.circuit - self.empty, self.clean - self.empty))
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """95 % bootstrap interval of the faithfulness over examples."""
-        found = stats.ratio_interval(self.circuit - self.empty, self.clean - self.empty, self.seed)
-        return float(found.low), float(found.high)
-
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """What bounds these numbers, in plain sentences; empty for a circuit that explains the behaviour.
-
-        A faithfulness whose interval stays below 0.5 or above 1.5, random circuits that reach it, a disagreement with
-        the discovery pairs, pairs that are not held out, a target not reached; see `circuitlab.evaluation.warnings`.
-        """
-        return warnings_of(self)
 
     @property
     def n_edges_nominal(self) -> int | None:
@@ -141,7 +91,7 @@ class Evaluation(Result):
 
     @property
     def overshoot(self) -> bool:
-        """Whether the circuit, or one of either curve, does more than the whole model (f > 1)."""
+        """Whether the circuit, or one of either curve, exceeds the whole model (f > 1)."""
         own = CurvePoint(self.n_edges, self.n_edges, self.faithfulness)
         return overshoots((*self.curve, *self.curve_signed, own))
 
@@ -149,11 +99,6 @@ class Evaluation(Result):
     def incompleteness(self) -> float:
         """Mean difference between circuit and model under the same knockouts; NaN without any."""
         return float(np.mean([one.difference for one in self.knockouts])) if self.knockouts else float("nan")
-
-    @property
-    def gap(self) -> Gap:
-        """What the faithfulness is a share of, m(clean) - m(empty), with its standard error."""
-        return Gap.of(self.clean, self.empty)
 
     @property
     def metric_clean(self) -> float:
@@ -176,44 +121,47 @@ class Evaluation(Result):
         return float(self.circuit.mean())
 
     def to_frame(self) -> pd.DataFrame:
-        """The faithfulness curve: n_edges, faithfulness and more of circuits of growing size, one row each."""
+        """The faithfulness curve: n_edges, faithfulness and more of circuits of growing size, one row each.
+
+        Returns:
+            The table.
+        """
         import pandas as pd
 
-        return pd.DataFrame([_point(point) for point in self.curve])
+        return pd.DataFrame([asdict(point) for point in self.curve])
 
     def plot(self, title: str = "") -> Any:
-        """The faithfulness curve as a matplotlib `Figure`, with the circuit and random circuits of its size."""
+        """The faithfulness curve as a matplotlib `Figure`, with the circuit and random circuits of its size.
+
+        Returns:
+            The figure.
+        """
         return draw(self, title=title)
 
     def to_record(self) -> dict[str, Any]:
-        """The content of `evaluation.json`, described in docs/evaluation.md; what is not a number is null."""
-        (low, high), gap = self.interval, self.gap
+        """The content of `evaluation.json`, described in docs/evaluation.md; null instead of NaN.
+
+        Returns:
+            Plain values.
+        """
+        gap, top = self.gap, highest(self.curve)
         return {
             "metric": self.metric,
             "ablation": self.ablation,
             "n": len(self.clean),
-            "metric_clean": self.metric_clean,
-            "metric_corrupt": self.metric_corrupt,
-            "metric_empty": self.metric_empty,
-            "metric_circuit": self.metric_circuit,
+            **self._values("metric_clean", "metric_corrupt", "metric_empty", "metric_circuit"),
             "metric_gap": gap.mean,
             "metric_gap_se": gap.standard_error,
             "faithfulness": self.faithfulness,
-            "faithfulness_ci": [low, high],
-            "n_edges": self.n_edges,
-            "n_edges_nominal": self.n_edges_nominal,
-            "n_edges_weighted": self.n_edges_weighted,
-            "n_edges_total": self.n_edges_total,
-            "n_nodes": self.n_nodes,
-            "accuracy_model": self.accuracy_model,
-            "accuracy_circuit": self.accuracy_circuit,
-            "kl": self.kl,
+            "faithfulness_ci": list(self.interval),
+            **self._values("n_edges", "n_edges_nominal", "n_edges_weighted", "n_edges_total", "n_nodes"),
+            **self._values("accuracy_model", "accuracy_circuit", "kl"),
             **self.areas.to_record(),
-            "smallest_sufficient": self.smallest and {"at_least": SUFFICES, **_point(self.smallest)},
+            "smallest_sufficient": self.smallest and {"at_least": SUFFICES, **asdict(self.smallest)},
             "overshoot": self.overshoot,
-            "highest": (top := highest(self.curve)) and _point(top),
-            "curve": [_point(point) for point in self.curve],
-            "curve_signed": [_point(point) for point in self.curve_signed],
+            "highest": top and asdict(top),
+            "curve": [asdict(point) for point in self.curve],
+            "curve_signed": [asdict(point) for point in self.curve_signed],
             "completeness": {
                 "complement_faithfulness": self.complement,
                 "incompleteness": None if np.isnan(self.incompleteness) else self.incompleteness,
@@ -229,6 +177,9 @@ class Evaluation(Result):
             "n_seen": self.n_seen,
             "warnings": list(self.warnings),
         }
+
+    def _values(self, *names: str) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in names}
 
     def _discovery(self) -> dict[str, Any] | None:
         """Faithfulness on the pairs that the circuit was selected on, and under what; None where it is not known."""
@@ -263,14 +214,6 @@ class Evaluation(Result):
             yield "warning", self.warnings[0]
 
 
-def _point(point: CurvePoint) -> dict[str, float]:
-    return {
-        "n_edges": point.n_edges,
-        "n_edges_nominal": point.n_edges_nominal,
-        "faithfulness": point.faithfulness,
-    }
-
-
 @checked
 @in_ordinary_modes
 @reports_progress
@@ -290,26 +233,25 @@ def evaluate(
     budget: int | None = None,
     progress: Progress | bool | None = None,
 ) -> Evaluation:
-    """Run a circuit on pairs and set it against the whole model, the empty circuit, its own parts and random circuits.
+    """Compare a circuit with the whole model, the empty circuit, its own parts and random circuits.
 
     Args:
-        model: The model the circuit is of.
-        circuit: The circuit; it is run as it is, pruned or not, and never changed. Where it keeps some neurons of a
-            node, its edges from there carry these, and the replacement of the others. Curve and random circuits are of
-            whole nodes.
+        model: The model of the circuit.
+        circuit: The circuit; it is run without pruning, and not changed. Where it keeps some neurons of a node, its
+            edges from there carry these, and the replacement of the others. Curve and random circuits are of whole
+            nodes.
         pairs: Held-out pairs.
-        metric: What is measured at the answer position; by default the metric of the task that drew the pairs,
-            else `logit_diff`.
-        ablation: What excluded edges carry: "corrupt", "zero", "mean", "mean-position", "mean-span" or "noise", a
+        metric: The metric at the answer position; by default that of the task that drew the pairs, else `logit_diff`.
+        ablation: The values of excluded edges: "corrupt", "zero", "mean", "mean-position", "mean-span" or "noise", a
             `Replacement`, or a function of (model, batch) that returns every node's output (see `Replacement`).
-        reference: Prompts that means are taken of (their clean ones); none of them may be among `pairs`.
-        n_random: How many random connected circuits with as many edges.
-        n_knockouts: How many random parts of the circuit are taken out of it and of the model, for completeness; each
+        reference: Prompts to take means over (the clean ones); none of them may be among `pairs`.
+        n_random: Number of random connected circuits with as many edges.
+        n_knockouts: Number of random parts of the circuit to remove from it and from the model, for completeness; each
             costs a run of nearly the whole graph.
-        minimality: Whether the circuit is run without each of its edges, for minimality; a run an edge.
-        seed: Of the interval, the random circuits, the knockouts and the noise.
-        allow_weak_gap: Go on where the pairs do not tell the whole model and the empty circuit apart.
-        budget: Bytes that a packed run may take.
+        minimality: Whether to run the circuit without each of its edges, for minimality; a run an edge.
+        seed: Random seed of the interval, the random circuits, the knockouts and the noise.
+        allow_weak_gap: Accept pairs without a significant gap between whole model and empty circuit.
+        budget: Bytes of memory for a packed run.
         progress: None draws a bar in a terminal or a notebook, True always, False never; or a function that is called
             with (step, done, total).
 
@@ -321,8 +263,8 @@ def evaluate(
         UnknownNameError: No such metric or ablation.
         ConfigError: `n_random` or `n_knockouts` is negative; means without reference prompts, or with prompts that are
             scored or do not go with them; reference prompts that nothing needs.
-        MetricError: The metric does not tell the whole model and the empty circuit apart
-            (`circuitlab.patching.gap`), or gives the wrong shape or NaN.
+        MetricError: The gap between whole model and empty circuit is not significant (`circuitlab.patching.gap`), or
+            the metric gives the wrong shape or NaN.
 
     Example:
         >>> from circuitlab import evaluate, load_model, load_task, score_edges, select
@@ -335,15 +277,20 @@ def evaluate(
         True
     """
     experiment = Experiment(model, pairs, metric, ablation, reference, seed, allow_weak_gap, budget, callback(progress))
-    return evaluate_circuit(
-        experiment, circuit, n_random=n_random, n_knockouts=n_knockouts, minimality=minimality
-    )  # fmt: skip
+    return evaluate_circuit(experiment, circuit, n_random=n_random, n_knockouts=n_knockouts, minimality=minimality)
 
 
 def evaluate_circuit(
     experiment: Experiment, circuit: Circuit, *, n_random: int = 20, n_knockouts: int = 10, minimality: bool = True
 ) -> Evaluation:
-    """Evaluate a circuit on an experiment's pairs; arguments, result and errors as of `evaluate`."""
+    """Evaluate a circuit on an experiment's pairs; arguments as of `evaluate`.
+
+    Returns:
+        The evaluation.
+
+    Raises:
+        CircuitLabError: As `evaluate`.
+    """
     for name, n, what in (("n_random", n_random, "circuits"), ("n_knockouts", n_knockouts, "parts")):
         if n < 0:
             raise ConfigError(f"{name} is {n}; it counts random {what} and cannot be negative.")
@@ -351,14 +298,10 @@ def evaluate_circuit(
     layout, seed, metric = circuit.layout, experiment.seed, experiment.metric
     accuracy, kl = resolve("accuracy"), resolve("kl")
     _, (accurate, _) = experiment.recordings.ends(metric, accuracy)
-    experiment.gap  # noqa: B018 - refuses pairs on which there is nothing to explain
+    experiment.gap  # noqa: B018 - rejects pairs without a gap
     metrics = list({one.name: one for one in (metric, accuracy, kl)}.values())
-    own = {
-        name: values[0]
-        for name, values in experiment.measure(
-            circuit.mask[None], metrics, "circuit", neurons=kept_neurons(circuit)
-        ).items()
-    }
+    measured = experiment.measure(circuit.mask[None], metrics, "circuit", neurons=kept_neurons(circuit))
+    own = {name: values[0] for name, values in measured.items()}
     curve, by_sign = curves(experiment, circuit)
     rng = np.random.default_rng([seed, 2])
     chance = [random_circuit(layout, circuit.n_edges, rng) for _ in range(n_random)] if circuit.n_edges else []
@@ -390,7 +333,7 @@ def evaluate_circuit(
 
 
 def _seen(selection: Selection | None, pairs: PairSet | PairBatch) -> int:
-    """How many pairs have a prompt that the circuit was selected on."""
+    """Number of pairs with a prompt that the circuit was selected on."""
     if selection is None or not selection.prompts:
         return 0
     return sum(not selection.prompts.isdisjoint(keys) for keys in prompt_keys(pairs))

@@ -1,8 +1,8 @@
-"""Minimality: what each edge of a circuit is worth to it, by running the circuit without that edge.
+"""Minimality: the effect of each edge on its circuit, by running the circuit without that edge.
 
 The effect of an edge e of circuit C is f(C) - f(C without e), in units of faithfulness: positive where the circuit
-needs the edge, near 0 where it could go, negative where the circuit would do better without it. The circuit is run for
-every edge, nothing is estimated; what the edge alone held up is not pruned, for it changes nothing.
+needs the edge, near 0 where the edge is dispensable, negative where the circuit is better without it. The circuit is
+run for every edge, nothing is estimated; edges that connect to nothing else are not pruned, as they have no effect.
 
 References:
     Wang et al. 2022, arXiv:2211.00593: the effect of e with K empty; the largest over all K is not searched for.
@@ -34,7 +34,7 @@ MASKED_AT_ONCE = 2**26
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Minimality(Summary):
-    """What each edge is worth to its circuit.
+    """The effect of each edge on its circuit.
 
     Attributes:
         edges: The circuit's edges, in the order of `Layout.edges`.
@@ -54,14 +54,22 @@ class Minimality(Summary):
         return tuple(edge for edge, low in zip(self.edges, self.low, strict=True) if low <= 0)
 
     def to_frame(self) -> pd.DataFrame:
-        """One row an edge: edge, effect, ci_low, ci_high."""
+        """One row an edge: edge, effect, ci_low, ci_high.
+
+        Returns:
+            The table.
+        """
         import pandas as pd
 
         names = [edge.name for edge in self.edges]
         return pd.DataFrame({"edge": names, "effect": self.effect, "ci_low": self.low, "ci_high": self.high})
 
     def to_record(self) -> list[dict[str, object]]:
-        """The same as plain records."""
+        """The effects as plain values.
+
+        Returns:
+            One record an edge.
+        """
         rows = zip(self.edges, self.effect.tolist(), self.low.tolist(), self.high.tolist(), strict=True)
         return [{"edge": edge.name, "effect": effect, "ci": [low, high]} for edge, effect, low, high in rows]
 
@@ -79,6 +87,9 @@ def minimality_of(experiment: Experiment, circuit: Circuit, whole: Float[np.ndar
         experiment: The data set.
         circuit: The circuit.
         whole: The metric of the circuit with all its edges, per example.
+
+    Returns:
+        The effects of the edges.
     """
     lost = whole - without_each(experiment, circuit)
     gap = experiment.clean - experiment.empty
@@ -92,7 +103,11 @@ def minimality_of(experiment: Experiment, circuit: Circuit, whole: Float[np.ndar
 
 
 def without_each(experiment: Experiment, circuit: Circuit) -> Float[np.ndarray, "edge example"]:
-    """The metric of the circuit without each of its edges, in the order of `Layout.edges`."""
+    """The metric of the circuit without each of its edges, in the order of `Layout.edges`.
+
+    Returns:
+        One row an edge.
+    """
     places = edge_places(circuit.layout)
     places = places[circuit.mask[places[:, 0], places[:, 1]]]
     size = max(1, MASKED_AT_ONCE // circuit.mask.size)

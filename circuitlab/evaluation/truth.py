@@ -1,9 +1,8 @@
-"""How well scores tell the edges of a known circuit from all others: AUROC and average precision.
+"""How well scores distinguish the edges of a known circuit from all others: AUROC and average precision.
 
-The universe is every edge of the model's graph, those of parts that do nothing included; folded, every pair of nodes
-with an edge, q, k and v taken together. Edges are ranked by absolute score, or by score. A ranking counts the smallest
-difference: scores of 1e-9 that rounding left are told apart. With `floor`, scores of at most this share of the largest
-count as 0 and tie.
+All edges of the model's graph are ranked, including those of unused parts; folded, all pairs of nodes with an edge, q,
+k and v taken together. Edges are ranked by absolute score, or by score. The smallest difference counts, such as scores
+of 1e-9 from rounding. With `floor`, scores of at most this share of the largest count as 0 and tie.
 
     AUROC              the share of pairs of a true and another edge in which the true one scores higher; a tie counts
                        half. It is the area under the curve (false positive rate, true positive rate) over all
@@ -11,8 +10,8 @@ count as 0 and tie.
     average precision  the sum over thresholds of (recall gained) times (precision there); edges of equal score enter
                        together.
 
-The interval is a bootstrap over edges, true and other ones resampled apart. It speaks of the choice of edges that the
-graph happens to have, not of the choice of prompts.
+The interval is a bootstrap over edges, true and other ones resampled separately. It is about the choice of edges, not
+of prompts.
 
 References:
     Hanley and McNeil 1982, Radiology 143:29 (AUROC as a Mann-Whitney statistic); Conmy et al. 2023, arXiv:2304.14997
@@ -34,7 +33,7 @@ from circuitlab.result import Result
 from circuitlab.stats import CONFIDENCE, N_RESAMPLES
 from circuitlab.summary import plural
 
-# Resamples are made in parts, so that no more than so many numbers are in memory at once.
+# Largest number of values in memory at once; resamples are drawn in parts.
 NUMBERS_AT_ONCE = 2**22
 
 
@@ -76,7 +75,7 @@ def recovery(
     seed: int = 0,
     n_resamples: int = N_RESAMPLES,
 ) -> Recovery:
-    """Set scores against a known circuit.
+    """Compare scores with a known circuit.
 
     Args:
         spec: The model's shape.
@@ -107,14 +106,13 @@ def recovery(
         raise ConfigError(f"floor is {floor}; it is a share of the largest score, at least 0 and below 1.")
     values, true = _universe(Layout.of(spec), scores, truth, signed, folded)
     values = np.where(np.abs(values) <= floor * np.abs(values).max(), 0.0, values)
-    counts = np.ones((1, len(values)))
-    ends = _resampled(values, true, seed, n_resamples)
-    (area,), (precision,) = _judge(values, true, counts)
+    of_area, of_precision = _resampled(values, true, seed, n_resamples).tolist()
+    (area,), (precision,) = _judge(values, true, np.ones((1, len(values))))
     return Recovery(
         auroc=float(area),
-        auroc_interval=ends[0],
+        auroc_interval=tuple(of_area),
         average_precision=float(precision),
-        average_precision_interval=ends[1],
+        average_precision_interval=tuple(of_precision),
         n_true=int(true.sum()),
         n_edges=len(true),
         folded=folded,
@@ -124,7 +122,11 @@ def recovery(
 def roc_curve(
     scores: Float[np.ndarray, " edge"], true: Bool[np.ndarray, " edge"]
 ) -> tuple[Float[np.ndarray, " point"], Float[np.ndarray, " point"]]:
-    """False and true positive rates over all thresholds, from (0, 0) to (1, 1); equal scores are one step."""
+    """The ROC curve over all thresholds, from (0, 0) to (1, 1); equal scores are one step.
+
+    Returns:
+        False positive rates, and true positive rates.
+    """
     hits, others = _cumulated(scores, true, np.ones((1, len(scores))))
     return others[0] / others[0, -1], hits[0] / hits[0, -1]
 
@@ -174,7 +176,7 @@ def _cumulated(
 def _judge(
     scores: np.ndarray, true: np.ndarray, counts: Float[np.ndarray, "resample edge"]
 ) -> tuple[Float[np.ndarray, " resample"], Float[np.ndarray, " resample"]]:
-    """AUROC and average precision, each edge counted so many times."""
+    """AUROC and average precision, with a count for each edge."""
     hits, others = _cumulated(scores, true, counts)
     gained, passed = np.diff(hits), np.diff(others)
     middle = (hits[:, 1:] + hits[:, :-1]) / 2
@@ -184,20 +186,16 @@ def _judge(
     return area, (gained * precision).sum(1) / hits[:, -1]
 
 
-def _resampled(
-    scores: np.ndarray, true: np.ndarray, seed: int, n_resamples: int
-) -> tuple[tuple[float, float], tuple[float, float]]:
+def _resampled(scores: np.ndarray, true: np.ndarray, seed: int, n_resamples: int) -> Float[np.ndarray, "measure end"]:
+    """The 95 % bootstrap intervals of AUROC and average precision."""
     rng = np.random.default_rng([seed, 3])
     size = max(1, NUMBERS_AT_ONCE // len(scores))
-    found: list[tuple[np.ndarray, np.ndarray]] = []
+    found: list[np.ndarray] = []
     for start in range(0, n_resamples, size):
-        n = min(size, n_resamples - start)
-        counts = np.zeros((n, len(scores)))
+        counts = np.zeros((min(size, n_resamples - start), len(scores)))
         for group in (true, ~true):
             many = int(group.sum())
-            counts[:, group] = rng.multinomial(many, np.full(many, 1 / many), size=n)
-        found.append(_judge(scores, true, counts))
+            counts[:, group] = rng.multinomial(many, np.full(many, 1 / many), size=len(counts))
+        found.append(np.stack(_judge(scores, true, counts)))
     tail = (1 - CONFIDENCE) / 2
-    ends = [np.quantile(np.concatenate(values), [tail, 1 - tail]) for values in zip(*found, strict=True)]
-    areas, precisions = ((float(low), float(high)) for low, high in ends)
-    return areas, precisions
+    return np.quantile(np.concatenate(found, 1), [tail, 1 - tail], axis=1).T

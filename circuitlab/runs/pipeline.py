@@ -23,9 +23,9 @@ from circuitlab.data.registry import load_task
 from circuitlab.data.task import Task
 from circuitlab.discovery.behaviour import check_behaviour
 from circuitlab.discovery.config import DiscoverConfig, default_folder
-from circuitlab.discovery.scoring import find_method, score, scored_under
+from circuitlab.discovery.registry import find_method
 from circuitlab.discovery.selection import select_circuit, with_faithfulness
-from circuitlab.discovery.stability import over_resamples, over_seeds
+from circuitlab.discovery.stability import Discovery, over_resamples, over_seeds
 from circuitlab.evaluation.evaluate import evaluate_circuit
 from circuitlab.graphs.circuit import Circuit
 from circuitlab.metrics import Metric, metric_of
@@ -105,9 +105,9 @@ def discover(task: str | Path | Task, **settings: Unpack[Settings]) -> Run:
         patched = discovery.under_corrupt()  # one prompt's values in the other, whatever the ablation
         swept = _sites(config, given["sites"], loaded)
         grids = sweep_grids(patched, swept) if swept else {}
-    scored_by: dict[str, Any] = {"steps": steps, **config.method_options}
+    how = Discovery(method, config.selection, {"steps": steps, **config.method_options})
     with clock("score"):
-        scores = score(scored_under(method, discovery), method, **scored_by)
+        scores = how.score(discovery)
     with clock("select"):
         circuit = select_circuit(discovery, scores, config.selection)
         circuit = with_faithfulness(discovery, circuit)
@@ -117,14 +117,13 @@ def discover(task: str | Path | Task, **settings: Unpack[Settings]) -> Run:
         evaluation = evaluate_circuit(held_out, circuit)
         patterns = _strongest_heads(held_out, circuit, effects)
         held_out.recordings.release()
-    again = (circuit, method, config.selection)
     resamples = seeds = None
     if config.stability:
         with clock("stability"):
-            resamples = over_resamples(discovery, scores, *again, config.stability, scored_by)
+            resamples = over_resamples(discovery, how, scores, circuit, config.stability)
     if config.stability_seeds:
         with clock("stability over seeds"):
-            seeds = over_seeds(discovery, chosen, *again, config.stability_seeds, scored_by)
+            seeds = over_seeds(discovery, how, chosen, circuit, config.stability_seeds)
     return Run(
         config=config, task=chosen, task_fingerprint=fingerprint, spec=loaded.spec,
         weights_sha256=loaded.weights_sha256(), bos=loaded.bos, metric=judged_by, pairs=pairs, behaviour=behaviour,

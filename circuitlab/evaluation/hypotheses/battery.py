@@ -1,16 +1,16 @@
 # ruff: noqa: PT028 - `test_circuit` is no pytest test
 """All five tests on one circuit, from the same runs.
 
-| Test | Speaks for the circuit |
+| Test | Outcome that supports the circuit |
 |---|---|
-| equivalence | not rejected: it does as well as the model |
-| independence | not rejected: without it the model knows nothing of the task |
-| minimality | not rejected: no edge could go |
-| sufficiency | rejected: it does better than random circuits |
-| partial necessity | rejected: the model misses it more than random circuits |
+| equivalence | not rejected: it scores like the model |
+| independence | not rejected: the model without it does not perform the task |
+| minimality | not rejected: no edge is dispensable |
+| sufficiency | rejected: it is closer to the model than random circuits |
+| partial necessity | rejected: the model needs it more than random circuits |
 
-The first three ask much (the paper calls them idealised; most published circuits fail some), the last two little. Not
-to reject is no proof: with few examples nothing is rejected.
+The first three are strict (the paper calls them idealised; most published circuits fail some), the last two weak. A
+test that does not reject proves nothing: with few examples none rejects.
 
 References:
     Shi et al. 2024, arXiv:2410.13032.
@@ -20,22 +20,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 
 from circuitlab.arguments import checked
 from circuitlab.data.batch import PairBatch
 from circuitlab.data.pairs import PairSet
+from circuitlab.declarations import Setting, options_of
 from circuitlab.errors import ConfigError, UnknownNameError
 from circuitlab.evaluation.checks import check_circuit, check_whole_nodes
+from circuitlab.evaluation.hypotheses.chance import QUANTILE, necessity_test, sufficiency_test
 from circuitlab.evaluation.hypotheses.equivalence import EPSILON, equivalence_test
 from circuitlab.evaluation.hypotheses.independence import N_PERMUTATIONS, independence_test
 from circuitlab.evaluation.hypotheses.minimality import inflated, minimality_test
-from circuitlab.evaluation.hypotheses.necessity import necessity_test
-from circuitlab.evaluation.hypotheses.quantile import QUANTILE
-from circuitlab.evaluation.hypotheses.result import EdgeTests, TestResult
-from circuitlab.evaluation.hypotheses.sufficiency import sufficiency_test
+from circuitlab.evaluation.hypotheses.result import RECORDED, EdgeTests, TestResult
 from circuitlab.evaluation.minimality import without_each
 from circuitlab.graphs.circuit import Circuit
 from circuitlab.graphs.prune import real_edges
@@ -59,11 +58,11 @@ class CircuitTests(Summary):
     """Five tests of one circuit.
 
     Attributes:
-        results: One a test, in the order of the module's table.
+        results: The results, in the order of the module's table.
         edges: The minimality test, edge by edge.
-        metric: What was scored.
-        ablation: What excluded edges carried.
-        seed: Of random circuits and permutations.
+        metric: Name of the metric.
+        ablation: The values of excluded edges.
+        seed: Random seed of circuits and permutations.
     """
 
     results: tuple[TestResult, ...]
@@ -84,15 +83,22 @@ class CircuitTests(Summary):
         return found[name]
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a test: test, null, statistic, p_value, rejected, good, n, least_p."""
+        """One row a test: test, null, statistic, p_value, rejected, good, n, least_p.
+
+        Returns:
+            The table.
+        """
         import pandas as pd
 
-        names = ("null", "statistic", "p_value", "rejected", "good", "n", "least_p")
-        rows = [{"test": r.name, **{name: getattr(r, name) for name in names}} for r in self.results]
+        rows = [{"test": r.name, **{name: getattr(r, name) for name in RECORDED}} for r in self.results]
         return pd.DataFrame(rows)
 
     def to_record(self) -> dict[str, Any]:
-        """All of it as plain values."""
+        """All results as plain values.
+
+        Returns:
+            The record.
+        """
         return {
             "metric": self.metric,
             "ablation": self.ablation,
@@ -123,32 +129,32 @@ def test_circuit(
     metric: MetricLike | None = None,
     ablation: AblationLike = "corrupt",
     reference: PairSet | PairBatch | None = None,
-    n_random: int = 100,
-    n_permutations: int = N_PERMUTATIONS,
-    epsilon: float = EPSILON,
-    quantile: float = QUANTILE,
-    correction: str = "holm",
+    n_random: Annotated[int, Setting(what="random circuits", least=1)] = 100,
+    n_permutations: Annotated[int, Setting(what="permutations", least=1)] = N_PERMUTATIONS,
+    epsilon: Annotated[float, Setting(what="distance from a half", above=0, below=0.5)] = EPSILON,
+    quantile: Annotated[float, Setting(what="share of the random circuits", above=0, below=1)] = QUANTILE,
+    correction: Annotated[str, Setting(what="correction", allowed=CORRECTIONS)] = "holm",
     seed: int = 0,
     budget: int | None = None,
     progress: Progress | bool | None = None,
 ) -> CircuitTests:
-    """Put a circuit to the five tests of Shi et al.; see the modules for what each asks.
+    """Run the five tests of Shi et al. on a circuit; see the modules for each test.
 
     Args:
-        model: The model the circuit is of.
-        circuit: The circuit, run as it is.
+        model: The model of the circuit.
+        circuit: The circuit, run without pruning.
         pairs: Held-out pairs.
         metric: The score s, per example; by default the metric of the task that drew the pairs, else `logit_diff`.
-        ablation: What excluded edges carry, as in `evaluate`.
-        reference: Prompts that means are taken of.
-        n_random: How many random circuits, and random edges, to compare with. Fewer than 29 can reject nothing at the
+        ablation: The values of excluded edges, as in `evaluate`.
+        reference: Prompts to take means over.
+        n_random: Number of random circuits, and random edges, to compare with. Fewer than 29 cannot reject at the
             quantile 0.9. Half of the random runs are of nearly the whole graph.
-        n_permutations: Of the independence test.
-        epsilon: Of the equivalence test.
-        quantile: Of the other three.
+        n_permutations: Number of permutations of the independence test.
+        epsilon: Largest distance from a half in the equivalence test.
+        quantile: Share of random circuits or edges to beat in the other three.
         correction: "holm" or "bonferroni", over the circuit's edges.
-        seed: Of random circuits and permutations; the same seed gives the same numbers.
-        budget: Bytes that a packed run may take.
+        seed: Random seed of circuits and permutations; the same seed gives the same numbers.
+        budget: Bytes of memory for a packed run.
         progress: None draws a bar in a terminal or a notebook, True always, False never; or a function that is called
             with (step, done, total).
 
@@ -159,7 +165,7 @@ def test_circuit(
         ConfigError: The circuit has no edge or all of them; a number is out of range.
         UnknownNameError: No such metric, ablation or correction.
         GraphError: The circuit keeps only some neurons of a node.
-        CircuitLabError: What `evaluate` refuses.
+        CircuitLabError: `evaluate` rejects the arguments.
 
     Example:
         >>> from circuitlab import load_model, load_task, score_edges, select, test_circuit
@@ -170,38 +176,26 @@ def test_circuit(
         >>> [test.name for test in test_circuit(model, circuit, pairs.held_out, n_random=2).results][:2]
         ['equivalence', 'independence']
     """
-    _check(circuit, n_random, n_permutations, epsilon, quantile, correction)
+    given = {"n_random": n_random, "n_permutations": n_permutations, "epsilon": epsilon, "quantile": quantile}
+    for setting in options_of(test_circuit):
+        setting.read({**given, "correction": correction}[setting.name])
+    if not 0 < circuit.n_edges < circuit.layout.n_edges:
+        raise ConfigError(
+            f"the circuit keeps {circuit.n_edges} of {circuit.layout.n_edges} edges; the tests compare it with its "
+            "complement and with larger circuits, so it must keep some and not all."
+        )
     check_whole_nodes(circuit)
     check_circuit(circuit, model)
-    # The tests compare scores of single examples and divide by no gap, so a weak one does them no harm.
-    experiment = Experiment(
-        model, pairs, metric, ablation, reference, seed, allow_weak_gap=True, budget=budget,
-        progress=callback(progress),
-    )  # fmt: skip
-    return _tested(experiment, circuit, n_random, n_permutations, epsilon, quantile, correction)
-
-
-test_circuit.__test__ = False  # type: ignore[attr-defined]  # for pytest: no test of this library's
-
-
-def _tested(
-    experiment: Experiment,
-    circuit: Circuit,
-    n_random: int,
-    n_permutations: int,
-    epsilon: float,
-    quantile: float,
-    correction: str,
-) -> CircuitTests:
-    """All five tests of a circuit on an experiment's pairs."""
-    experiment.gap  # noqa: B018 - refuses pairs on which there is nothing to explain
-    layout, real, seed = circuit.layout, real_edges(circuit.layout), experiment.seed
+    # The tests compare scores of single examples and divide by no gap, so a weak one is allowed.
+    experiment = Experiment(model, pairs, metric, ablation, reference, seed, True, budget, callback(progress))
+    experiment.gap  # noqa: B018 - rejects pairs without a gap
+    layout, real = circuit.layout, real_edges(circuit.layout)
     whole, own, rest = experiment.clean, *experiment.values(np.stack([circuit.mask, real & ~circuit.mask]), "circuit")
     rng = np.random.default_rng([seed, 10])
     chance = np.stack([random_circuit(layout, circuit.n_edges, rng) for _ in range(n_random)])
     larger = inflated(circuit.mask, layout, n_random, np.random.default_rng([seed, 12]))
-    assert larger is not None, "a circuit without all edges leaves a path that brings one"
-    added = experiment.values(larger.whole, "inflated") - experiment.values(larger.without, "inflated")
+    assert larger is not None, "a circuit without all edges leaves a path that adds one"
+    added = experiment.values(larger[0], "inflated") - experiment.values(larger[1], "inflated")
     minimal, edges = minimality_test(
         tuple(edge for edge, _ in circuit.edges()),
         np.abs(own - without_each(experiment, circuit)).mean(1),
@@ -224,20 +218,4 @@ def _tested(
     )
 
 
-def _check(
-    circuit: Circuit, n_random: int, n_permutations: int, epsilon: float, quantile: float, correction: str
-) -> None:
-    if not 0 < circuit.n_edges < circuit.layout.n_edges:
-        raise ConfigError(
-            f"the circuit keeps {circuit.n_edges} of {circuit.layout.n_edges} edges; the tests compare it with its "
-            "complement and with larger circuits, so it must keep some and not all."
-        )
-    for name, value in (("n_random", n_random), ("n_permutations", n_permutations)):
-        if value < 1:
-            raise ConfigError(f"{name} is {value}; at least 1 is needed.")
-    if not 0 < epsilon < 0.5:
-        raise ConfigError(f"epsilon is {epsilon}; a distance from a half lies above 0 and below 0.5.")
-    if not 0 < quantile < 1:
-        raise ConfigError(f"quantile is {quantile}; a share lies above 0 and below 1.")
-    if correction not in CORRECTIONS:
-        raise UnknownNameError.of("correction", correction, CORRECTIONS)
+test_circuit.__test__ = False  # type: ignore[attr-defined]  # for pytest: no test of this library's

@@ -1,16 +1,16 @@
-"""Independence: does what is left of the model without the circuit still know how well the model does?
+"""Independence: the scores of the model without the circuit do not depend on those of the model.
 
 The null hypothesis is that the scores of the complement are independent of the model's. The statistic is the
 Hilbert-Schmidt independence criterion with Gaussian kernels whose width is the median distance between two examples,
 
     HSIC = trace(K H L H) / (n - 1)^2,    H = I - 1/n,
 
-and p the share of permutations of one side with at least as much: (1 + how many) / (1 + permutations).
+and p the share of permutations of one side with a statistic at least as large: (1 + count) / (1 + permutations).
 
-Rejected: the circuit left something out. It is a demanding test: under "corrupt" the complement carries the corrupted
-prompt through, whose answer is the clean prompt's distractor, so that its scores can depend on the model's although it
-does nothing of the task. Ablation by zero or means has no such way. Scores that are all the same are independent of
-anything (p = 1). The published code takes one width for both sides and can give p = 0.
+Rejected: the circuit is incomplete. It is a demanding test: under "corrupt" the complement carries the corrupted
+prompt, whose answer is the clean prompt's distractor, so that its scores can depend on the model's although it does not
+perform the task. This does not happen under ablation by zero or means. Constant scores are independent of anything (p =
+1). The published code takes one width for both sides and can give p = 0.
 
 References:
     Shi et al. 2024, arXiv:2410.13032, the independence test; Gretton et al. 2007, "A kernel statistical test of
@@ -22,7 +22,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float
 
-from circuitlab.evaluation.hypotheses.result import LEVEL, TestResult
+from circuitlab.evaluation.hypotheses.result import TestResult
 
 N_PERMUTATIONS = 1000
 
@@ -38,17 +38,18 @@ def independence_test(
     Args:
         complement: Score of the model without the circuit, per example.
         model: Score of the model on the same examples.
-        seed: Of the permutations.
-        n_permutations: How many; the smallest p-value is 1 / (n_permutations + 1).
+        seed: Random seed of the permutations.
+        n_permutations: Number of permutations; the smallest p-value is 1 / (n_permutations + 1).
+
+    Returns:
+        The test; the statistic is the criterion.
     """
     n = len(model)
     one, other = _centred(_kernel(complement)), _kernel(model)
     statistic = _hsic(one, other)
     rng = np.random.default_rng([seed, 11])
-    permuted = np.empty(n_permutations)
-    for i in range(n_permutations):
-        order = rng.permutation(n)
-        permuted[i] = _hsic(one, other[np.ix_(order, order)])
+    orders = (rng.permutation(n) for _ in range(n_permutations))
+    permuted = np.array([_hsic(one, other[np.ix_(order, order)]) for order in orders])
     # Equal arrangements must count as equal although they were summed in another order.
     p = float((1 + (permuted >= statistic * (1 - 1e-9)).sum()) / (1 + n_permutations))
     return TestResult(
@@ -56,8 +57,6 @@ def independence_test(
         null="the scores of the model without the circuit are independent of the model's",
         statistic=statistic,
         p_value=p,
-        rejected=p < LEVEL,
-        good=p >= LEVEL,
         n=n,
         least_p=1 / (1 + n_permutations),
         details={"n_permutations": n_permutations},
@@ -65,7 +64,11 @@ def independence_test(
 
 
 def hsic(a: Float[np.ndarray, " example"], b: Float[np.ndarray, " example"]) -> float:
-    """The criterion of two sets of scores: 0 or more, 0 where one of them is constant."""
+    """The Hilbert-Schmidt independence criterion of two sets of scores.
+
+    Returns:
+        0 or more; 0 where one of them is constant.
+    """
     return _hsic(_centred(_kernel(a)), _kernel(b))
 
 
@@ -75,11 +78,11 @@ def _hsic(centred: np.ndarray, other: np.ndarray) -> float:
 
 
 def _kernel(values: Float[np.ndarray, " example"]) -> Float[np.ndarray, "example example"]:
-    apart = np.abs(values[:, None] - values[None, :])
-    width = float(np.median(apart[np.triu_indices(len(values), 1)])) if len(values) > 1 else 0.0
-    if width == 0:  # more than half of the pairs are equal: equal or not is then all there is to see
-        return (apart == 0).astype(np.float64)
-    return np.exp(-(apart**2) / (2 * width**2))
+    distances = np.abs(values[:, None] - values[None, :])
+    width = float(np.median(distances[np.triu_indices(len(values), 1)])) if len(values) > 1 else 0.0
+    if width == 0:  # more than half of the pairs are equal: compare by equality
+        return (distances == 0).astype(np.float64)
+    return np.exp(-(distances**2) / (2 * width**2))
 
 
 def _centred(kernel: Float[np.ndarray, "example example"]) -> Float[np.ndarray, "example example"]:

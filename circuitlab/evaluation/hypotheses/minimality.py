@@ -1,12 +1,12 @@
-"""Minimality: does every edge of the circuit matter more to it than a random edge would?
+"""Minimality: each edge of the circuit has a larger effect than most random edges.
 
-1. Inflate the circuit by one random path from the input to the logits, and knock one of the edges that came with it out
-   again. The effect is the mean over examples of |s(with) - s(without)|. So many random edges, so many effects.
-2. Knock every edge of the circuit out of the circuit; the effect likewise.
+1. Inflate the circuit by one random path from the input to the logits, and knock one of the added edges out. The
+   effect is the mean over examples of |s(with) - s(without)|. This is repeated for every random edge.
+2. Knock every edge of the circuit out of the circuit, and measure the same effect.
 3. For every edge, the null hypothesis is that its effect exceeds a random edge's with a probability of at least 0.9; a
    binomial test, alternative "less"; corrected over the edges (Holm or Bonferroni; the published code has none).
 
-An edge that is rejected is one that the circuit could do without; the circuit counts as minimal if no edge is.
+A rejected edge is dispensable; the circuit is minimal if no edge is rejected.
 
 References:
     Shi et al. 2024, arXiv:2410.13032, the minimality test.
@@ -14,12 +14,10 @@ References:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from jaxtyping import Bool, Float
 
-from circuitlab.evaluation.hypotheses.quantile import QUANTILE, quantile_p
+from circuitlab.evaluation.hypotheses.chance import QUANTILE, quantile_p
 from circuitlab.evaluation.hypotheses.result import EdgeTests, TestResult, corrected
 from circuitlab.graphs.random import random_path
 from circuitlab.parts import Edge, Layout
@@ -28,28 +26,18 @@ from circuitlab.parts import Edge, Layout
 MOST_DRAWS = 10_000
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Inflated:
-    """Circuits with a random path more, and the same without one of its edges.
-
-    Attributes:
-        whole: The inflated circuits.
-        without: The same, each without one edge that it has and the circuit has not.
-    """
-
-    whole: Bool[np.ndarray, "circuit writer reader"]
-    without: Bool[np.ndarray, "circuit writer reader"]
-
-
 def inflated(
     mask: Bool[np.ndarray, "writer reader"], layout: Layout, n: int, rng: np.random.Generator
-) -> Inflated | None:
-    """So many inflated circuits; None where no path brings an edge that is not there already."""
+) -> tuple[Bool[np.ndarray, "circuit writer reader"], Bool[np.ndarray, "circuit writer reader"]] | None:
+    """Draw circuits with one random path more.
+
+    Returns:
+        `n` inflated circuits, and the same each without one of its added edges; None where no path adds an edge.
+    """
     whole, without = [], []
     for _ in range(MOST_DRAWS):
         larger = mask.copy()
-        for place in random_path(layout, rng):
-            larger[place] = True
+        larger[tuple(np.transpose(list(random_path(layout, rng))))] = True
         new = np.argwhere(larger & ~mask)
         if not len(new):
             continue
@@ -58,7 +46,7 @@ def inflated(
         whole.append(larger)
         without.append(smaller)
         if len(whole) == n:
-            return Inflated(np.stack(whole), np.stack(without))
+            return np.stack(whole), np.stack(without)
     return None
 
 
@@ -73,13 +61,13 @@ def minimality_test(
 
     Args:
         edges: The circuit's edges.
-        effects: What knocking each of them out of the circuit changes, 0 or more.
-        random_effects: What knocking random edges out of inflated circuits changes.
+        effects: Effects of knocking each of them out of the circuit, 0 or more.
+        random_effects: Effects of knocking random edges out of inflated circuits.
         correction: "holm" or "bonferroni".
-        quantile: Which share of the random edges each should beat.
+        quantile: Share of the random edges to beat.
 
     Returns:
-        The circuit's result, whose p-value is the smallest of the corrected ones, and the edges'.
+        The result of the circuit, whose p-value is the smallest of the corrected ones, and those of its edges.
     """
     n = len(random_effects)
     beaten = (effects[:, None] > random_effects).sum(1)
@@ -92,16 +80,12 @@ def minimality_test(
         p_corrected=corrected(p_values, correction),
         correction=correction,
     )
-    rejected = int(found.rejected.sum())
-    p = float(found.p_corrected.min(initial=1.0))
     return TestResult(
         name="minimality",
         null=f"every edge matters more to the circuit than {quantile:.0%} of random edges",
         statistic=float(found.beats.min(initial=1.0)),
-        p_value=p,
-        rejected=rejected > 0,
-        good=rejected == 0,
+        p_value=float(found.p_corrected.min(initial=1.0)),
         n=n,
         least_p=min(1.0, len(edges) * quantile_p(0, n, "less", quantile)),
-        details={"n_edges": len(edges), "n_rejected": rejected, "quantile": quantile},
+        details={"n_edges": len(edges), "n_rejected": int(found.rejected.sum()), "quantile": quantile},
     ), found

@@ -1,4 +1,4 @@
-"""What every hypothesis test gives back."""
+"""Results of the hypothesis tests."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 LEVEL = 0.05
+RECORDED = ("null", "statistic", "p_value", "rejected", "good", "n", "least_p")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -24,16 +25,15 @@ class TestResult(Summary):
     """One test of one hypothesis about a circuit.
 
     Attributes:
-        name: Of the test.
+        name: Name of the test.
         null: The null hypothesis, in words.
-        statistic: What was measured.
-        p_value: How probable such a statistic, or one farther out, is under the null hypothesis.
-        rejected: Whether p is below 0.05.
-        good: Whether the outcome speaks for the circuit: a null hypothesis that says that the circuit is as wished is
-            not rejected, or one that says it is no better than chance is.
-        n: How many examples or random circuits the test rests on.
-        least_p: The smallest p-value that so many could give; at or above 0.05 the test cannot reject at all.
-        details: Whatever else was measured, by name.
+        statistic: The test statistic.
+        p_value: Probability of the statistic, or a more extreme one, under the null hypothesis.
+        n: Number of examples or random circuits of the test.
+        least_p: The smallest p-value that is possible with `n`; at or above 0.05 the test cannot reject.
+        for_if_rejected: Whether rejection supports the circuit: the null hypothesis is that it is no better than
+            chance. Otherwise the null hypothesis is that the circuit is as it should be.
+        details: Further measured values, by name.
     """
 
     __test__ = False  # for pytest: no test of this library's
@@ -42,16 +42,28 @@ class TestResult(Summary):
     null: str
     statistic: float
     p_value: float
-    rejected: bool
-    good: bool
     n: int
     least_p: float
+    for_if_rejected: bool = False
     details: Mapping[str, float] = field(default_factory=dict)
 
+    @property
+    def rejected(self) -> bool:
+        """Whether p is below 0.05."""
+        return self.p_value < LEVEL
+
+    @property
+    def good(self) -> bool:
+        """Whether the outcome supports the circuit."""
+        return self.rejected == self.for_if_rejected
+
     def to_record(self) -> dict[str, Any]:
-        """The result as plain values."""
-        names = ("name", "null", "statistic", "p_value", "rejected", "good", "n", "least_p")
-        return {**{name: getattr(self, name) for name in names}, "details": dict(self.details)}
+        """The result as plain values.
+
+        Returns:
+            The record.
+        """
+        return {**{name: getattr(self, name) for name in ("name", *RECORDED)}, "details": dict(self.details)}
 
     def _summary(self) -> str:
         return f"{self.name}: p = {self.p_value:.3g}, {'rejected' if self.rejected else 'not rejected'}"
@@ -63,10 +75,10 @@ class EdgeTests(Summary):
 
     Attributes:
         edges: The edges, in the order of `Layout.edges`.
-        effect: What knocking each out changes.
-        beats: Share of the random edges that change less.
-        p_value: Of each edge alone.
-        p_corrected: After the correction.
+        effect: Change by knocking out each edge.
+        beats: Share of the random edges with a smaller effect.
+        p_value: p-value of each edge alone.
+        p_corrected: p-value after the correction.
         correction: "holm" or "bonferroni".
     """
 
@@ -83,7 +95,11 @@ class EdgeTests(Summary):
         return self.p_corrected < LEVEL
 
     def to_frame(self) -> pd.DataFrame:
-        """One row an edge: edge, effect, beats, p_value, p_corrected, rejected."""
+        """One row an edge: edge, effect, beats, p_value, p_corrected, rejected.
+
+        Returns:
+            The table.
+        """
         import pandas as pd
 
         names = [edge.name for edge in self.edges]
@@ -99,11 +115,14 @@ class EdgeTests(Summary):
 
 
 def corrected(p_values: Float[np.ndarray, " test"], correction: str) -> Float[np.ndarray, " test"]:
-    """p-values corrected for their number, so that the chance of any false rejection stays at 5 %.
+    """p-values corrected for their number, which keeps the chance of any false rejection at 5 %.
 
     Args:
-        p_values: Of the single tests.
-        correction: "holm", or "bonferroni", which is Holm's with the factor of the smallest for all.
+        p_values: The p-values of the single tests.
+        correction: "holm" or "bonferroni".
+
+    Returns:
+        The corrected p-values.
     """
     if not len(p_values):
         return p_values

@@ -1,0 +1,148 @@
+"""The built-in scoring methods, and which method a name or an object stands for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from circuitlab import plugins
+from circuitlab.discovery.acdc import check_acdc, score_acdc
+from circuitlab.discovery.clean_corrupted import score_clean_corrupted
+from circuitlab.discovery.eap import score_eap
+from circuitlab.discovery.eap_ig import score_eap_ig
+from circuitlab.discovery.eap_ig_activations import score_eap_ig_activations
+from circuitlab.discovery.edge_pruning import score_edge_pruning
+from circuitlab.discovery.exact import score_exact
+from circuitlab.discovery.ifr import score_ifr
+from circuitlab.discovery.method import Method, MethodLike, method_of
+from circuitlab.discovery.node_scores import LEVELS
+from circuitlab.discovery.node_sweep import score_node_sweep
+from circuitlab.discovery.random_scores import score_random
+from circuitlab.discovery.relp import score_relp
+from circuitlab.discovery.ugs import score_ugs
+from circuitlab.errors import ConfigError, WrongTypeError, shown
+from circuitlab.patching.experiment import Experiment
+from circuitlab.patching.runs.replacement import AblationLike, as_replacement
+from circuitlab.references import METHOD_SOURCES
+
+CLEAN_RUN, BOTH_RUNS, PATH = (1.0,), (1.0, 0.0), tuple(step / 8 for step in range(9))
+ALL_LEVELS, WRITERS = ("edge", *LEVELS), ("edge", "node", "neuron")
+ONE_PATH = "its path leads from the corrupted prompt's embedding to the clean one's"
+
+
+def _built_in(name: str, score: Callable[..., Any], **about: Any) -> Method:
+    return Method(name=name, score=score, source=METHOD_SOURCES[name][0], **about)
+
+
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        _built_in("eap-ig", score_eap_ig, gradients_at=PATH, levels=ALL_LEVELS, ablation_why=ONE_PATH),
+        _built_in("eap", score_eap, gradients_at=CLEAN_RUN, levels=ALL_LEVELS, takes=("ablation",)),
+        _built_in(
+            "eap-ig-activations", score_eap_ig_activations, gradients_at=PATH, levels=WRITERS, takes=("ablation",)
+        ),
+        _built_in(
+            "clean-corrupted", score_clean_corrupted, gradients_at=BOTH_RUNS, levels=ALL_LEVELS, takes=("ablation",)
+        ),
+        _built_in("exact", score_exact, levels=ALL_LEVELS, takes=("ablation",)),
+        _built_in("sweep", score_node_sweep),
+        _built_in("relp", score_relp, gradients_at=CLEAN_RUN, levels=WRITERS, takes=("ablation",)),
+        _built_in("ifr", score_ifr, reads_corrupt=False, in_metric=False, ablation_why="it reads the clean run alone"),
+        _built_in(
+            "random", score_random, reads_corrupt=False, in_metric=False, takes=("seed",),
+            ablation_why="it reads no run at all",
+        ),
+        _built_in("acdc", score_acdc, in_metric=False, own_circuit=True, takes=("ablation",), check=check_acdc),
+        _built_in("edge-pruning", score_edge_pruning, in_metric=False, own_circuit=True, takes=("seed",)),
+        _built_in("ugs", score_ugs, in_metric=False, takes=("seed",)),
+    )
+}  # fmt: skip
+
+
+def find_method(method: MethodLike) -> Method:
+    """The method of a name or an object.
+
+    Args:
+        method: A name of `METHODS` or of the entry points `circuitlab.methods`, a `Method`, or a function of model,
+            pairs and metric (`method_of`).
+
+    Returns:
+        The method.
+
+    Raises:
+        UnknownNameError: No method has this name.
+        ConfigError: The function does not take these arguments; another package lists a built-in name.
+        WrongTypeError: Another package lists something that is no method and no function.
+    """
+    if isinstance(method, Method):
+        return method
+    if not isinstance(method, str):
+        return method_of(method)
+    if method in METHODS:
+        return METHODS[method]
+    found = plugins.find("methods", method, METHODS)
+    if not (isinstance(found, Method) or callable(found)):
+        raise WrongTypeError(
+            f"method {method!r} of the entry points is {shown(found)}; it must be a Method or a function."
+        )
+    return replace(found, name=method) if isinstance(found, Method) else method_of(found, method)
+
+
+def check_serves(method: Method, ablation: AblationLike) -> None:
+    """Reject a method whose scores are about the corrupted run, where circuits are evaluated under another ablation.
+
+    Raises:
+        ConfigError: It is such a method and another ablation.
+    """
+    if method.reads_corrupt:
+        check_ablation(method, ablation)
+
+
+def scored_under(method: Method, experiment: Experiment) -> Experiment:
+    """The experiment to score edges in, given the one in which circuits are evaluated.
+
+    Returns:
+        The same experiment; with the corrupted run as replacement where the scores do not depend on the ablation.
+
+    Raises:
+        ConfigError: The method does not serve the ablation (`check_serves`).
+    """
+    check_serves(method, experiment.ablation)
+    return experiment if "ablation" in method.takes else experiment.under_corrupt()
+
+
+def check_ablation(method: Method, ablation: AblationLike, reference: object = None) -> None:
+    """Reject an ablation, or reference prompts, that a method would ignore.
+
+    Args:
+        method: The method.
+        ablation: A name, a `Replacement` or a function.
+        reference: The reference prompts, if any are given.
+
+    Raises:
+        ConfigError: The method compares with the corrupted run only.
+    """
+    wanted = as_replacement(ablation)
+    if "ablation" in method.takes or (wanted.kind == "corrupt" and reference is None):
+        return
+    given = f"ablation {wanted.kind!r}" if wanted.kind != "corrupt" else "reference set"
+    raise ConfigError(
+        f"method {method.name!r} takes no {given}: {method.ablation_why}. Leave it out"
+        f"{method_names('ablation', ', or take one of ')}."
+    )
+
+
+def method_names(argument: str, before: str = "") -> str:
+    """The names of the methods that take an argument or score a level.
+
+    Args:
+        argument: One of `SHARED`, or a level.
+        before: Text in front of the list, if it is not empty.
+
+    Returns:
+        The list; empty without such a method.
+    """
+    found = [name for name, method in METHODS.items() if argument in (*method.takes, *method.levels)]
+    return f"{before}{', '.join(found)}" if found else ""
