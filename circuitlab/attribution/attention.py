@@ -54,35 +54,33 @@ def attention(
         >>> attention(model, pairs.discovery[0], ["a0.h1", "a0.h6"]).patterns.shape
         (2, 21, 21)
     """
-    ids, _ = tokens_of(model, prompt, run)
-    chosen = head_nodes(Layout.of(model.spec), heads)
-    return attention_in(model, prompt, model.record(ids), chosen, run=run, notes=notes)
+    return attention_in(model, prompt, heads, run=run, notes=notes)
 
 
 def attention_in(
     model: Model,
     prompt: Prompt,
-    recorded: Recording,
-    heads: Iterable[str | Node],
+    heads: str | Node | Iterable[str | Node] | None,
+    recorded: Recording | None = None,
     *,
     run: str = "clean",
     notes: Mapping[str, str] | None = None,
 ) -> AttentionPatterns:
-    """The same from a recording of this one prompt; other arguments as of `attention`."""
-    _, tokens = tokens_of(model, prompt, run)
-    chosen = head_nodes(Layout.of(model.spec), heads)
+    """The same, of a recording of this one prompt if there is one; other arguments as of `attention`."""
+    ids, tokens = tokens_of(model, prompt, run)
+    chosen = _head_nodes(Layout.of(model.spec), heads)
+    recorded = model.record(ids) if recorded is None else recorded
     patterns = torch.stack([recorded.pattern[node.layer or 0][0, node.head] for node in chosen])
-    weights = patterns.double().cpu().numpy()
     return AttentionPatterns(
         tokens=tokens,
         heads=tuple(node.name for node in chosen),
-        patterns=weights,
+        patterns=patterns.double().cpu().numpy(),
         title=text_of(prompt, tokens, run),
         notes=dict(notes or {}),
     )
 
 
-def head_nodes(layout: Layout, heads: str | Node | Iterable[str | Node] | None) -> tuple[Node, ...]:
+def _head_nodes(layout: Layout, heads: str | Node | Iterable[str | Node] | None) -> tuple[Node, ...]:
     """Heads by their names, each once, in the order given.
 
     Raises:
@@ -94,10 +92,9 @@ def head_nodes(layout: Layout, heads: str | Node | Iterable[str | Node] | None) 
         return tuple(there.values())
     if isinstance(heads, str | Node):
         heads = [heads]
-    names = [head.name if isinstance(head, Node) else str(head) for head in heads]
-    for name in names:
-        if name not in there:
-            raise UnknownNameError.of("head", name, there)
+    names = dict.fromkeys(head.name if isinstance(head, Node) else str(head) for head in heads)
+    if unknown := [name for name in names if name not in there]:
+        raise UnknownNameError.of("head", unknown[0], there)
     if not names:
         raise ConfigError("no head is chosen; name some, such as heads=['a0.h1'], or leave heads out for all.")
-    return tuple(there[name] for name in dict.fromkeys(names))
+    return tuple(there[name] for name in names)

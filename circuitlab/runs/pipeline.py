@@ -157,7 +157,7 @@ def _strongest_heads(held_out: Experiment, circuit: Circuit, effects: Mapping[st
         return None
     notes = {name: f"{effects[name]:.2f}".replace("-", "\N{MINUS SIGN}") for name in shown}
     assert isinstance(held_out.pairs, PairSet), "a task draws pairs of texts"
-    return attention_in(held_out.model, held_out.pairs[0], held_out.recordings.prompt(0), shown, notes=notes)
+    return attention_in(held_out.model, held_out.pairs[0], shown, held_out.recordings.prompt(0), notes=notes)
 
 
 class _Clock:

@@ -86,25 +86,16 @@ def patches_of(
             yield from (replace(one, start=start) for one in patches_of(runs, site, layer, [member], tokens))
         return
     everywhere = torch.ones_like(tokens[:1])
-    several = bool((~tokens.all((1, 2))).any())
-    if site.member is Member.KV_HEAD and several:
-        for column, mask in enumerate(tokens):
-            live, delta = _heads(runs, site, layer, members, mask)
-            yield Patches(
-                site=site, layer=layer, columns=[column], members=members, live=live, tokens=everywhere, delta=delta
-            )
-        return
-    way = _WAYS[site.member] if site.read is None else _of_the_user
-    live, delta = (way if runs.ablation.function is None else _of_outputs)(runs, site, layer, members, everywhere[0])
-    yield Patches(
-        site=site,
-        layer=layer,
-        columns=range(len(tokens)),
-        members=members,
-        live=live,
-        tokens=tokens,
-        delta=delta,
-    )
+    changes = _WAYS[site.member] if site.read is None else _of_the_user
+    changes = changes if runs.ablation.function is None else _of_outputs
+    groups: list[tuple[Sequence[int], Tensor, Tensor]] = [(range(len(tokens)), tokens, everywhere[0])]
+    if site.member is Member.KV_HEAD and not bool(tokens.all()):
+        groups = [([column], everywhere, mask) for column, mask in enumerate(tokens)]
+    for columns, inside, where in groups:
+        live, delta = changes(runs, site, layer, members, where)
+        yield Patches(
+            site=site, layer=layer, columns=columns, members=members, live=live, tokens=inside, delta=delta
+        )  # fmt: skip
 
 
 def _stream(runs: Runs, site: Site, layer: int, _members: Sequence[int], _where: Tensor) -> tuple[Tensor, Change]:
@@ -116,8 +107,12 @@ def _stream(runs: Runs, site: Site, layer: int, _members: Sequence[int], _where:
         "attn_out": lambda run: run.attn_out[layer],
         "mlp_out": lambda run: run.mlp_out[layer],
     }
-    difference = read[site.name](runs.source) - read[site.name](runs.base)
-    return (difference != 0).any(2)[None], lambda _member, example, position: difference[example, position]
+    return _change((read[site.name](runs.source) - read[site.name](runs.base))[None])
+
+
+def _change(difference: Float[Tensor, "member batch seq d_model"]) -> tuple[Tensor, Change]:
+    """Where members differ between the runs, and what their patches add."""
+    return (difference != 0).any(3), lambda member, example, position: difference[member, example, position]
 
 
 def _heads(runs: Runs, site: Site, layer: int, members: Sequence[int], where: Tensor) -> tuple[Tensor, Change]:
@@ -169,15 +164,14 @@ def _of_outputs(runs: Runs, site: Site, layer: int, members: Sequence[int], _whe
     writers = Layout.of(runs.model.spec).writers
     groups = [nodes_of(site, writers, layer, member) for member in members]
     messages = partial(replacement_messages, runs.model, runs.ablation, runs.baseline, runs.base)
-    difference = torch.stack([sum(messages([node])[0] for node in group) for group in groups])
-    return (difference != 0).any(3), lambda member, example, position: difference[member, example, position]
+    return _change(torch.stack([sum(messages([node])[0] for node in group) for group in groups]))
 
 
 def _of_the_user(runs: Runs, site: Site, layer: int, members: Sequence[int], _where: Tensor) -> tuple[Tensor, Change]:
     """Sites of the user: the difference of what they add to the stream in the two runs."""
     found = _read(runs, site, layer, runs.source) - _read(runs, site, layer, runs.base)
-    difference = found[:, :, list(members)].movedim(2, 0) if site.by_member else found[None]
-    return (difference != 0).any(3), lambda member, example, position: difference[member, example, position]
+    heads = rearrange(found, "batch seq head d_model -> head batch seq d_model") if site.by_member else found[None]
+    return _change(heads[list(members)])
 
 
 def _read(runs: Runs, site: Site, layer: int, run: Recording) -> Float[Tensor, "batch seq *head d_model"]:
