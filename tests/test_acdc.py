@@ -238,7 +238,7 @@ class TestResult:
         [
             ({"threshold": 0.1, "n_edges": 3}, ConfigError, "one of threshold, n_edges and sweep"),
             ({"n_edges": 10_000}, ConfigError, "the graph has"),
-            ({"sweep": 1}, ConfigError, "at least 2"),
+            ({"sweep": 1}, ConfigError, "from 2 to 1000"),
             ({"speculate": 0}, ConfigError, "from 1 to 10000"),
             ({"objective": "loss"}, UnknownNameError, "Allowed: kl, metric"),
         ],
