@@ -32,6 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit code.
+
+    Raises:
+        SystemExit: Shell completion ended the process.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
