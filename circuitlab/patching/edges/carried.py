@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,17 +10,16 @@ from torch import Tensor
 
 from circuitlab.models.protocol import Model, Recording
 from circuitlab.parts import Edge, Layout, Node
+from circuitlab.patching.edges.plan import EdgePlan
+from circuitlab.patching.experiment import Experiment
 from circuitlab.patching.runs.baseline import Baseline
 from circuitlab.patching.runs.messages import replacement_messages
 from circuitlab.patching.runs.reach import tokens_that_matter
-from circuitlab.patching.runs.replacement import Replacement
-
-CORRUPT = Replacement(kind="corrupt")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class EdgeRun:
-    """One batch and the messages that are swapped in it.
+    """One batch and the messages that are patched in it.
 
     Attributes:
         model: The model.
@@ -29,7 +27,7 @@ class EdgeRun:
         base: The run that is patched.
         edges: The edges.
         writers: Their sources, in the order of `messages`.
-        messages: How far what each edge of a writer carries instead is from the writer's output in `base`.
+        messages: What each edge of a writer carries instead, minus the writer's output in `base`.
         tokens: The tokens of each column.
         live: Where a message differs and what it changes can reach the answer.
         first: The first such token of each column; `seq` where there is none.
@@ -53,34 +51,27 @@ class EdgeRun:
 
 @torch.no_grad()
 def edge_run(
-    model: Model,
-    baseline: Baseline,
-    edges: Sequence[Edge],
-    tokens: Bool[Tensor, "column batch seq"],
-    direction: str = "noise",
-    replacement: Replacement = CORRUPT,
+    experiment: Experiment, plan: EdgePlan, baseline: Baseline, tokens: Bool[Tensor, "column batch seq"]
 ) -> EdgeRun:
-    """Take the messages of both runs, or of one run and a replacement.
+    """Take the messages of a batch: the differences of both runs, or of one run and its replacement.
 
     Args:
-        model: The model.
+        experiment: The model, and the replacement that a patched edge carries.
+        plan: The edges and the direction.
         baseline: The batch, run clean and corrupted.
-        edges: Edges of the model.
         tokens: The tokens of each column.
-        direction: "noise" patches the clean run, "denoise" the corrupted one.
-        replacement: What a patched edge carries, resolved for the data set that the batch is of.
     """
-    base = baseline.clean if direction == "noise" else baseline.corrupt
-    layout, batch = Layout.of(model.spec), baseline.batch
-    writers = tuple(sorted({edge.source for edge in edges}, key=layout.writer_index))
+    model, replacement = experiment.model, experiment.replacement
+    base = baseline.clean if plan.direction == "noise" else baseline.corrupt
+    writers = tuple(sorted({edge.source for edge in plan.edges}, key=Layout.of(model.spec).writer_index))
     messages = replacement_messages(model, replacement, baseline, base, writers)
-    matters = tokens_that_matter(model.spec, batch, from_difference=replacement.kind == "corrupt")
+    matters = tokens_that_matter(model.spec, baseline.batch, from_difference=replacement.kind == "corrupt")
     live = (messages != 0).any(3) & matters
     return EdgeRun(
         model=model,
         baseline=baseline,
         base=base,
-        edges=tuple(edges),
+        edges=plan.edges,
         writers=writers,
         messages=messages,
         tokens=tokens,

@@ -111,7 +111,7 @@ def run_edges(experiment: Experiment, plan: EdgePlan) -> EdgeEffects:
     metric, packer = experiment.metric, Packer()
     effects = np.zeros((len(plan.edges), len(plan.columns.labels), experiment.n_examples))
     for number, (baseline, tokens) in enumerate(zip(experiment.baselines, plan.columns.masks, strict=True)):
-        run = edge_run(experiment.model, baseline, plan.edges, tokens, plan.direction, experiment.replacement)
+        run = edge_run(experiment, plan, baseline, tokens)
         resources = experiment.resources.part(number, len(experiment.batches))
         effects[:, :, baseline.batch.index.cpu().numpy()] = _effects(run, metric, plan.direction, packer, resources)
     return EdgeEffects(
