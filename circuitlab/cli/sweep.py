@@ -108,7 +108,11 @@ def sweep(
     *,
     model: opt.ModelOptions,
     direction: Annotated[
-        str | None, typer.Option(metavar="NAME", help="denoise: patch the corrupted run; noise: the clean run.")
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="denoise: patch the corrupted run; noise: the clean run. [default: denoise for --ablation corrupt]",
+        ),
     ] = None,
     correction: Annotated[
         str | None, typer.Option(metavar="NAME", help="Correct p-values over the grid: holm or benjamini-hochberg.")
