@@ -69,7 +69,11 @@ def test_every_result_that_can_plot_has_a_picture():
     plotted = {c.name for c in classes if any(isinstance(f, ast.FunctionDef) and f.name == "plot" for f in c.body)}
     with pytest.raises(WrongTypeError) as error:
         viz.plot(object())
-    assert set(re.findall(r"\w+", str(error.value).split("Give one of")[1])) == plotted
+    named = set(re.findall(r"\w+", str(error.value).split("Give one of")[1]))
+    registered = [getattr(import_module(m), c) for m, _, c in (name.partition(":") for _, name in drawing._views)]
+    inherited = {base.__name__ for cls in registered for base in cls.__mro__[1:] if "plot" in vars(base)}
+    assert {cls.__name__ for cls in registered if callable(getattr(cls, "plot", None))} == named
+    assert plotted - inherited <= named
 
 
 def test_pictures_are_registered_where_their_classes_are():
