@@ -5,7 +5,7 @@ by the entry points `circuitlab.pictures`. Another package shows its own results
 that group, and the module registers functions with `shows`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -70,9 +70,9 @@ def cell(value: Any) -> str:
     return str(_shown("cell", value, {}))
 
 
-def report(run: Any, folder: Path, name: str) -> None:
-    """Write the report of a run into its folder, which is called `name` in it."""
-    _shown("report", run, {"folder": folder, "name": name})
+def report(run: Any, folder: Path, name: str, hashed: Mapping[str, str]) -> None:
+    """Write the report of a run into its folder, which is called `name` in it; `hashed` are SHA-256 of its files."""
+    _shown("report", run, {"folder": folder, "name": name, "hashed": hashed})
 
 
 def _shown(view: str, value: Any, options: dict[str, Any]) -> Any:

@@ -16,7 +16,6 @@ from circuitlab.errors import ConfigError, MetricError, UnknownNameError
 from circuitlab.graphs.prune import prune, real_edges
 from circuitlab.metrics import resolve
 from circuitlab.parts import Kind, Layout
-from circuitlab.patching.circuit_values import CircuitValues
 from circuitlab.patching.experiment import Experiment
 
 NAMES = ("gpt2", "llama", "neox", "gemma2", "olmo2", "attn-only")
@@ -257,4 +256,4 @@ class TestResult:
 
 
 def _costs(name: str, metric: str) -> Costs:
-    return Costs(CircuitValues(Experiment(load(name), pairs(), resolve(metric))), silent_cuts=False)
+    return Costs(Experiment(load(name), pairs(), resolve(metric)), silent_cuts=False)

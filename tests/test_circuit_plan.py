@@ -80,7 +80,7 @@ class TestTokenSets:
         assert tokens & ~sets.all == 0
         behind = [[here[b, : p + 1].any() for p in range(seq)] for b in range(batch)]
         before = [[here[b, p:].any() for p in range(seq)] for b in range(batch)]
-        assert sets.behind(tokens) == sets.of(np.array(behind))
+        assert sets.after(tokens) == sets.of(np.array(behind))
         assert sets.before(tokens) == sets.of(np.array(before))
         among = sets.indices(sets.before(tokens))[sets.among(tokens, sets.before(tokens))]
         assert among.tolist() == sets.indices(tokens).tolist()
@@ -90,13 +90,13 @@ class TestTokenSets:
         sets, rng = TokenSets(batch, seq, causal=False), np.random.default_rng(seed)
         here = rng.random((batch, seq)) < 0.1
         whole = sets.of(np.broadcast_to(here.any(1, keepdims=True), here.shape))
-        assert sets.behind(sets.of(here)) == sets.before(sets.of(here)) == whole
+        assert sets.after(sets.of(here)) == sets.before(sets.of(here)) == whole
 
     def test_examples_do_not_see_each_other(self):
         last_of_first = SETS.of(np.array([[0, 0, 0, 0, 1], [0, 0, 0, 0, 0]], dtype=bool))
-        assert members(SETS.behind(last_of_first)) == {4}
+        assert members(SETS.after(last_of_first)) == {4}
         assert members(SETS.before(last_of_first)) == {0, 1, 2, 3, 4}
-        assert members(SETS.behind(last_of_first << 1)) == {5, 6, 7, 8, 9}
+        assert members(SETS.after(last_of_first << 1)) == {5, 6, 7, 8, 9}
 
 
 class TestTokens:

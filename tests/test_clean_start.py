@@ -9,7 +9,6 @@ from circuitlab.discovery.acdc_search import FIRST_BATCH, BatchSizes, Costs, Pre
 from circuitlab.graphs.prune import real_edges
 from circuitlab.metrics import resolve
 from circuitlab.parts import Kind, Layout, Node, Reader, Slot
-from circuitlab.patching.circuit_values import CircuitValues
 from circuitlab.patching.circuits.circuits import run_circuits
 from circuitlab.patching.circuits.clean_start import CleanStart
 from circuitlab.patching.experiment import Experiment
@@ -102,7 +101,7 @@ class TestPredictions:
     def test_better_ones_run_fewer_circuits_and_answers_are_the_same(self):
         """Fewer batches with the true effects than with none; more with their sign turned; and the same answers."""
         model, layout = load("gpt2"), Layout.of(load("gpt2").spec)
-        costs = Costs(CircuitValues(Experiment(model, pairs(), METRIC)), silent_cuts=False)
+        costs = Costs(Experiment(model, pairs(), METRIC), silent_cuts=False)
         alone, effects = search(costs, layout, 0.05, speculate=1), np.full(real_edges(layout).shape, np.nan)
         for answer in alone.answers:
             effects[answer.edge] = answer.effect

@@ -1,6 +1,7 @@
 """An experiment records, resolves and checks once, and what does not fit again; nothing is handed on by name."""
 
 import ast
+import hashlib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -82,6 +83,21 @@ class TestDiscover:
                 expected.update([tuple(pair.clean_ids), tuple(pair.corrupt_ids)])
         assert prompts == expected
         assert counted == {"resolve_replacement": 2, "check_gap": 2}
+
+    def test_each_file_of_the_folder_is_hashed_once(self, monkeypatch, tmp_path):
+        hashed, digest, folder = Counter(), hashlib.file_digest, tmp_path / "run"
+
+        def counting(file, name):
+            hashed[Path(file.name).name] += 1
+            return digest(file, name)
+
+        monkeypatch.setattr(hashlib, "file_digest", counting)
+        discover("html-tag-closing", model="bundled", n=8, sites=["head_z"], allow_weak_gap=True, out=folder)
+        written = {path.name for path in folder.rglob("*") if path.is_file()} - {"manifest.json"}
+        assert hashed == dict.fromkeys(written, 1)
+        # The twin: a reader of the folder hashes its files again, each once; the report is not read.
+        circuitlab.load_run(folder)
+        assert hashed == dict.fromkeys(written, 2) | {"report.html": 1}
 
     def test_the_twin_public_functions_one_by_one_record_again(self, counted):
         model: Any = Counting(load("gpt2"))

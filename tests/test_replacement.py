@@ -443,7 +443,7 @@ class TestFloor:
     @pytest.mark.parametrize("name", ARCHITECTURES)
     @pytest.mark.parametrize("kind", ["zero", "mean", "noise"])
     def test_streams_are_sums_of_stand_ins_and_biases(self, name, kind):
-        """Behind a post-norm too: heads' stand-ins add up to what a layer of replaced heads adds."""
+        """After a post-norm too: replacements of heads add up to what a layer of replaced heads adds."""
         model, base = load(name), baseline(name)
         chosen = resolved(name, kind)
         put, ablated = replaced(model, chosen, base, base.clean), ablated_run(model, base, chosen)

@@ -40,7 +40,6 @@ from circuitlab.graphs.prune import real_edges
 from circuitlab.metrics import Metric, resolve
 from circuitlab.models.steps import heads_interact
 from circuitlab.parts import Layout
-from circuitlab.patching.circuit_values import CircuitValues
 from circuitlab.patching.experiment import Experiment
 
 OBJECTIVES = ("kl", "metric")
@@ -140,7 +139,7 @@ class _Searches:
         model = experiment.model
         interact = any(heads_interact(model, layer) for layer in range(model.spec.n_layers))
         silent_cuts = interact or experiment.replacement.kind != "corrupt"
-        self.costs, self.layout = Costs(CircuitValues(experiment), silent_cuts=silent_cuts), Layout.of(model.spec)
+        self.costs, self.layout = Costs(experiment, silent_cuts=silent_cuts), Layout.of(model.spec)
         self.speculate, self.counts = speculate, Counter[str]()
         self.estimates = None if speculate == 1 else _first_order(experiment, experiment.metric)
         self.tested: Bool[np.ndarray, "writer reader"] = np.zeros_like(real_edges(self.layout))
@@ -205,7 +204,7 @@ class _Searches:
 
     def _scores(self, values: np.ndarray, errors: np.ndarray, checks: dict[str, float], **more: Any) -> EdgeScores:
         checks = {**checks, **{name: float(count) for name, count in self.counts.items()}}
-        return scores_of(self.costs.values.experiment, "acdc", values, errors, checks=checks, **more)
+        return scores_of(self.costs.experiment, "acdc", values, errors, checks=checks, **more)
 
 
 def _first_order(experiment: Experiment, *metrics: Metric) -> Float[np.ndarray, "writer reader"] | None:

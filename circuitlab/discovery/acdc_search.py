@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float
 
 from circuitlab.discovery.acdc_walk import Place, Walk
 from circuitlab.parts import Layout
-from circuitlab.patching.circuit_values import CircuitValues
+from circuitlab.patching.experiment import Experiment
 from circuitlab.stats import standard_error
 
 # Tests in the first batch, and at least in one after a wrong prediction.
@@ -129,23 +129,23 @@ class Costs:
     """Costs of circuits on a data set: less is better.
 
     Attributes:
-        values: The data set and its metric.
+        experiment: The data set and its metric.
         silent_cuts: Whether edges that are cut untested can change a cost. Where cut edges carry the corrupted run they
             cannot, except through post-norms, by which the heads of a layer interact.
         whole: Cost of the whole model, by example.
     """
 
-    values: CircuitValues
+    experiment: Experiment
     silent_cuts: bool
     whole: Float[np.ndarray, " example"] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.whole = self._sign * self.values.experiment.clean
+        self.whole = self._sign * self.experiment.clean
 
     @property
     def empty(self) -> Float[np.ndarray, " example"]:
         """Cost of the circuit without edges."""
-        return self._sign * self.values.experiment.empty
+        return self._sign * self.experiment.empty
 
     def of(self, masks: Sequence[Bool[np.ndarray, "writer reader"]]) -> Float[np.ndarray, "circuit example"]:
         """The costs of circuits on every example.
@@ -153,11 +153,11 @@ class Costs:
         Returns:
             One row a circuit.
         """
-        return self._sign * self.values.of(np.stack(masks))
+        return self._sign * self.experiment.values_from_clean(np.stack(masks))
 
     @property
     def _sign(self) -> float:
-        return -1.0 if self.values.metric.higher_is_better else 1.0
+        return -1.0 if self.experiment.metric.higher_is_better else 1.0
 
 
 def search(
@@ -183,7 +183,7 @@ def search(
     run = Search(costs, Walk.from_all(layout), Predictions(threshold))
     if estimates is not None:
         run.predictions.learn(estimates)
-    sizes = BatchSizes(costs.values.at_once, speculate)
+    sizes = BatchSizes(costs.experiment.circuits_at_once, speculate)
     while batch := run.look_ahead(*sizes.bounds()):
         sizes.note(len(batch), run.answer(batch))
     run.walk.question()  # cuts the rest
@@ -282,7 +282,7 @@ class Search:
             # The next circuit is the predicted one, right or wrong.
             right = right and cut == one.cut
             current = cost if one.cut else current
-        self._costs.values.experiment.progress("acdc", self.walk.at, len(self.walk.steps))
+        self._costs.experiment.progress("acdc", self.walk.at, len(self.walk.steps))
         return taken
 
     def _take(self, one: _Question, cost: Float[np.ndarray, " example"], cut: bool) -> None:

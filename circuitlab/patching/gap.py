@@ -5,7 +5,7 @@ left of them is noise, and the edges that move it most reach any target: a circu
 explains nothing. So a data set is refused where the 99 % Student interval of the mean gap holds 0. An interval of the
 quotient would then be unbounded (Fieller): no number of it means anything.
 
-Fewer than 8 pairs are not judged, because they cannot tell: by chance all of 7 gaps have one sign in 2 of 2^7 data
+Fewer than 8 pairs are not judged, because they are too few: by chance all of 7 gaps have one sign in 2 of 2^7 data
 sets, more than one in a hundred; of 8 gaps in 2 of 2^8, which is fewer. A faithfulness of so few speaks of these
 prompts alone.
 
@@ -63,7 +63,7 @@ class Gap:
 
     @property
     def weak(self) -> bool:
-        """Whether there are pairs enough to tell it from 0, and it cannot be told from 0."""
+        """Whether there are enough pairs to judge, and the interval holds 0."""
         return self.n >= FEWEST and self.low <= 0 <= self.high
 
 
@@ -84,8 +84,11 @@ def check_gap(
         where: Where the second was measured, in words.
         allow_weak_gap: Refuse an exact tie only.
 
+    Returns:
+        The gap.
+
     Raises:
-        MetricError: The means coincide, or are closer than these examples can tell apart; see the module.
+        MetricError: The means coincide, or their difference is not significant with these examples; see the module.
     """
     gap, scale = Gap.of(clean, empty), float(np.abs([clean, empty]).mean())
     if abs(gap.mean) <= TIE * max(scale, TIE):

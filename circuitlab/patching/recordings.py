@@ -1,8 +1,8 @@
 """The clean and the corrupted run of every pair, recorded once and kept while they fit.
 
 Pairs are run in batches of one prompt length, cut so that the runs of a part fit the budget. A part is recorded when it
-is asked for. Recordings are kept as long as all of them together take no more than the budget (half of the free memory
-where none is given); those that do not fit are recorded again when they are asked for again.
+is needed. Recordings are kept as long as all of them together take no more than the budget (half of the free memory
+where none is given); those that do not fit are recorded again when they are needed again.
 """
 
 from __future__ import annotations
@@ -126,15 +126,15 @@ class Recordings:
         Raises:
             MetricError: The metric of an example depends on the other examples (`circuitlab.metrics.checks`).
         """
-        asked = [metric for metric in metrics if id(metric) not in self._ends]
-        found = np.zeros((len(asked), 2, self.n_examples))
-        for place, baseline in enumerate(self.baselines() if asked else ()):
+        missing = [metric for metric in metrics if id(metric) not in self._ends]
+        found = np.zeros((len(missing), 2, self.n_examples))
+        for place, baseline in enumerate(self.baselines() if missing else ()):
             where = baseline.batch.index.cpu().numpy()
-            for number, metric in enumerate(asked):
+            for number, metric in enumerate(missing):
                 if not place:
                     check_row_wise(metric, baseline.clean_logits, baseline.batch)
                 found[number][:, where] = torch.stack(baseline.gap(metric)).double().cpu().numpy()
-        self._ends |= {id(metric): (metric, *both) for metric, both in zip(asked, found, strict=True)}
+        self._ends |= {id(metric): (metric, *both) for metric, both in zip(missing, found, strict=True)}
         return [self._ends[id(metric)][1:] for metric in metrics]
 
     def derived(self, kind: Hashable, baseline: Baseline, make: Callable[[], T]) -> T:
@@ -153,7 +153,7 @@ class Recordings:
         return self._kept[key]
 
     def release(self) -> None:
-        """Forget the runs: memory for what comes next. They are recorded again when they are asked for."""
+        """Forget the runs: memory for what comes next. They are recorded again when they are needed."""
         self._kept.clear()
         self._last = None
 
@@ -195,7 +195,11 @@ class Recordings:
 
 
 def n_bytes(value: object) -> int:
-    """Bytes of all tensors in a record of records and tuples."""
+    """Bytes of all tensors in a record of records and tuples.
+
+    Returns:
+        Bytes.
+    """
     if isinstance(value, torch.Tensor):
         return value.numel() * value.element_size()
     if isinstance(value, tuple):

@@ -94,12 +94,13 @@ class RunFolder:
         return value if isinstance(value, Mapping) else {}
 
 
-def read_run(folder: str | Path, name: str | None = None) -> RunFolder:
+def read_run(folder: str | Path, name: str | None = None, hashed: Mapping[str, str] | None = None) -> RunFolder:
     """Read a run folder.
 
     Args:
         folder: Where it is.
         name: The path that the commands on the page give it; by default its path from the working folder.
+        hashed: SHA-256 of files that were just written, by name.
 
     Returns:
         Its contents.
@@ -112,7 +113,7 @@ def read_run(folder: str | Path, name: str | None = None) -> RunFolder:
         raise RunError(
             f"there is no run folder {str(folder)!r}. Make one with: circuitlab discover TASK --out {folder}"
         )
-    read = RunReader.open(folder)
+    read = RunReader.open(folder, hashed)
     for part, key in (("task", "name"), ("model", "id")):
         if not read.about(part).get(key):
             raise read.damaged(MANIFEST, f"it does not name its {part} ({part}.{key})")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -41,8 +41,20 @@ def write_report(folder: str | Path, *, name: str | None = None) -> Path:
         >>> circuitlab.write_report("runs/throw")  # doctest: +SKIP
         PosixPath('runs/throw/report.html')
     """
+    return write_page(folder, name)
+
+
+def write_page(folder: str | Path, name: str | None, hashed: Mapping[str, str] | None = None) -> Path:
+    """`write_report`, given the SHA-256 of files that were just written, by name.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        RunError: As of `write_report`.
+    """
     with _readable(Path(folder)):
-        run = read_run(folder, name)
+        run = read_run(folder, name, hashed)
         written = page(run).encode("utf-8", "backslashreplace")
     path = run.path / REPORT
     write_bytes(path, written, "report")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ from circuitlab.report import (
     attention,  # noqa: F401 - registers its pages
     text_view,
 )
-from circuitlab.report.page import write_report
+from circuitlab.report.page import write_page
 
 if TYPE_CHECKING:
     from circuitlab.data.text_values import TextPage
@@ -30,6 +31,6 @@ def texts_cell(page: TextPage) -> str:
 
 
 @shows("report", "circuitlab.runs.record:RunRecord")
-def report(_run: RunRecord, folder: Path, name: str) -> None:
+def report(_run: RunRecord, folder: Path, name: str, hashed: Mapping[str, str]) -> None:
     """The report of a run, from what its folder holds."""
-    write_report(folder, name=name)
+    write_page(folder, name, hashed)

@@ -6,7 +6,7 @@ import csv
 import io
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -101,14 +101,20 @@ class RunReader:
     Attributes:
         path: Where it is.
         manifest: What ran.
+        hashed: SHA-256 of files by name, each computed once.
     """
 
     path: Path
     manifest: Mapping[str, Any]
+    hashed: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def open(cls, folder: str | Path) -> RunReader:
+    def open(cls, folder: str | Path, hashed: Mapping[str, str] | None = None) -> RunReader:
         """The folder, its manifest read.
+
+        Args:
+            folder: Where it is.
+            hashed: SHA-256 of files that were just written, by name.
 
         Returns:
             The reader.
@@ -117,7 +123,7 @@ class RunReader:
             RunError: It is no run folder, or its manifest is damaged or of another schema.
         """
         path = at_home(folder)
-        return cls(path=path, manifest=read_manifest(path))
+        return cls(path=path, manifest=read_manifest(path), hashed=dict(hashed or {}))
 
     def about(self, part: str) -> Mapping[str, Any]:
         """A part of the manifest that is a mapping ("task", "model", "config", ...); empty where it is absent.
@@ -148,7 +154,7 @@ class RunReader:
         path, listed = file_inside(self.path, name), self.manifest["files"].get(name)
         if path is None and listed is not None:
             raise self._missing(name)
-        if path is not None and listed is not None and (found := file_sha256(path)) != listed:
+        if path is not None and listed is not None and (found := self._sha256(name, path)) != listed:
             what = f"its SHA-256 is {found[:12]}, the manifest says {str(listed)[:12]}"
             raise self.damaged(name, f"{what}: it was changed after the run")
         return path
@@ -166,7 +172,12 @@ class RunReader:
         for name in sorted({*self.manifest["files"]} - {REPORT, MANIFEST}):
             self.find(name)
         kept = {name: path for name, path in there.items() if not path.name.startswith(".")}
-        return {name: file_sha256(path) for name, path in kept.items() if name not in (REPORT, MANIFEST)}
+        return {name: self._sha256(name, path) for name, path in kept.items() if name not in (REPORT, MANIFEST)}
+
+    def _sha256(self, name: str, path: Path) -> str:
+        if name not in self.hashed:
+            self.hashed[name] = file_sha256(path)
+        return self.hashed[name]
 
     def bytes(self, name: str) -> bytes | None:
         """The content of a file; None where there is none.

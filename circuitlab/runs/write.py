@@ -16,7 +16,7 @@ from circuitlab.drawing import report
 from circuitlab.files import path_from_here
 from circuitlab.outputs import LOCK, Reserved
 from circuitlab.outputs.records import save_record
-from circuitlab.runs.manifest import DATASET, MANIFEST, RESULTS, SCORES
+from circuitlab.runs.manifest import DATASET, MANIFEST, REPORT, RESULTS, SCORES
 from circuitlab.runs.manifest_of import manifest_of
 from circuitlab.runs.record import RESULTS_SCHEMA, Results, RunRecord
 
@@ -30,12 +30,13 @@ def write_run(run: RunRecord, place: Reserved, folder: Path) -> Path:
     new = place.part
     _write_data(run, new)
     _write_pictures(run, new)
-    manifest = manifest_of(run) | {"files": _digests(new)}
+    files = _digests(new)
+    manifest = manifest_of(run) | {"files": files}
     manifest["bibtex"] = cite_run(manifest, str(folder))
     _write_json(new / MANIFEST, manifest)
     # The page has no times, so that the same seed gives the same page.
-    report(run, new, name=path_from_here(folder))
-    manifest["files"] = _digests(new)
+    report(run, new, path_from_here(folder), files)
+    manifest["files"] = dict(sorted({**files, REPORT: file_sha256(new / REPORT)}.items()))
     _write_json(new / MANIFEST, manifest)
     place.put_in_place()
     return folder

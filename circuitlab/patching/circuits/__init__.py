@@ -1,1 +1,1 @@
-"""Circuits: kept edges carry what their writer says now, all others a replacement."""
+"""Circuits: kept edges carry the output of their writer in this run, all others a replacement."""

@@ -13,7 +13,7 @@ is needed (`plan`). Several circuits are run as one batch and share what they ha
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -22,13 +22,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from circuitlab.errors import ConfigError
+from circuitlab.graphs.prune import real_edges
 from circuitlab.models.protocol import Model
 from circuitlab.models.steps import heads_interact, mlp_input
 from circuitlab.parts import Layout
 from circuitlab.patching.circuits.clean_start import CleanStart
 from circuitlab.patching.circuits.heads import Heads
 from circuitlab.patching.circuits.plan import ComputedWriter, Plan, UnchangedWriter, WriterChange, plan_circuits
-from circuitlab.patching.circuits.rows import Table
+from circuitlab.patching.circuits.rows import Table, grouped
 from circuitlab.patching.circuits.token_sets import TokenSets
 from circuitlab.patching.runs.ablation import AblatedRun
 from circuitlab.patching.runs.baseline import Baseline, at_answer
@@ -71,18 +72,14 @@ def run_circuits(
             raise ConfigError("start='clean' takes no neurons=; run circuits of neurons with start='empty'.")
         return CleanStart(model, baseline, ablated).run(masks.cpu().numpy())
     ablated = AblatedRun.corrupted(baseline) if ablated is None else ablated
-    run = CircuitRun(model, baseline, ablated, plan_of(model, baseline, masks, ablated), neurons=neurons)
-    run.at_rest()
-    return run.finished()
+    return _Run(model, baseline, ablated, _plan(model, baseline, masks, ablated), neurons).finished()
 
 
-def plan_of(
-    model: Model, baseline: Baseline, masks: Bool[Tensor, "circuit writer reader"], ablated: AblatedRun
-) -> Plan:
-    """What `run_circuits` does, in which order and at which tokens."""
+def _plan(model: Model, baseline: Baseline, masks: Bool[Tensor, "circuit writer reader"], ablated: AblatedRun) -> Plan:
+    """What `run_circuits` computes, in which order and at which tokens."""
     layout, batch = Layout.of(model.spec), baseline.batch
     sets = TokenSets(*batch.clean.shape, causal=model.spec.causal)
-    kept = masks.cpu().numpy() & (np.arange(masks.shape[1])[:, None] < np.array(layout.visible))
+    kept = masks.cpu().numpy() & real_edges(layout)
     entering = (baseline.clean.resid_pre[0] != ablated.run.resid_pre[0]).any(2)
     answers = torch.arange(sets.seq, device=batch.answer_at.device) == batch.answer_at[:, None]
     return plan_circuits(
@@ -91,13 +88,13 @@ def plan_of(
         sets,
         entering=sets.of(entering.cpu().numpy()),
         answers=sets.of(answers.cpu().numpy()),
-        # What an offset is costs a stream to ask, so that it counts as different everywhere.
+        # To compare an offset with 0 takes a stream, so that it counts as different everywhere.
         offsets={w: sets.all for w in np.flatnonzero(kept.any((0, 2))).tolist() if w > 0 and w in ablated.offsets},
         heads_interact=[heads_interact(model, layer) for layer in range(model.spec.n_layers)],
     )
 
 
-class CircuitRun:
+class _Run:
     """A plan on its way; `neurons` as of `run_circuits`."""
 
     def __init__(
@@ -106,97 +103,88 @@ class CircuitRun:
         baseline: Baseline,
         ablated: AblatedRun,
         plan: Plan,
-        neurons: Bool[Tensor, "writer d_model"] | None = None,
+        neurons: Bool[Tensor, "writer d_model"] | None,
     ) -> None:
-        self.neurons = neurons
-        self.model, self.baseline, self.ablated, self.plan = model, baseline, ablated, plan
+        self.model, self.baseline, self.ablated, self.plan, self.neurons = model, baseline, ablated, plan, neurons
         self.table = Table(plan, baseline.clean.resid_pre[0])
         self.heads = Heads(model, baseline.arguments, ablated.run, plan, self.table)
 
-    def at_rest(self) -> None:
-        """What the input says, and writers that nothing changed reaches and that are not their replacement."""
-        plan = self.plan
-        rests = {number: step.writer for number, step in plan.of(UnchangedWriter).items()}
-        for number, step in plan.of(ComputedWriter).items():
-            # Needed only where its input is as in the ablated run: nothing is computed, only its offset remains.
-            if not plan.tokens[number] & plan.tokens[step.made_of]:
-                rests[number] = step.writer
-        for number, writer in rests.items():
-            tokens = self._put(plan.sets.indices(plan.tokens[number]))
-            self.table.of([number])[:] = self._carried(writer, self._where_unchanged(writer).flatten(0, 1)[tokens])
-
     def finished(self) -> Float[Tensor, "circuit batch d_model"]:
         """Take all steps; what the logits read, at the answer position."""
+        self._start()
         for layer in range(self.model.spec.n_layers):
-            self.layer(layer)
-        return self.final()
+            for changes, difference in self.heads.changes(layer):
+                self._add(changes, difference)
+            if self.model.spec.has_mlp:
+                self._add_mlps(layer)
+        return self._final()
 
-    def layer(self, layer: int) -> None:
-        """What heads and MLP of a layer say."""
-        for versions, change in self.heads.said(layer):
-            self._add(versions, change)
-        versions = list(self._together(self.plan.made(self.plan.mlps[layer])))
-        if versions:
-            wanted = [[(one.made_of, one.tokens) for one in some] for some in versions]
-            reads = self.table.sums(wanted, mlp_input(self.model, self.ablated.run, layer))
-            own = self.ablated.run.mlp_out[layer].flatten(0, 1)
-            for some, read in zip(versions, reads, strict=True):
-                was = own.index_select(0, self._members(one.tokens for one in some))
-                self._add(some, self.model.mlp_output(layer, read).sub_(was))
+    def _start(self) -> None:
+        """Outputs of the input, and of writers whose input is unchanged and whose output is not their replacement."""
+        plan = self.plan
+        unchanged = {number: step.writer for number, step in plan.of(UnchangedWriter).items()}
+        # A version that is needed only where its input is as in the ablated run: only its offset remains.
+        unchanged |= {
+            number: step.writer
+            for number, step in plan.of(ComputedWriter).items()
+            if not plan.tokens[number] & plan.tokens[step.made_of]
+        }
+        for number, writer in unchanged.items():
+            self.table.of([number])[:] = self._offset(writer, self._members([plan.tokens[number]]))
 
-    def _together(self, versions: Sequence[WriterChange]) -> Iterator[list[WriterChange]]:
-        """Versions of one writer in groups of so many rows as stay in the caches between two steps."""
-        group, rows = list[WriterChange](), 0
-        for one in versions:
-            size = self.plan.sets.count(one.tokens)
-            if group and rows + size > MLP_ROWS:
-                yield group
-                group, rows = [], 0
-            group.append(one)
-            rows += size
-        if group:
-            yield group
+    def _add_mlps(self, layer: int) -> None:
+        """Add the differences of the versions of an MLP, so many rows at once as stay in the caches between steps."""
+        changes = self.plan.made(self.plan.mlps[layer])
+        groups = list(grouped(changes, lambda one: self.plan.sets.count(one.tokens), MLP_ROWS))
+        wanted = [[(one.made_of, one.tokens) for one in group] for group in groups]
+        reads = self.table.sums(wanted, mlp_input(self.model, self.ablated.run, layer)) if groups else ()
+        own = self.ablated.run.mlp_out[layer].flatten(0, 1)
+        for group, read in zip(groups, reads, strict=True):
+            was = own.index_select(0, self._members(one.tokens for one in group))
+            self._add(group, self.model.mlp_output(layer, read).sub_(was))
 
-    def final(self) -> Float[Tensor, "circuit batch d_model"]:
+    def _final(self) -> Float[Tensor, "circuit batch d_model"]:
         """The stream that the logits read, at the answer position."""
         plan, run = self.plan, self.ablated.run
         out = at_answer(run.resid_final, self.baseline.batch.answer_at).repeat(len(plan.final), 1, 1)
-        heard = [number for number in dict.fromkeys(plan.final) if plan.tokens[number]]
-        if heard:
-            (read,) = self.table.sums([[(number, plan.tokens[number]) for number in heard]], run.resid_final)
-            sizes = [plan.sets.count(plan.tokens[number]) for number in heard]
-            streams = dict(zip(heard, read.split(sizes), strict=True))
+        changed = [number for number in dict.fromkeys(plan.final) if plan.tokens[number]]
+        if changed:
+            (read,) = self.table.sums([[(number, plan.tokens[number]) for number in changed]], run.resid_final)
+            sizes = [plan.sets.count(plan.tokens[number]) for number in changed]
+            streams = dict(zip(changed, read.split(sizes), strict=True))
             for circuit, number in enumerate(plan.final):
                 if number in streams:
                     out[circuit, self._members([plan.tokens[number]]) // plan.sets.seq] = streams[number]
         return out
 
-    def _add(self, versions: Sequence[WriterChange], change: Float[Tensor, "token d_model"]) -> None:
-        """Keep what versions of one writer add to the ablated run: this change, on top of the writer's offset."""
-        numbers, writer = [one.number for one in versions], versions[0].writer
-        change = self._carried(writer, change)
+    def _add(self, changes: Sequence[WriterChange], difference: Float[Tensor, "token d_model"]) -> None:
+        """Keep the differences of versions of one writer to the ablated run, on top of the writer's offset."""
+        numbers, writer = [one.number for one in changes], changes[0].writer
+        difference = self._carried(writer, difference)
         if writer not in self.ablated.offsets:
-            self.table.of(numbers)[:] = change
+            self.table.of(numbers)[:] = difference
             return
-        # Between their rows there may be those of versions that nothing makes.
+        # Between their rows there may be those of versions that are not computed.
         rows = np.concatenate([self.table.at(number) for number in numbers])
         tokens = self._members(self.plan.tokens[number] for number in numbers)
-        self.table.rows[self._put(rows)] = self._carried(writer, self._where_unchanged(writer).flatten(0, 1)[tokens])
-        changed = np.concatenate([self.table.at(one.number, one.tokens) for one in versions])
-        self.table.rows.index_add_(0, self._put(changed), change)
+        self.table.rows[self._index(rows)] = self._offset(writer, tokens)
+        changed = np.concatenate([self.table.at(one.number, one.tokens) for one in changes])
+        self.table.rows.index_add_(0, self._index(changed), difference)
 
-    def _carried(self, writer: int, apart: Float[Tensor, "token d_model"]) -> Float[Tensor, "token d_model"]:
-        """What kept edges carry of how far a writer is from its replacement: the neurons that are kept."""
-        return apart if self.neurons is None else apart * self.neurons[writer]
+    def _carried(self, writer: int, difference: Float[Tensor, "token d_model"]) -> Float[Tensor, "token d_model"]:
+        """What kept edges carry of a difference to the replacement: the neurons that are kept."""
+        return difference if self.neurons is None else difference * self.neurons[writer]
 
-    def _where_unchanged(self, writer: int) -> Float[Tensor, "batch seq d_model"]:
-        """How far a writer is from its replacement where it reads nothing changed."""
+    def _offset(self, writer: int, tokens: Int[Tensor, " token"]) -> Float[Tensor, "token d_model"]:
+        """What kept edges carry of a writer's difference to its replacement where its input is unchanged."""
         if writer == 0:
-            return self.baseline.clean.resid_pre[0] - self.ablated.run.resid_pre[0]
-        return self.ablated.offsets[writer]
+            difference = self.baseline.clean.resid_pre[0] - self.ablated.run.resid_pre[0]
+        else:
+            difference = self.ablated.offsets[writer]
+        return self._carried(writer, difference.flatten(0, 1)[tokens])
 
     def _members(self, sets: Iterable[int]) -> Int[Tensor, " token"]:
-        return self._put(np.concatenate([self.plan.sets.indices(tokens) for tokens in sets]))
+        return self._index(np.concatenate([self.plan.sets.indices(tokens) for tokens in sets]))
 
-    def _put(self, index: Int[np.ndarray, " token"]) -> Int[Tensor, " token"]:
+    def _index(self, index: Int[np.ndarray, " token"]) -> Int[Tensor, " token"]:
         return torch.from_numpy(index).to(self.ablated.run.resid_final.device)

@@ -1,8 +1,8 @@
 """The heads of a layer in a circuit run: their z, and the difference of each to its output in the ablated run.
 
 Heads of a layer do not read each other. Attention is called once, on rows in which the versions of a head stand below
-each other in the column of that head; a shorter column is filled up with the values of the ablated run. Where one norm
-spans the queries or keys of all heads, each row holds the heads of one combination (`JointHeads`).
+each other in the column of that head; a shorter column is filled up with the values of the ablated run. Where a norm
+makes heads depend on each other, each row holds the heads of one combination (`JointHeads`).
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuitlab.models.protocol import BlockArguments, Model, Recording
-from circuitlab.models.steps import attend_vectors, changes_other_heads
+from circuitlab.models.steps import attend_vectors
 from circuitlab.parts import Layout, Slot
 from circuitlab.patching.circuits.plan import HeadResult, JointHeads, Plan, WriterChange
 from circuitlab.patching.circuits.reads import Vectors, read_heads
-from circuitlab.patching.circuits.rows import Table, at_once
+from circuitlab.patching.circuits.rows import Table, grouped
 
-# Versions of one writer, and one row for every token at which each is made.
-Said = tuple[list[WriterChange], Float[Tensor, "token d_model"]]
+# Changes of one writer, and one row for every token at which each differs.
+Changed = tuple[list[WriterChange], Float[Tensor, "token d_model"]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,50 +46,44 @@ class Heads:
     plan: Plan
     table: Table
 
-    def said(self, layer: int) -> Iterator[Said]:
-        """How far each version of a head of this layer is from the head in the ablated run."""
-        attended = self.plan.of(HeadResult, self.plan.heads[layer])
-        if not attended:
+    def changes(self, layer: int) -> Iterator[Changed]:
+        """The difference of each version of a head of this layer to the head in the ablated run."""
+        heads = self.plan.of(HeadResult, self.plan.heads[layer])
+        if not heads:
             return
-        mixed = self.plan.of(JointHeads, self.plan.heads[layer])
-        together = changes_other_heads(self.model, layer, Slot.Q)
-        places = self._places_together(attended, mixed) if together else self._places(attended)
+        joint = self.plan.of(JointHeads, self.plan.heads[layer])
+        places = self._joint_places(heads, joint) if joint else self._places(heads)
         vectors = read_heads(self.model, layer, self.plan, self.table, self.ablated)
-        since = min(int((self.plan.sets.indices(self.plan.tokens[n]) % self.plan.sets.seq).min()) for n in attended)
+        since = min(int((self.plan.sets.indices(self.plan.tokens[n]) % self.plan.sets.seq).min()) for n in heads)
         where = {
-            slot: self._arranged(number, vectors, attended, places, since if slot is Slot.Q else 0)
+            slot: self._arranged(number, vectors, heads, places, since if slot is Slot.Q else 0)
             for number, slot in enumerate(Slot)
         }
         z = attend_vectors(self.model, layer, vectors.values, where, self.arguments).flatten(0, 2)
-        if mixed:
-            yield from self._through_norms(layer, z, mixed, None if together else dict(places), since)
-        else:
-            yield from self._each(layer, z, dict(places), since)
+        yield from self._joint_changes(layer, z, joint, since) if joint else self._each(layer, z, dict(places), since)
 
-    def _places(self, attended: Mapping[int, HeadResult]) -> list[tuple[int, int]]:
+    def _places(self, heads: Mapping[int, HeadResult]) -> list[tuple[int, int]]:
         """Each z, and where it stands in its head's column at the first token, counted in vectors."""
         depth, places = Counter[int](), list[tuple[int, int]]()
-        for number, step in attended.items():
+        for number, step in heads.items():
             places.append((number, depth[step.head] * self._size + step.head))
             depth[step.head] += 1
         return places
 
-    def _places_together(
-        self, attended: Mapping[int, HeadResult], mixed: Mapping[int, JointHeads]
-    ) -> list[tuple[int, int]]:
+    def _joint_places(self, heads: Mapping[int, HeadResult], joint: Mapping[int, JointHeads]) -> list[tuple[int, int]]:
         """The same with the heads of a combination in one row; a z is in as many rows as there are combinations."""
         return [
             (number, row * self._size + head)
-            for row, step in enumerate(mixed.values())
+            for row, step in enumerate(joint.values())
             for head, number in enumerate(step.heads)
-            if number is not None and number in attended
+            if number is not None and number in heads
         ]
 
     def _arranged(
         self,
         slot: int,
         vectors: Vectors,
-        attended: Mapping[int, HeadResult],
+        heads: Mapping[int, HeadResult],
         places: Sequence[tuple[int, int]],
         since: int = 0,
     ) -> Int[Tensor, "row _ head"]:
@@ -97,17 +91,19 @@ class Heads:
         n_rows = 1 + max(place for _, place in places) // self._size
         source = np.tile(slot * self._size + np.arange(self._size), n_rows)
         for number, place in places:
-            read = attended[number].reads[slot]
+            read = heads[number].reads[slot]
             if read is not None and read in vectors.of:
                 source[place + self._tokens(self.plan.tokens[read])] = vectors.of[read]
         source = source.reshape(n_rows * self.plan.sets.batch, self.plan.sets.seq, -1)[:, since:]
         return self._put(source)
 
-    def _each(self, layer: int, z: Float[Tensor, "_ d_head"], places: Mapping[int, int], since: int) -> Iterator[Said]:
+    def _each(
+        self, layer: int, z: Float[Tensor, "_ d_head"], places: Mapping[int, int], since: int
+    ) -> Iterator[Changed]:
         """Each head from the change of its own z."""
         made = self.plan.made(self.plan.heads[layer])
         now = np.concatenate([places[one.made_of] + self._tokens(one.tokens) for one in made])
-        change = z[self._put(self._asked(now, since))].sub_(
+        change = z[self._put(self._queried(now, since))].sub_(
             self.ablated.z[layer].flatten(0, 2)[self._put(now % self._size)]
         )
         alike, start = defaultdict[int, list[tuple[int, list[WriterChange]]]](list), 0
@@ -117,11 +113,11 @@ class Heads:
             alike[n_rows].append((start, versions))
             start += n_rows
         for n_rows, of_heads in alike.items():
-            for some in at_once(of_heads, n_rows):
+            for some in grouped(of_heads, lambda _, n=n_rows: n):
                 heads = [self._head(versions[0].writer) for _, versions in some]
                 rows = [change[first : first + n_rows] for first, _ in some]
-                said = self.model.head_outputs(layer, self._columns(heads, rows), heads)[:, :, 0]
-                yield from zip((versions for _, versions in some), said, strict=True)
+                outputs = self.model.head_outputs(layer, self._columns(heads, rows), heads)[:, :, 0]
+                yield from zip((versions for _, versions in some), outputs, strict=True)
 
     def _columns(
         self, heads: Sequence[int], vectors: Sequence[Float[Tensor, "token d_head"]]
@@ -133,34 +129,20 @@ class Heads:
         columns[:, 0, list(heads)] = torch.stack(list(vectors), 1)
         return columns
 
-    def _through_norms(
-        self,
-        layer: int,
-        z: Float[Tensor, "_ d_head"],
-        mixed: Mapping[int, JointHeads],
-        places: Mapping[int, int] | None,
-        since: int,
-    ) -> Iterator[Said]:
-        """Heads whose outputs depend on each other, through a norm: their outputs less those in the ablated run.
-
-        Without places each row of z is one combination of heads.
-        """
-        own, n_heads = self.ablated.z[layer].flatten(0, 2), self.model.spec.n_heads
-        rows, first, end = [], dict[int, int](), 0
-        for row, (number, step) in enumerate(mixed.items()):
-            tokens, source = self.plan.sets.indices(self.plan.tokens[number]), np.arange(self._size)
-            if places is None:
-                parts = [row * self._size + self._tokens(self.plan.tokens[number])[:, None] + np.arange(n_heads)]
-            else:
-                found = [attended for attended in step.heads if attended is not None and attended in places]
-                parts = [places[attended] + self._tokens(self.plan.tokens[attended]) for attended in found]
-            for here in parts:
-                source[here % self._size] = self._size + self._asked(here, since)
-            rows.append(source.reshape(-1, n_heads)[tokens])
-            first[number], end = end, end + len(rows[-1])
-        heads = torch.cat([own, z])[self._put(np.concatenate(rows))]
-        now = self.model.head_outputs(layer, heads[:, None])[:, :, 0]
-        was = self.model.head_outputs(layer, own.unflatten(0, (-1, 1, n_heads)))[:, :, 0]
+    def _joint_changes(
+        self, layer: int, z: Float[Tensor, "_ d_head"], joint: Mapping[int, JointHeads], since: int
+    ) -> Iterator[Changed]:
+        """Heads that depend on each other, one combination a row of z: their outputs less those in the ablated run."""
+        columns = np.arange(self.model.spec.n_heads)
+        places = [
+            self._queried(row * self._size + self._tokens(self.plan.tokens[number])[:, None] + columns, since)
+            for row, number in enumerate(joint)
+        ]
+        first = dict(zip(joint, np.cumsum([0, *map(len, places)]).tolist(), strict=False))
+        now, was = (
+            self.model.head_outputs(layer, heads[:, None])[:, :, 0]
+            for heads in (z[self._put(np.concatenate(places))], self.ablated.z[layer].flatten(0, 1))
+        )
         for one in self.plan.made(self.plan.heads[layer]):
             head, tokens = self._head(one.writer), self.plan.sets.indices(one.tokens)
             row = first[one.made_of] + self.plan.sets.among(one.tokens, self.plan.tokens[one.made_of])
@@ -171,7 +153,7 @@ class Heads:
         """How many vectors z of one run has: tokens times heads."""
         return self.plan.sets.size * self.model.spec.n_heads
 
-    def _asked(self, vectors: Int[np.ndarray, "*token"], since: int) -> Int[np.ndarray, "*token"]:
+    def _queried(self, vectors: Int[np.ndarray, "*token"], since: int) -> Int[np.ndarray, "*token"]:
         """Where vectors of whole prompts stand among those of the queries, from token `since` on."""
         whole = self.plan.sets.seq * self.model.spec.n_heads
         row, inside = np.divmod(vectors, whole)

@@ -9,12 +9,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from circuitlab.data.batch import PairBatch
 from circuitlab.models.protocol import Model
 from circuitlab.patching.circuits.circuits import run_circuits
 from circuitlab.patching.runs.ablation import AblatedRun
 from circuitlab.patching.runs.baseline import Baseline
-from circuitlab.patching.runs.packing import packs, rows_per_pack
+from circuitlab.patching.runs.packing import circuits_per_pack, packs
 from circuitlab.resources import Resources
 
 # Tokens in one run from which more circuits at once bring nothing more. Measured on the bundled model, two threads: 20
@@ -47,22 +46,11 @@ def run_packed(
     """
     edges = torch.tensor(masks, device=model.device)
     carried = None if neurons is None else torch.tensor(neurons, device=model.device)
-    for pack in _alike(masks, _together(model, baseline.batch, masks, resources)):
-        yield pack, run_circuits(model, baseline, edges[pack], ablated, carried)
-
-
-def _together(
-    model: Model, batch: PairBatch, masks: Bool[np.ndarray, "circuit writer reader"], resources: Resources
-) -> int:
-    """How many circuits to run as one batch: as few as make full-sized products, and no more than fit."""
     # A circuit keeps its writers' differences: about as many streams as it has nodes.
     nodes = max(4, int(masks.any(2).sum(1).max(initial=4)))
-    fit = rows_per_pack(model, batch.n_tokens, resources, extra_streams=2 * nodes) // len(batch)
-    return max(1, min(fit, TOKENS_AT_ONCE // (len(batch) * batch.n_tokens)))
-
-
-def _alike(masks: Bool[np.ndarray, "circuit writer reader"], size: int) -> Iterator[list[int]]:
-    """Circuits in packs of similar size: a pack computes the nodes of all its circuits for each of them."""
+    size = circuits_per_pack(model, baseline.batch, resources, TOKENS_AT_ONCE, 2 * nodes)
+    # By size: a pack computes the nodes of all its circuits for each of them.
     order = np.argsort(masks.sum((1, 2)), kind="stable").tolist()
-    for pack in packs(len(order), size):
-        yield order[pack]
+    for part in packs(len(order), size):
+        pack = order[part]
+        yield pack, run_circuits(model, baseline, edges[pack], ablated, carried)

@@ -17,12 +17,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import or_
 from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Bool
 
-from circuitlab.parts import Kind, Layout, Node, Reader, Slot
+from circuitlab.parts import Kind, Layout, Node, Slot
 from circuitlab.patching.circuits.token_sets import TokenSets
 
 
@@ -60,7 +62,7 @@ class JointHeads:
 
 @dataclass(frozen=True, slots=True)
 class ComputedWriter:
-    """What a writer says, made of a stream (an MLP), of its z (a head) or of all heads of its layer (`JointHeads`)."""
+    """A writer's output, made of a stream (an MLP), of its z (a head) or of all heads of its layer (`JointHeads`)."""
 
     writer: int
     made_of: int
@@ -68,7 +70,7 @@ class ComputedWriter:
 
 @dataclass(frozen=True, slots=True)
 class UnchangedWriter:
-    """What a writer says that reads nothing changed, and yet not its replacement: the input, or by its offset."""
+    """A writer whose input is unchanged, and yet not its replacement: the input, or one with an offset."""
 
     writer: int
 
@@ -142,33 +144,48 @@ def plan_circuits(
         answers: The answer position of each example.
         offsets: By writer, where its own output in the ablated run is not its replacement.
         heads_interact: By layer, whether what one head adds depends on the other heads (a post-norm).
+
+    Returns:
+        The steps, in an order in which they can be taken, and the tokens at which each is computed.
     """
-    forward = _Forward(layout, masks, sets)
-    forward.at_rest({0: entering} | {w: where for w, where in sorted(offsets.items()) if w > 0})
-    return forward.plan(answers, heads_interact)
+    return _Forward(layout, masks, sets, {0: entering} | dict(sorted(offsets.items()))).plan(answers, heads_interact)
 
 
 class _Forward:
-    """The first pass: the steps, and where each can differ from the ablated run."""
+    """The first pass: the steps, and where each can differ from the ablated run.
 
-    def __init__(self, layout: Layout, masks: Bool[np.ndarray, "circuit writer reader"], sets: TokenSets) -> None:
-        self.layout, self.sets, n_circuits = layout, sets, len(masks)
+    Args:
+        layout: Numbers of writers and readers.
+        masks: Kept edges.
+        sets: The batch's tokens.
+        differs: By writer, the tokens at which it is not its replacement where its input is unchanged.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        masks: Bool[np.ndarray, "circuit writer reader"],
+        sets: TokenSets,
+        differs: Mapping[int, int],
+    ) -> None:
+        self.layout, self.sets = layout, sets
         # By circuit and reader, the writers on kept edges. Most circuits agree on most readers.
         known: dict[tuple[int, bytes], tuple[int, ...]] = {}
-        self.heard: list[list[tuple[int, ...]]] = []
+        self.read_from: list[list[tuple[int, ...]]] = []
         for packed, mask in zip(np.packbits(masks, axis=1).transpose(0, 2, 1), masks, strict=True):
             keys = [(reader, column.tobytes()) for reader, column in enumerate(packed)]
             for key in keys:
                 if key not in known:
                     known[key] = tuple(np.flatnonzero(mask[:, key[0]]).tolist())
-            self.heard.append([known[key] for key in keys])
-        self.listened_to = np.asarray(masks.any(2))
+            self.read_from.append([known[key] for key in keys])
+        self.is_read = np.asarray(masks.any(2))
         # Equal steps are one step: this is where circuits share their work.
         self.numbers: dict[Step, int] = {}
         self.changed: list[int] = []
+        self.offset_at = {writer: where for writer, where in differs.items() if writer > 0}
+        unchanged = {writer: self.step(UnchangedWriter(writer), where) for writer, where in differs.items() if where}
         # By circuit, the versions of the writers so far; none where a writer is its replacement.
-        self.said: list[dict[int, int]] = [{} for _ in range(n_circuits)]
-        self.offset_at: Mapping[int, int] = {}
+        self.versions = [dict(unchanged) for _ in masks]
 
     def plan(self, answers: int, heads_interact: Sequence[bool]) -> Plan:
         """All steps, and where each is computed."""
@@ -181,35 +198,26 @@ class _Forward:
         tokens = _computed(steps, self.changed, dict.fromkeys(final, answers), self.sets)
         return Plan(self.sets, steps, tokens, tuple(heads), tuple(mlps), final)
 
-    def at_rest(self, differs: Mapping[int, int]) -> None:
-        """Versions that nothing makes, by writer with the tokens at which it is not its replacement."""
-        versions = {writer: self.step(UnchangedWriter(writer), where) for writer, where in differs.items() if where}
-        self.said = [dict(versions) for _ in self.said]
-        self.offset_at = {writer: where for writer, where in differs.items() if writer > 0}
-
     def heads(self, layer: int, heads_interact: bool) -> range:
         """The versions of a layer's heads."""
-        start, n_heads = len(self.changed), self.layout.spec.n_heads
-        columns = [self.layout.reader_index(Reader(Node(Kind.HEAD, layer, 0), slot)) for slot in Slot]
-        writer = self.layout.writer_index(Node(Kind.HEAD, layer, 0))
-        for circuit, said in enumerate(self.said):
-            audible = [self.listened_to[circuit][writer + head] for head in range(n_heads)]
-            if not any(audible):
+        start, nodes = len(self.changed), [Node(Kind.HEAD, layer, head) for head in range(self.layout.spec.n_heads)]
+        writers = [self.layout.writer_index(node) for node in nodes]
+        columns = [self.layout.readers_of(node) for node in nodes]
+        for circuit, versions in enumerate(self.versions):
+            is_read = self.is_read[circuit, writers]
+            if not is_read.any():
                 continue
-            attended = [
-                self._attended(circuit, 2 * layer, head, [column + head for column in columns])
-                # A norm behind the heads has one scale for all: there a head that nobody listens to counts too.
-                if audible[head] or heads_interact
-                else None
-                for head in range(n_heads)
+            # Where heads depend on each other, one that is not read counts too.
+            results = [
+                self._head(circuit, 2 * layer, head, columns[head]) if heads_interact or is_read[head] else None
+                for head in range(len(nodes))
             ]
-            if heads_interact and any(a is not None for a in attended):
-                everywhere = self._either(a for a in attended if a is not None)
-                mixed = self.step(JointHeads(tuple(attended)), everywhere)
-                # ... and where one head changes, every head's share does.
-                attended = [mixed] * n_heads
-            found = {w: a for w, a in enumerate(attended, writer) if a is not None and audible[w - writer]}
-            said.update({w: self._version(w, a) for w, a in found.items()})
+            if heads_interact and any(result is not None for result in results):
+                everywhere = self._either(result for result in results if result is not None)
+                # ... and where one head changes, the outputs of all do.
+                results = [self.step(JointHeads(tuple(results)), everywhere)] * len(nodes)
+            found = zip(writers, results, is_read, strict=True)
+            versions |= {w: self._version(w, result) for w, result, read in found if read and result is not None}
         return range(start, len(self.changed))
 
     def mlp(self, layer: int) -> range:
@@ -217,17 +225,17 @@ class _Forward:
         start = len(self.changed)
         if self.layout.spec.has_mlp:
             node = Node(Kind.MLP, layer)
-            writer, column = self.layout.writer_index(node), self.layout.reader_index(Reader(node))
-            for circuit, said in enumerate(self.said):
-                stream = self._stream(circuit, 2 * layer + 1, column) if self.listened_to[circuit][writer] else None
+            writer, (column,) = self.layout.writer_index(node), self.layout.readers_of(node)
+            for circuit, versions in enumerate(self.versions):
+                stream = self._stream(circuit, 2 * layer + 1, column) if self.is_read[circuit][writer] else None
                 if stream is not None:
-                    said[writer] = self._version(writer, stream)
+                    versions[writer] = self._version(writer, stream)
         return range(start, len(self.changed))
 
     def logits(self) -> tuple[int, ...]:
-        """Each circuit's stream at the end; one without sources where it hears nothing."""
+        """Each circuit's stream at the end; one without sources where no version is read."""
         place, column = 2 * self.layout.spec.n_layers, len(self.layout.readers) - 1
-        streams = (self._stream(circuit, place, column) for circuit in range(len(self.said)))
+        streams = (self._stream(circuit, place, column) for circuit in range(len(self.versions)))
         return tuple(self.step(Stream(place, ()), 0) if stream is None else stream for stream in streams)
 
     def step(self, step: Step, changed: int) -> int:
@@ -238,11 +246,11 @@ class _Forward:
         return number
 
     def _stream(self, circuit: int, place: int, column: int) -> int | None:
-        said = self.said[circuit]
-        sources = tuple(said[w] for w in self.heard[circuit][column] if w in said) if said else ()
+        versions = self.versions[circuit]
+        sources = tuple(versions[w] for w in self.read_from[circuit][column] if w in versions) if versions else ()
         return self.step(Stream(place, sources), self._either(sources)) if sources else None
 
-    def _attended(self, circuit: int, place: int, head: int, columns: Sequence[int]) -> int | None:
+    def _head(self, circuit: int, place: int, head: int, columns: Sequence[int]) -> int | None:
         reads: list[int | None] = []
         for slot, column in zip(Slot, columns, strict=True):
             stream = self._stream(circuit, place, column)
@@ -250,16 +258,13 @@ class _Forward:
         if not any(read is not None for read in reads):
             return None
         q, k, v = (0 if read is None else self.changed[read] for read in reads)
-        return self.step(HeadResult(head, tuple(reads)), q | self.sets.behind(k | v))
+        return self.step(HeadResult(head, tuple(reads)), q | self.sets.after(k | v))
 
     def _version(self, writer: int, made_of: int) -> int:
         return self.step(ComputedWriter(writer, made_of), self.changed[made_of] | self.offset_at.get(writer, 0))
 
     def _either(self, steps: Iterable[int]) -> int:
-        tokens = 0
-        for number in steps:
-            tokens |= self.changed[number]
-        return tokens
+        return reduce(or_, (self.changed[number] for number in steps), 0)
 
 
 def _computed(

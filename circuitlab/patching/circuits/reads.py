@@ -21,7 +21,7 @@ from circuitlab.models.protocol import Model, Recording
 from circuitlab.models.steps import column_of_head, project
 from circuitlab.parts import Slot
 from circuitlab.patching.circuits.plan import Plan, Read
-from circuitlab.patching.circuits.rows import Table, at_once
+from circuitlab.patching.circuits.rows import Table, grouped
 
 # Reads by their number in the plan.
 Reads = dict[int, Read]
@@ -43,13 +43,17 @@ class Vectors:
 
 
 def read_heads(model: Model, layer: int, plan: Plan, table: Table, ablated: Recording) -> Vectors:
-    """Compute the reads of a layer, from what writers before it add to the ablated run."""
-    together, apart = _by_call(plan, plan.of(Read, plan.heads[layer]), model.spec.n_heads)
+    """Compute the reads of a layer, from what writers before it add to the ablated run.
+
+    Returns:
+        Queries, keys and values of the ablated run and of the reads, and where each is.
+    """
+    together, by_head = _by_call(plan, plan.of(Read, plan.heads[layer]), model.spec.n_heads)
     wanted = [[(stream, plan.tokens[stream])] for stream in together]
-    wanted += [[(read.stream, plan.tokens[n]) for reads in heads for n, read in reads.items()] for heads in apart]
+    wanted += [[(read.stream, plan.tokens[n]) for reads in heads for n, read in reads.items()] for heads in by_head]
     streams = table.sums(wanted, ablated.resid_pre[layer])
     calls = [_all_heads(model, layer, plan, by_slot, streams) for by_slot in together.values()]
-    calls += [_some_heads(model, layer, plan, heads, streams) for heads in apart]
+    calls += [_some_heads(model, layer, plan, heads, streams) for heads in by_head]
     values = [part[layer].flatten(0, 2) for part in (ablated.q, ablated.k, ablated.v)]
     places, end = dict[int, np.ndarray](), sum(map(len, values))
     for found, where in chain.from_iterable(calls):
@@ -76,7 +80,9 @@ def _by_call(plan: Plan, reads: Reads, n_heads: int) -> tuple[dict[int, dict[Slo
     alike: dict[tuple[Slot, int], list[Reads]] = defaultdict(list)
     for (slot, _), of_head in by_head.items():
         alike[slot, sum(plan.sets.count(plan.tokens[number]) for number in of_head)].append(of_head)
-    return dict(together), [group for (_, size), heads in alike.items() for group in at_once(heads, size)]
+    return dict(together), [
+        group for (_, size), heads in alike.items() for group in grouped(heads, lambda _, n=size: n)
+    ]
 
 
 def _all_heads(

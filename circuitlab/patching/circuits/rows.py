@@ -7,7 +7,7 @@ that differs there. All inputs of a layer are such sums of rows of one table.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -24,10 +24,11 @@ ABLATED = 0
 # where every head has calls of its own and 119 ms with this; 32 of them take 2.0 s either way. Much more than these
 # 3 MB does not stay in the cache between a sum and its reader.
 ROWS_AT_ONCE = 1024
+Item = TypeVar("Item")
 # A stream and the tokens at which it is read.
 Wanted = tuple[int, int]
 # The lines that a stream is the sum of, and the tokens at which it is read.
-Heard = tuple[tuple[int, ...], int]
+Summed = tuple[tuple[int, ...], int]
 
 
 class Table:
@@ -75,7 +76,7 @@ class Table:
         """
         self.rows[: self._plan.sets.size] = ablated.flatten(0, 1)
         times = Counter(stream for group in groups for stream, _ in group)
-        lines = {stream: self._heard(stream) for stream in times}
+        lines = {stream: self._lines_of(stream) for stream in times}
         # A stream that several heads read is summed once.
         shared = [stream for stream, count in times.items() if count > 1]
         line, row = self._spare
@@ -86,7 +87,7 @@ class Table:
             lines[stream], line = (line,), line + 1
         return self._summing([[(lines[stream], tokens) for stream, tokens in group] for group in groups])
 
-    def _heard(self, stream: int) -> tuple[int, ...]:
+    def _lines_of(self, stream: int) -> tuple[int, ...]:
         """The lines that a stream is the sum of."""
         step = self._plan.steps[stream]
         assert isinstance(step, Stream)
@@ -99,24 +100,24 @@ class Table:
         self._row_at[line, members] = np.arange(start, start + len(members))
         return start + len(members)
 
-    def _summing(self, groups: Sequence[Sequence[Heard]]) -> Iterator[Float[Tensor, "token d_model"]]:
+    def _summing(self, groups: Sequence[Sequence[Summed]]) -> Iterator[Float[Tensor, "token d_model"]]:
         """Sums of lines at tokens, group by group."""
         sizes = [sum(self._plan.sets.count(where) for _, where in group) for group in groups]
-        ids, starts = self._summands([heard for group in groups for heard in group])
+        ids, starts = self._summands([one for group in groups for one in group])
         end, device = 0, self.rows.device
-        for chunk in _chunks(sizes):
+        for chunk in grouped(sizes, int):
             start, end = end, end + sum(chunk)
             rows = torch.from_numpy(ids[starts[start] : starts[end]]).to(device)
             offsets = torch.from_numpy(starts[start:end] - starts[start]).to(device)
             yield from functional.embedding_bag(rows, self.rows, offsets, mode="sum").split(chunk)
 
-    def _summands(self, heard: Sequence[Heard]) -> tuple[Int[np.ndarray, " _"], Int[np.ndarray, " _"]]:
+    def _summands(self, sums: Sequence[Summed]) -> tuple[Int[np.ndarray, " _"], Int[np.ndarray, " _"]]:
         """Which rows are added up, sum after sum, and where each begins; a line without a row there adds nothing."""
-        if not heard:
+        if not sums:
             return np.zeros(0, dtype=np.int64), np.zeros(1, dtype=np.int64)
-        tokens = [self._plan.sets.indices(where) for _, where in heard]
-        n_sums, n_lines = np.array([len(part) for part in tokens]), np.array([len(lines) for lines, _ in heard])
-        token, line = np.concatenate(tokens), np.concatenate([lines for lines, _ in heard])
+        tokens = [self._plan.sets.indices(where) for _, where in sums]
+        n_sums, n_lines = np.array([len(part) for part in tokens]), np.array([len(lines) for lines, _ in sums])
+        token, line = np.concatenate(tokens), np.concatenate([lines for lines, _ in sums])
         # Which sum each summand belongs to, and how many stand before it in that sum.
         n_each = np.repeat(n_lines, n_sums)
         of_sum = np.repeat(np.arange(len(token)), n_each)
@@ -127,26 +128,26 @@ class Table:
         return ids[there], np.concatenate([[0], ends])
 
 
-Item = TypeVar("Item")
+def grouped(items: Iterable[Item], size: Callable[[Item], int], limit: int = ROWS_AT_ONCE) -> Iterator[list[Item]]:
+    """Consecutive items in groups of at most so many rows; an item with more is a group of its own.
 
+    Args:
+        items: What is grouped.
+        size: The rows of an item.
+        limit: Of the rows of a group.
 
-def at_once(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
-    """Items of so many rows each, as many at a time as make no more than `ROWS_AT_ONCE`."""
-    step = max(1, ROWS_AT_ONCE // size)
-    for start in range(0, len(items), step):
-        yield items[start : start + step]
-
-
-def _chunks(sizes: Sequence[int]) -> Iterator[list[int]]:
-    """The sizes, as many at a time as make no more than `ROWS_AT_ONCE`."""
-    chunk = list[int]()
-    for size in sizes:
-        if chunk and sum(chunk) + size > ROWS_AT_ONCE:
-            yield chunk
-            chunk = []
-        chunk.append(size)
-    if chunk:
-        yield chunk
+    Returns:
+        The groups, one after the other, in the order of the items.
+    """
+    group, rows = list[Item](), 0
+    for item in items:
+        if group and rows + size(item) > limit:
+            yield group
+            group, rows = [], 0
+        group.append(item)
+        rows += size(item)
+    if group:
+        yield group
 
 
 def _most_shared(plan: Plan) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Sets of tokens of a batch, as integers: bit `example * seq + position` says whether a token is in the set.
+"""Sets of tokens of a batch, as integers: bit `example * seq + position` tells whether a token is in the set.
 
 Union, intersection and emptiness are `|`, `&` and truth; a plan does thousands of them, and an integer of a few hundred
 bits does each in well below a microsecond.
@@ -21,7 +21,7 @@ class TokenSets:
     Example:
         >>> sets = TokenSets(batch=2, seq=3)
         >>> some = sets.of(np.array([[False, True, False], [False, False, False]]))
-        >>> sets.indices(sets.behind(some)).tolist(), sets.indices(sets.before(some)).tolist()
+        >>> sets.indices(sets.after(some)).tolist(), sets.indices(sets.before(some)).tolist()
         ([1, 2], [0, 1])
     """
 
@@ -30,7 +30,7 @@ class TokenSets:
     def __init__(self, batch: int, seq: int, causal: bool = True) -> None:
         self.batch, self.seq, self.size, self._causal = batch, seq, batch * seq, causal
         self.all = (1 << self.size) - 1
-        # Tokens at position `p` and behind, for the steps of a doubling.
+        # Tokens from position `p` on, for the steps of a doubling.
         positions = np.arange(seq)
         self._columns = {p: self.of(np.tile(positions >= p, (batch, 1))) for p in _steps(seq)}
         self._indices: dict[int, np.ndarray] = {}
@@ -54,15 +54,15 @@ class TokenSets:
         """How many members there are."""
         return tokens.bit_count()
 
-    def behind(self, tokens: int) -> int:
-        """The members and every token behind one in the same example: what attention can carry them to.
+    def after(self, tokens: int) -> int:
+        """The members and every later token of the same example: what attention can carry them to.
 
         Where attention is not causal, all tokens of an example that has a member.
         """
         return self._forwards(tokens if self._causal else self._backwards(tokens))
 
     def before(self, tokens: int) -> int:
-        """The members and every token before one in the same example: what attention reads for them.
+        """The members and every earlier token of the same example: what attention reads for them.
 
         Where attention is not causal, all tokens of an example that has a member.
         """

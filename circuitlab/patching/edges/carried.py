@@ -13,8 +13,8 @@ from circuitlab.parts import Edge, Layout, Node
 from circuitlab.patching.edges.plan import EdgePlan
 from circuitlab.patching.experiment import Experiment
 from circuitlab.patching.runs.baseline import Baseline
-from circuitlab.patching.runs.messages import replacement_messages
 from circuitlab.patching.runs.reach import tokens_that_matter
+from circuitlab.patching.runs.writers import replacement_messages
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

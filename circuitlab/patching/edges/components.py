@@ -16,11 +16,11 @@ from circuitlab.models.row_steps import Rows
 from circuitlab.models.steps import after_heads
 from circuitlab.parts import Kind, Layout, Node
 from circuitlab.patching.runs.baseline import Baseline, judge
-from circuitlab.patching.runs.messages import replacement_messages
 from circuitlab.patching.runs.packing import Packer, rows_at_once
 from circuitlab.patching.runs.reach import rows_from, tokens_that_matter
 from circuitlab.patching.runs.replacement import Replacement
 from circuitlab.patching.runs.suffix import run_from_middle, run_suffix
+from circuitlab.patching.runs.writers import replacement_messages
 from circuitlab.resources import Resources
 
 

@@ -40,9 +40,9 @@ from circuitlab.patching.paths.effects import PathEffects
 from circuitlab.patching.paths.plan import PathPlan, plan_paths
 from circuitlab.patching.paths.run import Paths, run_paths
 from circuitlab.patching.runs.baseline import Baseline, judge
-from circuitlab.patching.runs.messages import messages_of
 from circuitlab.patching.runs.packing import Packer, rows_at_once, rows_per_pack
 from circuitlab.patching.runs.reach import rows_from, tokens_that_matter
+from circuitlab.patching.runs.writers import messages_of
 from circuitlab.progress import Progress, callback, reports_progress
 
 

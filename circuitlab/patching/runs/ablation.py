@@ -1,6 +1,6 @@
 """The ablated run under any replacement: what every node reads, and computes, where no edge is kept.
 
-1. What stands in for each writer, r_u, is fixed: the embedding, each head's z taken through the output projection, each
+1. The replacement of each writer, r_u, is fixed: the embedding, each head's z taken through the output projection, each
    MLP's output, as `replaced` has them for the clean run.
 2. Every reader's stream is the sum of r_u over the writers before it and the biases of the attention layers before it,
    which belong to no writer and stay.
@@ -46,7 +46,7 @@ class AblatedRun:
             heads and its bias), so that `resid_pre + attn_out` is what the MLP reads. `q`, `k`, `v`, `pattern`, `z` and
             `mlp_out` are the nodes' own.
         offsets: By writer number, a node's own output there minus its replacement `r_u`; a writer without one is its
-            replacement there. The input needs none: what it says is the clean run's embedding, and its replacement is
+            replacement there. The input needs none: its output is the clean run's embedding, and its replacement is
             `run.resid_pre[0]`.
     """
 
@@ -55,7 +55,7 @@ class AblatedRun:
 
     @classmethod
     def corrupted(cls, baseline: Baseline) -> AblatedRun:
-        """Excluded edges carry what their writer says in the corrupted run (resample ablation)."""
+        """Excluded edges carry the output of their writer in the corrupted run (resample ablation)."""
         return cls(run=baseline.corrupt, offsets={})
 
 
@@ -63,14 +63,23 @@ class AblatedRun:
 def replacement_differences(
     model: Model, baseline: Baseline, ablated: AblatedRun | None = None
 ) -> Float[Tensor, "writer batch seq d_model"]:
-    """How far what replaces each writer is from what it says in the clean run."""
+    """The replacement of each writer minus its output in the clean run.
+
+    Args:
+        model: The model.
+        baseline: One batch, run clean and corrupted.
+        ablated: The run with every edge replaced; the corrupted run by default.
+
+    Returns:
+        One difference a writer, at every token, in the order of the layout.
+    """
     if ablated is None or ablated.run is baseline.corrupt:
         return -writer_differences(model, baseline)
-    apart = writer_outputs(model, ablated.run) - writer_outputs(model, baseline.clean)
-    for writer in range(1, len(apart)):
+    differences = writer_outputs(model, ablated.run) - writer_outputs(model, baseline.clean)
+    for writer in range(1, len(differences)):
         if writer in ablated.offsets:
-            apart[writer] -= ablated.offsets[writer]
-    return apart
+            differences[writer] -= ablated.offsets[writer]
+    return differences
 
 
 @torch.no_grad()
@@ -90,22 +99,22 @@ def ablated_run(model: Model, baseline: Baseline, replacement: Replacement) -> A
         return AblatedRun.corrupted(baseline)
     clean, n_layers = baseline.clean, range(model.spec.n_layers)
     if replacement.outputs is not None:
-        stand_in = _given(model, clean, replacement.outputs.of(baseline.batch))
+        replaced = _given(model, clean, replacement.outputs.of(baseline.batch))
     else:
-        put = replacement_values(model, replacement, baseline.batch)
-        z = tuple(put(("z", layer), clean.z[layer]) for layer in n_layers)
-        stand_in = _StandIns(
-            embedding=put(("resid_pre", 0), clean.resid_pre[0]),
+        replace = replacement_values(model, replacement, baseline.batch)
+        z = tuple(replace(("z", layer), clean.z[layer]) for layer in n_layers)
+        replaced = _Replaced(
+            embedding=replace(("resid_pre", 0), clean.resid_pre[0]),
             attn_out=tuple(model.attn_output(layer, z[layer]) for layer in n_layers),
-            mlp_out=tuple(put(("mlp_out", layer), clean.mlp_out[layer]) for layer in n_layers),
+            mlp_out=tuple(replace(("mlp_out", layer), clean.mlp_out[layer]) for layer in n_layers),
             z=z,
         )
-    run = _ablated_recording(model, baseline, stand_in)
-    return AblatedRun(run=run, offsets=_Offsets(model, run, stand_in))
+    run = _ablated_recording(model, baseline, replaced)
+    return AblatedRun(run=run, offsets=_Offsets(model, run, replaced))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _StandIns:
+class _Replaced:
     """The replacement of every writer's output; of heads together with the bias, and by their z or one by one."""
 
     embedding: Float[Tensor, "batch seq d_model"]
@@ -115,12 +124,12 @@ class _StandIns:
     heads: tuple[Float[Tensor, "head batch seq d_model"], ...] = ()
 
 
-def _given(model: Model, clean: Recording, outputs: OfWriter) -> _StandIns:
+def _given(model: Model, clean: Recording, outputs: OfWriter) -> _Replaced:
     """The outputs that a function gives; the biases of attention layers, which belong to no head, stay."""
     layout, layers = Layout.of(model.spec), range(model.spec.n_layers)
     heads = tuple(layer_outputs(model.spec, outputs, layer) for layer in layers)
     biases = (_bias(model, clean, layer) for layer in layers)
-    return _StandIns(
+    return _Replaced(
         embedding=outputs(0),
         attn_out=tuple(own.sum(0) + bias for own, bias in zip(heads, biases, strict=True)),
         mlp_out=tuple(
@@ -140,12 +149,12 @@ def _bias(model: Model, clean: Recording, layer: int) -> Float[Tensor, "batch se
     return alone
 
 
-def _ablated_recording(model: Model, baseline: Baseline, stand_in: _StandIns) -> Recording:
-    spec, stream = model.spec, stand_in.embedding
+def _ablated_recording(model: Model, baseline: Baseline, replaced: _Replaced) -> Recording:
+    spec, stream = model.spec, replaced.embedding
     kept: dict[str, list[Tensor]] = {name: [] for name in ("resid_pre", "attn_out", "mlp_out", "q", "k", "v", "z")}
     for layer in range(spec.n_layers):
         inputs = head_inputs(model, layer, stream)
-        step = stand_in.attn_out[layer]
+        step = replaced.attn_out[layer]
         middle = stream + step
         read = mlp_reads(spec, stream, middle)
         values = {
@@ -159,19 +168,19 @@ def _ablated_recording(model: Model, baseline: Baseline, stand_in: _StandIns) ->
         }
         for name, value in values.items():
             kept[name].append(value)
-        stream = middle + stand_in.mlp_out[layer]
+        stream = middle + replaced.mlp_out[layer]
     nothing = tuple(pattern.new_zeros(()).expand(pattern.shape) for pattern in baseline.clean.pattern)
     return Recording(**{name: tuple(values) for name, values in kept.items()}, pattern=nothing, resid_final=stream)
 
 
 class _Offsets(Mapping[int, Tensor]):
-    """How far each writer's own output in the ablated run is from its stand-in, computed when it is asked for.
+    """How far each writer's own output in the ablated run is from its replacement, computed when it is read.
 
     All at once they take a stream for every writer: 157 times the size of the residual stream in GPT-2.
     """
 
-    def __init__(self, model: Model, run: Recording, stand_in: _StandIns) -> None:
-        self._model, self._run, self._stand_in = model, run, stand_in
+    def __init__(self, model: Model, run: Recording, replaced: _Replaced) -> None:
+        self._model, self._run, self._replaced = model, run, replaced
         self._layout = Layout.of(model.spec)
 
     def __len__(self) -> int:
@@ -190,8 +199,8 @@ class _Offsets(Mapping[int, Tensor]):
         node = self._layout.writers[writer]
         layer = node.layer or 0
         if node.kind is Kind.MLP:
-            return self._run.mlp_out[layer] - self._stand_in.mlp_out[layer]
+            return self._run.mlp_out[layer] - self._replaced.mlp_out[layer]
         own, head = self._run.z[layer], node.head or 0
-        if self._stand_in.heads:
-            return self._model.head_outputs(layer, own, [head])[0] - self._stand_in.heads[layer][head]
-        return head_differences(self._model, layer, own, self._stand_in.z[layer], [head])[0]
+        if self._replaced.heads:
+            return self._model.head_outputs(layer, own, [head])[0] - self._replaced.heads[layer][head]
+        return head_differences(self._model, layer, own, self._replaced.z[layer], [head])[0]

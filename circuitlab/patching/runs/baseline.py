@@ -59,7 +59,11 @@ class Baseline:
 
 @torch.no_grad()
 def record_baseline(model: Model, batch: PairBatch) -> Baseline:
-    """Run a batch clean and corrupted, both in one pass."""
+    """Run a batch clean and corrupted, both in one pass.
+
+    Returns:
+        Both runs, with the logits of the clean run as reference of the batch.
+    """
     both = model.record(torch.cat([batch.clean, batch.corrupt]))
     clean, corrupt = both.prompts(slice(0, len(batch))), both.prompts(slice(len(batch), None))
     clean_logits = model.logits(at_answer(clean.resid_final, batch.answer_at))
@@ -74,7 +78,11 @@ def record_baseline(model: Model, batch: PairBatch) -> Baseline:
 
 
 def at_answer(stream: Float[Tensor, "row seq d_model"], answer_at: Int[Tensor, " row"]) -> Float[Tensor, "row d_model"]:
-    """The stream at each row's answer position."""
+    """The stream at each row's answer position.
+
+    Returns:
+        One vector a row.
+    """
     return stream[torch.arange(len(stream), device=stream.device), answer_at]
 
 
@@ -94,6 +102,9 @@ def judge(
         baseline: The batch the rows come from.
         stream: Final stream at the answer position, one per row.
         example: Which example of the batch each row is a variant of.
+
+    Returns:
+        One value a row, in the metric's unit.
     """
     return judge_all(model, [metric], baseline, stream, example)[0]
 
@@ -109,6 +120,9 @@ def judge_all(
     """Several metrics of the same final streams.
 
     A logit difference needs two logits, not the vocabulary: where every metric is local, only these are computed.
+
+    Returns:
+        One tensor a metric, with a value a row, in the metric's unit.
     """
     words, batch = baseline.batch.compact() if all(m.local for m in metrics) else (None, baseline.batch)
     width = len(words) if words is not None else model.spec.d_vocab
@@ -124,6 +138,9 @@ def judge_all(
 
 def resolve_direction(direction: str | None, ablation: str = "corrupt") -> str:
     """The direction of patching: by default "denoise" with the ablation "corrupt", and "noise" with every other.
+
+    Returns:
+        "denoise" or "noise".
 
     Raises:
         UnknownNameError: It is neither "denoise" nor "noise".

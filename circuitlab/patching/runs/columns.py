@@ -3,15 +3,16 @@
 Prompts of several lengths without spans line up at their ends: their positions are counted from the answer backwards,
 -1 for the answer position, -2 for the token before it. A shorter prompt has no token in the columns on the far left.
 
-A span is patched as a whole: all its tokens at once. Tokens that belong to no span stand in gaps named after the span
+A span is patched as a whole: all its tokens at once. Tokens that belong to no span are in gaps named after the span
 before them, so that every token of every prompt is in some column.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Bool
 from torch import Tensor
@@ -30,7 +31,7 @@ class Columns:
 
     Attributes:
         kind: "position" or "span" (a single span "all" where the whole prompt is one column).
-        labels: What stands on the axis: a token, the span it belongs to, or the span's name.
+        labels: Of the axis: a token, the span it belongs to, or the span's name.
         masks: For each batch, the tokens of each column; a column without tokens is absent from that example.
         numbers: The positions of the columns, where they are not 0, 1, 2, ...: chosen ones, or negative ones
             that count from the answer backwards.
@@ -45,7 +46,7 @@ class Columns:
         """Only these positions.
 
         Raises:
-            ConfigError: Columns are spans; no position is given, one is out of range or stands twice.
+            ConfigError: Columns are spans; no position is given, one is out of range or given twice.
         """
         chosen = [int(p) for p in ([positions] if isinstance(positions, int) else positions)]
         if self.kind != "position":
@@ -75,6 +76,9 @@ def columns_of(pairs: PairSet | PairBatch, batches: Sequence[PairBatch], axis: s
         batches: The same, bucketed by length.
         axis: "position", "span", "all" (the whole prompt at once), or "auto": by position if there are no spans, or all
             prompts have one length and their spans line up; else by span.
+
+    Returns:
+        The columns, with their tokens in each of the batches.
 
     Raises:
         UnknownNameError: The axis is none of these.
@@ -134,7 +138,7 @@ def _from_the_answer(pairs: PairSet | PairBatch, batches: Sequence[PairBatch]) -
 
 
 def _position_label(position: int, pairs: Sequence[Pair], spans: Mapping[str, TokenRange]) -> str:
-    """The token where all clean prompts agree on it; else its span, or how far behind one it is; else the number."""
+    """The token where all clean prompts agree on it; else its span, or how far after one it is; else the number."""
     tokens = {pair.clean_tokens[position] for pair in pairs}
     if len(tokens) == 1:
         return tokens.pop()
@@ -165,7 +169,11 @@ def _spans(batches: Sequence[PairBatch]) -> Columns:
 
 
 def span_masks(batch: PairBatch) -> dict[str, Bool[Tensor, "batch seq"]]:
-    """The tokens of each span, and of each gap between spans; the batch must carry spans."""
+    """The tokens of each span, and of each gap between spans; the batch must carry spans.
+
+    Returns:
+        Name -> the tokens of each example that are in it.
+    """
     places = torch.arange(batch.n_tokens, device=batch.clean.device)
     masks = {name: (places >= span[:, :1]) & (places < span[:, 1:]) for name, span in sorted(batch.spans.items())}
     free = ~torch.stack(list(masks.values())).any(0)
@@ -183,13 +191,7 @@ def span_masks(batch: PairBatch) -> dict[str, Bool[Tensor, "batch seq"]]:
     return masks
 
 
-def _runs(flags: Sequence[bool]) -> list[tuple[int, int]]:
+def _runs(flags: Sequence[bool]) -> Iterator[tuple[int, int]]:
     """Half-open ranges of consecutive true values."""
-    runs, start = [], None
-    for i, flag in enumerate([*flags, False]):
-        if flag and start is None:
-            start = i
-        elif not flag and start is not None:
-            runs.append((start, i))
-            start = None
-    return runs
+    ends = np.flatnonzero(np.diff([False, *flags, False])).tolist()
+    return zip(ends[::2], ends[1::2], strict=True)

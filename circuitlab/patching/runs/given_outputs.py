@@ -68,7 +68,11 @@ class GivenOutputs:
 
 
 def layer_outputs(spec: ModelSpec, given: OfWriter, layer: int) -> Float[Tensor, "head batch seq d_model"]:
-    """The outputs of the heads of a layer."""
+    """The outputs of the heads of a layer.
+
+    Returns:
+        One output a head, at every token.
+    """
     layout = Layout.of(spec)
     heads = [n for n, node in enumerate(layout.writers) if node.kind is Kind.HEAD and node.layer == layer]
     return torch.stack([given(number) for number in heads])

@@ -38,6 +38,9 @@ def neuron_values(
         start: The stream to start from; `model.embedding(tokens)` by default. Where it requires gradients, and they
             are on, they follow to it: the derivative of a neuron with respect to each token's embedding.
 
+    Returns:
+        One value a token and neuron.
+
     Raises:
         ConfigError: No such layer or neuron.
         UnsupportedModelError: The model has no MLPs, or does not show their pre-activations.
@@ -64,6 +67,9 @@ def run_to_mlp(
         start: The stream on entry to the first block.
         layer: Whose MLP.
         arguments: What blocks are called with at this length.
+
+    Returns:
+        The stream at every token.
     """
     with torch.set_grad_enabled(torch.is_grad_enabled() and start.requires_grad):
         stream = model.run_blocks(start, 0, arguments, layer)

@@ -1,4 +1,4 @@
-"""How many rows fit into one run: a memory budget in bytes, never a number of rows that a user has to guess.
+"""How many rows fit into one run: a memory budget in bytes, never a number of rows that a user has to estimate.
 
 The budget is of the rows that are run together. What a call keeps beside them (the two recorded runs of a batch, result
 tables, the weights) comes on top; docs/performance.md has the size.
@@ -28,7 +28,11 @@ CACHED = 192 * 2**20
 
 
 def default_budget(device: torch.device) -> int:
-    """Bytes that a packed run may take when the user names no budget."""
+    """Bytes that a packed run may take when the user names no budget.
+
+    Returns:
+        Bytes.
+    """
     share = int(FREE_SHARE * available(device))
     return share if device.type == "cuda" else min(CEILING, max(LEAST, share))
 
@@ -37,9 +41,12 @@ def bytes_per_row(model: Model, n_tokens: int, extra_streams: int = 0) -> int:
     """About how many bytes one prompt takes in a packed run.
 
     Args:
-        model: Its widths say what a token costs.
+        model: Its widths give the size of a token.
         n_tokens: Prompt length.
         extra_streams: How many more tensors of the stream's size stay alive for every row.
+
+    Returns:
+        Bytes.
     """
     spec = model.spec
     # Alive at once in a block: the stream and its norm, q, k, v and z, an MLP's hidden layer (4 d_model, twice for
@@ -50,7 +57,11 @@ def bytes_per_row(model: Model, n_tokens: int, extra_streams: int = 0) -> int:
 
 
 def budget_of(resources: Resources, device: torch.device) -> int:
-    """Bytes that a packed run may take: the budget that was given, or the default."""
+    """Bytes that a packed run may take: the budget that was given, or the default.
+
+    Returns:
+        Bytes.
+    """
     return default_budget(device) if resources.budget is None else resources.budget
 
 
@@ -58,10 +69,13 @@ def rows_per_pack(model: Model, n_tokens: int, resources: Resources, extra_strea
     """How many prompts of this length one run may hold.
 
     Args:
-        model: Its widths say what a token costs.
+        model: Its widths give the size of a token.
         n_tokens: Prompt length.
         resources: Bytes that the run may take.
         extra_streams: How many more tensors of the stream's size stay alive for every row.
+
+    Returns:
+        At least 1.
 
     Raises:
         ConfigError: The budget does not hold a single prompt.
@@ -76,14 +90,31 @@ def rows_per_pack(model: Model, n_tokens: int, resources: Resources, extra_strea
     return budget // needed
 
 
+def circuits_per_pack(model: Model, batch: PairBatch, resources: Resources, n_tokens: int, extra_streams: int) -> int:
+    """How many circuits to run on a batch at once: with at most so many tokens, and no more than fit; at least one.
+
+    Returns:
+        At least 1.
+    """
+    fit = rows_per_pack(model, batch.n_tokens, resources, extra_streams) // len(batch)
+    return max(1, min(fit, n_tokens // (len(batch) * batch.n_tokens)))
+
+
 def packs(n_rows: int, size: int) -> Iterator[slice]:
-    """Consecutive slices of at most `size` rows."""
+    """Consecutive slices of at most `size` rows.
+
+    Returns:
+        The slices, in ascending order.
+    """
     for start in range(0, n_rows, size):
         yield slice(start, min(start + size, n_rows))
 
 
 def rows_at_once(model: Model, n_tokens: int, resources: Resources) -> int:
     """How many prompts of this length to run at once: no more than fit, on a CPU no more than stay in its caches.
+
+    Returns:
+        At least 1.
 
     Raises:
         ConfigError: The budget does not hold a single prompt.
@@ -96,7 +127,7 @@ def rows_at_once(model: Model, n_tokens: int, resources: Resources) -> int:
 
 @dataclass(slots=True)
 class Packer:
-    """Runs rows pack by pack; where memory runs out, goes on with packs of half the size, and says so once.
+    """Runs rows pack by pack; where memory runs out, goes on with packs of half the size, and warns once.
 
     Attributes:
         halved: How often the packs were halved so far; one packer serves a whole sweep.
@@ -142,22 +173,34 @@ class Packer:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         if first:
-            said = f"out of memory with {tried} rows in a pack; going on with half as many, or fewer."
-            warnings.warn(said, ResourceWarning, stacklevel=3)
+            message = f"out of memory with {tried} rows in a pack; going on with half as many, or fewer."
+            warnings.warn(message, ResourceWarning, stacklevel=3)
 
 
 def fitting(model: Model, batch: PairBatch, resources: Resources, extra_streams: int) -> list[PairBatch]:
-    """A batch in parts that fit the budget, each with so many more streams alive."""
+    """A batch in parts that fit the budget, each with so many more streams alive.
+
+    Returns:
+        The parts, in the order of the examples.
+    """
     return cut(batch, rows_per_pack(model, batch.n_tokens, resources, extra_streams))
 
 
 def cut(batch: PairBatch, size: int) -> list[PairBatch]:
-    """A batch in parts of so many examples."""
+    """A batch in parts of so many examples.
+
+    Returns:
+        The parts, in the order of the examples.
+    """
     if size >= len(batch):
         return [batch]
     return [batch.take(torch.arange(p.start, p.stop, device=batch.clean.device)) for p in packs(len(batch), size)]
 
 
 def recorded_streams(model: Model) -> int:
-    """About how many tensors of the stream's size both recorded runs and the deltas of a layer's cells take."""
+    """About how many tensors of the stream's size both recorded runs and the deltas of a layer's cells take.
+
+    Returns:
+        Streams a prompt.
+    """
     return 2 * 7 * model.spec.n_layers + 3 * model.spec.n_heads

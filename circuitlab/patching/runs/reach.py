@@ -21,6 +21,9 @@ def tokens_that_differ(spec: ModelSpec, batch: PairBatch) -> Bool[Tensor, "batch
 
     Under causal attention they begin at the first different token: both prompts are the same before it, whatever the
     rounding of their kernels.
+
+    Returns:
+        A mask of the tokens.
     """
     if not spec.causal:
         return torch.ones_like(batch.clean, dtype=torch.bool)
@@ -34,6 +37,9 @@ def tokens_that_matter(spec: ModelSpec, batch: PairBatch, *, from_difference: bo
         spec: The model's shape; whether attention is causal.
         batch: The prompts.
         from_difference: The replacement is the other prompt's value, so that only `tokens_that_differ` change.
+
+    Returns:
+        A mask of the tokens.
     """
     position = torch.arange(batch.n_tokens, device=batch.clean.device)
     inside = (position <= batch.answer_at[:, None]) | (not spec.causal)
@@ -48,6 +54,9 @@ def rows_from(spec: ModelSpec, batch: PairBatch, example: Int[Tensor, " row"], f
         batch: The prompts.
         example: Which example each row is a variant of.
         first: The first token that the patch itself changes.
+
+    Returns:
+        One row a patched example.
     """
     answer = batch.answer_at[example]
     if spec.causal:
@@ -58,6 +67,10 @@ def rows_from(spec: ModelSpec, batch: PairBatch, example: Int[Tensor, " row"], f
 
 
 def rows_at_answer(batch: PairBatch, example: Int[Tensor, " row"]) -> Rows:
-    """Rows of examples at their answer alone: all that counts after the last attention layer."""
+    """Rows of examples at their answer alone: all that counts after the last attention layer.
+
+    Returns:
+        One row an example, of one token.
+    """
     answer = batch.answer_at[example]
     return Rows(example=example, first=answer, last=answer, answer=answer)

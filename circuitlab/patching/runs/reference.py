@@ -1,4 +1,4 @@
-"""What a set of prompts says of every activation: means over groups of its tokens, and standard deviations.
+"""Statistics of every activation over a set of prompts: means over groups of its tokens, and standard deviations.
 
 Every token counts once, whatever the length of its prompt and the batch it stood in: sums and numbers of tokens are
 added up over batches, and divided at the end. Sums are float64.
@@ -81,8 +81,11 @@ def token_groups(kind: str, batch: PairBatch) -> tuple[tuple[Label, ...], Int[Te
 
     Args:
         kind: "mean": one group. "mean-position": the position, of prompts of this length. "mean-span": the shortest
-            span that the token is in; a token in none is in the gap behind a span, as in sweeps by span.
+            span that the token is in; a token in none is in the gap after a span, as in sweeps by span.
         batch: The prompts; by span they must carry spans.
+
+    Returns:
+        The labels of the groups, and the number of the group of every token.
     """
     n, places = batch.n_tokens, torch.arange(batch.n_tokens, device=batch.clean.device)
     if kind == "mean-position":
@@ -99,6 +102,9 @@ def token_groups(kind: str, batch: PairBatch) -> tuple[tuple[Label, ...], Int[Te
 @torch.no_grad()
 def measure_means(model: Model, pairs: PairSet | PairBatch, kind: str, resources: Resources) -> Statistics:
     """Run the clean prompts of a reference set and average every activation over each group of tokens.
+
+    Returns:
+        The means, and mean attention patterns by prompt length.
 
     Raises:
         ConfigError: The budget does not hold one prompt.
@@ -143,6 +149,9 @@ def measure_deviations(model: Model, pairs: PairSet | PairBatch, resources: Reso
     The standard deviation of these very tokens (divided by their number, not by one less). For attention patterns one
     number a head, over the weights of all visible keys.
 
+    Returns:
+        The standard deviations.
+
     Raises:
         ConfigError: The budget does not hold one prompt.
     """
@@ -167,7 +176,11 @@ def measure_deviations(model: Model, pairs: PairSet | PairBatch, resources: Reso
 
 
 def activations(model: Model, run: Recording) -> Iterator[tuple[Place, Float[Tensor, "batch seq ..."]]]:
-    """Every activation that has a value at each token, MLPs' neurons too; patterns are not among them."""
+    """Every activation that has a value at each token, MLPs' neurons too; patterns are not among them.
+
+    Returns:
+        Name and layer, and the activation, one after the other.
+    """
     for name in BY_TOKEN:
         for layer, value in enumerate(getattr(run, name)):
             yield (name, layer), value
@@ -178,7 +191,11 @@ def activations(model: Model, run: Recording) -> Iterator[tuple[Place, Float[Ten
 
 
 def prompts_of(batches: Sequence[PairBatch]) -> frozenset[tuple[int, ...]]:
-    """The clean prompts as tokens."""
+    """The clean prompts as tokens.
+
+    Returns:
+        The set of prompts.
+    """
     return frozenset(tuple(row) for batch in batches for row in batch.clean.tolist())
 
 

@@ -1,4 +1,4 @@
-"""What takes the place of a value that is patched away: the other prompt's, zero, a mean, or the value with noise.
+"""Replacements of a value that is ablated: the other prompt's, zero, a mean, or the value with noise.
 
     corrupt        the other run's value (interchange, or resample, ablation)
     zero           0
@@ -72,7 +72,7 @@ class Replacement(Summary):
         scale: Standard deviations of the noise.
         function: Of (model, batch of one prompt length), returns by node name what takes the place of the node's
             output, `[batch, seq, d_model]`, for every node that writes.
-        outputs: What it returned; asked for when the replacement is resolved.
+        outputs: What it returned; called when the replacement is resolved.
 
     Raises:
         UnknownNameError: No replacement has this name.
@@ -157,6 +157,9 @@ def resolve_replacement(
         seed: Of the noise, unless the replacement has one.
         resources: Bytes that a run may take.
 
+    Returns:
+        The replacement with all that `replaced` needs.
+
     Raises:
         UnknownNameError: No replacement has this name.
         ConfigError: A mean without a reference set; a reference set that is not used, or shares prompts with the scored
@@ -197,19 +200,23 @@ def replaced(model: Model, replacement: Replacement, baseline: Baseline, run: Re
     """
     if replacement.kind == "corrupt":
         return _other(baseline, run)
-    put = replacement_values(model, replacement, baseline.batch)
+    replace_with = replacement_values(model, replacement, baseline.batch)
     layered = {
-        name: tuple(put((name, layer), own) for layer, own in enumerate(getattr(run, name)))
+        name: tuple(replace_with((name, layer), own) for layer, own in enumerate(getattr(run, name)))
         for name in (*BY_TOKEN, "pattern")
     }
-    return Recording(**layered, resid_final=put(FINAL, run.resid_final))
+    return Recording(**layered, resid_final=replace_with(FINAL, run.resid_final))
 
 
 @torch.no_grad()
 def replaced_hidden(
     model: Model, replacement: Replacement, baseline: Baseline, run: Recording, layer: int
 ) -> Float[Tensor, "batch seq neuron"]:
-    """The neurons of an MLP as the replacement has them; arguments as of `replaced`."""
+    """The neurons of an MLP as the replacement has them; arguments as of `replaced`.
+
+    Returns:
+        The values of the neurons at every token.
+    """
     shown = _other(baseline, run) if replacement.kind == "corrupt" else run
     own = model.mlp_hidden(layer, mlp_input(model, shown, layer))
     return (
@@ -241,7 +248,7 @@ def _other(baseline: Baseline, run: Recording) -> Recording:
 
 
 def replacement_values(model: Model, replacement: Replacement, batch: PairBatch) -> ReplacementValues:
-    """From an activation and the run's own value `[batch, ...]` to what is put there; for names but "corrupt"."""
+    """Of an activation and the run's own value `[batch, ...]`, its replacement; for all names but "corrupt"."""
     assert replacement.function is None, "it gives outputs of nodes alone"
     if replacement.kind == "zero":
         return lambda _place, own: own.new_zeros(()).expand(own.shape)
@@ -255,21 +262,21 @@ def _means(statistics: Statistics, batch: PairBatch) -> ReplacementValues:
     rows = statistics.rows(batch)
     patterns = statistics.patterns.get(batch.n_tokens)
 
-    def put(place: Place, own: Tensor) -> Tensor:
+    def values(place: Place, own: Tensor) -> Tensor:
         name, layer = place
         if name != "pattern":
             return statistics.tables[place][rows]
         mean = own.new_full((), math.nan) if patterns is None else patterns[layer]
         return mean.expand(own.shape)
 
-    return put
+    return values
 
 
 def _noise(model: Model, replacement: Replacement, statistics: Statistics, batch: PairBatch) -> ReplacementValues:
     assert replacement.seed is not None, "resolve_replacement comes first"
     seed = replacement.seed
 
-    def put(place: Place, own: Tensor) -> Tensor:
+    def values(place: Place, own: Tensor) -> Tensor:
         sigma = replacement.scale * statistics.tables[place][0]
         if place[0] == "pattern":
             return own + sigma[:, None, None] * normal(own, seed, place, batch.index) * (own != 0)
@@ -279,7 +286,7 @@ def _noise(model: Model, replacement: Replacement, statistics: Statistics, batch
         once = normal(once_per_kv_head(model.spec, own), seed, place, batch.index)
         return own + sigma * once_per_query_head(model.spec, once)
 
-    return put
+    return values
 
 
 def normal(
@@ -292,6 +299,9 @@ def normal(
         seed: The seed.
         place: Which activation.
         index: Place of each example in its data set.
+
+    Returns:
+        The draws, in the shape of `like`.
     """
     rows = []
     for example in index.tolist():

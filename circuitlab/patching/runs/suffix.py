@@ -39,6 +39,9 @@ def run_suffix(
         layer: The first block to run; `n_layers`: none.
         touched: Which tokens differ from the recorded run on entry; all of them by default. The others' queries, keys
             and values are the recorded ones.
+
+    Returns:
+        One final stream a row.
     """
     steps = RowSteps(model=model, base=base, arguments=arguments, rows=rows)
     for at in range(layer, model.spec.n_layers):
@@ -56,7 +59,11 @@ def run_from_middle(
     layer: int,
     touched: Bool[Tensor, " token"] | None = None,
 ) -> Float[Tensor, "row d_model"]:
-    """The same from the stream that the heads of a block have written to (see `after_heads` in `models.steps`)."""
+    """The same from the stream that the heads of a block have written to (see `after_heads` in `models.steps`).
+
+    Returns:
+        One final stream a row.
+    """
     if layer == model.spec.n_layers - 1:
         middle = middle[rows.at_answer]
         touched = None if touched is None else touched[rows.at_answer]

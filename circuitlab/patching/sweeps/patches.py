@@ -22,8 +22,8 @@ from circuitlab.models.protocol import Model, Recording
 from circuitlab.models.steps import attend, changes_other_heads, query_heads, weigh_values
 from circuitlab.parts import Layout, Slot
 from circuitlab.patching.runs.baseline import Baseline
-from circuitlab.patching.runs.messages import replacement_messages
 from circuitlab.patching.runs.replacement import Replacement
+from circuitlab.patching.runs.writers import replacement_messages
 from circuitlab.patching.sweeps.sites import Member, Site, nodes_of
 
 
