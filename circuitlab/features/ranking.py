@@ -215,7 +215,7 @@ def rank_features(
     scores = table.pivot_table("score", "feature", "example", "sum", fill_value=0.0)
     scores = scores.reindex(columns=range(experiment.n_examples), fill_value=0.0)
     scores = scores.iloc[np.argsort(-np.abs(scores.to_numpy().mean(1)), kind="stable")]
-    change = table.groupby("feature")["change"].sum().loc[scores.index] / experiment.n_examples
+    change = table.pivot_table("change", "feature", aggfunc="sum").reindex(scores.index) / experiment.n_examples
     clean, corrupt, error, total = ends
     return FeatureRanking(
         autoencoder=own.name,
@@ -225,7 +225,7 @@ def rank_features(
         steps=steps,
         features=tuple(map(int, scores.index)),
         per_example=scores.to_numpy(),
-        change=change.to_numpy(),
+        change=change["change"].to_numpy(),
         error=error,
         total=total,
         clean=clean,

@@ -85,8 +85,8 @@ def _draw(axes: Axes, pattern: Float[np.ndarray, "query key"], cell: float) -> Q
     axes.set_facecolor(BAND)
     mesh = draw_cells(axes, shown, sequential(), Normalize(0.0, 1.0), edge=FAINT, line=0.25)
     if cell >= 0.22:
-        large = map(tuple, np.argwhere(pattern >= 0.095).tolist())  # written as 0.1 or more
-        words = {place: number(float(pattern[place]), 1).lstrip("0") or "0" for place in large}
+        large = np.argwhere(pattern >= 0.095).tolist()  # written as 0.1 or more
+        words = {(row, col): number(float(pattern[row, col]), 1).lstrip("0") or "0" for row, col in large}
         write_in_cells(axes, mesh, words, 5.5)
     return mesh
 

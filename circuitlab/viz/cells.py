@@ -63,6 +63,7 @@ def write_in_cells(
         bold: Cells whose text is bold.
     """
     values = mesh.get_array()
+    assert values is not None, "cells have values"
     for (row, col), text in words.items():
         red, green, blue, _ = mesh.to_rgba(values[row, col])
         axes.text(

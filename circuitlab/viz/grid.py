@@ -158,13 +158,16 @@ def grid_from_frame(frame: pd.DataFrame, *, title: str | None = None, quantity: 
         raise FormatError(f"sweep table of {site!r}: a cell occurs more than once. Keep one line per cell.")
     row_keys = cells.set_index(rows).index.unique().sort_values()
     if _too_many(cells, row_keys, axis, member):
-        reach = (cells["value"] - centre).abs().groupby([cells["layer"], cells["member"]]).max().fillna(0.0)
-        row_keys = reach.sort_values(ascending=False, kind="stable").index[:STRONGEST]
-        title, rows = f"{title}: the {len(row_keys)} strongest of {len(reach):,}", ["layer", "member"]
-        cells = cells[cells.set_index(rows).index.isin(row_keys)]
+        rows = ["layer", "member"]
+        reach = cells.assign(reach=np.nan_to_num(np.abs(cells["value"] - centre))).pivot_table(
+            "reach", rows, aggfunc="max"
+        )
+        row_keys = reach.sort_values("reach", ascending=False, kind="stable").index[:STRONGEST]
+        title = f"{title}: the {len(row_keys)} strongest of {len(reach):,}"
+        cells = cells.loc[cells.set_index(rows).index.isin(row_keys)]
         if axis == member:
             axis, cells = ALL_POSITIONS, cells.assign(column=0)
-    columns = list(cells["column"].unique()) if axis == "span" else sorted(cells["column"].unique())
+    columns = list(dict.fromkeys(cells["column"])) if axis == "span" else sorted(set(cells["column"]))
     values, low, high = (
         cells.pivot_table(name, rows, "column").reindex(index=row_keys, columns=columns).to_numpy()
         if name in cells
@@ -173,7 +176,7 @@ def grid_from_frame(frame: pd.DataFrame, *, title: str | None = None, quantity: 
     )
     assert values is not None, "every table has values"
     labels, numbers = _column_labels(cells, axis, columns)
-    counts = cells["n"] if "n" in cells else pd.Series(dtype=float)
+    counts = np.asarray(cells["n"]) if "n" in cells else np.zeros(0)
     return LabelledGrid(
         values=values,
         row_labels=tuple(_row_label(key, member) for key in row_keys),
@@ -186,7 +189,7 @@ def grid_from_frame(frame: pd.DataFrame, *, title: str | None = None, quantity: 
         low=low if high is not None else None,
         high=high if low is not None else None,
         col_numbers=numbers,
-        n_examples=None if not len(counts) or counts.isna().any() else (int(counts.min()), int(counts.max())),
+        n_examples=(int(counts.min()), int(counts.max())) if len(counts) and not np.isnan(counts).any() else None,
         least_reach=_LEAST_RECOVERED if quantity == RECOVERED else 0.0,
     )
 
@@ -194,7 +197,7 @@ def grid_from_frame(frame: pd.DataFrame, *, title: str | None = None, quantity: 
 def _too_many(cells: pd.DataFrame, row_keys: pd.Index, axis: str, member: str) -> bool:
     """Whether a table has more members of layers (heads, neurons, features) than one figure can show."""
     if axis == member:
-        return member in ("neuron", "feature") and cells["column"].nunique() > _MOST_COLUMNS
+        return member in ("neuron", "feature") and len(set(cells["column"])) > _MOST_COLUMNS
     return bool(member) and len(row_keys) > _MOST_ROWS
 
 
@@ -216,7 +219,7 @@ def _cells(frame: pd.DataFrame) -> tuple[pd.DataFrame, str, str]:
 
     The member is "head", "neuron" or "feature", or "" where a layer has one cell a column.
     """
-    there = [str(name) for name in frame.columns if not frame[name].isna().any()]
+    there = [str(name) for name in frame.columns if not np.any(pd.isna(frame[name]))]
     member = next((name for name in reversed(_MEMBERS) if name in there), "")
     axis = next((name for name in ("position", "span", member) if name in there), ALL_POSITIONS)
     try:
@@ -224,10 +227,10 @@ def _cells(frame: pd.DataFrame) -> tuple[pd.DataFrame, str, str]:
         column = 0 if axis == ALL_POSITIONS else frame[axis].astype(str if axis == "span" else int)
     except (TypeError, ValueError) as error:
         raise FormatError(f"sweep table: layers, heads, neurons and positions are whole numbers ({error}).") from error
-    numbers: dict[str, pd.Series] = {}
+    numbers: dict[str, np.ndarray] = {}
     for name in {"value", "ci_low", "ci_high", "n"} & set(frame.columns):
         try:
-            numbers[name] = frame[name].astype(float)
+            numbers[name] = np.asarray(frame[name], dtype=float)
         except (TypeError, ValueError) as error:
             raise FormatError(f"sweep table: column {name!r} holds something that is no number ({error}).") from error
     label = frame["label"] if "label" in frame.columns else None
@@ -247,7 +250,7 @@ def _column_labels(
     if axis == ALL_POSITIONS:
         return ("all",), None
     numbers = tuple(map(str, columns))
-    words = cells.drop_duplicates("column").set_index("column")["label"]
-    if axis == "position" and all(isinstance(word, str) for word in words):
+    words = dict(zip(reversed(list(cells["column"])), reversed(list(cells["label"])), strict=True))
+    if axis == "position" and all(isinstance(word, str) for word in words.values()):
         return tuple(visible_token(words[column]) for column in columns), numbers
     return numbers, None

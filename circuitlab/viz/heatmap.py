@@ -166,8 +166,8 @@ def _draw_numbers(axes: Axes, grid: LabelledGrid, plan: _Plan, mesh: QuadMesh) -
     """Write the numbers; whether one of them is bold."""
     if plan.number_size is None:
         return False
-    finite = map(tuple, np.argwhere(np.isfinite(grid.values)).tolist())
-    written = {cell: number(float(grid.values[cell]), plan.digits) for cell in finite}
+    finite = np.argwhere(np.isfinite(grid.values)).tolist()
+    written = {(row, col): number(float(grid.values[row, col]), plan.digits) for row, col in finite}
     # No bold 0: numbers that are too small to be written are not emphasised.
     bold = {cell for cell, text in written.items() if text != "0" and grid.differs is not None and grid.differs[cell]}
     write_in_cells(axes, mesh, written, plan.number_size, bold)
