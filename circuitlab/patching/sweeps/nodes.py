@@ -61,7 +61,7 @@ def sweep_nodes(experiment: Experiment, nodes: Iterable[Node] | None = None, hea
         here = [node for node in chosen if node.layer in some]
         members = sorted({node.head for node in here if node.head is not None})
         sites = ["head_z"] * (bool(members) and heads is None) + ["mlp_out"] * any(n.kind is Kind.MLP for n in here)
-        arguments = {"axis": "all", "layers": some, "heads": members or None}
+        arguments = {"axis": "all", "layers": some, "heads": members if "head_z" in sites else None}
         grids = {} if heads is None else {"head_z": heads}
         grids |= sweep_grids(experiment, sites, **arguments) if sites else {}
         for row, layer in enumerate(some):
