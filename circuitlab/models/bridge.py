@@ -73,8 +73,9 @@ class BridgeModel(HeldBridge):
         self._text = text
         width = self.spec.d_model
         self._attn_norms = tuple(shortcuts.fused_norm(norm_of(block, "ln1"), width) for block in bridge.blocks)
-        like = next(bridge.original_model.parameters())
-        self._attn_pull_backs = tuple(norm_pull_back(norm_of(block, "ln1"), like, width) for block in bridge.blocks)
+        self._attn_pull_backs = tuple(
+            norm_pull_back(norm_of(block, "ln1"), self._weight, width) for block in bridge.blocks
+        )
         self._attn_posts = tuple(norm_of(block, "ln1_post") for block in bridge.blocks)
         self._mlp_norms = tuple(shortcuts.fused_norm(mlp_norm(block, self.spec), width) for block in bridge.blocks)
         of_scores = self.family.score_scale

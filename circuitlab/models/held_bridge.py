@@ -52,7 +52,7 @@ class HeldBridge(Summary):
         self._digest_as_saved = digest
         self._digest_as_rewritten = None if digest is None else weights_digest(bridge)
         self.recipe: Recipe | None = None
-        self.lock = lock_of(bridge.original_model)
+        self.lock, self._weight = lock_of(bridge.original_model), next(bridge.original_model.parameters())
         # Walking the module tree at every call took a fifth of a sweep over prompts of many lengths.
         # The HuggingFace model has some that the bridge does not list, such as the dropout after the embedding.
         self.modules = tuple(dict.fromkeys([*bridge.modules(), *bridge.original_model.modules()]))
@@ -67,12 +67,12 @@ class HeldBridge(Summary):
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return next(self.bridge.original_model.parameters()).device
+        return self._weight.device
 
     @property
     def dtype(self) -> torch.dtype:
         """The weights' dtype."""
-        return next(self.bridge.original_model.parameters()).dtype
+        return self._weight.dtype
 
     @property
     def logit_cap(self) -> float | None:
