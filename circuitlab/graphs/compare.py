@@ -18,6 +18,7 @@ from circuitlab.graphs.files.mib_json import UNKNOWN
 from circuitlab.graphs.prune import real_edges
 from circuitlab.graphs.ranking import edge_places
 from circuitlab.parts import Edge
+from circuitlab.result import plain
 from circuitlab.summary import Summary, plural, short
 
 if TYPE_CHECKING:
@@ -83,18 +84,15 @@ class Comparison(Summary):
         Returns:
             The content of a JSON object.
         """
-        numbers = ("jaccard_edges", "jaccard_nodes", "spearman", "kendall", "spearman_absolute")
-        return {
-            "names": list(self.names),
+        counts = {
+            "names": self.names,
             "n_edges": [self.first.n_edges, self.second.n_edges],
             "n_nodes": [len(self.first.nodes), len(self.second.nodes)],
             "n_shared": len(self.shared),
-            **{name: None if math.isnan(getattr(self, name)) else getattr(self, name) for name in numbers},
-            "n_ranked": self.n_ranked,
-            "shared": [edge.name for edge in self.shared],
-            "only_first": [edge.name for edge in self.only_first],
-            "only_second": [edge.name for edge in self.only_second],
         }
+        numbers = ("jaccard_edges", "jaccard_nodes", "spearman", "kendall", "spearman_absolute", "n_ranked")
+        edges = ("shared", "only_first", "only_second")
+        return plain(counts | {name: getattr(self, name) for name in (*numbers, *edges)})
 
     def plot(self, title: str = "") -> Any:
         """Both circuits in one drawing as a matplotlib `Figure`: edges of both dark, of one alone in its colour.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 import shutil
 from pathlib import Path
@@ -16,6 +15,7 @@ from circuitlab.drawing import report
 from circuitlab.files import path_from_here
 from circuitlab.outputs import LOCK, Reserved
 from circuitlab.outputs.records import save_record
+from circuitlab.result import plain
 from circuitlab.runs.manifest import DATASET, MANIFEST, REPORT, RESULTS, SCORES
 from circuitlab.runs.manifest_of import manifest_of
 from circuitlab.runs.record import RESULTS_SCHEMA, Results, RunRecord
@@ -99,14 +99,5 @@ def _one_line(record: dict[str, Any]) -> str:
 
 
 def _write_json(path: Path, content: Any) -> None:
-    text = json.dumps(_finite(content), indent=1, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(plain(content), indent=1, ensure_ascii=False, allow_nan=False)
     path.write_text(text + "\n", encoding="utf-8")
-
-
-def _finite(value: Any) -> Any:
-    """The value with null for NaN and infinity, which JSON does not have."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
