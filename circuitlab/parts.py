@@ -67,15 +67,9 @@ class Node:
         return f"Node.parse({self.name!r})"
 
     def __post_init__(self) -> None:
-        needs = {
-            Kind.INPUT: (False, False),
-            Kind.LOGITS: (False, False),
-            Kind.MLP: (True, False),
-            Kind.HEAD: (True, True),
-        }
-        if needs[self.kind] != (self.layer is not None, self.head is not None):
+        needed = self.kind in (Kind.MLP, Kind.HEAD), self.kind is Kind.HEAD
+        if needed != (self.layer is not None, self.head is not None):
             raise GraphError(f"a node of kind {self.kind.value!r} cannot have layer={self.layer}, head={self.head}.")
-
         if min(self.layer or 0, self.head or 0) < 0:
             raise GraphError(f"layers and heads count from 0; got layer={self.layer}, head={self.head}.")
 

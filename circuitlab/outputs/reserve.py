@@ -302,7 +302,6 @@ def _empty(part: Path) -> None:
 
 def _same(path: Path, descriptor: int) -> bool:
     try:
-        there, open_ = os.stat(path, follow_symlinks=False), os.fstat(descriptor)
+        return os.path.samestat(os.stat(path, follow_symlinks=False), os.fstat(descriptor))
     except OSError:
         return False
-    return (there.st_dev, there.st_ino) == (open_.st_dev, open_.st_ino)
