@@ -38,12 +38,7 @@ sys.path.append(str(ROOT / "tests"))
 import architectures  # noqa: E402  # pyright: ignore[reportMissingImports]
 
 PAGE = ROOT / "docs" / "parity.md"
-# The oracles of this page know no multipliers and no blocks without a norm before the MLP; the tests' own do.
-NOT_COMPARED = ("olmo2", "granite", "mpt")
-NAMES: tuple[str, ...] = (
-    *(name for name in architectures.ARCHITECTURES if name not in NOT_COMPARED),
-    *architectures.NATIVE,
-)
+NAMES: tuple[str, ...] = (*architectures.ARCHITECTURES, *architectures.NATIVE)
 SWEEPS = (
     *("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out"),
     *("head_z", "head_q", "head_k", "head_v", "pattern"),
