@@ -198,7 +198,7 @@ class _Run:
         for number in range(len(needed) - 1, 0, -1):
             node = self.layout.nodes[number]
             if node.head == self.model.spec.n_heads - 1 and not self.start.alone[node.layer or 0]:
-                heads = slice(number - node.head, number + 1)
+                heads = slice(number + 1 - self.model.spec.n_heads, number + 1)
                 needed[heads] = needed[heads].max()
             for column in self.start.columns[number] if needed[number] else ():
                 all_tokens = self.layout.readers[column].slot in (K, V)
