@@ -5,6 +5,7 @@ once; every command and every script is run by a fork of it, with arguments, fol
 own, without the type checks of the tests, and with another hash seed than theirs.
 """
 
+import gc
 import os
 import pkgutil
 import runpy
@@ -98,6 +99,7 @@ def _begin(
     run: Callable[..., None], given: tuple[object, ...], cwd: Path, env: dict[str, str], out: Path, err: Path
 ) -> None:
     """In the fork: what a process starts with, then the command."""
+    gc.freeze()
     os.environ.clear()
     os.environ.update(env)
     os.chdir(cwd)

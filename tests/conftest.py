@@ -10,6 +10,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import gc
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -30,6 +31,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The order in which workers are given files: long ones, then by the number of tests."""
     tests = Counter(item.path for item in items)
     items.sort(key=lambda item: (item.path.name not in LONG, -tests[item.path], item.path))
+
+
+def pytest_collection_finish() -> None:
+    """What stays until the end, modules and tests, is left out when garbage is looked for."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="module", autouse=True)
