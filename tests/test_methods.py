@@ -277,9 +277,10 @@ class TestLaws:
     def test_a_nodes_score_is_the_sum_of_its_edges(self, name, method):
         if (method, name) == ("relp", "solu"):
             return
-        edges = scored(method, name)
-        nodes = score_nodes(load(name), pairs(), method)
-        components = score_nodes(load(name), pairs(), method, level="neuron")
+        few: dict[str, Any] = {"steps": 2} if method.startswith("eap-ig") else {}
+        edges = scored(method, name, **few)
+        nodes = score_nodes(load(name), pairs(), method, **few)
+        components = score_nodes(load(name), pairs(), method, level="neuron", **few)
         assert np.abs(nodes.values - edges.values.sum(1)).max() < TOLERANCE[name]
         assert np.abs(components.values.sum(1) - nodes.values).max() < TOLERANCE[name]
         assert components.values.shape == (len(edges.layout.writers), load(name).spec.d_model)
