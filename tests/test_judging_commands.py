@@ -7,6 +7,7 @@ import re
 import shlex
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -25,10 +26,13 @@ from circuitlab import (
 )  # fmt: skip
 from circuitlab.cli import main
 from circuitlab.discovery.scoring import METHODS
+from circuitlab.evaluation.hypotheses import battery
 from circuitlab.runs.judging import evaluate_run, judging
 from circuitlab.runs.reader import RunReader
 
 TASK = "name-throw"
+# For runs of which the numbers do not matter.
+SHORT = {"n": 8, "method": "eap", "sites": (), "selection": {"n_edges": 10}}
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +85,8 @@ def test_a_circuit_of_any_format_is_judged(run, name, tmp_path, capsys):
     assert found["minimality"] is None
 
 
-def test_hypothesis_tests_on_the_command_line(run, capsys):
+def test_hypothesis_tests_on_the_command_line(run, capsys, monkeypatch):
+    monkeypatch.setattr(battery, "test_circuit", partial(battery.test_circuit, n_random=29))
     asked = ["--task", TASK, "-n", "8", "--random", "1", "--knockouts", "2", "--quiet", "--tests"]
     assert main(["evaluate", str(run), *asked]) == 0
     shown = capsys.readouterr().out
@@ -201,7 +206,7 @@ def test_a_damaged_data_set_is_told(run, tmp_path):
 def test_a_run_of_a_task_file_needs_permission(bundled, tmp_path, monkeypatch):
     source = (Path(__file__).parent.parent / "tasks" / "name_throw.py").read_text()
     (tmp_path / "mine.py").write_text(source.replace('name="name-throw"', 'name="mine"'))
-    discover(tmp_path / "mine.py", n=8, out=tmp_path / "run")
+    discover(tmp_path / "mine.py", out=tmp_path / "run", **SHORT)
     (tmp_path / "mine.py").unlink()
     with pytest.raises(RunError, match="--run-code"):
         judging(tmp_path / "run")
@@ -213,13 +218,13 @@ def test_a_run_of_a_task_file_needs_permission(bundled, tmp_path, monkeypatch):
 
 def test_the_printed_commands_work_from_where_the_run_was_made(bundled, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    discover(TASK, n=8, out="my runs/-one two")
+    discover(TASK, out="my runs/-one two", **SHORT)
     page = html.unescape((tmp_path / "my runs" / "-one two" / "report.html").read_text())
     lines = re.findall(r"circuitlab ((?:reproduce|report|cite) .*?)(?:\n|<)", page)
     assert [shlex.split(line)[1] for line in lines] == ["my runs/-one two"] * 3
     assert main(shlex.split(lines[2])) == 0
     monkeypatch.chdir(tmp_path / "my runs")
-    discover(TASK, n=8, out="-one two", force=True)
+    discover(TASK, out="-one two", force=True, **SHORT)
     inside = html.unescape((tmp_path / "my runs" / "-one two" / "report.html").read_text())
     assert "circuitlab reproduce './-one two'" in inside
     assert main(["cite", "./-one two"]) == 0
