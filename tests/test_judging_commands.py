@@ -13,6 +13,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+import circuitlab
 from circuitlab import (
     ConfigError,
     Edge,
@@ -26,7 +27,6 @@ from circuitlab import (
 )  # fmt: skip
 from circuitlab.cli import main
 from circuitlab.discovery.scoring import METHODS
-from circuitlab.evaluation.hypotheses import battery
 from circuitlab.runs.judging import evaluate_run, judging
 from circuitlab.runs.reader import RunReader
 
@@ -86,7 +86,7 @@ def test_a_circuit_of_any_format_is_judged(run, name, tmp_path, capsys):
 
 
 def test_hypothesis_tests_on_the_command_line(run, capsys, monkeypatch):
-    monkeypatch.setattr(battery, "test_circuit", partial(battery.test_circuit, n_random=29))
+    monkeypatch.setattr(circuitlab, "test_circuit", partial(circuitlab.test_circuit, n_random=29))
     asked = ["--task", TASK, "-n", "8", "--random", "1", "--knockouts", "2", "--quiet", "--tests"]
     assert main(["evaluate", str(run), *asked]) == 0
     shown = capsys.readouterr().out
