@@ -150,8 +150,9 @@ class TestSameFunction:
         assert (torch.get_rng_state() == before).all()
 
 
-# Largest difference of a logit difference, where sweeps spread over 3.5 to 6.5. Measured: bfloat16 0.04 (GPT-2, Gemma
-# 2) and 0.12 (Llama), float16 0.016; the models' own two forward passes miss float32's by 0.02, 0.09 and 0.009.
+# Largest difference of a logit difference, where sweeps spread over 1.7 (Granite) to 6.5, and at most a tenth of the
+# spread. Measured: bfloat16 0.04 (GPT-2, Gemma 2), 0.05 (Granite) and 0.12 (Llama), float16 0.016; the models' own two
+# forward passes miss float32's by 0.02 (GPT-2, Gemma 2), 0.09 (Llama) and 0.009 (float16).
 HALF_OFF = {"bfloat16": 0.25, "float16": 0.04}
 # Largest difference of an edge's score as a share of the largest score. Measured: bfloat16 0.03, float16 0.003.
 HALF_SCORE_OFF = {"bfloat16": 0.06, "float16": 0.006}
@@ -170,8 +171,10 @@ class TestHalfPrecision:
         sites = ["resid_pre", "mlp_out", "head_z"]
         found, expected = (sweep(m, pairs(), sites) for m in (model, single))
         for site in sites:
-            assert found[site].per_example == pytest.approx(expected[site].per_example, abs=HALF_OFF[dtype])
-            assert np.ptp(expected[site].per_example) > 10 * HALF_OFF[dtype]
+            spread = np.ptp(expected[site].per_example)
+            allowed = min(HALF_OFF[dtype], spread / 10)
+            assert found[site].per_example == pytest.approx(expected[site].per_example, abs=allowed)
+            assert spread > 6 * HALF_OFF[dtype]
         scores, exact = (score_edges(m, pairs(), steps=2).values for m in (model, single))
         assert scores == pytest.approx(exact, abs=HALF_SCORE_OFF[dtype] * np.abs(exact).max())
 
