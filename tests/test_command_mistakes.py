@@ -154,7 +154,7 @@ BEFORE += [
     (("sweep", T, "--site", "head_z", "--head-axis", "pos"), "unknown axis 'pos'"),
     (("sweep", T, "--site", "mlp_out", "--heads", "1"), "(--heads) has no meaning for site mlp_out"),
     (("sweep", T, "--site", "head_z", "--site", "head_z"), "--site head_z is given twice"),
-    (("sweep", T, "--site", "head_z", "--resume", "a.jsonl"), "no sweep wrote it. Name another file"),
+    (("sweep", T, "--site", "head_z", "--resume", "a.jsonl"), "Name another file, or remove it if a sweep wrote it"),
     (("convert", "a.dot", "c.json"), "is DOT, which is only written"),
     (("evaluate", "nowhere"), "circuit file 'nowhere' does not exist"),
     (("evaluate", "a.jsonl", "--task", T), "Expected the MIB / EAP-IG format: cfg, nodes and edges"),

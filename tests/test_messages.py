@@ -292,10 +292,14 @@ def test_a_name_far_from_all_others_is_not_guessed():
     assert said == "unknown task 'zzz'. Allowed: name-throw, html-tag-closing."
 
 
-def test_a_long_list_of_names_is_cut():
-    said = str(UnknownNameError.of("reader", "m77", (f"m{i}" for i in range(100))))
-    assert "m39, ..." in said
-    assert "m40" not in said
+def test_of_a_long_list_the_nearest_names_are_listed_or_the_first():
+    names = [f"m{i}" for i in range(100)]
+    said = str(UnknownNameError.of("reader", "m777", names))
+    assert "Did you mean 'm77'? Nearest: m77, " in said
+    assert said.count("m") < 10
+    said = str(UnknownNameError.of("reader", "far", names))
+    assert "m19, ..." in said
+    assert "m20" not in said
 
 
 def test_the_tree_of_errors_is_the_one_that_is_drawn():
