@@ -33,6 +33,7 @@ from circuitlab.errors import UnsupportedModelError
 from circuitlab.graphs.prune import prune, real_edges
 from circuitlab.metrics import resolve
 from circuitlab.parts import Edge, Kind, Layout, Node, Slot
+from circuitlab.patching.circuits import reads
 from circuitlab.patching.circuits.circuits import run_circuits
 from circuitlab.patching.experiment import Experiment
 from circuitlab.patching.grid import Grid
@@ -403,7 +404,8 @@ class TestCost:
     def rows(self, monkeypatch: pytest.MonkeyPatch, masks: np.ndarray) -> dict[str, int]:
         """Rows that go through MLPs and projections; GPT-2, four prompts that differ at tokens 2 and 5."""
         model, (baseline,), seen = load("gpt2"), prepared("gpt2").baselines, {"mlp": 0, "heads": 0}
-        whole = {name: getattr(model, name) for name in ("mlp_output", "project", "read_attention")}
+        owners = {"mlp_output": model, "project": reads, "read_attention": model}
+        whole = {name: getattr(owner, name) for name, owner in owners.items()}
 
         def counting(name: str, what: str, stream_at: int, heads: int) -> Any:
             def call(*args: Any) -> Any:
@@ -415,10 +417,10 @@ class TestCost:
 
         for name, what, stream_at, heads in (
             ("mlp_output", "mlp", 1, 1),
-            ("project", "heads", 3, 1),
+            ("project", "heads", 4, 1),
             ("read_attention", "heads", 2, N_HEADS),
         ):
-            monkeypatch.setattr(model, name, counting(name, what, stream_at, heads))
+            monkeypatch.setattr(owners[name], name, counting(name, what, stream_at, heads))
         run_circuits(model, baseline, torch.tensor(masks))
         monkeypatch.undo()
         return seen
