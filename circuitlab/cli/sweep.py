@@ -167,7 +167,7 @@ def sweep(
         display.print_json(asdict(cost)) if output.json else display.print_line(str(cost))
         return
     with progress(quiet=quiet) as report:
-        grids = circuitlab.sweep(loaded, pairs.discovery, **settings, progress=report, resume=resume)
+        grids: Any = circuitlab.sweep(loaded, pairs.discovery, **settings, progress=report, resume=resume)
     _show(grids, correction, output)
 
 

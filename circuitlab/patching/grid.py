@@ -196,7 +196,7 @@ class Grids(Result, Mapping[str, Grid]):
         both = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=[*FRAME_COLUMNS])
         numbered = both.columns.intersection(["position", "head", "neuron"])
         labels = [name for name in both.columns if name not in FRAME_COLUMNS]
-        return both[[*labels, *FRAME_COLUMNS]].astype(dict.fromkeys(numbered, "Int64"))
+        return both.reindex(columns=[*labels, *FRAME_COLUMNS]).astype(dict.fromkeys(numbered, "Int64"))
 
     def plot(self) -> Any:
         """The heatmaps of all sites as one matplotlib `Figure`."""

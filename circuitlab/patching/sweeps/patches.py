@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import partial, reduce
 
 import torch
 from einops import rearrange
@@ -164,7 +164,7 @@ def _of_outputs(runs: Runs, site: Site, layer: int, members: Sequence[int], _whe
     writers = Layout.of(runs.model.spec).writers
     groups = [nodes_of(site, writers, layer, member) for member in members]
     messages = partial(replacement_messages, runs.model, runs.ablation, runs.baseline, runs.base)
-    return _change(torch.stack([sum(messages([node])[0] for node in group) for group in groups]))
+    return _change(torch.stack([reduce(torch.add, (messages([node])[0] for node in group)) for group in groups]))
 
 
 def _of_the_user(runs: Runs, site: Site, layer: int, members: Sequence[int], _where: Tensor) -> tuple[Tensor, Change]:
