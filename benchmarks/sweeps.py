@@ -16,7 +16,7 @@ from benchmarks.rate import TOKENS, block_products
 from benchmarks.work import needed_operations
 from circuitlab import PairBatch, sweep
 from circuitlab.models.bridge import BridgeModel
-from circuitlab.patching.grid import Grid
+from circuitlab.patching.grid import Grid, Grids
 
 SITES = ("resid_pre", "attn_out", "mlp_out", "head_z")
 # As a share of the clean-corrupted gap.
@@ -26,8 +26,8 @@ CLOSE = {torch.float32: 1e-4, torch.float64: 1e-8}
 def our_sweeps(model: BridgeModel, batch: PairBatch) -> dict[str, Grid]:
     """The four sites in one call, raw values."""
     grids = sweep(model, batch, site=list(SITES), axis="position", normalise=False)
-    assert isinstance(grids, dict)
-    return {site: grid for site, grid in grids.items() if isinstance(grid, Grid)}
+    assert isinstance(grids, Grids)
+    return dict(grids)
 
 
 def standard_sweeps(
