@@ -26,12 +26,15 @@ if TYPE_CHECKING:
     from circuitlab.data.batch import PairBatch
     from circuitlab.data.example import Example
     from circuitlab.data.pairs import PairSet, PairSplits
+    from circuitlab.data.published import PublishedCircuit
     from circuitlab.data.registry import load_task
+    from circuitlab.data.splits import words_of
     from circuitlab.data.task import Task
     from circuitlab.discovery.scores import load_scores
     from circuitlab.discovery.scoring import score_edges, score_nodes
     from circuitlab.discovery.selection import select
     from circuitlab.discovery.stability import stability
+    from circuitlab.discovery.task_check import check_task
     from circuitlab.errors import (
         CircuitLabError,
         ConfigError,
@@ -60,6 +63,7 @@ if TYPE_CHECKING:
     from circuitlab.features.load import load_autoencoder
     from circuitlab.graphs.circuit import Circuit, load_circuit
     from circuitlab.graphs.compare import compare
+    from circuitlab.graphs.of_nodes import circuit_of_nodes, node_overlap
     from circuitlab.graphs.selection import SelectionRule
     from circuitlab.metrics.base import Metric
     from circuitlab.models.load import load_model
@@ -77,6 +81,7 @@ if TYPE_CHECKING:
     from circuitlab.runs.cite import cite
     from circuitlab.runs.load import load_run
     from circuitlab.runs.pipeline import discover
+    from circuitlab.runs.published import compare_published
     from circuitlab.runs.reproduce import reproduce
     from circuitlab.runs.run import Run
 

@@ -47,6 +47,10 @@ ABLATIONS = {
     "mean-span": "the mean over the reference prompts, span by span",
     "noise": "the value itself with Gaussian noise of three standard deviations",
 }
+SPLITS = {
+    "words": "held-out prompts have words and templates of their own, where the task names some",
+    "random": "discovery and held-out prompts share no text, but words",
+}
 BOS = {
     "auto": "if the model's own tokenizer puts one there",
     "always": "always",

@@ -139,6 +139,14 @@ class Settings(TypedDict, total=False):
         flag="--option", metavar="KEY=VALUE", kind=dict[str, str], given="Mapping[str, str] | None", usual={},
         record="options",
     )]
+    split: Annotated[str | None, Setting(
+        what=(
+            "How held-out prompts differ from discovery prompts: `words` keeps words and templates of the task for "
+            "them (`Task.held_out`), `random` only lets no text be in both. The task's own by default."
+        ),
+        help=f"How held-out prompts differ: {', '.join(names.SPLITS)}.", flag="--split", metavar="NAME",
+        allowed=names.SPLITS, usual="words", before="random",
+    )]
     out: Annotated[Any, Setting(
         what="Folder to write; nothing is written without it.", help="Run folder.", flag="--out", metavar="PATH",
         given="str | Path | None", shown="runs/TASK-MODEL-METHOD-SEED", kind=str, recorded=False,

@@ -819,7 +819,9 @@ def test_an_option_may_be_named_like_a_setting():
     with pytest.raises(ConfigError, match=r"load_task\(\): seed is a setting of discover. .* task_options={'seed': "):
         load_task(task, seed="2")
     for name in RESERVED:
-        with pytest.raises(TaskError, match=rf"has options \['{name}'\], but draw\({name}, ...\) has its generator"):
+        with pytest.raises(
+            TaskError, match=rf"has options \['{name}'\], but draw\({name}, ...\) is given something else"
+        ):
             task_of(draw, options={name: ("1", "2")})
 
 

@@ -46,9 +46,11 @@ def told(make) -> str:
 
 
 # What a field takes besides values of its own kind.
-ALLOWED_EXAMPLE = {"distractor": (None, [], ()), "spans": ({},), "corrupt_spans": ({},)}
+ALLOWED_EXAMPLE = {"distractor": (None, [], ()), "spans": ({},), "corrupt_spans": ({},),
+                   "standalone_answers": (True,), "separate_spans": (True,)}  # fmt: skip
 ALLOWED_TASK = {
     "summary": ("",), "options": ({},), "chosen": ({},), "sources": ([], ()), "fixed": ([], ()), "origin": ("",),
+    "held_out": ("",), "published": ({},),
 }  # fmt: skip
 
 

@@ -67,6 +67,20 @@ def tasks_show(task: opt.TaskOptions, output: Output) -> None:
     catalogue.show_task(task.load(), json=output.json)
 
 
+@tasks_app.command("check")
+def tasks_check(
+    asked: opt.PairOptions,
+    model: Annotated[
+        list[str] | None, typer.Option("--model", metavar="NAME", help="A model; may be repeated. [default: bundled]")
+    ] = None,
+    quiet: opt.Quiet = False,
+    *,
+    output: Output,
+) -> None:
+    """Measure whether models do a task: accuracy, clean-corrupted gap, and examples that their tokenizers drop."""
+    catalogue.show_checks(asked, model or ["bundled"], quiet=quiet, json=output.json)
+
+
 @app.command()
 def models(output: Output) -> None:
     """Show the bundled model, and other values of --model."""

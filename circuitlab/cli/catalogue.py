@@ -1,11 +1,16 @@
 """The lists of tasks, models, methods, metrics and sites."""
 
 import json as jsonlib
+from collections.abc import Sequence
 from importlib.resources import files
+from pathlib import Path
 from random import Random
 from typing import Any
 
+import circuitlab
 from circuitlab.cli import display
+from circuitlab.cli.options import PairOptions
+from circuitlab.cli.progress import progress
 from circuitlab.data.fingerprint import task_fingerprint
 from circuitlab.data.registry import GROUP, load_task, task_names
 from circuitlab.data.sampling import draw
@@ -13,6 +18,7 @@ from circuitlab.data.task import Task
 from circuitlab.errors import CircuitLabError
 from circuitlab.plugins import owner
 
+FEW_REASONS = 3  # why examples are dropped
 # Names that TransformerLens loads over the network: the small ones that the README and the papers use most.
 HUB_EXAMPLES = ("gpt2", "solu-1l", "gelu-2l", "attn-only-1l", "tiny-stories-1M", "EleutherAI/pythia-160m")
 
@@ -60,6 +66,40 @@ def show_task(task: Task, *, json: bool) -> None:
         facts.append((f"option {name}", ", ".join(f"{v} *" if v == task.settings[name] else v for v in values)))
     facts += [("source", f"{source.title} ({source.year})") for source in task.sources]
     display.print_facts(task.label, facts)
+
+
+def show_checks(asked: PairOptions, models: Sequence[str], *, quiet: bool, json: bool) -> None:
+    """What models make of a task, one a row, and why some make nothing of it."""
+    task = asked.load()
+    found = []
+    for name in models:
+        model = circuitlab.load_model(name)
+        with progress(quiet=quiet) as report:
+            found.append(
+                circuitlab.check_task(
+                    task, model, n=asked["n"], seed=asked["seed"], metric=asked["metric"], progress=report
+                )
+            )
+    if json:
+        display.print_json({"checks": [check.to_record() for check in found]})
+        return
+    numbers = ("pairs", "right", "top 1", "clean", "corrupted", "gap, 99 % interval", "dropped")
+    rows = []
+    for name, check in zip(models, found, strict=True):
+        means = (check.accuracy, check.top_token, check.clean, check.corrupt)
+        low, mean, high = (display.number(value, 2) for value in check.gap_interval)
+        gap = f"{mean} ({low} to {high})"
+        row = (str(check.n), *(display.number(value, 2) for value in means), gap, str(check.n_dropped))
+        rows.append((Path(name).name, *row))
+    display.print_line(f"{task.label}: right means that {found[0].rule or 'the metric says so'}")
+    display.print_rows(("model", *numbers), rows, right=numbers)
+    for name, check in zip(models, found, strict=True):
+        if check.problem:
+            display.print_line(f"\n{name}: {check.problem}")
+        elif check.dropped:
+            reasons = sorted(check.dropped.items(), key=lambda item: -item[1])[:FEW_REASONS]
+            told = "; ".join(f"{count} x {reason}" for reason, count in reasons)
+            display.print_line(f"\n{name}: dropped {told}" + ("; ..." if len(check.dropped) > FEW_REASONS else ""))
 
 
 def list_models(*, json: bool) -> None:

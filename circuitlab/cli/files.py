@@ -7,6 +7,7 @@ import typer
 
 import circuitlab
 from circuitlab.cli import display, results
+from circuitlab.cli import options as opt
 from circuitlab.cli.outputs import Forced, PictureOutput, save_plot
 
 if TYPE_CHECKING:
@@ -30,10 +31,18 @@ def compare(
     first: Annotated[str, typer.Argument(metavar="A", help=_READ)],
     second: Annotated[str, typer.Argument(metavar="B", help="Another circuit of the same model.")],
     model: OfModel = None,
+    run_code: opt.RunCode = False,
     *,
     output: PictureOutput,
 ) -> None:
-    """Compare two circuits of one model: shared edges, Jaccard indices, rank correlation of scores."""
+    """Compare two circuits of one model: shared edges, Jaccard indices, rank correlation of scores.
+
+    `compare RUN published` compares the run's heads and MLPs with those that a paper lists for its task and model.
+    """
+    name, _, of_model = second.partition(":")
+    if name == "published":
+        results.show_overlap(circuitlab.compare_published(first, of_model or None, run_code=run_code), json=output.json)
+        return
     output.reserve()
     found = circuitlab.compare(*_both(first, second, model), names=_names(first, second))
     output.write("out", lambda path: save_plot(found.plot(title=f"{found.names[0]} and {found.names[1]}"), path))

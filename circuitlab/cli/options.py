@@ -178,13 +178,14 @@ class TaskOptions(OptionsOfTask):
             ConfigError: An option is not of the form KEY=VALUE, or is given twice.
             CircuitLabError: `load_task` rejects the task or its options.
         """
-        return circuitlab.load_task(self.task, task_options=self.options)
+        found = circuitlab.load_task(self.task, task_options=self.options)
+        return replace(found, split=self.given.get("split", found.split))
 
 
 class PairOptions(TaskOptions):
     """A task, its pairs, and the metric."""
 
-    settings = (*TaskOptions.settings, *(SETTINGS[name] for name in ("metric", "n", "seed")))
+    settings = (*TaskOptions.settings, *(SETTINGS[name] for name in ("metric", "n", "seed", "split")))
 
 
 class SweepOptions(PairOptions):
@@ -230,7 +231,7 @@ class RunOptions(TaskOptions):
 class JudgedOptions(OptionsOfTask):
     """The settings of an evaluation; by default those of the run."""
 
-    judged: ClassVar = (*MODEL_SETTINGS, "metric", "ablation", "n", "seed", "allow_weak_gap")
+    judged: ClassVar = (*MODEL_SETTINGS, "metric", "ablation", "n", "seed", "split", "allow_weak_gap")
     settings = (*(SETTINGS[name] for name in judged), *OptionsOfTask.settings)
     of_run = True
     task: Annotated[

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from circuitlab.evaluation.hypotheses.battery import CircuitTests
     from circuitlab.evaluation.hypotheses.result import TestResult
     from circuitlab.graphs.compare import Comparison
+    from circuitlab.graphs.of_nodes import NodeOverlap
     from circuitlab.parts import Edge
     from circuitlab.runs.reproduce import Reproduction
     from circuitlab.runs.run import Run
@@ -134,6 +135,34 @@ def show_comparison(found: "Comparison", *, drawing: str | None, json: bool) -> 
         display.print_unscored(name, circuit.n_unscored)
     if drawing:
         display.print_line(f"drawing: {drawing}")
+
+
+def show_overlap(found: "NodeOverlap", *, json: bool) -> None:
+    """How much of a list of nodes a circuit has."""
+    if json:
+        display.print_json(found.to_record())
+        return
+    rows = []
+    for label, nodes in found.classes.items():
+        kept = [name for name in nodes if name in found.found]
+        rows.append(
+            (
+                label,
+                f"{len(kept)} of {len(nodes)}",
+                " ".join(kept),
+                " ".join(name for name in nodes if name not in kept),
+            )
+        )
+    display.print_rows(("class", "found", "in the circuit", "not in it"), rows)
+    display.print_facts(
+        " and ".join(found.names),
+        [
+            ("nodes", f"{len(found.found)} in the circuit, {len(found.listed)} published, of {found.n_nodes}"),
+            ("shared", f"{len(found.shared)}; {number(found.expected, 1)} expected by chance, p = {found.p_value:.2g}"),
+            ("precision", number(found.precision)),
+            ("recall", number(found.recall)),
+        ],
+    )
 
 
 def _first_few(edges: "Sequence[Edge]") -> str:

@@ -6,6 +6,7 @@ What a tokenizer cannot serve comes back as a `Rejection` with the prompt, the t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -120,12 +121,14 @@ def encode_example(example: Example, text: TextEncoder) -> Pair | Rejection:
     clean, corrupt = text.encode(example.clean), text.encode(example.corrupt)
     if len(clean.ids) != len(corrupt.ids):
         return _length_rejection(example, clean, corrupt)
-    answer_ids = continuations(example.clean, example.answers, clean, text)
-    if isinstance(answer_ids, Rejection):
-        return answer_ids
-    distractor_ids = continuations(example.clean, example.distractors, clean, text)
-    if isinstance(distractor_ids, Rejection):
-        return distractor_ids
+    found = list[tuple[int, ...]]()
+    for words in (example.answers, example.distractors):
+        alone = example.standalone_answers
+        ids = standalone(words, text) if alone else continuations(example.clean, words, clean, text)
+        if isinstance(ids, Rejection):
+            return ids
+        found.append(ids)
+    answer_ids, distractor_ids = found
     if same := _same_token(example, answer_ids, distractor_ids):
         return same
     spans = _token_spans(example, clean, corrupt)
@@ -176,6 +179,30 @@ def continuations(
     return tuple(ids)
 
 
+def standalone(words: tuple[str, ...], text: TextEncoder) -> tuple[int, ...] | Rejection:
+    """The token that each word is by itself, or why one of them is not one token.
+
+    Args:
+        words: Texts, each of which the tokenizer has as one token.
+        text: The tokenizer of the model.
+
+    Returns:
+        Token ids, or the reason for the rejection.
+    """
+    ids = []
+    for word in words:
+        made = text.encode(word)
+        kept = [(one, token) for one, token in zip(made.ids, made.tokens, strict=True) if one not in text.special_ids]
+        if len(kept) != 1 or kept[0][1] != word:
+            message = (
+                f"{word!r} is not one token by itself: {[token for _, token in kept]}. Use an answer that this "
+                "tokenizer has as one token, or another model."
+            )
+            return Rejection(TokenError, f"{word!r} is not one token by itself", message)
+        ids.append(kept[0][0])
+    return tuple(ids)
+
+
 def _same_token(example: Example, answer_ids: tuple[int, ...], distractor_ids: tuple[int, ...]) -> Rejection | None:
     """Refuse different words that are one token, as for a tokenizer without capital letters."""
     seen: dict[int, str] = {}
@@ -219,6 +246,10 @@ def _token_spans(example: Example, clean: Encoded, corrupt: Encoded) -> dict[str
                 SpanError, f"span {name!r} is not found", f"{message} Give character ranges in the clean text."
             )
         spans[name] = found
+    if example.separate_spans and (shared := _shared_token(spans)):
+        both, token = f"spans {shared[0]!r} and {shared[1]!r}", clean.tokens[shared[2]]
+        message = f"{both} share the token {token!r} of {example.clean!r}; they must be separate tokens."
+        return Rejection(SpanError, f"{both} share a token", message)
     for name, chars in example.corrupt_spans.items():
         found = _tokens_of(chars, corrupt)
         if name in spans and found != spans[name]:
@@ -228,6 +259,17 @@ def _token_spans(example: Example, clean: Encoded, corrupt: Encoded) -> dict[str
             )
             return Rejection(SpanError, f"span {name!r} does not line up", message)
     return spans
+
+
+def _shared_token(spans: Mapping[str, TokenRange]) -> tuple[str, str, int] | None:
+    """Two spans with a common token, and that token; None where there are none."""
+    owners = dict[int, str]()
+    for name, tokens in spans.items():
+        for token in range(*tokens):
+            if token in owners:
+                return owners[token], name, token
+            owners[token] = name
+    return None
 
 
 def _tokens_of(chars: CharRange, encoded: Encoded) -> TokenRange | None:

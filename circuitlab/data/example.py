@@ -27,6 +27,10 @@ class Example(Summary):
             continuation of `corrupt`. None for metrics that need none (`log_prob`, `kl`, `accuracy`, `rank`).
         spans: Name -> half-open character range in `clean`. Token spans are found from these.
         corrupt_spans: The same names in `corrupt`, where they are known; they must fall on the same tokens.
+        standalone_answers: Whether answers are the tokens that they are by themselves, even where the tokenizer would
+            join them to the end of the prompt, as " 17" and "32" to " 1732".
+        separate_spans: Whether the example is dropped if one token belongs to two spans, as " 1732" would to a
+            century and a year.
 
     Raises:
         TaskError: Both prompts are equal, a prompt or an answer is empty or no text, or answer and distractor share a
@@ -45,6 +49,8 @@ class Example(Summary):
     distractor: str | tuple[str, ...] | None = None
     spans: Mapping[str, CharRange] = field(default_factory=dict)
     corrupt_spans: Mapping[str, CharRange] = field(default_factory=dict)
+    standalone_answers: bool = False
+    separate_spans: bool = False
 
     def __post_init__(self) -> None:
         check_text("the clean prompt", self.clean)
@@ -66,6 +72,9 @@ class Example(Summary):
             raise SpanError(
                 f"corrupt_spans of prompt {self.clean!r} names {alone}, which spans does not. Add it there."
             )
+        for name in ("standalone_answers", "separate_spans"):
+            if not isinstance(getattr(self, name), bool):
+                raise TaskError(f"{name} of {prompt} is {shown(getattr(self, name))}; it must be True or False.")
         given = {
             "answer": self.answer if isinstance(self.answer, str) else answers,
             "distractor": self.distractor if isinstance(self.distractor, str) else distractors or None,
@@ -94,6 +103,8 @@ class Example(Summary):
         corrupt: Mapping[str, str],
         answer: str | tuple[str, ...],
         distractor: str | tuple[str, ...] | None = None,
+        standalone_answers: bool = False,
+        separate_spans: bool = False,
     ) -> "Example":
         """Fill one template twice; every field becomes a span of its own name, unless it is empty in a prompt.
 
@@ -104,6 +115,8 @@ class Example(Summary):
             corrupt: The fields that differ in the corrupted prompt.
             answer: As in `Example`.
             distractor: As in `Example`.
+            standalone_answers: As in `Example`.
+            separate_spans: As in `Example`.
 
         Returns:
             The example.
@@ -135,6 +148,8 @@ class Example(Summary):
             distractor,
             {name: spans[name] for name in named},
             {name: corrupt_spans[name] for name in named},
+            standalone_answers,
+            separate_spans,
         )
 
     def _summary(self) -> str:

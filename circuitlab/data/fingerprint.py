@@ -42,12 +42,13 @@ def task_fingerprint(task: Task, resources: Resources = DEFAULT) -> str:
     """
     rng = Random(f"fingerprint of {task.name}")
     lines = [json.dumps([task.name, task.version, task.settings])]
+    splits = ("discovery", "held_out") if task.held_out else ("any",)
     with global_randomness_kept():
         lines += map(_line, fixed_examples(task))
         times, drawn, total = list[float](), 0, DRAWS
         while drawn < total:
             started = time.monotonic()
-            lines.append(_line(draw(task, rng)))
+            lines.append(_line(draw(task, rng, splits[drawn % len(splits)])))
             times.append(time.monotonic() - started)
             drawn += 1
             if drawn == TIMED and median(times) > SLOW:

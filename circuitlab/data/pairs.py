@@ -104,6 +104,8 @@ class PairSplits(Summary):
         reference: Pairs that are never scored, to take means and deviations of; no text of them is in either split.
             None if it was not checked.
         dropped: Reason -> how many distinct examples the tokenizer could not serve.
+        differ_in: What discovery and held-out prompts do not share, such as "names and templates"; empty if they
+            differ by chance only.
 
     Example:
         >>> from circuitlab import load_model, load_task
@@ -117,6 +119,7 @@ class PairSplits(Summary):
     held_out: PairSet
     reference: PairSet | None = None
     dropped: Mapping[str, int] = field(default_factory=Counter)
+    differ_in: str = ""
 
     @property
     def fingerprint(self) -> str:
@@ -133,6 +136,8 @@ class PairSplits(Summary):
         yield "held_out", self.held_out
         if self.reference is not None:
             yield "reference", self.reference
+        if self.differ_in:
+            yield "held-out has its own", self.differ_in
         if self.dropped:
             yield "dropped", self.dropped
         yield "first clean", short(self.discovery[0].clean)

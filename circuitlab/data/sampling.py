@@ -6,7 +6,7 @@ import random
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from random import Random
@@ -16,6 +16,7 @@ from circuitlab.data.encoding import Rejection, TextEncoder, encode_example
 from circuitlab.data.example import Example
 from circuitlab.data.pair import Pair
 from circuitlab.data.pairs import PairSet, PairSplits
+from circuitlab.data.splits import STAND_INS, vocabulary_of
 from circuitlab.errors import CircuitLabError, ConfigError, TaskFileError, TooFewPromptsError, in_one_line, shown
 from circuitlab.resources import DEFAULT, Resources
 
@@ -53,7 +54,17 @@ class Drawable(Protocol):
         """Its default metric."""
         ...
 
-    def example(self, rng: Random) -> Example:
+    @property
+    def held_out(self) -> str:
+        """What held-out prompts do not share with discovery prompts; empty if they differ by chance only."""
+        ...
+
+    @property
+    def draws_tokens(self) -> bool:
+        """Whether its prompts are made of the words of the model at hand."""
+        ...
+
+    def example(self, rng: Random, *, split: str = "any", vocabulary: Sequence[str] = STAND_INS) -> Example:
         """Draw one example.
 
         Returns:
@@ -78,6 +89,7 @@ def sample_pairs(
     *,
     with_reference: bool = False,
     exclude: Collection[str] = (),
+    by_words: bool = True,
     resources: Resources = DEFAULT,
 ) -> PairSplits:
     """Draw `n` discovery and `n` held-out pairs, and as many reference pairs if requested; see `Task.pairs`.
@@ -99,9 +111,11 @@ def sample_pairs(
     worst: Rejection | None = None
     seen, idle, last_pair = set[tuple[str, str]](), 0, time.monotonic()
     total = (len(SPLITS) + with_reference) * n
+    by_words = by_words and bool(task.held_out)
+    vocabulary = vocabulary_of(text) if task.draws_tokens else STAND_INS
     # Reference pairs come last, so that the splits are the same with them and without.
     with global_randomness_kept():
-        check_repeatable(task, f"{task.name}/{seed}")
+        check_repeatable(task, f"{task.name}/{seed}", vocabulary)
         rng = Random(f"{task.name}/{seed}")
         queue = list(fixed_examples(task))[::-1]
         for wanted in (SPLITS, (REFERENCE,))[: 1 + with_reference]:
@@ -109,7 +123,10 @@ def sample_pairs(
                 patience = max(PATIENCE, PATIENCE_A_PAIR * sum(splits.counts))
                 if idle >= patience or time.monotonic() - last_pair > LONGEST_WAIT:
                     break
-                example = queue.pop() if queue else draw(task, rng)
+                part = splits.shortest(wanted)
+                words = ("discovery" if part == REFERENCE else part) if by_words else "any"
+                given = bool(queue)
+                example = queue.pop() if queue else draw(task, rng, words, vocabulary)
                 idle += 1
                 if (example.clean, example.corrupt) in seen:
                     continue
@@ -118,7 +135,7 @@ def sample_pairs(
                 if isinstance(made, Rejection):
                     dropped[made.reason] += 1
                     worst = worst or made
-                elif splits.place(made, wanted):
+                elif splits.place(made, (part,) if by_words and not given else wanted):
                     idle, last_pair = 0, time.monotonic()
                     resources.progress("prompts", sum(splits.counts), total)
             if not splits.full(wanted):
@@ -129,11 +146,12 @@ def sample_pairs(
         held_out=splits.named("held_out", task.metric),
         reference=splits.named(REFERENCE, task.metric) if with_reference else None,
         dropped=dict(dropped),
+        differ_in=task.held_out if by_words else "",
     )
 
 
-def draw(task: Drawable, rng: Random) -> Example:
-    """One example of a task; whatever goes wrong in the task's code is an error of the task.
+def draw(task: Drawable, rng: Random, split: str = "any", vocabulary: Sequence[str] = STAND_INS) -> Example:
+    """One example of a task, of a split's words; whatever goes wrong in the task's code is an error of the task.
 
     Returns:
         The example.
@@ -141,7 +159,7 @@ def draw(task: Drawable, rng: Random) -> Example:
     Raises:
         TaskFileError: `draw` raised or tried to end the program, or returned something else than an `Example`.
     """
-    example = _of_the_task(task, "draw()", lambda: task.example(rng))
+    example = _of_the_task(task, "draw()", lambda: task.example(rng, split=split, vocabulary=vocabulary))
     if not isinstance(example, Example):
         raise TaskFileError(
             f"draw() of task {task.name!r} returned {type(example).__name__}; it must return an Example."
@@ -162,7 +180,7 @@ def fixed_examples(task: Drawable) -> tuple[Example, ...]:
     return _of_the_task(task, "fixed", task.fixed_examples)
 
 
-def check_repeatable(task: Drawable, seed: str) -> None:
+def check_repeatable(task: Drawable, seed: str, vocabulary: Sequence[str] = STAND_INS) -> None:
     """Draw some examples twice from equal generators and compare them.
 
     Raises:
@@ -171,7 +189,7 @@ def check_repeatable(task: Drawable, seed: str) -> None:
     end = time.monotonic() + REPEATS_FOR
     one, other = Random(seed), Random(seed)
     for number in range(REPEATED_DRAWS):
-        first, second = draw(task, one), draw(task, other)
+        first, second = (draw(task, rng, vocabulary=vocabulary) for rng in (one, other))
         if first != second:
             texts = [example.clean if first.clean != second.clean else example for example in (first, second)]
             raise TaskFileError(
@@ -222,6 +240,10 @@ class _Splits:
         """Whether these have all their pairs."""
         return all(len(self._pairs[name]) == self._n for name in names)
 
+    def shortest(self, names: tuple[str, ...]) -> str:
+        """The name of the shortest list, the first of equals."""
+        return min(names, key=lambda name: len(self._pairs[name]))
+
     @property
     def counts(self) -> tuple[int, ...]:
         return tuple(map(len, self._pairs.values()))
@@ -233,7 +255,7 @@ class _Splits:
         open_to = [name for name in names if len(self._pairs[name]) < self._n and not taken_by - {name}]
         if not open_to:
             return False
-        split = min(open_to, key=lambda name: len(self._pairs[name]))
+        split = self.shortest(tuple(open_to))
         self._pairs[split].append(pair)
         self._texts[split].update(texts)
         return True

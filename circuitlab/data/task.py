@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any
 
+from circuitlab import names
 from circuitlab.arguments import checked
 from circuitlab.data.checks import check_line, check_mapping, check_name, check_sequence
 from circuitlab.data.encoding import LanguageModel
 from circuitlab.data.example import Example
 from circuitlab.data.pairs import PairSplits
+from circuitlab.data.published import PublishedCircuit
 from circuitlab.data.sampling import sample_pairs
+from circuitlab.data.splits import STAND_INS
 from circuitlab.errors import TaskError, UnknownNameError, shown
 from circuitlab.progress import Progress, callback, reports_progress
 from circuitlab.references import Reference
 from circuitlab.resources import Resources
 from circuitlab.summary import Summary, short
 
-# Parameters of `draw` that no option can be called by: the generator.
-RESERVED = frozenset(("rng",))
+# Parameters of `draw` that no option can be called by.
+RESERVED = frozenset(("rng", "split", "vocabulary"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -32,14 +35,20 @@ class Task(Summary):
         name: Lower-case name with hyphens, unique among tasks; run folders are named after it.
         version: Version of the prompts: any change of templates or words raises it.
         summary: One line: which behaviour.
-        draw: `draw(rng, **options) -> Example`; all randomness comes from `rng`.
+        draw: `draw(rng, **options) -> Example`; all randomness comes from `rng`. If it has a parameter `split`, it is
+            given `"discovery"`, `"held_out"` or `"any"`; if it has a parameter `vocabulary`, the model's words: texts
+            with a leading space that are one token each.
         options: Option name -> allowed values, the default first. They are passed to `draw` as keyword arguments,
-            in addition to `rng`, so none may have that name (`RESERVED`).
+            in addition to `rng`, `split` and `vocabulary`, so none may have such a name (`RESERVED`).
         chosen: The values chosen, by option name; defaults where absent.
         metric: Name of the default metric, or a callable on `(logits [batch, d_vocab], batch)`.
         sources: Where the behaviour comes from.
         fixed: Examples that always come first, or a function of the options that returns them.
         origin: The file it was loaded from; empty for bundled tasks and tasks made in a session.
+        held_out: What held-out prompts do not share with discovery prompts, such as "names and templates"; empty if
+            they differ by chance only. `draw` of a task that names something has a parameter `split`.
+        split: `words`, or `random` to draw both splits from all words: they share no text, but words.
+        published: Circuits that papers describe for this task, by the name of the model.
 
     Raises:
         TaskError: No name, no version, a field of the wrong type, a name or text that no file can hold, an option with
@@ -67,6 +76,9 @@ class Task(Summary):
     sources: tuple[Reference, ...] = ()
     fixed: tuple[Example, ...] | Callable[..., tuple[Example, ...]] = ()
     origin: str = ""
+    held_out: str = ""
+    split: str = "words"
+    published: Mapping[str, PublishedCircuit] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_name("the name of a task", self.name)
@@ -82,6 +94,19 @@ class Task(Summary):
                 f"metric of {owner} is {shown(self.metric)}; it must be the name of a metric or a function of "
                 "(logits, batch)."
             )
+        check_line(f"held_out of {owner}", self.held_out, may_be_empty=True)
+        if bool(self.held_out) != ("split" in _parameters(self.draw)):
+            rule = (
+                "says what held-out prompts do not share with discovery prompts, and goes with a parameter 'split' of "
+                "draw(): give both or none."
+            )
+            raise TaskError(f"held_out of {owner} is {shown(self.held_out)}; it {rule}")
+        check_line(f"split of {owner}", self.split)
+        if self.split not in names.SPLITS:
+            raise UnknownNameError.of("split", self.split, names.SPLITS, owner=owner)
+        published = check_mapping(f"published of {owner}", self.published)
+        if wrong := [name for name, circuit in published.items() if not isinstance(circuit, PublishedCircuit)]:
+            raise TaskError(f"published[{wrong[0]!r}] of {owner} must be a PublishedCircuit.")
         object.__setattr__(self, "options", _checked_options(owner, self.options, self.draw))
         object.__setattr__(self, "sources", _checked_sources(owner, self.sources))
         if not callable(self.fixed):
@@ -115,13 +140,45 @@ class Task(Summary):
         """
         return replace(self, chosen={**self.chosen, **chosen})
 
-    def example(self, rng: Random) -> Example:
+    @checked
+    def published_for(self, model: str) -> PublishedCircuit:
+        """The published circuit of a model.
+
+        Args:
+            model: A key of `published`, or a name or path that ends in one, such as `openai-community/gpt2`.
+
+        Returns:
+            The circuit.
+
+        Raises:
+            UnknownNameError: None is known for this model.
+        """
+        name = model.rstrip("/").rpartition("/")[2]
+        name = name if name in self.published else name.removesuffix("-small")
+        if name not in self.published:
+            raise UnknownNameError.of(
+                "published circuit for", model, self.published or ["(none)"], owner=f"task {self.label!r}"
+            )
+        return self.published[name]
+
+    def example(self, rng: Random, *, split: str = "any", vocabulary: Sequence[str] = STAND_INS) -> Example:
         """Draw one example with the options in force.
+
+        Args:
+            rng: Where every choice comes from.
+            split: Whose words, for a task that names some (`held_out`): `discovery`, `held_out` or `any`.
+            vocabulary: The model's words, for a task whose `draw` takes them; by default stand-ins.
 
         Returns:
             The example.
         """
-        return self.draw(rng, **self.settings)
+        taken, offered = _parameters(self.draw), {"split": split, "vocabulary": vocabulary}
+        return self.draw(rng, **{name: value for name, value in offered.items() if name in taken}, **self.settings)
+
+    @property
+    def draws_tokens(self) -> bool:
+        """Whether its prompts are made of the words of the model at hand."""
+        return "vocabulary" in _parameters(self.draw)
 
     def fixed_examples(self) -> tuple[Example, ...]:
         """The examples that always come first.
@@ -148,7 +205,8 @@ class Task(Summary):
     ) -> PairSplits:
         """Draw `n` discovery and `n` held-out pairs for a model's tokenizer.
 
-        No text, clean or corrupted, is in both splits. Examples that the tokenizer cannot represent are dropped and
+        No text, clean or corrupted, is in both splits, nor is any of the words and templates that the task keeps for
+        held-out prompts (`Task.held_out`). Examples that the tokenizer cannot represent are dropped and
         counted.
 
         Args:
@@ -180,6 +238,7 @@ class Task(Summary):
             seed=seed,
             with_reference=reference,
             exclude=exclude,
+            by_words=self.split == "words",
             resources=Resources(progress=callback(progress)),
         )
         for part in (drawn.discovery, drawn.held_out, *([drawn.reference] if drawn.reference else [])):
@@ -194,10 +253,22 @@ class Task(Summary):
             others = [one for one in self.options[name] if one != value]
             yield f"option {name}", f"{value} (others: {', '.join(others)})" if others else value
         yield "metric", self.metric
+        if self.held_out:
+            yield "held-out", f"{self.held_out} of their own"
+        for model, circuit in self.published.items():
+            yield f"published for {model}", f"{len(circuit.nodes)} nodes, {circuit.source.key}"
         if self.sources:
             yield "sources", ", ".join(source.key for source in self.sources)
         if self.origin:
             yield "file", self.origin
+
+
+def _parameters(draw: Callable[..., object]) -> frozenset[str]:
+    """Names of the parameters of a function; none for built-in functions without a signature."""
+    try:
+        return frozenset(inspect.signature(draw).parameters)
+    except (TypeError, ValueError):
+        return frozenset()
 
 
 def checked_fixed(owner: str, examples: object) -> tuple[Example, ...]:
@@ -233,8 +304,8 @@ def _checked_options(owner: str, options: object, draw: Callable[..., object]) -
         found[name] = tuple(map(str, allowed))
     if taken := sorted(RESERVED & set(found)):
         raise TaskError(
-            f"{owner} has options {taken}, but draw({taken[0]}, ...) has its generator by that name. "
-            "Call the option otherwise."
+            f"{owner} has options {taken}, but draw({taken[0]}, ...) is given something else by that name. "
+            "Rename the option."
         )
     try:
         parameters = inspect.signature(draw).parameters

@@ -69,7 +69,7 @@ def check_behaviour(experiment: Experiment, min_accuracy: float) -> Behaviour:
             shape, or values that are not finite.
     """
     metric, clean, corrupt = experiment.metric, experiment.clean, experiment.corrupt
-    rule, right, right_when_corrupted = _passes(experiment)
+    rule, right, right_when_corrupted = passes(experiment)
     better = 1 if metric.higher_is_better else -1
     prefers = float(right.mean())
     if prefers < min_accuracy:
@@ -112,8 +112,15 @@ def different_digits(one: float, other: float, least: int = 3) -> tuple[str, str
     return repr(one), repr(other)
 
 
-def _passes(experiment: Experiment) -> tuple[str, Bool[np.ndarray, " example"], Bool[np.ndarray, " example"]]:
-    """The rule in words, and which clean and which corrupted prompts keep it."""
+def passes(experiment: Experiment) -> tuple[str, Bool[np.ndarray, " example"], Bool[np.ndarray, " example"]]:
+    """Which prompts a model gets right, by the rule of the metric.
+
+    Args:
+        experiment: Pairs of texts and what is measured.
+
+    Returns:
+        The rule in words, which clean prompts keep it, and which corrupted prompts do.
+    """
     metric, clean, corrupt = experiment.metric, experiment.clean, experiment.corrupt
     if not metric.natural_zero:
         right, right_when_corrupted = experiment.recordings.ends(resolve("accuracy"))[0]

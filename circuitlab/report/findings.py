@@ -134,7 +134,9 @@ def _overlap(run: RunFolder) -> str:
     if shared:
         are = counted(shared, "prompt is", "prompts are")
         return f"{are} in both splits, so the evaluation is not independent of discovery."
-    return "no prompt is in both splits."
+    if differ_in := run.about("dataset").get("held_out_differ_in"):
+        return f"the two share no prompt, and none of their {differ_in}."
+    return "no prompt is in both splits. Words and templates may be."
 
 
 def _swept(run: RunFolder) -> Iterator[str]:

@@ -18,6 +18,7 @@ from circuitlab.discovery.config import DiscoverConfig
 from circuitlab.errors import ConfigError, RunError
 from circuitlab.evaluation.evaluate import Evaluation, evaluate
 from circuitlab.graphs.circuit import Circuit
+from circuitlab.graphs.of_nodes import circuit_of_nodes
 from circuitlab.metrics import metric_of
 from circuitlab.models.load import load_model
 from circuitlab.models.protocol import Model
@@ -29,11 +30,13 @@ from circuitlab.runs.reader import RunReader, named_circuit, read_circuit
 from circuitlab.runs.task_files import task_of_run
 from circuitlab.settings import MODEL_SETTINGS
 
+# Stands for the nodes that a paper lists for the task and the model; `published:gpt2` for those of another model.
+PUBLISHED = "published"
 SHOWN = 12  # characters of a digest
 # Settings of `discover` that also apply to an evaluation, in addition to those of the model.
-_ALWAYS = ("metric", "ablation", "n", "seed", "allow_weak_gap")
+_ALWAYS = ("metric", "ablation", "n", "seed", "split", "allow_weak_gap")
 # Settings that another number of prompts, another machine or another draw may differ in.
-_FREE = frozenset(("n", "seed", "device", "allow_weak_gap"))
+_FREE = frozenset(("n", "seed", "split", "device", "allow_weak_gap"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -81,7 +84,8 @@ def judging(
     """Load a circuit and what it is judged on.
 
     Args:
-        circuit: A run folder, or a circuit file of any format that is read.
+        circuit: A run folder, a circuit file of any format that is read, or `published`: all edges among the nodes that
+            a paper lists (`Task.published`).
         task: Its task; the run's by default. A circuit file does not know its task.
         options: Options of the task; those that are not given are the run's, and the task's defaults for a file.
         pairs: Pairs to judge on, instead of those that the task draws.
@@ -105,7 +109,8 @@ def judging(
     run = None if read is None else read.manifest
     if run is not None and not isinstance(run.get("task"), Mapping):
         raise RunError(f"{str(folder / MANIFEST)!r} does not say which task the run is of. Run discover again.")
-    if run is None:
+    published = str(circuit).partition(":") if str(circuit).partition(":")[0] == PUBLISHED else None
+    if run is None and published is None:
         named_circuit(circuit)  # refuses what is no circuit
     if run is None and task is None:
         raise ConfigError(
@@ -134,10 +139,14 @@ def judging(
     booted = not isinstance(source, str | Path)
     loading = {} if booted else {name: getattr(chosen, name) for name in MODEL_SETTINGS}
     model = load_model(**loading | {"model": source})
-    found = read_circuit(folder, model.spec)
+    if published is None:
+        found = read_circuit(folder, model.spec)
+    else:
+        found = circuit_of_nodes(model.spec, wanted.published_for(published[2] or str(source)).nodes)
     seen = frozenset[str]() if read is None else read.discovery_texts()
     reference = None
     if pairs is None:
+        wanted = replace(wanted, split=chosen.split)
         drawn = wanted.pairs(model, n=chosen.n, seed=chosen.seed, reference=needs_reference(ablation), exclude=seen)
         pairs, reference = drawn.held_out, drawn.reference
     elif shared := sum(not seen.isdisjoint((pair.clean, pair.corrupt)) for pair in pairs):

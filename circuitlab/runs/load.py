@@ -104,6 +104,7 @@ def _pairs(read: RunReader, metric: str | Callable[..., Any]) -> PairSplits:
     return PairSplits(
         discovery=sets["discovery"], held_out=sets["held_out"], reference=sets.get("reference"),
         dropped=dict(read.about("dataset").get("dropped", {})),
+        differ_in=read.about("dataset").get("held_out_differ_in", ""),
     )  # fmt: skip
 
 
@@ -112,7 +113,7 @@ def _task(read: RunReader, config: DiscoverConfig) -> Task:
     about = read.about("task")
     if is_bundled(config.task) and (ours := load_task(config.task)).version == about["version"]:
         changed = {name: value for name, value in config.options.items() if value != ours.settings.get(name)}
-        return ours.with_options(**changed)
+        return replace(ours.with_options(**changed), split=config.split)
     settings = about.get("settings", {})
     options = about.get("options", {name: [value] for name, value in settings.items()})
     missing = _missing(read, "the prompts of this task")

@@ -43,6 +43,7 @@ def manifest_of(run: RunRecord) -> dict[str, Any]:
             "n_held_out": len(run.pairs.held_out),
             **({"n_reference": len(run.pairs.reference)} if run.pairs.reference else {}),
             "dropped": dict(run.pairs.dropped),
+            **({"held_out_differ_in": run.pairs.differ_in} if run.pairs.differ_in else {}),
         },
         "model": {
             "id": run.model_id,
