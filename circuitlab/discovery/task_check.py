@@ -123,7 +123,7 @@ def check_task(
     """
     asked = load_task(task)
     judged_by = metric_of(asked, metric)
-    about = {"task": asked.label, "model": model.id, "metric": judged_by.name}
+    about: dict[str, Any] = {"task": asked.label, "model": model.id, "metric": judged_by.name}
     try:
         pairs = asked.pairs(model, n=n, seed=seed, progress=progress)
     except (TooFewPromptsError, TokenError, PairLengthError, SpanError) as error:

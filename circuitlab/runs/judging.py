@@ -109,8 +109,7 @@ def judging(
     run = None if read is None else read.manifest
     if run is not None and not isinstance(run.get("task"), Mapping):
         raise RunError(f"{str(folder / MANIFEST)!r} does not say which task the run is of. Run discover again.")
-    published = str(circuit).partition(":") if str(circuit).partition(":")[0] == PUBLISHED else None
-    if run is None and published is None:
+    if run is None and not _is_published(circuit):
         named_circuit(circuit)  # refuses what is no circuit
     if run is None and task is None:
         raise ConfigError(
@@ -139,21 +138,19 @@ def judging(
     booted = not isinstance(source, str | Path)
     loading = {} if booted else {name: getattr(chosen, name) for name in MODEL_SETTINGS}
     model = load_model(**loading | {"model": source})
-    if published is None:
-        found = read_circuit(folder, model.spec)
+    if _is_published(circuit):
+        listed = wanted.published_for(str(circuit).partition(":")[2] or str(source))
+        found = circuit_of_nodes(model.spec, listed.nodes)
     else:
-        found = circuit_of_nodes(model.spec, wanted.published_for(published[2] or str(source)).nodes)
+        found = read_circuit(folder, model.spec)
     seen = frozenset[str]() if read is None else read.discovery_texts()
     reference = None
     if pairs is None:
         wanted = replace(wanted, split=chosen.split)
         drawn = wanted.pairs(model, n=chosen.n, seed=chosen.seed, reference=needs_reference(ablation), exclude=seen)
         pairs, reference = drawn.held_out, drawn.reference
-    elif shared := sum(not seen.isdisjoint((pair.clean, pair.corrupt)) for pair in pairs):
-        raise ConfigError(
-            f"{shared} of {len(pairs)} pairs have prompts that run {str(circuit)!r} was found on: this would be no "
-            "held-out test. Leave them out, or have others drawn with seed=."
-        )
+    else:
+        _check_unseen(pairs, seen, circuit)
     return Judging(
         title=f"{circuit} on {wanted.label}, model {model.id if booted else source}",
         model=model,
@@ -163,6 +160,18 @@ def judging(
         allow_weak_gap=chosen.allow_weak_gap,
         notes=() if run is None else _notes(run, kept, chosen.replaced(metric=metric.name), wanted, model),
     )
+
+
+def _is_published(circuit: str | Path) -> bool:
+    return str(circuit).partition(":")[0] == PUBLISHED
+
+
+def _check_unseen(pairs: PairSet, seen: frozenset[str], circuit: str | Path) -> None:
+    if shared := sum(not seen.isdisjoint((pair.clean, pair.corrupt)) for pair in pairs):
+        raise ConfigError(
+            f"{shared} of {len(pairs)} pairs have prompts that run {str(circuit)!r} was found on: this would be no "
+            "held-out test. Leave them out, or have others drawn with seed=."
+        )
 
 
 @reports_progress
