@@ -338,7 +338,7 @@ def completed(words: str, monkeypatch, capsys) -> list[str]:
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        ("circuitlab discover gen", ["gendered-pronouns"]),
+        ("circuitlab discover gen", ["gendered-professions", "gendered-pronouns"]),
         ("circuitlab discover name-throw --method eap-ig", ["eap-ig", "eap-ig-activations"]),
         ("circuitlab sweep name-throw --site resid", ["resid_pre", "resid_mid", "resid_post"]),
         ("circuitlab evaluate c.json --metric lo", ["logit_diff", "log_prob"]),

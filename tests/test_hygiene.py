@@ -1,7 +1,7 @@
 """The model and the process stay as they were: after success, after a metric that raises, after a module that does."""
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -202,7 +202,7 @@ def test_whatever_the_gradient_mode_is(model, job):
 
 def numbers(found: Any) -> np.ndarray:
     """Whatever a job found, as one array."""
-    if isinstance(found, dict):
+    if isinstance(found, Mapping):
         return np.concatenate([grid.per_example.ravel() for grid in found.values()])
     for name in ("values", "circuit", "mask"):
         if hasattr(found, name):

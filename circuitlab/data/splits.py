@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypeVar
 
+from circuitlab.arguments import checked
 from circuitlab.errors import TaskError, UnknownNameError
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ FEWEST_WORDS = 100
 T = TypeVar("T")
 
 
+@checked
 def words_of(words: Sequence[T], split: str) -> tuple[T, ...]:
     """The words, templates or other choices that prompts of one split are made of.
 

@@ -27,6 +27,11 @@ def compare_published(run: str | Path, model: str | None = None, *, run_code: bo
         RunError: It is no run folder, or its task file would run and is not allowed to.
         UnknownNameError: Nothing is published for this task and model.
         GraphError: The run's model lacks a published node.
+
+    Example:
+        >>> from circuitlab import compare_published
+        >>> compare_published("runs/ioi-gpt2-eap-ig-0").recall  # doctest: +SKIP
+        0.5
     """
     read = RunReader.open(at_home(run))
     task = task_of_run(read.path, read.manifest, run_code=run_code)
