@@ -37,6 +37,7 @@ ASKED = {
     "features active": ("--text", TEXT),
     "features sweep": ("gendered-pronouns",),
     "features rank": ("gendered-pronouns",),
+    "tasks check": ("gendered-pronouns",),
 }
 # `discover` hands them to the library, which test_folding.py looks at; these two read a model's shape alone.
 OTHERS = {"discover", "compare", "convert"}

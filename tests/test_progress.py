@@ -132,6 +132,7 @@ def calls(tiny_gpt2, bundled) -> dict[str, Callable[..., Any]]:
             min_accuracy=0.0, allow_weak_gap=True,
         ),
         "Task.pairs": call(circuitlab.load_task("gendered-pronouns").pairs, bundled, n=4),
+        "check_task": call(circuitlab.check_task, "gendered-pronouns", bundled, n=4),
         "evaluate": call(circuitlab.evaluate, model, circuit, batch, n_random=2, n_knockouts=2),
         "patch_edges": call(circuitlab.patch_edges, model, batch, ["m0->logits"]),
         "path_patch": call(circuitlab.path_patch, model, batch, ["m0"], ["logits"]),

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from random import Random
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 from xml.etree import ElementTree
 
@@ -41,6 +41,7 @@ from circuitlab import (
 )
 from circuitlab.data.fingerprint import task_fingerprint
 from circuitlab.data.pairs import PairSplits
+from circuitlab.discovery import stability
 from circuitlab.discovery.config import DiscoverConfig
 from circuitlab.evaluation.areas import MIB_SHARES, mib_sizes
 from circuitlab.graphs.prune import prune
@@ -457,10 +458,10 @@ def test_a_write_that_is_interrupted_leaves_what_was_there(error, step, there_be
 
 @pytest.mark.usefixtures("plain")
 def test_a_report_that_fails_leaves_nothing(run, place, monkeypatch):
-    def fails(folder: Path, **options: object) -> None:
+    def fails(folder: Path, *given: object) -> None:
         raise RuntimeError("no page")
 
-    monkeypatch.setattr("circuitlab.report.pages.write_report", fails)
+    monkeypatch.setattr("circuitlab.report.pages.write_page", fails)
     with pytest.raises(RuntimeError, match="no page"):
         run.write(place)
     assert not place.exists()
@@ -496,12 +497,17 @@ STEPS = {
 }  # fmt: skip
 
 
+def home(step: str) -> ModuleType:
+    """The module that calls a step."""
+    return stability if step == "score" else pipeline
+
+
 @pytest.fixture
 def instant(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """The steps that need the model give at once what they gave to the shared run."""
     for step, attribute in STEPS.items():
         result = getattr(run, attribute) if attribute else SimpleNamespace(effects=dict(run.circuit.node_effects))
-        monkeypatch.setattr(pipeline, step, lambda *given, result=result, **options: result)
+        monkeypatch.setattr(home(step), step, lambda *given, result=result, **options: result)
 
 
 @pytest.mark.usefixtures("instant")
@@ -510,7 +516,7 @@ def test_a_run_that_is_interrupted_leaves_nothing(step, bundled, place, monkeypa
     def stopped(*given: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pipeline, step, stopped)
+    monkeypatch.setattr(home(step), step, stopped)
     with pytest.raises(KeyboardInterrupt):
         discover(TASK, model=bundled, n=2, out=place)
     assert not place.exists()

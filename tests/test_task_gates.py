@@ -87,7 +87,7 @@ def checked(
     with as_users_run_it():
         recordings, model = Given(batch, clean, corrupt), cast("Any", None)
         experiment = Experiment(model, PairSet(tuple(pairs)), resolve(metric), allow_weak_gap=True)
-        vars(experiment)["recordings"] = recordings
+        experiment.known["recordings"] = recordings
         return check_behaviour(experiment, min_accuracy)
 
 

@@ -8,7 +8,7 @@ import itertools
 import multiprocessing
 import pickle
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -67,7 +67,7 @@ def numbers(value: Any) -> list[np.ndarray]:
         return [value] if value.dtype.kind in "fiub" else []
     if isinstance(value, bool | int | float):
         return [np.array(value)]
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return numbers(list(value.values()))
     if isinstance(value, list | tuple):
         return [number for item in value for number in numbers(item)]

@@ -68,17 +68,9 @@ def tasks_show(task: opt.TaskOptions, output: Output) -> None:
 
 
 @tasks_app.command("check")
-def tasks_check(
-    asked: opt.PairOptions,
-    model: Annotated[
-        list[str] | None, typer.Option("--model", metavar="NAME", help="A model; may be repeated. [default: bundled]")
-    ] = None,
-    quiet: opt.Quiet = False,
-    *,
-    output: Output,
-) -> None:
+def tasks_check(asked: opt.PairOptions, models: opt.ModelsOptions, quiet: opt.Quiet = False, *, output: Output) -> None:
     """Measure whether models do a task: accuracy, clean-corrupted gap, and examples that their tokenizers drop."""
-    catalogue.show_checks(asked, model or ["bundled"], quiet=quiet, json=output.json)
+    catalogue.show_checks(asked, models, quiet=quiet, json=output.json)
 
 
 @app.command()

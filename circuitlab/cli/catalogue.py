@@ -1,15 +1,14 @@
 """The lists of tasks, models, methods, metrics and sites."""
 
 import json as jsonlib
-from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import circuitlab
 from circuitlab.cli import display
-from circuitlab.cli.options import PairOptions
+from circuitlab.cli.options import ModelsOptions, PairOptions
 from circuitlab.cli.progress import progress
 from circuitlab.data.fingerprint import task_fingerprint
 from circuitlab.data.registry import GROUP, load_task, task_names
@@ -17,6 +16,9 @@ from circuitlab.data.sampling import draw
 from circuitlab.data.task import Task
 from circuitlab.errors import CircuitLabError
 from circuitlab.plugins import owner
+
+if TYPE_CHECKING:
+    from circuitlab.discovery.task_check import TaskCheck
 
 FEW_REASONS = 3  # why examples are dropped
 # Names that TransformerLens loads over the network: the small ones that the README and the papers use most.
@@ -68,32 +70,27 @@ def show_task(task: Task, *, json: bool) -> None:
     display.print_facts(task.label, facts)
 
 
-def show_checks(asked: PairOptions, models: Sequence[str], *, quiet: bool, json: bool) -> None:
+def show_checks(asked: PairOptions, models: ModelsOptions, *, quiet: bool, json: bool) -> None:
     """What models make of a task, one a row, and why some make nothing of it."""
-    task = asked.load()
-    found = []
-    for name in models:
-        model = circuitlab.load_model(name)
+    task, of_task = asked.load(), {name: asked[name] for name in ("n", "seed", "metric")}
+    found: dict[str, TaskCheck] = {}
+    for name, model in models.load():
         with progress(quiet=quiet) as report:
-            found.append(
-                circuitlab.check_task(
-                    task, model, n=asked["n"], seed=asked["seed"], metric=asked["metric"], progress=report
-                )
-            )
+            found[name] = circuitlab.check_task(task, model, **of_task, progress=report)
     if json:
-        display.print_json({"checks": [check.to_record() for check in found]})
+        display.print_json({"checks": [check.to_record() for check in found.values()]})
         return
     numbers = ("pairs", "right", "top 1", "clean", "corrupted", "gap, 99 % interval", "dropped")
     rows = []
-    for name, check in zip(models, found, strict=True):
+    for name, check in found.items():
         means = (check.accuracy, check.top_token, check.clean, check.corrupt)
         low, mean, high = (display.number(value, 2) for value in check.gap_interval)
         gap = f"{mean} ({low} to {high})"
         row = (str(check.n), *(display.number(value, 2) for value in means), gap, str(check.n_dropped))
         rows.append((Path(name).name, *row))
-    display.print_line(f"{task.label}: right means that {found[0].rule or 'the metric says so'}")
+    display.print_line(f"{task.label}: right means that {next(iter(found.values())).rule or 'the metric says so'}")
     display.print_rows(("model", *numbers), rows, right=numbers)
-    for name, check in zip(models, found, strict=True):
+    for name, check in found.items():
         if check.problem:
             display.print_line(f"\n{name}: {check.problem}")
         elif check.dropped:

@@ -4,7 +4,7 @@ A command with a parameter of a group's type, such as `model: ModelOptions`, has
 (`App.command`), and receives their values as one object.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from inspect import Parameter
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, get_origin, get_type_hints
@@ -123,6 +123,29 @@ class ModelOptions(Options):
         from circuitlab.models.load import load_model
 
         return load_model(**{name: self.given[name] for name in MODEL_SETTINGS if name in self.given})
+
+
+class ModelsOptions(Options):
+    """Some models and how they are loaded."""
+
+    settings = tuple(SETTINGS[name] for name in MODEL_SETTINGS if name != "model")
+    model: Annotated[
+        list[str] | None, typer.Option("--model", metavar="NAME", help="A model; may be repeated. [default: bundled]")
+    ] = None
+
+    def load(self) -> "Iterator[tuple[str, BridgeModel]]":
+        """Load one model after the other.
+
+        Yields:
+            The model's name as it was given, and the model.
+        """
+        from circuitlab.models.load import load_model
+
+        for name in self.model or [SETTINGS["model"].default]:
+            yield (
+                name,
+                load_model(name, **{one.name: self.given[one.name] for one in self.settings if one.name in self.given}),
+            )
 
 
 class SeededOptions(ModelOptions):

@@ -14,6 +14,7 @@ from circuitlab.discovery.behaviour import passes
 from circuitlab.errors import PairLengthError, SpanError, TokenError, TooFewPromptsError
 from circuitlab.metrics import MetricLike, resolve
 from circuitlab.metrics.of_task import metric_of
+from circuitlab.models.modes import in_ordinary_modes
 from circuitlab.models.protocol import Model
 from circuitlab.patching.experiment import Experiment
 from circuitlab.patching.gap import Gap
@@ -88,6 +89,7 @@ class TaskCheck(Summary):
 
 
 @checked
+@in_ordinary_modes
 @reports_progress
 def check_task(
     task: str | Path | Task,
@@ -106,7 +108,8 @@ def check_task(
         n: Pairs per split; the discovery pairs are measured.
         seed: Same seed, same pairs.
         metric: What is measured; the task's own by default.
-        progress: As in `Task.pairs`.
+        progress: None draws a bar in a terminal or a notebook, True always, False never; or a function that is
+            called with (step, done, total).
 
     Returns:
         Accuracy, means, gap and dropped examples. If the tokenizer cannot serve the task, `problem` says why, and the

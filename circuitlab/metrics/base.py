@@ -193,7 +193,7 @@ def resolve(metric: MetricLike) -> Metric:
     return resolve_object(metric)
 
 
-def resolve_object(metric: Metric | MetricFunction) -> Metric:
+def resolve_object(metric: object) -> Metric:
     """The metric that a `Metric` or a function is; see `resolve`.
 
     Raises:

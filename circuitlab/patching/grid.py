@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -170,7 +169,7 @@ class Grids(Result, Mapping[str, Grid]):
     __slots__ = ("_grids",)
 
     def __init__(self, grids: Iterable[Grid]) -> None:
-        self._grids: Mapping[str, Grid] = MappingProxyType({grid.site: grid for grid in grids})
+        self._grids: Mapping[str, Grid] = {grid.site: grid for grid in grids}
 
     def __getitem__(self, site: str) -> Grid:
         return self._grids[site]

@@ -12,12 +12,12 @@ from circuitlab.runs.task_files import task_of_run
 
 
 @checked
-def compare_published(run: str | Path, model: str | None = None, *, run_code: bool = False) -> NodeOverlap:
+def compare_published(run: str | Path, published_for: str | None = None, *, run_code: bool = False) -> NodeOverlap:
     """Compare the nodes of a run's circuit with the published ones.
 
     Args:
         run: A run folder.
-        model: The model that the circuit was published for; the run's by default.
+        published_for: The model that the circuit was published for; the run's by default.
         run_code: Allow the folder's own task file to run. Read it first.
 
     Returns:
@@ -35,6 +35,6 @@ def compare_published(run: str | Path, model: str | None = None, *, run_code: bo
     """
     read = RunReader.open(at_home(run))
     task = task_of_run(read.path, read.manifest, run_code=run_code)
-    published = task.published_for(model or str(read.about("model")["id"]))
+    published = task.published_for(published_for or str(read.about("model")["id"]))
     names = (Path(run).name, published.source.key)
     return node_overlap(read.circuit(), published.classes, names)
