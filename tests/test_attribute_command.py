@@ -72,7 +72,7 @@ def test_the_corrupted_run_is_another(capsys, split):
         (("--run", "dirty"), ("'dirty'", "clean, corrupt")),
         (("--metric", "kl"), ("'kl'", "logit_diff or logit")),
         (("--metric", "logits"), ("'logits'", "logit_diff")),
-        (("--heads", "a9.h9"), ("'a9.h9'", "a0.h0")),
+        (("--heads", "a9.h9"), ("'a9.h9'", "Nearest: a3.h7")),
         (("-k", "0"), ("k is 0", "at least 1")),
     ],
 )

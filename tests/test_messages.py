@@ -26,6 +26,7 @@ from circuitlab import (
     score_edges,
     sweep,
 )
+from circuitlab.data.registry import task_names
 from circuitlab.data.sampling import sample_pairs
 from circuitlab.discovery.config import DiscoverConfig
 from circuitlab.errors import CircuitLabError, UnknownNameError
@@ -74,8 +75,8 @@ MISTAKES: dict[str, tuple[Callable[[], object], type[CircuitLabError], str]] = {
     "a task's name misspelt": (
         lambda: load_task("gender-pronouns"),
         errors.UnknownNameError,
-        "unknown task 'gender-pronouns'. Did you mean 'gendered-pronouns'? Allowed: gendered-pronouns, "
-        "html-tag-closing, name-throw. A task of your own is given as the path of its .py file.",
+        f"unknown task 'gender-pronouns'. Did you mean 'gendered-pronouns'? Allowed: {', '.join(task_names())}. A task of "
+        "your own is given as the path of its .py file.",
     ),
     "an option misspelt": (
         lambda: load_task("gendered-pronouns", task_options={"contrast": "capitals"}),
@@ -85,8 +86,7 @@ MISTAKES: dict[str, tuple[Callable[[], object], type[CircuitLabError], str]] = {
     "a task file that is elsewhere": (
         lambda: load_task("my_task.py"),
         errors.TaskFileError,
-        "task file 'my_task.py' does not exist. Give a name (gendered-pronouns, html-tag-closing, "
-        "name-throw) or a file.",
+        f"task file 'my_task.py' does not exist. Give a name ({', '.join(task_names())}) or a file.",
     ),
     "a task file that forgot its task": (
         lambda: load_task(file("my_task.py", "def draw(rng): ...\n")),

@@ -98,6 +98,9 @@ def results(bundled) -> dict[str, Any]:
     )
     found = {
         "attention": c.attention(bundled, splits.discovery[0], ["a0.h0"]),
+        "check_task": c.check_task(task, bundled, n=8),
+        "circuit_of_nodes": c.circuit_of_nodes(bundled.spec, ["a0.h1", "m3"]),
+        "node_overlap": c.node_overlap(circuit, {"both": ["a0.h1", "m1"]}),
         "compare": c.compare(circuit, circuit.with_mask(circuit.mask & False)),
         "compile_model": c.compile_model(c.compiled_models()[0]),
         "continue_text": c.continue_text(bundled, [text, "He"], 2),
@@ -145,16 +148,18 @@ def results(bundled) -> dict[str, Any]:
     return found
 
 
-# What gives a text, a path, a table of pandas or a context manager, a `Run` or `EdgeScores` as above, and `reproduce`,
-# which is `FileCheck`s below.
+# What gives a text, words, a path, a table of pandas or a context manager, a `Run`, a `NodeOverlap` or `EdgeScores` as
+# above, and `reproduce`, which is `FileCheck`s below.
 NO_RESULT = {
     "cite",
+    "compare_published",
     "compiled_models",
     "from_tracr",
     "load_run",
     "load_scores",
     "reproduce",
     "top_heads",
+    "words_of",
     "write_report",
     "attached",
 }

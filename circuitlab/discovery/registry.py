@@ -113,19 +113,19 @@ def scored_under(method: Method, experiment: Experiment) -> Experiment:
     return experiment if "ablation" in method.takes else experiment.under_corrupt()
 
 
-def check_ablation(method: Method, ablation: AblationLike, reference: object = None) -> None:
+def check_ablation(method: Method, ablation: AblationLike, *, with_reference: bool = False) -> None:
     """Reject an ablation, or reference prompts, that a method would ignore.
 
     Args:
         method: The method.
         ablation: A name, a `Replacement` or a function.
-        reference: The reference prompts, if any are given.
+        with_reference: Whether reference prompts are given.
 
     Raises:
         ConfigError: The method compares with the corrupted run only.
     """
     wanted = as_replacement(ablation)
-    if "ablation" in method.takes or (wanted.kind == "corrupt" and reference is None):
+    if "ablation" in method.takes or (wanted.kind == "corrupt" and not with_reference):
         return
     given = f"ablation {wanted.kind!r}" if wanted.kind != "corrupt" else "reference set"
     raise ConfigError(

@@ -80,7 +80,7 @@ def score_edges(
         (37, 101)
     """
     found = find_method(method)
-    check_ablation(found, ablation, reference)
+    check_ablation(found, ablation, with_reference=reference is not None)
     experiment = Experiment(model, pairs, metric, ablation, reference, seed, True, budget, callback(progress))
     return score(experiment, found, steps=steps, axis=axis, **options)
 
@@ -169,7 +169,7 @@ def score_nodes(
         raise UnknownNameError.of("level", level, LEVELS, hint="Edges are scored by score_edges.")
     if level not in found.levels:
         raise ConfigError(f"method {found.name!r} does not score level {level!r}. Take one of {method_names(level)}.")
-    check_ablation(found, ablation, reference)
+    check_ablation(found, ablation, with_reference=reference is not None)
     experiment = Experiment(model, pairs, metric, ablation, reference, seed, True, budget, callback(progress))
     return _run(found, experiment, options, steps=steps, level=level)
 

@@ -20,11 +20,11 @@ from circuitlab.patching.experiment import Experiment
 from circuitlab.patching.gap import Gap
 from circuitlab.progress import Progress, callback, reports_progress
 from circuitlab.resources import Resources
-from circuitlab.summary import Summary
+from circuitlab.result import Result
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class TaskCheck(Summary):
+class TaskCheck(Result):
     """How well a model does a task, on its discovery pairs.
 
     Attributes:

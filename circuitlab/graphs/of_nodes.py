@@ -13,7 +13,7 @@ from circuitlab.errors import GraphError
 from circuitlab.graphs.circuit import Circuit
 from circuitlab.graphs.prune import prune
 from circuitlab.parts import Layout, ModelSpec, Node
-from circuitlab.summary import Summary
+from circuitlab.result import Result
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -51,7 +51,7 @@ def circuit_of_nodes(spec: ModelSpec, nodes: Iterable[str]) -> Circuit:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
-class NodeOverlap(Summary):
+class NodeOverlap(Result):
     """Heads and MLPs of a circuit beside a list of nodes, such as a published circuit.
 
     Only nodes of the kinds in the list count: a list of heads says nothing about MLPs.

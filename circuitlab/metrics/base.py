@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -193,7 +194,7 @@ def resolve(metric: MetricLike) -> Metric:
     return resolve_object(metric)
 
 
-def resolve_object(metric: object) -> Metric:
+def resolve_object(metric: Any) -> Metric:
     """The metric that a `Metric` or a function is; see `resolve`.
 
     Raises:
