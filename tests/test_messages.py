@@ -75,8 +75,8 @@ MISTAKES: dict[str, tuple[Callable[[], object], type[CircuitLabError], str]] = {
     "a task's name misspelt": (
         lambda: load_task("gender-pronouns"),
         errors.UnknownNameError,
-        f"unknown task 'gender-pronouns'. Did you mean 'gendered-pronouns'? Allowed: {', '.join(task_names())}. A task of "
-        "your own is given as the path of its .py file.",
+        f"unknown task 'gender-pronouns'. Did you mean 'gendered-pronouns'? Allowed: {', '.join(task_names())}. "
+        "A task of your own is given as the path of its .py file.",
     ),
     "an option misspelt": (
         lambda: load_task("gendered-pronouns", task_options={"contrast": "capitals"}),
