@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from pydantic import ConfigDict, ValidationError, create_model
 
@@ -183,7 +183,7 @@ def _named(given: Mapping[str, Any]) -> tuple[dict[str, Any], Method | None, Abl
         names |= set() if own_method.name in METHODS else {"method"}
     metric = found.get("metric")
     if isinstance(metric, Metric) or callable(metric):
-        found["metric"] = resolve(metric).name
+        found["metric"] = resolve(cast("Any", metric)).name
         names |= set() if METRICS.get(found["metric"]) is metric else {"metric"}
     if ablation is not None:
         found["ablation"] = as_replacement(ablation).kind

@@ -76,7 +76,7 @@ class Comparison(Summary):
                 "score_second": second["score"],
             }
         )
-        return found[found["in_first"] | found["in_second"]].reset_index(drop=True)
+        return found.loc[found["in_first"] | found["in_second"]].reset_index(drop=True)
 
     def to_record(self) -> dict[str, Any]:
         """The comparison as plain values; what is not a number is null.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -205,7 +205,7 @@ def resolve_object(metric: Any) -> Metric:
     if callable(metric):
         name = str(getattr(metric, "name", None) or getattr(metric, "__name__", None) or type(metric).__name__)
         declared = {field: getattr(metric, field) for field in DECLARED if hasattr(metric, field)}
-        return Metric(name=name, function=metric, **declared)
+        return Metric(name=name, function=cast("MetricFunction", metric), **declared)
     raise MetricError(f"a metric is a name, a Metric or a function of (logits, batch); got {type(metric).__name__}.")
 
 
