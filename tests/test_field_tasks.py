@@ -256,6 +256,18 @@ def test_standalone_answers_and_separate_spans() -> None:
         )  # fmt: skip
 
 
+def test_a_vocabulary_of_the_task_stays_its_own() -> None:
+    """Only a `draw` that asks for one is given the model's words."""
+
+    def draws(rng: Random, vocabulary: tuple[str, ...] = ("one", "two")) -> Example:
+        return Example(f"{rng.choice(vocabulary)} .", "zero ;", " Yes", " no")
+
+    task = a_task(draws)
+    assert not task.draws_tokens
+    assert {task.example(Random(i)).clean for i in range(20)} == {"one .", "two ."}
+    assert load_task("induction").draws_tokens
+
+
 def test_stand_ins_serve_where_there_is_no_model() -> None:
     example = load_task("induction").example(Random(0))
     assert set(example.clean.split()) <= {word.strip() for word in STAND_INS}

@@ -99,6 +99,10 @@ def test_the_commands(task_file, tmp_path):
     shown = run_circuitlab("compare", out, "published", "--run-code", cwd=tmp_path)
     assert shown.code == 0, shown.err
     assert "expected by chance" in shown.out
+    for flag, value in (("--out", "drawn.png"), ("--model", "bundled")):
+        useless = run_circuitlab("compare", out, "published", "--run-code", flag, value, cwd=tmp_path)
+        assert (useless.code, (tmp_path / "drawn.png").exists()) == (2, False)
+        assert f"{flag} has no meaning" in useless.err
     overlap = compare_published(out, run_code=True)
     assert overlap.names == ("run", "we2026")
     assert overlap.listed == ("a2.h1", "a3.h2", "m1")

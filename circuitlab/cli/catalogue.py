@@ -95,8 +95,8 @@ def show_checks(asked: PairOptions, models: ModelsOptions, *, quiet: bool, json:
             display.print_line(f"\n{name}: {check.problem}")
         elif check.dropped:
             reasons = sorted(check.dropped.items(), key=lambda item: -item[1])[:FEW_REASONS]
-            told = "; ".join(f"{count} x {reason}" for reason, count in reasons)
-            display.print_line(f"\n{name}: dropped {told}" + ("; ..." if len(check.dropped) > FEW_REASONS else ""))
+            counts = "; ".join(f"{count} x {reason}" for reason, count in reasons)
+            display.print_line(f"\n{name}: dropped {counts}" + ("; ..." if len(check.dropped) > FEW_REASONS else ""))
 
 
 def list_models(*, json: bool) -> None:

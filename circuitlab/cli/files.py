@@ -9,6 +9,7 @@ import circuitlab
 from circuitlab.cli import display, results
 from circuitlab.cli import options as opt
 from circuitlab.cli.outputs import Forced, PictureOutput, save_plot
+from circuitlab.errors import ConfigError
 
 if TYPE_CHECKING:
     from circuitlab.graphs.circuit import Circuit
@@ -41,6 +42,8 @@ def compare(
     """
     name, _, of_model = second.partition(":")
     if name == "published":
+        if given := [flag for flag, value in (("--out", output.out), ("--model", model)) if value is not None]:
+            raise ConfigError(f"{given[0]} has no meaning for a comparison with published nodes. Leave it out.")
         results.show_overlap(circuitlab.compare_published(first, of_model or None, run_code=run_code), json=output.json)
         return
     output.reserve()

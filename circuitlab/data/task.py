@@ -36,8 +36,8 @@ class Task(Summary):
         version: Version of the prompts: any change of templates or words raises it.
         summary: One line: which behaviour.
         draw: `draw(rng, **options) -> Example`; all randomness comes from `rng`. If it has a parameter `split`, it is
-            given `"discovery"`, `"held_out"` or `"any"`; if it has a parameter `vocabulary`, the model's words: texts
-            with a leading space that are one token each.
+            given `"discovery"`, `"held_out"` or `"any"`; if it has a parameter `vocabulary` without a default, the
+            model's words: texts with a leading space that are one token each.
         options: Option name -> allowed values, the default first. They are passed to `draw` as keyword arguments,
             in addition to `rng`, `split` and `vocabulary`, so none may have such a name (`RESERVED`).
         chosen: The values chosen, by option name; defaults where absent.
@@ -172,13 +172,16 @@ class Task(Summary):
         Returns:
             The example.
         """
-        taken, offered = _parameters(self.draw), {"split": split, "vocabulary": vocabulary}
-        return self.draw(rng, **{name: value for name, value in offered.items() if name in taken}, **self.settings)
+        given: dict[str, Any] = {"split": split} if self.held_out else {}
+        if self.draws_tokens:
+            given["vocabulary"] = vocabulary
+        return self.draw(rng, **given, **self.settings)
 
     @property
     def draws_tokens(self) -> bool:
         """Whether its prompts are made of the words of the model at hand."""
-        return "vocabulary" in _parameters(self.draw)
+        wanted = _parameters(self.draw).get("vocabulary")
+        return wanted is not None and wanted.default is wanted.empty
 
     def fixed_examples(self) -> tuple[Example, ...]:
         """The examples that always come first.
@@ -263,12 +266,12 @@ class Task(Summary):
             yield "file", self.origin
 
 
-def _parameters(draw: Callable[..., object]) -> frozenset[str]:
-    """Names of the parameters of a function; none for built-in functions without a signature."""
+def _parameters(draw: Callable[..., object]) -> Mapping[str, inspect.Parameter]:
+    """The parameters of a function by name; none for built-in functions without a signature."""
     try:
-        return frozenset(inspect.signature(draw).parameters)
+        return inspect.signature(draw).parameters
     except (TypeError, ValueError):
-        return frozenset()
+        return {}
 
 
 def checked_fixed(owner: str, examples: object) -> tuple[Example, ...]:

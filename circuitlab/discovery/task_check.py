@@ -81,8 +81,8 @@ class TaskCheck(Result):
         }
 
     def _summary(self) -> str:
-        told = self.problem or f"{self.accuracy:.0%} right, gap {self.gap.mean if self.gap else 0:.3g}"
-        return f"of {self.task} on {self.model}: {told}"
+        result = self.problem or f"{self.accuracy:.0%} right, gap {self.gap.mean if self.gap else 0:.3g}"
+        return f"of {self.task} on {self.model}: {result}"
 
     def _facts(self) -> Iterable[tuple[str, object]]:
         return self.to_record().items()
