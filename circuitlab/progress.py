@@ -1,8 +1,8 @@
 """How long work reports its progress: to a function, as a bar in a terminal or notebook, or not at all.
 
-Public functions take `progress: Progress | bool | None = None` and are decorated with `reports_progress`, which turns
-the four choices into one function and removes the bar however the call ends. Everything below them takes a plain
-`Progress`.
+Public functions take `progress: Progress | bool | None = None` and are decorated with `reports_progress` (by
+`model_function`, where they run a model), which turns the four choices into one function and removes the bar however
+the call ends. Everything below them takes a plain `Progress`.
 """
 
 from __future__ import annotations

@@ -29,6 +29,7 @@ from circuitlab.patching.sweeps.sweep import sweep_grids
 from circuitlab.resources import Resources
 
 PACKAGE = Path(circuitlab.__file__).parent
+PUBLIC = {"checked", "model_function", "reports_progress"}  # decorators
 HANDED_ON = {"budget", "progress", "reference"}
 METRIC = resolve("logit_diff")
 
@@ -201,7 +202,7 @@ class TestSignatures:
     def test_the_twin_a_function_below_is_found(self, tmp_path):
         (tmp_path / "inner.py").write_text(
             "def inner(model, *, budget=None, progress=None): ...\n"
-            "@checked\n@reports_progress\ndef outer(model, *, budget=None): ...\n"
+            "@model_function\ndef outer(model, *, budget=None): ...\n"
         )
         assert dict(_handed_on(tmp_path)) == {"inner.py:inner": {"budget", "progress"}}
 
@@ -214,7 +215,7 @@ def _handed_on(package: Path) -> Iterator[tuple[str, set[str]]]:
             continue
         for owner, function in _functions(ast.parse(path.read_text())):
             decorated = {getattr(d, "id", None) for d in function.decorator_list}
-            public = decorated & {"checked", "reports_progress"} or {owner, function.name} & set(circuitlab.__all__)
+            public = decorated & PUBLIC or {owner, function.name} & set(circuitlab.__all__)
             arguments = function.args
             names = {one.arg for one in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)}
             if names & HANDED_ON and not public:

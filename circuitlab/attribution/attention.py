@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from circuitlab.arguments import checked
 from circuitlab.attribution.patterns import AttentionPatterns
 from circuitlab.attribution.prompts import Prompt, text_of, tokens_of
 from circuitlab.errors import ConfigError, UnknownNameError
-from circuitlab.models.modes import in_ordinary_modes
+from circuitlab.models.modes import model_function
 from circuitlab.models.protocol import Model, Recording
 from circuitlab.parts import Kind, Layout, Node
 
@@ -19,8 +18,7 @@ if TYPE_CHECKING:
     pass
 
 
-@checked
-@in_ordinary_modes
+@model_function
 @torch.no_grad()
 def attention(
     model: Model,

@@ -24,7 +24,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitlab.arguments import checked
 from circuitlab.attribution.quantity import check_quantity, weighted_words
 from circuitlab.attribution.record import Attribution, Component
 from circuitlab.attribution.runs import check_run, per_example
@@ -32,7 +31,7 @@ from circuitlab.data.batch import PairBatch
 from circuitlab.data.pairs import PairSet
 from circuitlab.errors import ConfigError, UnknownNameError
 from circuitlab.metrics import MetricLike, metric_for
-from circuitlab.models.modes import in_ordinary_modes
+from circuitlab.models.modes import model_function
 from circuitlab.models.norms import frozen_norm
 from circuitlab.models.protocol import Model, Recording
 from circuitlab.models.steps import mlp_reads
@@ -43,9 +42,7 @@ SPLITS = ("layer", "head", "neuron")
 Share = tuple[Component, Float[Tensor, " batch"]]
 
 
-@checked
-@in_ordinary_modes
-@in_ordinary_modes
+@model_function
 @torch.no_grad()
 def direct_attribution(
     model: Model,

@@ -24,14 +24,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitlab.arguments import checked
 from circuitlab.attribution.quantity import QUANTITIES, check_quantity, weighted_words
 from circuitlab.attribution.runs import check_run, per_example
 from circuitlab.data.batch import PairBatch
 from circuitlab.data.pairs import PairSet
 from circuitlab.errors import UnknownNameError
 from circuitlab.metrics import Metric, MetricLike, metric_for
-from circuitlab.models.modes import in_ordinary_modes
+from circuitlab.models.modes import model_function
 from circuitlab.models.norms import frozen_norm
 from circuitlab.models.protocol import Model, Recording
 from circuitlab.models.steps import mlp_reads_heads
@@ -104,9 +103,7 @@ class LogitLens(Means):
             yield self.labels[at], f"{values[at]:.4g}"
 
 
-@checked
-@in_ordinary_modes
-@in_ordinary_modes
+@model_function
 @torch.no_grad()
 def logit_lens(
     model: Model,

@@ -10,12 +10,11 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
-from circuitlab.arguments import checked
 from circuitlab.attribution.lens import Point, points_of, streams_of
 from circuitlab.attribution.prompts import Prompt, tokens_of
 from circuitlab.drawing import draw
 from circuitlab.errors import ConfigError
-from circuitlab.models.modes import in_ordinary_modes
+from circuitlab.models.modes import model_function
 from circuitlab.models.protocol import Model
 from circuitlab.models.text import words_of
 from circuitlab.result import Result
@@ -82,9 +81,7 @@ class LensTokens(Result):
             )
 
 
-@checked
-@in_ordinary_modes
-@in_ordinary_modes
+@model_function
 @torch.no_grad()
 def lens_tokens(model: Model, prompt: Prompt, k: int = 5, *, run: str = "clean") -> LensTokens:
     """Read the most likely next tokens off every point of the stream; the final norm with each stream's own scale.

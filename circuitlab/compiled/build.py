@@ -28,7 +28,7 @@ from circuitlab.errors import ConfigError, ModelError, UnknownNameError
 from circuitlab.graphs.circuit import Circuit
 from circuitlab.models.bridge import BridgeModel
 from circuitlab.models.load import DTYPES
-from circuitlab.models.modes import in_ordinary_modes
+from circuitlab.models.modes import model_function
 from circuitlab.models.native import native_model
 from circuitlab.result import Result
 
@@ -189,8 +189,7 @@ def compiled_models() -> tuple[str, ...]:
     return tuple(LIBRARY)
 
 
-@checked
-@in_ordinary_modes
+@model_function
 def compile_model(name: str, *, norm: bool = False, dtype: str = "float64") -> CompiledModel:
     """Compile one of the models whose circuit is known.
 

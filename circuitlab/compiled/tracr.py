@@ -20,14 +20,13 @@ from typing import Any
 
 import numpy as np
 
-from circuitlab.arguments import checked
 from circuitlab.compiled.build import CompiledModel, check_dtype
 from circuitlab.compiled.entry import Drawn, Entry
 from circuitlab.compiled.meaning import logits_of, run_program
 from circuitlab.compiled.program import POSITION, TOKEN, Apply, Attend, Match, Operation, Program
 from circuitlab.errors import ConfigError, UnsupportedModelError
 from circuitlab.models.load import DTYPES
-from circuitlab.models.modes import in_ordinary_modes
+from circuitlab.models.modes import model_function
 from circuitlab.models.native import native_model
 from circuitlab.parts import Kind, Node
 
@@ -39,8 +38,7 @@ PRESENT, DIFFERENT = 0.5, 1e-3
 Matrices = dict[str, np.ndarray]
 
 
-@checked
-@in_ordinary_modes
+@model_function
 def from_tracr(assembled: Any, *, name: str = "tracr", dtype: str = "float64") -> CompiledModel:
     """Load a model that tracr assembled, with what its true circuit follows from.
 

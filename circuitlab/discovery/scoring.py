@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from circuitlab.arguments import checked
 from circuitlab.data.batch import PairBatch
 from circuitlab.data.pairs import PairSet
 from circuitlab.discovery.method import Method, MethodLike
@@ -13,11 +12,11 @@ from circuitlab.discovery.registry import METHODS, check_ablation, find_method, 
 from circuitlab.discovery.scores import EdgeScores
 from circuitlab.errors import ConfigError, UnknownNameError
 from circuitlab.metrics import MetricLike
-from circuitlab.models.modes import in_ordinary_modes
+from circuitlab.models.modes import model_function
 from circuitlab.models.protocol import Model
 from circuitlab.patching.experiment import Experiment
 from circuitlab.patching.runs.replacement import AblationLike
-from circuitlab.progress import Progress, callback, reports_progress
+from circuitlab.progress import Progress, callback
 from circuitlab.settings import SETTINGS
 
 __all__ = ["METHODS", "Method", "find_method", "score", "score_edges", "score_nodes"]
@@ -25,9 +24,7 @@ __all__ = ["METHODS", "Method", "find_method", "score", "score_edges", "score_no
 AXES = ("all", "position", "span")
 
 
-@checked
-@in_ordinary_modes
-@reports_progress
+@model_function
 def score_edges(
     model: Model,
     pairs: PairSet | PairBatch,
@@ -110,9 +107,7 @@ def score(
     return _run(found, experiment, options, steps=steps, axis=axis)
 
 
-@checked
-@in_ordinary_modes
-@reports_progress
+@model_function
 def score_nodes(
     model: Model,
     pairs: PairSet | PairBatch,

@@ -19,7 +19,6 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from circuitlab import stats
-from circuitlab.arguments import checked
 from circuitlab.data.batch import PairBatch
 from circuitlab.data.batching import prompt_keys
 from circuitlab.data.pairs import PairSet
@@ -30,12 +29,12 @@ from circuitlab.graphs.prune import prune
 from circuitlab.graphs.ranking import mask_of
 from circuitlab.graphs.selection import USUAL_TARGET, Selection, SelectionRule
 from circuitlab.metrics import MetricLike
-from circuitlab.models.modes import in_ordinary_modes
+from circuitlab.models.modes import model_function
 from circuitlab.models.protocol import Model
 from circuitlab.parts import Layout
 from circuitlab.patching.experiment import Experiment
 from circuitlab.patching.runs.replacement import AblationLike
-from circuitlab.progress import Progress, callback, reports_progress
+from circuitlab.progress import Progress, callback
 
 GROWTH = 1.2
 AT_ONCE = 6
@@ -45,9 +44,7 @@ REFINEMENTS = 12
 OF_GRAPH = ("name", "n_layers", "n_heads", "n_kv_heads", "d_model", "d_vocab", "parallel", "has_mlp", "causal")
 
 
-@checked
-@in_ordinary_modes
-@reports_progress
+@model_function
 def select(
     model: Model,
     scores: EdgeScores,

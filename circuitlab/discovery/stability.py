@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from circuitlab.arguments import checked
 from circuitlab.data.batch import PairBatch
 from circuitlab.data.pairs import PairSet
 from circuitlab.data.registry import load_task
@@ -40,11 +39,11 @@ from circuitlab.graphs.circuit import Circuit
 from circuitlab.graphs.ranking import edge_places
 from circuitlab.graphs.selection import SelectionRule
 from circuitlab.metrics import MetricLike
-from circuitlab.models.modes import in_ordinary_modes
+from circuitlab.models.modes import model_function
 from circuitlab.models.protocol import Model
 from circuitlab.patching.experiment import Experiment
 from circuitlab.patching.runs.replacement import AblationLike, needs_reference
-from circuitlab.progress import Progress, callback, reports_progress, silent
+from circuitlab.progress import Progress, callback, silent
 from circuitlab.settings import SETTINGS
 from circuitlab.summary import Summary, largest, plural
 
@@ -191,9 +190,7 @@ class Stability(Summary):
         )
 
 
-@checked
-@in_ordinary_modes
-@reports_progress
+@model_function
 def stability(
     model: Model,
     pairs: PairSet | PairBatch | Task | str | Path,

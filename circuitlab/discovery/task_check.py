@@ -7,18 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from circuitlab.arguments import checked
 from circuitlab.data.registry import load_task
 from circuitlab.data.task import Task
 from circuitlab.discovery.behaviour import passes
 from circuitlab.errors import PairLengthError, SpanError, TokenError, TooFewPromptsError
 from circuitlab.metrics import MetricLike, resolve
 from circuitlab.metrics.of_task import metric_of
-from circuitlab.models.modes import in_ordinary_modes
+from circuitlab.models.modes import model_function
 from circuitlab.models.protocol import Model
 from circuitlab.patching.experiment import Experiment
 from circuitlab.patching.gap import Gap
-from circuitlab.progress import Progress, callback, reports_progress
+from circuitlab.progress import Progress, callback
 from circuitlab.resources import Resources
 from circuitlab.result import Result
 
@@ -88,9 +87,7 @@ class TaskCheck(Result):
         return self.to_record().items()
 
 
-@checked
-@in_ordinary_modes
-@reports_progress
+@model_function
 def check_task(
     task: str | Path | Task,
     model: Model,

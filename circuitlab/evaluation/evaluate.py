@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from circuitlab.arguments import checked
 from circuitlab.data.batch import PairBatch
 from circuitlab.data.batching import prompt_keys
 from circuitlab.data.pairs import PairSet
@@ -24,11 +23,11 @@ from circuitlab.graphs.circuit import Circuit
 from circuitlab.graphs.random import random_circuit
 from circuitlab.graphs.selection import Selection
 from circuitlab.metrics import MetricLike, resolve
-from circuitlab.models.modes import in_ordinary_modes
+from circuitlab.models.modes import model_function
 from circuitlab.models.protocol import Model
 from circuitlab.patching.experiment import Experiment
 from circuitlab.patching.runs.replacement import AblationLike
-from circuitlab.progress import Progress, callback, reports_progress
+from circuitlab.progress import Progress, callback
 from circuitlab.summary import plural
 
 if TYPE_CHECKING:
@@ -214,9 +213,7 @@ class Evaluation(Faithfulness):
             yield "warning", self.warnings[0]
 
 
-@checked
-@in_ordinary_modes
-@reports_progress
+@model_function
 def evaluate(
     model: Model,
     circuit: Circuit,

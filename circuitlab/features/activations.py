@@ -12,14 +12,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from circuitlab.arguments import checked
 from circuitlab.data.limits import is_whole
 from circuitlab.drawing import draw
 from circuitlab.errors import ConfigError
 from circuitlab.features.autoencoder import Autoencoder
 from circuitlab.features.descriptions import Descriptions
 from circuitlab.features.place import activation, fitted
-from circuitlab.models.modes import in_ordinary_modes
+from circuitlab.models.modes import model_function
 from circuitlab.models.protocol import BlockArguments, Model
 from circuitlab.neurons.prompts import Tokens, read_prompts, run_by_length
 from circuitlab.resources import Resources
@@ -168,8 +167,7 @@ class FeatureActivations(Result):
         )
 
 
-@checked
-@in_ordinary_modes
+@model_function
 def features(model: Model, autoencoder: Autoencoder, texts: Texts, *, budget: int | None = None) -> FeatureActivations:
     """Run the model on texts and read the active features at every token.
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 
-from circuitlab.arguments import checked
 from circuitlab.errors import ConfigError, FormatError, MissingFileError
 from circuitlab.features.autoencoder import Autoencoder
 from circuitlab.features.gemma_scope import PARAMS, read_params
@@ -17,14 +16,13 @@ from circuitlab.features.saelens import CONFIG, read_folder
 from circuitlab.features.weights import assemble
 from circuitlab.models.hook_names import hook_of_site
 from circuitlab.models.load import device_of, dtype_of
-from circuitlab.models.modes import in_ordinary_modes
+from circuitlab.models.modes import model_function
 from circuitlab.models.protocol import Model
 
 BUNDLED = "bundled"
 
 
-@checked
-@in_ordinary_modes
+@model_function
 def load_autoencoder(
     path: str | Path = BUNDLED,
     *,

@@ -25,7 +25,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuitlab import stats
-from circuitlab.arguments import checked
 from circuitlab.data.batch import PairBatch
 from circuitlab.data.pairs import PairSet
 from circuitlab.errors import ConfigError, MetricError, UnknownNameError
@@ -34,14 +33,14 @@ from circuitlab.features.descriptions import Descriptions
 from circuitlab.features.differences import differences
 from circuitlab.features.place import activation, fitted, run_on
 from circuitlab.metrics import Metric, MetricLike, metric_for
-from circuitlab.models.modes import in_ordinary_modes
+from circuitlab.models.modes import model_function
 from circuitlab.models.protocol import Model
 from circuitlab.patching.experiment import Experiment
 from circuitlab.patching.gradients.metric_gradients import judged
 from circuitlab.patching.grid import Grid
 from circuitlab.patching.runs.baseline import Baseline, at_answer
 from circuitlab.patching.runs.reach import tokens_that_matter
-from circuitlab.progress import Progress, callback, reports_progress
+from circuitlab.progress import Progress, callback
 from circuitlab.result import Result
 from circuitlab.summary import largest, plural
 
@@ -147,9 +146,7 @@ class FeatureRanking(Result):
         yield from largest(self.scores, lambda number: f"feature {self.features[number]}")
 
 
-@checked
-@in_ordinary_modes
-@reports_progress
+@model_function
 def rank_features(
     model: Model,
     autoencoder: Autoencoder,

@@ -26,7 +26,7 @@ from circuitlab.features.activations import Texts, read_texts
 from circuitlab.features.autoencoder import Autoencoder
 from circuitlab.features.place import activation, fitted, run_on
 from circuitlab.metrics import MetricLike
-from circuitlab.models.modes import in_ordinary_modes
+from circuitlab.models.modes import model_function
 from circuitlab.models.protocol import BlockArguments, Model, Recording
 from circuitlab.neurons.prompts import front_of, run_by_length
 from circuitlab.patching.experiment import Experiment
@@ -158,8 +158,7 @@ def attached(
     return model.rewriting(own.site, own.layer, change)
 
 
-@checked
-@in_ordinary_modes
+@model_function
 def quality(
     model: Model, autoencoder: Autoencoder, texts: Texts, *, keep_first: int | None = None, budget: int | None = None
 ) -> Quality:
@@ -192,8 +191,7 @@ def quality(
     return sums.quality()
 
 
-@checked
-@in_ordinary_modes
+@model_function
 def splice(
     model: Model,
     autoencoder: Autoencoder,

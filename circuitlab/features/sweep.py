@@ -13,7 +13,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from circuitlab.arguments import checked
 from circuitlab.data.batch import PairBatch
 from circuitlab.data.pairs import PairSet
 from circuitlab.errors import ConfigError
@@ -22,7 +21,7 @@ from circuitlab.features.differences import Differences, chosen_features, differ
 from circuitlab.features.place import activation, added, fitted, recorded
 from circuitlab.metrics import MetricLike
 from circuitlab.models.changes import Change
-from circuitlab.models.modes import in_ordinary_modes
+from circuitlab.models.modes import model_function
 from circuitlab.models.protocol import Model, Recording
 from circuitlab.patching.experiment import Experiment
 from circuitlab.patching.grid import Grid
@@ -32,15 +31,13 @@ from circuitlab.patching.sweeps.cells import cells_of, run_cells, window
 from circuitlab.patching.sweeps.patches import Patches, Runs
 from circuitlab.patching.sweeps.plan import SweepPlan, plan_sweep
 from circuitlab.patching.sweeps.sites import SITES, Member, Site, enters_at
-from circuitlab.progress import Progress, callback, reports_progress
+from circuitlab.progress import Progress, callback
 
 SITE = "feature"
 Table = Float[np.ndarray, "feature column example"]
 
 
-@checked
-@in_ordinary_modes
-@reports_progress
+@model_function
 def sweep_features(
     model: Model,
     autoencoder: Autoencoder,

@@ -10,12 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import wraps
+from inspect import signature
 from typing import ParamSpec, TypeVar
 
 import torch
 
+from circuitlab.arguments import checked
 from circuitlab.errors import CircuitLabError, ConfigError
 from circuitlab.models.memory import ERRORS, is_out_of_memory
+from circuitlab.progress import reports_progress
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -23,8 +26,21 @@ Result = TypeVar("Result")
 AUTOCAST_DEVICES = ("cpu", "cuda")
 
 
+def model_function(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Decorate a public function that runs a model.
+
+    Its arguments are checked (`checked`), torch is in its ordinary modes (`in_ordinary_modes`), and `progress=`, where
+    the function has it, becomes a plain function (`reports_progress`).
+
+    Returns:
+        The function, wrapped.
+    """
+    reporting = reports_progress(function) if "progress" in signature(function).parameters else function
+    return checked(in_ordinary_modes(reporting))
+
+
 def in_ordinary_modes(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """Let a function run without inference mode, autocast and default device; for all public functions of a model.
+    """Let a function run without inference mode, autocast and default device.
 
     Returns:
         The function, wrapped.

@@ -18,10 +18,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from circuitlab.arguments import checked
 from circuitlab.data.text_values import TextValues, save_text_page
 from circuitlab.errors import ConfigError
-from circuitlab.models.modes import in_ordinary_modes
+from circuitlab.models.modes import model_function
 from circuitlab.models.protocol import BlockArguments, Model
 from circuitlab.models.steps import half_block, mlp_stream
 from circuitlab.neurons.log_probs import largest_changes, log_probs_of
@@ -145,8 +144,7 @@ class AblationEffect(Summary):
         yield "first text", self.texts[0].tokens if self.texts else "none"
 
 
-@checked
-@in_ordinary_modes
+@model_function
 def ablation_effect(
     model: Model,
     texts: Sequence[Prompt],

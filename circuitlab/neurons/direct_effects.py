@@ -24,11 +24,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from circuitlab.arguments import checked
 from circuitlab.data.texts import answer_ids, as_texts, encode_text, filled
 from circuitlab.drawing import draw
 from circuitlab.errors import ConfigError
-from circuitlab.models.modes import in_ordinary_modes
+from circuitlab.models.modes import model_function
 from circuitlab.models.norms import frozen_norm
 from circuitlab.models.protocol import Model
 from circuitlab.models.steps import mlp_reads
@@ -133,8 +132,7 @@ class Importance(Summary):
         )
 
 
-@checked
-@in_ordinary_modes
+@model_function
 @torch.no_grad()
 def importance(
     model: Model,

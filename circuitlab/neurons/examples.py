@@ -17,12 +17,11 @@ import pandas as pd
 import torch
 from jaxtyping import Float
 
-from circuitlab.arguments import checked
 from circuitlab.data.encoding import Encoded
 from circuitlab.data.text_values import TextValues, save_text_page, text_frame, text_page
 from circuitlab.data.texts import filled, shown_tokens
 from circuitlab.errors import ConfigError
-from circuitlab.models.modes import in_ordinary_modes
+from circuitlab.models.modes import model_function
 from circuitlab.models.protocol import Model
 from circuitlab.neurons.chosen import neurons_of, stage_of
 from circuitlab.neurons.corpus import CorpusText, empty, read_corpus
@@ -30,7 +29,7 @@ from circuitlab.neurons.over_text import STAGES
 from circuitlab.parts import Stage
 from circuitlab.patching.runs.neuron_values import neuron_values
 from circuitlab.predictions.streams import packs_by_length
-from circuitlab.progress import Progress, callback, reports_progress
+from circuitlab.progress import Progress, callback
 from circuitlab.summary import Summary, plural, short
 
 BUFFER_TOKENS = 32_768  # read before they are run: enough for batches of similar length, a few megabytes
@@ -154,9 +153,7 @@ class TopExamples(Summary):
             yield f"neuron {one.neuron}", f"{one.value:.4g} at {one.token!r} in {short(one.text, 50)}"
 
 
-@checked
-@in_ordinary_modes
-@reports_progress
+@model_function
 @torch.no_grad()
 def top_examples(
     model: Model,

@@ -21,10 +21,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitlab import stats
-from circuitlab.arguments import checked
 from circuitlab.data.text_values import TextValues
 from circuitlab.errors import ConfigError
-from circuitlab.models.modes import in_ordinary_modes
+from circuitlab.models.modes import model_function
 from circuitlab.models.protocol import Model
 from circuitlab.neurons.chosen import neurons_of
 from circuitlab.neurons.last_token import last_values
@@ -116,8 +115,7 @@ class NoiseSensitivity(Summary):
         yield from largest(self.mean, lambda number: repr(words[len(words) - len(self.mean) + number]))
 
 
-@checked
-@in_ordinary_modes
+@model_function
 def noise_sensitivity(
     model: Model,
     text: Prompt,

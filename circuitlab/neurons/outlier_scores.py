@@ -25,10 +25,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from circuitlab.arguments import checked
 from circuitlab.drawing import draw
 from circuitlab.errors import ConfigError
-from circuitlab.models.modes import in_ordinary_modes
+from circuitlab.models.modes import model_function
 from circuitlab.models.protocol import BlockArguments, Model
 from circuitlab.models.steps import half_block
 from circuitlab.neurons.chosen import layers_of
@@ -134,8 +133,7 @@ class Outliers(Summary):
             yield short(prompt.tokens.text, 32), f"loss {prompt.loss:.4g}, largest outlier score at token {at}"
 
 
-@checked
-@in_ordinary_modes
+@model_function
 def outliers(model: Model, prompts: Sequence[Prompt], layer: int = 0, *, budget: int | None = None) -> Outliers:
     """Ablate an MLP at every position of every prompt, and compare the loss with its outlier scores.
 

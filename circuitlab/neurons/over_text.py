@@ -6,10 +6,9 @@ from collections.abc import Sequence
 
 import torch
 
-from circuitlab.arguments import checked
 from circuitlab.data.text_values import TextValues
 from circuitlab.data.texts import encode_text, shown_tokens
-from circuitlab.models.modes import in_ordinary_modes
+from circuitlab.models.modes import model_function
 from circuitlab.models.protocol import Model
 from circuitlab.neurons.chosen import neurons_of, stage_of
 from circuitlab.parts import Stage
@@ -22,8 +21,7 @@ STAGES = {
 }
 
 
-@checked
-@in_ordinary_modes
+@model_function
 @torch.no_grad()
 def activations(
     model: Model, text: str, layer: int, neurons: int | Sequence[int], stage: str | Stage = "post"

@@ -30,9 +30,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from circuitlab.arguments import checked
 from circuitlab.errors import ConfigError, UnknownNameError
-from circuitlab.models.modes import in_ordinary_modes
+from circuitlab.models.modes import model_function
 from circuitlab.models.protocol import BlockArguments, Model
 from circuitlab.neurons.chosen import neurons_of
 from circuitlab.neurons.last_token import at_last_token, last_values
@@ -41,7 +40,7 @@ from circuitlab.neurons.prompts import Tokens, check_count, same_when_typed, wor
 from circuitlab.neurons.template import Template, template_of
 from circuitlab.neurons.vocabulary import Vocabulary
 from circuitlab.patching.runs.packing import packs, rows_at_once
-from circuitlab.progress import Progress, callback, reports_progress
+from circuitlab.progress import Progress, callback
 from circuitlab.resources import Resources
 
 # Of AdamW, in units of the root mean square of the embeddings' components: a step turns a vector by about 45 degrees.
@@ -58,9 +57,7 @@ _Best = tuple[float, tuple[int, ...], int]
 """The best prompt of a search: its value, its tokens and its step."""
 
 
-@checked
-@in_ordinary_modes
-@reports_progress
+@model_function
 def optimise_prompts(
     model: Model,
     layer: int,

@@ -17,10 +17,9 @@ from typing import Any
 import pandas as pd
 import torch
 
-from circuitlab.arguments import checked
 from circuitlab.drawing import draw
 from circuitlab.errors import ConfigError
-from circuitlab.models.modes import in_ordinary_modes
+from circuitlab.models.modes import model_function
 from circuitlab.models.protocol import Model
 from circuitlab.neurons.chosen import neurons_of
 from circuitlab.neurons.last_token import last_values
@@ -111,8 +110,7 @@ class Simplification(Summary):
             yield f"{self.steps[number].activation:.4g}", short(self.steps[number].tokens.text)
 
 
-@checked
-@in_ordinary_modes
+@model_function
 def simplify(
     model: Model,
     text: Prompt,

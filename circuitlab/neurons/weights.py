@@ -19,9 +19,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitlab.arguments import checked
 from circuitlab.errors import ConfigError, TokenError, UnsupportedModelError
-from circuitlab.models.modes import in_ordinary_modes
+from circuitlab.models.modes import model_function
 from circuitlab.models.norms import FrozenNorm, frozen_norm
 from circuitlab.models.protocol import Model
 from circuitlab.models.steps import neurons_interact
@@ -73,8 +72,7 @@ class WeightTable(Summary):
             yield f"L{one.layer}N{one.neuron}", f"{one.value:.4g}  {one.token!r}"
 
 
-@checked
-@in_ordinary_modes
+@model_function
 @torch.no_grad()
 def top_tokens(
     model: Model, layer: int, neuron: int, k: int = 10, *, lowest: bool = False, final_norm: bool = True
@@ -108,8 +106,7 @@ def top_tokens(
     return _table(model, [(layer, neuron)], range(model.spec.d_vocab), values, k, lowest)
 
 
-@checked
-@in_ordinary_modes
+@model_function
 @torch.no_grad()
 def top_neurons(
     model: Model,

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any, overload
 
 import torch
 
-from circuitlab.arguments import checked
 from circuitlab.data.texts import as_texts, encode_text
 from circuitlab.errors import ConfigError
-from circuitlab.models.modes import in_ordinary_modes
+from circuitlab.models.modes import model_function
 from circuitlab.models.protocol import Model
 from circuitlab.predictions.streams import last_streams, logits_by_part
 from circuitlab.result import Result
@@ -65,8 +64,7 @@ def continue_text(model: Model, text: str, n: int) -> Continuation: ...
 def continue_text(model: Model, text: Sequence[str], n: int) -> tuple[Continuation, ...]: ...
 
 
-@checked
-@in_ordinary_modes
+@model_function
 @torch.no_grad()
 def continue_text(model: Model, text: str | Sequence[str], n: int) -> Continuation | tuple[Continuation, ...]:
     """Generate n tokens greedily after one text, or after each of several, which are run together.

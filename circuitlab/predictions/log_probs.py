@@ -14,11 +14,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from circuitlab.arguments import checked
 from circuitlab.data.encoding import Encoded
 from circuitlab.data.text_values import TextValues
 from circuitlab.data.texts import as_texts, encode_text, filled, shown_tokens
-from circuitlab.models.modes import in_ordinary_modes
+from circuitlab.models.modes import model_function
 from circuitlab.models.protocol import Model
 from circuitlab.predictions.streams import final_stream, logits_by_part, packs_by_length
 from circuitlab.result import plain
@@ -143,8 +142,7 @@ def text_log_probs(model: Model, text: str) -> TextLogProbs: ...
 def text_log_probs(model: Model, text: Sequence[str]) -> tuple[TextLogProbs, ...]: ...
 
 
-@checked
-@in_ordinary_modes
+@model_function
 @torch.no_grad()
 def text_log_probs(model: Model, text: str | Sequence[str]) -> TextLogProbs | tuple[TextLogProbs, ...]:
     """How likely the model finds each token of one text, or of each of several, which are run together.

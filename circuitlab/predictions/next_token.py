@@ -11,10 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitlab.arguments import checked
 from circuitlab.data.texts import answer_ids, as_texts, encode_text
 from circuitlab.errors import ConfigError
-from circuitlab.models.modes import in_ordinary_modes
+from circuitlab.models.modes import model_function
 from circuitlab.models.protocol import Model
 from circuitlab.predictions.streams import last_streams, logits_by_part
 from circuitlab.summary import Results, Summary, short
@@ -89,8 +88,7 @@ def predict(
 ) -> tuple[Prediction, ...]: ...
 
 
-@checked
-@in_ordinary_modes
+@model_function
 @torch.no_grad()
 def predict(
     model: Model, text: str | Sequence[str], answers: str | Sequence[str | Sequence[str]] = (), k: int = 10

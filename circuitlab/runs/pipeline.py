@@ -14,7 +14,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Unpack
 
-from circuitlab.arguments import checked
 from circuitlab.attribution.attention import attention_in
 from circuitlab.attribution.patterns import AttentionPatterns
 from circuitlab.data.fingerprint import task_fingerprint
@@ -30,7 +29,7 @@ from circuitlab.evaluation.evaluate import evaluate_circuit
 from circuitlab.graphs.circuit import Circuit
 from circuitlab.metrics import Metric, metric_of
 from circuitlab.models.load import load_model
-from circuitlab.models.modes import in_ordinary_modes
+from circuitlab.models.modes import model_function
 from circuitlab.models.protocol import Model
 from circuitlab.parts import Kind, Layout
 from circuitlab.patching.experiment import Experiment
@@ -39,7 +38,7 @@ from circuitlab.patching.runs.replacement import AblationLike, needs_reference
 from circuitlab.patching.sweeps.nodes import sweep_nodes
 from circuitlab.patching.sweeps.sites import Site, find_site
 from circuitlab.patching.sweeps.sweep import sweep_grids
-from circuitlab.progress import callback, reports_progress
+from circuitlab.progress import callback
 from circuitlab.resources import Resources
 from circuitlab.runs.keywords import takes_settings
 from circuitlab.runs.record import sources_of
@@ -53,9 +52,7 @@ HEADS_SHOWN = 6
 __all__ = ["default_folder", "discover"]
 
 
-@checked
-@in_ordinary_modes
-@reports_progress
+@model_function
 @writes_run
 @takes_settings
 def discover(task: str | Path | Task, **settings: Unpack[Settings]) -> Run:

@@ -11,15 +11,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from circuitlab.arguments import checked
 from circuitlab.discovery.config import DiscoverConfig
 from circuitlab.errors import CircuitLabError, RunError
 from circuitlab.files import file_inside
-from circuitlab.models.modes import in_ordinary_modes
+from circuitlab.models.modes import model_function
 from circuitlab.outputs import at_home
 from circuitlab.outputs.records import read_arrays
 from circuitlab.outputs.whole import scratch_folder
-from circuitlab.progress import Progress, reports_progress
+from circuitlab.progress import Progress
 from circuitlab.result import Result
 from circuitlab.runs.manifest import MANIFEST, REPORT, RESULTS, SCORES, read_manifest
 from circuitlab.runs.pipeline import discover
@@ -120,9 +119,7 @@ class Reproduction(Result):
             yield status, f"{len(names)}: {', '.join(names)}"
 
 
-@checked
-@in_ordinary_modes
-@reports_progress
+@model_function
 def reproduce(
     folder: str | Path,
     *,

@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 
-from circuitlab.arguments import checked
 from circuitlab.data.batch import PairBatch
 from circuitlab.data.pairs import PairSet
 from circuitlab.declarations import Setting, options_of
@@ -40,11 +39,11 @@ from circuitlab.graphs.circuit import Circuit
 from circuitlab.graphs.prune import real_edges
 from circuitlab.graphs.random import random_circuit
 from circuitlab.metrics import MetricLike
-from circuitlab.models.modes import in_ordinary_modes
+from circuitlab.models.modes import model_function
 from circuitlab.models.protocol import Model
 from circuitlab.patching.experiment import Experiment
 from circuitlab.patching.runs.replacement import AblationLike
-from circuitlab.progress import Progress, callback, reports_progress
+from circuitlab.progress import Progress, callback
 from circuitlab.summary import Summary, plural
 
 if TYPE_CHECKING:
@@ -118,9 +117,7 @@ class CircuitTests(Summary):
             yield result.name, f"p = {result.p_value:.3g}, {'for' if result.good else 'against'} the circuit"
 
 
-@checked
-@in_ordinary_modes
-@reports_progress
+@model_function
 def test_circuit(
     model: Model,
     circuit: Circuit,

@@ -19,11 +19,10 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from circuitlab.arguments import checked
 from circuitlab.data.batch import PairBatch
 from circuitlab.data.pairs import PairSet
 from circuitlab.metrics import Metric, MetricLike
-from circuitlab.models.modes import in_ordinary_modes
+from circuitlab.models.modes import model_function
 from circuitlab.models.protocol import Model
 from circuitlab.patching.edges.carried import EdgeRun, edge_run
 from circuitlab.patching.edges.effects import EdgeEffects
@@ -33,13 +32,11 @@ from circuitlab.patching.experiment import Experiment
 from circuitlab.patching.runs.baseline import judge
 from circuitlab.patching.runs.packing import Packer, rows_at_once
 from circuitlab.patching.runs.replacement import AblationLike
-from circuitlab.progress import Progress, callback, reports_progress
+from circuitlab.progress import Progress, callback
 from circuitlab.resources import Resources
 
 
-@checked
-@in_ordinary_modes
-@reports_progress
+@model_function
 def patch_edges(
     model: Model,
     pairs: PairSet | PairBatch,

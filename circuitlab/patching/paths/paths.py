@@ -28,11 +28,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitlab.arguments import checked
 from circuitlab.data.batch import PairBatch
 from circuitlab.data.pairs import PairSet
 from circuitlab.metrics import MetricLike
-from circuitlab.models.modes import in_ordinary_modes
+from circuitlab.models.modes import model_function
 from circuitlab.models.protocol import Model
 from circuitlab.parts import Kind, Node, Reader
 from circuitlab.patching.experiment import Experiment
@@ -43,12 +42,10 @@ from circuitlab.patching.runs.baseline import Baseline, judge
 from circuitlab.patching.runs.packing import Packer, rows_at_once, rows_per_pack
 from circuitlab.patching.runs.reach import rows_from, tokens_that_matter
 from circuitlab.patching.runs.writers import messages_of
-from circuitlab.progress import Progress, callback, reports_progress
+from circuitlab.progress import Progress, callback
 
 
-@checked
-@in_ordinary_modes
-@reports_progress
+@model_function
 def path_patch(
     model: Model,
     pairs: PairSet | PairBatch,

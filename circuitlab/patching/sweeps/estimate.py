@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from circuitlab.arguments import checked, renamed
+from circuitlab.arguments import renamed
 from circuitlab.data.batch import PairBatch
 from circuitlab.data.pairs import PairSet
-from circuitlab.models.modes import in_ordinary_modes
+from circuitlab.models.modes import model_function
 from circuitlab.models.protocol import Model
 from circuitlab.patching.runs.packing import budget_of, bytes_per_row, recorded_streams
 from circuitlab.patching.sweeps.cells import Cells, rows_of, run_cells
@@ -52,8 +52,7 @@ class Estimate(Result):
 
 
 @renamed(replacement="ablation")
-@checked
-@in_ordinary_modes
+@model_function
 def estimate_sweep(
     model: Model, pairs: PairSet | PairBatch, site: str | Site | Sequence[str | Site] = "head_z", **settings: Any
 ) -> Estimate:

@@ -15,12 +15,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from circuitlab.arguments import checked, renamed
+from circuitlab.arguments import renamed
 from circuitlab.data.batch import PairBatch
 from circuitlab.data.pairs import PairSet
 from circuitlab.errors import ConfigError
 from circuitlab.metrics import MetricLike, metric_for
-from circuitlab.models.modes import in_ordinary_modes
+from circuitlab.models.modes import model_function
 from circuitlab.models.protocol import Model
 from circuitlab.outputs import check_state_file
 from circuitlab.patching.experiment import Experiment
@@ -29,13 +29,11 @@ from circuitlab.patching.runs.replacement import AblationLike
 from circuitlab.patching.sweeps.plan import SweepPlan, plan_sweep
 from circuitlab.patching.sweeps.run import SweepRun, carry_out, start
 from circuitlab.patching.sweeps.sites import Site
-from circuitlab.progress import Progress, callback, reports_progress
+from circuitlab.progress import Progress, callback
 
 
 @renamed(replacement="ablation")
-@checked
-@in_ordinary_modes
-@reports_progress
+@model_function
 def sweep(
     model: Model,
     pairs: PairSet | PairBatch,
