@@ -16,6 +16,7 @@ for all of these.
 """
 
 import random
+from itertools import combinations_with_replacement
 
 from circuitlab.data.example import Example
 from circuitlab.data.splits import words_of
@@ -41,10 +42,17 @@ RANGES = {"one": (1, 9), "two": (10, 99)}
 
 
 def _numbers(rng: random.Random, split: str, operation: str, lowest: int, highest: int) -> tuple[int, int, int]:
-    """Two numbers of a split and their result, all in the range."""
+    """Two numbers of a split and their result, all in the range; one-digit numbers are split by pairs of them."""
     allowed = range(lowest, highest + 1)
-    if highest > 9:
-        allowed = words_of(allowed, split)
+    if highest <= 9:
+        pairs = combinations_with_replacement(allowed, 2)
+        if operation == "addition":
+            one, other = rng.choice(words_of([pair for pair in pairs if sum(pair) <= highest], split))
+            first, second = rng.sample((one, other), 2)
+            return first, second, first + second
+        second, first = rng.choice(words_of([pair for pair in pairs if pair[0] < pair[1]], split))
+        return first, second, first - second
+    allowed = words_of(allowed, split)
     while True:
         first, second = rng.choice(allowed), rng.choice(allowed)
         result = first + second if operation == "addition" else first - second
@@ -63,7 +71,8 @@ def draw(
 
     Args:
         rng: Where every choice comes from.
-        split: Whose sentences, and whose numbers if they have two digits: ``discovery``, ``held_out`` or ``any``.
+        split: Whose sentences, and whose numbers, or pairs of numbers if they have one digit: ``discovery``,
+            ``held_out`` or ``any``.
         operation: ``addition`` or ``subtraction``.
         numbers: ``two`` or ``one`` digits.
         form: ``sentence`` or ``equation``.
@@ -86,13 +95,19 @@ def draw(
     )
 
 
+def held_out(operation: str, numbers: str, form: str) -> str:
+    """What held-out prompts do not share with discovery prompts; an equation has one template only."""
+    kept = "two-digit numbers" if numbers == "two" else f"{operation} problems"
+    return f"sentences and {kept}" if form == "sentence" else kept
+
+
 TASK = Task(
     name="arithmetic",
-    version="1.0.0",
+    version="1.1.0",
     summary="Give the sum, or the difference, of two numbers.",
     draw=draw,
     options={"operation": ("addition", "subtraction"), "numbers": ("two", "one"), "form": ("sentence", "equation")},
     metric="logit_diff",
-    held_out="sentences and two-digit numbers",
+    held_out=held_out,
     sources=(MIB_2025,),
 )

@@ -30,6 +30,7 @@ from circuitlab import (
     UnknownNameError,
     load_task,
 )
+from circuitlab.data import sampling
 from circuitlab.data.batching import batches_of
 from circuitlab.data.encoding import Encoded, Rejection, encode_example
 from circuitlab.data.fingerprint import task_fingerprint
@@ -444,6 +445,26 @@ def test_a_task_with_endless_prompts_that_cannot_be_served_ends():
 
     with pytest.raises(TokenError, match="' Certainly' is not one token"):
         sample_pairs(task_of(guarded(draw)), Words(), 5, 0)
+
+
+def test_a_task_that_no_prompt_of_can_be_served_ends_early(monkeypatch):
+    """Slow draws end after some hundreds and some seconds; a prompt that is served among the first keeps the search."""
+
+    def never(rng: Random) -> Example:
+        return replace(numbered(rng), answer=" Certainly")
+
+    monkeypatch.setattr(sampling, "FIRST_WAIT", 0.0)
+    drawn = []
+    with pytest.raises(TokenError, match="has no prompt that this tokenizer serves"):
+        sample_pairs(task_of(lambda rng: drawn.append(0) or never(rng)), Words(), 5, 0)
+    assert len(drawn) < 2 * sampling.FEWEST_REJECTED
+    drawn.clear()
+    with pytest.raises(TooFewPromptsError):
+        sample_pairs(
+            task_of(lambda rng: drawn.append(0) or never(rng), fixed=(Example("a .", "a ;", " Yes", " no"),)),
+            Words(), 5, 0,
+        )  # fmt: skip
+    assert len(drawn) > sampling.PATIENCE
 
 
 def test_a_task_whose_corrupted_prompt_is_always_the_same_ends():

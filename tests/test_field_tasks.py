@@ -12,7 +12,7 @@ from circuitlab.data.published import PublishedCircuit
 from circuitlab.data.sampling import sample_pairs
 from circuitlab.data.splits import STAND_INS, words_of
 from circuitlab.data.task import Task as AnyTask
-from circuitlab.errors import CircuitLabError, TaskError, UnknownNameError
+from circuitlab.errors import CircuitLabError, ConfigError, TaskError, UnknownNameError
 from circuitlab.references import WANG_2023
 from tests.words import Words
 
@@ -134,15 +134,18 @@ def test_answers_of_facts_and_professions_come_from_one_table() -> None:
 @pytest.mark.parametrize("task", VARIANTS, ids=lambda task: task.label)
 def test_held_out_prompts_have_words_of_their_own(task: Task) -> None:
     fixed = {"copy-colors": {"fact"}, "greater-than": {"century", "century#2"}}.get(task.name, set())
-    one_digit = task.settings.get("numbers") == "one"
     words: dict[str, dict[str, set[str]]] = {"discovery": {}, "held_out": {}}
     for split, spans in words.items():
         for example in drawn(task, split, 300):
             for name, (start, end) in example.spans.items():
                 spans.setdefault(name.split("#")[0], set()).add(example.clean[start:end])
+            if {"first", "second"} <= set(example.spans):
+                numbers = [example.clean[slice(*example.spans[name])] for name in ("first", "second")]
+                spans.setdefault("numbers", set()).add(" ".join(sorted(numbers)))
     common = {name for name in words["discovery"] if words["discovery"][name] & words["held_out"].get(name, set())}
-    closed = {"to", "is", "end", "param", "bracket", "letter1", "letter2", "first", "second"}
-    allowed = fixed | (closed if one_digit else closed - {"first", "second"})
+    closed = {"to", "is", "end", "param", "bracket", "letter1", "letter2"}
+    # One-digit numbers are too few: pairs of them are held out.
+    allowed = fixed | closed | ({"first", "second"} if task.settings.get("numbers") == "one" else set())
     # Colors and symbols of multiple-choice questions, and endings that are function words, are the same in both.
     assert {name for name in common if not name.endswith(("_symbol", "_choice"))} <= allowed
     together = {name: values | words["held_out"].get(name, set()) for name, values in words["discovery"].items()}
@@ -192,9 +195,49 @@ def test_a_task_that_names_held_out_words_is_split_by_them() -> None:
     pairs = sample_pairs(task, Words(), n=40, seed=0)
     assert not texts_of(pairs.discovery) & texts_of(pairs.held_out)
     assert pairs.differ_in == "words"
-    by_chance = sample_pairs(task, Words(), n=40, seed=0, by_words=False)
+    by_chance = sample_pairs(task.with_split("random"), Words(), n=40, seed=0)
     assert texts_of(by_chance.discovery) & texts_of(by_chance.held_out)
     assert by_chance.differ_in == ""
+
+
+def test_what_is_held_out_may_depend_on_the_options() -> None:
+    """A one-digit equation has one template and nine numbers, so pairs of numbers are held out, and it says so."""
+    task = load_task("arithmetic", task_options={"numbers": "one", "form": "equation"})
+    assert task.differ_in == "addition problems"
+    assert task.with_options(form="sentence", numbers="two").differ_in == "sentences and two-digit numbers"
+    assert task.with_split("random").differ_in == ""
+    empty = a_task(of_words, held_out=lambda: "")
+    with pytest.raises(TaskError, match="held_out of task 'test' is ''; it must not be empty"):
+        sample_pairs(empty, Words(), n=2, seed=0)
+
+
+def test_a_task_without_held_out_words_is_not_split_by_words() -> None:
+    plain = a_task(lambda rng: of_words(rng))
+    assert sample_pairs(plain, Words(), n=4, seed=0).differ_in == ""
+    assert plain.with_split("random").with_split(None).split == "random"
+    with pytest.raises(ConfigError, match="split is 'words', but task 'test' names no words that are held out"):
+        plain.with_split("words")
+    assert a_task(of_words, held_out="words").with_split("words").differ_in == "words"
+
+
+def of_one_split(split: str) -> tuple[Example, ...]:
+    """The words 2, 5, 8, ... are held out."""
+    examples = [Example(f"{word} {word} !", f"{word} {word} ?", " Yes", " no") for word in WORDS[:6]]
+    return {"discovery": (*examples[:2], *examples[3:5]), "held_out": (examples[2], examples[5])}.get(
+        split, tuple(examples)
+    )
+
+
+def test_fixed_examples_go_where_their_words_belong() -> None:
+    pairs = sample_pairs(a_task(of_words, held_out="words", fixed=of_one_split), Words(), n=8, seed=0)
+    assert [pair.clean for pair in pairs.discovery][:4] == [f"{WORDS[i]} {WORDS[i]} !" for i in (0, 1, 3, 4)]
+    assert [pair.clean for pair in pairs.held_out][:2] == [f"{WORDS[i]} {WORDS[i]} !" for i in (2, 5)]
+    assert not texts_of(pairs.discovery) & texts_of(pairs.held_out)
+    by_chance = sample_pairs(a_task(of_words, held_out="words", fixed=of_one_split, split="random"), Words(), 8, 0)
+    assert by_chance.held_out[0].clean == f"{WORDS[1]} {WORDS[1]} !"  # the twin: in turn
+    for fixed in (of_one_split("any"), lambda: of_one_split("any")):
+        with pytest.raises(TaskError, match="fixed of task 'test' does not say which examples are held out"):
+            a_task(of_words, held_out="words", fixed=fixed)
 
 
 def test_reference_pairs_have_words_of_discovery() -> None:

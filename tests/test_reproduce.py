@@ -67,7 +67,7 @@ def test_it_asks_for_what_the_manifest_says(folder, asked):
         "model": "bundled", "method": "eap-ig", "steps": 5, "method_options": {},
         "metric": "logit_diff", "ablation": "corrupt", "n": N, "seed": 0, "target": 0.9, "min_accuracy": 0.6,
         "device": "cpu", "dtype": "float32", "fold_ln": False, "center_weights": False, "stability": 0, "bos": "auto",
-        "allow_weak_gap": False, "stability_seeds": 0, "sites": None, "split": "words",
+        "allow_weak_gap": False, "stability_seeds": 0, "sites": None, "split": "random",
         "selection": {"n_edges": None, "threshold": None, "signed": False, "greedy": None},
     }  # fmt: skip
     reproduce(folder, device="cuda:3")

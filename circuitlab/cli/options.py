@@ -201,8 +201,7 @@ class TaskOptions(OptionsOfTask):
             ConfigError: An option is not of the form KEY=VALUE, or is given twice.
             CircuitLabError: `load_task` rejects the task or its options.
         """
-        found = circuitlab.load_task(self.task, task_options=self.options)
-        return replace(found, split=self.given.get("split", found.split))
+        return circuitlab.load_task(self.task, task_options=self.options).with_split(self.given.get("split"))
 
 
 class PairOptions(TaskOptions):

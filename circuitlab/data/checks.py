@@ -141,18 +141,18 @@ def check_spans(field: str, spans: object, text: str) -> dict[str, CharRange]:
     """
     if not isinstance(spans, Mapping):
         raise SpanError(f"{field} of prompt {shown(text)} is {shown(spans)}; it must map names to character ranges.")
-    found = {}
+    found, prompt = {}, f"prompt {shown(text)}"
     for name, span in spans.items():
-        check_line(f"the name of a span of prompt {shown(text)}", name)
+        check_line(f"the name of a span of {prompt}", name)
         ends = _whole_numbers(span)
         if ends is None:
             raise SpanError(
-                f"span {name!r} of prompt {shown(text)} is {shown(span)}; it must be a pair of whole numbers "
+                f"span {name!r} of {prompt} is {shown(span)}; it must be a pair of whole numbers "
                 "(start, end), a half-open range of characters."
             )
         if not 0 <= ends[0] < ends[1] <= len(text):
             raise SpanError(
-                f"span {name!r} is {ends}, outside the {len(text)} characters of prompt {shown(text)} or empty. Give "
+                f"span {name!r} is {ends}, outside the {len(text)} characters of {prompt} or empty. Give "
                 "the half-open character range (start, end) of a text in the prompt."
             )
         found[name] = ends

@@ -26,6 +26,9 @@ PATIENCE = 4000
 PATIENCE_A_PAIR = 4
 # And when so many seconds passed since the last pair: a draw that reads files or sleeps would take hours for the above.
 LONGEST_WAIT = 60.0
+# A tokenizer that served none of so many distinct examples in so many seconds is taken to serve none.
+FEWEST_REJECTED = 500
+FIRST_WAIT = 3.0
 # So many draws are made twice, to see that they can be repeated, but not for longer than so many seconds. A choice
 # between two texts that does not come from the generator is missed by all of them with probability 2^-16.
 REPEATED_DRAWS = 16
@@ -55,7 +58,7 @@ class Drawable(Protocol):
         ...
 
     @property
-    def held_out(self) -> str:
+    def differ_in(self) -> str:
         """What held-out prompts do not share with discovery prompts; empty if they differ by chance only."""
         ...
 
@@ -72,8 +75,8 @@ class Drawable(Protocol):
         """
         ...
 
-    def fixed_examples(self) -> tuple[Example, ...]:
-        """The examples that always come first.
+    def fixed_examples(self, split: str = "any") -> tuple[Example, ...]:
+        """The examples of a split that always come first.
 
         Returns:
             The examples.
@@ -89,7 +92,6 @@ def sample_pairs(
     *,
     with_reference: bool = False,
     exclude: Collection[str] = (),
-    by_words: bool = True,
     resources: Resources = DEFAULT,
 ) -> PairSplits:
     """Draw `n` discovery and `n` held-out pairs, and as many reference pairs if requested; see `Task.pairs`.
@@ -111,22 +113,21 @@ def sample_pairs(
     worst: Rejection | None = None
     seen, idle, last_pair = set[tuple[str, str]](), 0, time.monotonic()
     total = (len(SPLITS) + with_reference) * n
-    by_words = by_words and bool(task.held_out)
+    differ_in = task.differ_in
     vocabulary = vocabulary_of(text) if task.draws_tokens else STAND_INS
     # Reference pairs come last, so that the splits are the same with them and without.
     with global_randomness_kept():
         check_repeatable(task, f"{task.name}/{seed}", vocabulary)
         rng = Random(f"{task.name}/{seed}")
-        queue = list(fixed_examples(task))[::-1]
+        queues = {words: list(fixed_examples(task, words))[::-1] for words in (SPLITS if differ_in else ("any",))}
         for wanted in (SPLITS, (REFERENCE,))[: 1 + with_reference]:
             while not splits.full(wanted):
-                patience = max(PATIENCE, PATIENCE_A_PAIR * sum(splits.counts))
-                if idle >= patience or time.monotonic() - last_pair > LONGEST_WAIT:
+                patience, waited = max(PATIENCE, PATIENCE_A_PAIR * sum(splits.counts)), time.monotonic() - last_pair
+                if idle >= patience or waited > LONGEST_WAIT or _serves_none(splits, len(seen), waited):
                     break
                 part = splits.shortest(wanted)
-                words = ("discovery" if part == REFERENCE else part) if by_words else "any"
-                given = bool(queue)
-                example = queue.pop() if queue else draw(task, rng, words, vocabulary)
+                words = ("discovery" if part == REFERENCE else part) if differ_in else "any"
+                example = queues[words].pop() if queues[words] else draw(task, rng, words, vocabulary)
                 idle += 1
                 if (example.clean, example.corrupt) in seen:
                     continue
@@ -135,18 +136,18 @@ def sample_pairs(
                 if isinstance(made, Rejection):
                     dropped[made.reason] += 1
                     worst = worst or made
-                elif splits.place(made, (part,) if by_words and not given else wanted):
+                elif splits.place(made, (part,) if differ_in else wanted):
                     idle, last_pair = 0, time.monotonic()
                     resources.progress("prompts", sum(splits.counts), total)
             if not splits.full(wanted):
-                waited = f"the last {idle:,} draws" if idle >= patience else f"{idle:,} draws in {LONGEST_WAIT:.0f} s"
-                raise _too_few(task, n, len(seen), splits, 2 + with_reference, dropped, worst, waited)
+                last = f"the last {idle:,} draws" if idle >= patience else f"{idle:,} draws in {LONGEST_WAIT:.0f} s"
+                raise _too_few(task, n, len(seen), splits, 2 + with_reference, dropped, worst, last)
     return PairSplits(
         discovery=splits.named("discovery", task.metric),
         held_out=splits.named("held_out", task.metric),
         reference=splits.named(REFERENCE, task.metric) if with_reference else None,
         dropped=dict(dropped),
-        differ_in=task.held_out if by_words else "",
+        differ_in=differ_in,
     )
 
 
@@ -167,8 +168,8 @@ def draw(task: Drawable, rng: Random, split: str = "any", vocabulary: Sequence[s
     return example
 
 
-def fixed_examples(task: Drawable) -> tuple[Example, ...]:
-    """The examples of a task that always come first; whatever goes wrong in the task's code is an error of the task.
+def fixed_examples(task: Drawable, split: str = "any") -> tuple[Example, ...]:
+    """The examples of a split that always come first; whatever goes wrong in the task's code is an error of the task.
 
     Returns:
         The examples.
@@ -177,7 +178,7 @@ def fixed_examples(task: Drawable) -> tuple[Example, ...]:
         TaskFileError: `fixed` raised or tried to end the program.
         TaskError: It holds something else than examples.
     """
-    return _of_the_task(task, "fixed", task.fixed_examples)
+    return _of_the_task(task, "fixed", lambda: task.fixed_examples(split))
 
 
 def check_repeatable(task: Drawable, seed: str, vocabulary: Sequence[str] = STAND_INS) -> None:
@@ -265,6 +266,10 @@ class _Splits:
         return PairSet(pairs, metric)
 
 
+def _serves_none(splits: _Splits, n_seen: int, waited: float) -> bool:
+    return not any(splits.counts) and n_seen >= FEWEST_REJECTED and waited > FIRST_WAIT
+
+
 def _too_few(
     task: Drawable,
     n: int,
@@ -273,7 +278,7 @@ def _too_few(
     lists: int,
     dropped: Counter[str],
     worst: Rejection | None,
-    waited: str,
+    last: str,
 ) -> CircuitLabError:
     counts = splits.counts[:lists]
     found = sum(counts)
@@ -287,6 +292,6 @@ def _too_few(
     parts = "in both" if lists == len(SPLITS) else "in two of discovery, held-out and reference pairs"
     return TooFewPromptsError(
         f"task {task.label!r}: n={n} needs {lists * n} distinct pairs ({n} per split, no text {parts}), but "
-        f"{n_seen} distinct draws gave {' + '.join(map(str, counts))}{why}, and {waited} brought no other. {advice} "
+        f"{n_seen} distinct draws gave {' + '.join(map(str, counts))}{why}, and {last} brought no other. {advice} "
         "the task more words."
     )

@@ -17,7 +17,7 @@ from circuitlab.data.pairs import PairSplits
 from circuitlab.data.published import PublishedCircuit
 from circuitlab.data.sampling import sample_pairs
 from circuitlab.data.splits import STAND_INS
-from circuitlab.errors import TaskError, UnknownNameError, shown
+from circuitlab.errors import ConfigError, TaskError, UnknownNameError, shown
 from circuitlab.progress import Progress, callback, reports_progress
 from circuitlab.references import Reference
 from circuitlab.resources import Resources
@@ -43,16 +43,21 @@ class Task(Summary):
         chosen: The values chosen, by option name; defaults where absent.
         metric: Name of the default metric, or a callable on `(logits [batch, d_vocab], batch)`.
         sources: Where the behaviour comes from.
-        fixed: Examples that always come first, or a function of the options that returns them.
+        fixed: Examples that always come first, or a function of the options that returns them. In a task with
+            `held_out` it is a function with a parameter `split` as well, and returns the examples whose words belong
+            to that split.
         origin: The file it was loaded from; empty for bundled tasks and tasks made in a session.
-        held_out: What held-out prompts do not share with discovery prompts, such as "names and templates"; empty if
-            they differ by chance only. `draw` of a task that names something has a parameter `split`.
-        split: `words`, or `random` to draw both splits from all words: they share no text, but words.
+        held_out: What held-out prompts do not share with discovery prompts, such as "names and templates", or a
+            function of the options that returns it; empty if they differ by chance only. `draw` of a task that names
+            something has a parameter `split`.
+        split: `words`, or `random` to draw both splits from all words: they share no text, but words. Without
+            `held_out` they are drawn so in any case.
         published: Circuits that papers describe for this task, by the name of the model.
 
     Raises:
         TaskError: No name, no version, a field of the wrong type, a name or text that no file can hold, an option with
-            the name of the generator, or a `draw` that does not take the options.
+            the name of the generator, or a `draw` that does not take the options; `held_out` without a parameter
+            `split` of `draw` or of `fixed`.
         UnknownNameError: A chosen option or value does not exist.
 
     Example:
@@ -76,7 +81,7 @@ class Task(Summary):
     sources: tuple[Reference, ...] = ()
     fixed: tuple[Example, ...] | Callable[..., tuple[Example, ...]] = ()
     origin: str = ""
-    held_out: str = ""
+    held_out: str | Callable[..., str] = ""
     split: str = "words"
     published: Mapping[str, PublishedCircuit] = field(default_factory=dict)
 
@@ -94,13 +99,7 @@ class Task(Summary):
                 f"metric of {owner} is {shown(self.metric)}; it must be the name of a metric or a function of "
                 "(logits, batch)."
             )
-        check_line(f"held_out of {owner}", self.held_out, may_be_empty=True)
-        if bool(self.held_out) != ("split" in _parameters(self.draw)):
-            rule = (
-                "says what held-out prompts do not share with discovery prompts, and goes with a parameter 'split' of "
-                "draw(): give both or none."
-            )
-            raise TaskError(f"held_out of {owner} is {shown(self.held_out)}; it {rule}")
+        _check_held_out(owner, self)
         check_line(f"split of {owner}", self.split)
         if self.split not in names.SPLITS:
             raise UnknownNameError.of("split", self.split, names.SPLITS, owner=owner)
@@ -139,6 +138,38 @@ class Task(Summary):
             UnknownNameError: An option or value does not exist.
         """
         return replace(self, chosen={**self.chosen, **chosen})
+
+    @checked
+    def with_split(self, split: str | None) -> Task:
+        """The same task, split another way.
+
+        Args:
+            split: `words` or `random`; None for the task's own way.
+
+        Returns:
+            A task.
+
+        Raises:
+            ConfigError: `words`, and the task holds none out.
+            UnknownNameError: No such way.
+        """
+        if split == "words" and not self.held_out:
+            raise ConfigError(
+                f"split is 'words', but task {self.name!r} names no words that are held out (Task.held_out). Give "
+                "'random', or none."
+            )
+        return self if split is None else replace(self, split=split)
+
+    @property
+    def differ_in(self) -> str:
+        """What the splits differ in, with the options in force; empty if they differ by chance only."""
+        if self.split != "words":
+            return ""
+        if not callable(self.held_out):
+            return self.held_out
+        found = self.held_out(**self.settings)
+        check_line(f"held_out of task {self.label!r}", found)
+        return found
 
     @checked
     def published_for(self, model: str) -> PublishedCircuit:
@@ -183,8 +214,11 @@ class Task(Summary):
         wanted = _parameters(self.draw).get("vocabulary")
         return wanted is not None and wanted.default is wanted.empty
 
-    def fixed_examples(self) -> tuple[Example, ...]:
+    def fixed_examples(self, split: str = "any") -> tuple[Example, ...]:
         """The examples that always come first.
+
+        Args:
+            split: Whose words, for a task that names some (`held_out`): `discovery`, `held_out` or `any`.
 
         Returns:
             The examples, for the task's options.
@@ -192,7 +226,10 @@ class Task(Summary):
         Raises:
             TaskError: `fixed` returned something else.
         """
-        return checked_fixed(f"task {self.name!r}", self.fixed(**self.settings)) if callable(self.fixed) else self.fixed
+        if not callable(self.fixed):
+            return self.fixed
+        given = {"split": split} if "split" in _parameters(self.fixed) else {}
+        return checked_fixed(f"task {self.name!r}", self.fixed(**given, **self.settings))
 
     @checked
     @reports_progress
@@ -241,7 +278,6 @@ class Task(Summary):
             seed=seed,
             with_reference=reference,
             exclude=exclude,
-            by_words=self.split == "words",
             resources=Resources(progress=callback(progress)),
         )
         for part in (drawn.discovery, drawn.held_out, *([drawn.reference] if drawn.reference else [])):
@@ -256,8 +292,8 @@ class Task(Summary):
             others = [one for one in self.options[name] if one != value]
             yield f"option {name}", f"{value} (others: {', '.join(others)})" if others else value
         yield "metric", self.metric
-        if self.held_out:
-            yield "held-out", f"{self.held_out} of their own"
+        if self.differ_in:
+            yield "held-out", f"{self.differ_in} of their own"
         for model, circuit in self.published.items():
             yield f"published for {model}", f"{len(circuit.nodes)} nodes, {circuit.source.key}"
         if self.sources:
@@ -272,6 +308,22 @@ def _parameters(draw: Callable[..., object]) -> Mapping[str, inspect.Parameter]:
         return inspect.signature(draw).parameters
     except (TypeError, ValueError):
         return {}
+
+
+def _check_held_out(owner: str, task: Task) -> None:
+    """Refuse a task whose splits cannot differ in what it says they do."""
+    if not callable(task.held_out):
+        check_line(f"held_out of {owner}", task.held_out, may_be_empty=True)
+    if bool(task.held_out) != ("split" in _parameters(task.draw)):
+        raise TaskError(
+            f"held_out of {owner} is {shown(task.held_out)}; it says what held-out prompts do not share with discovery "
+            "prompts, and goes with a parameter 'split' of draw(): give both or none."
+        )
+    if task.held_out and task.fixed and not (callable(task.fixed) and "split" in _parameters(task.fixed)):
+        raise TaskError(
+            f"fixed of {owner} does not say which examples are held out. Make it a function with a parameter 'split', "
+            "as draw() has, that returns those of 'discovery', of 'held_out', or all for 'any'."
+        )
 
 
 def checked_fixed(owner: str, examples: object) -> tuple[Example, ...]:

@@ -127,6 +127,7 @@ def judging(
     # How edges were scored does not matter here; the method `exact` accepts every ablation.
     source = given.pop("model", kept.model)
     chosen = kept.replaced(method="exact", method_options={}, **given)
+    wanted = wanted.with_split(given["split"]) if "split" in given else replace(wanted, split=chosen.split)
     for name in ("ablation", "metric"):
         if name in kept.objects and name not in given:
             raise RunError(
@@ -146,7 +147,6 @@ def judging(
     seen = frozenset[str]() if read is None else read.discovery_texts()
     reference = None
     if pairs is None:
-        wanted = replace(wanted, split=chosen.split)
         drawn = wanted.pairs(model, n=chosen.n, seed=chosen.seed, reference=needs_reference(ablation), exclude=seen)
         pairs, reference = drawn.held_out, drawn.reference
     else:

@@ -75,13 +75,12 @@ def discover(task: str | Path | Task, **settings: Unpack[Settings]) -> Run:
         True
     """
     given: dict[str, Any] = dict(settings)
-    chosen = load_task(task, task_options=given["task_options"])
-    chosen = replace(chosen, split=given["split"] or chosen.split)
+    chosen = load_task(task, task_options=given["task_options"]).with_split(given["split"])
     judged_by = metric_of(chosen, given["metric"])
     config = DiscoverConfig.of_settings(
         given, task=_spelling(task, chosen), options=chosen.settings, model=_model_name(given["model"]),
         metric=judged_by.name if given["metric"] is None else given["metric"],
-        split=chosen.split,
+        split="words" if chosen.differ_in else "random",
     )  # fmt: skip
     method, steps, ablation, seed = find_method(given["method"]), config.steps, given["ablation"], config.seed
     resources = Resources(progress=callback(given["progress"]))
