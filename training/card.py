@@ -14,6 +14,7 @@ from typing import Any
 from transformers import AutoTokenizer, GPT2LMHeadModel, PreTrainedTokenizerBase
 
 from training.abilities import closed_at_depth, loss_by_kind, sample, unseen_documents
+from training.adversarial import Broken, measure_broken
 from training.corpus import Document, documents
 from training.measure import Quality, measure_all
 
@@ -96,6 +97,7 @@ def write_card(folder: Path, log: Path) -> str:
         _training(training),
         _losses(loss_by_kind(model, tokenizer, unseen_documents(seed, count, UNSEEN))),
         _quality(measure_all(model, tokenizer, count=PROMPTS, seed=PROMPT_SEED)),
+        _shortcuts(measure_broken(model, tokenizer, count=PROMPTS, seed=PROMPT_SEED)),
         _samples(model, tokenizer),
         _limits(model, tokenizer),
     ]
@@ -197,6 +199,21 @@ training text.
 
 | task | prompts | above | first | turned | clean | corrupted |
 |---|---|---|---|---|---|---|
+{rows}"""
+
+
+def _shortcuts(found: list[Broken]) -> str:
+    rows = "\n".join(f"| {each.task} | {each.kind} | {each.right:.1%} | {each.above:.1%} |" for each in found)
+    return f"""### With shortcuts broken
+
+A task may be done by where words stand, by their order or by their number. {PROMPTS} distinct prompts of each of these
+kinds (`training/adversarial.py`), in which such a rule gives a wrong answer:
+
+- *right*: the answer is the single most likely token;
+- *above*: the logit of the answer is above that of every other name, pronoun or tag of the prompt.
+
+| task | prompts with | right | above |
+|---|---|---|---|
 {rows}"""
 
 

@@ -93,8 +93,8 @@ def measure(
         ValueError: An answer is not one token after its prompt.
     """
     examples = draw_distinct(task, options, count, seed)
-    answers = torch.tensor([_next_id(tokenizer, each.clean, each.answers[0]) for each in examples])
-    others = torch.tensor([_next_id(tokenizer, each.corrupt, each.distractors[0]) for each in examples])
+    answers = torch.tensor([next_id(tokenizer, each.clean, each.answers[0]) for each in examples])
+    others = torch.tensor([next_id(tokenizer, each.corrupt, each.distractors[0]) for each in examples])
     clean = next_logits(model, tokenizer, [each.clean for each in examples])
     corrupt = next_logits(model, tokenizer, [each.corrupt for each in examples])
     rows = torch.arange(count)
@@ -147,7 +147,8 @@ def next_logits(
     return torch.cat(logits)
 
 
-def _next_id(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) -> int:
+def next_id(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) -> int:
+    """The token that an answer is after a prompt; raises `ValueError` if it is not one."""
     before, after = tokenizer.encode(prompt), tokenizer.encode(prompt + answer)
     if after[:-1] != before:
         raise ValueError(f"answer {answer!r} is not one token after {prompt!r}.")
