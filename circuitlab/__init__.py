@@ -18,8 +18,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from circuitlab.attribution.attention import attention
     from circuitlab.attribution.direct import direct_attribution
-    from circuitlab.attribution.lens import logit_lens
-    from circuitlab.attribution.lens_tokens import lens_tokens
+    from circuitlab.attribution.lens import lens_tokens, logit_lens
     from circuitlab.attribution.record import top_heads
     from circuitlab.compiled.build import CompiledModel, compile_model, compiled_models
     from circuitlab.compiled.tracr import from_tracr
@@ -73,11 +72,10 @@ if TYPE_CHECKING:
     from circuitlab.patching.runs.replacement import Replacement
     from circuitlab.patching.sweeps.estimate import estimate_sweep
     from circuitlab.patching.sweeps.sweep import sweep
-    from circuitlab.predictions.continuation import continue_text
     from circuitlab.predictions.log_probs import text_log_probs
-    from circuitlab.predictions.next_token import predict
+    from circuitlab.predictions.next_token import continue_text, predict
     from circuitlab.references import Reference
-    from circuitlab.report.page import write_report
+    from circuitlab.report.pages import write_report
     from circuitlab.runs.cite import cite
     from circuitlab.runs.load import load_run
     from circuitlab.runs.pipeline import discover

@@ -27,7 +27,7 @@ Values are `ValueError`, types `TypeError`, names `KeyError`; files, folders and
 `OSError`.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from difflib import get_close_matches
 
 MOST_LISTED = 20  # names of a message
@@ -112,6 +112,16 @@ class UnknownNameError(CircuitLabError, KeyError, ValueError):
         listed = f"Nearest: {', '.join(near)}" if many and near else listed
         whose = f" of {owner}" if owner else ""
         return cls(f"unknown {kind} {given!r}{whose}.{guess} {listed}.{' ' + hint if hint else ''}")
+
+    @classmethod
+    def check(cls, kind: str, given: object, allowed: Collection[str], hint: str = "", owner: str = "") -> None:
+        """Refuse a name that is not among the allowed ones; arguments as of `of`.
+
+        Raises:
+            UnknownNameError: It is not.
+        """
+        if given not in allowed:
+            raise cls.of(kind, given, allowed, hint, owner)
 
 
 class ConfigError(CircuitLabError, ValueError):

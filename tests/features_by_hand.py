@@ -7,7 +7,7 @@ from torch import Tensor
 
 from circuitlab.data.batch import PairBatch
 from circuitlab.features import Autoencoder
-from circuitlab.features.encoders import Gated, JumpRelu, Standard, TopK
+from circuitlab.features.autoencoder import Gated, JumpRelu, Standard, TopK
 
 WIDTH = 12
 HOOKS = {

@@ -21,7 +21,7 @@ from circuitlab import (
     load_model,
 )
 from circuitlab.features import Autoencoder, save_autoencoder
-from circuitlab.features.encoders import Gated, JumpRelu, Standard, TopK
+from circuitlab.features.autoencoder import Gated, JumpRelu, Standard, TopK
 from circuitlab.models.hook_names import hook_of_site, site_of_hook
 
 D_IN, WIDTH = 6, 10

@@ -35,7 +35,7 @@ from circuitlab.files import MOST_LEVELS, MOST_TEXT, parse_json, read_bytes, rea
 from circuitlab.graphs.circuit import Circuit
 from circuitlab.graphs.prune import real_edges
 from circuitlab.neurons.corpus import read_corpus
-from circuitlab.outputs.state import State, save_state
+from circuitlab.outputs.records import State, save_state
 from circuitlab.outputs.whole import write_bytes
 from circuitlab.parts import Layout
 from circuitlab.patching.sweeps.checkpoint import DONE, Checkpoint

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from circuitlab import ConfigError, ModelError, UnknownNameError, load_model, neurons, text_log_probs
 from circuitlab.discovery.config import DiscoverConfig
 from circuitlab.models.text import CHOICES
-from circuitlab.neurons.prompts import front_of
+from circuitlab.neurons.chosen import front_of
 
 SPECIAL = {"<s>": 0, "</s>": 1, "[CLS]": 2, "[SEP]": 3, "[gMASK]": 4, "<sop>": 5, "<pad>": 6}
 WORDS = {word: len(SPECIAL) + number for number, word in enumerate(("hello", "world", "John", "Mary"))}

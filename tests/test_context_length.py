@@ -41,9 +41,8 @@ from circuitlab.neurons import (
     simplify,
 )  # fmt: skip
 from circuitlab.parts import Layout
-from circuitlab.predictions.continuation import continue_text
 from circuitlab.predictions.log_probs import text_log_probs
-from circuitlab.predictions.next_token import predict
+from circuitlab.predictions.next_token import continue_text, predict
 
 # Learned positions end in an error of torch where they end; rotary ones run on without a word.
 MODELS = ("gpt2", "llama", "neox")

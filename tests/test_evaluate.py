@@ -17,7 +17,7 @@ from circuitlab.data.pairs import PairSet
 from circuitlab.discovery.scores import EdgeScores
 from circuitlab.errors import ConfigError, GraphError, MetricError, UnknownNameError
 from circuitlab.evaluation import evaluate as module
-from circuitlab.evaluation.areas import (
+from circuitlab.evaluation.curve import (
     MIB_SHARES,
     Areas,
     CurvePoint,
@@ -26,9 +26,9 @@ from circuitlab.evaluation.areas import (
     cpr,
     cpr_achieved,
     mib_sizes,
+    overshoots,
 )
-from circuitlab.evaluation.completeness import knockouts
-from circuitlab.evaluation.curve import overshoots
+from circuitlab.evaluation.knockouts import knockouts
 from circuitlab.graphs.prune import prune, real_edges
 from circuitlab.graphs.random import random_circuit
 from circuitlab.metrics import resolve
@@ -408,7 +408,7 @@ class TestMinimality:
         assert list(found.to_frame().columns) == ["edge", "effect", "ci_low", "ci_high"]
 
     def test_in_parts_it_is_the_same(self, result, circuit, held_out, monkeypatch):
-        monkeypatch.setattr("circuitlab.evaluation.minimality.MASKED_AT_ONCE", 7 * circuit.mask.size)
+        monkeypatch.setattr("circuitlab.evaluation.knockouts.MASKED_AT_ONCE", 7 * circuit.mask.size)
         packed = evaluate(load("gpt2"), circuit, held_out, n_random=0, n_knockouts=0).minimality
         assert packed.effect == pytest.approx(result.minimality.effect, abs=1e-12)
 

@@ -10,10 +10,14 @@ from architectures import load, pairs
 from scipy import stats
 
 from circuitlab import Circuit, ConfigError, PairBatch, UnknownNameError, score_edges, select, test_circuit
-from circuitlab.evaluation.hypotheses.chance import necessity_test, quantile_p, sufficiency_test
-from circuitlab.evaluation.hypotheses.equivalence import equivalence_p, equivalence_test
-from circuitlab.evaluation.hypotheses.independence import hsic, independence_test
-from circuitlab.evaluation.hypotheses.minimality import inflated, minimality_test
+from circuitlab.evaluation.hypotheses.chance import (
+    inflated,
+    minimality_test,
+    necessity_test,
+    quantile_p,
+    sufficiency_test,
+)
+from circuitlab.evaluation.hypotheses.model import equivalence_p, equivalence_test, hsic, independence_test
 from circuitlab.evaluation.hypotheses.result import corrected
 from circuitlab.graphs.prune import prune, real_edges
 from circuitlab.graphs.random import random_circuit

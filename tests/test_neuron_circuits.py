@@ -112,9 +112,9 @@ class TestJudging:
 
     def test_knockouts_of_everything_are_the_empty_circuit_and_the_complement(self, monkeypatch):
         model, batch, (circuit, _) = load("gpt2"), pairs(n=4), judged()
-        from circuitlab.evaluation import completeness
+        from circuitlab.evaluation import knockouts
 
-        monkeypatch.setattr(completeness, "_part", lambda mask, rng: mask.copy())
+        monkeypatch.setattr(knockouts, "_part", lambda mask, rng: mask.copy())
         found = evaluate(model, circuit, batch, n_random=0, n_knockouts=1, minimality=False)
         (one,) = found.knockouts
         assert (one.circuit, one.model) == pytest.approx((0, found.complement), abs=1e-9)

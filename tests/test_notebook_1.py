@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from circuitlab import neurons
-from circuitlab.predictions.continuation import continue_text
+from circuitlab.predictions.next_token import continue_text
 from circuitlab.tasks.html_tag_closing import notebook_prompts
 
 PAGE = re.search(

@@ -16,10 +16,11 @@ from runs import TASK
 from circuitlab import CircuitLabError, ConfigError, OutputExistsError, discover
 from circuitlab.cli import main
 from circuitlab.discovery.config import DiscoverConfig, default_folder
-from circuitlab.outputs import check_path, put_file, put_tables, reserved_file, reserved_tables
 from circuitlab.outputs import reserve as reserve_module
 from circuitlab.outputs import whole as whole_module
 from circuitlab.outputs.lock import LOCK
+from circuitlab.outputs.paths import check_path
+from circuitlab.outputs.reserve import put_file, put_tables, reserved_file, reserved_tables
 from circuitlab.outputs.whole import exchange
 from circuitlab.runs.reserve import reserve_run
 

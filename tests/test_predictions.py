@@ -11,9 +11,8 @@ import torch
 
 from circuitlab import errors
 from circuitlab.predictions import streams
-from circuitlab.predictions.continuation import continue_text
 from circuitlab.predictions.log_probs import text_log_probs
-from circuitlab.predictions.next_token import predict
+from circuitlab.predictions.next_token import continue_text, predict
 
 CHAIN = "Jill threw the ball to Jack. Jack threw the ball to Will. Will threw the ball back to"
 TEXTS = (CHAIN, "<h1>Title</", "<ul>\n  <li>Été</li>\n</ul>", "Anna is a very good friend")

@@ -11,8 +11,8 @@ from jaxtyping import TypeCheckError
 from circuitlab import ConfigError, ModelError, TokenError, UnknownNameError, UnsupportedModelError
 from circuitlab.models.anatomy import norm_inside
 from circuitlab.neurons import ablation_effect, noise_sensitivity, norm_ratios, optimise_prompts, outliers, simplify
-from circuitlab.neurons.prompts import front_of
-from circuitlab.neurons.vocabulary import Vocabulary
+from circuitlab.neurons.chosen import front_of
+from circuitlab.neurons.prompt_space import Vocabulary
 from circuitlab.patching.runs.neuron_values import neuron_values
 from circuitlab.stats import group_difference
 

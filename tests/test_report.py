@@ -22,13 +22,12 @@ from test_viz import random_circuit, sweep_frame
 from circuitlab.errors import FormatError, RunError
 from circuitlab.parts import Layout, ModelSpec
 from circuitlab.report import write_report
-from circuitlab.report.findings import caveats, headline, random_sentence
 from circuitlab.report.folder import Repeated, read_run
-from circuitlab.report.format import NONE, counted, interval, number, percent, significant
-from circuitlab.report.page import page as whole_page
+from circuitlab.report.pages import page as whole_page
 from circuitlab.report.pictures import bitmap, checked_png, drawing
 from circuitlab.report.prompts import shown_pair
-from circuitlab.report.render import asset, render
+from circuitlab.report.render import NONE, asset, counted, interval, number, percent, render, significant
+from circuitlab.report.values import caveats, headline, random_sentence
 from circuitlab.viz import draw_circuit, figure_bytes, grid_from_frame, heatmap, plot, save_figure
 
 SCRIPT = asset("attention.js")

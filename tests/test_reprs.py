@@ -41,12 +41,11 @@ from circuitlab.data.pair import Pair
 from circuitlab.data.text_values import TextValues
 from circuitlab.discovery.scores import EdgeScores
 from circuitlab.discovery.stability import Stability
-from circuitlab.evaluation.minimality import Minimality
-from circuitlab.features.autoencoder import Autoencoder
+from circuitlab.evaluation.knockouts import Minimality
+from circuitlab.features.autoencoder import Autoencoder, Standard
 from circuitlab.features.descriptions import Description, Descriptions
-from circuitlab.features.encoders import Standard
 from circuitlab.graphs.prune import real_edges
-from circuitlab.neurons.weights import WeightEntry, WeightTable
+from circuitlab.neurons.direct_effects import WeightEntry, WeightTable
 from circuitlab.parts import Layout, Reader
 from circuitlab.patching.edges.effects import EdgeEffects
 from circuitlab.patching.grid import Grid, Grids

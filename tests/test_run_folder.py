@@ -43,13 +43,13 @@ from circuitlab.data.fingerprint import task_fingerprint
 from circuitlab.data.pairs import PairSplits
 from circuitlab.discovery import stability
 from circuitlab.discovery.config import DiscoverConfig
-from circuitlab.evaluation.areas import MIB_SHARES, mib_sizes
+from circuitlab.evaluation.curve import MIB_SHARES, mib_sizes
 from circuitlab.graphs.prune import prune
 from circuitlab.graphs.selection import SelectionRule
 from circuitlab.outputs import whole
-from circuitlab.report.findings import caveats, headline
 from circuitlab.report.folder import read_run
 from circuitlab.report.render import asset
+from circuitlab.report.values import caveats, headline
 from circuitlab.runs import pipeline, write
 from circuitlab.viz.curves import FaithfulnessCurve
 

@@ -10,7 +10,7 @@ from laws import law, law_of
 from scipy.stats import bootstrap, false_discovery_control, kstest, permutation_test
 
 from circuitlab import ConfigError, stats
-from circuitlab.evaluation.areas import MIB_SHARES, cmd, cpr, mib_sizes
+from circuitlab.evaluation.curve import MIB_SHARES, cmd, cpr, mib_sizes
 from circuitlab.patching.grid import Grid
 
 

@@ -410,8 +410,8 @@ def error_of_page(folder: Path) -> str | None:
 def run_page(folder: Path) -> None:
     """The report without the pictures that take long to draw."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("circuitlab.report.sections.curve_figure", lambda run, evaluation: None)
-        patch.setattr("circuitlab.report.page.write_bytes", lambda *given: None)
+        patch.setattr("circuitlab.report.values.curve_figure", lambda run, evaluation: None)
+        patch.setattr("circuitlab.report.pages.write_bytes", lambda *given: None)
         write_report(folder)
 
 

@@ -19,8 +19,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer
 
 from circuitlab import load_model
-from circuitlab.features.autoencoder import Autoencoder
-from circuitlab.features.encoders import TopK
+from circuitlab.features.autoencoder import Autoencoder, TopK
 from circuitlab.features.place import activation
 from circuitlab.features.saelens import save_autoencoder
 from circuitlab.models.protocol import Model

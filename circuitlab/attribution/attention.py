@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
 
 import torch
 
 from circuitlab.attribution.patterns import AttentionPatterns
-from circuitlab.attribution.prompts import Prompt, text_of, tokens_of
+from circuitlab.attribution.request import Prompt, text_of, tokens_of
 from circuitlab.errors import ConfigError, UnknownNameError
 from circuitlab.models.modes import model_function
 from circuitlab.models.protocol import Model, Recording
 from circuitlab.parts import Kind, Layout, Node
-
-if TYPE_CHECKING:
-    pass
 
 
 @model_function

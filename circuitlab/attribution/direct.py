@@ -24,9 +24,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitlab.attribution.quantity import check_quantity, weighted_words
 from circuitlab.attribution.record import Attribution, Component
-from circuitlab.attribution.runs import check_run, per_example
+from circuitlab.attribution.request import check_quantity, check_run, per_example, weighted_words
 from circuitlab.data.batch import PairBatch
 from circuitlab.data.pairs import PairSet
 from circuitlab.errors import ConfigError, UnknownNameError
@@ -113,8 +112,7 @@ def check_request(by: str, metric: object, run: str) -> str:
         UnknownNameError: No such split, run or metric.
         ConfigError: The metric is no sum of logits.
     """
-    if by not in SPLITS:
-        raise UnknownNameError.of("split", by, SPLITS)
+    UnknownNameError.check("split", by, SPLITS)
     check_run(run)
     return check_quantity(metric)
 

@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Float
 
 from circuitlab.drawing import cell, draw, page
 from circuitlab.errors import ConfigError, FormatError, UnknownNameError
 from circuitlab.outputs.whole import write_bytes
 from circuitlab.summary import Summary, plural
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 # Digits of a weight in files and pages; a weight has no more that anybody could see.
 DIGITS = 4
@@ -47,14 +45,11 @@ class AttentionPatterns(Summary):
         Raises:
             UnknownNameError: It is not among the heads.
         """
-        if head not in self.heads:
-            raise UnknownNameError.of("head", head, self.heads)
+        UnknownNameError.check("head", head, self.heads)
         return self.patterns[self.heads.index(head)]
 
     def to_frame(self) -> pd.DataFrame:
         """One row a head and pair of tokens: head, query, query_token, key, key_token, weight; later keys left out."""
-        import pandas as pd
-
         head, query, key = np.nonzero(np.broadcast_to(self._sees, self.patterns.shape))
         return pd.DataFrame(
             {

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Float
 
 from circuitlab import stats
@@ -15,9 +16,6 @@ from circuitlab.drawing import draw
 from circuitlab.errors import ConfigError
 from circuitlab.patching.effects import Means
 from circuitlab.summary import Summary, largest, plural, short
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 # Rows whose intervals are taken together: a bootstrap of GPT-2's 36,864 neurons at once would take 600 MB.
 ROWS_AT_ONCE = 2048
@@ -116,8 +114,6 @@ class Attribution(Means):
         return table
 
     def _labels(self) -> dict[str, Any]:
-        import pandas as pd
-
         return {
             "component": self.names,
             "kind": [component.kind for component in self.components],
@@ -176,8 +172,6 @@ def top_heads(attribution: Attribution, k: int = 5) -> pd.DataFrame:
         ['a2.h5', 'a3.h5']
     """
     check_number(k)
-    import pandas as pd
-
     attribution.heads  # noqa: B018  # refuses other splits
     frame = attribution.to_frame()
     ranked = frame.loc[frame["kind"] == "head"].sort_values("value", ascending=False, kind="stable")

@@ -14,7 +14,7 @@ from circuitlab.cli.sweep import numbers
 from circuitlab.cli.texts import TextOptions
 
 if TYPE_CHECKING:
-    from circuitlab.neurons.weights import WeightTable
+    from circuitlab.neurons.direct_effects import WeightTable
 
 neurons_app = App(
     help="Single neurons: direct effects, activations, weights, ablation and prompt search.",

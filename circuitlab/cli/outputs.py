@@ -14,7 +14,7 @@ from circuitlab.errors import ConfigError
 if TYPE_CHECKING:
     import pandas as pd
 
-    from circuitlab.outputs import Reserved
+    from circuitlab.outputs.reserve import Reserved
 
 TABLE, TABLE_OR_PICTURE, PICTURE, PAGE = (".csv",), (".csv", ".png", ".svg"), (".png", ".svg"), (".html", ".htm")
 Files = Mapping[str, Callable[[Path], object]]
@@ -49,7 +49,7 @@ class Output(Options):
             ConfigError: A suffix is not allowed, a path cannot be used, or --force is given without a path.
             OutputExistsError: A path exists and --force is not given, or another process is writing it.
         """
-        from circuitlab.outputs import reserved_file, reserved_tables
+        from circuitlab.outputs.reserve import reserved_file, reserved_tables
 
         if self.given.get("force") and not self.files:
             options = " or ".join(f"--{name}" for name in self.kinds)
@@ -67,7 +67,7 @@ class Output(Options):
 
     def write(self, option: str, write: Callable[[Path], object]) -> None:
         """Write the reserved file of an option; nothing where the option is not given."""
-        from circuitlab.outputs import put_file
+        from circuitlab.outputs.reserve import put_file
 
         if option in self.places:
             put_file(self.places[option], write)
@@ -152,13 +152,13 @@ class FolderOutput(Forced):
     @property
     def folder(self) -> str | None:
         """The folder, with `~` replaced, as in `--out=~/x`, where no shell does it."""
-        from circuitlab.outputs import at_home
+        from circuitlab.outputs.paths import at_home
 
         return None if self.out is None else str(at_home(self.out))
 
     def write_folder(self, files: Files) -> None:
         """Write files into the reserved folder; files of other names stay."""
-        from circuitlab.outputs import put_tables
+        from circuitlab.outputs.reserve import put_tables
 
         if "out" in self.places:
             put_tables(self.places["out"], files)

@@ -135,8 +135,8 @@ def sweep(
     """
     wanted = task.load()
     from circuitlab.metrics import metric_of
-    from circuitlab.outputs import check_state_file
-    from circuitlab.outputs.state import resume as check_state
+    from circuitlab.outputs.paths import check_state_file
+    from circuitlab.outputs.records import resume as check_state
     from circuitlab.patching.effects import check_correction
     from circuitlab.patching.runs.baseline import resolve_direction
     from circuitlab.patching.runs.replacement import MEANS

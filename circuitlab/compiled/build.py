@@ -11,17 +11,17 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 
 from circuitlab.arguments import checked
 from circuitlab.compiled.entry import Entry
 from circuitlab.compiled.library import LIBRARY
-from circuitlab.compiled.meaning import logits_of, run_program
 from circuitlab.compiled.program import Program
-from circuitlab.compiled.truth import true_edges
+from circuitlab.compiled.truth import logits_of, run_program, true_edges
 from circuitlab.compiled.weights import compile_weights
 from circuitlab.data.batch import PairBatch
 from circuitlab.errors import ConfigError, ModelError, UnknownNameError
@@ -31,9 +31,6 @@ from circuitlab.models.load import DTYPES
 from circuitlab.models.modes import model_function
 from circuitlab.models.native import native_model
 from circuitlab.result import Result
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 N_PAIRS = 64
 # Prompts drawn for each requested reference prompt: some are among the scored ones.
@@ -211,8 +208,7 @@ def compile_model(name: str, *, norm: bool = False, dtype: str = "float64") -> C
         >>> [edge.name for edge, _ in built.truth("corrupt", built.pairs(n=8)).edges()]
         ['input->a0.h0<v>', 'a0.h0->logits']
     """
-    if name not in LIBRARY:
-        raise UnknownNameError.of("compiled model", name, LIBRARY)
+    UnknownNameError.check("compiled model", name, LIBRARY)
     check_dtype(dtype)
     entry = LIBRARY[name]
     spec, weights = compile_weights(entry.program, norm)

@@ -22,8 +22,8 @@ import numpy as np
 
 from circuitlab.compiled.build import CompiledModel, check_dtype
 from circuitlab.compiled.entry import Drawn, Entry
-from circuitlab.compiled.meaning import logits_of, run_program
 from circuitlab.compiled.program import POSITION, TOKEN, Apply, Attend, Match, Operation, Program
+from circuitlab.compiled.truth import logits_of, run_program
 from circuitlab.errors import ConfigError, UnsupportedModelError
 from circuitlab.models.load import DTYPES
 from circuitlab.models.modes import model_function

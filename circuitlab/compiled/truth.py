@@ -1,4 +1,4 @@
-"""The true edges of a program, from the program: which variables are read on the way to the answer, and differ.
+"""The values of a program on prompts, and its true edges: those of variables that lead to the answer and differ.
 
 An edge u -> v belongs to the circuit if
 
@@ -9,30 +9,98 @@ An edge u -> v belongs to the circuit if
    value, zero, or the mean of the reference prompts. A constant path is part of no circuit under "corrupt".
 3. It lies on a path of such edges from the input to the logits.
 
-The values are the program's (`run_program`); no model is run and nothing is patched. Two consequences: an edge whose
-reader compares two values that change together can have an effect when it is patched alone, and is no part of the
-circuit if the reader's output is the same; and a constant that makes no difference, such as a key of a head that
-attends to all tokens alike, belongs to the circuit under "zero" if it is read at all.
+The values are the program's (`run_program`), with hard attention: a head attends, in equal parts, to the visible tokens
+of the highest score, where the compiled model leaves a few nats between that score and the others. No model is run and
+nothing is patched. Two consequences: an edge whose reader compares two values that change together can have an effect
+when it is patched alone, and is no part of the circuit if the reader's output is the same; and a constant that makes no
+difference, such as a key of a head that attends to all tokens alike, belongs to the circuit under "zero" if it is read
+at all.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
+from einops import einsum
 from jaxtyping import Bool, Float, Int
 
-from circuitlab.compiled.meaning import Meaning, run_program, visible
-from circuitlab.compiled.program import Program
+from circuitlab.compiled.program import POSITION, TOKEN, Attend, Program
 from circuitlab.data.batch import PairBatch
 from circuitlab.errors import ConfigError, UnknownNameError
 from circuitlab.graphs.prune import prune
 from circuitlab.parts import Edge, Layout, ModelSpec, Reader, Slot
+from circuitlab.summary import Summary
+
+# Scores and values closer than this are equal; values of programs are of size 1.
+SAME = 1e-9
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+class Meaning(Summary):
+    """A program's values on some prompts.
+
+    Attributes:
+        values: Variable -> its value at every token.
+        patterns: Variable -> the attention pattern of the head that writes it, query by key.
+    """
+
+    values: Mapping[str, Float[np.ndarray, "batch seq _"]]
+    patterns: Mapping[str, Float[np.ndarray, "batch seq seq"]]
+
+
+def visible(program: Program, n_tokens: int) -> Bool[np.ndarray, "seq seq"]:
+    """Which keys each query sees."""
+    everything = np.ones((n_tokens, n_tokens), dtype=bool)
+    return np.tril(everything) if program.causal else everything
+
+
+def run_program(program: Program, tokens: Int[np.ndarray, "batch seq"]) -> Meaning:
+    """The value of every variable on some prompts.
+
+    Returns:
+        Values of all variables, and attention patterns of all heads.
+    """
+    n_examples, n_tokens = tokens.shape
+    values = {
+        TOKEN: np.eye(len(program.words))[tokens],
+        POSITION: np.broadcast_to(np.eye(program.n_ctx)[:n_tokens], (n_examples, n_tokens, program.n_ctx)),
+    }
+    patterns = {}
+    for operation in program.operations:
+        if isinstance(operation, Attend):
+            patterns[operation.writes] = pattern = _pattern(program, operation, values)
+            values[operation.writes] = pattern @ (values[operation.value] @ operation.through)
+        else:
+            read = sum(values[name] @ weight for name, weight in operation.reads.items()) + operation.bias
+            values[operation.writes] = np.maximum(read, 0) @ operation.out + operation.shift
+    return Meaning(values=values, patterns=patterns)
+
+
+def logits_of(program: Program, meaning: Meaning) -> Float[np.ndarray, "batch seq word"]:
+    """What the program predicts.
+
+    Returns:
+        The logits, as far as the program defines them.
+    """
+    return meaning.values[program.output] @ program.unembed
+
+
+def _pattern(program: Program, head: Attend, values: Mapping[str, np.ndarray]) -> Float[np.ndarray, "batch seq seq"]:
+    n_examples, n_tokens = values[TOKEN].shape[:2]
+    scores = np.zeros((n_examples, n_tokens, n_tokens))
+    for term in head.score:
+        key = values[term.key]
+        query = np.broadcast_to(term.weight, key.shape) if term.query is None else values[term.query] @ term.weight
+        scores += einsum(query, key, "batch query width, batch key width -> batch query key")
+    scores = np.where(visible(program, n_tokens), scores, -np.inf)
+    best = scores >= scores.max(2, keepdims=True) - SAME
+    return best / best.sum(2, keepdims=True)
+
 
 ABLATIONS = ("corrupt", "zero", "mean", "mean-position")
-# Values closer than this are equal; those of programs are of size 1.
-SAME = 1e-9
 
 Tokens = Bool[np.ndarray, "batch seq"]
 
@@ -99,8 +167,7 @@ def tokens_that_count(
 def _replacements(
     program: Program, pairs: PairBatch, clean: Meaning, ablation: str, means_of: PairBatch | None
 ) -> Mapping[str, Float[np.ndarray, ...]]:
-    if ablation not in ABLATIONS:
-        raise UnknownNameError.of("ablation", ablation, ABLATIONS)
+    UnknownNameError.check("ablation", ablation, ABLATIONS)
     if ablation == "corrupt":
         return run_program(program, pairs.corrupt.cpu().numpy()).values
     if ablation == "zero":

@@ -83,8 +83,7 @@ def load_task(task: str | Path | Task, *, task_options: Mapping[str, str] | None
         return _from_file(Path(text)).with_options(**options)
     name, _, values = text.partition(":")
     entries = plugins.installed(GROUP)
-    if name not in entries:
-        raise UnknownNameError.of("task", name, entries, "A task of your own is given as the path of its .py file.")
+    UnknownNameError.check("task", name, entries, "A task of your own is given as the path of its .py file.")
     found = plugins.load(entries[name])
     if not isinstance(found, Task):
         raise TaskFileError(f"task {name!r}, {entries[name].value}, is {shown(found)}; it must be a Task.")

@@ -45,8 +45,7 @@ def words_of(words: Sequence[T], split: str) -> tuple[T, ...]:
         >>> words_of(("red", "blue", "green", "black"), "held_out")
         ('green',)
     """
-    if split not in SPLITS:
-        raise UnknownNameError.of("split", split, SPLITS)
+    UnknownNameError.check("split", split, SPLITS)
     if split == "any":
         return tuple(words)
     if len(words) < 2:

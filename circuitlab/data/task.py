@@ -101,8 +101,7 @@ class Task(Summary):
             )
         _check_held_out(owner, self)
         check_line(f"split of {owner}", self.split)
-        if self.split not in names.SPLITS:
-            raise UnknownNameError.of("split", self.split, names.SPLITS, owner=owner)
+        UnknownNameError.check("split", self.split, names.SPLITS, owner=owner)
         published = check_mapping(f"published of {owner}", self.published)
         if wrong := [name for name, circuit in published.items() if not isinstance(circuit, PublishedCircuit)]:
             raise TaskError(f"published[{wrong[0]!r}] of {owner} must be a PublishedCircuit.")
@@ -113,8 +112,7 @@ class Task(Summary):
         for name, value in check_mapping(f"chosen of {owner}", self.chosen).items():
             if name not in self.options:
                 raise UnknownNameError.of("option", name, self.options or ["(none)"], owner=owner)
-            if value not in self.options[name]:
-                raise UnknownNameError.of(name, value, self.options[name], owner=owner)
+            UnknownNameError.check(name, value, self.options[name], owner=owner)
 
     @property
     def settings(self) -> dict[str, str]:

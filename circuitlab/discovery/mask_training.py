@@ -22,7 +22,7 @@ from circuitlab.declarations import Setting
 from circuitlab.digests import named_sha256, sha256
 from circuitlab.graphs.prune import real_edges
 from circuitlab.metrics import resolve
-from circuitlab.outputs.state import State, resume, save_state
+from circuitlab.outputs.records import State, resume, save_state
 from circuitlab.parts import Layout
 from circuitlab.patching.circuits.soft_circuit import SoftCircuit
 from circuitlab.patching.experiment import Experiment

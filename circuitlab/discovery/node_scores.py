@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 from circuitlab.arguments import checked
-from circuitlab.outputs import at_home
+from circuitlab.outputs.paths import at_home
 from circuitlab.outputs.records import load_record, save_record, score_file
 from circuitlab.parts import Layout, ModelSpec
 from circuitlab.result import Result

@@ -15,7 +15,7 @@ from circuitlab.errors import ConfigError, FormatError
 from circuitlab.graphs.circuit import Circuit
 from circuitlab.graphs.prune import real_edges
 from circuitlab.graphs.ranking import edge_places, greedy_edges, mask_of, ranked_edges
-from circuitlab.outputs import at_home
+from circuitlab.outputs.paths import at_home
 from circuitlab.outputs.records import load_record, save_record, score_file
 from circuitlab.parts import Layout, ModelSpec
 from circuitlab.result import Result

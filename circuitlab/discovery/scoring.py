@@ -99,8 +99,7 @@ def score(
         CircuitLabError: As `score_edges`.
     """
     found = find_method(method)
-    if axis not in AXES:
-        raise UnknownNameError.of("axis", axis, AXES)
+    UnknownNameError.check("axis", axis, AXES)
     if axis != "all" and "axis" not in found.takes:
         can = method_names("axis")
         raise ConfigError(f"method {found.name!r} has no scores by {axis}. Take axis='all', or one of: {can}.")
@@ -160,8 +159,7 @@ def score_nodes(
         (37,)
     """
     found = find_method(method)
-    if level not in LEVELS:
-        raise UnknownNameError.of("level", level, LEVELS, hint="Edges are scored by score_edges.")
+    UnknownNameError.check("level", level, LEVELS, hint="Edges are scored by score_edges.")
     if level not in found.levels:
         raise ConfigError(f"method {found.name!r} does not score level {level!r}. Take one of {method_names(level)}.")
     check_ablation(found, ablation, with_reference=reference is not None)

@@ -254,8 +254,7 @@ def stability(
         >>> 0 <= found.jaccard <= 1
         True
     """
-    if over not in OVER:
-        raise UnknownNameError.of("way to other prompts", over, OVER)
+    UnknownNameError.check("way to other prompts", over, OVER)
     most = SETTINGS["stability"].most or 0
     if isinstance(n_resamples, bool) or not isinstance(n_resamples, int) or not 2 <= n_resamples <= most:
         raise ConfigError(f"n_resamples is {n_resamples!r}; at least 2 circuits can be compared, and at most {most:,}.")

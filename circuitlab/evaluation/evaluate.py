@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from circuitlab.data.batch import PairBatch
 from circuitlab.data.batching import prompt_keys
 from circuitlab.data.pairs import PairSet
 from circuitlab.drawing import draw
 from circuitlab.errors import ConfigError
-from circuitlab.evaluation.areas import Areas, CurvePoint
 from circuitlab.evaluation.checks import check_circuit, kept_neurons
-from circuitlab.evaluation.completeness import Knockout, complement_faithfulness, knockouts
-from circuitlab.evaluation.curve import SUFFICES, curves, highest, overshoots, smallest_sufficient
+from circuitlab.evaluation.curve import SUFFICES, Areas, CurvePoint, curves, highest, overshoots, smallest_sufficient
 from circuitlab.evaluation.faithfulness import Faithfulness
-from circuitlab.evaluation.minimality import Minimality, minimality_of
+from circuitlab.evaluation.knockouts import Knockout, Minimality, complement_faithfulness, knockouts, minimality_of
 from circuitlab.graphs.circuit import Circuit
 from circuitlab.graphs.random import random_circuit
 from circuitlab.graphs.selection import Selection
@@ -29,9 +28,6 @@ from circuitlab.patching.experiment import Experiment
 from circuitlab.patching.runs.replacement import AblationLike
 from circuitlab.progress import Progress, callback
 from circuitlab.summary import plural
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
@@ -125,8 +121,6 @@ class Evaluation(Faithfulness):
         Returns:
             The table.
         """
-        import pandas as pd
-
         return pd.DataFrame([asdict(point) for point in self.curve])
 
     def plot(self, title: str = "") -> Any:

@@ -20,7 +20,7 @@ from circuitlab.features.descriptions import Descriptions
 from circuitlab.features.place import activation, fitted
 from circuitlab.models.modes import model_function
 from circuitlab.models.protocol import BlockArguments, Model
-from circuitlab.neurons.prompts import Tokens, read_prompts, run_by_length
+from circuitlab.neurons.chosen import Tokens, read_prompts, run_by_length
 from circuitlab.resources import Resources
 from circuitlab.result import Result
 from circuitlab.summary import largest, plural

@@ -91,8 +91,6 @@ class Descriptions(Result):
 
     def to_frame(self) -> pd.DataFrame:
         """One row a description: feature, text, model_id, source, by."""
-        import pandas as pd
-
         return pd.DataFrame([asdict(entry) for entry in self.entries])
 
     def _summary(self) -> str:

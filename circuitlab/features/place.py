@@ -1,15 +1,20 @@
-"""The place of a model that an autoencoder reads: its value in a recorded run, and the model from there on."""
+"""The place of a model that an autoencoder reads: value and features in recorded runs, and the model from there on."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
+
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuitlab.errors import ConfigError
 from circuitlab.features.autoencoder import Autoencoder
 from circuitlab.models.protocol import BlockArguments, Model, Recording
 from circuitlab.models.steps import after_heads, finish_block, mlp_input
+from circuitlab.patching.runs.baseline import Baseline
+from circuitlab.patching.runs.reach import tokens_that_matter
 from circuitlab.patching.sweeps.sites import SITES, Entry, enters_at, find_site
 
 STREAMS = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
@@ -69,19 +74,9 @@ def width_of(model: Model, site: str, layer: int) -> int:
 @torch.no_grad()
 def activation(model: Model, run: Recording, site: str, layer: int) -> Float[Tensor, "batch seq d_in"]:
     """What stood at a site in a recorded run."""
-    if site == "resid_pre":
-        return run.resid_pre[layer]
-    if site == "resid_mid":
-        return run.resid_mid(layer)
-    if site == "resid_post":
-        return run.stream(layer + 1)
-    if site == "attn_out":
-        return run.attn_out[layer]
-    if site == "mlp_out":
-        return run.mlp_out[layer]
     if site == "head_z":
         return run.z[layer].flatten(2)
-    return model.mlp_hidden(layer, mlp_input(model, run, layer))
+    return model.mlp_hidden(layer, mlp_input(model, run, layer)) if site == "neuron" else run.at(site, layer)
 
 
 def added(model: Model, site: str, layer: int, value: Float[Tensor, "*row d_in"]) -> Float[Tensor, "*row d_model"]:
@@ -102,28 +97,23 @@ def recorded(model: Model, run: Recording, site: str, layer: int) -> Float[Tenso
 
 
 def run_on(
-    model: Model,
-    run: Recording,
-    arguments: BlockArguments,
-    site: str,
-    layer: int,
-    value: Float[Tensor, "batch seq d_in"],
+    model: Model, own: Autoencoder, run: Recording, arguments: BlockArguments, value: Float[Tensor, "batch seq d_in"]
 ) -> Float[Tensor, "batch seq d_model"]:
-    """The stream at the end with another value at a site, at every token. What comes before is the recorded run.
+    """The stream at the end with another value at an autoencoder's site, at every token; before it, the recorded run.
 
     Gradients follow if they are on.
 
     Args:
         model: The model.
+        own: The autoencoder, at whose site the value is put.
         run: The recorded run of these prompts.
         arguments: What blocks are called with.
-        site: Where the value is put.
-        layer: In which layer.
         value: What is put there.
 
     Returns:
         The stream after the last block.
     """
+    site, layer = own.site, own.layer
     entry, stream = SITES[site].entry, value
     if site not in ("resid_pre", "resid_mid", "resid_post"):
         change = added(model, site, layer, value) - recorded(model, run, site, layer)
@@ -131,3 +121,65 @@ def run_on(
     if entry is Entry.MIDDLE:
         stream = finish_block(model, layer, stream)
     return model.run_blocks(stream, enters_at(SITES[site], layer), arguments)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Differences:
+    """Features that differ between the runs of a batch, one entry a token and feature; in units of the base run.
+
+    Attributes:
+        example: Which example.
+        position: At which token.
+        feature: Which feature.
+        change: Clean minus corrupted activation.
+    """
+
+    example: Int[Tensor, " entry"]
+    position: Int[Tensor, " entry"]
+    feature: Int[Tensor, " entry"]
+    change: Float[Tensor, " entry"]
+
+    def __len__(self) -> int:
+        return len(self.example)
+
+
+@torch.no_grad()
+def differences(model: Model, autoencoder: Autoencoder, baseline: Baseline) -> Differences:
+    """All features that differ, where it can matter.
+
+    Returns:
+        One entry a token and feature: clean minus corrupted activation.
+    """
+    matter = tokens_that_matter(model.spec, baseline.batch, from_difference=True)
+    example, position = matter.nonzero(as_tuple=True)
+    site, layer, n = autoencoder.site, autoencoder.layer, autoencoder.n_features
+    keys, values = list[Tensor](), list[Tensor]()
+    for run, sign in ((baseline.clean, 1), (baseline.corrupt, -1)):
+        active = autoencoder.active(activation(model, run, site, layer)[example, position])
+        keys.append(active.token * n + active.feature)
+        values.append(sign * active.value)
+    distinct, place = torch.cat(keys).unique(return_inverse=True)
+    change = autoencoder.b_dec.new_zeros(len(distinct)).index_add_(0, place, torch.cat(values))
+    live = change != 0
+    token, feature, change = distinct[live] // n, distinct[live] % n, change[live]
+    return Differences(example=example[token], position=position[token], feature=feature, change=change)
+
+
+def chosen_features(autoencoder: Autoencoder, given: Iterable[int]) -> tuple[int, ...]:
+    """Features that a user names.
+
+    Returns:
+        The numbers of the features.
+
+    Raises:
+        ConfigError: One is out of range, stands twice, or there are none.
+    """
+    numbers, n = [int(number) for number in given], autoencoder.n_features
+    if not numbers:
+        raise ConfigError("no feature is chosen; leave the argument out for all that differ.")
+    for number in numbers:
+        if not 0 <= number < n:
+            raise ConfigError(f"feature {number} is out of range: there are {n}, numbered 0 to {n - 1}.")
+    if len(set(numbers)) < len(numbers):
+        raise ConfigError(f"features {numbers} name one of them twice.")
+    return tuple(numbers)

@@ -30,8 +30,7 @@ from circuitlab.data.pairs import PairSet
 from circuitlab.errors import ConfigError, MetricError, UnknownNameError
 from circuitlab.features.autoencoder import Autoencoder
 from circuitlab.features.descriptions import Descriptions
-from circuitlab.features.differences import differences
-from circuitlab.features.place import activation, fitted, run_on
+from circuitlab.features.place import activation, differences, fitted, run_on
 from circuitlab.metrics import Metric, MetricLike, metric_for
 from circuitlab.models.modes import model_function
 from circuitlab.models.protocol import Model
@@ -183,8 +182,7 @@ def rank_features(
         UnknownNameError: No such end or metric, or the model has no such site.
         MetricError: The metric has no gradient, or does not distinguish the two runs.
     """
-    if at not in ENDS:
-        raise UnknownNameError.of("end", at, ENDS)
+    UnknownNameError.check("end", at, ENDS)
     if steps < 1:
         raise ConfigError(f"steps={steps}: the gradient is taken at one point at least.")
     own = fitted(model, autoencoder)
@@ -246,7 +244,7 @@ def mean_gradient(
     for share in places:
         with torch.enable_grad():
             value = (corrupt + share * (clean - corrupt)).detach().requires_grad_()
-            final = run_on(model, run, baseline.arguments, own.site, own.layer, value)
+            final = run_on(model, own, run, baseline.arguments, value)
             total = judged(model, metric, baseline.batch, at_answer(final, baseline.batch.answer_at)).sum()
         if not total.requires_grad:
             raise MetricError(f"metric {metric.name!r} does not depend on the logits in a way that torch can follow.")

@@ -16,12 +16,12 @@ from torch import Tensor
 
 from circuitlab.arguments import checked
 from circuitlab.errors import ConfigError, FormatError, UnknownNameError
-from circuitlab.features.autoencoder import Autoencoder
-from circuitlab.features.encoders import BIASES, TopK
+from circuitlab.features.autoencoder import BIASES, Autoencoder, TopK
 from circuitlab.features.weights import Settings
 from circuitlab.files import check_file, parsing, read_json
 from circuitlab.models.hook_names import site_of_hook
-from circuitlab.outputs import at_home, put_tables, reserved_tables
+from circuitlab.outputs.paths import at_home
+from circuitlab.outputs.reserve import put_tables, reserved_tables
 from circuitlab.outputs.whole import writing
 
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
@@ -157,8 +157,7 @@ def _architecture(config: _Config, name: str) -> str:
     given = "topk" if (config.architecture, config.activation_fn) == ("standard", "topk") else config.architecture
     if given in _OTHERS:
         raise UnknownNameError(f"autoencoder {name!r}: a {given} {_OTHERS[given]}. Read are {', '.join(BIASES)}.")
-    if given not in BIASES:
-        raise UnknownNameError.of("architecture", given, BIASES, owner=f"autoencoder {name!r}")
+    UnknownNameError.check("architecture", given, BIASES, owner=f"autoencoder {name!r}")
     if config.activation_fn not in ("relu", "topk"):
         raise FormatError(
             f"autoencoder {name!r} has the activation function {config.activation_fn!r}; read are relu and topk."

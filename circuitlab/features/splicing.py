@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -28,16 +30,13 @@ from circuitlab.features.place import activation, fitted, run_on
 from circuitlab.metrics import MetricLike
 from circuitlab.models.modes import model_function
 from circuitlab.models.protocol import BlockArguments, Model, Recording
-from circuitlab.neurons.prompts import front_of, run_by_length
+from circuitlab.neurons.chosen import front_of, run_by_length
 from circuitlab.patching.experiment import Experiment
 from circuitlab.patching.runs.baseline import at_answer
 from circuitlab.predictions.streams import logits_by_part
 from circuitlab.resources import Resources
 from circuitlab.result import Result
 from circuitlab.summary import plural
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 Edit = Callable[[Tensor], Tensor]
 
@@ -113,8 +112,6 @@ class Splice(Result):
 
     def to_frame(self) -> pd.DataFrame:
         """A table of one row: metric, recovered, ci_low, ci_high, n."""
-        import pandas as pd
-
         ends = {"ci_low": float(self.interval.low), "ci_high": float(self.interval.high)}
         return pd.DataFrame([{"metric": self.metric, "recovered": self.recovered, **ends, "n": len(self.clean)}])
 
@@ -149,13 +146,8 @@ def attached(
         ConfigError: The autoencoder does not fit the model.
         UnknownNameError: The model has no such site.
     """
-    own = fitted(model, autoencoder)
-    since = _kept(model, keep_first)
-
-    def change(x: Tensor) -> Tensor:
-        return torch.cat([x[:, :since], through(own, x[:, since:], error=error, edit=edit)], 1)
-
-    return model.rewriting(own.site, own.layer, change)
+    spliced = _Spliced.of(model, autoencoder, keep_first)
+    return model.rewriting(spliced.own.site, spliced.own.layer, partial(spliced.values, error=error, edit=edit))
 
 
 @model_function
@@ -178,14 +170,14 @@ def quality(
         ConfigError: The autoencoder does not fit the model, or a text is too long or has no token to predict.
         UnknownNameError: The model has no such site.
     """
-    own, since = fitted(model, autoencoder), _kept(model, keep_first)
-    prompts, sums = read_texts(model, texts), _Sums(own)
+    spliced = _Spliced.of(model, autoencoder, keep_first)
+    prompts, sums, since = read_texts(model, texts), _Sums(spliced), spliced.since
     if short := next((len(prompt) for prompt in prompts if len(prompt) < since + 2), None):
         raise ConfigError(f"a text of {short} tokens has none to predict after its first {since}; give longer ones.")
 
     @torch.no_grad()
     def run(_numbers: list[int], ids: Tensor, arguments: BlockArguments) -> None:
-        sums.add(model, own, ids, arguments, since)
+        sums.add(ids, arguments)
 
     run_by_length(model, prompts, run, Resources(budget), extra_streams=8 * model.spec.n_layers)
     return sums.quality()
@@ -226,12 +218,12 @@ def splice(
         UnknownNameError: The model has no such site, or there is no such metric.
         MetricError: The metric cannot be used.
     """
-    own, since = fitted(model, autoencoder), _kept(model, keep_first)
+    own = _Spliced.of(model, autoencoder, keep_first)
     experiment = Experiment(model, pairs, metric, budget=budget)
     judged_by, spliced = experiment.metric, np.zeros(experiment.n_examples)
     for baseline in experiment.baselines:
         batch = baseline.batch
-        final = _run(model, own, baseline.clean, baseline.arguments, since, error=error, edit=edit)
+        final = own.final(baseline.clean, baseline.arguments, error=error, edit=edit)
         with torch.no_grad():
             found = judged_by(model.logits(at_answer(final, batch.answer_at)), batch)
         spliced[batch.index.cpu().numpy()] = found.double().cpu().numpy()
@@ -251,51 +243,63 @@ def through(
     return (made + (x.to(made) - autoencoder.decode(features, like=x)) if error else made).to(x)
 
 
-@torch.no_grad()
-def _run(
-    model: Model,
-    own: Autoencoder,
-    run: Recording,
-    arguments: BlockArguments,
-    since: int,
-    *,
-    error: bool,
-    edit: Edit | None = None,
-) -> Float[Tensor, "batch seq d_model"]:
-    x = activation(model, run, own.site, own.layer).clone()
-    x[:, since:] = through(own, x[:, since:], error=error, edit=edit)
-    return run_on(model, run, arguments, own.site, own.layer, x)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Spliced:
+    """A model with an autoencoder in it, on its device.
 
+    Attributes:
+        model: The model.
+        own: The autoencoder.
+        since: The first token that runs through it.
+    """
 
-def _kept(model: Model, keep_first: int | None) -> int:
-    if keep_first is not None and keep_first < 0:
-        raise ConfigError(f"keep_first={keep_first} is negative.")
-    return len(front_of(model)) if keep_first is None else keep_first
+    model: Model
+    own: Autoencoder
+    since: int
+
+    @classmethod
+    def of(cls, model: Model, autoencoder: Autoencoder, keep_first: int | None) -> _Spliced:
+        own = fitted(model, autoencoder)
+        if keep_first is not None and keep_first < 0:
+            raise ConfigError(f"keep_first={keep_first} is negative.")
+        return cls(model=model, own=own, since=len(front_of(model)) if keep_first is None else keep_first)
+
+    def values(self, x: Float[Tensor, "batch seq d_in"], *, error: bool, edit: Edit | None = None) -> Tensor:
+        """What takes the place of activations."""
+        return torch.cat([x[:, : self.since], through(self.own, x[:, self.since :], error=error, edit=edit)], 1)
+
+    @torch.no_grad()
+    def final(
+        self, run: Recording, arguments: BlockArguments, *, error: bool, edit: Edit | None = None
+    ) -> Float[Tensor, "batch seq d_model"]:
+        """The stream after the last block."""
+        x = activation(self.model, run, self.own.site, self.own.layer)
+        return run_on(self.model, self.own, run, arguments, self.values(x, error=error, edit=edit))
 
 
 class _Sums:
     """Sums over tokens, in float64."""
 
-    def __init__(self, own: Autoencoder) -> None:
+    def __init__(self, spliced: _Spliced) -> None:
+        self.spliced, own = spliced, spliced.own
         self.alive = torch.zeros(own.n_features, dtype=torch.bool, device=own.w_enc.device)
         self.total = torch.zeros(own.d_in, dtype=torch.float64)
         self.tokens = self.predicted = self.active = 0
         self.squares = self.errors = 0.0
         self.losses = np.zeros(4)
 
-    def add(
-        self, model: Model, own: Autoencoder, tokens: Int[Tensor, "batch seq"], arguments: BlockArguments, since: int
-    ) -> None:
+    def add(self, tokens: Int[Tensor, "batch seq"], arguments: BlockArguments) -> None:
         """Prompts of one length, measured from a token on."""
+        spliced, model, own, since = self.spliced, self.spliced.model, self.spliced.own, self.spliced.since
         run = model.record(tokens)
         x = activation(model, run, own.site, own.layer)
         zero = x.clone()
         zero[:, since:] = 0
         finals = [
             run.resid_final,
-            _run(model, own, run, arguments, since, error=True),
-            _run(model, own, run, arguments, since, error=False),
-            run_on(model, run, arguments, own.site, own.layer, zero),
+            spliced.final(run, arguments, error=True),
+            spliced.final(run, arguments, error=False),
+            run_on(model, own, run, arguments, zero),
         ]
         losses = [_loss(model, final[:, since:-1], tokens[:, since + 1 :]) for final in finals]
         read = x[:, since:].flatten(0, 1)

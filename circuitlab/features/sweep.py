@@ -17,12 +17,11 @@ from circuitlab.data.batch import PairBatch
 from circuitlab.data.pairs import PairSet
 from circuitlab.errors import ConfigError
 from circuitlab.features.autoencoder import Autoencoder
-from circuitlab.features.differences import Differences, chosen_features, differences
-from circuitlab.features.place import activation, added, fitted, recorded
+from circuitlab.features.place import Differences, activation, added, chosen_features, differences, fitted, recorded
 from circuitlab.metrics import MetricLike
 from circuitlab.models.changes import Change
 from circuitlab.models.modes import model_function
-from circuitlab.models.protocol import Model, Recording
+from circuitlab.models.protocol import Model
 from circuitlab.patching.experiment import Experiment
 from circuitlab.patching.grid import Grid
 from circuitlab.patching.runs.baseline import Baseline, judge_all
@@ -184,7 +183,7 @@ def feature_patches(runs: Runs, own: Autoencoder, members: tuple[int, ...], toke
         members=members,
         live=change != 0,
         tokens=tokens,
-        delta=_delta(runs.model, own, runs.base, members, change),
+        delta=_delta(runs, own, members, change),
     )
 
 
@@ -200,13 +199,9 @@ def _table(found: Differences, members: tuple[int, ...], baseline: Baseline) -> 
 
 
 def _delta(
-    model: Model,
-    own: Autoencoder,
-    base: Recording,
-    members: tuple[int, ...],
-    change: Float[Tensor, "feature batch seq"],
+    runs: Runs, own: Autoencoder, members: tuple[int, ...], change: Float[Tensor, "feature batch seq"]
 ) -> Change:
-    site, layer = own.site, own.layer
+    model, base, site, layer = runs.model, runs.base, own.site, own.layer
     rows = own.w_dec[torch.tensor(members, device=own.w_dec.device)]
     value = activation(model, base, site, layer)
     scale = own.scaled(value).scale

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from circuitlab.errors import FormatError
-from circuitlab.features.autoencoder import Autoencoder
-from circuitlab.features.encoders import BIASES, ENCODERS, Encoder
+from circuitlab.features.autoencoder import BIASES, ENCODERS, Autoencoder, Encoder
 
 SHARED = ("W_enc", "W_dec", "b_dec")
 

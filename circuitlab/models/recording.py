@@ -50,6 +50,16 @@ class Recording(Summary):
         """The stream before block `layer` with what its attention adds."""
         return self.resid_pre[layer] + self.attn_out[layer]
 
+    def at(self, site: str, layer: int) -> Float[Tensor, "batch seq d_model"]:
+        """The stream ("resid_pre", "resid_mid", "resid_post") or what a layer adds to it ("attn_out", "mlp_out").
+
+        Returns:
+            Its value at every token.
+        """
+        if site == "resid_mid":
+            return self.resid_mid(layer)
+        return self.stream(layer + 1) if site == "resid_post" else getattr(self, site)[layer]
+
     def head_inputs(self, layer: int) -> dict[Slot, Float[Tensor, "batch seq head d_head"]]:
         """Queries, keys and values of a layer's heads."""
         return {Slot.Q: self.q[layer], Slot.K: self.k[layer], Slot.V: self.v[layer]}

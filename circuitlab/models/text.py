@@ -28,8 +28,7 @@ def check_choice(bos: str) -> str:
     Raises:
         UnknownNameError: It is not.
     """
-    if bos not in CHOICES:
-        raise UnknownNameError.of("bos", bos, CHOICES)
+    UnknownNameError.check("bos", bos, CHOICES)
     return bos
 
 

@@ -14,16 +14,12 @@ from circuitlab.lazy import homes_of, lazy_names
 
 if TYPE_CHECKING:
     from circuitlab.neurons.ablation import ablation_effect
-    from circuitlab.neurons.direct_effects import importance
-    from circuitlab.neurons.examples import top_examples
-    from circuitlab.neurons.noise import noise_sensitivity
-    from circuitlab.neurons.norm_ratio import norm_ratios
-    from circuitlab.neurons.outlier_scores import outliers
-    from circuitlab.neurons.over_text import activations
+    from circuitlab.neurons.direct_effects import importance, top_neurons, top_tokens
+    from circuitlab.neurons.examples import activations, top_examples
+    from circuitlab.neurons.last_token import noise_sensitivity, simplify
+    from circuitlab.neurons.outlier_scores import norm_ratios, outliers
     from circuitlab.neurons.prompt_search import optimise_prompts
     from circuitlab.neurons.sentences import SENTENCES
-    from circuitlab.neurons.simplification import simplify
-    from circuitlab.neurons.weights import top_neurons, top_tokens
 
 _HOMES = homes_of(__name__)
 __all__ = sorted(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]

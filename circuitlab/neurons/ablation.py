@@ -23,9 +23,9 @@ from circuitlab.errors import ConfigError
 from circuitlab.models.modes import model_function
 from circuitlab.models.protocol import BlockArguments, Model
 from circuitlab.models.steps import half_block, mlp_stream
-from circuitlab.neurons.log_probs import largest_changes, log_probs_of
-from circuitlab.neurons.prompts import Prompt, Tokens, check_sets, read_prompts, run_by_length, words_of
+from circuitlab.neurons.chosen import Prompt, Tokens, check_sets, read_prompts, run_by_length, words_of
 from circuitlab.parts import Stage
+from circuitlab.predictions.streams import largest_changes, log_probs_of
 from circuitlab.resources import Resources
 from circuitlab.result import plain
 from circuitlab.summary import Summary, plural

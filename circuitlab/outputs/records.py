@@ -5,13 +5,18 @@ text in its metadata. Reading follows the types that the dataclass declares: a v
 or too few, an array of another dtype or number of axes is refused. Nothing in the file is run.
 
 Fields that take no part in comparisons (`field(compare=False)`) are kept in memory only.
+
+The state of a long job is such a record, so that a job that was stopped goes on from there and gives the same numbers:
+which job, a digest of everything that its numbers depend on, and what it keeps. The file of another job is refused,
+never overwritten.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import MISSING, Field, fields, is_dataclass
+import os
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
 from types import NoneType, UnionType
@@ -20,7 +25,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 import numpy as np
 from jaxtyping import jaxtyped
 
-from circuitlab.errors import FormatError
+from circuitlab.errors import FormatError, RunError
 from circuitlab.files import check_file, parse_json, parsing
 from circuitlab.outputs.paths import at_home
 from circuitlab.outputs.whole import write_bytes
@@ -212,3 +217,64 @@ def _expect(kind: Any, value: Any, where: str) -> Any:
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise TypeError(f"{where or 'the record'} is {value!r:.60}")
     return value
+
+
+SCHEMA, FILE = "circuitlab.state/1", "file to resume from"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class State:
+    """What a job keeps.
+
+    Attributes:
+        job: What is done, such as "sweep".
+        key: Digest of everything that the numbers depend on.
+        numbers: Whole numbers by name.
+        arrays: Arrays by name.
+    """
+
+    job: str
+    key: str
+    numbers: Mapping[str, int]
+    arrays: Mapping[str, np.ndarray]
+
+
+def save_state(path: Path, state: State) -> None:
+    """Write the state of a job, whole or not at all.
+
+    Raises:
+        FileError: The operating system refused.
+    """
+    save_record(path, state, SCHEMA, FILE)
+
+
+def resume(path: str | Path, job: str, key: str | None, take: Callable[[State], object] = lambda state: None) -> None:
+    """Take over the state that a file keeps; a file that is not there yet is fine.
+
+    Args:
+        path: The file.
+        job: What is done, such as "sweep".
+        key: Digest of everything that the numbers depend on; None to check the kind of job only.
+        take: Takes the state over; whatever it raises means that the file is damaged.
+
+    Raises:
+        FileError: It cannot be read.
+        RunError: It is of another job, damaged, or no such file.
+    """
+    if not os.path.lexists(path):
+        return
+    try:
+        state = load_record(Path(path), State, (SCHEMA,), FILE)
+        if state.job != job or key not in (None, state.key):
+            raise RunError(
+                f"{str(path)!r} keeps another {job} (other model, prompts, sites or settings). Give another path, or "
+                "remove the file."
+            )
+        with parsing(f"{FILE} {str(path)!r}"):
+            take(state)
+    except FormatError as error:
+        why = str(error).removeprefix(f"{FILE} {str(path)!r} ").removesuffix(" Write it again.").rstrip(". ")
+        raise RunError(
+            f"{str(path)!r} cannot be read as the rest of a {job}: it {why}. Name another file, or remove it if a "
+            f"{job} wrote it."
+        ) from error

@@ -79,8 +79,7 @@ class Grid(Effects):
             UnknownNameError: It was not measured.
         """
         names = (self.metric,) if isinstance(self.metric, str) else self.metric
-        if name not in names:
-            raise UnknownNameError.of("metric", name, names, owner=f"the grid of {self.site}")
+        UnknownNameError.check("metric", name, names, owner=f"the grid of {self.site}")
         if isinstance(self.metric, str):
             return self
         at = names.index(name)

@@ -17,8 +17,7 @@ from markupsafe import Markup
 
 from circuitlab.data.text_values import TextValues
 from circuitlab.errors import ConfigError
-from circuitlab.report.format import MINUS
-from circuitlab.report.render import render
+from circuitlab.report.render import MINUS, render
 from circuitlab.viz.style import diverging, luminance
 
 LEVELS = 20  # steps of colour on either side of zero

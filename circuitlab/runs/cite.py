@@ -8,7 +8,7 @@ from circuitlab.arguments import checked
 from circuitlab.data.citation import cite_library, cite_run, cite_task
 from circuitlab.data.registry import load_task
 from circuitlab.data.task import Task
-from circuitlab.outputs import at_home
+from circuitlab.outputs.paths import at_home
 from circuitlab.runs.manifest import read_manifest
 
 

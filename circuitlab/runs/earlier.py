@@ -18,10 +18,9 @@ from circuitlab.attribution.patterns import AttentionPatterns
 from circuitlab.discovery.behaviour import Behaviour
 from circuitlab.discovery.scores import EdgeScores
 from circuitlab.errors import FormatError
-from circuitlab.evaluation.areas import CurvePoint
-from circuitlab.evaluation.completeness import Knockout
+from circuitlab.evaluation.curve import CurvePoint
 from circuitlab.evaluation.evaluate import Evaluation
-from circuitlab.evaluation.minimality import Minimality
+from circuitlab.evaluation.knockouts import Knockout, Minimality
 from circuitlab.graphs.circuit import Circuit
 from circuitlab.graphs.selection import Selection
 from circuitlab.parts import Edge, ModelSpec

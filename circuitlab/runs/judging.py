@@ -22,7 +22,7 @@ from circuitlab.graphs.of_nodes import circuit_of_nodes
 from circuitlab.metrics import metric_of
 from circuitlab.models.load import load_model
 from circuitlab.models.protocol import Model
-from circuitlab.outputs import at_home
+from circuitlab.outputs.paths import at_home
 from circuitlab.patching.runs.replacement import needs_reference
 from circuitlab.progress import Progress, reports_progress
 from circuitlab.runs.manifest import MANIFEST

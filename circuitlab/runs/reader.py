@@ -16,7 +16,7 @@ from circuitlab.digests import file_sha256
 from circuitlab.errors import CircuitLabError, FileError, FormatError, MissingFileError, RunError, UnknownNameError
 from circuitlab.files import file_inside, files_inside, parse_json, read_bytes, read_text
 from circuitlab.graphs.circuit import Circuit, load_circuit
-from circuitlab.outputs import at_home
+from circuitlab.outputs.paths import at_home
 from circuitlab.parts import Edge, Layout, ModelSpec
 from circuitlab.runs.manifest import DATASET, MANIFEST, REPORT, RESULTS, SCORES, read_manifest
 

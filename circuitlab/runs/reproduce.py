@@ -15,7 +15,7 @@ from circuitlab.discovery.config import DiscoverConfig
 from circuitlab.errors import CircuitLabError, RunError
 from circuitlab.files import file_inside
 from circuitlab.models.modes import model_function
-from circuitlab.outputs import at_home
+from circuitlab.outputs.paths import at_home
 from circuitlab.outputs.records import read_arrays
 from circuitlab.outputs.whole import scratch_folder
 from circuitlab.progress import Progress

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from circuitlab.errors import OutputExistsError
-from circuitlab.outputs import Reserved, Rules, reserved
+from circuitlab.outputs.reserve import Reserved, Rules, reserved
 from circuitlab.runs.manifest import MANIFEST, REPORT, SCHEMA
 
 

@@ -8,7 +8,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, ParamSpec
 
-from circuitlab.outputs import at_home
+from circuitlab.outputs.paths import at_home
 from circuitlab.runs.record import RunRecord
 from circuitlab.runs.reserve import reserve_run
 from circuitlab.runs.write import write_run

@@ -13,8 +13,9 @@ from circuitlab.digests import file_sha256
 from circuitlab.discovery.stability import Stability
 from circuitlab.drawing import report
 from circuitlab.files import path_from_here
-from circuitlab.outputs import LOCK, Reserved
+from circuitlab.outputs.lock import LOCK
 from circuitlab.outputs.records import save_record
+from circuitlab.outputs.reserve import Reserved
 from circuitlab.result import plain
 from circuitlab.runs.manifest import DATASET, MANIFEST, REPORT, RESULTS, SCORES
 from circuitlab.runs.manifest_of import manifest_of

@@ -7,15 +7,13 @@ imports matplotlib.
 """
 
 from circuitlab.drawing import draw as plot
-from circuitlab.viz.attention import attention_figure
-from circuitlab.viz.bars import bars, head_heatmap
+from circuitlab.viz.attribution import attention_figure, bars, head_heatmap, lens_figure, stream_figure
 from circuitlab.viz.circuit import draw_circuit
 from circuitlab.viz.curves import FaithfulnessCurve, faithfulness_figure
-from circuitlab.viz.drawn import DrawnEdge, DrawnNode
 from circuitlab.viz.grid import SITES, LabelledGrid, grid_from_frame, read_sweep
 from circuitlab.viz.heatmap import heatmap
+from circuitlab.viz.looks import DrawnEdge, DrawnNode
 from circuitlab.viz.save import figure_bytes, save_figure
-from circuitlab.viz.stream import lens_figure, stream_figure
 from circuitlab.viz.style import style
 from circuitlab.viz.text import visible_token
 

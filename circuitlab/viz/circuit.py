@@ -17,10 +17,8 @@ from matplotlib.path import Path as Curve
 from circuitlab.errors import GraphError
 from circuitlab.parts import Kind
 from circuitlab.summary import plural
-from circuitlab.viz.drawn import DrawnEdge, DrawnNode
 from circuitlab.viz.layered import Layered, lay_out, path_of
-from circuitlab.viz.legend import draw_legend
-from circuitlab.viz.looks import Looks, by_score
+from circuitlab.viz.looks import DrawnEdge, DrawnNode, Looks, by_score, draw_legend
 from circuitlab.viz.save import canvas
 from circuitlab.viz.style import BAND, INK, MUTED, PAPER, Colour, diverging, text_on
 from circuitlab.viz.text import drawable

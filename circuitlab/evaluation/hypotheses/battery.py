@@ -20,21 +20,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import numpy as np
+import pandas as pd
 
 from circuitlab.data.batch import PairBatch
 from circuitlab.data.pairs import PairSet
 from circuitlab.declarations import Setting, options_of
 from circuitlab.errors import ConfigError, UnknownNameError
 from circuitlab.evaluation.checks import check_circuit, check_whole_nodes
-from circuitlab.evaluation.hypotheses.chance import QUANTILE, necessity_test, sufficiency_test
-from circuitlab.evaluation.hypotheses.equivalence import EPSILON, equivalence_test
-from circuitlab.evaluation.hypotheses.independence import N_PERMUTATIONS, independence_test
-from circuitlab.evaluation.hypotheses.minimality import inflated, minimality_test
-from circuitlab.evaluation.hypotheses.result import RECORDED, EdgeTests, TestResult
-from circuitlab.evaluation.minimality import without_each
+from circuitlab.evaluation.hypotheses.chance import inflated, minimality_test, necessity_test, sufficiency_test
+from circuitlab.evaluation.hypotheses.model import EPSILON, N_PERMUTATIONS, equivalence_test, independence_test
+from circuitlab.evaluation.hypotheses.result import QUANTILE, RECORDED, EdgeTests, TestResult
+from circuitlab.evaluation.knockouts import without_each
 from circuitlab.graphs.circuit import Circuit
 from circuitlab.graphs.prune import real_edges
 from circuitlab.graphs.random import random_circuit
@@ -45,9 +44,6 @@ from circuitlab.patching.experiment import Experiment
 from circuitlab.patching.runs.replacement import AblationLike
 from circuitlab.progress import Progress, callback
 from circuitlab.summary import Summary, plural
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 CORRECTIONS = ("holm", "bonferroni")
 
@@ -77,8 +73,7 @@ class CircuitTests(Summary):
             UnknownNameError: There is no test of this name.
         """
         found = {result.name: result for result in self.results}
-        if name not in found:
-            raise UnknownNameError.of("test", name, found)
+        UnknownNameError.check("test", name, found)
         return found[name]
 
     def to_frame(self) -> pd.DataFrame:
@@ -87,8 +82,6 @@ class CircuitTests(Summary):
         Returns:
             The table.
         """
-        import pandas as pd
-
         rows = [{"test": r.name, **{name: getattr(r, name) for name in RECORDED}} for r in self.results]
         return pd.DataFrame(rows)
 

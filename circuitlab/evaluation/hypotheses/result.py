@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Bool, Float
 
 from circuitlab import stats
 from circuitlab.parts import Edge
 from circuitlab.summary import Summary, largest, plural
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 LEVEL = 0.05
+QUANTILE = 0.9
 RECORDED = ("null", "statistic", "p_value", "rejected", "good", "n", "least_p")
 
 
@@ -100,8 +99,6 @@ class EdgeTests(Summary):
         Returns:
             The table.
         """
-        import pandas as pd
-
         names = [edge.name for edge in self.edges]
         columns = {name: getattr(self, name) for name in ("effect", "beats", "p_value", "p_corrected", "rejected")}
         return pd.DataFrame({"edge": names, **columns})

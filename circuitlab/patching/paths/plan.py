@@ -55,8 +55,7 @@ def plan_paths(
 ) -> PathPlan:
     """Check every argument of `path_patch`; see there."""
     direction = resolve_direction(direction)
-    if frozen not in FROZEN:
-        raise UnknownNameError.of("frozen", frozen, FROZEN)
+    UnknownNameError.check("frozen", frozen, FROZEN)
     layout = Layout.of(experiment.model.spec)
     readers = _receivers(layout, receivers)
     writers = _before_all(layout, readers) if senders is None else _senders(layout, senders)
@@ -80,8 +79,7 @@ def _senders(layout: Layout, given: str | Node | Iterable[str | Node]) -> tuple[
     allowed = {node.name: node for node in layout.writers}
     found = []
     for name in (each.name if isinstance(each, Node) else str(each) for each in names):
-        if name not in allowed:
-            raise UnknownNameError.of("sender", name, allowed, owner=f"model {layout.spec.name!r}")
+        UnknownNameError.check("sender", name, allowed, owner=f"model {layout.spec.name!r}")
         found.append(allowed[name])
     check_each_once("sender", [node.name for node in found], "such as 'm0'")
     return tuple(found)

@@ -147,6 +147,5 @@ def resolve_direction(direction: str | None, ablation: str = "corrupt") -> str:
     """
     if direction is None:
         return "denoise" if ablation == "corrupt" else "noise"
-    if direction not in DIRECTIONS:
-        raise UnknownNameError.of("direction", direction, DIRECTIONS)
+    UnknownNameError.check("direction", direction, DIRECTIONS)
     return direction

@@ -84,8 +84,7 @@ def columns_of(pairs: PairSet | PairBatch, batches: Sequence[PairBatch], axis: s
         UnknownNameError: The axis is none of these.
         ConfigError: By span, but there are no spans.
     """
-    if axis not in AXES:
-        raise UnknownNameError.of("axis", axis, AXES)
+    UnknownNameError.check("axis", axis, AXES)
     if axis == "all":
         return Columns("span", ("all",), tuple(torch.ones_like(b.clean, dtype=torch.bool)[None] for b in batches))
     one_length = len({batch.n_tokens for batch in batches}) == 1

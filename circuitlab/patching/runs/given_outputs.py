@@ -90,8 +90,7 @@ def _checked(name: str, found: Any, model: Model, batch: PairBatch) -> tuple[Ten
     if not isinstance(found, Mapping):
         raise ConfigError(f"ablation {name!r} returned {shown(found)}; {rule}.")
     for node in found:
-        if node not in names:
-            raise UnknownNameError.of("node that writes", node, names, owner=f"ablation {name!r}")
+        UnknownNameError.check("node that writes", node, names, owner=f"ablation {name!r}")
     if missing := [node for node in names if node not in found]:
         raise ConfigError(f"ablation {name!r} has no output for {', '.join(missing[:5])}; {rule}, for every node.")
     for node in names:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from circuitlab.outputs.state import State, resume, save_state
+from circuitlab.outputs.records import State, resume, save_state
 
 JOB, DONE = "sweep", "finished parts"
 

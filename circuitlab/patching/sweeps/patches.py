@@ -100,14 +100,7 @@ def patches_of(
 
 def _stream(runs: Runs, site: Site, layer: int, _members: Sequence[int], _where: Tensor) -> tuple[Tensor, Change]:
     """Sites that a layer has once: the difference of the runs."""
-    read: dict[str, Callable[[Recording], Tensor]] = {
-        "resid_pre": lambda run: run.resid_pre[layer],
-        "resid_mid": lambda run: run.resid_mid(layer),
-        "resid_post": lambda run: run.stream(layer + 1),
-        "attn_out": lambda run: run.attn_out[layer],
-        "mlp_out": lambda run: run.mlp_out[layer],
-    }
-    return _change((read[site.name](runs.source) - read[site.name](runs.base))[None])
+    return _change((runs.source.at(site.name, layer) - runs.base.at(site.name, layer))[None])
 
 
 def _change(difference: Float[Tensor, "member batch seq d_model"]) -> tuple[Tensor, Change]:

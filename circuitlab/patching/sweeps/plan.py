@@ -99,8 +99,7 @@ def check_sites(site: str | Site | Sequence[str | Site], chosen: CellChoice) -> 
     if len({one.name for one in sites}) < len(sites):
         raise ConfigError(f"two sites are called {[one.name for one in sites]}; give them different names.")
     for given in (chosen.axis, chosen.head_axis):
-        if given not in AXES:
-            raise UnknownNameError.of("axis", given, AXES)
+        UnknownNameError.check("axis", given, AXES)
     by_head = ", ".join(one.name for one in SITES.values() if one.by_head)
     by_token = chosen.head_axis != "all" or not all(one.by_member for one in sites)
     for name, used, by in (

@@ -22,7 +22,7 @@ from circuitlab.errors import ConfigError
 from circuitlab.metrics import MetricLike, metric_for
 from circuitlab.models.modes import model_function
 from circuitlab.models.protocol import Model
-from circuitlab.outputs import check_state_file
+from circuitlab.outputs.paths import check_state_file
 from circuitlab.patching.experiment import Experiment
 from circuitlab.patching.grid import Grid, Grids
 from circuitlab.patching.runs.replacement import AblationLike
