@@ -44,6 +44,11 @@ class Result(Summary):
         return {name: value for name, value in named.items() if isinstance(value, _FACTS)}
 
 
+def named(value: object, *names: str) -> dict[str, Any]:
+    """Some attributes of a value by their names, such as the columns of a table."""
+    return {name: getattr(value, name) for name in names}
+
+
 def plain(value: Any) -> Any:
     """A value as JSON has it: nodes and edges by name, arrays as lists, a table as rows; None for NaN and infinity."""
     if isinstance(value, float):

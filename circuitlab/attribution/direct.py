@@ -162,7 +162,8 @@ def _of_blocks(
     for layer in range(spec.n_layers):
         attn_out = at_answer(recorded.attn_out[layer], at)
         if by == "head":
-            yield from _of_heads(model, layer, _z(recorded, layer, batch), direction)
+            z = recorded.z[layer][torch.arange(len(batch), device=at.device), at]
+            yield from _of_heads(model, layer, z, direction)
         else:
             yield Component(f"a{layer}", "attention", layer), (attn_out * direction).sum(-1)
         if spec.has_mlp and by == "neuron":
@@ -171,10 +172,6 @@ def _of_blocks(
         elif spec.has_mlp:
             mlp_out = at_answer(recorded.mlp_out[layer], at)
             yield Component(f"m{layer}", "mlp", layer), (mlp_out * direction).sum(-1)
-
-
-def _z(recorded: Recording, layer: int, batch: PairBatch) -> Float[Tensor, "batch head d_head"]:
-    return recorded.z[layer][torch.arange(len(batch), device=batch.answer_at.device), batch.answer_at]
 
 
 def _of_heads(

@@ -107,7 +107,9 @@ class Attribution(Means):
         Raises:
             ConfigError: It is no split by head.
         """
-        rows = self._rows("head")
+        rows = [(c, v) for c, v in zip(self.components, self.values.tolist(), strict=True) if c.kind == "head"]
+        if not rows:
+            raise ConfigError(f"a split by {self.by} has no heads. Ask for them: direct_attribution(..., by='head').")
         table = np.zeros((1 + max(c.layer or 0 for c, _ in rows), 1 + max(c.index or 0 for c, _ in rows)))
         for component, value in rows:
             table[component.layer, component.index] = value
@@ -130,14 +132,6 @@ class Attribution(Means):
         for name in names:
             self.value(name)
         return draw(self, names=names)
-
-    def _rows(self, kind: str) -> list[tuple[Component, float]]:
-        rows = [(c, float(v)) for c, v in zip(self.components, self.values, strict=True) if c.kind == kind]
-        if not rows:
-            raise ConfigError(
-                f"a split by {self.by} has no {kind}s. Ask for them: direct_attribution(..., by={kind!r})."
-            )
-        return rows
 
     def _summary(self) -> str:
         size = plural(len(self.components), "component")

@@ -27,6 +27,7 @@ from circuitlab.models.protocol import Model
 from circuitlab.patching.experiment import Experiment
 from circuitlab.patching.runs.replacement import AblationLike
 from circuitlab.progress import Progress, callback
+from circuitlab.result import named
 from circuitlab.summary import plural
 
 
@@ -139,16 +140,15 @@ class Evaluation(Faithfulness):
         """
         gap, top = self.gap, highest(self.curve)
         return {
-            "metric": self.metric,
-            "ablation": self.ablation,
+            **named(self, "metric", "ablation"),
             "n": len(self.clean),
-            **self._values("metric_clean", "metric_corrupt", "metric_empty", "metric_circuit"),
+            **named(self, "metric_clean", "metric_corrupt", "metric_empty", "metric_circuit"),
             "metric_gap": gap.mean,
             "metric_gap_se": gap.standard_error,
             "faithfulness": self.faithfulness,
             "faithfulness_ci": list(self.interval),
-            **self._values("n_edges", "n_edges_nominal", "n_edges_weighted", "n_edges_total", "n_nodes"),
-            **self._values("accuracy_model", "accuracy_circuit", "kl"),
+            **named(self, "n_edges", "n_edges_nominal", "n_edges_weighted", "n_edges_total", "n_nodes"),
+            **named(self, "accuracy_model", "accuracy_circuit", "kl"),
             **self.areas.to_record(),
             "smallest_sufficient": self.smallest and {"at_least": SUFFICES, **asdict(self.smallest)},
             "overshoot": self.overshoot,
@@ -170,9 +170,6 @@ class Evaluation(Faithfulness):
             "n_seen": self.n_seen,
             "warnings": list(self.warnings),
         }
-
-    def _values(self, *names: str) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in names}
 
     def _discovery(self) -> dict[str, Any] | None:
         """Faithfulness on the pairs that the circuit was selected on, and under what; None where it is not known."""

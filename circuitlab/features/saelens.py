@@ -16,7 +16,7 @@ from torch import Tensor
 
 from circuitlab.arguments import checked
 from circuitlab.errors import ConfigError, FormatError, UnknownNameError
-from circuitlab.features.autoencoder import BIASES, Autoencoder, TopK
+from circuitlab.features.autoencoder import BIASES, NORMALISATIONS, Autoencoder, TopK
 from circuitlab.features.weights import Settings
 from circuitlab.files import check_file, parsing, read_json
 from circuitlab.models.hook_names import site_of_hook
@@ -26,14 +26,10 @@ from circuitlab.outputs.whole import writing
 
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 VERSION = "6.0.0"  # of the format that is written
-_OTHERS = {
-    "batchtopk": "is a training checkpoint; save it for inference, which turns it into jumprelu",
-    "matryoshka_batchtopk": "is a training checkpoint; save it for inference, which turns it into jumprelu",
-    "transcoder": "reads at one place and writes at another, so it has no error term to keep",
-    "jumprelu_transcoder": "reads at one place and writes at another, so it has no error term to keep",
-    "skip_transcoder": "reads at one place and writes at another, so it has no error term to keep",
-    "jumprelu_skip_transcoder": "reads at one place and writes at another, so it has no error term to keep",
-}
+_TRAINING = ("batchtopk", "matryoshka_batchtopk")
+_TRANSCODERS = ("transcoder", "jumprelu_transcoder", "skip_transcoder", "jumprelu_skip_transcoder")
+_OTHERS = dict.fromkeys(_TRAINING, "is a training checkpoint; save it for inference, which turns it into jumprelu")
+_OTHERS |= dict.fromkeys(_TRANSCODERS, "reads at one place and writes at another, so it has no error term to keep")
 
 
 def read_folder(
@@ -192,7 +188,7 @@ def _normalisation(given: Any, scaling_factor: float | None, name: str) -> tuple
         return "none", scaling_factor
     if scaling_factor is not None:
         raise ConfigError(f"scaling_factor goes with expected_average_only_in; {name!r} has {kind!r}.")
-    if kind not in ("none", "constant_norm_rescale", "layer_norm"):
+    if kind not in NORMALISATIONS:
         raise FormatError(f"autoencoder {name!r} normalises activations by {kind!r}, which is not known.")
     return kind, None
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from circuitlab.errors import FormatError
 from circuitlab.features.autoencoder import BIASES, ENCODERS, Autoencoder, Encoder
+from circuitlab.result import named
 
 SHARED = ("W_enc", "W_dec", "b_dec")
 
@@ -75,17 +76,11 @@ def assemble(settings: Settings, arrays: Mapping[str, Tensor]) -> Autoencoder:
         w_enc, w_dec, b_dec = w_enc * settings.input_scale, w_dec / settings.input_scale, b_dec / settings.input_scale
     return Autoencoder(
         name=settings.source,
-        site=settings.site,
-        layer=settings.layer,
         encoder=_encoder(settings, biases),
         w_enc=w_enc,
         w_dec=w_dec,
         b_dec=b_dec,
-        subtract_bias=settings.subtract_bias,
-        normalisation=settings.normalisation,
-        centred=settings.centred,
-        model_id=settings.model_id,
-        neuronpedia_id=settings.neuronpedia_id,
+        **named(settings, "site", "layer", "subtract_bias", "normalisation", "centred", "model_id", "neuronpedia_id"),
     )
 
 

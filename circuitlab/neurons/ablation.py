@@ -23,11 +23,11 @@ from circuitlab.errors import ConfigError
 from circuitlab.models.modes import model_function
 from circuitlab.models.protocol import BlockArguments, Model
 from circuitlab.models.steps import half_block, mlp_stream
-from circuitlab.neurons.chosen import Prompt, Tokens, check_sets, read_prompts, run_by_length, words_of
+from circuitlab.neurons.chosen import Prompt, Tokens, neurons_of, read_prompts, run_by_length, words_of
 from circuitlab.parts import Stage
 from circuitlab.predictions.streams import largest_changes, log_probs_of
 from circuitlab.resources import Resources
-from circuitlab.result import plain
+from circuitlab.result import named, plain
 from circuitlab.summary import Summary, plural
 
 Held = Mapping[int, tuple[Sequence[int], Float[Tensor, " _"]]]
@@ -86,8 +86,7 @@ class AblationEffect(Summary):
                         "text": number,
                         "position": np.arange(len(text.tokens)),
                         "token": list(text.tokens.words),
-                        "log_prob": text.log_prob,
-                        "change": text.change,
+                        **named(text, "log_prob", "change"),
                         "most_changed": list(text.most_changed_word),
                         "most_change": text.most_change,
                     }
@@ -128,9 +127,7 @@ class AblationEffect(Summary):
         """The arguments and the tables, for JSON."""
         return {
             "neurons": {layer: list(chosen) for layer, chosen in self.neurons.items()},
-            "value": self.value,
-            "stage": self.stage,
-            "mean_change": self.mean_change,
+            **named(self, "value", "stage", "mean_change"),
             "tokens": plain(self.to_frame()),
         }
 
@@ -176,7 +173,7 @@ def ablation_effect(
         ConfigError: A layer or neuron is not there, the list or a text is empty, a text is too long, or the value is
             none of these.
     """
-    chosen = check_sets(model, _by_layer(neurons, layer))
+    chosen = _by_layer(model, neurons, layer)
     if not (value in ("zero", "mean") if isinstance(value, str) else math.isfinite(value)):
         raise ConfigError(f"value is {value!r}; neurons are held at 'zero', at their 'mean', or at a number.")
     if reference is not None and value != "mean":
@@ -286,11 +283,14 @@ def _means(
     return {layer: (total / count).to(model.dtype) for layer, total in sums.items()}
 
 
-def _by_layer(neurons: Sets | Sequence[int], layer: int | None) -> Sets:
-    if isinstance(neurons, Mapping):
-        if layer is not None:
-            raise ConfigError(f"neurons are given by layer already, and layer={layer} besides. Leave layer out.")
-        return neurons
-    if layer is None:
-        raise ConfigError("of which layer? Give layer=, or neurons by layer such as {0: [3, 17]}.")
-    return {layer: neurons}
+def _by_layer(model: Model, neurons: Sets | Sequence[int], layer: int | None) -> dict[int, tuple[int, ...]]:
+    """Sets of neurons by layer, lowest layer first, each neuron once."""
+    if not isinstance(neurons, Mapping):
+        if layer is None:
+            raise ConfigError("of which layer? Give layer=, or neurons by layer such as {0: [3, 17]}.")
+        neurons = {layer: neurons}
+    elif layer is not None:
+        raise ConfigError(f"neurons are given by layer already, and layer={layer} besides. Leave layer out.")
+    if not neurons:
+        raise ConfigError("no neurons are given. Name a layer and at least one neuron, such as {0: [3, 17]}.")
+    return {at: neurons_of(model, at, neurons[at]) for at in sorted(neurons)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from numbers import Integral
@@ -83,10 +83,7 @@ def stage_of(stage: str | Stage) -> Stage:
     Raises:
         UnknownNameError: No such stage.
     """
-    if isinstance(stage, Stage):
-        return stage
-    names = [one.value for one in Stage]
-    UnknownNameError.check("stage", stage, names)
+    UnknownNameError.check("stage", getattr(stage, "value", stage), [one.value for one in Stage])
     return Stage(stage)
 
 
@@ -228,20 +225,6 @@ def run_by_length(
             run(numbers[part], ids[part], arguments)
 
         packer.run(len(ids), max(1, size // rows_each), run_part)
-
-
-def check_sets(model: Model, neurons: Mapping[int, Sequence[int]]) -> dict[int, tuple[int, ...]]:
-    """Sets of neurons by layer, lowest layer first.
-
-    Returns:
-        Layer -> neurons, each once.
-
-    Raises:
-        ConfigError: There is no layer, or a neuron or layer is not there.
-    """
-    if not neurons:
-        raise ConfigError("no neurons are given. Name a layer and at least one neuron, such as {0: [3, 17]}.")
-    return {layer: neurons_of(model, layer, neurons[layer]) for layer in sorted(neurons)}
 
 
 def check_count(name: str, value: int, least: int = 1) -> int:

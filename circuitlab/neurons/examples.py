@@ -30,6 +30,7 @@ from circuitlab.parts import Stage
 from circuitlab.patching.runs.neuron_values import neuron_values
 from circuitlab.predictions.streams import packs_by_length
 from circuitlab.progress import Progress, callback
+from circuitlab.result import named
 from circuitlab.summary import Summary, plural, short
 
 STAGES = {
@@ -156,11 +157,11 @@ class TopExamples(Summary):
     def to_frame(self) -> pd.DataFrame:
         """One row an example: neuron, rank, value, position, token, text, where."""
         columns = ["neuron", "rank", "value", "position", "token", "text", "where"]
-        return pd.DataFrame([{name: getattr(one, name) for name in columns} for one in self.examples], columns=columns)
+        return pd.DataFrame([named(one, *columns) for one in self.examples], columns=columns)
 
     def to_record(self) -> dict[str, Any]:
         """Everything but the values of single tokens as JSON can hold it."""
-        record = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "examples"}
+        record = named(self, *(name for name in self.__dataclass_fields__ if name != "examples"))
         return {**record, "stage": self.stage.value, "examples": self.to_frame().to_dict("records")}
 
     def to_html(self) -> str:

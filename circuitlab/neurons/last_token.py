@@ -42,6 +42,7 @@ from circuitlab.parts import Stage
 from circuitlab.patching.runs.neuron_values import run_to_mlp
 from circuitlab.patching.runs.packing import Packer, rows_at_once
 from circuitlab.resources import DEFAULT, Resources
+from circuitlab.result import named
 from circuitlab.summary import Summary, largest, plural, short
 
 Change = Callable[[Float[Tensor, "row seq d_model"], slice], Tensor]
@@ -132,9 +133,7 @@ class NoiseSensitivity(Summary):
             {
                 "position": np.arange(len(self.tokens)),
                 "token": list(self.tokens.words),
-                "mean": self.mean,
-                "standard_error": self.standard_error,
-                "size": self.size,
+                **named(self, "mean", "standard_error", "size"),
             }
         )
 
@@ -291,8 +290,7 @@ class Simplification(Summary):
                 "n_tokens": len(step.tokens) - step.tokens.n_special,
                 "activation": step.activation,
                 "share": share,
-                "deleted": step.deleted,
-                "deleted_at": step.deleted_at,
+                **named(step, "deleted", "deleted_at"),
                 "text": step.tokens.text,
                 "retokenises": step.retokenises,
             }

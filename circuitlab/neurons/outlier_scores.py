@@ -40,7 +40,7 @@ from circuitlab.parts import Stage
 from circuitlab.patching.runs.packing import Packer, rows_at_once
 from circuitlab.predictions.streams import log_probs_of
 from circuitlab.resources import Resources
-from circuitlab.result import Result
+from circuitlab.result import Result, named
 from circuitlab.stats import GroupDifference, group_difference
 from circuitlab.summary import Summary, plural, short
 
@@ -105,10 +105,7 @@ class Outliers(Summary):
                     "prompt": number,
                     "position": np.arange(len(one.tokens)),
                     "token": list(one.tokens.words),
-                    "ablation_loss": one.ablation_loss,
-                    "outlier_score": one.outlier_score,
-                    "combination": one.combination,
-                    "score_after_norm": one.score_after_norm,
+                    **named(one, "ablation_loss", "outlier_score", "combination", "score_after_norm"),
                 }
             )
             for number, one in enumerate(self.prompts)

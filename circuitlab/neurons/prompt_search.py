@@ -242,10 +242,11 @@ def optimise_prompts(
     template = template_of(model, n_tokens, dict(fixed or {}))
     search = _Search(
         model=model, layer=layer, neuron=neuron, template=template, vocabulary=Vocabulary.of(model),
-        sign=DIRECTIONS[direction], resources=Resources(budget, callback(progress)),
+        sign=DIRECTIONS[direction], steps=steps, patience=patience, diversity=diversity, learning_rate=learning_rate,
+        resources=Resources(budget, callback(progress)),
     )  # fmt: skip
     generator = torch.Generator().manual_seed(seed)
-    trace, best = _ascend(search, n_prompts, generator, steps, patience, diversity, learning_rate)
+    trace, best = _ascend(search, n_prompts, generator)
     hard, soft, texts = zip(*trace, strict=True)
     n_evaluated = 2 * n_prompts * len(trace)
     return OptimisedPrompts(
@@ -266,6 +267,10 @@ class _Search:
         template: The prompt with its free places.
         vocabulary: What may stand there.
         sign: 1 for the largest values, -1 for the smallest.
+        steps: Maximum number of steps.
+        patience: Steps without an improvement.
+        diversity: Weight of the penalty.
+        learning_rate: Of AdamW.
         resources: Budget and progress.
     """
 
@@ -275,6 +280,10 @@ class _Search:
     template: Template
     vocabulary: Vocabulary
     sign: float
+    steps: int
+    patience: int
+    diversity: float
+    learning_rate: float
     resources: Resources
 
     def prompts(self, places: Int[Tensor, "row _"]) -> Int[Tensor, "row seq"]:
@@ -282,16 +291,8 @@ class _Search:
         return self.template.filled(self.vocabulary.ids[places])
 
 
-def _ascend(
-    search: _Search,
-    n_prompts: int,
-    generator: torch.Generator,
-    steps: int,
-    patience: int,
-    diversity: float,
-    learning_rate: float,
-) -> tuple[list[_Step], dict[int, _Best]]:
-    """Take the steps of the module's text until `steps` are done or patience is at its end.
+def _ascend(search: _Search, n_prompts: int, generator: torch.Generator) -> tuple[list[_Step], dict[int, _Best]]:
+    """Take the steps of the module's text until all are done or patience is at its end.
 
     Returns:
         Values and texts of every step, and the best prompt of each search, no two the same.
@@ -300,9 +301,9 @@ def _ascend(
     start = vocabulary.draw((n_prompts, len(search.template.free)), generator)
     arguments = model.block_arguments(search.prompts(start[:1]))
     vectors = vocabulary.vectors[start].clone()
-    optimiser = torch.optim.AdamW([vectors], lr=learning_rate * float(vocabulary.vectors.square().mean().sqrt()))
+    optimiser = torch.optim.AdamW([vectors], lr=search.learning_rate * float(vocabulary.vectors.square().mean().sqrt()))
     trace, best, improved_at = list[_Step](), dict[int, _Best](), -1
-    for step in range(steps):
+    for step in range(search.steps):
         places = vocabulary.nearest(vectors)
         hard, soft, gradient = _evaluate(search, arguments, vectors, places)
         ids = [tuple(row) for row in search.prompts(places).tolist()]
@@ -312,16 +313,16 @@ def _ascend(
             better = number not in best or search.sign * value > search.sign * best[number][0]
             if better and all(tokens != other for _, other, _ in best.values()):
                 best[number], improved_at = (value, tokens, step), step
-        search.resources.progress("search for prompts", step + 1, steps)
-        if step - improved_at >= patience:
+        search.resources.progress("search for prompts", step + 1, search.steps)
+        if step - improved_at >= search.patience:
             break
         penalty = _similarity_gradient(vectors) if len(vectors) > 1 else torch.zeros_like(gradient)
-        vectors.grad = diversity * _unit(penalty) - search.sign * _unit(gradient)
+        vectors.grad = search.diversity * _unit(penalty) - search.sign * _unit(gradient)
         optimiser.step()
         silent_now = gradient.flatten(1).norm(dim=1) < SILENT
         fresh = vocabulary.draw((len(vectors), len(search.template.free)), generator)
         vectors[silent_now] = vocabulary.vectors[fresh][silent_now]
-    search.resources.progress("search for prompts", steps, steps)
+    search.resources.progress("search for prompts", search.steps, search.steps)
     return trace, best
 
 

@@ -16,10 +16,8 @@ from circuitlab.files import path_from_here
 from circuitlab.graphs.circuit import Circuit
 from circuitlab.report.pictures import checked_png
 from circuitlab.runs.manifest import MANIFEST
-from circuitlab.runs.reader import CIRCUIT, EDGES, EVALUATION, RunReader, damaged
+from circuitlab.runs.reader import CIRCUIT, EDGES, EVALUATION, RunReader
 from circuitlab.viz import SITES, DrawnEdge, DrawnNode, LabelledGrid, grid_from_frame, read_sweep
-
-__all__ = ["Repeated", "RunFolder", "Sweep", "damaged", "read_run"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

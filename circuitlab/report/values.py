@@ -11,10 +11,11 @@ import numpy as np
 from circuitlab import viz
 from circuitlab.attribution.patterns import DIGITS, AttentionPatterns
 from circuitlab.errors import FormatError
-from circuitlab.report.folder import RunFolder, Sweep, damaged
+from circuitlab.report.folder import RunFolder, Sweep
 from circuitlab.report.pictures import Picture, bitmap, drawing
 from circuitlab.report.prompts import shown_pair
 from circuitlab.report.render import counted, finite, interval, number, percent, significant, with_interval
+from circuitlab.runs.reader import damaged
 
 # Above this faithfulness the text is "exceed" instead of "recover".
 _EXCEEDS = 1.15

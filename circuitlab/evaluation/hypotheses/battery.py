@@ -43,6 +43,7 @@ from circuitlab.models.protocol import Model
 from circuitlab.patching.experiment import Experiment
 from circuitlab.patching.runs.replacement import AblationLike
 from circuitlab.progress import Progress, callback
+from circuitlab.result import named
 from circuitlab.summary import Summary, plural
 
 CORRECTIONS = ("holm", "bonferroni")
@@ -82,7 +83,7 @@ class CircuitTests(Summary):
         Returns:
             The table.
         """
-        rows = [{"test": r.name, **{name: getattr(r, name) for name in RECORDED}} for r in self.results]
+        rows = [{"test": r.name, **named(r, *RECORDED)} for r in self.results]
         return pd.DataFrame(rows)
 
     def to_record(self) -> dict[str, Any]:
@@ -92,9 +93,7 @@ class CircuitTests(Summary):
             The record.
         """
         return {
-            "metric": self.metric,
-            "ablation": self.ablation,
-            "seed": self.seed,
+            **named(self, "metric", "ablation", "seed"),
             "correction": self.edges.correction,
             "tests": [result.to_record() for result in self.results],
             "edges": self.edges.to_frame().to_dict(orient="records"),

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float
 
 from circuitlab import stats
 from circuitlab.parts import Edge
+from circuitlab.result import named
 from circuitlab.summary import Summary, largest, plural
 
 LEVEL = 0.05
@@ -62,7 +63,7 @@ class TestResult(Summary):
         Returns:
             The record.
         """
-        return {**{name: getattr(self, name) for name in ("name", *RECORDED)}, "details": dict(self.details)}
+        return {**named(self, "name", *RECORDED), "details": dict(self.details)}
 
     def _summary(self) -> str:
         return f"{self.name}: p = {self.p_value:.3g}, {'rejected' if self.rejected else 'not rejected'}"
@@ -100,7 +101,7 @@ class EdgeTests(Summary):
             The table.
         """
         names = [edge.name for edge in self.edges]
-        columns = {name: getattr(self, name) for name in ("effect", "beats", "p_value", "p_corrected", "rejected")}
+        columns = named(self, "effect", "beats", "p_value", "p_corrected", "rejected")
         return pd.DataFrame({"edge": names, **columns})
 
     def _summary(self) -> str:
