@@ -12,7 +12,7 @@ import torch
 from architectures import NATIVE, load
 
 from circuitlab import ConfigError, Node, UnknownNameError, attention, load_task
-from circuitlab.attribution.patterns import AttentionPatterns
+from circuitlab.attribution.record import AttentionPatterns
 from circuitlab.errors import FormatError
 from circuitlab.report.render import asset
 

@@ -35,8 +35,7 @@ from circuitlab import (
     neurons,
 )
 from circuitlab.attribution.lens import LogitLens, Point
-from circuitlab.attribution.patterns import AttentionPatterns
-from circuitlab.attribution.record import Attribution, Component
+from circuitlab.attribution.record import AttentionPatterns, Attribution, Component
 from circuitlab.data.pair import Pair
 from circuitlab.data.text_values import TextValues
 from circuitlab.discovery.scores import EdgeScores

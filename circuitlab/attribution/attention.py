@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 import torch
 
-from circuitlab.attribution.patterns import AttentionPatterns
+from circuitlab.attribution.record import AttentionPatterns
 from circuitlab.attribution.request import Prompt, text_of, tokens_of
 from circuitlab.errors import ConfigError, UnknownNameError
 from circuitlab.models.modes import model_function

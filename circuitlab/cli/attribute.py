@@ -17,8 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from circuitlab.attribution.lens import LogitLens
-    from circuitlab.attribution.patterns import AttentionPatterns
-    from circuitlab.attribution.record import Attribution
+    from circuitlab.attribution.record import AttentionPatterns, Attribution
 
 MOST_ROWS = 30  # of a split, printed; all of them are in the CSV and in --json
 COLUMNS = ("value", "ci_low", "ci_high")

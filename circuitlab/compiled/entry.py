@@ -42,14 +42,9 @@ class Entry(Summary):
     numeric: bool = False
 
 
-def alphabet(n: int) -> tuple[str, ...]:
-    """Words of one letter, from a on."""
-    return tuple(chr(ord("a") + number) for number in range(n))
-
-
-def letters(rng: np.random.Generator, n: int, below: int, start: int = 1) -> list[int]:
-    """Random words, from number `start` up to `below`, which is not included."""
-    return rng.integers(start, below, n).tolist()
+def letters(rng: np.random.Generator, n: int, below: int) -> list[int]:
+    """Random words, from number 1 up to `below`, which is not included."""
+    return rng.integers(1, below, n).tolist()
 
 
 def another(value: int, among: range, rng: np.random.Generator) -> int:

@@ -9,10 +9,11 @@ Predictions of the last two, `mirror` and `histogram`, also depend on tokens aft
 from __future__ import annotations
 
 from collections.abc import Mapping
+from string import ascii_lowercase
 
 import numpy as np
 
-from circuitlab.compiled.entry import BOS, Drawn, Entry, alphabet, another, letters
+from circuitlab.compiled.entry import BOS, Drawn, Entry, another, letters
 from circuitlab.compiled.program import POSITION, TOKEN, Apply, Attend, Match, Program
 from circuitlab.compiled.terms import equal, lookup, prefer, related, selection, table
 
@@ -22,7 +23,7 @@ COUNTED = 12.0
 
 def mirror() -> Entry:
     """At each letter of a text, the letter that is as far from its end as this one from its beginning."""
-    words, n_ctx, end = ("BOS", *alphabet(6), "END"), 12, 7
+    words, n_ctx, end = ("BOS", *ascii_lowercase[:6], "END"), 12, 7
     size = len(words)
 
     def source(end_at: int, position: int) -> int | None:
@@ -67,7 +68,7 @@ def mirror() -> Entry:
 def histogram() -> Entry:
     """How often the letter at a position occurs in the whole prompt: once, twice or three times."""
     counts, n_letters, n_ctx = ("once", "twice", "three times"), 6, 10
-    words = ("BOS", *alphabet(n_letters), *counts)
+    words = ("BOS", *ascii_lowercase[:n_letters], *counts)
     size, most = len(words), len(counts)
 
     def draw(number: int, rng: np.random.Generator) -> Drawn:
@@ -119,7 +120,7 @@ def _counted(writes: str, share: str, most: int) -> Apply:
 
 
 def _copier() -> Entry:
-    words, n_ctx, back = ("BOS", *alphabet(8)), 10, 3
+    words, n_ctx, back = ("BOS", *ascii_lowercase[:8]), 10, 3
     size = len(words)
 
     def head(writes: str, distance: int) -> Attend:
@@ -145,7 +146,7 @@ def _copier() -> Entry:
 
 
 def _induction() -> Entry:
-    words, n_ctx = ("BOS", *alphabet(8)), 10
+    words, n_ctx = ("BOS", *ascii_lowercase[:8]), 10
     size = len(words)
 
     def draw(number: int, rng: np.random.Generator) -> Drawn:
@@ -179,7 +180,7 @@ def _induction() -> Entry:
 
 
 def _tag_stack() -> Entry:
-    kinds, n_ctx = alphabet(3), 9
+    kinds, n_ctx = ascii_lowercase[:3], 9
     words = ("BOS", *(f"<{kind}>" for kind in kinds), *(f"</{kind}>" for kind in kinds), "text")
     opening, closing, size = (1, 2, 3), (4, 5, 6), len(words)  # as in `_tags`
     sign = np.zeros((size, 1))
@@ -243,15 +244,10 @@ def _depth(writes: str, balance: str, n_ctx: int) -> Apply:
     depth 1 is relu(x) - 2 relu(x - 1), depth 2 is relu(x - 1).
     """
     gate = n_ctx + 1.0
-    counts, places = np.zeros((1, 2 * n_ctx)), np.zeros((n_ctx, 2 * n_ctx))
-    bias, out = np.zeros(2 * n_ctx), np.zeros((2 * n_ctx, 2))
-    for position in range(n_ctx):
-        for step in range(2):
-            neuron = 2 * position + step
-            counts[0, neuron], places[position, neuron] = position + 1, gate
-            bias[neuron] = -step - gate
-            out[neuron] = (1, 0) if step == 0 else (-2, 1)
-    return Apply(writes=writes, reads={balance: counts, POSITION: places}, bias=bias, out=out, shift=np.zeros(2))
+    position, step = np.divmod(np.arange(2 * n_ctx), 2)
+    reads = {balance: position[None] + 1.0, POSITION: gate * np.eye(n_ctx)[:, position]}
+    out = np.array([[1.0, 0.0], [-2.0, 1.0]])[step]
+    return Apply(writes=writes, reads=reads, bias=-step - gate, out=out, shift=np.zeros(2))
 
 
 def _counting(name: str, what: str, steps: bool) -> Entry:
@@ -300,7 +296,7 @@ def _counting(name: str, what: str, steps: bool) -> Entry:
 
 
 def _reverser() -> Entry:
-    words, n_ctx, sep = ("BOS", *alphabet(6), "SEP"), 12, 7
+    words, n_ctx, sep = ("BOS", *ascii_lowercase[:6], "SEP"), 12, 7
     size = len(words)
 
     def source(sep_at: int, position: int) -> int | None:

@@ -28,10 +28,8 @@ def related(query: str, key: str, size: int, wanted: Callable[[int], int], nats:
     Returns:
         The term of a score.
     """
-    weight = np.zeros((size, size))
-    for value in range(size):
-        weight[value, min(max(wanted(value), 0), size - 1)] = nats
-    return Match(query=query, key=key, weight=weight)
+    keys = np.clip([wanted(value) for value in range(size)], 0, size - 1)
+    return Match(query=query, key=key, weight=nats * np.eye(size)[keys])
 
 
 def prefer(key: str, size: int, values: Sequence[int], nats: float = NATS) -> Match:
@@ -78,9 +76,7 @@ def table(
     """
     (one, one_size), (other, other_size) = first, second
     cells = [(i, j) for i in range(one_size) for j in range(other_size) if entry(i, j) is not None]
-    weights = {one: np.zeros((one_size, len(cells))), other: np.zeros((other_size, len(cells)))}
-    out = np.zeros((len(cells), size))
-    for number, (i, j) in enumerate(cells):
-        weights[one][i, number] = weights[other][j, number] = 1
-        out[number, entry(i, j)] = 1
+    rows, columns = np.transpose(cells)
+    weights = {one: np.eye(one_size)[:, rows], other: np.eye(other_size)[:, columns]}
+    out = np.eye(size)[[entry(i, j) for i, j in cells]]
     return Apply(writes=writes, reads=weights, bias=np.full(len(cells), -1.0), out=out, shift=np.zeros(size))

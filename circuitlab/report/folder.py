@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from circuitlab.attribution.patterns import AttentionPatterns
+from circuitlab.attribution.record import AttentionPatterns
 from circuitlab.errors import FormatError, RunError
 from circuitlab.files import path_from_here
 from circuitlab.graphs.circuit import Circuit
 from circuitlab.report.pictures import checked_png
 from circuitlab.runs.manifest import MANIFEST
-from circuitlab.runs.reader import CIRCUIT, EDGES, EVALUATION, RunReader
+from circuitlab.runs.reader import CIRCUIT, EDGES, EVALUATION, RunReader, damaged
 from circuitlab.viz import SITES, DrawnEdge, DrawnNode, LabelledGrid, grid_from_frame, read_sweep
 
 
@@ -137,6 +138,15 @@ def read_run(folder: str | Path, name: str | None = None, hashed: Mapping[str, s
     )
 
 
+@contextmanager
+def reading(folder: Path, name: str) -> Iterator[None]:
+    """What a file of a run folder does not hold as it should, as a `RunError`."""
+    try:
+        yield
+    except FormatError as error:
+        raise damaged(folder, name, str(error)) from error
+
+
 def _repeated(read: RunReader) -> Iterator[Repeated]:
     for name in ("stability", "stability-seeds"):
         if read.find(f"{name}.json") is not None:
@@ -146,18 +156,14 @@ def _repeated(read: RunReader) -> Iterator[Repeated]:
 def _png(read: RunReader, name: str) -> bytes | None:
     """A picture; None where there is none."""
     png = read.bytes(name)
-    try:
+    with reading(read.path, name):
         return None if png is None else checked_png(png)
-    except FormatError as error:
-        raise read.damaged(name, error) from error
 
 
 def _attention(read: RunReader) -> AttentionPatterns | None:
-    try:
+    with reading(read.path, "attention.json"):
         found = read.find("attention.json")
         return None if found is None else AttentionPatterns.of_record(read.json("attention.json"))
-    except FormatError as error:
-        raise read.damaged("attention.json", error) from error
 
 
 def _evaluation(read: RunReader) -> dict[str, Any]:
@@ -173,11 +179,9 @@ def _sweeps(read: RunReader) -> tuple[Sweep, ...]:
     sweeps = []
     for name in read.sweeps():
         path = read.find(name) or read.path / name
-        try:
+        with reading(read.path, name):
             frame = read_sweep(path)
             grid = grid_from_frame(frame)
-        except FormatError as error:
-            raise read.damaged(name, error) from error
         png = _png(read, name.removesuffix(".csv") + ".png")
         sweeps.append(Sweep(site=str(frame["site"].iloc[0]), frame=frame, grid=grid, png=png))
     return tuple(sorted(sweeps, key=lambda sweep: SITES.index(sweep.site) if sweep.site in SITES else len(SITES)))

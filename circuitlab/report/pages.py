@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from markupsafe import Markup
 
 from circuitlab.arguments import checked
-from circuitlab.attribution.patterns import AttentionPatterns
+from circuitlab.attribution.record import AttentionPatterns
 from circuitlab.drawing import shows
 from circuitlab.errors import CircuitLabError, RunError
 from circuitlab.outputs.whole import write_bytes
@@ -107,13 +107,13 @@ def report(_run: RunRecord, folder: Path, name: str, hashed: Mapping[str, str]) 
     write_page(folder, name, hashed)
 
 
-@shows("page", "circuitlab.attribution.patterns:AttentionPatterns")
+@shows("page", "circuitlab.attribution.record:AttentionPatterns")
 def attention_page(found: AttentionPatterns) -> Markup:
     """A page: select a head, point at a token."""
     return render("attention.html.j2", attention=attention_values(found))
 
 
-@shows("cell", "circuitlab.attribution.patterns:AttentionPatterns")
+@shows("cell", "circuitlab.attribution.record:AttentionPatterns")
 def attention_cell(found: AttentionPatterns) -> Markup:
     """The picture alone, which needs no script."""
     return render("picture.html.j2", picture=attention_picture(found, None))

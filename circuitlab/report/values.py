@@ -9,13 +9,11 @@ from typing import Any
 import numpy as np
 
 from circuitlab import viz
-from circuitlab.attribution.patterns import DIGITS, AttentionPatterns
-from circuitlab.errors import FormatError
-from circuitlab.report.folder import RunFolder, Sweep
+from circuitlab.attribution.record import DIGITS, AttentionPatterns
+from circuitlab.report.folder import RunFolder, Sweep, reading
 from circuitlab.report.pictures import Picture, bitmap, drawing
 from circuitlab.report.prompts import shown_pair
 from circuitlab.report.render import counted, finite, interval, number, percent, significant, with_interval
-from circuitlab.runs.reader import damaged
 
 # Above this faithfulness the text is "exceed" instead of "recover".
 _EXCEEDS = 1.15
@@ -281,10 +279,8 @@ def circuit_figure(run: RunFolder) -> Picture:
     svg = run.drawing
     if svg is None:
         svg = viz.figure_bytes(viz.draw_circuit(run.nodes, run.edges), "svg").decode()
-    try:
+    with reading(run.path, "circuit.svg"):
         return drawing(svg, f"The circuit: {len(run.nodes)} nodes, {len(run.edges)} edges.")
-    except FormatError as error:
-        raise damaged(run.path, "circuit.svg", str(error)) from error
 
 
 def curve_figure(run: RunFolder, evaluation: Mapping[str, Any]) -> Picture:
@@ -296,10 +292,8 @@ def curve_figure(run: RunFolder, evaluation: Mapping[str, Any]) -> Picture:
     Raises:
         RunError: The curve in `evaluation.json` is damaged.
     """
-    try:
+    with reading(run.path, "evaluation.json"):
         curve = viz.FaithfulnessCurve.of(evaluation)
-    except FormatError as error:
-        raise damaged(run.path, "evaluation.json", str(error).rstrip(".")) from error
     svg = viz.figure_bytes(viz.faithfulness_figure(curve), "svg").decode()
     return drawing(svg, "Faithfulness against the number of edges kept.")
 

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from circuitlab import stats
-from circuitlab.attribution.patterns import AttentionPatterns
+from circuitlab.attribution.record import AttentionPatterns
 from circuitlab.discovery.behaviour import Behaviour
 from circuitlab.discovery.scores import EdgeScores
 from circuitlab.errors import FormatError

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from circuitlab.attribution.attention import attention_in
-from circuitlab.attribution.patterns import AttentionPatterns
+from circuitlab.attribution.record import AttentionPatterns
 from circuitlab.data.fingerprint import task_fingerprint
 from circuitlab.data.pairs import PairSet, PairSplits
 from circuitlab.data.registry import load_task

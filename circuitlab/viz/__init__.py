@@ -6,36 +6,25 @@ Heatmaps of sweeps, drawings of circuits, faithfulness curves, attributions, att
 imports matplotlib.
 """
 
-from circuitlab.drawing import draw as plot
-from circuitlab.viz.attribution import attention_figure, bars, head_heatmap, lens_figure, stream_figure
-from circuitlab.viz.circuit import draw_circuit
-from circuitlab.viz.curves import FaithfulnessCurve, faithfulness_figure
-from circuitlab.viz.grid import SITES, LabelledGrid, grid_from_frame, read_sweep
-from circuitlab.viz.heatmap import heatmap
-from circuitlab.viz.looks import DrawnEdge, DrawnNode
-from circuitlab.viz.save import figure_bytes, save_figure
-from circuitlab.viz.style import style
-from circuitlab.viz.text import visible_token
+from circuitlab import drawing
+from circuitlab.viz.attribution import attention_figure as attention_figure
+from circuitlab.viz.attribution import bars as bars
+from circuitlab.viz.attribution import head_heatmap as head_heatmap
+from circuitlab.viz.attribution import lens_figure as lens_figure
+from circuitlab.viz.attribution import stream_figure as stream_figure
+from circuitlab.viz.circuit import draw_circuit as draw_circuit
+from circuitlab.viz.curves import FaithfulnessCurve as FaithfulnessCurve
+from circuitlab.viz.curves import faithfulness_figure as faithfulness_figure
+from circuitlab.viz.grid import SITES as SITES
+from circuitlab.viz.grid import LabelledGrid as LabelledGrid
+from circuitlab.viz.grid import grid_from_frame as grid_from_frame
+from circuitlab.viz.grid import read_sweep as read_sweep
+from circuitlab.viz.heatmap import heatmap as heatmap
+from circuitlab.viz.looks import DrawnEdge as DrawnEdge
+from circuitlab.viz.looks import DrawnNode as DrawnNode
+from circuitlab.viz.save import figure_bytes as figure_bytes
+from circuitlab.viz.save import save_figure as save_figure
+from circuitlab.viz.style import style as style
+from circuitlab.viz.text import visible_token as visible_token
 
-__all__ = [
-    "SITES",
-    "DrawnEdge",
-    "DrawnNode",
-    "FaithfulnessCurve",
-    "LabelledGrid",
-    "attention_figure",
-    "bars",
-    "draw_circuit",
-    "faithfulness_figure",
-    "figure_bytes",
-    "grid_from_frame",
-    "head_heatmap",
-    "heatmap",
-    "lens_figure",
-    "plot",
-    "read_sweep",
-    "save_figure",
-    "stream_figure",
-    "style",
-    "visible_token",
-]
+plot = drawing.draw

@@ -23,8 +23,7 @@ from circuitlab.viz.text import clipped, drawable, number, visible_token
 
 if TYPE_CHECKING:
     from circuitlab.attribution.lens import LensTokens, LogitLens
-    from circuitlab.attribution.patterns import AttentionPatterns
-    from circuitlab.attribution.record import Attribution
+    from circuitlab.attribution.record import AttentionPatterns, Attribution
     from circuitlab.discovery.stability import Stability
     from circuitlab.evaluation.evaluate import Evaluation
     from circuitlab.features.activations import FeatureActivations
@@ -185,7 +184,7 @@ def lens_tokens(found: LensTokens) -> Figure:
     return lens_figure(found.tokens, [point.label for point in found.points], first, found.probabilities[:, :, 0])
 
 
-@shows("figure", "circuitlab.attribution.patterns:AttentionPatterns")
+@shows("figure", "circuitlab.attribution.record:AttentionPatterns")
 def attention(found: AttentionPatterns) -> Figure:
     """Patterns side by side."""
     return attention_figure(found.tokens, found.heads, found.patterns, title=found.title, notes=found.notes)
