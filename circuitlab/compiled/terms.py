@@ -75,8 +75,9 @@ def table(
         The MLP.
     """
     (one, one_size), (other, other_size) = first, second
-    cells = [(i, j) for i in range(one_size) for j in range(other_size) if entry(i, j) is not None]
-    rows, columns = np.transpose(cells)
+    found = ((i, j, entry(i, j)) for i in range(one_size) for j in range(other_size))
+    cells = [(i, j, value) for i, j, value in found if value is not None]
+    rows, columns, values = np.transpose(cells)
     weights = {one: np.eye(one_size)[:, rows], other: np.eye(other_size)[:, columns]}
-    out = np.eye(size)[[entry(i, j) for i, j in cells]]
+    out = np.eye(size)[values]
     return Apply(writes=writes, reads=weights, bias=np.full(len(cells), -1.0), out=out, shift=np.zeros(size))

@@ -28,7 +28,9 @@ CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 VERSION = "6.0.0"  # of the format that is written
 _TRAINING = ("batchtopk", "matryoshka_batchtopk")
 _TRANSCODERS = ("transcoder", "jumprelu_transcoder", "skip_transcoder", "jumprelu_skip_transcoder")
-_OTHERS = dict.fromkeys(_TRAINING, "is a training checkpoint; save it for inference, which turns it into jumprelu")
+_OTHERS: dict[str, str] = dict.fromkeys(
+    _TRAINING, "is a training checkpoint; save it for inference, which turns it into jumprelu"
+)
 _OTHERS |= dict.fromkeys(_TRANSCODERS, "reads at one place and writes at another, so it has no error term to keep")
 
 
