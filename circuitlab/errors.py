@@ -9,6 +9,7 @@
     │   └── OutputExistsError   an output path that exists
     ├── TaskError               an invalid task
     │   ├── TaskFileError       cannot be imported, or defines no task
+    │   │   └── TableError          a table of pairs without usable rows or columns
     │   ├── TokenError          an answer that is not one token, a prompt that exceeds the context
     │   ├── SpanError           a span that is not in the prompt
     │   ├── PairLengthError     clean and corrupted prompt differ in length
@@ -65,7 +66,9 @@ def _safely(spell: Callable[[object], str], value: object) -> str:
 
 
 def _clipped(text: str, limit: int) -> str:
-    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(text[: 4 * limit].split()))
+    line = " ".join(text[: 4 * limit].split())
+    if not line.isprintable():
+        line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
     return line if len(line) <= limit else line[: limit - 3] + "..."
 
 
@@ -150,6 +153,14 @@ class TaskError(CircuitLabError, ValueError):
 
 class TaskFileError(TaskError, OSError):
     """A task file that cannot be imported, defines no task, or raises an error."""
+
+
+class TableError(TaskFileError):
+    """A table of pairs whose columns are not known, or with rows that hold no pair."""
+
+
+class DroppedRowsWarning(UserWarning):
+    """Rows of a table were left out, as many as were allowed; the message names them."""
 
 
 class TokenError(TaskError):

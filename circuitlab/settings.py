@@ -139,10 +139,36 @@ class Settings(TypedDict, total=False):
         flag="--option", metavar="KEY=VALUE", kind=dict[str, str], given="Mapping[str, str] | None", usual={},
         record="options",
     )]
+    columns: Annotated[Mapping[str, str] | None, Setting(
+        what=(
+            "For a task that is a table of pairs: our field -> its column, such as `{\"clean\": \"sentence\"}`, for "
+            "columns that are not recognised (`Task.from_frame`)."
+        ),
+        help="Columns of a table of pairs, such as clean=THEIRS,corrupt=THEIRS.", flag="--columns",
+        metavar="FIELD=COLUMN", kind=dict[str, str], given="Mapping[str, str] | None", usual={},
+    )]
+    max_bad_rows: Annotated[int, Setting(
+        what="So many rows of a table that hold no pair are left out; more are an error that names them.",
+        help="Rows of a table that may be bad; they are left out and counted.", flag="--max-bad-rows", default=0,
+        least=0, most=1_000_000,
+    )]
+    data_split: Annotated[str | None, Setting(
+        what="The one split of a data set to read; by default all: train for discovery, test held out.",
+        help="Split of a data set to read.", flag="--data-split", metavar="NAME",
+    )]
+    data_config: Annotated[str | None, Setting(
+        what="The configuration of a data set.", help="Configuration of a data set.", flag="--data-config",
+        metavar="NAME",
+    )]
+    data_revision: Annotated[str | None, Setting(
+        what="The revision of a data set on the hub: a branch, tag or commit.",
+        help="Revision of a data set on the hub.", flag="--data-revision", metavar="NAME",
+    )]
     split: Annotated[str | None, Setting(
         what=(
             "How held-out prompts differ from discovery prompts: `words` keeps words and templates of the task for "
-            "them (`Task.held_out`), `random` only lets no text be in both. The task's own by default."
+            "them (`Task.held_out`), and the splits of a table; `random` only lets no text be in both. The task's own "
+            "by default."
         ),
         help=f"How held-out prompts differ: {', '.join(names.SPLITS)}.", flag="--split", metavar="NAME",
         allowed=names.SPLITS, usual="words", before="random",
@@ -165,6 +191,8 @@ class Settings(TypedDict, total=False):
     # fmt: on
 
 
+# The settings that say how a table of pairs is read.
+OF_TABLE = ("columns", "max_bad_rows", "data_split", "data_config", "data_revision")
 TASK = Setting(name="task", what="The task.", kind=str, given="str | Path | Task")
 # Every setting by its keyword. None of these keywords reaches a task: its options are in `task_options`.
 SETTINGS = {"task": TASK} | declared(get_type_hints(Settings, include_extras=True))

@@ -16,7 +16,7 @@ from contextlib import suppress
 from types import FrameType
 
 from circuitlab.cli.visible import visible
-from circuitlab.errors import CircuitLabError, ConfigError
+from circuitlab.errors import CircuitLabError, ConfigError, DroppedRowsWarning
 
 OK, FAULT, USER_ERROR, BROKEN_PIPE = 0, 1, 2, 141
 TYPER_INTERRUPTED = 130
@@ -166,11 +166,18 @@ def _prepare_process() -> None:
         import warnings
 
         warnings.simplefilter("ignore")
+        warnings.filterwarnings("always", category=DroppedRowsWarning)
+        warnings.showwarning = _show_warning
         logging.disable(logging.WARNING)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a prompt may hold what the terminal cannot show
     signal.signal(signal.SIGTERM, _terminate)
+
+
+def _show_warning(message: Warning | str, *about: object, **more: object) -> None:
+    """A warning of ours on one line of stderr, whatever else is quiet."""
+    _say(f"warning: {message}", OK)
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

@@ -46,24 +46,29 @@ def list_tasks(*, json: bool) -> None:
 
 def show_task(task: Task, *, json: bool) -> None:
     """One task: an example first."""
-    example = draw(task, Random(0))
+    example = draw(task, Random(0)) if task.table is None else task.table.rows[0].example
+    answers = example.answers or tuple(f"token {one}" for one in example.answer_ids)
+    distractors = example.distractors or tuple(f"token {one}" for one in example.distractor_ids)
     if json:
         sources = [{"key": source.key, "title": source.title, "year": source.year} for source in task.sources]
         prompts = {"clean": example.clean, "corrupt": example.corrupt}
-        words = {"answers": example.answers, "distractors": example.distractors}
+        words = {"answers": answers, "distractors": distractors}
         display.print_json({**_record(task), "sources": sources, "example": {**prompts, **words}})
         return
     facts = [
         ("", task.summary),
         ("clean", repr(example.clean)),
-        ("answer", display.alternatives(example.answers)),
+        ("answer", display.alternatives(answers)),
         ("corrupted", repr(example.corrupt)),
-        ("distractor", display.alternatives(example.distractors) or "none"),
-        ("spans", ", ".join(example.spans)),
+        ("distractor", display.alternatives(distractors) or "none"),
+        ("spans", ", ".join((*example.spans, *example.token_spans))),
         ("version", task.version),
         ("fingerprint", task_fingerprint(task)[:16]),
         ("metric", _metric_name(task)),
     ]
+    if task.table is not None:
+        facts += [("table", task.table.source), *((f"column {name}", one) for name, one in task.table.columns.items())]
+        facts += [("split", task.table.split_column or "by the seed"), ("bad rows", str(task.table.n_dropped))]
     for name, values in task.options.items():
         facts.append((f"option {name}", ", ".join(f"{v} *" if v == task.settings[name] else v for v in values)))
     facts += [("source", f"{source.title} ({source.year})") for source in task.sources]

@@ -14,10 +14,12 @@ import typer
 import circuitlab
 from circuitlab import names
 from circuitlab.cli.command import complete_task, completing
+from circuitlab.cli.visible import visible
+from circuitlab.data.tables.options import parsed_columns
 from circuitlab.declarations import Setting, options_of
 from circuitlab.errors import ConfigError
 from circuitlab.graphs.selection import SelectionRule
-from circuitlab.settings import MODEL_SETTINGS, SETTINGS
+from circuitlab.settings import MODEL_SETTINGS, OF_TABLE, SETTINGS
 
 if TYPE_CHECKING:
     from circuitlab.data.task import Task
@@ -163,7 +165,7 @@ class DeviceOption(Options):
 class OptionsOfTask(Options):
     """Options of a task."""
 
-    settings = (SETTINGS["task_options"],)
+    settings = (SETTINGS["task_options"], *(SETTINGS[name] for name in OF_TABLE))
     contrast: Annotated[
         str | None, typer.Option("--contrast", metavar="VALUE", help="Short for --option contrast=VALUE.")
     ] = None
@@ -178,6 +180,30 @@ class OptionsOfTask(Options):
         texts = [*self.given.get("task_options", ()), *([f"contrast={self.contrast}"] if self.contrast else [])]
         return keyed("--option", texts, "task option", "contrast=gender")
 
+    @property
+    def reading(self) -> dict[str, Any]:
+        """How a table of pairs is read: keywords of `load_task`.
+
+        Raises:
+            CircuitLabError: `--columns` is not of the form FIELD=COLUMN.
+        """
+        found = {name: self.given[name] for name in OF_TABLE if name in self.given}
+        return {**found, "columns": parsed_columns(found.get("columns", ()))}
+
+    def loaded(self, task: str) -> "Task":
+        """A task with these options; of a table, stderr says how it was read.
+
+        Returns:
+            The task.
+
+        Raises:
+            CircuitLabError: `load_task` rejects the task or its options.
+        """
+        found = circuitlab.load_task(task, task_options=self.options, **self.reading)
+        if found.table is not None:
+            typer.echo(visible(f"circuitlab: {found.table.source}: {found.table.described()}"), err=True)
+        return found
+
 
 class TaskOptions(OptionsOfTask):
     """A task as an argument, and its options."""
@@ -186,7 +212,7 @@ class TaskOptions(OptionsOfTask):
         str,
         typer.Argument(
             metavar="TASK",
-            help="A task's name, or the path of a .py file that defines TASK.",
+            help="A task's name, the path of a .py file that defines TASK or of a table of pairs, or a hub data set.",
             autocompletion=complete_task,
         ),
     ]
@@ -201,7 +227,7 @@ class TaskOptions(OptionsOfTask):
             ConfigError: An option is not of the form KEY=VALUE, or is given twice.
             CircuitLabError: `load_task` rejects the task or its options.
         """
-        return circuitlab.load_task(self.task, task_options=self.options).with_split(self.given.get("split"))
+        return self.loaded(self.task).with_split(self.given.get("split"))
 
 
 class PairOptions(TaskOptions):
@@ -242,7 +268,8 @@ class RunOptions(TaskOptions):
         Raises:
             ConfigError: A method option is not of the form KEY=VALUE or given twice; `--sites` with `--no-sweep`.
         """
-        found = {name: self.given[name] for name in self.given if name in SETTINGS and not name.startswith("task")}
+        others = {name for name in SETTINGS if not name.startswith("task")} - {*OF_TABLE}
+        found = {name: value for name, value in self.given.items() if name in others}
         found["selection"] = {part.name: self.given[part.name] for part in PARTS if part.name in self.given}
         options = found.get("method_options")
         found["method_options"] = keyed("--method-option", options, "method option", "points=published-code")
@@ -258,7 +285,9 @@ class JudgedOptions(OptionsOfTask):
     of_run = True
     task: Annotated[
         str | None,
-        typer.Option("--task", metavar="TASK", help="A task's name, or the path of a .py file. [default: the run's]"),
+        typer.Option(
+            "--task", metavar="TASK", help="A task's name, or the path of a .py file or a table. [default: the run's]"
+        ),
     ] = None
 
     def keywords(self) -> dict[str, Any]:
@@ -271,9 +300,13 @@ class JudgedOptions(OptionsOfTask):
             CircuitLabError: The task cannot be loaded, or an option is not of the form KEY=VALUE.
         """
         options, found = self.options, {name: value for name, value in self.given.items() if name in self.judged}
-        if self.task is None:
-            return {**found, "options": options}
-        return {**found, "task": circuitlab.load_task(self.task, task_options=options)}
+        if self.task is not None:
+            return {**found, "task": self.loaded(self.task)}
+        if meaningless := [SETTINGS[name].flag for name in OF_TABLE if self.given.get(name)]:
+            raise ConfigError(
+                f"{meaningless[0]} says how a table is read. Give the table with --task, or leave it out."
+            )
+        return {**found, "options": options}
 
 
 def swept(sites: list[str] | None, *, no_sweep: bool) -> tuple[str, ...] | None:

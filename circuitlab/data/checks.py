@@ -159,6 +159,36 @@ def check_spans(field: str, spans: object, text: str) -> dict[str, CharRange]:
     return found
 
 
+def check_ids(what: str, ids: object, words: tuple[str, ...]) -> None:
+    """Refuse token ids that no tokenizer has, or that are given beside words.
+
+    Raises:
+        TaskError: They are no tuple of different whole numbers of at least 0, or there are words as well.
+    """
+    found = check_sequence(what, ids, "token ids")
+    if wrong := [one for one in found if isinstance(one, bool) or not isinstance(one, int) or one < 0]:
+        raise TaskError(f"{what} holds {shown(wrong[0])}; it must hold whole numbers of at least 0.")
+    if len(set(found)) < len(found):
+        raise TaskError(f"{what} holds a token twice. Name every token once.")
+    if words:
+        raise TaskError(f"{what} stands beside the words {shown(list(words))}. Give words or token ids.")
+
+
+def check_token_spans(prompt: str, spans: object) -> None:
+    """Refuse token ranges that are none.
+
+    Raises:
+        SpanError: They are no mapping, or a range is not a pair of whole numbers, begins below 0 or is empty.
+    """
+    if not isinstance(spans, Mapping):
+        raise SpanError(f"token_spans of {prompt} is {shown(spans)}; it must map names to ranges of tokens.")
+    for name, span in spans.items():
+        check_line(f"the name of a span of {prompt}", name)
+        ends = _whole_numbers(span)
+        if ends is None or not 0 <= ends[0] < ends[1]:
+            raise SpanError(f"span {name!r} of {prompt} is {shown(span)}; it must be (start, end), a range of tokens.")
+
+
 def _whole_numbers(span: object) -> CharRange | None:
     if not isinstance(span, tuple | list) or len(span) != 2 or any(isinstance(end, bool) for end in span):
         return None

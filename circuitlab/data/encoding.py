@@ -122,9 +122,12 @@ def encode_example(example: Example, text: TextEncoder) -> Pair | Rejection:
     if len(clean.ids) != len(corrupt.ids):
         return _length_rejection(example, clean, corrupt)
     found = list[tuple[int, ...]]()
-    for words in (example.answers, example.distractors):
+    for words, given in ((example.answers, example.answer_ids), (example.distractors, example.distractor_ids)):
         alone = example.standalone_answers
-        ids = standalone(words, text) if alone else continuations(example.clean, words, clean, text)
+        if given:
+            ids = given_tokens(given, text)
+        else:
+            ids = standalone(words, text) if alone else continuations(example.clean, words, clean, text)
         if isinstance(ids, Rejection):
             return ids
         found.append(ids)
@@ -138,8 +141,8 @@ def encode_example(example: Example, text: TextEncoder) -> Pair | Rejection:
         id="",
         clean=example.clean,
         corrupt=example.corrupt,
-        answers=example.answers,
-        distractors=example.distractors,
+        answers=text.decode(answer_ids) if example.answer_ids else example.answers,
+        distractors=text.decode(distractor_ids) if example.distractor_ids else example.distractors,
         clean_ids=clean.ids,
         corrupt_ids=corrupt.ids,
         answer_ids=answer_ids,
@@ -203,10 +206,30 @@ def standalone(words: tuple[str, ...], text: TextEncoder) -> tuple[int, ...] | R
     return tuple(ids)
 
 
+def given_tokens(ids: tuple[int, ...], text: TextEncoder) -> tuple[int, ...] | Rejection:
+    """Token ids that stand in the place of words, or why the tokenizer has no such words.
+
+    Args:
+        ids: The token ids.
+        text: The tokenizer of the model.
+
+    Returns:
+        The same ids, or the reason for the rejection.
+    """
+    for one in ids:
+        if one >= text.n_tokens or one in text.special_ids:
+            what = f"only the tokens 0 to {text.n_tokens - 1:,}" if one >= text.n_tokens else "it as a special token"
+            message = f"token {one} is no word of this tokenizer, which has {what}. Use the model that the ids are of."
+            return Rejection(TokenError, f"token {one} is no word", message)
+    return ids
+
+
 def _same_token(example: Example, answer_ids: tuple[int, ...], distractor_ids: tuple[int, ...]) -> Rejection | None:
     """Refuse different words that are one token, as for a tokenizer without capital letters."""
     seen: dict[int, str] = {}
-    for word, token in zip(example.answers + example.distractors, answer_ids + distractor_ids, strict=True):
+    words = example.answers or tuple(map(str, example.answer_ids))
+    words += example.distractors or tuple(map(str, example.distractor_ids))
+    for word, token in zip(words, answer_ids + distractor_ids, strict=True):
         if token in seen:
             both = f"{seen[token]!r} and {word!r}"
             message = (
@@ -246,6 +269,17 @@ def _token_spans(example: Example, clean: Encoded, corrupt: Encoded) -> dict[str
                 SpanError, f"span {name!r} is not found", f"{message} Give character ranges in the clean text."
             )
         spans[name] = found
+    front = next((i for i, (start, end) in enumerate(clean.offsets) if start < end), len(clean.ids))
+    for name, (start, end) in example.token_spans.items():
+        if front + end > len(clean.ids):
+            message = (
+                f"span {name!r} is at tokens {start} to {end} of {example.clean!r}, which has "
+                f"{len(clean.ids) - front} for this tokenizer."
+            )
+            return Rejection(
+                SpanError, f"span {name!r} is not found", f"{message} Use the model that it is counted for."
+            )
+        spans[name] = (front + start, front + end)
     if example.separate_spans and (shared := _shared_token(spans)):
         both, token = f"spans {shared[0]!r} and {shared[1]!r}", clean.tokens[shared[2]]
         message = f"{both} share the token {token!r} of {example.clean!r}; they must be separate tokens."

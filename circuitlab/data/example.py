@@ -8,7 +8,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from string import Formatter
 
-from circuitlab.data.checks import CharRange, check_mapping, check_spans, check_text, check_words
+from circuitlab.data.checks import (
+    CharRange,
+    check_ids,
+    check_mapping,
+    check_spans,
+    check_text,
+    check_token_spans,
+    check_words,
+)
 from circuitlab.errors import SpanError, TaskError, shown
 from circuitlab.summary import Summary, short
 
@@ -31,10 +39,14 @@ class Example(Summary):
             join them to the end of the prompt, as " 17" and "32" to " 1732".
         separate_spans: Whether the example is dropped if one token belongs to two spans, as " 1732" would to a
             century and a year.
+        answer_ids: Tokens of a model in the place of right answers; `answer` is then `()`.
+        distractor_ids: The same for wrong ones.
+        token_spans: Name -> half-open range of tokens in both prompts, counted without a beginning-of-sequence token,
+            for data that know tokens and not characters.
 
     Raises:
-        TaskError: Both prompts are equal, a prompt or an answer is empty or no text, or answer and distractor share a
-            word.
+        TaskError: Both prompts are equal, a prompt or an answer is empty or no text, answer and distractor share a
+            word or token, or words and tokens are given for the same.
         SpanError: A span is not a pair of whole numbers inside its prompt, or `corrupt_spans` has a name of its own.
 
     Example:
@@ -51,6 +63,9 @@ class Example(Summary):
     corrupt_spans: Mapping[str, CharRange] = field(default_factory=dict)
     standalone_answers: bool = False
     separate_spans: bool = False
+    answer_ids: tuple[int, ...] = ()
+    distractor_ids: tuple[int, ...] = ()
+    token_spans: Mapping[str, CharRange] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_text("the clean prompt", self.clean)
@@ -61,11 +76,10 @@ class Example(Summary):
                 f"clean and corrupted prompt are the same text: {self.clean!r}. Change what matters in one."
             )
         answers = check_words(f"the answer of {prompt}", self.answer)
-        if not answers:
-            raise TaskError(f"{prompt} has no answer. Give at least one.")
         distractors = check_words(f"the distractor of {prompt}", () if self.distractor is None else self.distractor)
         if shared := set(answers) & set(distractors):
             raise TaskError(f"{prompt}: {shown(sorted(shared))} is answer and distractor at once.")
+        self._check_tokens(prompt, answers, distractors)
         spans = check_spans("spans", self.spans, self.clean)
         corrupt_spans = check_spans("corrupt_spans", self.corrupt_spans, self.corrupt)
         if alone := sorted(set(corrupt_spans) - set(spans)):
@@ -83,6 +97,21 @@ class Example(Summary):
         }
         for name, value in given.items():
             object.__setattr__(self, name, value)
+
+    def _check_tokens(self, prompt: str, answers: tuple[str, ...], distractors: tuple[str, ...]) -> None:
+        """Refuse what is given in tokens, if it is no such thing or is given in words as well."""
+        if not (answers or self.answer_ids):
+            raise TaskError(f"{prompt} has no answer. Give at least one.")
+        for name, words in (("answer_ids", answers), ("distractor_ids", distractors)):
+            ids = getattr(self, name)
+            if ids:
+                check_ids(f"{name} of {prompt}", ids, words)
+        if shared := set(self.answer_ids) & set(self.distractor_ids):
+            raise TaskError(f"{prompt}: token {min(shared)} is answer and distractor at once.")
+        if self.token_spans:
+            check_token_spans(prompt, self.token_spans)
+            if both := sorted(set(self.token_spans) & set(self.spans)):
+                raise SpanError(f"{prompt} has the span {both[0]!r} in characters and in tokens. Give one.")
 
     @property
     def answers(self) -> tuple[str, ...]:

@@ -1,8 +1,9 @@
-"""Find a task by name, by file, or take it as it is.
+"""Find a task by name, by file, by table, or take it as it is.
 
 Names are entry points of the group `circuitlab.tasks`: the bundled tasks' and those that other packages add.
 """
 
+import re
 import sys
 import warnings
 from collections.abc import Mapping
@@ -14,6 +15,9 @@ from types import ModuleType
 from circuitlab import plugins
 from circuitlab.arguments import checked
 from circuitlab.data.sampling import global_randomness_kept
+from circuitlab.data.tables.options import TableOptions
+from circuitlab.data.tables.rows import pair_table
+from circuitlab.data.tables.sources import is_table, read_source
 from circuitlab.data.task import Task
 from circuitlab.errors import (
     CircuitLabError,
@@ -28,6 +32,8 @@ from circuitlab.files import read_bytes
 from circuitlab.settings import SETTINGS
 
 LARGEST_FILE = 10_000_000
+
+LONGEST_TABLE_NAME = 60
 
 GROUP = "circuitlab.tasks"
 
@@ -52,13 +58,31 @@ def is_bundled(name: str) -> bool:
 
 
 @checked
-def load_task(task: str | Path | Task, *, task_options: Mapping[str, str] | None = None, **options: str) -> Task:
+def load_task(
+    task: str | Path | Task,
+    *,
+    task_options: Mapping[str, str] | None = None,
+    columns: Mapping[str, str] | None = None,
+    max_bad_rows: int = 0,
+    data_split: str | None = None,
+    data_config: str | None = None,
+    data_revision: str | None = None,
+    **options: str,
+) -> Task:
     """Load a task.
 
     Args:
         task: A name that `circuitlab tasks` lists (`"gendered-pronouns"`, or with an option value
-            `"gendered-pronouns:gender"`), the path of a Python file that holds `TASK = Task(...)`, or a `Task`.
+            `"gendered-pronouns:gender"`), the path of a Python file that holds `TASK = Task(...)`, a table of pairs
+            (a CSV, TSV, JSON lines, JSON or Parquet file, a folder of them, a data set that `datasets` saved, or the
+            name of one on the hub), or a `Task`.
         task_options: Option values by name, such as `{"contrast": "gender"}`.
+        columns: For a table: our field -> its column, as in `Task.from_frame`, for those that are not recognised.
+        max_bad_rows: So many rows of a table that hold no pair are left out; more are an error.
+        data_split: The one split of a data set to read; by default all, of which train is for discovery and test is
+            held out.
+        data_config: The configuration of a data set.
+        data_revision: The revision of a data set on the hub.
         options: Former spelling of `task_options`, such as `contrast="gender"`.
 
     Returns:
@@ -69,6 +93,8 @@ def load_task(task: str | Path | Task, *, task_options: Mapping[str, str] | None
         ConfigError: An option is given twice, or one that is named like a setting of `discover` in the former spelling.
         TaskFileError: The file does not exist, does not import, ends the program, or holds no task; or another package
             lists something else than a `Task` under this name.
+        TableError: A table has columns that are not known, or more bad rows than allowed; the message names file, line,
+            column and value.
 
     Example:
         >>> from circuitlab import load_task
@@ -76,9 +102,17 @@ def load_task(task: str | Path | Task, *, task_options: Mapping[str, str] | None
         ('capital', 'gender')
     """
     options = former_options("load_task", task_options, options)
+    reading = TableOptions(
+        columns=dict(columns or {}), max_bad_rows=max_bad_rows, split=data_split, config=data_config,
+        revision=data_revision,
+    )  # fmt: skip
     if isinstance(task, Task):
+        _check_table_options(reading, task.table and task.table.options, f"task {task.name!r}")
         return task.with_options(**options)
     text = str(task)
+    if is_table(text):
+        return _from_table(text, reading).with_options(**options)
+    _check_table_options(reading, None, repr(text))
     if text.endswith(".py") or "/" in text:
         return _from_file(Path(text)).with_options(**options)
     name, _, values = text.partition(":")
@@ -88,6 +122,28 @@ def load_task(task: str | Path | Task, *, task_options: Mapping[str, str] | None
     if not isinstance(found, Task):
         raise TaskFileError(f"task {name!r}, {entries[name].value}, is {shown(found)}; it must be a Task.")
     return found.with_options(**_by_value(found, [v for v in values.split(",") if v]) | options)
+
+
+def _from_table(text: str, reading: TableOptions) -> Task:
+    """The task of a table, named after its file; never like a task that has a name already."""
+    table = pair_table(read_source(text, reading), reading, text).checked()
+    stem = Path(text.rstrip("/")).name
+    stem = stem if Path(text).is_dir() else stem.removesuffix(".gz").rpartition(".")[0] or stem
+    name = re.sub(r"[^\w.+-]+", "-", stem).strip(". -_")[:LONGEST_TABLE_NAME].rstrip(". -_") or "table"
+    return Task.from_table(table, f"{name}-table" if name in task_names() else name, origin=text)
+
+
+def _check_table_options(given: TableOptions, own: TableOptions | None, owner: str) -> None:
+    """Refuse options of tables for what is no table, and others than those that a table was read with.
+
+    Raises:
+        ConfigError: Some are given.
+    """
+    if given.given and given != own:
+        name, value = next(iter(given.given.items()))
+        raise ConfigError(
+            f"{name}={value!r} goes with a table of pairs that is read by its path; {owner} is none. Leave it out."
+        )
 
 
 def former_options(called: str, task_options: Mapping[str, str] | None, former: Mapping[str, str]) -> dict[str, str]:

@@ -104,11 +104,8 @@ def sample_pairs(
         TaskFileError: `draw` raises, returns no example, or is not reproducible.
         TooFewPromptsError: The task does not give enough distinct pairs that the tokenizer accepts.
     """
-    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-        raise ConfigError(f"n is {n!r}; it counts pairs per split and must be a whole number of at least 1.")
-    if n > MOST_PAIRS:
-        raise ConfigError(f"n is {n:,}; at most {MOST_PAIRS:,} pairs are drawn per split.")
-    splits = _Splits(n, exclude)
+    check_number(n)
+    splits = GrowingSplits(n, exclude)
     dropped = Counter[str]()
     worst: Rejection | None = None
     seen, idle, last_pair = set[tuple[str, str]](), 0, time.monotonic()
@@ -149,6 +146,18 @@ def sample_pairs(
         dropped=dict(dropped),
         differ_in=differ_in,
     )
+
+
+def check_number(n: object) -> None:
+    """Refuse what is no number of pairs.
+
+    Raises:
+        ConfigError: It is no whole number from 1 to `MOST_PAIRS`.
+    """
+    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+        raise ConfigError(f"n is {n!r}; it counts pairs per split and must be a whole number of at least 1.")
+    if n > MOST_PAIRS:
+        raise ConfigError(f"n is {n:,}; at most {MOST_PAIRS:,} pairs are drawn per split.")
 
 
 def draw(task: Drawable, rng: Random, split: str = "any", vocabulary: Sequence[str] = STAND_INS) -> Example:
@@ -228,7 +237,7 @@ def _of_the_task(task: Drawable, what: str, call: Callable[[], T]) -> T:
         raise TaskFileError(f"{what} of task {task.name!r} raised {in_one_line(error)}") from error
 
 
-class _Splits:
+class GrowingSplits:
     """Growing lists of pairs that share no text, by name."""
 
     def __init__(self, n: int, known: Collection[str]) -> None:
@@ -247,7 +256,13 @@ class _Splits:
 
     @property
     def counts(self) -> tuple[int, ...]:
+        """How many pairs each list has."""
         return tuple(map(len, self._pairs.values()))
+
+    def sort(self) -> None:
+        """Bring each list into the order of the ids of its pairs."""
+        for pairs in self._pairs.values():
+            pairs.sort(key=lambda pair: pair.id)
 
     def place(self, pair: Pair, names: tuple[str, ...]) -> bool:
         """Put the pair where its texts allow, into the shortest list if several do; False if none can take it."""
@@ -262,11 +277,12 @@ class _Splits:
         return True
 
     def named(self, name: str, metric: str | Callable[..., Any]) -> PairSet:
+        """The pairs of a list, with ids that begin with its name."""
         pairs = tuple(replace(pair, id=f"{name}-{i:04d}") for i, pair in enumerate(self._pairs[name]))
         return PairSet(pairs, metric)
 
 
-def _serves_none(splits: _Splits, n_seen: int, waited: float) -> bool:
+def _serves_none(splits: GrowingSplits, n_seen: int, waited: float) -> bool:
     return not any(splits.counts) and n_seen >= FEWEST_REJECTED and waited > FIRST_WAIT
 
 
@@ -274,7 +290,7 @@ def _too_few(
     task: Drawable,
     n: int,
     n_seen: int,
-    splits: _Splits,
+    splits: GrowingSplits,
     lists: int,
     dropped: Counter[str],
     worst: Rejection | None,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from random import Random
@@ -10,21 +9,24 @@ from typing import Any
 
 from circuitlab import names
 from circuitlab.arguments import checked
-from circuitlab.data.checks import check_line, check_mapping, check_name, check_sequence
+from circuitlab.data.checks import check_line, check_mapping, check_name
 from circuitlab.data.encoding import LanguageModel
 from circuitlab.data.example import Example
 from circuitlab.data.pairs import PairSplits
 from circuitlab.data.published import PublishedCircuit
 from circuitlab.data.sampling import sample_pairs
 from circuitlab.data.splits import STAND_INS
+from circuitlab.data.tables.draw import check_rows, divided_by, row_draw, table_pairs
+from circuitlab.data.tables.options import TableOptions
+from circuitlab.data.tables.rows import pair_table
+from circuitlab.data.tables.sources import of_object
+from circuitlab.data.tables.table import PairTable
+from circuitlab.data.task_fields import check_held_out, checked_fixed, checked_options, checked_sources, parameters
 from circuitlab.errors import ConfigError, TaskError, UnknownNameError, shown
 from circuitlab.progress import Progress, callback, reports_progress
 from circuitlab.references import Reference
 from circuitlab.resources import Resources
 from circuitlab.summary import Summary, short
-
-# Parameters of `draw` that no option can be called by.
-RESERVED = frozenset(("rng", "split", "vocabulary"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -53,6 +55,7 @@ class Task(Summary):
         split: `words`, or `random` to draw both splits from all words: they share no text, but words. Without
             `held_out` they are drawn so in any case.
         published: Circuits that papers describe for this task, by the name of the model.
+        table: The rows that its pairs are, for a task that is made of a table (`from_frame`, `load_task`).
 
     Raises:
         TaskError: No name, no version, a field of the wrong type, a name or text that no file can hold, an option with
@@ -84,6 +87,7 @@ class Task(Summary):
     held_out: str | Callable[..., str] = ""
     split: str = "words"
     published: Mapping[str, PublishedCircuit] = field(default_factory=dict)
+    table: PairTable | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         check_name("the name of a task", self.name)
@@ -99,20 +103,86 @@ class Task(Summary):
                 f"metric of {owner} is {shown(self.metric)}; it must be the name of a metric or a function of "
                 "(logits, batch)."
             )
-        _check_held_out(owner, self)
+        check_held_out(owner, self.held_out, self.draw, self.fixed)
         check_line(f"split of {owner}", self.split)
         UnknownNameError.check("split", self.split, names.SPLITS, owner=owner)
         published = check_mapping(f"published of {owner}", self.published)
         if wrong := [name for name, circuit in published.items() if not isinstance(circuit, PublishedCircuit)]:
             raise TaskError(f"published[{wrong[0]!r}] of {owner} must be a PublishedCircuit.")
-        object.__setattr__(self, "options", _checked_options(owner, self.options, self.draw))
-        object.__setattr__(self, "sources", _checked_sources(owner, self.sources))
+        if not isinstance(self.table, PairTable | None):
+            raise TaskError(f"table of {owner} is {shown(self.table)}; make such a task with Task.from_frame(...).")
+        object.__setattr__(self, "options", checked_options(owner, self.options, self.draw))
+        object.__setattr__(self, "sources", checked_sources(owner, self.sources))
         if not callable(self.fixed):
             object.__setattr__(self, "fixed", checked_fixed(owner, self.fixed))
         for name, value in check_mapping(f"chosen of {owner}", self.chosen).items():
             if name not in self.options:
                 raise UnknownNameError.of("option", name, self.options or ["(none)"], owner=owner)
             UnknownNameError.check(name, value, self.options[name], owner=owner)
+
+    @classmethod
+    @checked
+    def from_frame(
+        cls,
+        frame: Any,
+        columns: Mapping[str, str] | None = None,
+        *,
+        name: str = "table",
+        max_bad_rows: int = 0,
+        summary: str | None = None,
+        **about: Any,
+    ) -> Task:
+        """A task whose pairs are the rows of a table.
+
+        Args:
+            frame: A data frame of pandas or polars, an Arrow table, a `datasets` data set (or a dictionary of them, by
+                split), or a list of dictionaries.
+            columns: Our field -> the table's column, for those that are not recognised: `clean`, `corrupt`, `answer`,
+                `distractor`, `answer_id`, `distractor_id`, `split`, `spans`, `length`, `span:NAME`,
+                `corrupt_span:NAME`. An empty name leaves a field out.
+            name: The task's name.
+            max_bad_rows: So many rows that hold no pair are left out; more are an error.
+            summary: One line: which behaviour; by default the layout and the columns.
+            about: Further fields of the task, such as `metric` and `sources`.
+
+        Returns:
+            The task.
+
+        Raises:
+            TableError: The columns are not known, or more rows are bad than allowed; the message names row, column and
+                value.
+            UnknownNameError: There is no such field or column.
+
+        Example:
+            >>> rows = [{"text": "Ann left;", "corrupt": "Ann left.", "answer": " she", "distractor": " She"}]
+            >>> task = Task.from_frame(rows, columns={"clean": "text"})
+            >>> task.table.rows[0].example.answer
+            (' she',)
+        """
+        options = TableOptions(columns=dict(columns or {}), max_bad_rows=max_bad_rows)
+        table = pair_table(of_object(frame), options, "the data frame").checked()
+        if summary is not None:
+            about["summary"] = summary
+        return cls.from_table(table, name, **about)
+
+    @classmethod
+    def from_table(cls, table: PairTable, name: str, **about: Any) -> Task:
+        """A task whose pairs are the rows of a table that was read.
+
+        Args:
+            table: The rows.
+            name: The task's name.
+            about: Further fields; by default the version is the beginning of the table's digest, and the metric
+                `logit_diff`, or `log_prob` where pairs have no distractors.
+
+        Returns:
+            The task.
+        """
+        usual = {
+            "version": table.digest[:12], "summary": table.described(),
+            "metric": "logit_diff" if table.has_distractors else "log_prob",
+        }  # fmt: skip
+        return cls(name=name, draw=row_draw(table), held_out=divided_by(table), table=table, **usual | about)
 
     @property
     def settings(self) -> dict[str, str]:
@@ -209,7 +279,7 @@ class Task(Summary):
     @property
     def draws_tokens(self) -> bool:
         """Whether its prompts are made of the words of the model at hand."""
-        wanted = _parameters(self.draw).get("vocabulary")
+        wanted = parameters(self.draw).get("vocabulary")
         return wanted is not None and wanted.default is wanted.empty
 
     def fixed_examples(self, split: str = "any") -> tuple[Example, ...]:
@@ -226,7 +296,7 @@ class Task(Summary):
         """
         if not callable(self.fixed):
             return self.fixed
-        given = {"split": split} if "split" in _parameters(self.fixed) else {}
+        given = {"split": split} if "split" in parameters(self.fixed) else {}
         return checked_fixed(f"task {self.name!r}", self.fixed(**given, **self.settings))
 
     @checked
@@ -269,6 +339,19 @@ class Task(Summary):
         """
         from circuitlab.data.batching import check_pairs  # brings torch
 
+        if self.table is not None:
+            return table_pairs(
+                self.table,
+                model.text,
+                n,
+                seed,
+                metric=self.metric,
+                with_reference=reference,
+                exclude=exclude,
+                by_column=self.split == "words",
+                n_ctx=model.spec.n_ctx,
+                resources=Resources(progress=callback(progress)),
+            )
         drawn = sample_pairs(
             self,
             model.text,
@@ -281,6 +364,16 @@ class Task(Summary):
         for part in (drawn.discovery, drawn.held_out, *([drawn.reference] if drawn.reference else [])):
             check_pairs(part, model.spec)
         return drawn
+
+    def check_n(self, n: int, *, reference: bool = False) -> None:
+        """Refuse more pairs than a task made of a table can have, before a model is loaded.
+
+        Raises:
+            TooFewPromptsError: There are fewer rows.
+            TableError: One split has no row.
+        """
+        if self.table is not None:
+            check_rows(self.table, n, with_reference=reference, by_column=self.split == "words")
 
     def _summary(self) -> str:
         return f"{self.label} {self.version}: {short(self.summary, 70)[1:-1]}"
@@ -296,93 +389,7 @@ class Task(Summary):
             yield f"published for {model}", f"{len(circuit.nodes)} nodes, {circuit.source.key}"
         if self.sources:
             yield "sources", ", ".join(source.key for source in self.sources)
+        if self.table is not None and self.table.n_dropped:
+            yield "bad rows", f"{self.table.n_dropped:,} left out"
         if self.origin:
             yield "file", self.origin
-
-
-def _parameters(draw: Callable[..., object]) -> Mapping[str, inspect.Parameter]:
-    """The parameters of a function by name; none for built-in functions without a signature."""
-    try:
-        return inspect.signature(draw).parameters
-    except (TypeError, ValueError):
-        return {}
-
-
-def _check_held_out(owner: str, task: Task) -> None:
-    """Refuse a task whose splits cannot differ in what it says they do."""
-    if not callable(task.held_out):
-        check_line(f"held_out of {owner}", task.held_out, may_be_empty=True)
-    if bool(task.held_out) != ("split" in _parameters(task.draw)):
-        raise TaskError(
-            f"held_out of {owner} is {shown(task.held_out)}; it says what held-out prompts do not share with discovery "
-            "prompts, and goes with a parameter 'split' of draw(): give both or none."
-        )
-    if task.held_out and task.fixed and not (callable(task.fixed) and "split" in _parameters(task.fixed)):
-        raise TaskError(
-            f"fixed of {owner} does not say which examples are held out. Make it a function with a parameter 'split', "
-            "as draw() has, that returns those of 'discovery', of 'held_out', or all for 'any'."
-        )
-
-
-def checked_fixed(owner: str, examples: object) -> tuple[Example, ...]:
-    """The examples that always come first, if they are examples.
-
-    Returns:
-        The examples.
-
-    Raises:
-        TaskError: They are something else.
-    """
-    found = []
-    for example in check_sequence(f"fixed of {owner}", examples, "Examples"):
-        if not isinstance(example, Example):
-            raise TaskError(f"fixed of {owner} holds {shown(example)}; it must hold Examples.")
-        found.append(example)
-    return tuple(found)
-
-
-def _checked_options(owner: str, options: object, draw: Callable[..., object]) -> dict[str, tuple[str, ...]]:
-    found = {}
-    for name, values in check_mapping(f"options of {owner}", options).items():
-        if not name.isidentifier():
-            raise TaskError(
-                f"{owner} has an option {name!r}; draw() gets options by keyword, so that a name must be an "
-                "identifier: letters, digits and '_'."
-            )
-        allowed = check_sequence(f"option {name!r} of {owner}", values, "texts, the default first")
-        for value in allowed:
-            check_line(f"a value of option {name!r} of {owner}", value)
-        if not allowed or len(set(allowed)) < len(allowed):
-            raise TaskError(f"option {name!r} of {owner} has the values {allowed}; give at least one, and each once.")
-        found[name] = tuple(map(str, allowed))
-    if taken := sorted(RESERVED & set(found)):
-        raise TaskError(
-            f"{owner} has options {taken}, but draw({taken[0]}, ...) is given something else by that name. "
-            "Rename the option."
-        )
-    try:
-        parameters = inspect.signature(draw).parameters
-    except (TypeError, ValueError):  # built-in functions have no signature
-        return found
-    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    if missing := [name for name in found if name not in parameters and not open_ended]:
-        raise TaskError(f"{owner}: draw() has no parameter for the options {missing}.")
-    return found
-
-
-def _checked_sources(owner: str, sources: object) -> tuple[Reference, ...]:
-    found = []
-    for source in check_sequence(f"sources of {owner}", sources, "References"):
-        if not isinstance(source, Reference):
-            raise TaskError(f"sources of {owner} holds {shown(source)}; it must hold References.")
-        for name in ("key", "title"):
-            check_line(f"{name} of a source of {owner}", getattr(source, name))
-        for name in ("arxiv", "url"):
-            if getattr(source, name) is not None:
-                check_line(f"{name} of a source of {owner}", getattr(source, name))
-        for author in check_sequence(f"authors of a source of {owner}", source.authors, "names"):
-            check_line(f"an author of a source of {owner}", author)
-        if isinstance(source.year, bool) or not isinstance(source.year, int):
-            raise TaskError(f"year of a source of {owner} is {shown(source.year)}; it must be a whole number.")
-        found.append(source)
-    return tuple(found)

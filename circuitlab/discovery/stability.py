@@ -261,6 +261,8 @@ def stability(
     task = None if isinstance(pairs, PairSet | PairBatch) else load_task(pairs)
     if over == "seeds" and task is None:
         raise ConfigError("stability over seeds draws new prompts; give a task instead of pairs.")
+    if task is not None and over == "seeds":
+        check_seeds(task, n_resamples)
     rule = SelectionRule.of(selection, target)
     rule = rule if n_edges is None else replace(rule, n_edges=n_edges)
     discovery = Discovery(find_method(method), rule, {**options, **(method_options or {})})
@@ -277,6 +279,19 @@ def stability(
         return over_resamples(experiment, discovery, known, circuit, n_resamples)
     assert task is not None
     return over_seeds(experiment, discovery, task, circuit, n_resamples)
+
+
+def check_seeds(task: Task, n_seeds: int) -> None:
+    """Refuse to draw prompts of other seeds where the rows of a table are the same for every seed.
+
+    Raises:
+        ConfigError: The task is a table that is divided by a column.
+    """
+    if n_seeds and task.table is not None and task.table.split_column and task.split == "words":
+        raise ConfigError(
+            f"stability over seeds draws other prompts, but the splits of {task.table.source} fix them. Use bootstrap "
+            "resamples, or split='random' (--split random)."
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import torch
 
 from circuitlab.arguments import checked, fits
+from circuitlab.data.network import offline_without_network
 from circuitlab.errors import CircuitLabError, ConfigError, ModelError
 from circuitlab.models.bridge import BridgeModel
 from circuitlab.models.checkpoint_files import checked_folder
@@ -26,7 +25,6 @@ from circuitlab.models.model_kinds import refuse_unsupported
 from circuitlab.models.modes import in_ordinary_modes
 from circuitlab.models.protocol import Model
 from circuitlab.models.recording import Folding
-from circuitlab.models.surgery import attributes
 from circuitlab.models.text import AUTO, TokenizerText, check_choice, own_tokenizer, text_of
 from circuitlab.models.verify import adapted
 from circuitlab.settings import SETTINGS
@@ -131,7 +129,7 @@ def _from_bridge(bridge: Any, bos: str | None) -> BridgeModel:
     name, inner = str(getattr(bridge.cfg, "model_name", "bridge")), bridge.original_model
     refuse_unsupported(getattr(inner, "config", None), name)
     check_finite(inner, name)
-    with LOADING, _quiet(), _offline_without_network():
+    with LOADING, _quiet(), offline_without_network():
         text = _text(bridge, name, bos)
     return adapted(bridge, name, text=text)
 
@@ -205,7 +203,7 @@ def _boot(
     source: str, name: str, device: torch.device, dtype: torch.dtype, bos: str | None, *, local: bool
 ) -> tuple[Any, TokenizerText | None]:
     # HuggingFace fills weights with random numbers before it loads them, and sets torch's default dtype meanwhile.
-    network = nullcontext() if local else _offline_without_network()
+    network = nullcontext() if local else offline_without_network()
     with LOADING, _quiet(), no_remote_code(), torch.random.fork_rng(), network:
         try:
             boot = boot_huggingface if local else boot_from_hub
@@ -219,20 +217,6 @@ def _boot(
     for weight in bridge.original_model.parameters():
         weight.requires_grad_(False)
     return bridge, text
-
-
-@contextmanager
-def _offline_without_network() -> Iterator[None]:
-    """Where the hub's host has no address, use the cache at once instead of five retries (23 s measured)."""
-    from huggingface_hub import constants
-
-    offline = {}
-    try:
-        socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname, 443)
-    except OSError:
-        offline = {"HF_HUB_OFFLINE": True}
-    with attributes(constants, **offline):
-        yield
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from circuitlab.runs.earlier import results_of_tables, scores_of_table, spec_of
 from circuitlab.runs.manifest import DATASET, MANIFEST, OF_METRIC
 from circuitlab.runs.reader import RunReader
 from circuitlab.runs.run import Run
+from circuitlab.runs.tables import is_of_table, task_of_table
 from circuitlab.runs.task_files import TASK_FILE
 
 
@@ -111,6 +112,8 @@ def _pairs(read: RunReader, metric: str | Callable[..., Any]) -> PairSplits:
 def _task(read: RunReader, config: DiscoverConfig) -> Task:
     """The task: a built-in one of the same version, or the one that the manifest describes, without its code."""
     about = read.about("task")
+    if is_of_table(read.manifest):
+        return replace(task_of_table(read.path, read.manifest), split=config.split)
     if is_bundled(config.task) and (ours := load_task(config.task)).version == about["version"]:
         changed = {name: value for name, value in config.options.items() if value != ours.settings.get(name)}
         return replace(ours.with_options(**changed), split=config.split)

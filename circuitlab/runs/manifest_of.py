@@ -11,6 +11,7 @@ from circuitlab.discovery.config import DiscoverConfig
 from circuitlab.discovery.scoring import find_method
 from circuitlab.runs.manifest import OF_METRIC, SCHEMA
 from circuitlab.runs.record import RunRecord
+from circuitlab.runs.tables import about_table
 
 OF_MODEL = ("n_layers", "n_heads", "n_kv_heads", "d_model", "d_vocab", "causal")
 VERSIONED = ("circuitlab", "torch", "transformer_lens", "transformers", "numpy", "scipy", "networkx", "matplotlib")
@@ -36,6 +37,7 @@ def manifest_of(run: RunRecord) -> dict[str, Any]:
             "metric": task.metric if isinstance(task.metric, str) else None,
             "fingerprint": run.task_fingerprint,
             "sources": [asdict(source) for source in task.sources],
+            **({"table": about_table(task.table)} if task.table else {}),
         },
         "dataset_fingerprint": run.pairs.fingerprint,
         "dataset": {

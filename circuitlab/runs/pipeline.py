@@ -24,7 +24,7 @@ from circuitlab.discovery.behaviour import check_behaviour
 from circuitlab.discovery.config import DiscoverConfig, default_folder
 from circuitlab.discovery.registry import find_method
 from circuitlab.discovery.selection import select_circuit, with_faithfulness
-from circuitlab.discovery.stability import Discovery, over_resamples, over_seeds
+from circuitlab.discovery.stability import Discovery, check_seeds, over_resamples, over_seeds
 from circuitlab.evaluation.evaluate import evaluate_circuit
 from circuitlab.graphs.circuit import Circuit
 from circuitlab.metrics import Metric, metric_of
@@ -43,7 +43,7 @@ from circuitlab.resources import Resources
 from circuitlab.runs.keywords import takes_settings
 from circuitlab.runs.record import sources_of
 from circuitlab.runs.run import Run, writes_run
-from circuitlab.settings import MODEL_SETTINGS, Settings
+from circuitlab.settings import MODEL_SETTINGS, OF_TABLE, Settings
 
 SWEPT_SITES = ("resid_pre", "attn_out", "mlp_out", "head_z")
 # Heads of the circuit whose attention patterns are kept.
@@ -59,7 +59,7 @@ def discover(task: str | Path | Task, **settings: Unpack[Settings]) -> Run:
     """Find the circuit behind a task, test it on held-out prompts, and write a run folder if `out` is given.
 
     Args:
-        task: Name, path of a task file, or a `Task`.
+        task: Name, path of a task file or of a table of pairs, name of a data set on the hub, or a `Task`.
         {settings}
 
     Returns:
@@ -75,12 +75,16 @@ def discover(task: str | Path | Task, **settings: Unpack[Settings]) -> Run:
         True
     """
     given: dict[str, Any] = dict(settings)
-    chosen = load_task(task, task_options=given["task_options"]).with_split(given["split"])
+    reading = {name: given[name] for name in OF_TABLE}
+    chosen = load_task(task, task_options=given["task_options"], **reading).with_split(given["split"])
+    chosen.check_n(given["n"], reference=needs_reference(given["ablation"]))
+    check_seeds(chosen, given["stability_seeds"])
     judged_by = metric_of(chosen, given["metric"])
     config = DiscoverConfig.of_settings(
         given, task=_spelling(task, chosen), options=chosen.settings, model=_model_name(given["model"]),
         metric=judged_by.name if given["metric"] is None else given["metric"],
         split="words" if chosen.differ_in else "random",
+        **(chosen.table.options.given if chosen.table else {}),
     )  # fmt: skip
     method, steps, ablation, seed = find_method(given["method"]), config.steps, given["ablation"], config.seed
     resources = Resources(progress=callback(given["progress"]))

@@ -12,6 +12,7 @@ from circuitlab.data.task import Task
 from circuitlab.digests import file_sha256
 from circuitlab.errors import RunError, UnknownNameError
 from circuitlab.files import file_inside
+from circuitlab.runs.tables import is_of_table, task_of_table
 
 TASK_FILE = "task.py"
 
@@ -37,7 +38,7 @@ def task_file_of(folder: Path, manifest: Mapping[str, Any]) -> TaskFile | None:
         manifest: What its `manifest.json` holds.
 
     Returns:
-        The file, or None where the run is of a built-in task. Nothing is run.
+        The file, or None where the run is of a built-in task or a table of pairs. Nothing is run.
 
     Raises:
         RunError: The task is not built in and the folder does not keep its file as the manifest lists it. A path that
@@ -45,6 +46,8 @@ def task_file_of(folder: Path, manifest: Mapping[str, Any]) -> TaskFile | None:
         UnknownNameError: The task is a name that does not exist.
     """
     task, listed = manifest["config"]["task"], manifest.get("files")
+    if is_of_table(manifest):
+        return None
     if isinstance(task, str) and task in task_names():
         return None
     path = file_inside(folder, TASK_FILE)
@@ -67,7 +70,7 @@ def task_file_of(folder: Path, manifest: Mapping[str, Any]) -> TaskFile | None:
 
 
 def task_of_run(folder: Path, manifest: Mapping[str, Any], *, run_code: bool = False) -> Task:
-    """The task of a run with the run's options: a built-in one, or the one in the folder's task file.
+    """The task of a run with the run's options: a built-in one, or the one of the folder's table or task file.
 
     Args:
         folder: The run folder.
@@ -82,6 +85,8 @@ def task_of_run(folder: Path, manifest: Mapping[str, Any], *, run_code: bool = F
             options are none of the task's.
         TaskFileError: The task file does not work.
     """
+    if is_of_table(manifest):
+        return task_of_table(folder, manifest)
     file = task_file_of(folder, manifest)
     if file is not None and not run_code:
         raise RunError(

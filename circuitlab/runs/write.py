@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from circuitlab.result import plain
 from circuitlab.runs.manifest import DATASET, MANIFEST, REPORT, RESULTS, SCORES
 from circuitlab.runs.manifest_of import manifest_of
 from circuitlab.runs.record import RESULTS_SCHEMA, Results, RunRecord
+from circuitlab.runs.tables import one_line, write_table
 
 
 def write_run(run: RunRecord, place: Reserved, folder: Path) -> Path:
@@ -46,7 +46,7 @@ def write_run(run: RunRecord, place: Reserved, folder: Path) -> Path:
 def _write_data(run: RunRecord, folder: Path) -> None:
     pairs = run.pairs
     splits = {"discovery": pairs.discovery, "held_out": pairs.held_out, "reference": pairs.reference or ()}
-    lines = [_one_line(pair.to_record(name)) for name, split in splits.items() for pair in split]
+    lines = [one_line(pair.to_record(name)) for name, split in splits.items() for pair in split]
     (folder / DATASET).write_text("\n".join(lines) + "\n", encoding="utf-8")
     if run.grids:
         (folder / "sweeps").mkdir()
@@ -65,7 +65,9 @@ def _write_data(run: RunRecord, folder: Path) -> None:
     for name, found in _repeated(run):
         _write_json(folder / f"{name}.json", found.to_record())
         found.to_frame().to_csv(folder / f"{name}.csv", index=False)
-    if run.task.origin:
+    if run.task.table is not None:
+        write_table(run.task.table, folder)
+    elif run.task.origin:
         shutil.copyfile(run.task.origin, folder / "task.py")
 
 
@@ -91,12 +93,6 @@ def _repeated(run: RunRecord) -> list[tuple[str, Stability]]:
 def _digests(folder: Path) -> dict[str, str]:
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in (MANIFEST, LOCK))
     return {p.relative_to(folder).as_posix(): file_sha256(p) for p in files}
-
-
-def _one_line(record: dict[str, Any]) -> str:
-    """A record as one line of JSON, also for readers that take Unicode's other line ends for one."""
-    text = json.dumps(record, ensure_ascii=False)
-    return re.sub("[\x85\u2028\u2029]", lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def _write_json(path: Path, content: Any) -> None:

@@ -1,0 +1,252 @@
+"""Pairs from a table: no draws, but rows, each checked against the model's tokenizer."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import replace
+from random import Random
+from typing import Any
+
+from circuitlab.data.encoding import Rejection, TextEncoder, encode_example
+from circuitlab.data.example import Example
+from circuitlab.data.pair import Pair
+from circuitlab.data.pairs import PairSplits
+from circuitlab.data.sampling import REFERENCE, SPLITS, GrowingSplits, check_number
+from circuitlab.data.tables.layouts import SPAN
+from circuitlab.data.tables.rows import FILES
+from circuitlab.data.tables.table import BadRow, PairRow, PairTable
+from circuitlab.errors import PairLengthError, SpanError, TableError, TooFewPromptsError
+from circuitlab.resources import DEFAULT, Resources
+
+# Tables of at most so many rows are checked whole against the tokenizer, in seconds; of longer ones, the rows drawn.
+MOST_CHECKED = 10_000
+VALIDATION = "validation"
+REPEATED, SHARED = "rows with the prompts of another row", "rows with a prompt of the other split"
+
+
+def table_pairs(
+    table: PairTable,
+    text: TextEncoder,
+    n: int,
+    seed: int,
+    *,
+    metric: str | Callable[..., Any],
+    with_reference: bool = False,
+    exclude: Collection[str] = (),
+    by_column: bool = True,
+    n_ctx: int | None = None,
+    resources: Resources = DEFAULT,
+) -> PairSplits:
+    """Take `n` discovery and `n` held-out rows, and as many reference rows if requested; see `Task.pairs`.
+
+    With a column of splits, these are the first rows of each split. Without one, or with `by_column=False`, the seed
+    decides which rows belong to which split. Either way they stay in the order of the table.
+
+    Returns:
+        The splits, and how many rows were left out for which reason.
+
+    Raises:
+        ConfigError: `n` is out of range.
+        TooFewPromptsError: There are fewer rows than requested.
+        TableError: More rows are bad than allowed; the message names them.
+    """
+    divided = by_column and bool(table.split_column)
+    check_rows(table, n, with_reference=with_reference, by_column=by_column)
+    rows = _Rows(table, text, n_ctx)
+    if len(table.rows) <= MOST_CHECKED:
+        for place in range(len(table.rows)):
+            rows.pair(place)
+            resources.progress("rows", place + 1, len(table.rows))
+    splits, left_out = GrowingSplits(n, exclude), Counter[str]()
+    tried, seen = set[int](), set[tuple[str, str]]()
+    for parts, places in _queues(table, seed, divided=divided, with_reference=with_reference):
+        for place in places:
+            if splits.full(parts):
+                break
+            pair = None if place in tried else rows.pair(place)
+            tried.add(place)
+            if pair is None:
+                continue
+            if (pair.clean, pair.corrupt) in seen:
+                left_out[REPEATED] += 1
+            elif not splits.place(pair, parts):
+                left_out[SHARED] += 1
+            seen.add((pair.clean, pair.corrupt))
+    bad = table.judged(rows.bad)
+    wanted = (*SPLITS, REFERENCE)[: 2 + with_reference]
+    if not splits.full(wanted):
+        raise _too_few(table, n, splits, wanted, left_out + Counter(bad))
+    splits.sort()
+    return PairSplits(
+        discovery=splits.named("discovery", metric),
+        held_out=splits.named("held_out", metric),
+        reference=splits.named(REFERENCE, metric) if with_reference else None,
+        dropped={**bad, **left_out},
+        differ_in=divided_by(table) if divided else "",
+    )
+
+
+def check_rows(table: PairTable, n: int, *, with_reference: bool = False, by_column: bool = True) -> None:
+    """Refuse more pairs than a table has, before anything is loaded.
+
+    Raises:
+        ConfigError: `n` is out of range.
+        TableError: One split has no row.
+        TooFewPromptsError: There are fewer rows than requested.
+    """
+    check_number(n)
+    if not (by_column and table.split_column):
+        parts = 2 + with_reference
+        if len(table.rows) < parts * n:
+            kinds = "discovery, held-out and reference" if with_reference else "discovery and held-out"
+            raise TooFewPromptsError(
+                f"{table.source} has {len(table.rows):,} pairs, but n={n} needs {parts * n:,}: {n} {kinds} pairs each. "
+                f"{_advice(len(table.rows) // parts)}"
+            )
+        return
+    counts = {name: len(places) for name, places in _by_split(table).items()}
+    for name in SPLITS:
+        if not counts[name]:
+            raise TableError(
+                f"{table.source} has no {name.replace('_', '-')} rows: column {table.split_column!r} says "
+                f"{', '.join(sorted({row.split for row in table.rows}))} only. Give rows of both, or have them divided "
+                "by the seed: split='random' (--split random)."
+            )
+    fewest = min(counts[name] for name in SPLITS)
+    if fewest < n:
+        raise TooFewPromptsError(
+            f"{table.source} has {counts['discovery']:,} discovery and {counts['held_out']:,} held-out pairs by column "
+            f"{table.split_column!r}, but n={n}. {_advice(fewest)}"
+        )
+    spare = counts[REFERENCE] or counts["discovery"] - n
+    if with_reference and spare < n:
+        raise TooFewPromptsError(
+            f"{table.source} has {spare:,} rows for reference pairs, which this ablation needs besides the others, but "
+            f"n={n}. {_advice(max(spare, counts['discovery'] // 2))}"
+        )
+
+
+def _advice(fewest: int) -> str:
+    return f"Ask for at most {fewest} (-n {fewest})." if fewest else "Give more rows."
+
+
+def _by_split(table: PairTable) -> dict[str, list[int]]:
+    """The places of the rows of each split; validation rows are held out where there are no test rows."""
+    tested = any(row.split == "held_out" for row in table.rows)
+    found: dict[str, list[int]] = {name: [] for name in (*SPLITS, REFERENCE)}
+    for place, row in enumerate(table.rows):
+        name = (REFERENCE if tested else "held_out") if row.split == VALIDATION else row.split
+        found[name].append(place)
+    return found
+
+
+def _queues(
+    table: PairTable, seed: int, *, divided: bool, with_reference: bool
+) -> Iterator[tuple[tuple[str, ...], Sequence[int]]]:
+    """Which splits take which rows, in the order in which they are offered."""
+    if divided:
+        places = _by_split(table)
+        for name in SPLITS:
+            yield (name,), places[name]
+        if with_reference:
+            yield (REFERENCE,), places[REFERENCE] or places["discovery"]
+        return
+    shuffled = Random(f"table/{seed}").sample(range(len(table.rows)), len(table.rows))
+    yield SPLITS, shuffled
+    if with_reference:
+        yield (REFERENCE,), shuffled
+
+
+class _Rows:
+    """The rows of a table as pairs of a model, each made once."""
+
+    def __init__(self, table: PairTable, text: TextEncoder, n_ctx: int | None) -> None:
+        self._table, self._text, self._n_ctx = table, text, n_ctx
+        self._made = dict[int, Pair | None]()
+        self.bad: list[BadRow] = []
+
+    def pair(self, place: int) -> Pair | None:
+        """The pair of a row, its place as id; None where the model cannot be given it."""
+        if place not in self._made:
+            found = self._encoded(self._table.rows[place])
+            if isinstance(found, BadRow):
+                self.bad.append(found)
+            self._made[place] = None if isinstance(found, BadRow) else replace(found, id=f"{place:08d}")
+        return self._made[place]
+
+    def _encoded(self, row: PairRow) -> Pair | BadRow:
+        made = encode_example(row.example, self._text)
+        if isinstance(made, Rejection):
+            return self._rejected(row, made)
+        if not len(made) or (self._n_ctx is not None and len(made) > self._n_ctx):
+            holds = f"; the context of the model holds {self._n_ctx:,}" if len(made) else ""
+            return self._bad(row, "clean", row.example.clean, f"has {len(made):,} tokens{holds}")
+        special = self._text.special_ids
+        front = next((i for i, one in enumerate(made.clean_ids) if one not in special), len(made))
+        if row.length is not None and row.length != len(made) - front + 1:
+            rule = f"is no length of this prompt, which has {len(made) - front + 1} tokens for this model"
+            return self._bad(row, "length", row.length, rule)
+        return made
+
+    def _rejected(self, row: PairRow, why: Rejection) -> BadRow:
+        """A rejection with the column that it is about."""
+        one = row.example
+        if why.kind is PairLengthError:
+            return self._bad(row, "corrupt", one.corrupt, f"does not line up: {why.message}", why.reason)
+        if why.kind is SpanError:
+            named = [name for name in (*one.spans, *one.token_spans) if repr(name) in why.reason]
+            return self._bad(
+                row, SPAN + named[0] if named else "clean", one.clean, f"does not line up: {why.message}", why.reason
+            )
+        alone = encode_example(replace(one, distractor=None, distractor_ids=()), self._text)
+        name = "answer" if isinstance(alone, Rejection) else "distractor"
+        ids = one.answer_ids if name == "answer" else one.distractor_ids
+        words = one.answers if name == "answer" else one.distractors
+        values = [value for value in (ids or words) if repr(value) in why.reason or f" {value} " in f" {why.reason} "]
+        value = values[0] if values else (ids or words)[0]
+        return self._bad(row, f"{name}_id" if ids else name, value, f"does not serve: {why.message}", why.reason)
+
+    def _bad(self, row: PairRow, name: str, value: object, rule: str, reason: str = "") -> BadRow:
+        column = self._table.columns.get(name, self._table.columns.get("spans", name))
+        return BadRow(number=row.number, column=column, value=value, rule=rule, reason=reason)
+
+
+def row_draw(table: PairTable) -> Callable[..., Example]:
+    """A function that draws single rows of a table, as `Task.draw` does.
+
+    Returns:
+        `draw(rng)`, with a parameter `split` where the table has splits.
+    """
+    if not table.split_column:
+        return lambda rng: rng.choice(table.rows).example
+    places = _by_split(table)
+
+    def draw(rng: Random, split: str = "any") -> Example:
+        return table.rows[rng.choice(places.get(split) or range(len(table.rows)))].example
+
+    return draw
+
+
+def divided_by(table: PairTable) -> str:
+    """What held-out rows do not share with discovery rows, in words; empty without a column of splits.
+
+    Returns:
+        The words.
+    """
+    if not table.split_column:
+        return ""
+    where = "the files divide" if table.split_column == FILES else f"column {table.split_column!r} divides"
+    return f"rows, as {where} them"
+
+
+def _too_few(
+    table: PairTable, n: int, splits: GrowingSplits, wanted: tuple[str, ...], left_out: Counter[str]
+) -> TooFewPromptsError:
+    counts = dict(zip((*SPLITS, REFERENCE), splits.counts, strict=True))
+    found = ", ".join(f"{counts[name]} {name.replace('_', '-')}" for name in wanted)
+    why = "; ".join(f"{count} {reason}" for reason, count in left_out.most_common(3))
+    return TooFewPromptsError(
+        f"{table.source}: n={n}, but its rows gave {found} pairs that share no prompt"
+        f"{f' (left out: {why})' if why else ''}. {_advice(min(counts[name] for name in wanted))}"
+    )

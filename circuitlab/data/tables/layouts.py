@@ -1,0 +1,187 @@
+"""Layouts of tables of pairs: which columns hold what in the files of known projects.
+
+A layout is a record. A column is named by a path: `prompt`, a value inside a nested column (`metadata.subject`), or the
+item of a list that another column counts (`choices[answerKey]`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+# What a table can hold of a pair. `answer_id` and `distractor_id` are token ids; `spans` maps names to ranges or texts;
+# `length` is a number of tokens.
+FIELDS = ("clean", "corrupt", "answer", "distractor", "answer_id", "distractor_id", "split", "spans", "length")
+SPAN, CORRUPT_SPAN = "span:", "corrupt_span:"
+_SPLIT = ("split", "set", "subset", "partition")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TableLayout:
+    """The columns of one kind of table.
+
+    Attributes:
+        name: What it is called in messages.
+        needed: Field -> the columns that may hold it, the first that is there; a table has this layout if it has all.
+        optional: The same for fields that it may lack.
+        lead: Text in front of every answer and distractor, such as the space that the file leaves out.
+        token_starts: Whether other columns are spans, each the index of its first token with a beginning-of-sequence
+            token counted.
+    """
+
+    name: str
+    needed: Mapping[str, Sequence[str]]
+    optional: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    lead: str = ""
+    token_starts: bool = False
+    numbers: bool = False
+
+
+_CORRUPT = ("corrupted", "corrupt", "corrupted_prompt", "corrupt_prompt", "counterfactual", "counterfactual_prompt")
+_DISTRACTOR = (
+    "distractor", "distractors", "wrong", "incorrect", "wrong_answer", "incorrect_answer", "corrupt_answer",
+    "corrupted_answer",
+)  # fmt: skip
+_S2_IO = ("s2_io_flip_counterfactual.prompt",)
+LAYOUTS = (
+    TableLayout(
+        name="EAP-IG (token ids)",
+        needed={"clean": ("clean",), "corrupt": ("corrupted",), "answer_id": ("correct_idx",)},
+        optional={"distractor_id": ("incorrect_idx",), "split": _SPLIT},
+    ),
+    TableLayout(
+        name="EAP-IG",
+        needed={"clean": ("clean",), "corrupt": ("corrupted",), "answer": ("label",)},
+        optional={"distractor": _DISTRACTOR, "split": _SPLIT},
+    ),
+    TableLayout(
+        name="sparse feature circuits",
+        needed={
+            "clean": ("clean_prefix",), "corrupt": ("patch_prefix",), "answer": ("clean_answer",),
+            "distractor": ("patch_answer",),
+        },
+        optional={"split": _SPLIT},
+    ),
+    TableLayout(
+        name="MIB, IOI",
+        needed={
+            "clean": ("prompt",), "corrupt": _S2_IO, "answer": ("metadata.indirect_object",),
+            "distractor": ("metadata.subject",),
+        },
+        optional={"split": _SPLIT},
+        lead=" ",
+    ),
+    TableLayout(
+        name="MIB, multiple choice",
+        needed={
+            "clean": ("prompt",), "corrupt": ("symbol_counterfactual.prompt",),
+            "answer": ("choices.label[answerKey]",),
+            "distractor": ("symbol_counterfactual.choices.label[symbol_counterfactual.answerKey]",),
+        },
+        optional={"split": _SPLIT},
+    ),
+    TableLayout(
+        name="MIB, arithmetic",
+        needed={
+            "clean": ("prompt",), "corrupt": ("random_counterfactual.prompt",), "answer": ("label",),
+            "distractor": ("random_counterfactual.label",),
+        },
+        optional={"split": _SPLIT},
+        numbers=True,
+    ),
+    TableLayout(
+        name="position-aware circuits",
+        needed={
+            "clean": ("prompt",), "corrupt": _CORRUPT, "answer": ("correct_token", "label"), "length": ("length",),
+        },
+        optional={"distractor": ("wrong_token",), "split": _SPLIT},
+        token_starts=True,
+    ),
+    TableLayout(
+        name="circuitkit",
+        needed={"clean": ("prompt",), "corrupt": ("corrupted", "corrupted_prompt"), "answer": ("answer",)},
+        optional={"distractor": ("corrupted_answer", "distractor", "wrong"), "split": _SPLIT},
+    ),
+    TableLayout(
+        name="clean, corrupt, answer",
+        needed={
+            "clean": ("clean", "clean_prompt", "prompt"), "corrupt": _CORRUPT,
+            "answer": ("answer", "answers", "clean_answer", "correct", "label", "target"),
+        },
+        optional={"distractor": _DISTRACTOR, "split": _SPLIT, "spans": ("spans",)},
+    ),
+    TableLayout(
+        name="clean, corrupt, token ids",
+        needed={
+            "clean": ("clean", "clean_prompt", "prompt"), "corrupt": _CORRUPT,
+            "answer_id": ("answer_id", "answer_ids", "answers_idx", "correct_id", "correct_idx"),
+        },
+        optional={
+            "distractor_id": (
+                "distractor_id", "distractor_ids", "wrong_id", "incorrect_id", "incorrect_idx", "wrong_idx",
+                "corrupted_answers_idx",
+            ),
+            "split": _SPLIT, "spans": ("spans",),
+        },
+    ),
+)  # fmt: skip
+
+
+def root(path: str) -> str:
+    """The column that a path begins in.
+
+    Returns:
+        Its name.
+
+    Example:
+        >>> root("choices.label[answerKey]")
+        'choices'
+    """
+    return re.split(r"[.\[]", path, maxsplit=1)[0]
+
+
+def plain(name: str) -> str:
+    """A column's name as layouts spell it.
+
+    Returns:
+        In lower case, with underscores for blanks and hyphens.
+
+    Example:
+        >>> plain(" Corrupted prompt")
+        'corrupted_prompt'
+    """
+    return re.sub(r"[\s-]+", "_", name.strip().lower())
+
+
+def recognised(header: Iterable[str]) -> tuple[TableLayout, dict[str, str]] | None:
+    """The first layout whose columns a table has.
+
+    Args:
+        header: The names of its columns.
+
+    Returns:
+        The layout, and field -> path, spelt as in the table; None if no layout fits.
+
+    Example:
+        >>> layout, columns = recognised(("clean", "corrupted", "label"))
+        >>> layout.name, columns["answer"]
+        ('EAP-IG', 'label')
+    """
+    spelt = dict[str, str]()
+    for name in header:
+        spelt.setdefault(plain(name), name)
+    for layout in LAYOUTS:
+        found = {name: _there(paths, spelt) for name, paths in (*layout.needed.items(), *layout.optional.items())}
+        if all(found[name] for name in layout.needed):
+            return layout, {name: path for name, path in found.items() if path}
+    return None
+
+
+def _there(paths: Sequence[str], spelt: Mapping[str, str]) -> str | None:
+    """The first of some paths whose column is there, with the column's spelling in the table."""
+    for path in paths:
+        column = root(path)
+        if column in spelt:
+            return spelt[column] + path[len(column) :]
+    return None

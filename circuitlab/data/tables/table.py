@@ -1,0 +1,222 @@
+"""A table of pairs: its rows as examples, where each comes from, and which rows hold none."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from circuitlab.data.checks import LONGEST_LINE
+from circuitlab.data.example import Example
+from circuitlab.data.tables.options import TableOptions
+from circuitlab.digests import sha256
+from circuitlab.errors import DroppedRowsWarning, TableError, shown
+from circuitlab.summary import plural
+
+SHOWN = 3  # bad rows in a message
+VALUE = 80  # characters of a value in a message
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairRow:
+    """One row that holds a pair.
+
+    Attributes:
+        number: Its line in the file, or its place among the rows.
+        example: The pair.
+        split: `discovery`, `held_out`, `validation` or `reference`; empty where the table has no splits.
+        length: Tokens of the clean prompt with one beginning-of-sequence token, where the table says so.
+    """
+
+    number: int
+    example: Example
+    split: str = ""
+    length: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BadRow:
+    """One row that holds no pair.
+
+    Attributes:
+        number: Its line in the file, or its place among the rows.
+        column: The column that is wrong.
+        value: What it holds.
+        rule: What is wrong with it, as the end of a sentence.
+        reason: The same without the row, for counting; by default `rule`.
+    """
+
+    number: int
+    column: str
+    value: object
+    rule: str
+    reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairTable:
+    """The pairs of a table, in the order of its rows.
+
+    Attributes:
+        source: The file, folder or object that holds it, for messages.
+        counted: What numbers of rows count: "line" or "row".
+        layout: Name of the layout.
+        columns: Our field -> the table's column; spans are `span:NAME`.
+        rows: The rows that hold pairs.
+        bad: The rows that hold none.
+        options: How it was read.
+        split_column: The column that says which split a row belongs to, or "files" where each split has its own; empty
+            if there is none.
+        dropped: Rule -> number of rows left out, of a table that was read before.
+    """
+
+    source: str
+    counted: str
+    layout: str
+    columns: Mapping[str, str]
+    rows: tuple[PairRow, ...]
+    bad: tuple[BadRow, ...] = ()
+    options: TableOptions = field(default_factory=TableOptions)
+    split_column: str = ""
+    dropped: Mapping[str, int] = field(default_factory=dict)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over the pairs, their order and their splits: the same for the same rows in another format."""
+        return sha256(*(line + "\n" for line in map(_line, self.rows)))
+
+    @property
+    def n_dropped(self) -> int:
+        """Number of rows that hold no pair."""
+        return len(self.bad) + sum(self.dropped.values())
+
+    @property
+    def has_distractors(self) -> bool:
+        """Whether every pair has a distractor."""
+        return all(row.example.distractors or row.example.distractor_ids for row in self.rows)
+
+    def by_column(self) -> str:
+        """The columns that are read, for a person.
+
+        Returns:
+            Each field with its column.
+        """
+        return ", ".join(f"{name}={column}" for name, column in self.columns.items())
+
+    def described(self) -> str:
+        """The table in one line: rows, layout, columns.
+
+        Returns:
+            The text, cut to what a summary may have.
+        """
+        text = f"{len(self.rows):,} pairs; layout {self.layout}: {self.by_column()}"
+        text = "".join(character if character.isprintable() else " " for character in text)
+        return text if len(text) <= LONGEST_LINE else f"{text[: LONGEST_LINE - 3]}..."
+
+    def checked(self) -> PairTable:
+        """The same table, if no more of its rows hold no pair than allowed; `DroppedRowsWarning` names them.
+
+        Raises:
+            TableError: There are more than `max_bad_rows`.
+        """
+        self._refuse(self.bad)
+        self._warn(self.bad)
+        return self
+
+    def judged(self, bad: Sequence[BadRow]) -> dict[str, int]:
+        """Refuse rows that a model cannot be given, if with those that hold no pair they are more than allowed.
+
+        Args:
+            bad: The rows; `DroppedRowsWarning` names them.
+
+        Returns:
+            Reason -> how many rows are left out, those that hold no pair included.
+
+        Raises:
+            TableError: There are more than `max_bad_rows`.
+        """
+        self._refuse((*self.bad, *bad))
+        self._warn(bad)
+        counts = Counter(self.dropped)
+        counts.update(one.reason or f"column {one.column!r} {one.rule}" for one in (*self.bad, *bad))
+        return dict(counts)
+
+    def _refuse(self, bad: Sequence[BadRow]) -> None:
+        total, allowed = len(bad) + sum(self.dropped.values()), self.options.max_bad_rows
+        if total > allowed:
+            raise TableError(
+                f"{self.rows_shown(bad)}. {plural(total, 'bad row')}, {allowed} allowed: correct them, or leave out as "
+                f"many with max_bad_rows={total} (--max-bad-rows {total})."
+            )
+
+    def _warn(self, bad: Sequence[BadRow]) -> None:
+        if bad:
+            message = f"{self.rows_shown(bad)}. {plural(len(bad), 'bad row')} left out."
+            warnings.warn(message, DroppedRowsWarning, stacklevel=3)
+
+    def rows_shown(self, bad: Sequence[BadRow]) -> str:
+        """The first of some bad rows, for a message.
+
+        Returns:
+            File, line, column, value and rule of each.
+        """
+        parts = [
+            f"{self.counted} {one.number}, column {one.column!r}: {shown(one.value, VALUE)} {one.rule}"
+            for one in bad[:SHOWN]
+        ]
+        return f"{self.source}, " + "; ".join(parts) + ("; ..." if len(bad) > SHOWN else "")
+
+
+def record_of(row: PairRow) -> dict[str, object]:
+    """A row as JSON holds it; see `rows.row_of_record`.
+
+    Returns:
+        The fields that are not empty, by name.
+    """
+    one = row.example
+    record = {
+        "number": row.number, "split": row.split, "clean": one.clean, "corrupt": one.corrupt,
+        "answers": list(one.answers), "distractors": list(one.distractors), "answer_ids": list(one.answer_ids),
+        "distractor_ids": list(one.distractor_ids), "spans": {name: list(ends) for name, ends in one.spans.items()},
+        "corrupt_spans": {name: list(ends) for name, ends in one.corrupt_spans.items()},
+        "token_spans": {name: list(ends) for name, ends in one.token_spans.items()}, "length": row.length,
+    }  # fmt: skip
+    return {name: value for name, value in record.items() if value not in ("", [], {}, None)}
+
+
+def row_of_record(record: Mapping[str, object]) -> PairRow:
+    """The row that `record_of` wrote.
+
+    Returns:
+        The row.
+
+    Raises:
+        TaskError: It holds no pair.
+        KeyError: A field is missing.
+        TypeError: A field is of another type.
+    """
+    lists = {name: tuple(_list(record, name)) for name in ("answers", "distractors", "answer_ids", "distractor_ids")}
+    spans = {name: record.get(name, {}) for name in ("spans", "corrupt_spans", "token_spans")}
+    number, split, length = record["number"], record.get("split", ""), record.get("length")
+    if not (isinstance(number, int) and isinstance(split, str) and isinstance(length, int | None)):
+        raise TypeError("number, split or length is of another type")
+    example: Example = Example(
+        record["clean"], record["corrupt"], lists["answers"], lists["distractors"] or None,
+        answer_ids=lists["answer_ids"], distractor_ids=lists["distractor_ids"], **spans,
+    )  # fmt: skip
+    return PairRow(number=number, split=split, length=length, example=example)
+
+
+def _list(record: Mapping[str, object], name: str) -> list[object]:
+    value = record.get(name, [])
+    if not isinstance(value, list):
+        raise TypeError(f"{name} is no list")
+    return value
+
+
+def _line(row: PairRow) -> str:
+    """What the digest covers: everything but where the row stands in its file."""
+    return json.dumps({**record_of(row), "number": 0}, sort_keys=True)
