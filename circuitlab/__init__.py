@@ -47,6 +47,7 @@ if TYPE_CHECKING:
         PairLengthError,
         RunError,
         SpanError,
+        TableError,
         TaskError,
         TaskFileError,
         TaskNotDoneError,

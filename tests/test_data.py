@@ -37,7 +37,7 @@ from circuitlab.data.fingerprint import task_fingerprint
 from circuitlab.data.pair import Pair
 from circuitlab.data.registry import task_names
 from circuitlab.data.sampling import sample_pairs
-from circuitlab.data.task import RESERVED
+from circuitlab.data.task_fields import RESERVED
 
 # ------------------------------------------------------------------------------------------------ examples
 

@@ -47,10 +47,11 @@ def told(make) -> str:
 
 # What a field takes besides values of its own kind.
 ALLOWED_EXAMPLE = {"distractor": (None, [], ()), "spans": ({},), "corrupt_spans": ({},),
-                   "standalone_answers": (True,), "separate_spans": (True,)}  # fmt: skip
+                   "standalone_answers": (True,), "separate_spans": (True,),
+                   "answer_ids": ([], ()), "distractor_ids": ([], ()), "token_spans": ({},)}  # fmt: skip
 ALLOWED_TASK = {
     "summary": ("",), "options": ({},), "chosen": ({},), "sources": ([], ()), "fixed": ([], ()), "origin": ("",),
-    "held_out": ("",), "published": ({},),
+    "held_out": ("",), "published": ({},), "table": (None,),
 }  # fmt: skip
 
 

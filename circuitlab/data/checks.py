@@ -159,34 +159,47 @@ def check_spans(field: str, spans: object, text: str) -> dict[str, CharRange]:
     return found
 
 
-def check_ids(what: str, ids: object, words: tuple[str, ...]) -> None:
-    """Refuse token ids that no tokenizer has, or that are given beside words.
+def check_ids(what: str, ids: object, words: tuple[str, ...]) -> tuple[int, ...]:
+    """Token ids as a tuple.
+
+    Returns:
+        The ids.
 
     Raises:
-        TaskError: They are no tuple of different whole numbers of at least 0, or there are words as well.
+        TaskError: They are no tuple or list of different whole numbers of at least 0, or there are words as well.
     """
     found = check_sequence(what, ids, "token ids")
-    if wrong := [one for one in found if isinstance(one, bool) or not isinstance(one, int) or one < 0]:
-        raise TaskError(f"{what} holds {shown(wrong[0])}; it must hold whole numbers of at least 0.")
-    if len(set(found)) < len(found):
+    kept = tuple(one for one in found if isinstance(one, int) and not isinstance(one, bool) and one >= 0)
+    if len(kept) < len(found):
+        wrong = next(one for one in found if one not in kept or isinstance(one, bool))
+        raise TaskError(f"{what} holds {shown(wrong)}; it must hold whole numbers of at least 0.")
+    if len(set(kept)) < len(kept):
         raise TaskError(f"{what} holds a token twice. Name every token once.")
-    if words:
+    if kept and words:
         raise TaskError(f"{what} stands beside the words {shown(list(words))}. Give words or token ids.")
+    return kept
 
 
-def check_token_spans(prompt: str, spans: object) -> None:
-    """Refuse token ranges that are none.
+def check_token_spans(prompt: str, spans: object) -> dict[str, CharRange]:
+    """Token ranges by name.
+
+    Returns:
+        The ranges as pairs of whole numbers.
 
     Raises:
         SpanError: They are no mapping, or a range is not a pair of whole numbers, begins below 0 or is empty.
+        TaskError: A name is not one line of text.
     """
     if not isinstance(spans, Mapping):
         raise SpanError(f"token_spans of {prompt} is {shown(spans)}; it must map names to ranges of tokens.")
+    found = {}
     for name, span in spans.items():
         check_line(f"the name of a span of {prompt}", name)
         ends = _whole_numbers(span)
         if ends is None or not 0 <= ends[0] < ends[1]:
             raise SpanError(f"span {name!r} of {prompt} is {shown(span)}; it must be (start, end), a range of tokens.")
+        found[name] = ends
+    return found
 
 
 def _whole_numbers(span: object) -> CharRange | None:

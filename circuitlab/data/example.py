@@ -79,7 +79,7 @@ class Example(Summary):
         distractors = check_words(f"the distractor of {prompt}", () if self.distractor is None else self.distractor)
         if shared := set(answers) & set(distractors):
             raise TaskError(f"{prompt}: {shown(sorted(shared))} is answer and distractor at once.")
-        self._check_tokens(prompt, answers, distractors)
+        tokens = self._checked_tokens(prompt, answers, distractors)
         spans = check_spans("spans", self.spans, self.clean)
         corrupt_spans = check_spans("corrupt_spans", self.corrupt_spans, self.corrupt)
         if alone := sorted(set(corrupt_spans) - set(spans)):
@@ -94,24 +94,26 @@ class Example(Summary):
             "distractor": self.distractor if isinstance(self.distractor, str) else distractors or None,
             "spans": spans,
             "corrupt_spans": corrupt_spans,
+            **tokens,
         }
         for name, value in given.items():
             object.__setattr__(self, name, value)
 
-    def _check_tokens(self, prompt: str, answers: tuple[str, ...], distractors: tuple[str, ...]) -> None:
-        """Refuse what is given in tokens, if it is no such thing or is given in words as well."""
-        if not (answers or self.answer_ids):
-            raise TaskError(f"{prompt} has no answer. Give at least one.")
+    def _checked_tokens(
+        self, prompt: str, answers: tuple[str, ...], distractors: tuple[str, ...]
+    ) -> dict[str, tuple[int, ...] | Mapping[str, CharRange]]:
+        """What is given in tokens, if it is such a thing and not given in words as well."""
+        found: dict[str, tuple[int, ...]] = {}
         for name, words in (("answer_ids", answers), ("distractor_ids", distractors)):
-            ids = getattr(self, name)
-            if ids:
-                check_ids(f"{name} of {prompt}", ids, words)
-        if shared := set(self.answer_ids) & set(self.distractor_ids):
+            found[name] = check_ids(f"{name} of {prompt}", getattr(self, name), words)
+        if not (answers or found["answer_ids"]):
+            raise TaskError(f"{prompt} has no answer. Give at least one.")
+        if shared := set(found["answer_ids"]) & set(found["distractor_ids"]):
             raise TaskError(f"{prompt}: token {min(shared)} is answer and distractor at once.")
-        if self.token_spans:
-            check_token_spans(prompt, self.token_spans)
-            if both := sorted(set(self.token_spans) & set(self.spans)):
-                raise SpanError(f"{prompt} has the span {both[0]!r} in characters and in tokens. Give one.")
+        spans = check_token_spans(prompt, self.token_spans)
+        if both := sorted(set(spans) & set(self.spans)):
+            raise SpanError(f"{prompt} has the span {both[0]!r} in characters and in tokens. Give one.")
+        return {**found, "token_spans": spans}
 
     @property
     def answers(self) -> tuple[str, ...]:

@@ -178,7 +178,7 @@ class Task(Summary):
         Returns:
             The task.
         """
-        usual = {
+        usual: dict[str, Any] = {
             "version": table.digest[:12], "summary": table.described(),
             "metric": "logit_diff" if table.has_distractors else "log_prob",
         }  # fmt: skip

@@ -58,6 +58,15 @@ def cell(row: Mapping[str, Any], path: str) -> Any:
     return value
 
 
+def is_empty(value: Any) -> bool:
+    """Whether a cell holds nothing.
+
+    Returns:
+        Whether it is None or a text without characters.
+    """
+    return value is None or (isinstance(value, str) and not value)
+
+
 def text_of(value: Any, *, numbers_too: bool = False) -> str:
     """A text, character by character as it stands in the file.
 
@@ -71,7 +80,7 @@ def text_of(value: Any, *, numbers_too: bool = False) -> str:
     Raises:
         CellError: It is empty or no text.
     """
-    if value is None or value == "":
+    if is_empty(value):
         raise CellError("is empty; it must be a text")
     if numbers_too and isinstance(value, numbers.Integral) and not isinstance(value, bool):
         return str(value)
@@ -119,7 +128,7 @@ def ids_of(value: Any) -> tuple[int, ...]:
     Raises:
         CellError: It is empty, or holds something else than whole numbers of at least 0.
     """
-    if value is None or value == "":
+    if is_empty(value):
         raise CellError("is empty; it must be a token id")
     listed = _as_list(value)
     ids = tuple(_id(one) for one in ([value] if listed is None else listed))
@@ -139,7 +148,7 @@ def whole(value: Any) -> int:
     Raises:
         CellError: It is something else.
     """
-    if value is None or value == "":
+    if is_empty(value):
         raise CellError("is empty; it must be a whole number")
     return _id(value)
 
@@ -214,7 +223,7 @@ def _as_list(value: Any) -> list[Any] | None:
     """The items of a list, which may be spelt out in a text; None for anything else."""
     if isinstance(value, str) and value.startswith("[") and value.endswith("]") and len(value) > 1:
         value = _parsed(value)
-    if type(value).__name__ == "ndarray":
+    if not isinstance(value, str) and hasattr(value, "tolist"):  # numpy, as Parquet gives it to pandas
         value = value.tolist()
     return list(value) if isinstance(value, list | tuple) else None
 

@@ -60,7 +60,7 @@ def table_pairs(
             resources.progress("rows", place + 1, len(table.rows))
     splits, left_out = GrowingSplits(n, exclude), Counter[str]()
     tried, seen = set[int](), set[tuple[str, str]]()
-    for parts, places in _queues(table, seed, divided=divided, with_reference=with_reference):
+    for parts, places in _queues(table, seed, exclude, divided=divided, with_reference=with_reference):
         for place in places:
             if splits.full(parts):
                 break
@@ -142,7 +142,7 @@ def _by_split(table: PairTable) -> dict[str, list[int]]:
 
 
 def _queues(
-    table: PairTable, seed: int, *, divided: bool, with_reference: bool
+    table: PairTable, seed: int, known: Collection[str], *, divided: bool, with_reference: bool
 ) -> Iterator[tuple[tuple[str, ...], Sequence[int]]]:
     """Which splits take which rows, in the order in which they are offered."""
     if divided:
@@ -153,6 +153,9 @@ def _queues(
             yield (REFERENCE,), places[REFERENCE] or places["discovery"]
         return
     shuffled = Random(f"table/{seed}").sample(range(len(table.rows)), len(table.rows))
+    seen = frozenset(known)
+    # Rows that may be in no held-out split come first: they take no place that another row could take.
+    shuffled.sort(key=lambda place: not {table.rows[place].example.clean, table.rows[place].example.corrupt} & seen)
     yield SPLITS, shuffled
     if with_reference:
         yield (REFERENCE,), shuffled
@@ -176,18 +179,20 @@ class _Rows:
         return self._made[place]
 
     def _encoded(self, row: PairRow) -> Pair | BadRow:
+        if row.length is not None and (n := self._n_words(row.example.clean) + 1) != row.length:
+            rule = f"is no length of this prompt, which has {n} tokens for this model, one in front counted"
+            return self._bad(row, "length", row.length, rule, "the length is that of another tokenizer")
         made = encode_example(row.example, self._text)
         if isinstance(made, Rejection):
             return self._rejected(row, made)
         if not len(made) or (self._n_ctx is not None and len(made) > self._n_ctx):
             holds = f"; the context of the model holds {self._n_ctx:,}" if len(made) else ""
             return self._bad(row, "clean", row.example.clean, f"has {len(made):,} tokens{holds}")
-        special = self._text.special_ids
-        front = next((i for i, one in enumerate(made.clean_ids) if one not in special), len(made))
-        if row.length is not None and row.length != len(made) - front + 1:
-            rule = f"is no length of this prompt, which has {len(made) - front + 1} tokens for this model"
-            return self._bad(row, "length", row.length, rule)
         return made
+
+    def _n_words(self, prompt: str) -> int:
+        """Tokens of a prompt without those that the tokenizer puts in front."""
+        return sum(start < end for start, end in self._text.encode(prompt).offsets)
 
     def _rejected(self, row: PairRow, why: Rejection) -> BadRow:
         """A rejection with the column that it is about."""
@@ -243,7 +248,7 @@ def divided_by(table: PairTable) -> str:
 def _too_few(
     table: PairTable, n: int, splits: GrowingSplits, wanted: tuple[str, ...], left_out: Counter[str]
 ) -> TooFewPromptsError:
-    counts = dict(zip((*SPLITS, REFERENCE), splits.counts, strict=True))
+    counts: dict[str, int] = dict(zip((*SPLITS, REFERENCE), splits.counts, strict=True))
     found = ", ".join(f"{counts[name]} {name.replace('_', '-')}" for name in wanted)
     why = "; ".join(f"{count} {reason}" for reason, count in left_out.most_common(3))
     return TooFewPromptsError(

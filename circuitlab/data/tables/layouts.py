@@ -7,7 +7,7 @@ item of a list that another column counts (`choices[answerKey]`).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 # What a table can hold of a pair. `answer_id` and `distractor_id` are token ids; `spans` maps names to ranges or texts;
@@ -126,6 +126,10 @@ LAYOUTS = (
         },
     ),
 )  # fmt: skip
+# The fields that are looked for where all others are given.
+GIVEN = TableLayout(
+    name="given columns", needed={}, optional={"distractor": _DISTRACTOR, "split": _SPLIT, "spans": ("spans",)}
+)
 
 
 def root(path: str) -> str:
@@ -154,11 +158,12 @@ def plain(name: str) -> str:
     return re.sub(r"[\s-]+", "_", name.strip().lower())
 
 
-def recognised(header: Iterable[str]) -> tuple[TableLayout, dict[str, str]] | None:
+def recognised(header: Iterable[str], given: Collection[str] = ()) -> tuple[TableLayout, dict[str, str]] | None:
     """The first layout whose columns a table has.
 
     Args:
         header: The names of its columns.
+        given: Fields whose columns are known; the layout has to fit at least one other.
 
     Returns:
         The layout, and field -> path, spelt as in the table; None if no layout fits.
@@ -173,9 +178,21 @@ def recognised(header: Iterable[str]) -> tuple[TableLayout, dict[str, str]] | No
         spelt.setdefault(plain(name), name)
     for layout in LAYOUTS:
         found = {name: _there(paths, spelt) for name, paths in (*layout.needed.items(), *layout.optional.items())}
-        if all(found[name] for name in layout.needed):
+        others = [name for name in layout.needed if name not in given]
+        if others and all(found[name] for name in others):
             return layout, {name: path for name, path in found.items() if path}
     return None
+
+
+def optional(layout: TableLayout, header: Iterable[str]) -> dict[str, str]:
+    """The columns of a table that hold what a layout may lack.
+
+    Returns:
+        Field -> path.
+    """
+    spelt = {plain(name): name for name in header}
+    found = {name: _there(paths, spelt) for name, paths in layout.optional.items()}
+    return {name: path for name, path in found.items() if path}
 
 
 def _there(paths: Sequence[str], spelt: Mapping[str, str]) -> str | None:

@@ -88,7 +88,7 @@ def parsed_columns(texts: Iterable[str]) -> dict[str, str]:
             name = name.strip()
             if not (name and equals):
                 raise ConfigError(
-                    f"--columns {part!r} is not of the form FIELD=COLUMN, such as --columns clean=sentence,corrupt=twin."
+                    f"--columns {part!r} is not of the form FIELD=COLUMN, such as --columns clean=text,corrupt=twin."
                 )
             check_field(name)
             if found.setdefault(name, column) != column:

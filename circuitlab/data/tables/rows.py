@@ -9,13 +9,22 @@ from typing import Any
 from circuitlab.data.example import Example
 from circuitlab.data.tables import cells
 from circuitlab.data.tables.cells import CellError
-from circuitlab.data.tables.layouts import CORRUPT_SPAN, LAYOUTS, SPAN, TableLayout, plain, recognised, root
+from circuitlab.data.tables.layouts import (
+    CORRUPT_SPAN,
+    GIVEN,
+    LAYOUTS,
+    SPAN,
+    TableLayout,
+    optional,
+    plain,
+    recognised,
+    root,
+)
 from circuitlab.data.tables.options import TableOptions
 from circuitlab.data.tables.readers import RawTable
 from circuitlab.data.tables.table import BadRow, PairRow, PairTable
 from circuitlab.errors import CircuitLabError, TableError, UnknownNameError
 
-GIVEN = TableLayout(name="given columns", needed={})
 FILES = "files"  # in the place of a split column, where each split has files of its own
 # Whole numbers in a table of token positions that are none.
 _NO_SPAN = ("id", "idx", "index", "prob", "length")
@@ -119,7 +128,8 @@ def resolved(header: Sequence[str], options: TableOptions, source: str) -> Colum
         for mark in (SPAN, CORRUPT_SPAN)
         if name.startswith(mark) and len(name) > len(mark)
     }
-    layout, found = recognised(header) or (GIVEN, {})
+    known = {name for name, column in given.items() if column}
+    layout, found = recognised(header, known) or (GIVEN, optional(GIVEN, header))
     for name, other in (("answer", "answer_id"), ("distractor", "distractor_id")):
         if given.get(name):
             found.pop(other, None)
@@ -128,11 +138,11 @@ def resolved(header: Sequence[str], options: TableOptions, source: str) -> Colum
     paths = {name: path for name, path in (found | spans | given).items() if path}
     missing = [name for name in ("clean", "corrupt", "answer") if name not in paths and f"{name}_id" not in paths]
     if missing:
-        known = "; ".join(f"{one.name} ({', '.join(paths[0] for paths in one.needed.values())})" for one in LAYOUTS)
+        layouts = "; ".join(f"{one.name} ({', '.join(paths[0] for paths in one.needed.values())})" for one in LAYOUTS)
         raise TableError(
             f"{source} has the columns {', '.join(map(repr, header))}, those of no known layout: nothing holds "
             f"{' and '.join(missing)}. Name them: columns={{{missing[0]!r}: ...}} (--columns {missing[0]}=THEIRS). "
-            f"Known: {known}."
+            f"Known: {layouts}."
         )
     return Columns(layout, paths)
 
@@ -219,14 +229,14 @@ def _spans(row: Mapping[str, Any], columns: Columns, clean: str, corrupt: str) -
     nested = columns.value(row, "spans")
     for mark, prompt in ((SPAN, clean), (CORRUPT_SPAN, corrupt)):
         given = {name: columns.value(row, name) for name in columns.paths if name.startswith(mark)}
-        if mark == SPAN and nested not in (None, ""):
+        if mark == SPAN and not cells.is_empty(nested):
             try:
                 given |= {mark + name: value for name, value in cells.spans_of(nested).items()}
             except CellError as error:
                 raise BadCellError("spans", nested, str(error)) from None
         found = {}
         for name, value in given.items():
-            if value in (None, ""):
+            if cells.is_empty(value):
                 continue  # a span that this prompt does not have
             try:
                 found[name.removeprefix(mark)] = cells.span_of(value, prompt)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -41,7 +42,7 @@ def is_table(text: str) -> bool:
     return (
         suffix_of(path) in SUFFIXES
         or is_data_folder(path)
-        or (_HUB_ID.fullmatch(text) is not None and not path.exists())
+        or (_HUB_ID.fullmatch(text) is not None and not os.path.lexists(path))
     )
 
 
@@ -51,7 +52,9 @@ def is_data_folder(path: Path) -> bool:
     Returns:
         Whether it is.
     """
-    return path.is_dir() and any(_is_saved(one) or _files_in(one) for one in (path, path / "data", *_folders_in(path)))
+    return os.path.isdir(path) and any(
+        _is_saved(one) or _files_in(one) for one in (path, path / "data", *_folders_in(path))
+    )
 
 
 def read_source(text: str, options: TableOptions) -> tuple[RawTable, ...]:
@@ -93,12 +96,13 @@ def of_object(frame: Any) -> tuple[RawTable, ...]:
     """
     if isinstance(frame, dict) and frame and all(hasattr(part, "to_list") for part in frame.values()):
         return tuple(replace(of_object(part)[0], split=str(name)) for name, part in frame.items())
+    table: Any = frame
     if hasattr(frame, "columns") and hasattr(frame, "to_dict") and hasattr(frame, "iloc"):
-        names = [str(name) for name in frame.columns]
+        names = [str(name) for name in table.columns]
         if twice := [name for name in names if names.count(name) > 1]:
             raise TableError(f"the data frame has the column {twice[0]!r} twice. Rename one.")
         records = [
-            dict(zip(names, row, strict=True)) for row in frame.astype(object).itertuples(index=False, name=None)
+            dict(zip(names, row, strict=True)) for row in table.astype(object).itertuples(index=False, name=None)
         ]
         return (of_records("the data frame", records),)
     for method in ("to_dicts", "to_pylist", "to_list"):

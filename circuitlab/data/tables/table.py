@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 from circuitlab.data.checks import LONGEST_LINE
 from circuitlab.data.example import Example
@@ -187,7 +188,7 @@ def record_of(row: PairRow) -> dict[str, object]:
     return {name: value for name, value in record.items() if value not in ("", [], {}, None)}
 
 
-def row_of_record(record: Mapping[str, object]) -> PairRow:
+def row_of_record(record: Mapping[str, Any]) -> PairRow:
     """The row that `record_of` wrote.
 
     Returns:
@@ -198,12 +199,14 @@ def row_of_record(record: Mapping[str, object]) -> PairRow:
         KeyError: A field is missing.
         TypeError: A field is of another type.
     """
-    lists = {name: tuple(_list(record, name)) for name in ("answers", "distractors", "answer_ids", "distractor_ids")}
-    spans = {name: record.get(name, {}) for name in ("spans", "corrupt_spans", "token_spans")}
+    lists: dict[str, Any] = {
+        name: tuple(_list(record, name)) for name in ("answers", "distractors", "answer_ids", "distractor_ids")
+    }
+    spans: dict[str, Any] = {name: record.get(name, {}) for name in ("spans", "corrupt_spans", "token_spans")}
     number, split, length = record["number"], record.get("split", ""), record.get("length")
     if not (isinstance(number, int) and isinstance(split, str) and isinstance(length, int | None)):
         raise TypeError("number, split or length is of another type")
-    example: Example = Example(
+    example = Example(
         record["clean"], record["corrupt"], lists["answers"], lists["distractors"] or None,
         answer_ids=lists["answer_ids"], distractor_ids=lists["distractor_ids"], **spans,
     )  # fmt: skip

@@ -1,0 +1,163 @@
+"""Whatever takes the name of a task takes a table of pairs: runs, their folders, the command line."""
+
+import json
+import shutil
+
+import pytest
+from runs import bytes_in
+from tables import lines, pairs, saved, separated
+
+from circuitlab import (
+    ConfigError,
+    RunError,
+    Task,
+    TooFewPromptsError,
+    check_task,
+    cite,
+    discover,
+    load_run,
+    load_task,
+    reproduce,
+    stability,
+)
+from circuitlab.errors import DroppedRowsWarning, TableError
+from circuitlab.runs.judging import judging
+
+
+@pytest.fixture(scope="module")
+def rows(bundled):
+    return pairs(bundled)
+
+
+@pytest.fixture(scope="module")
+def folder(bundled, rows, tmp_path_factory):
+    """The folder of a run of a table that is gone."""
+    place = tmp_path_factory.mktemp("run")
+    table = [*rows[:5], {**rows[5], "answer": ""}, *rows[6:]]
+    path = saved(place / "throws.csv", separated(table))
+    with pytest.warns(DroppedRowsWarning, match="line 7"):
+        discover(
+            path,
+            model=bundled,
+            n=6,
+            sites=(),
+            max_bad_rows=1,
+            columns={"distractor": "distractor"},
+            out=place / "a run",
+        )
+    path.unlink()
+    return place / "a run"
+
+
+def test_a_run_folder_repeats_without_the_file(folder):
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["task"]["table"]["dropped"] == {"column 'answer' is empty; it must be a text": 1}
+    assert manifest["dataset"]["dropped"] == manifest["task"]["table"]["dropped"]
+    assert manifest["config"]["max_bad_rows"] == 1
+    assert "--max-bad-rows 1" in manifest["command"]
+    assert len((folder / "table.jsonl").read_text().splitlines()) == 23
+    again = reproduce(folder)
+    assert again.ok, again
+    assert {check.name: check.status for check in again.files}["table.jsonl"] == "same bytes"
+
+
+def test_a_run_is_loaded_and_judged_with_its_table(bundled, folder):
+    run = load_run(folder)
+    assert run.task.table.layout == "clean, corrupt, answer"
+    assert run.task.pairs(bundled, n=6).fingerprint == run.pairs.fingerprint
+    judged = judging(folder, model=bundled, n=5)
+    assert not judged.held_out.texts & run.pairs.discovery.texts
+    assert "throws" in cite(folder)
+
+
+def test_a_table_that_was_changed_in_the_folder_is_refused(folder, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(folder, other)
+    text = (other / "table.jsonl").read_text()
+    (other / "table.jsonl").write_text(text.replace(" the ", " a ", 1))
+    with pytest.raises(RunError, match=r"table.jsonl .* was changed after the run"):
+        reproduce(other)
+    (other / "table.jsonl").unlink()
+    with pytest.raises(RunError, match="its copy table.jsonl is not in the folder"):
+        reproduce(other)
+
+
+def test_a_run_of_a_frame_has_the_numbers_of_the_same_file(bundled, rows, tmp_path):
+    path = saved(tmp_path / "pairs.jsonl", lines(rows))
+    settings = {"model": bundled, "n": 4, "sites": (), "method": "eap"}
+    discover(path, **settings, out=tmp_path / "file")
+    discover(Task.from_frame(list(rows), name="pairs"), **settings, out=tmp_path / "frame")
+    one, two = (bytes_in(tmp_path / name) for name in ("file", "frame"))
+    for name in ("edges.csv", "dataset.jsonl", "table.jsonl", "circuit.json", "evaluation.json"):
+        assert one[name] == two[name], name
+
+
+def test_what_a_table_cannot_give_is_refused_before_the_work(rows, tmp_path):
+    path = saved(tmp_path / "pairs.csv", separated(rows))
+    with pytest.raises(TooFewPromptsError, match="has 24 pairs, but n=100 needs 200"):
+        discover(path, model="no such model")
+    with pytest.raises(TooFewPromptsError, match="n=10 needs 30: 10 discovery, held-out and reference"):
+        discover(path, model="no such model", n=10, ablation="mean")
+    split = Task.from_frame([{**row, "split": ("train", "test")[i % 2]} for i, row in enumerate(rows)])
+    with pytest.raises(ConfigError, match="the splits of the data frame fix them"):
+        discover(split, model="no such model", n=5, stability_seeds=2)
+
+
+def test_stability_over_seeds_is_refused_for_fixed_splits(bundled, rows):
+    split = Task.from_frame([{**row, "split": ("train", "test")[i % 2]} for i, row in enumerate(rows)])
+    with pytest.raises(ConfigError, match="the splits of the data frame fix them"):
+        stability(bundled, split, "eap", over="seeds", n=5, n_resamples=2)
+    found = stability(bundled, Task.from_frame(list(rows)), "eap", over="seeds", n=5, n_resamples=2, n_edges=20)
+    assert 0 <= found.jaccard <= 1
+
+
+def test_a_model_does_a_table_as_it_does_the_task(bundled, rows):
+    assert check_task(Task.from_frame(list(rows)), bundled, n=12).accuracy > 0.9
+    turned = [{**row, "answer": row["distractor"], "distractor": row["answer"]} for row in rows]
+    assert check_task(Task.from_frame(turned), bundled, n=12).accuracy < 0.1
+
+
+def test_tables_are_not_named_like_tasks(rows, tmp_path):
+    path = saved(tmp_path / "ioi.csv", separated(rows))
+    assert load_task(path).name == "ioi-table"
+    assert "The circuitlab developers" not in cite(path).split("@misc")[1]
+    odd = saved(tmp_path / "my pairs (1): a.csv", separated(rows))
+    assert load_task(odd).name == "my-pairs-1-a"
+
+
+def test_a_bad_row_ends_a_command_with_2(circuitlab, rows, tmp_path):
+    table = [{**row, "answer": "" if i in (3, 8) else row["answer"]} for i, row in enumerate(rows)]
+    path = saved(tmp_path / "bad.csv", separated(table))
+    for words in (("tasks", "show"), ("sweep", "--site", "resid_pre", "--quiet"), ("discover", "--quiet")):
+        done = circuitlab(*words, path, cwd=tmp_path)
+        assert done.code == 2
+        assert done.err.count("\n") == 1
+        assert "bad.csv, line 5, column 'answer': '' is empty" in done.err
+    done = circuitlab("tasks", "check", path, "-n", 8, "--max-bad-rows", 2, "--quiet", "--json", cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert "warning: " in done.err
+    assert "bad.csv: 22 pairs; layout clean, corrupt, answer: clean=clean" in done.err
+    check = json.loads(done.out)["checks"][0]
+    assert check["accuracy"] > 0.9
+    assert check["dropped"] == {"column 'answer' is empty; it must be a text": 2}
+
+
+def test_columns_on_the_command_line(circuitlab, rows, tmp_path):
+    table = [dict(zip(("a", "b", "c", "d"), row.values(), strict=True)) for row in rows]
+    path = saved(tmp_path / "mine.csv", separated(table))
+    done = circuitlab("tasks", "show", path, "--columns", "clean=a,corrupt=b", "--columns", "answer=c", cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert "column answer" in done.out
+    done = circuitlab("tasks", "show", path, "--columns", "clean=a,corupt=b", cwd=tmp_path)
+    assert done.code == 2
+    assert "corupt" in done.err
+    done = circuitlab("evaluate", "nothing", "--columns", "clean=a", cwd=tmp_path)
+    assert done.code == 2
+    assert "--columns says how a table is read" in done.err
+
+
+def test_a_missing_data_set_says_what_to_do(circuitlab, tmp_path):
+    done = circuitlab("tasks", "show", "someone/nothing", cwd=tmp_path)
+    assert done.code == 2
+    assert "'someone/nothing' is no file or folder here" in done.err
+    assert issubclass(TableError, OSError)
