@@ -79,13 +79,13 @@ class Example(Summary):
         distractors = check_words(f"the distractor of {prompt}", () if self.distractor is None else self.distractor)
         if shared := set(answers) & set(distractors):
             raise TaskError(f"{prompt}: {shown(sorted(shared))} is answer and distractor at once.")
-        tokens = self._checked_tokens(prompt, answers, distractors)
         spans = check_spans("spans", self.spans, self.clean)
         corrupt_spans = check_spans("corrupt_spans", self.corrupt_spans, self.corrupt)
         if alone := sorted(set(corrupt_spans) - set(spans)):
             raise SpanError(
                 f"corrupt_spans of prompt {self.clean!r} names {alone}, which spans does not. Add it there."
             )
+        tokens = self._checked_tokens(prompt, answers, distractors, spans)
         for name in ("standalone_answers", "separate_spans"):
             if not isinstance(getattr(self, name), bool):
                 raise TaskError(f"{name} of {prompt} is {shown(getattr(self, name))}; it must be True or False.")
@@ -100,7 +100,7 @@ class Example(Summary):
             object.__setattr__(self, name, value)
 
     def _checked_tokens(
-        self, prompt: str, answers: tuple[str, ...], distractors: tuple[str, ...]
+        self, prompt: str, answers: tuple[str, ...], distractors: tuple[str, ...], spans: Mapping[str, CharRange]
     ) -> dict[str, tuple[int, ...] | Mapping[str, CharRange]]:
         """What is given in tokens, if it is such a thing and not given in words as well."""
         found: dict[str, tuple[int, ...]] = {}
@@ -110,10 +110,10 @@ class Example(Summary):
             raise TaskError(f"{prompt} has no answer. Give at least one.")
         if shared := set(found["answer_ids"]) & set(found["distractor_ids"]):
             raise TaskError(f"{prompt}: token {min(shared)} is answer and distractor at once.")
-        spans = check_token_spans(prompt, self.token_spans)
-        if both := sorted(set(spans) & set(self.spans)):
+        token_spans = check_token_spans(prompt, self.token_spans)
+        if both := sorted(set(token_spans) & set(spans)):
             raise SpanError(f"{prompt} has the span {both[0]!r} in characters and in tokens. Give one.")
-        return {**found, "token_spans": spans}
+        return {**found, "token_spans": token_spans}
 
     @property
     def answers(self) -> tuple[str, ...]:
