@@ -10,7 +10,7 @@ DEV := $(VENV)/dev.stamp
 .PHONY: help demo test check bench parity truth clean
 
 help:
-	@echo "make demo    find the circuit behind a behaviour of the bundled model, and print where its report is"
+	@echo "make demo    find a circuit of the bundled model, and print where its report is"
 	@echo "make test    run the whole test suite"
 	@echo "make check   lint, format, types, import rules"
 	@echo "make bench   measure speed on a quiet machine, about 6 minutes; writes docs/performance.md"

@@ -85,6 +85,9 @@ def renamed(**names: str) -> Callable[[F], F]:
     Args:
         names: Former name -> name.
 
+    Returns:
+        The decorator.
+
     Raises:
         ConfigError: An argument is given by both names.
     """

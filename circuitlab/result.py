@@ -29,13 +29,21 @@ class Result(Summary):
     __slots__ = ()
 
     def to_frame(self) -> pd.DataFrame:
-        """A table of one row, with a column for each field that is a single value."""
+        """A table of one row, with a column for each field that is a single value.
+
+        Returns:
+            The table.
+        """
         import pandas as pd
 
         return pd.DataFrame([self._named()])
 
     def to_record(self) -> dict[str, Any]:
-        """The result for JSON: single values by name, and `rows`, the rows of `to_frame`; None for NaN and infinity."""
+        """The result for JSON: single values by name, and `rows`, the rows of `to_frame`; None for NaN and infinity.
+
+        Returns:
+            The record.
+        """
         rows = {} if type(self).to_frame is Result.to_frame else {"rows": self.to_frame()}
         return plain(self._named() | rows)
 
@@ -45,12 +53,20 @@ class Result(Summary):
 
 
 def named(value: object, *names: str) -> dict[str, Any]:
-    """Some attributes of a value by their names, such as the columns of a table."""
+    """Some attributes of a value by their names, such as the columns of a table.
+
+    Returns:
+        Values by name.
+    """
     return {name: getattr(value, name) for name in names}
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON has it: nodes and edges by name, arrays as lists, a table as rows; None for NaN and infinity."""
+    """A value as JSON has it: nodes and edges by name, arrays as lists, a table as rows; None for NaN and infinity.
+
+    Returns:
+        Numbers, texts, None, lists and dicts of these.
+    """
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if value is None or isinstance(value, bool | int | str):

@@ -52,13 +52,21 @@ class Results(tuple[T, ...]):
     __slots__ = ()
 
     def to_frame(self) -> pd.DataFrame:
-        """The tables of all results below each other, with a column `result` for their numbers."""
+        """The tables of all results below each other, with a column `result` for their numbers.
+
+        Returns:
+            The table.
+        """
         import pandas as pd
 
         return pd.concat([one.to_frame().assign(result=n) for n, one in enumerate(self)], ignore_index=True)
 
     def to_record(self) -> list[Any]:
-        """The records of all results, for JSON."""
+        """The records of all results, for JSON.
+
+        Returns:
+            One record a result.
+        """
         return [one.to_record() for one in self]
 
     def __repr__(self) -> str:

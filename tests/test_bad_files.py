@@ -38,7 +38,7 @@ from circuitlab.neurons.corpus import read_corpus
 from circuitlab.outputs.records import State, save_state
 from circuitlab.outputs.whole import write_bytes
 from circuitlab.parts import Layout
-from circuitlab.patching.sweeps.checkpoint import DONE, Checkpoint
+from circuitlab.patching.sweeps.run import DONE, Checkpoint
 
 SPEC = spec_of(2, 2)
 MASK = real_edges(Layout.of(SPEC))

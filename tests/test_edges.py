@@ -29,8 +29,7 @@ from circuitlab.errors import ConfigError, MetricError, UnknownNameError
 from circuitlab.graphs.prune import real_edges
 from circuitlab.graphs.ranking import edge_places
 from circuitlab.parts import Edge, Kind, Layout, Slot
-from circuitlab.patching.edges.edges import patch_edges
-from circuitlab.patching.edges.effects import EdgeEffects
+from circuitlab.patching.edges.edges import EdgeEffects, patch_edges
 from circuitlab.patching.runs.baseline import record_baseline
 from circuitlab.patching.runs.writers import writer_differences
 

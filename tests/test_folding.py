@@ -40,7 +40,7 @@ from circuitlab.discovery.config import DiscoverConfig
 from circuitlab.errors import ConfigError, UnsupportedModelError
 from circuitlab.models import folding as module
 from circuitlab.models.anatomy import linear
-from circuitlab.models.held_bridge import weights_digest
+from circuitlab.models.bridge_base import weights_digest
 from circuitlab.models.norms import NormForm, closest_form
 from circuitlab.models.recording import AS_SAVED, Folding
 from circuitlab.models.verify import adapted, measure

@@ -26,7 +26,7 @@ from circuitlab.data.batch import PairBatch
 from circuitlab.errors import MetricError, UnknownNameError
 from circuitlab.metrics import resolve
 from circuitlab.models import norms
-from circuitlab.models.traced import Traced, Window, pass_gradients, run_plain, trace
+from circuitlab.models.traced import Traced, Window, pass_gradients, trace
 from circuitlab.parts import Kind, Layout, Node, Reader, Slot
 from circuitlab.patching.gradients.metric_gradients import Gradients, gradients_and_values, metric_gradients
 from circuitlab.patching.runs.baseline import record_baseline
@@ -224,7 +224,7 @@ class TestWindow:
         assert (window.first, window.stop) == (2, 8)
         if first is not None:
             window = Window(first=first, stop=8, answer_at=batch.answer_at - first)
-        around = run_plain(model, arguments, Window.whole(batch), corrupt)
+        around = trace(model, arguments, Window.whole(batch), corrupt, graph=False)
         return trace(model, arguments, window, window.of(clean), around), around.final
 
     @pytest.mark.parametrize("name", CAUSAL)

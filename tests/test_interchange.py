@@ -19,8 +19,8 @@ from layouts import GPT2, SHAPES, names, spec_of, specs
 from test_exchange import SMALL, TheirGraph, circuit_of
 
 from circuitlab import Circuit, FormatError, GraphError, MissingFileError, UnknownNameError, load_circuit
-from circuitlab.graphs.files.foreign_names import edges_of
-from circuitlab.graphs.node_parts import NodeParts
+from circuitlab.graphs.circuit_data import NodeParts
+from circuitlab.graphs.files.lists import edges_of
 from circuitlab.graphs.prune import real_edges
 from circuitlab.parts import Edge, Layout, ModelSpec
 

@@ -18,7 +18,7 @@ from circuitlab.errors import ConfigError, UnknownNameError, UnsupportedModelErr
 from circuitlab.graphs.prune import real_edges
 from circuitlab.metrics import resolve
 from circuitlab.models.relp import RelevanceModel
-from circuitlab.models.traced import Window, run_plain, trace
+from circuitlab.models.traced import Window, trace
 from circuitlab.parts import Kind, Layout, Slot
 
 GRADIENTS = ("eap-ig", "eap", "eap-ig-activations", "clean-corrupted", "relp")
@@ -357,7 +357,9 @@ class TestRelevance:
         ruled: Any = RelevanceModel(model, attention_rule)
         arguments, start = model.block_arguments(batch.clean), model.embedding(batch.clean)
         runs = [
-            run(which, arguments, Window.whole(batch), start) for which in (model, ruled) for run in (trace, run_plain)
+            trace(which, arguments, Window.whole(batch), start, graph=graph)
+            for which in (model, ruled)
+            for graph in (True, False)
         ]
         for other in runs[1:]:
             assert torch.equal(runs[0].final, other.final)

@@ -383,7 +383,7 @@ class TestRefusals:
     )
     def test_a_family_without_its_file(self, architecture, part, tmp_path, monkeypatch):
         """The twin of every record of models/families: without it the model is measured and refused."""
-        for module in ("anatomy", "held_bridge"):
+        for module in ("anatomy", "bridge_base"):
             monkeypatch.setattr(f"circuitlab.models.{module}.family_of", lambda bridge: Family())
         with pytest.raises(UnsupportedModelError, match=rf"^model '.*': {part} {DIFFERS}"):
             load_model(save(architecture, tmp_path / architecture))

@@ -12,7 +12,7 @@ from node_by_node import ablated_by_hand, walk
 
 from circuitlab import Circuit, GraphError, evaluate, load_task, score_edges, select, test_circuit
 from circuitlab.cli import main
-from circuitlab.graphs.node_parts import NodeParts
+from circuitlab.graphs.circuit_data import NodeParts
 from circuitlab.graphs.prune import real_edges
 from circuitlab.metrics.formulas import logit_diff
 from circuitlab.parts import Layout

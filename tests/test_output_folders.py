@@ -38,7 +38,7 @@ def write(folder: Path, text: str, force: bool = False) -> None:
     """A run folder of four files, as `discover` writes one, without its hour of work."""
     with reserve_run(folder, force) as place:
         fill(place.part, text)
-        place.put_in_place()
+        place.move_into_place()
 
 
 def fill(part: Path, text: str) -> None:
@@ -229,7 +229,7 @@ def late_file(here: Path) -> None:
     with reserve_run(here / "x", True) as place:
         (here / "x" / "notes.txt").write_text("mine")
         fill(place.part, "new")
-        place.put_in_place()
+        place.move_into_place()
 
 
 def test_a_folder_of_the_same_name_that_came_during_the_work_stays(here):
@@ -237,7 +237,7 @@ def test_a_folder_of_the_same_name_that_came_during_the_work_stays(here):
         with reserve_run(here / "x", False) as place:
             (here / "x").mkdir()
             (here / "x" / "thesis.tex").write_text("mine")
-            place.put_in_place()
+            place.move_into_place()
 
     with pytest.raises(OutputExistsError, match="new result is kept"):
         meanwhile()
@@ -336,7 +336,7 @@ def test_of_many_that_start_together_one_wins(here):
         with reserve_run(here / "x", False) as place:
             time.sleep(0.5)
             fill(place.part, "new")
-            place.put_in_place()
+            place.move_into_place()
 
     with child(compete) as a, child(compete) as b, child(compete) as c, child(compete) as d:
         codes = sorted(ended(process) for process in (a, b, c, d))

@@ -33,8 +33,7 @@ from circuitlab.metrics import resolve
 from circuitlab.parts import Kind, Layout, Node, Reader, Slot
 from circuitlab.patching.edges.edges import patch_edges
 from circuitlab.patching.experiment import Experiment
-from circuitlab.patching.paths.effects import PathEffects
-from circuitlab.patching.paths.paths import path_patch
+from circuitlab.patching.paths.paths import PathEffects, path_patch
 from circuitlab.patching.paths.plan import FROZEN
 from circuitlab.patching.runs.baseline import record_baseline
 from circuitlab.patching.runs.writers import writer_differences

@@ -46,7 +46,7 @@ from circuitlab.features.descriptions import Description, Descriptions
 from circuitlab.graphs.prune import real_edges
 from circuitlab.neurons.direct_effects import WeightEntry, WeightTable
 from circuitlab.parts import Layout, Reader
-from circuitlab.patching.edges.effects import EdgeEffects
+from circuitlab.patching.edges.edges import EdgeEffects
 from circuitlab.patching.grid import Grid, Grids
 from circuitlab.predictions.log_probs import TextLogProbs
 from circuitlab.result import Result

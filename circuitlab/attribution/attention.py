@@ -60,7 +60,11 @@ def attention_in(
     run: str = "clean",
     notes: Mapping[str, str] | None = None,
 ) -> AttentionPatterns:
-    """The same, of a recording of this one prompt if there is one; other arguments as of `attention`."""
+    """The same, of a recording of this one prompt if there is one; other arguments as of `attention`.
+
+    Returns:
+        The patterns.
+    """
     ids, tokens = tokens_of(model, prompt, run)
     chosen = _head_nodes(Layout.of(model.spec), heads)
     recorded = model.record(ids) if recorded is None else recorded

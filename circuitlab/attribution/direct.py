@@ -108,6 +108,9 @@ def direct_attribution(
 def check_request(by: str, metric: object, run: str) -> str:
     """Refuse what needs no model to be refused; the name of the quantity otherwise.
 
+    Returns:
+        Name of the quantity.
+
     Raises:
         UnknownNameError: No such split, run or metric.
         ConfigError: The metric is no sum of logits.

@@ -178,7 +178,11 @@ def logit_lens(
 
 
 def points_of(spec: ModelSpec) -> tuple[Point, ...]:
-    """The points of a model's stream, in its order."""
+    """The points of a model's stream, in its order.
+
+    Returns:
+        The points.
+    """
     halves = ("resid_mid", "resid_post") if mlp_reads_heads(spec) else ("resid_post",)
     return (Point(0, "resid_pre"), *(Point(layer, site) for layer in range(spec.n_layers) for site in halves))
 
@@ -239,7 +243,11 @@ class LensTokens(Result):
     probabilities: Float[np.ndarray, "point seq word"]
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a point, token and rank: layer, site, after, position, token, rank, predicted, probability."""
+        """One row a point, token and rank: layer, site, after, position, token, rank, predicted, probability.
+
+        Returns:
+            The table.
+        """
         rows = [
             (point.layer, point.site, point.label, at, token, rank, word, float(self.probabilities[number, at, rank]))
             for number, point in enumerate(self.points)
@@ -250,7 +258,11 @@ class LensTokens(Result):
         return pd.DataFrame(rows, columns=list(names))
 
     def at(self, position: int = -1) -> pd.DataFrame:
-        """The likeliest tokens after one position, a row a point, a column a rank."""
+        """The likeliest tokens after one position, a row a point, a column a rank.
+
+        Returns:
+            The table.
+        """
         cells = [
             [f"{word!r} {p:.2f}" for word, p in zip(words[position], shares[position], strict=True)]
             for words, shares in zip(self.words, self.probabilities, strict=True)
@@ -258,7 +270,11 @@ class LensTokens(Result):
         return pd.DataFrame(cells, index=[point.label for point in self.points]).rename_axis("after")
 
     def plot(self) -> Any:
-        """A matplotlib `Figure`: points by tokens, in each cell the likeliest next token, darker where likelier."""
+        """A matplotlib `Figure`: points by tokens, in each cell the likeliest next token, darker where likelier.
+
+        Returns:
+            The figure.
+        """
         return draw(self)
 
     def _summary(self) -> str:

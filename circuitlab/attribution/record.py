@@ -95,6 +95,9 @@ class Attribution(Means):
     def value(self, name: str) -> float:
         """The mean of one component.
 
+        Returns:
+            The mean over examples, in logits.
+
         Raises:
             ConfigError: There is no such component in this split.
         """
@@ -127,6 +130,9 @@ class Attribution(Means):
 
     def plot_components(self, names: Sequence[str]) -> Any:
         """Bars of some components, in this order.
+
+        Returns:
+            The figure.
 
         Raises:
             ConfigError: There is no such component in this split.
@@ -213,6 +219,9 @@ class AttentionPatterns(Summary):
     def pattern(self, head: str) -> Float[np.ndarray, "query key"]:
         """The weights of one head.
 
+        Returns:
+            Weights `[query, key]`; a row sums to 1.
+
         Raises:
             UnknownNameError: It is not among the heads.
         """
@@ -220,7 +229,11 @@ class AttentionPatterns(Summary):
         return self.patterns[self.heads.index(head)]
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a head and pair of tokens: head, query, query_token, key, key_token, weight; later keys left out."""
+        """One row a head and pair of tokens: head, query, query_token, key, key_token, weight; later keys left out.
+
+        Returns:
+            The table.
+        """
         head, query, key = np.nonzero(np.broadcast_to(self._sees, self.patterns.shape))
         return pd.DataFrame(
             {
@@ -234,7 +247,11 @@ class AttentionPatterns(Summary):
         )
 
     def to_record(self) -> dict[str, Any]:
-        """What `attention.json` holds: weights to four digits, each row up to the query."""
+        """What `attention.json` holds: weights to four digits, each row up to the query.
+
+        Returns:
+            The record.
+        """
         heads = [
             {
                 "head": name,
@@ -251,6 +268,9 @@ class AttentionPatterns(Summary):
     @classmethod
     def of_record(cls, record: Mapping[str, Any]) -> AttentionPatterns:
         """The patterns out of `to_record`; rows end at the last token that is seen.
+
+        Returns:
+            The patterns.
 
         Raises:
             FormatError: A field is missing or is not what it should be; the message names it.
@@ -276,15 +296,26 @@ class AttentionPatterns(Summary):
         return cls(tokens=tokens, heads=names, patterns=patterns, title=title, notes=notes)
 
     def plot(self) -> Any:
-        """The patterns side by side as a matplotlib `Figure`, tokens on both axes."""
+        """The patterns side by side as a matplotlib `Figure`, tokens on both axes.
+
+        Returns:
+            The figure.
+        """
         return draw(self)
 
     def to_html(self) -> str:
-        """A self-contained interactive page: select a head, hover over a token to see its weights as query and key."""
+        """A self-contained interactive page: select a head, hover over a token to see its weights as query and key.
+
+        Returns:
+            The page.
+        """
         return page(self)
 
     def save(self, path: str | Path) -> Path:
         """Write the page of `to_html` to an `.html` file; whole, or not at all.
+
+        Returns:
+            The file.
 
         Raises:
             ConfigError: The name does not end in `.html`.

@@ -39,6 +39,9 @@ QUANTITIES: dict[str, Callable[[PairBatch, int], Weights]] = {"logit_diff": _log
 def check_quantity(name: object) -> str:
     """The name of a quantity that is a sum over the stream.
 
+    Returns:
+        Its name.
+
     Raises:
         ConfigError: It is a metric of another kind.
         UnknownNameError: It is no metric at all.
@@ -55,7 +58,11 @@ def check_quantity(name: object) -> str:
 
 
 def weighted_words(name: str, batch: PairBatch) -> tuple[Int[Tensor, " word"], Weights]:
-    """The words whose logits count, and each example's weights: the quantity is `(logits * weights).sum(-1)`."""
+    """The words whose logits count, and each example's weights: the quantity is `(logits * weights).sum(-1)`.
+
+    Returns:
+        Token ids, and the function from a batch to weights `[batch, word]`.
+    """
     words, compact = batch.compact()
     return words, QUANTITIES[name](compact, len(words))
 
@@ -84,7 +91,11 @@ def check_run(run: str) -> None:
 def per_example(
     model: Model, pairs: PairSet | PairBatch, run: str, of_batch: Callable[[PairBatch], Float[Tensor, "row batch"]]
 ) -> Float[np.ndarray, "row example"]:
-    """Rows of values of every example, batch by batch, in the order of the pairs."""
+    """Rows of values of every example, batch by batch, in the order of the pairs.
+
+    Returns:
+        Values `[row, example]`.
+    """
     found = [
         (of_batch(batch).double().cpu().numpy(), batch.index.cpu().numpy()) for batch in batches(model, pairs, run)
     ]
@@ -142,7 +153,11 @@ def tokens_of(model: Model, prompt: Prompt, run: str) -> tuple[Int[Tensor, "1 se
 
 
 def text_of(prompt: Prompt, tokens: tuple[str, ...], run: str) -> str:
-    """A prompt as a reader knows it."""
+    """A prompt as a reader knows it.
+
+    Returns:
+        The text.
+    """
     if isinstance(prompt, Pair):
         return prompt.clean if run == "clean" else prompt.corrupt
     return prompt if isinstance(prompt, str) else "".join(tokens)

@@ -21,7 +21,7 @@ from circuitlab.errors import ConfigError
 
 app = App(
     name="circuitlab",
-    help="Find the circuit behind a behaviour of a transformer language model, evaluate it, and report it.",
+    help="Find the circuit that implements a behaviour of a transformer language model, evaluate it, and report it.",
     epilog="Start with: circuitlab discover gendered-pronouns",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -46,7 +46,7 @@ def circuitlab(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Find the circuit behind a behaviour of a transformer language model, evaluate it, and report it."""
+    """Find the circuit that implements a behaviour of a transformer language model, evaluate it, and report it."""
 
 
 @tasks_app.callback()

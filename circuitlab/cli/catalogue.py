@@ -105,7 +105,7 @@ def show_checks(asked: PairOptions, models: ModelsOptions, *, quiet: bool, json:
 
 
 def list_models(*, json: bool) -> None:
-    """The bundled model's shape, and what else may stand after --model."""
+    """The bundled model's shape, and what else --model takes."""
     config = jsonlib.loads((files("circuitlab") / "bundled" / "config.json").read_text())
     shape = {name: config[name] for name in ("n_layer", "n_head", "n_embd", "vocab_size", "n_positions")}
     if json:

@@ -89,7 +89,7 @@ class Options:
 
     @classmethod
     def parameters(cls) -> list[Parameter]:
-        """The parameters of a command that the group stands for.
+        """The parameters of a command that belong to the group.
 
         Returns:
             Those of the settings, then those of the annotated attributes; their names are the keys of `given`.

@@ -43,10 +43,18 @@ class Entry(Summary):
 
 
 def letters(rng: np.random.Generator, n: int, below: int) -> list[int]:
-    """Random words, from number 1 up to `below`, which is not included."""
+    """Random words, from number 1 up to `below`, which is not included.
+
+    Returns:
+        Numbers of the words.
+    """
     return rng.integers(1, below, n).tolist()
 
 
 def another(value: int, among: range, rng: np.random.Generator) -> int:
-    """A number of a range that is not this one."""
+    """A number of a range that is not this one.
+
+    Returns:
+        The number.
+    """
     return int(rng.choice([other for other in among if other != value]))

@@ -22,7 +22,11 @@ COUNTED = 12.0
 
 
 def mirror() -> Entry:
-    """At each letter of a text, the letter that is as far from its end as this one from its beginning."""
+    """At each letter of a text, the letter that is as far from its end as this one from its beginning.
+
+    Returns:
+        The entry.
+    """
     words, n_ctx, end = ("BOS", *ascii_lowercase[:6], "END"), 12, 7
     size = len(words)
 
@@ -66,7 +70,11 @@ def mirror() -> Entry:
 
 
 def histogram() -> Entry:
-    """How often the letter at a position occurs in the whole prompt: once, twice or three times."""
+    """How often the letter at a position occurs in the whole prompt: once, twice or three times.
+
+    Returns:
+        The entry.
+    """
     counts, n_letters, n_ctx = ("once", "twice", "three times"), 6, 10
     words = ("BOS", *ascii_lowercase[:n_letters], *counts)
     size, most = len(words), len(counts)

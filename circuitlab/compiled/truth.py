@@ -52,7 +52,11 @@ class Meaning(Summary):
 
 
 def visible(program: Program, n_tokens: int) -> Bool[np.ndarray, "seq seq"]:
-    """Which keys each query sees."""
+    """Which keys each query sees.
+
+    Returns:
+        A matrix `[query, key]`.
+    """
     everything = np.ones((n_tokens, n_tokens), dtype=bool)
     return np.tril(everything) if program.causal else everything
 

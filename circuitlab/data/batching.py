@@ -12,13 +12,16 @@ from circuitlab.data.pairs import PairSet
 from circuitlab.errors import ConfigError, TokenError
 from circuitlab.parts import ModelSpec
 
+# Pairs of texts, or token tensors of one length.
+Pairs = PairSet | PairBatch
+
 
 def _moved(tensor: Tensor, device: torch.device | str) -> Tensor:
     """The tensor on a device; one made under inference mode is copied, for no graph may hold it."""
     return tensor.to(device).clone() if tensor.is_inference() else tensor.to(device)
 
 
-def prompt_keys(pairs: PairSet | PairBatch) -> list[tuple[int, int]]:
+def prompt_keys(pairs: Pairs) -> list[tuple[int, int]]:
     """A key of the clean and of the corrupted prompt of every pair: equal for equal tokens.
 
     Returns:
@@ -31,7 +34,7 @@ def prompt_keys(pairs: PairSet | PairBatch) -> list[tuple[int, int]]:
     return [found[place] for place in sorted(found)]
 
 
-def batches_of(pairs: PairSet | PairBatch, device: torch.device | str) -> tuple[PairBatch, ...]:
+def batches_of(pairs: Pairs, device: torch.device | str) -> tuple[PairBatch, ...]:
     """Pairs in any form, as batches on a device.
 
     Returns:
@@ -52,7 +55,7 @@ def batches_of(pairs: PairSet | PairBatch, device: torch.device | str) -> tuple[
     raise ConfigError(f"pairs must be task.pairs(...).discovery, .held_out or a PairBatch; got {type(pairs).__name__}.")
 
 
-def batches_for(model: LanguageModel, pairs: PairSet | PairBatch) -> tuple[PairBatch, ...]:
+def batches_for(model: LanguageModel, pairs: Pairs) -> tuple[PairBatch, ...]:
     """Pairs in any form, as batches on the model's device, checked against its limits.
 
     Returns:

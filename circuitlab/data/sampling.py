@@ -247,11 +247,19 @@ class GrowingSplits:
         self._texts["discovery"].update(known)
 
     def full(self, names: tuple[str, ...]) -> bool:
-        """Whether these have all their pairs."""
+        """Whether these have all their pairs.
+
+        Returns:
+            Whether they have.
+        """
         return all(len(self._pairs[name]) == self._n for name in names)
 
     def shortest(self, names: tuple[str, ...]) -> str:
-        """The name of the shortest list, the first of equals."""
+        """The name of the shortest list, the first of equals.
+
+        Returns:
+            The name.
+        """
         return min(names, key=lambda name: len(self._pairs[name]))
 
     @property
@@ -265,7 +273,11 @@ class GrowingSplits:
             pairs.sort(key=lambda pair: pair.id)
 
     def place(self, pair: Pair, names: tuple[str, ...]) -> bool:
-        """Put the pair where its texts allow, into the shortest list if several do; False if none can take it."""
+        """Put the pair where its texts allow, into the shortest list if several do; False if none can take it.
+
+        Returns:
+            Whether one took it.
+        """
         texts = {pair.clean, pair.corrupt}
         taken_by = {name for name, there in self._texts.items() if texts & there}
         open_to = [name for name in names if len(self._pairs[name]) < self._n and not taken_by - {name}]
@@ -277,7 +289,11 @@ class GrowingSplits:
         return True
 
     def named(self, name: str, metric: str | Callable[..., Any]) -> PairSet:
-        """The pairs of a list, with ids that begin with its name."""
+        """The pairs of a list, with ids that begin with its name.
+
+        Returns:
+            The pairs.
+        """
         pairs = tuple(replace(pair, id=f"{name}-{i:04d}") for i, pair in enumerate(self._pairs[name]))
         return PairSet(pairs, metric)
 

@@ -26,7 +26,7 @@ T = TypeVar("T")
 def words_of(words: Sequence[T], split: str) -> tuple[T, ...]:
     """The words, templates or other choices that prompts of one split are made of.
 
-    Every third is kept for held-out prompts, so that related words that stand beside each other in a list reach both
+    Every third is kept for held-out prompts, so that related words that are next to each other in a list reach both
     splits.
 
     Args:

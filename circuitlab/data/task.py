@@ -266,7 +266,7 @@ class Task(Summary):
         Args:
             rng: Where every choice comes from.
             split: Whose words, for a task that names some (`held_out`): `discovery`, `held_out` or `any`.
-            vocabulary: The model's words, for a task whose `draw` takes them; by default stand-ins.
+            vocabulary: The model's words, for a task whose `draw` takes them; placeholders by default.
 
         Returns:
             The example.

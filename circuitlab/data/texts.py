@@ -38,14 +38,14 @@ def as_texts(texts: str | Sequence[str]) -> tuple[str, ...]:
     return found
 
 
-def encode_text(text: str, encoder: TextEncoder, n_ctx: int | None, room: int = 0) -> Encoded:
+def encode_text(text: str, encoder: TextEncoder, n_ctx: int | None, extra: int = 0) -> Encoded:
     """A text as tokens, all of which the model can read.
 
     Args:
         text: The text.
         encoder: The tokenizer of the model.
         n_ctx: The model's context; None for no limit.
-        room: How many more tokens the context has to hold.
+        extra: How many more tokens the context has to hold.
 
     Returns:
         Token ids, character ranges and token texts.
@@ -56,7 +56,7 @@ def encode_text(text: str, encoder: TextEncoder, n_ctx: int | None, room: int = 
     encoded = encoder.encode(text)
     if not encoded.ids:
         raise TokenError(f"the text {text!r} has no token for this tokenizer. Give a text with words.")
-    check_length(len(encoded.ids), n_ctx, f"the text {clipped(text)}", more=room)
+    check_length(len(encoded.ids), n_ctx, f"the text {clipped(text)}", more=extra)
     return encoded
 
 

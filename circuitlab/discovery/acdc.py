@@ -227,9 +227,9 @@ def _with_second_scores(
     known: Float[np.ndarray, "writer reader"] | None,
 ) -> EdgeScores:
     """The scores with those of EAP for edges that were not tested; those by the experiment's metric may be `known`."""
-    own = experiment.metric
-    others = (resolve(name) for name in SECOND_METRICS if name != own.name)
-    second = _first_order(experiment, own, *others) if known is None else known
+    metric = experiment.metric
+    others = (resolve(name) for name in SECOND_METRICS if name != metric.name)
+    second = _first_order(experiment, metric, *others) if known is None else known
     untested = real_edges(scores.layout) & ~tested
     checks = {**scores.checks, "edges_never_asked": float(untested.sum())}
     return replace(scores, second_scores=np.where(untested, 0.0 if second is None else second, np.nan), checks=checks)

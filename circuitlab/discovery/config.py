@@ -81,7 +81,7 @@ class DiscoverConfig(Summary, _Recorded):
         """The record of the settings of `discover`.
 
         Args:
-            settings: By keyword; None stands for the default.
+            settings: By keyword; None is the default.
             found: Further values by name in the record, such as those of the loaded model.
 
         Returns:
@@ -138,8 +138,8 @@ class DiscoverConfig(Summary, _Recorded):
     @property
     def command(self) -> str:
         """The command line with these settings."""
-        own = tuple(name for name in self.objects if name == "method")
-        usual = DiscoverConfig(task=self.task, method=self.method, objects=own)
+        objects = tuple(name for name in self.objects if name == "method")
+        usual = DiscoverConfig(task=self.task, method=self.method, objects=objects)
         words = ["circuitlab", "discover", self.task]
         for name, setting in RECORDED.items():
             value = getattr(self, name)

@@ -24,8 +24,7 @@ from torch import Tensor
 
 from circuitlab.data.batch import PairBatch
 from circuitlab.discovery.averages import averaged, scores_of
-from circuitlab.discovery.both_runs import both_runs
-from circuitlab.discovery.input_path import check_slope, streams_alive
+from circuitlab.discovery.input_path import both_runs, check_slope, streams_alive
 from circuitlab.discovery.node_scores import NodeScores
 from circuitlab.discovery.scores import EdgeScores
 from circuitlab.models.traced import PassGradients

@@ -17,19 +17,27 @@ References:
 from __future__ import annotations
 
 import numpy as np
+import torch
 from einops import rearrange
 from jaxtyping import Float
+from torch import Tensor
 
 from circuitlab.discovery.averages import scores_of
 from circuitlab.discovery.node_scores import NodeScores
 from circuitlab.discovery.scores import ColumnScores, EdgeScores
 from circuitlab.graphs.ranking import edge_places
-from circuitlab.parts import Layout
-from circuitlab.patching.edges.components import component_effects
-from circuitlab.patching.edges.edges import run_edges
-from circuitlab.patching.edges.effects import EdgeEffects
+from circuitlab.models.protocol import Model
+from circuitlab.models.row_steps import Rows
+from circuitlab.models.steps import after_heads
+from circuitlab.parts import Kind, Layout, Node
+from circuitlab.patching.edges.edges import EdgeEffects, run_edges
 from circuitlab.patching.edges.plan import plan_edges
 from circuitlab.patching.experiment import Experiment
+from circuitlab.patching.runs.baseline import Baseline, judge
+from circuitlab.patching.runs.packing import Packer, rows_at_once
+from circuitlab.patching.runs.reach import rows_from, tokens_that_matter
+from circuitlab.patching.runs.suffix import run_from_middle, run_suffix
+from circuitlab.patching.runs.writers import replacement_messages
 from circuitlab.patching.sweeps.sweep import sweep_grids
 from circuitlab.stats import RunningMean
 
@@ -73,9 +81,7 @@ def _score_nodes(experiment: Experiment, level: str) -> NodeScores:
     running = RunningMean()
     if level == "neuron":
         for baseline in experiment.baselines:
-            running.add(component_effects(
-                experiment.model, baseline, experiment.metric, experiment.replacement, experiment.resources
-            ))  # fmt: skip
+            running.add(component_effects(experiment, baseline))
     else:
         running.add(rearrange(_patched(experiment, level), "... example -> example ..."))
     checks = {"largest_standard_error": float(running.standard_error.max())}
@@ -108,3 +114,58 @@ def _matrix(layout: Layout, values: Float[np.ndarray, "*column edge"]) -> Float[
     matrix = np.zeros((*values.shape[:-1], len(layout.writers), len(layout.readers)))
     matrix[..., *edge_places(layout).T] = values
     return matrix
+
+
+@torch.no_grad()
+def component_effects(experiment: Experiment, baseline: Baseline) -> Float[np.ndarray, "batch writer d_model"]:
+    """m(clean) - m(clean with one dimension of one writer's output replaced in the stream), for all of them.
+
+    There are `d_model` of them for every writer, 120 thousand in GPT-2: for small models, and to check estimates with.
+    After a norm that the heads of a layer share, each run has its own scale, as for edges.
+
+    Args:
+        experiment: The model, the metric and the replacement.
+        baseline: One batch of its pairs, run clean and corrupted.
+
+    Returns:
+        The effects, in the metric's unit.
+    """
+    model, metric, replacement = experiment.model, experiment.metric, experiment.replacement
+    resources = experiment.resources
+    layout, batch = Layout.of(model.spec), baseline.batch
+    inside = tokens_that_matter(model.spec, batch, from_difference=replacement.kind == "corrupt")
+    untouched = metric(baseline.clean_logits, batch).double()
+    effects, packer = untouched.new_zeros(len(batch), len(layout.writers), model.spec.d_model), Packer()
+    for number, writer in enumerate(layout.writers):
+        message = replacement_messages(model, replacement, baseline, baseline.clean, [writer])[0] * inside[..., None]
+        live = message != 0
+        example, component = live.any(1).nonzero().T
+        first = live[example, :, component].int().argmax(1)
+
+        def pack(
+            part: slice, writer: Node = writer, number: int = number, message: Tensor = message,
+            about: tuple[Tensor, ...] = (example, component, first),
+        ) -> None:  # fmt: skip
+            example, component, first = (values[part] for values in about)
+            rows = rows_from(model.spec, batch, example, first)
+            final = _run_component(model, baseline, rows, writer, message, component)
+            values = judge(model, metric, baseline, final, example).double()
+            effects[example, number, component] = untouched[example] - values
+
+        packer.run(len(example), rows_at_once(model, batch.n_tokens, resources), pack)
+        resources.progress("components", number + 1, len(layout.writers))
+    return effects.cpu().numpy()
+
+
+def _run_component(
+    model: Model, baseline: Baseline, rows: Rows, writer: Node, message: Tensor, component: Tensor
+) -> Float[Tensor, "row d_model"]:
+    """The final stream of each row at its answer."""
+    clean, layer = baseline.clean, writer.layer or 0
+    after = 0 if writer.kind is Kind.INPUT else layer + 1
+    stream = rows.of(after_heads(model, clean, layer) if writer.kind is Kind.HEAD else clean.stream(after))
+    at, which = torch.arange(len(stream), device=stream.device), component[rows.row]
+    stream[at, which] += message[rows.example[rows.row], rows.position, which]
+    if writer.kind is Kind.HEAD:
+        return run_from_middle(model, clean, baseline.arguments, rows, stream, layer)
+    return run_suffix(model, clean, baseline.arguments, rows, stream, after)

@@ -5,8 +5,6 @@ All functions take uniform random numbers `u` in (0, 1), so that the caller deci
 
 from __future__ import annotations
 
-import math
-
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -69,12 +67,3 @@ def uniform_gates(
     width = (theta * (1 - theta)).clamp_min(1e-12)
     z = 1 - ((u - theta) / width + 0.5).clamp(0, 1)
     return z, (z > 0) & (z < 1)
-
-
-def logit(share: float) -> float:
-    """The number whose sigmoid is `share`.
-
-    Returns:
-        The number.
-    """
-    return math.log(share / (1 - share))

@@ -10,6 +10,7 @@ the clean run, share 0 the corrupted one. EAP, EAP-IG and clean-corrupted differ
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,14 +20,14 @@ from torch import Tensor
 
 from circuitlab.data.batch import PairBatch
 from circuitlab.discovery.averages import averaged, scores_of
-from circuitlab.discovery.both_runs import both_runs
 from circuitlab.discovery.scores import ColumnScores
 from circuitlab.errors import ConfigError, MetricError, UnknownNameError
 from circuitlab.metrics import Metric
-from circuitlab.models.protocol import Model
-from circuitlab.models.traced import Traced, run_plain, trace
+from circuitlab.models.protocol import BlockArguments, Model
+from circuitlab.models.traced import Traced, Window, trace
 from circuitlab.parts import Layout
 from circuitlab.patching.experiment import Experiment
+from circuitlab.patching.gradients.edge_products import EdgeProducts, WriterValues, replacement_of_writers
 from circuitlab.patching.gradients.metric_gradients import gradients_and_values, judged
 from circuitlab.patching.gradients.neuron_products import NeuronProducts
 from circuitlab.patching.runs.columns import columns_of
@@ -128,7 +129,7 @@ def _attributed(
     metric, products, batch = experiment.metric, runs.products, runs.batch
     replaced = runs.corrupt
     if experiment.replacement.kind != "corrupt":
-        replaced = run_plain(model, runs.arguments, runs.window, runs.replacement.start)
+        replaced = trace(model, runs.arguments, runs.window, runs.replacement.start, graph=False)
     exact = judged(model, metric, batch, clean.final.detach()) - judged(model, metric, batch, replaced.final)
     neurons = NeuronProducts(model, clean, runs.corrupt) if level == "mlp-neuron" else None
     total: dict[str, Tensor] = {}
@@ -159,7 +160,7 @@ def _attributed(
 
 
 def streams_alive(model: Model, replacement: Replacement) -> int:
-    """The number of tensors of the stream's size in memory for every prompt, apart from one block's.
+    """The number of tensors of the stream's size in memory for every prompt, without those of one block.
 
     Returns:
         The number.
@@ -169,3 +170,55 @@ def streams_alive(model: Model, replacement: Replacement) -> int:
     spec = model.spec
     each = 30 if replacement.kind == "corrupt" else 38
     return len(Layout.of(spec).writers) + 3 * spec.n_heads + each * spec.n_layers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class BothRuns:
+    """The two runs of a batch, for methods that take gradients.
+
+    Attributes:
+        batch: The examples, with the clean run's logits where the metric compares with them.
+        arguments: The arguments of the blocks.
+        window: The tokens whose values differ between clean run and replacement.
+        ends: The embeddings of the corrupted and the clean prompt, on the window.
+        corrupt: The corrupted run, on whole prompts.
+        replacement: The replacement of every writer's output.
+        products: The difference of every writer's clean output to its replacement.
+    """
+
+    batch: PairBatch
+    arguments: BlockArguments
+    window: Window
+    ends: tuple[Float[Tensor, "batch seq d_model"], Float[Tensor, "batch seq d_model"]]
+    corrupt: Traced
+    replacement: WriterValues
+    products: EdgeProducts
+
+
+@torch.no_grad()
+def both_runs(model: Model, experiment: Experiment, batch: PairBatch) -> tuple[BothRuns, Traced]:
+    """Run both prompts of a batch.
+
+    Args:
+        model: The experiment's model, or the same with another backward pass.
+        experiment: The experiment; it has the replacement and the metric.
+        batch: Pairs of one length.
+
+    Returns:
+        The two runs, and the clean run with its graph, by itself so that it can be released.
+    """
+    arguments, replacement = model.block_arguments(batch.clean), experiment.replacement
+    clean, start, window = model.embedding(batch.clean), model.embedding(batch.corrupt), Window.whole(batch)
+    corrupt = trace(model, arguments, window, start, graph=False)
+    if replacement.kind == "corrupt":
+        window, other = Window.between(batch, clean - start, causal=model.spec.causal), WriterValues.of(corrupt)
+    else:  # differs at every token
+        other = replacement_of_writers(model, replacement, batch, experiment.recordings.clean(batch))
+    ends = window.of(start), window.of(clean)
+    traced = trace(model, arguments, window, ends[1], around=corrupt)
+    runs = BothRuns(
+        batch=batch if experiment.metric.local else batch.with_reference(model.logits(traced.final)),
+        arguments=arguments, window=window, ends=ends, corrupt=corrupt, replacement=other,
+        products=EdgeProducts(model, traced, other),
+    )  # fmt: skip
+    return runs, traced

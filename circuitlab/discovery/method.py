@@ -78,20 +78,20 @@ class Method:
             ConfigError: The method has no such option, or a value is of the wrong kind or out of range.
             UnknownNameError: A value is none of the allowed words.
         """
-        own = {option.name: option for option in self.options}
+        known = {option.name: option for option in self.options}
         for name in given or {}:
             if name in SHARED:
                 raise ConfigError(
                     f"{name!r} is an argument of its own (--{name} on the command line where there is one), not an "
                     f"option of method {self.name!r}."
                 )
-            if name not in own:
+            if name not in known:
                 listed = "; ".join(f"{option.name}: {option.what}" for option in self.options)
                 raise ConfigError(
                     f"method {self.name!r} has no option {name!r}. "
                     f"{f'It takes {listed}.' if listed else 'It takes none: leave it out.'}"
                 )
-        found = {name: own[name].read(value, f"method {self.name!r}") for name, value in (given or {}).items()}
+        found = {name: known[name].read(value, f"method {self.name!r}") for name, value in (given or {}).items()}
         if self.check is not None:
             self.check(**{option.name: option.default for option in self.options} | found)
         return found

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Float
 
 from circuitlab.arguments import checked
@@ -16,9 +16,6 @@ from circuitlab.outputs.records import load_record, save_record, score_file
 from circuitlab.parts import Layout, ModelSpec
 from circuitlab.result import Result
 from circuitlab.summary import short
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 SCHEMA = "circuitlab.node-scores/1"
 FILE = "score file"
@@ -92,8 +89,6 @@ class NodeScores(Result):
         Returns:
             The table.
         """
-        import pandas as pd
-
         nodes = [f"m{layer}" for layer in range(len(self.values))]
         if self.level != "mlp-neuron":
             nodes = [node.name for node in Layout.of(self.spec).writers]

@@ -1,4 +1,4 @@
-"""The built-in scoring methods, and which method a name or an object stands for."""
+"""The built-in scoring methods, and the method of a name or an object."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
-from circuitlab.data.batch import PairBatch
+from circuitlab.data.batching import Pairs
 from circuitlab.data.pairs import PairSet
 from circuitlab.discovery.scores import EdgeScores
 from circuitlab.graphs.ranking import edge_places
@@ -24,13 +24,13 @@ ADDITIVE = 1e-4
 
 
 def resampled(
-    pairs: PairSet | PairBatch,
+    pairs: Pairs,
     whole: EdgeScores,
     each: Float[np.ndarray, "example edge"] | None,
-    scored: Callable[[PairSet | PairBatch], EdgeScores],
+    scored: Callable[[Pairs], EdgeScores],
     n_resamples: int,
     seed: int,
-) -> Iterator[tuple[PairSet | PairBatch, EdgeScores]]:
+) -> Iterator[tuple[Pairs, EdgeScores]]:
     """Draw resamples of the pairs, with replacement and of the same size, and score them.
 
     Args:
@@ -57,7 +57,7 @@ def resampled(
 
 
 def by_example(
-    experiment: Experiment, scored: Callable[[PairSet | PairBatch], EdgeScores]
+    experiment: Experiment, scored: Callable[[Pairs], EdgeScores]
 ) -> Float[np.ndarray, "example edge"] | None:
     """Score every example alone.
 
@@ -85,7 +85,7 @@ def by_example(
     return np.stack([*first, *rest])
 
 
-def taken(pairs: PairSet | PairBatch, index: Int[np.ndarray, " example"]) -> PairSet | PairBatch:
+def taken(pairs: Pairs, index: Int[np.ndarray, " example"]) -> Pairs:
     """Select pairs by number, possibly several times.
 
     Returns:

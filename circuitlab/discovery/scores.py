@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Bool, Float
 
 from circuitlab.arguments import checked
 from circuitlab.errors import ConfigError, FormatError
 from circuitlab.graphs.circuit import Circuit
+from circuitlab.graphs.circuit_data import edge_table
 from circuitlab.graphs.prune import real_edges
 from circuitlab.graphs.ranking import edge_places, greedy_edges, mask_of, ranked_edges
 from circuitlab.outputs.paths import at_home
@@ -20,9 +21,6 @@ from circuitlab.outputs.records import load_record, save_record, score_file
 from circuitlab.parts import Layout, ModelSpec
 from circuitlab.result import Result
 from circuitlab.summary import Summary, largest, plural, short
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 SCHEMA = "circuitlab.edge-scores/1"
 FILE = "score file"
@@ -174,25 +172,17 @@ class EdgeScores(Result):
         Raises:
             ConfigError: There are no scores by column.
         """
-        import pandas as pd
-
-        rows, columns = edge_places(self.layout).T
-        edges = list(self.layout.edges())
-        frame = pd.DataFrame(
-            {"source": [edge.source.name for edge in edges], "target": [edge.reader.name for edge in edges]}
-        )
-        if by_column:
-            if (found := self.by_column) is None:
-                raise ConfigError("these scores are of whole edges. Ask for axis='position' or axis='span'.")
-            n = len(found.labels)
-            frame = frame.loc[frame.index.repeat(n)].reset_index(drop=True)
-            return frame.assign(**{
-                "column": np.tile(found.numbers or range(n), len(edges)),
-                found.kind: list(found.labels) * len(edges),
-                "score": found.scores[:, rows, columns].T.ravel(),
-            })  # fmt: skip
-        values = {"score": self.values, "standard_error": self.standard_error, "second_score": self.second_scores}
-        return frame.assign(**{name: matrix[rows, columns] for name, matrix in values.items() if matrix is not None})
+        if not by_column:
+            errors, second = self.standard_error, self.second_scores
+            return edge_table(self.layout, score=self.values, standard_error=errors, second_score=second)
+        if (found := self.by_column) is None:
+            raise ConfigError("these scores are of whole edges. Ask for axis='position' or axis='span'.")
+        frame, n = edge_table(self.layout), len(found.labels)
+        return frame.loc[frame.index.repeat(n)].assign(**{
+            "column": np.tile(found.numbers or range(n), len(frame)),
+            found.kind: list(found.labels) * len(frame),
+            "score": found.scores[:, *edge_places(self.layout).T].T.ravel(),
+        }).reset_index(drop=True)  # fmt: skip
 
     @checked
     def save(self, path: str | Path) -> None:
@@ -213,8 +203,6 @@ class EdgeScores(Result):
         Returns:
             The table.
         """
-        import pandas as pd
-
         frame = pd.DataFrame(dict(self.training))
         frame.insert(0, "step", range(1, len(frame) + 1))
         return frame

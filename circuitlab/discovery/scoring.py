@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from circuitlab.data.batch import PairBatch
-from circuitlab.data.pairs import PairSet
+from circuitlab.data.batching import Pairs
 from circuitlab.discovery.method import Method, MethodLike
 from circuitlab.discovery.node_scores import LEVELS, NodeScores
 from circuitlab.discovery.registry import METHODS, check_ablation, find_method, method_names
@@ -27,13 +26,13 @@ AXES = ("all", "position", "span")
 @model_function
 def score_edges(
     model: Model,
-    pairs: PairSet | PairBatch,
+    pairs: Pairs,
     method: MethodLike = SETTINGS["method"].default,
     *,
     steps: int = SETTINGS["steps"].default,
     metric: MetricLike | None = None,
     ablation: AblationLike = SETTINGS["ablation"].default,
-    reference: PairSet | PairBatch | None = None,
+    reference: Pairs | None = None,
     seed: int = SETTINGS["seed"].default,
     axis: str = "all",
     budget: int | None = None,
@@ -109,14 +108,14 @@ def score(
 @model_function
 def score_nodes(
     model: Model,
-    pairs: PairSet | PairBatch,
+    pairs: Pairs,
     method: MethodLike = "eap-ig",
     *,
     level: str = "node",
     steps: int = 5,
     metric: MetricLike | None = None,
     ablation: AblationLike = "corrupt",
-    reference: PairSet | PairBatch | None = None,
+    reference: Pairs | None = None,
     seed: int = 0,
     budget: int | None = None,
     progress: Progress | bool | None = None,

@@ -19,9 +19,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from circuitlab import stats
-from circuitlab.data.batch import PairBatch
-from circuitlab.data.batching import prompt_keys
-from circuitlab.data.pairs import PairSet
+from circuitlab.data.batching import Pairs, prompt_keys
 from circuitlab.discovery.scores import EdgeScores
 from circuitlab.errors import GraphError
 from circuitlab.graphs.circuit import Circuit
@@ -48,7 +46,7 @@ OF_GRAPH = ("name", "n_layers", "n_heads", "n_kv_heads", "d_model", "d_vocab", "
 def select(
     model: Model,
     scores: EdgeScores,
-    pairs: PairSet | PairBatch,
+    pairs: Pairs,
     target: float | None = None,
     *,
     n_edges: int | None = None,
@@ -57,7 +55,7 @@ def select(
     greedy: bool | None = None,
     metric: MetricLike | None = None,
     ablation: AblationLike = "corrupt",
-    reference: PairSet | PairBatch | None = None,
+    reference: Pairs | None = None,
     seed: int = 0,
     allow_weak_gap: bool = False,
     budget: int | None = None,

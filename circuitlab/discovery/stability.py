@@ -18,12 +18,13 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Bool, Float, Int
 
-from circuitlab.data.batch import PairBatch
+from circuitlab.data.batching import Pairs
 from circuitlab.data.pairs import PairSet
 from circuitlab.data.registry import load_task
 from circuitlab.data.task import Task
@@ -46,9 +47,6 @@ from circuitlab.patching.runs.replacement import AblationLike, needs_reference
 from circuitlab.progress import Progress, callback, silent
 from circuitlab.settings import SETTINGS
 from circuitlab.summary import Summary, largest, plural
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 OVER = ("bootstrap", "seeds")
 
@@ -111,8 +109,8 @@ class Stability(Summary):
     @property
     def jaccard_to_circuit(self) -> float:
         """Mean Jaccard index of the repetitions with the circuit of all discovery pairs."""
-        own = self.circuit.mask[tuple(edge_places(self.circuit.layout).T)]
-        return float(_jaccard((self.chosen & own).sum(1), (self.chosen | own).sum(1)).mean())
+        mask = self.circuit.mask[tuple(edge_places(self.circuit.layout).T)]
+        return float(_jaccard((self.chosen & mask).sum(1), (self.chosen | mask).sum(1)).mean())
 
     def core(self, at_least: float = 1.0) -> Circuit:
         """The circuit of the edges that at least this share of the repetitions kept, pruned.
@@ -128,8 +126,6 @@ class Stability(Summary):
         Returns:
             The table, most frequent edges first.
         """
-        import pandas as pd
-
         places = tuple(edge_places(self.circuit.layout).T)
         frame = pd.DataFrame({
             "edge": [edge.name for edge in self.circuit.layout.edges()],
@@ -193,7 +189,7 @@ class Stability(Summary):
 @model_function
 def stability(
     model: Model,
-    pairs: PairSet | PairBatch | Task | str | Path,
+    pairs: Pairs | Task | str | Path,
     method: MethodLike = SETTINGS["method"].default,
     *,
     n_resamples: int = 100,
@@ -204,7 +200,7 @@ def stability(
     selection: SelectionRule | None = None,
     metric: MetricLike | None = None,
     ablation: AblationLike = SETTINGS["ablation"].default,
-    reference: PairSet | PairBatch | None = None,
+    reference: Pairs | None = None,
     seed: int = SETTINGS["seed"].default,
     scores: EdgeScores | None = None,
     method_options: Mapping[str, Any] | None = None,
@@ -258,7 +254,7 @@ def stability(
     most = SETTINGS["stability"].most or 0
     if isinstance(n_resamples, bool) or not isinstance(n_resamples, int) or not 2 <= n_resamples <= most:
         raise ConfigError(f"n_resamples is {n_resamples!r}; at least 2 circuits can be compared, and at most {most:,}.")
-    task = None if isinstance(pairs, PairSet | PairBatch) else load_task(pairs)
+    task = None if isinstance(pairs, Pairs) else load_task(pairs)
     if over == "seeds" and task is None:
         raise ConfigError("stability over seeds draws new prompts; give a task instead of pairs.")
     if task is not None and over == "seeds":
@@ -270,7 +266,7 @@ def stability(
     given = pairs
     if task is not None:
         given, reference = _draw(task, model, n, seed, ablation)
-    assert isinstance(given, PairSet | PairBatch)
+    assert isinstance(given, Pairs)
     experiment = Experiment(model, given, metric, ablation, reference, seed, allow_weak_gap, budget, callback(progress))
     known = discovery.score(experiment) if scores is None else scores
     circuit = select_circuit(experiment, known, rule)
@@ -348,7 +344,7 @@ def over_resamples(
         The circuits of all resamples.
     """
 
-    def scored(given: PairSet | PairBatch) -> EdgeScores:
+    def scored(given: Pairs) -> EdgeScores:
         return discovery.score(experiment.on(given))
 
     each = by_example(experiment, scored)

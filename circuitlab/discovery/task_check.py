@@ -72,12 +72,8 @@ class TaskCheck(Result):
         """
         gap = dict(zip(("gap_low", "gap", "gap_high"), self.gap_interval, strict=True))
         names = ("task", "model", "metric", "rule", "n", "accuracy", "top_token", "clean", "corrupt")
-        return {
-            **{name: getattr(self, name) for name in names},
-            **gap,
-            "dropped": dict(self.dropped),
-            "problem": self.problem,
-        }
+        found = {name: getattr(self, name) for name in names}
+        return found | gap | {"dropped": dict(self.dropped), "problem": self.problem}
 
     def _summary(self) -> str:
         result = self.problem or f"{self.accuracy:.0%} right, gap {self.gap.mean if self.gap else 0:.3g}"

@@ -15,13 +15,14 @@ References:
 
 from __future__ import annotations
 
+import math
 from typing import Annotated
 
 import torch
 
 from circuitlab.declarations import Setting
 from circuitlab.discovery.averages import scores_of
-from circuitlab.discovery.gates import logit, uniform_gates
+from circuitlab.discovery.gates import uniform_gates
 from circuitlab.discovery.mask_training import BatchSize, Checkpoint, MaskLoss, Rate, Training, Updates
 from circuitlab.discovery.scores import EdgeScores
 from circuitlab.patching.experiment import Experiment
@@ -61,7 +62,7 @@ def score_ugs(
         Li and Janson 2024, arXiv:2409.09951.
     """
     loss = MaskLoss(experiment, batch_size)
-    phi = loss.start(logit(BEGIN))
+    phi = loss.start(math.log(BEGIN / (1 - BEGIN)))
     training = Training(loss, "ugs", {"phi": phi}, checkpoint, rate=rate, updates=updates, penalty=penalty)
 
     def one_step() -> dict[str, float]:

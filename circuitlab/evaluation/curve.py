@@ -2,7 +2,7 @@
 
 CPR and CMD are areas over the size of a circuit, as MIB computes them, and on sizes and axes that show small circuits.
 MIB's are over the **nominal** size (the requested number of edges) on a **linear** axis without a point at 0: a perfect
-curve has CPR 0.999 and CMD 0, and half of the area lies above half of the edges. Beside them stand three more of each:
+curve has CPR 0.999 and CMD 0, and half of the area lies above half of the edges. There are three more of each:
 
 - over the nominal size on a **logarithmic** axis, from 0.1 % to all edges, divided by the width of that axis: a perfect
   curve has CPR 1 and CMD 0, and each tenfold growth counts the same (times ln 1000 it is MIB's `log_scale` area);
@@ -10,7 +10,7 @@ curve has CPR 0.999 and CMD 0, and half of the area lies above half of the edges
   is 0 by definition, to all;
 - over the achieved size on a logarithmic axis from one edge to all, 0 at one edge unless that circuit was run.
 
-Pruning only takes away, so a curve over achieved sizes stands to the left of the one over nominal sizes.
+Pruning only takes away, so a curve over achieved sizes lies to the left of the one over nominal sizes.
 """
 
 from __future__ import annotations

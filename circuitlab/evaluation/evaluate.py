@@ -9,9 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from circuitlab.data.batch import PairBatch
-from circuitlab.data.batching import prompt_keys
-from circuitlab.data.pairs import PairSet
+from circuitlab.data.batching import Pairs, prompt_keys
 from circuitlab.drawing import draw
 from circuitlab.errors import ConfigError
 from circuitlab.evaluation.checks import check_circuit, kept_neurons
@@ -208,11 +206,11 @@ class Evaluation(Faithfulness):
 def evaluate(
     model: Model,
     circuit: Circuit,
-    pairs: PairSet | PairBatch,
+    pairs: Pairs,
     *,
     metric: MetricLike | None = None,
     ablation: AblationLike = "corrupt",
-    reference: PairSet | PairBatch | None = None,
+    reference: Pairs | None = None,
     n_random: int = 20,
     n_knockouts: int = 10,
     minimality: bool = True,
@@ -320,7 +318,7 @@ def evaluate_circuit(
     )
 
 
-def _seen(selection: Selection | None, pairs: PairSet | PairBatch) -> int:
+def _seen(selection: Selection | None, pairs: Pairs) -> int:
     """Number of pairs with a prompt that the circuit was selected on."""
     if selection is None or not selection.prompts:
         return 0

@@ -76,6 +76,9 @@ class FeatureActivations(Result):
             k: Maximum number of features; None for all.
             prompt: Of which prompt.
 
+        Returns:
+            The features.
+
         Raises:
             ConfigError: There is no such prompt or position.
         """
@@ -84,6 +87,9 @@ class FeatureActivations(Result):
 
     def of(self, feature: int, prompt: int = 0) -> Float[np.ndarray, " seq"]:
         """One feature's activation at every token of a prompt.
+
+        Returns:
+            Activations `[seq]`.
 
         Raises:
             ConfigError: There is no such feature or prompt.
@@ -103,6 +109,9 @@ class FeatureActivations(Result):
             prompt: Only in this prompt.
             first: Only from this token on; 1 leaves out a beginning-of-sequence token.
 
+        Returns:
+            The features, each once.
+
         Raises:
             ConfigError: There is no such prompt.
         """
@@ -113,7 +122,11 @@ class FeatureActivations(Result):
         return self._features(order[np.sort(strongest)][:k])
 
     def to_frame(self, descriptions: Descriptions | None = None) -> pd.DataFrame:
-        """One row an entry: prompt, position, token, feature, activation, (description)."""
+        """One row an entry: prompt, position, token, feature, activation, (description).
+
+        Returns:
+            The table.
+        """
         tokens = [self.tokens[p][i] for p, i in zip(self.prompt, self.position, strict=True)]
         frame = pd.DataFrame(
             {
@@ -134,6 +147,9 @@ class FeatureActivations(Result):
             prompt: Which prompt.
             first: From this token on; 1 leaves out a beginning-of-sequence token.
             names: Words beside the numbers of features.
+
+        Returns:
+            The figure.
 
         Raises:
             ConfigError: There is no such prompt, or no feature is active in it.

@@ -117,7 +117,11 @@ BIASES: dict[str, dict[str, str]] = {
 
 
 def moved(encoder: Encoder, device: torch.device, dtype: torch.dtype) -> Encoder:
-    """The encoder with its tensors on a device, in a dtype."""
+    """The encoder with its tensors on a device, in a dtype.
+
+    Returns:
+        A new encoder.
+    """
     values = {item.name: getattr(encoder, item.name) for item in fields(encoder)}
     return replace(encoder, **{name: v.to(device, dtype) for name, v in values.items() if isinstance(v, Tensor)})
 
@@ -232,7 +236,11 @@ class Autoencoder(Summary):
         return self.normalisation != "none" or self.centred
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> Autoencoder:
-        """The same weights on another device or in another dtype; itself where nothing changes."""
+        """The same weights on another device or in another dtype; itself where nothing changes.
+
+        Returns:
+            The autoencoder.
+        """
         device = torch.device(device)
         if self.w_enc.device == device and self.w_enc.dtype == dtype:
             return self
@@ -240,7 +248,11 @@ class Autoencoder(Summary):
         return replace(self, encoder=moved(self.encoder, device, dtype), **weights)
 
     def scaled(self, x: Float[Tensor, "*row d_in"]) -> Scaled:
-        """Activations as the encoder reads them, with what takes reconstructions back."""
+        """Activations as the encoder reads them, with what takes reconstructions back.
+
+        Returns:
+            Both.
+        """
         x = x.to(self.w_enc)
         one, nothing = torch.ones_like(x[..., :1]), torch.zeros_like(x[..., :1])
         if self.normalisation == "layer_norm":
@@ -276,6 +288,9 @@ class Autoencoder(Summary):
             like: The activations they are of; needed where the autoencoder takes scale or mean from them
                 (`relative`), else ignored.
 
+        Returns:
+            Activations `[..., d_in]`.
+
         Raises:
             ConfigError: The autoencoder is relative, and `like` is not given.
         """
@@ -292,13 +307,21 @@ class Autoencoder(Summary):
         return out * back.scale + back.shift
 
     def reconstruct(self, x: Float[Tensor, "*row d_in"]) -> Float[Tensor, "*row d_in"]:
-        """What the autoencoder makes of activations; what it leaves out is the error term."""
+        """What the autoencoder makes of activations; what it leaves out is the error term.
+
+        Returns:
+            Activations `[..., d_in]`.
+        """
         parts = self._parts(x.reshape(-1, self.d_in))
         return torch.cat([self.decode(self.encode(part), like=part) for part in parts]).reshape(x.shape)
 
     @torch.no_grad()
     def active(self, x: Float[Tensor, "token d_in"]) -> Active:
-        """The active features of tokens, a few tokens at a time: never all features of all tokens at once."""
+        """The active features of tokens, a few tokens at a time: never all features of all tokens at once.
+
+        Returns:
+            Token, feature and value of every activation other than 0.
+        """
         found, start = list[tuple[Tensor, Tensor, Tensor]](), 0
         for part in self._parts(x):
             dense = self.encode(part)

@@ -61,7 +61,11 @@ class Descriptions(Result):
         return len(self.entries)
 
     def of(self, feature: int) -> str | None:
-        """The first description of a feature."""
+        """The first description of a feature.
+
+        Returns:
+            The text; None where there is none.
+        """
         return self._first.get(feature)
 
     def search(self, words: str, *, whole: bool = False) -> tuple[Description, ...]:
@@ -70,6 +74,9 @@ class Descriptions(Result):
         Args:
             words: One word, or several between spaces; upper and lower case are the same.
             whole: Only as whole words: "name" then does not find "names".
+
+        Returns:
+            The descriptions.
 
         Raises:
             ConfigError: There is no word.
@@ -82,7 +89,11 @@ class Descriptions(Result):
         return Results(entry for entry in self.entries if all(pattern.search(entry.text) for pattern in patterns))
 
     def join(self, frame: pd.DataFrame) -> pd.DataFrame:
-        """A table with a column `feature`, with a column `description` added; empty where there is none."""
+        """A table with a column `feature`, with a column `description` added; empty where there is none.
+
+        Returns:
+            A new table.
+        """
         return frame.assign(description=[self.of(int(feature)) or "" for feature in frame["feature"]])
 
     @cached_property
@@ -90,7 +101,11 @@ class Descriptions(Result):
         return {entry.feature: entry.text for entry in reversed(self.entries)}
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a description: feature, text, model_id, source, by."""
+        """One row a description: feature, text, model_id, source, by.
+
+        Returns:
+            The table.
+        """
         return pd.DataFrame([asdict(entry) for entry in self.entries])
 
     def _summary(self) -> str:

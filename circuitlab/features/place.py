@@ -25,7 +25,7 @@ def check_fits(model: Model, autoencoder: Autoencoder) -> None:
 
     Raises:
         UnknownNameError: The model has no such site.
-        ConfigError: The model has no such layer, what stands there has another width, the model is centred and the
+        ConfigError: The model has no such layer, the site has another width, the model is centred and the
             autoencoder was trained on streams with their mean, or it reads heads whose values' bias was folded away.
     """
     spec, name = model.spec, autoencoder.name
@@ -56,6 +56,9 @@ def check_fits(model: Model, autoencoder: Autoencoder) -> None:
 def fitted(model: Model, autoencoder: Autoencoder) -> Autoencoder:
     """The autoencoder on the device of a model.
 
+    Returns:
+        The autoencoder.
+
     Raises:
         UnknownNameError: The model has no such site.
         ConfigError: The autoencoder is not of this model; see `check_fits`.
@@ -65,7 +68,11 @@ def fitted(model: Model, autoencoder: Autoencoder) -> Autoencoder:
 
 
 def width_of(model: Model, site: str, layer: int) -> int:
-    """How many numbers a token has at a site."""
+    """How many numbers a token has at a site.
+
+    Returns:
+        The number.
+    """
     if site == "head_z":
         return model.spec.n_heads * model.spec.d_head
     return model.neuron_weight(layer).shape[0] if site == "neuron" else model.spec.d_model
@@ -73,16 +80,23 @@ def width_of(model: Model, site: str, layer: int) -> int:
 
 @torch.no_grad()
 def activation(model: Model, run: Recording, site: str, layer: int) -> Float[Tensor, "batch seq d_in"]:
-    """What stood at a site in a recorded run."""
+    """The values at a site in a recorded run.
+
+    Returns:
+        Activations `[batch, seq, d_in]`.
+    """
     if site == "head_z":
         return run.z[layer].flatten(2)
     return model.mlp_hidden(layer, mlp_input(model, run, layer)) if site == "neuron" else run.at(site, layer)
 
 
 def added(model: Model, site: str, layer: int, value: Float[Tensor, "*row d_in"]) -> Float[Tensor, "*row d_model"]:
-    """What a value at a site stands for in the stream: itself, or what a sublayer makes of it.
+    """What a value at a site adds to the stream: itself, or what a sublayer makes of it.
 
     Gradients follow if they are on.
+
+    Returns:
+        Values `[..., d_model]`.
     """
     if site == "head_z":
         return model.attn_output(layer, value.unflatten(-1, (model.spec.n_heads, model.spec.d_head)))
@@ -90,7 +104,11 @@ def added(model: Model, site: str, layer: int, value: Float[Tensor, "*row d_in"]
 
 
 def recorded(model: Model, run: Recording, site: str, layer: int) -> Float[Tensor, "batch seq d_model"]:
-    """The same of a recorded run."""
+    """The same of a recorded run.
+
+    Returns:
+        Values `[batch, seq, d_model]`.
+    """
     if site == "head_z":
         return run.attn_out[layer]
     return run.mlp_out[layer] if site == "neuron" else activation(model, run, site, layer)
@@ -172,7 +190,7 @@ def chosen_features(autoencoder: Autoencoder, given: Iterable[int]) -> tuple[int
         The numbers of the features.
 
     Raises:
-        ConfigError: One is out of range, stands twice, or there are none.
+        ConfigError: One is out of range or given twice, or there are none.
     """
     numbers, n = [int(number) for number in given], autoencoder.n_features
     if not numbers:

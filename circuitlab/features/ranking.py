@@ -25,8 +25,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuitlab import stats
-from circuitlab.data.batch import PairBatch
-from circuitlab.data.pairs import PairSet
+from circuitlab.data.batching import Pairs
 from circuitlab.errors import ConfigError, MetricError, UnknownNameError
 from circuitlab.features.autoencoder import Autoencoder
 from circuitlab.features.descriptions import Descriptions
@@ -103,6 +102,9 @@ class FeatureRanking(Result):
         Args:
             grid: `sweep_features(..., axis="all")` of the same pairs.
 
+        Returns:
+            The correlation, from -1 to 1.
+
         Raises:
             ConfigError: It is no such sweep, or shares fewer than three features.
         """
@@ -120,7 +122,11 @@ class FeatureRanking(Result):
         return float(found.statistic)
 
     def to_frame(self, descriptions: Descriptions | None = None) -> pd.DataFrame:
-        """One row a feature: feature, score, share (of the gap), ci_low, ci_high, p_value, change, n, (description)."""
+        """One row a feature: feature, score, share (of the gap), ci_low, ci_high, p_value, change, n, (description).
+
+        Returns:
+            The table.
+        """
         interval = stats.mean_interval(self.per_example, self.seed)
         frame = pd.DataFrame(
             {
@@ -149,7 +155,7 @@ class FeatureRanking(Result):
 def rank_features(
     model: Model,
     autoencoder: Autoencoder,
-    pairs: PairSet | PairBatch,
+    pairs: Pairs,
     *,
     metric: MetricLike | None = None,
     at: str = "corrupt",
@@ -233,6 +239,9 @@ def mean_gradient(
     model: Model, own: Autoencoder, baseline: Baseline, metric: Metric, at: str, steps: int
 ) -> Float[Tensor, "batch seq d_in"]:
     """The gradient of each example's metric at the autoencoder's place, at one end or averaged between both.
+
+    Returns:
+        Gradients `[batch, seq, d_in]`, each example's own.
 
     Raises:
         MetricError: The metric does not depend on the logits in a way that torch can follow.

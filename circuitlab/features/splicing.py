@@ -21,8 +21,7 @@ from torch.nn.functional import cross_entropy
 
 from circuitlab import stats
 from circuitlab.arguments import checked
-from circuitlab.data.batch import PairBatch
-from circuitlab.data.pairs import PairSet
+from circuitlab.data.batching import Pairs
 from circuitlab.errors import ConfigError
 from circuitlab.features.activations import Texts, read_texts
 from circuitlab.features.autoencoder import Autoencoder
@@ -73,7 +72,11 @@ class Quality(Result):
         return (self.loss_zero - self.loss_spliced) / (self.loss_zero - self.loss)
 
     def to_record(self) -> dict[str, Any]:
-        """All numbers by name."""
+        """All numbers by name.
+
+        Returns:
+            The record.
+        """
         return {**asdict(self), "loss_recovered": self.loss_recovered}
 
     def _summary(self) -> str:
@@ -111,7 +114,11 @@ class Splice(Result):
         return stats.ratio_interval(self.spliced - self.corrupt, self.clean - self.corrupt, self.seed)
 
     def to_frame(self) -> pd.DataFrame:
-        """A table of one row: metric, recovered, ci_low, ci_high, n."""
+        """A table of one row: metric, recovered, ci_low, ci_high, n.
+
+        Returns:
+            The table.
+        """
         ends = {"ci_low": float(self.interval.low), "ci_high": float(self.interval.high)}
         return pd.DataFrame([{"metric": self.metric, "recovered": self.recovered, **ends, "n": len(self.clean)}])
 
@@ -187,7 +194,7 @@ def quality(
 def splice(
     model: Model,
     autoencoder: Autoencoder,
-    pairs: PairSet | PairBatch,
+    pairs: Pairs,
     *,
     metric: MetricLike | None = None,
     error: bool = False,
@@ -234,7 +241,11 @@ def splice(
 def through(
     autoencoder: Autoencoder, x: Float[Tensor, "*row d_in"], *, error: bool, edit: Edit | None = None
 ) -> Float[Tensor, "*row d_in"]:
-    """What takes the place of activations, in their dtype."""
+    """What takes the place of activations, in their dtype.
+
+    Returns:
+        Activations `[..., d_in]`.
+    """
     if edit is None:
         made = autoencoder.reconstruct(x)
         return (made + (x.to(made) - made) if error else made).to(x)

@@ -13,8 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from circuitlab.data.batch import PairBatch
-from circuitlab.data.pairs import PairSet
+from circuitlab.data.batching import Pairs
 from circuitlab.errors import ConfigError
 from circuitlab.features.autoencoder import Autoencoder
 from circuitlab.features.place import Differences, activation, added, chosen_features, differences, fitted, recorded
@@ -40,7 +39,7 @@ Table = Float[np.ndarray, "feature column example"]
 def sweep_features(
     model: Model,
     autoencoder: Autoencoder,
-    pairs: PairSet | PairBatch,
+    pairs: Pairs,
     *,
     features: Iterable[int] | None = None,
     direction: str = "denoise",

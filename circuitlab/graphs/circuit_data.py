@@ -1,24 +1,86 @@
-"""The content of a circuit: which edges of a model are kept, with every edge's score. Files are read into it."""
+"""The content of a circuit: which edges of a model are kept, with every edge's score. Files are read into it.
+
+Edges decide what a circuit is. Records of nodes and neurons, the entries of a writer's output, are preserved so that
+files round-trip without loss: a node's own `in_graph` follows from the edges unless a file states it, and is then only
+carried along, as in EAP-IG, which prunes by edges only.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 
 from circuitlab.errors import GraphError
-from circuitlab.graphs.node_parts import NodeParts
 from circuitlab.graphs.prune import kept_nodes, real_edges
 from circuitlab.graphs.ranking import edge_places
 from circuitlab.graphs.selection import Selection
 from circuitlab.parts import Edge, Layout, ModelSpec, Node
 from circuitlab.result import Result
+from circuitlab.summary import Summary
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+class NodeParts(Summary):
+    """Matrices indexed as in `Layout`; None if absent.
+
+    Attributes:
+        kept: Writers that a file marks as part of the circuit, if that differs from what its edges imply.
+        scores: Scores of writers, positive where they help; NaN: not scored, always kept.
+        neurons: Which entries of each writer's output are part of the circuit.
+        neuron_scores: Scores of these entries; NaN: not scored, always kept.
+    """
+
+    kept: Bool[np.ndarray, " writer"] | None = None
+    scores: Float[np.ndarray, " writer"] | None = None
+    neurons: Bool[np.ndarray, "writer d_model"] | None = None
+    neuron_scores: Float[np.ndarray, "writer d_model"] | None = None
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            given = getattr(self, item.name)
+            if given is not None:
+                copy = given.copy()
+                copy.setflags(write=False)
+                object.__setattr__(self, item.name, copy)
+
+    def check(self, layout: Layout) -> None:
+        """Refuse matrices of another model.
+
+        Raises:
+            GraphError: A matrix has the wrong shape.
+        """
+        n_writers, d_model = len(layout.writers), layout.spec.d_model
+        for item in fields(self):
+            given = getattr(self, item.name)
+            shape = (n_writers, d_model) if item.name in ("neurons", "neuron_scores") else (n_writers,)
+            if given is not None and given.shape != shape:
+                raise GraphError(
+                    f"node_parts.{item.name} has shape {given.shape}; model {layout.spec.name!r} wants {shape}."
+                )
+
+    def scores_only(self) -> NodeParts:
+        """The same scores with nothing selected: for another selection of edges.
+
+        Returns:
+            A new record.
+        """
+        return replace(self, kept=None, neurons=None)
+
+    def split(self, mask: Bool[np.ndarray, "writer reader"]) -> Bool[np.ndarray, " writer"]:
+        """Writers with a kept edge of which only some neurons are kept.
+
+        Returns:
+            True for writers of which some neurons are kept and some are not.
+        """
+        writes = np.asarray(mask.any(1))
+        return np.zeros_like(writes) if self.neurons is None else np.asarray(writes & ~self.neurons.all(1))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
@@ -53,9 +115,9 @@ class CircuitData(Result):
         self.node_parts.check(self.layout)
         # Copies of its own, so that nothing that is done with the originals changes the circuit.
         for name, matrix in given.items():
-            own = matrix.copy()
-            own.setflags(write=False)
-            object.__setattr__(self, name, own)
+            copy = matrix.copy()
+            copy.setflags(write=False)
+            object.__setattr__(self, name, copy)
         object.__setattr__(self, "node_effects", dict(self.node_effects))
 
     @property
@@ -102,16 +164,21 @@ class CircuitData(Result):
         Returns:
             One row an edge, in the order of `Layout.edges`.
         """
-        import pandas as pd
+        return edge_table(self.layout, score=self.scores, in_circuit=self.mask, second_score=self.second_scores)
 
-        rows, columns = edge_places(self.layout).T
-        edges = list(self.layout.edges())
-        return pd.DataFrame(
-            {
-                "source": [edge.source.name for edge in edges],
-                "target": [edge.reader.name for edge in edges],
-                "score": self.scores[rows, columns],
-                "in_circuit": self.mask[rows, columns],
-                **({} if self.second_scores is None else {"second_score": self.second_scores[rows, columns]}),
-            }
-        )
+
+def edge_table(layout: Layout, **matrices: Shaped[np.ndarray, "writer reader"] | None) -> pd.DataFrame:
+    """A table of all edges with the entries of matrices.
+
+    Args:
+        layout: The graph.
+        matrices: Column -> matrix; None adds none.
+
+    Returns:
+        One row an edge, in the order of `Layout.edges`: source, target, and the columns.
+    """
+    import pandas as pd
+
+    places, edges = tuple(edge_places(layout).T), list(layout.edges())
+    ends = {"source": [edge.source.name for edge in edges], "target": [edge.reader.name for edge in edges]}
+    return pd.DataFrame(ends | {name: matrix[places] for name, matrix in matrices.items() if matrix is not None})

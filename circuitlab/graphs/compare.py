@@ -108,10 +108,10 @@ class Comparison(Summary):
         return f"of {first} and {second}: {shared} shared, Jaccard index {self.jaccard_edges:.3f}"
 
     def _facts(self) -> Iterable[tuple[str, object]]:
-        for name, circuit, own in zip(
+        for name, circuit, only in zip(
             self.names, (self.first, self.second), (self.only_first, self.only_second), strict=True
         ):
-            yield short(name, 22)[1:-1], f"{plural(circuit.n_edges, 'edge')}, {len(own):,} of its own"
+            yield short(name, 22)[1:-1], f"{plural(circuit.n_edges, 'edge')}, {len(only):,} of its own"
         yield "nodes", f"Jaccard index {self.jaccard_nodes:.3f}"
         yield "scores", f"Spearman {self.spearman:.3f}, Kendall {self.kendall:.3f} over {plural(self.n_ranked, 'edge')}"
         yield "shared", " ".join(edge.name for edge in self.shared[:12]) or "none"

@@ -106,7 +106,11 @@ class NodeOverlap(Result):
         return float(hypergeom.sf(len(self.shared) - 1, self.n_nodes, len(self.listed), len(self.found)))
 
     def to_frame(self) -> pd.DataFrame:
-        """Every node of either: node, class (empty if not listed), listed, in_circuit."""
+        """Every node of either: node, class (empty if not listed), listed, in_circuit.
+
+        Returns:
+            The table.
+        """
         import pandas as pd
 
         of_class = {name: label for label, nodes in self.classes.items() for name in nodes}
@@ -121,7 +125,11 @@ class NodeOverlap(Result):
         )
 
     def to_record(self) -> dict[str, Any]:
-        """The overlap as plain values."""
+        """The overlap as plain values.
+
+        Returns:
+            The record; numbers that are not defined are left out.
+        """
         numbers = ("precision", "recall", "jaccard", "expected", "p_value")
         return {
             "names": list(self.names),

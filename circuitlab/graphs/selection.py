@@ -82,11 +82,6 @@ class SelectionRule:
         if self.n_edges is not None and self.n_edges > n_total:
             raise ConfigError(f"n_edges is {self.n_edges}; the graph has {n_total} edges, so 1 to that many.")
 
-    @property
-    def arguments(self) -> dict[str, Any]:
-        """The rule as keyword arguments of `select`."""
-        return asdict(self)
-
     @classmethod
     def of(cls, rule: SelectionRule | Mapping[str, Any] | None, target: float | None = None) -> SelectionRule:
         """A rule from itself or its record, with a target that is given separately.
@@ -160,7 +155,11 @@ class Selection:
         return tuple(found)
 
     def to_frame(self) -> pd.DataFrame:
-        """A table of one row, with the columns of `to_record`."""
+        """A table of one row, with the columns of `to_record`.
+
+        Returns:
+            The table.
+        """
         import pandas as pd
 
         return pd.DataFrame([self.to_record()])

@@ -172,7 +172,11 @@ METRICS: dict[str, Metric] = {
 
 
 def names() -> tuple[str, ...]:
-    """Names of the metrics that ship with the library."""
+    """Names of the metrics that ship with the library.
+
+    Returns:
+        The names.
+    """
     return tuple(METRICS)
 
 
@@ -181,6 +185,9 @@ def resolve(metric: MetricLike) -> Metric:
 
     Names are those of `METRICS` and of the entry points `circuitlab.metrics`. A function may declare fields of `Metric`
     by attributes of the same name (`DECLARED`), such as `margin.natural_zero = True`.
+
+    Returns:
+        The metric.
 
     Raises:
         UnknownNameError: No metric has this name.
@@ -197,6 +204,9 @@ def resolve(metric: MetricLike) -> Metric:
 def resolve_object(metric: Any) -> Metric:
     """The metric that a `Metric` or a function is; see `resolve`.
 
+    Returns:
+        The metric.
+
     Raises:
         MetricError: It is neither, or declares a field of the wrong type.
     """
@@ -210,7 +220,11 @@ def resolve_object(metric: Any) -> Metric:
 
 
 def no_distractor(name: str, where: str) -> str:
-    """The message for a metric that compares with distractors, where there are none."""
+    """The message for a metric that compares with distractors, where there are none.
+
+    Returns:
+        The message.
+    """
     others = ", ".join(other.name for other in METRICS.values() if not other.needs_distractor)
     return (
         f"metric {name!r} compares answers with distractors, and {where}. Give every Example a distractor, or choose "

@@ -96,7 +96,11 @@ def check_gradient(
 
 
 def no_gradient(metric: Metric, method: str = "") -> str:
-    """The message for a metric that is declared to have no gradient."""
+    """The message for a metric that is declared to have no gradient.
+
+    Returns:
+        The message.
+    """
     why = f", and method {method!r} takes it" if method else ""
     return f"metric {metric.name!r} has no gradient{why}. Use {SMOOTH}" + (
         ", or a method that needs no gradient: exact, sweep, acdc." if method else "."

@@ -84,26 +84,42 @@ def context_of(bridge: Any, family: Family) -> int | None:
 
 
 def norm_of(block: Any, name: str) -> Callable[[Tensor], Tensor]:
-    """A norm of a block by its name on the bridge; the identity where there is none."""
+    """A norm of a block by its name on the bridge; the identity where there is none.
+
+    Returns:
+        The norm: the stream `[..., d_model]` to the normed stream of the same shape.
+    """
     return getattr(block, name, None) or _identity
 
 
 def mlp_norm(block: Any, spec: ModelSpec) -> Callable[[Tensor], Tensor]:
-    """The norm that a block's MLP reads through; the identity where there is none."""
+    """The norm that a block's MLP reads through; the identity where there is none.
+
+    Returns:
+        The norm: the stream `[..., d_model]` to the normed stream of the same shape.
+    """
     # Parallel blocks with a single norm (GPT-J, Phi) give its output to attention and MLP alike.
     shared = spec.parallel and not hasattr(block, "ln2")
     return norm_of(block, "ln1" if shared else "ln2")
 
 
 def adds(block: Any, sublayer: str, family: Family) -> nn.Module:
-    """The module whose output a sublayer, "attn" or "mlp", adds to the stream, but for `residual_multiplier`."""
-    own = getattr(block, sublayer)
+    """The module whose output a sublayer, "attn" or "mlp", adds to the stream, but for `residual_multiplier`.
+
+    Returns:
+        The module.
+    """
+    module = getattr(block, sublayer)
     post, last = ("ln1_post", "o") if sublayer == "attn" else ("ln2_post", "out")
-    return getattr(block, post, None) or (getattr(own, last) if sublayer in family.adds_residual else own)
+    return getattr(block, post, None) or (getattr(module, last) if sublayer in family.adds_residual else module)
 
 
 def run_mlp(block: Any, normed: Tensor, family: Family) -> Tensor:
-    """The MLP's output, before a post-norm, from its normed input; nothing else is added."""
+    """The MLP's output, before a post-norm, from its normed input; nothing else is added.
+
+    Returns:
+        Values `[1, row, d_model]`.
+    """
     stream = (normed.new_zeros(()),) if "mlp" in family.adds_residual else ()
     return first_tensor(block.mlp(normed, *stream))
 
@@ -127,18 +143,30 @@ def projection(
 
 
 def mlp_in(block: Any) -> list[Any]:
-    """The projections into an MLP's neurons: one, or of a gated MLP the gate and the other factor."""
+    """The projections into an MLP's neurons: one, or of a gated MLP the gate and the other factor.
+
+    Returns:
+        The projections, those that the activation is applied to first.
+    """
     return [getattr(block.mlp, name) for name in ("gate", "in") if hasattr(block.mlp, name)]
 
 
 def mlp_up(block: Any) -> Any:
-    """The projection that an MLP's activation function is applied to; None where the bridge shows none."""
+    """The projection that an MLP's activation function is applied to; None where the bridge shows none.
+
+    Returns:
+        The projection, or None.
+    """
     found = next(iter(mlp_in(block)), None)
     return found if hasattr(found, "hook_out") else None
 
 
 def norm_inside(block: Any) -> Any | None:
-    """The norm between an MLP's activation and its output projection (SoLU, BitNet); None where there is none."""
+    """The norm between an MLP's activation and its output projection (SoLU, BitNet); None where there is none.
+
+    Returns:
+        The norm, or None.
+    """
     inside = block.mlp.original_component.children()
     return next((module for module in inside if "Norm" in type(module).__name__), None)
 

@@ -59,14 +59,14 @@ def change_of_heads(
     Returns:
         A function from members, examples and positions of tokens to the changes of the stream there.
     """
-    own = run.z[layer]
+    recorded = run.z[layer]
     if not heads_interact(model, layer):
-        shares = model.head_outputs(layer, z - own, heads.flatten().tolist())
+        shares = model.head_outputs(layer, z - recorded, heads.flatten().tolist())
         summed = shares.unflatten(0, heads.shape).sum(1)
         return lambda member, example, position: summed[member, example, position]
 
     def through_the_norm(member: Tensor, example: Tensor, position: Tensor) -> Tensor:
-        patched = own[example, position]
+        patched = recorded[example, position]
         rows = torch.arange(len(patched), device=patched.device)[:, None]
         patched[rows, heads[member]] = z[example, position][rows, heads[member]]
         return model.attn_output(layer, patched) - run.attn_out[layer][example, position]
@@ -94,8 +94,8 @@ def change_of_neurons(
         The differences of the neurons' values, and a function from members, examples and positions of tokens to the
         changes of the stream there.
     """
-    own = model.mlp_hidden(layer, mlp_input(model, run, layer))
-    change = other[..., neurons] - own[..., neurons]
+    hidden = model.mlp_hidden(layer, mlp_input(model, run, layer))
+    change = other[..., neurons] - hidden[..., neurons]
     if not neurons_interact(model, layer):
         weight = model.neuron_weight(layer)
         return (
@@ -104,7 +104,7 @@ def change_of_neurons(
         )
 
     def through_the_norm(member: Tensor, example: Tensor, position: Tensor) -> Tensor:
-        patched = own[example, position]
+        patched = hidden[example, position]
         patched[torch.arange(len(patched), device=patched.device), neurons[member]] += change[example, position, member]
         return model.mlp_from_hidden(layer, patched) - run.mlp_out[layer][example, position]
 
@@ -155,14 +155,14 @@ def add_change_of_heads(
     """
     if not len(head):
         return
-    own = run.z[layer]
+    recorded = run.z[layer]
     if heads_interact(model, layer):
-        patched = at_tokens(own, *at)
+        patched = at_tokens(recorded, *at)
         patched[torch.arange(len(head), device=head.device), head] = z
         add_change_of_layer(model, run, layer, stream, patched, at)
         return
     example, position = at
-    change, start = z.sub_(at_tokens(own.flatten(0, 1), example * own.shape[1] + position, head)), 0
+    change, start = z.sub_(at_tokens(recorded.flatten(0, 1), example * recorded.shape[1] + position, head)), 0
     for number, count in enumerate(torch.bincount(head).tolist()):
         if count:
             alone = change[start : start + count][None, :, None].expand(1, count, model.spec.n_heads, -1)

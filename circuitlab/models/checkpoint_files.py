@@ -248,7 +248,11 @@ def _not_a_file_of_its_kind(beginning: bytes) -> str | None:
 
 
 def shortened(names: Iterable[str], shown: int = SHOWN) -> str:
-    """The first few names, each cut to a readable length, and how many more there are."""
+    """The first few names, each cut to a readable length, and how many more there are.
+
+    Returns:
+        The names, separated by commas.
+    """
     every = list(names)
     first = [each if len(each) <= LONGEST else f"{each[:24]}...{each[-24:]}" for each in every[:shown]]
     return ", ".join(first) + (f" and {len(every) - shown} more" if len(every) > shown else "")

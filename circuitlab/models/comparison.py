@@ -9,21 +9,9 @@ import torch
 from einops import einsum, rearrange
 from torch import Tensor
 
+from circuitlab.models import steps
 from circuitlab.models.anatomy import linear, mlp_in, mlp_up, norm_inside
 from circuitlab.models.recording import BlockArguments, Recording
-from circuitlab.models.steps import (
-    add_mlp,
-    attend,
-    attend_last_query,
-    attention_pattern,
-    half_block,
-    head_inputs,
-    mlp_input,
-    once_per_kv_head,
-    project,
-    query_heads,
-    weigh_values,
-)
 from circuitlab.models.traced import Window, pass_gradients, pull_back, trace
 from circuitlab.parts import Slot, Stage
 
@@ -85,35 +73,35 @@ def _of_the_ends(model: Any, tokens: Tensor, run: Recording) -> Iterator[Differe
 
 def _of_attention(model: Any, run: Recording, arguments: BlockArguments, layer: int) -> Iterator[Difference]:
     n_heads, before, attn = model.spec.n_heads, run.resid_pre[layer], run.attn_out[layer]
-    own = run.head_inputs(layer)
+    recorded = run.head_inputs(layer)
     copies = before[None].expand(n_heads, -1, -1, -1)
-    for slot, value in own.items():
+    for slot, value in recorded.items():
         projected = rearrange(
-            project(model, layer, slot, range(n_heads), copies), "head batch seq d_head -> batch seq head d_head"
+            steps.project(model, layer, slot, range(n_heads), copies), "head batch seq d_head -> batch seq head d_head"
         )
         yield f"the {slot.value} projection", projected, value
-    for slot, read in head_inputs(model, layer, before).items():
-        yield f"the {slot.value} of all heads", read, own[slot]
+    for slot, read in steps.head_inputs(model, layer, before).items():
+        yield f"the {slot.value} of all heads", read, recorded[slot]
     yield from _of_other_heads(model, run, arguments, layer)
-    yield "attention", attend(model, layer, own, arguments), run.z[layer]
+    yield "attention", steps.attend(model, layer, recorded, arguments), run.z[layer]
     if model.score_scale(layer) is not None:
         read = model.attn_input(layer, before)
         sees = torch.ones(before.shape[:2], dtype=torch.bool, device=before.device)
-        q, k, v = own.values()
-        at_last = attend_last_query(model, layer, q[:, -1], read, sees)
+        q, k, v = recorded.values()
+        at_last = steps.attend_last_query(model, layer, q[:, -1], read, sees)
         yield "attention at the last token", at_last, run.z[layer][:, -1]
         earlier = torch.ones(before.shape[1], before.shape[1], dtype=torch.bool, device=before.device).tril()
         scores = einsum(q, k, "batch query head d_head, batch key head d_head -> batch head query key")
-        pattern = attention_pattern(model, layer, scores, earlier)
-        yield "the attention pattern", weigh_values(pattern, v), run.z[layer]
+        pattern = steps.attention_pattern(model, layer, scores, earlier)
+        yield "the attention pattern", steps.weigh_values(pattern, v), run.z[layer]
     yield "the attention output", model.attn_output(layer, run.z[layer]), attn
     yield "the sum of the heads", _sum_of_heads(model, layer, run.z[layer]), attn
 
 
 def _of_other_heads(model: Any, run: Recording, arguments: BlockArguments, layer: int) -> Iterator[Difference]:
     """The z of all heads but the first (or the first group) when its query, key and value are something else."""
-    group = len(query_heads(model.spec, 0))
-    q, k, v = run.q[layer], *(once_per_kv_head(model.spec, values[layer]) for values in (run.k, run.v))
+    group = len(steps.query_heads(model.spec, 0))
+    q, k, v = run.q[layer], *(steps.once_per_kv_head(model.spec, values[layer]) for values in (run.k, run.v))
     changed = [(group, (q, k, _first_changed(v)))]
     if not model.heads_share_a_norm(layer):
         changed += [(1, (_first_changed(q), k, v)), (group, (q, _first_changed(k), v))]
@@ -124,7 +112,7 @@ def _of_other_heads(model: Any, run: Recording, arguments: BlockArguments, layer
 
 
 def _of_the_mlp(model: Any, run: Recording, layer: int) -> Iterator[Difference]:
-    read = mlp_input(model, run, layer)
+    read = steps.mlp_input(model, run, layer)
     mlp, neurons = run.mlp_out[layer], model.mlp_hidden(layer, read)
     yield "an MLP", model.mlp_output(layer, read), mlp
     yield "an MLP from its neurons", model.mlp_from_hidden(layer, neurons), mlp
@@ -149,8 +137,8 @@ def _of_the_block(model: Any, run: Recording, arguments: BlockArguments, layer: 
     at_end = torch.ones_like(before).cumsum(-1) / before.shape[-1]
     with torch.enable_grad():
         start = before.detach().clone().requires_grad_()
-        middle, read = half_block(model, layer, start, arguments)
-        after = add_mlp(model, layer, middle, read)
+        middle, read = steps.half_block(model, layer, start, arguments)
+        after = steps.add_mlp(model, layer, middle, read)
         whole = model.whole_block(layer, start, arguments)
     yield "a block", whole, run.stream(layer + 1)
     (ours,), (theirs,) = (torch.autograd.grad(end, start, at_end) for end in (after, whole))

@@ -116,10 +116,10 @@ def _fold(norm: Any, readers: list[Any], where: str, spec: ModelSpec) -> None:
     kind = _kind(norm, where, spec)
     gain, bias = kind.gain, kind.bias
     for reader in readers:
-        weight, own = linear(reader)
+        weight, reader_bias = linear(reader)
         exact = _exact(weight)
         if bias is not None:
-            _set_bias(reader, _exact(bias) @ exact + (0.0 if own is None else _exact(own)))
+            _set_bias(reader, _exact(bias) @ exact + (0.0 if reader_bias is None else _exact(reader_bias)))
         exact = exact if gain is None else _exact(gain)[:, None] * exact
         # Of mean zero over what it reads: the output of a layer norm has no mean to act on.
         weight.copy_(exact - exact.mean(0) if kind.centred else exact)
@@ -131,10 +131,10 @@ def _move_value_bias(block: Any, spec: ModelSpec) -> None:
     bias = linear(block.attn.v)[1]
     if bias is None:
         return
-    weight, own = linear(block.attn.o)
+    weight, out_bias = linear(block.attn.o)
     by_head = _exact(bias).unflatten(0, (-1, spec.d_head))
     each = by_head.repeat_interleave(spec.n_heads // len(by_head), 0).flatten()
-    _set_bias(block.attn.o, each @ _exact(weight) + (0.0 if own is None else _exact(own)))
+    _set_bias(block.attn.o, each @ _exact(weight) + (0.0 if out_bias is None else _exact(out_bias)))
     bias.zero_()
 
 

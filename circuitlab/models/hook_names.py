@@ -60,7 +60,11 @@ def reader_of(hook: str, head: int | None, n_layers: int) -> Reader:
 
 
 def inside_a_node(child: str, parent: str) -> bool:
-    """Whether an edge between these hooks lies inside one node."""
+    """Whether an edge between these hooks lies inside one node.
+
+    Returns:
+        Whether it does.
+    """
     layer = re.match(r"blocks\.\d+\.", child)
     if layer is None or not parent.startswith(layer[0]):
         return False

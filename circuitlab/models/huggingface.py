@@ -26,7 +26,11 @@ CONFIG_ERRORS = (AttributeError, KeyError, IndexError, TypeError, AssertionError
 
 
 def no_remote_code() -> AbstractContextManager[None]:
-    """Refuse checkpoints that bring Python code; transformers would prompt on the terminal."""
+    """Refuse checkpoints that bring Python code; transformers would prompt on the terminal.
+
+    Returns:
+        A context in which such checkpoints raise an error.
+    """
     from transformers import dynamic_module_utils
 
     return attributes(dynamic_module_utils, TIME_OUT_REMOTE_CODE=0)
@@ -207,7 +211,11 @@ def _refuse_adapter(source: str, name: str) -> None:
 
 
 def downloaded(source: str) -> Path | None:
-    """The folder of the hub's cache that has the files of a repository, if its config is there."""
+    """The folder of the hub's cache that has the files of a repository, if its config is there.
+
+    Returns:
+        The folder, or None.
+    """
     from huggingface_hub import try_to_load_from_cache
 
     try:

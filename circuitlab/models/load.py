@@ -18,11 +18,10 @@ from circuitlab.data.network import offline_without_network
 from circuitlab.errors import CircuitLabError, ConfigError, ModelError
 from circuitlab.models.bridge import BridgeModel
 from circuitlab.models.checkpoint_files import checked_folder
-from circuitlab.models.exclusive import LOADING
 from circuitlab.models.huggingface import boot_from_hub, boot_huggingface, no_remote_code, not_loaded
 from circuitlab.models.loaded_weights import check_finite
 from circuitlab.models.model_kinds import refuse_unsupported
-from circuitlab.models.modes import in_ordinary_modes
+from circuitlab.models.modes import LOADING, in_ordinary_modes
 from circuitlab.models.protocol import Model
 from circuitlab.models.recording import Folding
 from circuitlab.models.text import AUTO, TokenizerText, check_choice, own_tokenizer, text_of
@@ -189,6 +188,9 @@ def device_of(device: str | torch.device) -> torch.device:
 
 def dtype_of(dtype: str | torch.dtype | None) -> torch.dtype:
     """A dtype by itself or by name; float32 for None.
+
+    Returns:
+        The dtype.
 
     Raises:
         ConfigError: It is none of `DTYPES`.

@@ -25,7 +25,11 @@ CONTROL_GROUPS = (
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that memory ran out."""
+    """Whether an error means that memory ran out.
+
+    Returns:
+        Whether it does.
+    """
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     if isinstance(error, OSError):

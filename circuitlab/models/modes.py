@@ -1,8 +1,13 @@
-"""Run under torch's ordinary modes, whatever the caller has switched on.
+"""How functions and classes that run a model are called: under torch's ordinary modes, one thread at a time.
 
 Inference mode makes tensors that no gradient can be taken through, autocast rounds products to half precision, and a
 default device puts new tensors elsewhere than the model's. Functions that run a model switch all three off while they
 work, so that their numbers do not depend on where they are called.
+
+Steps of a model change its modules for a moment, which no other thread may see. The lock belongs to the weights'
+module, so that two adapters of one bridge share it. It is held for one step of the model (a recording, a projection, an
+MLP) or one context (`rewriting`), never while a metric or a progress callback runs: two calls in two threads take turns
+step by step, and neither can wait for the other forever.
 """
 
 from __future__ import annotations
@@ -11,7 +16,9 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import wraps
 from inspect import signature
-from typing import ParamSpec, TypeVar
+from threading import Lock, RLock
+from typing import Any, ParamSpec, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -22,8 +29,14 @@ from circuitlab.progress import reports_progress
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
+Class = TypeVar("Class", bound=type)
 
 AUTOCAST_DEVICES = ("cpu", "cuda")
+# Loaders set torch's default dtype and settings of other libraries while they work, for the whole process.
+LOADING = RLock()
+
+_locks: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
+_finding = Lock()
 
 
 def model_function(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
@@ -68,7 +81,11 @@ def in_ordinary_modes(function: Callable[Arguments, Result]) -> Callable[Argumen
 
 
 def are_ordinary() -> bool:
-    """Whether neither inference mode nor autocast is on."""
+    """Whether neither inference mode nor autocast is on.
+
+    Returns:
+        Whether both are off.
+    """
     return not (torch.is_inference_mode_enabled() or any(map(torch.is_autocast_enabled, AUTOCAST_DEVICES)))
 
 
@@ -85,3 +102,40 @@ def ordinary_modes() -> Iterator[None]:
             if torch.is_autocast_enabled(device):
                 stack.enter_context(torch.autocast(device, enabled=False))
         yield
+
+
+def lock_of(owner: Any) -> Any:
+    """The re-entrant lock of a module of weights or a tokenizer: one lock an owner.
+
+    Returns:
+        The lock; the same one for the same owner.
+    """
+    with _finding:
+        return _locks.setdefault(owner, RLock())
+
+
+def exclusive(cls: Class) -> Class:
+    """Let public methods of a class hold the instance's `lock` and run under torch's ordinary modes.
+
+    Gradients are on inside where they are on outside and an argument requires them; weights alone require none.
+
+    Returns:
+        The class, changed.
+    """
+    for name, value in list(vars(cls).items()):
+        if callable(value) and not name.startswith("_"):
+            setattr(cls, name, _held(value))
+    return cls
+
+
+def _held(method: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(method)
+    def run(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with self.lock:
+            if are_ordinary() and not torch.is_grad_enabled():
+                return method(self, *args, **kwargs)
+            required = any(getattr(value, "requires_grad", False) for value in (*args, *kwargs.values()))
+            with ordinary_modes(), torch.set_grad_enabled(required and torch.is_grad_enabled()):
+                return method(self, *args, **kwargs)
+
+    return run

@@ -122,7 +122,7 @@ def closest_form(norm: Any, like: Float[Tensor, ...], width: int) -> tuple[NormF
     """The form whose values are closest to a norm's own.
 
     Args:
-        norm: The norm, a module or whatever stands for it; no module is no norm.
+        norm: The norm: a module, or any callable where the model has none.
         like: A weight of the model: where it is and in what dtype.
         width: Of what is normed, where the norm has no weight that tells it.
 
@@ -141,7 +141,7 @@ def closest_form(norm: Any, like: Float[Tensor, ...], width: int) -> tuple[NormF
     forms = [NormForm(module=inner, centred=centred, offset=offset, eps=eps) for centred, offset in kinds]
     values = [(probe, norm(probe)) for probe in probes(like, width)]
     measured = [
-        (max(float((form(probe) - own).abs().max() / own.abs().max()) for probe, own in values), form)
+        (max(float((form(probe) - wanted).abs().max() / wanted.abs().max()) for probe, wanted in values), form)
         for form in (NormForm(), *forms)
     ]
     difference, form = min(measured, key=lambda each: each[0])
@@ -152,7 +152,7 @@ def norm_pull_back(norm: Any, like: Float[Tensor, ...], width: int) -> NormPullB
     """The function (stream, gradients after the norm) -> gradients at the stream.
 
     Args:
-        norm: The norm, a module or whatever stands for it.
+        norm: The norm: a module, or any callable.
         like: A weight of the model: where it is and in what dtype.
         width: Of the stream.
 
@@ -238,6 +238,10 @@ def frozen_norm(norm: Callable[[Tensor], Tensor], stream: Float[Tensor, "row d_m
 
 
 def agree(ours: Tensor, theirs: Tensor, share: float = 1.0) -> bool:
-    """Whether two tensors differ by no more than rounding, or a share of what that is at most."""
+    """Whether two tensors differ by no more than rounding, or a share of what that is at most.
+
+    Returns:
+        Whether they do.
+    """
     allowed = share * LINEAR.get(theirs.dtype, LINEAR[torch.float32])
     return bool((ours - theirs).abs().max() <= allowed * theirs.abs().max().clamp_min(1e-30))

@@ -51,7 +51,11 @@ def product(
 def gelu_product(
     left: Float[Tensor, "*row inner"], weight: Float[Tensor, "inner out"], bias: Float[Tensor, " out"]
 ) -> Float[Tensor, "*row out"]:
-    """`gelu(left @ weight + bias)`, the tanh approximation, in one kernel; for runs without gradients."""
+    """`gelu(left @ weight + bias)`, the tanh approximation, in one kernel; for runs without gradients.
+
+    Returns:
+        Values `[..., out]`.
+    """
     if _is_possible(left, weight, bias) and not (torch.is_grad_enabled() and left.requires_grad):
         return _multiplied(left, weight.detach(), bias.detach(), "gelu", "tanh")
     return functional.gelu(product(left, weight, bias), approximate="tanh")
@@ -148,8 +152,8 @@ def _multiplied(left: Tensor, weight: Tensor, bias: Tensor | None, *activation: 
     """The operator on memory that it is quick with: a weight that is a slice of another is a hundred times slower."""
     name, kind = activation or ("none", "")
     out_in, n_rows = weight.T, left.shape[:-1].numel()
-    worth_turning = weight.numel() >= WIDE and n_rows >= MANY_ROWS
-    if worth_turning or not weight.is_contiguous():
+    transposed = weight.numel() >= WIDE and n_rows >= MANY_ROWS
+    if transposed or not weight.is_contiguous():
         out_in = out_in.contiguous()
     return _linear_pointwise()(left.contiguous(), out_in, bias, name, [], kind)
 

@@ -110,7 +110,7 @@ class Model(LanguageModel, Protocol):
         """Next-token logits from the final stream at one position a row; gradients follow if they are on.
 
         For the logits at every position of long texts flatten the streams to rows and take some rows at a time: what
-        `[batch, seq, d_vocab]` would need never stands in memory.
+        `[batch, seq, d_vocab]` would need is never held in memory.
 
         Args:
             stream: Final streams.

@@ -14,7 +14,7 @@ from circuitlab.summary import Summary
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Recording(Summary):
-    """Everything one forward pass did, per layer. Heads' k and v stand once per query head.
+    """Everything one forward pass did, per layer. Heads' k and v are given once per query head.
 
     Attributes:
         resid_pre: The stream before each block.
@@ -47,7 +47,11 @@ class Recording(Summary):
         return self.resid_final if layer == len(self.resid_pre) else self.resid_pre[layer]
 
     def resid_mid(self, layer: int) -> Float[Tensor, "batch seq d_model"]:
-        """The stream before block `layer` with what its attention adds."""
+        """The stream before block `layer` with what its attention adds.
+
+        Returns:
+            The stream `[batch, seq, d_model]`.
+        """
         return self.resid_pre[layer] + self.attn_out[layer]
 
     def at(self, site: str, layer: int) -> Float[Tensor, "batch seq d_model"]:
@@ -61,7 +65,11 @@ class Recording(Summary):
         return self.stream(layer + 1) if site == "resid_post" else getattr(self, site)[layer]
 
     def head_inputs(self, layer: int) -> dict[Slot, Float[Tensor, "batch seq head d_head"]]:
-        """Queries, keys and values of a layer's heads."""
+        """Queries, keys and values of a layer's heads.
+
+        Returns:
+            A tensor `[batch, seq, head, d_head]` for each slot.
+        """
         return {Slot.Q: self.q[layer], Slot.K: self.k[layer], Slot.V: self.v[layer]}
 
     def prompts(self, part: slice) -> Recording:
@@ -80,7 +88,7 @@ class Folding:
     """How a model's weights were rewritten when it was loaded, its predictions being the same.
 
     Attributes:
-        fold_ln: The norms' gains and biases stand in the weights that read them.
+        fold_ln: The norms' gains and biases are folded into the weights that read them.
         center_weights: What is written to the stream has mean zero, and so has every column of logits.
     """
 

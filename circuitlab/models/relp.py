@@ -29,8 +29,7 @@ from circuitlab.errors import UnsupportedModelError
 from circuitlab.models.anatomy import linear, mlp_in, mlp_norm, norm_of
 from circuitlab.models.bridge import BridgeModel
 from circuitlab.models.comparison import allowed, relative
-from circuitlab.models.exclusive import exclusive
-from circuitlab.models.modes import ordinary_modes
+from circuitlab.models.modes import exclusive, ordinary_modes
 from circuitlab.models.norms import NormForm, closest_form
 from circuitlab.models.recording import BlockArguments
 from circuitlab.models.surgery import forward_replaced, hooks, times
@@ -92,7 +91,11 @@ class RelevanceModel(BridgeModel):
         v: Float[Tensor, "row seq _ d_head"],
         arguments: BlockArguments,
     ) -> Float[Tensor, "row query head d_head"]:
-        """Every head's z from its queries, keys and values; see `Model`."""
+        """Every head's z from its queries, keys and values; see `Model`.
+
+        Returns:
+            Weighted sums of values `[row, query, head, d_head]`.
+        """
         if self._attention_rule:
             q, k = q.detach(), k.detach()
         with ExitStack() as stack:
@@ -101,7 +104,11 @@ class RelevanceModel(BridgeModel):
             return super().attend(layer, q, k, v, arguments)
 
     def mlp_output(self, layer: int, stream: Float[Tensor, "*row d_model"]) -> Float[Tensor, "*row d_model"]:
-        """What an MLP adds to the stream; see `Model`."""
+        """What an MLP adds to the stream; see `Model`.
+
+        Returns:
+            Values of the shape of `stream`, in its units.
+        """
         return _ruled(partial(super().mlp_output, layer), partial(self._mlp, layer), stream)
 
     def _mlp(self, layer: int, stream: Tensor) -> Tensor:
@@ -141,15 +148,15 @@ class _Valued(torch.autograd.Function):
         return gradients[0], None
 
 
-def _ruled(own: Norm, rule: Norm, stream: Tensor) -> Tensor:
+def _ruled(forward: Norm, rule: Norm, stream: Tensor) -> Tensor:
     """The model's own value, with the graph of a rule where gradients are on."""
     with torch.no_grad():
-        value = own(stream)
+        value = forward(stream)
     return _Valued.apply(rule(stream), value) if torch.is_grad_enabled() else value  # pyright: ignore[reportReturnType]
 
 
-def _ruled_call(own: Callable[..., Tensor], rule: Norm, stream: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    return _ruled(lambda values: own(values, *args, **kwargs), rule, stream)
+def _ruled_call(forward: Callable[..., Tensor], rule: Norm, stream: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    return _ruled(lambda values: forward(values, *args, **kwargs), rule, stream)
 
 
 def _norm(model: BridgeModel, module: Any, what: str) -> NormForm:
@@ -157,11 +164,8 @@ def _norm(model: BridgeModel, module: Any, what: str) -> NormForm:
     like = next(model.bridge.original_model.parameters())
     form, difference = closest_form(module, like, model.spec.d_model)
     if difference > allowed(model):
-        raise _unknown_form(
-            model,
-            what,
-            f"no layer norm and no RMS norm gives its values (closest: {difference:.2g} of the largest away)",
-        )
+        why = f"no layer norm and no RMS norm gives its values (closest: {difference:.2g} of the largest away)"
+        raise _unknown_form(model, what, why)
     return form
 
 
@@ -194,13 +198,11 @@ def _check_neurons(model: BridgeModel, layer: int, stream: Tensor) -> None:
         with hooks() as add:
             add.output(module, lambda before: before + bump)
             moved = (model.mlp_hidden(layer, stream) - still).abs() / still.abs().max()
-        if float(moved[..., 0].max()) == 0 or float(moved[..., 1:].max()) > allowed(model):
-            raise _unknown_form(
-                model,
-                f"MLP {layer}",
-                "its activation is not of each neuron alone (moving what goes into the first moves it by "
-                f"{float(moved[..., 0].max()):.2g} and another by {float(moved[..., 1:].max()):.2g} of the largest)",
-            )
+        first, others = float(moved[..., 0].max()), float(moved[..., 1:].max())
+        if first == 0 or others > allowed(model):
+            moves = f"moving the input of the first moves it by {first:.2g} and another by {others:.2g} of the largest"
+            why = f"its activation is not of each neuron alone ({moves})"
+            raise _unknown_form(model, f"MLP {layer}", why)
 
 
 def _unknown_form(model: BridgeModel, what: str, measured: str) -> UnsupportedModelError:

@@ -14,19 +14,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from circuitlab.models import steps
 from circuitlab.models.protocol import BlockArguments, Model, Recording
-from circuitlab.models.steps import (
-    SLOTS,
-    HeadInputs,
-    attend,
-    attend_last_query,
-    finish_block,
-    head_inputs,
-    mlp_reads_heads,
-    once_per_kv_head,
-    once_per_query_head,
-    weigh_values,
-)
+from circuitlab.models.steps import SLOTS, HeadInputs
 from circuitlab.parts import Slot
 
 
@@ -79,7 +69,11 @@ class Rows:
         return at_tokens(recorded, self.example[self.row], self.position)
 
     def answers_only(self) -> Rows:
-        """The same rows at their answer position alone."""
+        """The same rows at their answer position alone.
+
+        Returns:
+            Rows of one token each.
+        """
         return Rows(example=self.example, first=self.answer, last=self.answer, answer=self.answer)
 
 
@@ -141,10 +135,10 @@ class RowSteps:
         Returns:
             The stream at the rows' tokens.
         """
-        if touched is None or not mlp_reads_heads(self.model.spec):
-            return finish_block(self.model, layer, middle)
+        if touched is None or not steps.mlp_reads_heads(self.model.spec):
+            return steps.finish_block(self.model, layer, middle)
         after = self.rows.of(self.base.stream(layer + 1))
-        after[touched] = finish_block(self.model, layer, middle[touched])
+        after[touched] = steps.finish_block(self.model, layer, middle[touched])
         return after
 
     def inputs(self, layer: int, stream: Float[Tensor, "token d_model"]) -> HeadInputs:
@@ -157,10 +151,10 @@ class RowSteps:
         """
         whole = {slot: values[self.rows.example] for slot, values in self.base.head_inputs(layer).items()}
         for slot, values in whole.items():
-            values[self.rows.row, self.rows.position] = head_inputs(self.model, layer, stream, (slot,))[slot]
+            values[self.rows.row, self.rows.position] = steps.head_inputs(self.model, layer, stream, (slot,))[slot]
         return whole
 
-    def put_inputs(
+    def set_inputs(
         self,
         layer: int,
         inputs: HeadInputs,
@@ -169,9 +163,9 @@ class RowSteps:
         stream: Float[Tensor, "token d_model"],
     ) -> None:
         """Overwrite some heads' queries, keys or values at the rows' tokens by those read from another stream."""
-        own = head_inputs(self.model, layer, stream, (slot,))[slot]
+        new = steps.head_inputs(self.model, layer, stream, (slot,))[slot]
         for head in heads:
-            inputs[slot][self.rows.row, self.rows.position, head] = own[:, head]
+            inputs[slot][self.rows.row, self.rows.position, head] = new[:, head]
 
     def attention(self, layer: int, inputs: HeadInputs) -> Float[Tensor, "token d_model"]:
         """What attention adds to the stream at the rows' tokens, from the inputs of their whole prompts.
@@ -179,7 +173,7 @@ class RowSteps:
         Returns:
             What is added, bias and post-norm included.
         """
-        z = attend(self.model, layer, inputs, self.arguments)[self.rows.row, self.rows.position]
+        z = steps.attend(self.model, layer, inputs, self.arguments)[self.rows.row, self.rows.position]
         return self.model.attn_output(layer, z)
 
     def attention_frozen(self, layer: int, stream: Float[Tensor, "token d_model"]) -> Float[Tensor, "token d_model"]:
@@ -191,10 +185,10 @@ class RowSteps:
         base, rows = self.base, self.rows
         values = base.v[layer].new_zeros((len(rows), *base.v[layer].shape[1:]))
         at = (rows.example[rows.row], rows.position)
-        read = head_inputs(self.model, layer, stream, (Slot.V,))[Slot.V]
+        read = steps.head_inputs(self.model, layer, stream, (Slot.V,))[Slot.V]
         values[rows.row, rows.position] = read - base.v[layer][at]
         # Differences under the recorded pattern: where nothing differs nothing is added, whatever the rounding.
-        change = weigh_values(base.pattern[layer][rows.example], values)[rows.row, rows.position]
+        change = steps.weigh_values(base.pattern[layer][rows.example], values)[rows.row, rows.position]
         return self.model.attn_output(layer, base.z[layer][at] + change)
 
     def _after_attention(
@@ -205,7 +199,7 @@ class RowSteps:
         if self.model.spec.parallel and self.model.spec.has_mlp:
             mixed = mixed + self.model.mlp_output(layer, stream)
         # In place: a new tensor, of 3,000 tokens or more, whose copy would cost as much as a small product.
-        return finish_block(self.model, layer, mixed.add_(stream))
+        return steps.finish_block(self.model, layer, mixed.add_(stream))
 
     def _answers_attend(
         self, layer: int, stream: Float[Tensor, "token d_model"], touched: Bool[Tensor, " token"] | None
@@ -216,11 +210,11 @@ class RowSteps:
         end = int(rows.last.max()) + 1
         read = model.attn_input(layer, stream)
         seen = model.attn_input(layer, self.base.resid_pre[layer])[:, :end].index_select(0, rows.example)
-        own = slice(None) if touched is None else touched
-        seen.view(-1, seen.shape[-1])[(rows.row * end + rows.position)[own]] = read[own]
+        changed = slice(None) if touched is None else touched
+        seen.view(-1, seen.shape[-1])[(rows.row * end + rows.position)[changed]] = read[changed]
         sees = torch.arange(end, device=stream.device) <= rows.last[:, None]
         (q,) = model.read_attention(layer, (Slot.Q,), stream[rows.at_answer])
-        return attend_last_query(model, layer, q, seen, sees)
+        return steps.attend_last_query(model, layer, q, seen, sees)
 
     def _read(
         self, layer: int, stream: Float[Tensor, "token d_model"], touched: Bool[Tensor, " token"] | None
@@ -230,9 +224,9 @@ class RowSteps:
         Recorded ones, and the rows' own where they differ; in the last block only the answers have queries.
         """
         model, base, rows, last = self.model, self.base, self.rows, layer == self.model.spec.n_layers - 1
-        own = torch.arange(len(rows.row), device=stream.device) if touched is None else touched.nonzero().flatten()
-        querying = own if not last else rows.at_answer if touched is None else rows.at_answer[touched[rows.at_answer]]
-        changed = stream if touched is None else stream[own]
+        at = torch.arange(len(rows.row), device=stream.device) if touched is None else touched.nonzero().flatten()
+        querying = at if not last else rows.at_answer if touched is None else rows.at_answer[touched[rows.at_answer]]
+        changed = stream if touched is None else stream[at]
         if last:
             (q,) = model.read_attention(layer, (Slot.Q,), stream[querying])
             k, v = model.read_attention(layer, (Slot.K, Slot.V), changed)
@@ -246,8 +240,8 @@ class RowSteps:
         queries[rows.row[querying], rows.position[querying] - since] = q
         filled = [queries]
         for recorded, values in ((base.k[layer], k), (base.v[layer], v)):
-            whole = once_per_kv_head(model.spec, recorded).index_select(0, rows.example)
-            whole[rows.row[own], rows.position[own]] = values
+            whole = steps.once_per_kv_head(model.spec, recorded).index_select(0, rows.example)
+            whole[rows.row[at], rows.position[at]] = values
             filled.append(whole)
         return filled
 
@@ -283,16 +277,16 @@ def attend_with_slot(
     """
     inputs = {
         Slot.Q: base.q[layer][:, since:].index_select(0, example),
-        Slot.K: once_per_kv_head(model.spec, base.k[layer]).index_select(0, example),
-        Slot.V: once_per_kv_head(model.spec, base.v[layer]).index_select(0, example),
+        Slot.K: steps.once_per_kv_head(model.spec, base.k[layer]).index_select(0, example),
+        Slot.V: steps.once_per_kv_head(model.spec, base.v[layer]).index_select(0, example),
     }
     variant, position = at
-    (own,) = model.read_attention(layer, (slot,), read)
+    (new,) = model.read_attention(layer, (slot,), read)
     if head is not None:
-        inputs = {each: once_per_query_head(model.spec, values) for each, values in inputs.items()}
-        own, which = once_per_query_head(model.spec, own), head[variant]
+        inputs = {each: steps.once_per_query_head(model.spec, values) for each, values in inputs.items()}
+        new, which = steps.once_per_query_head(model.spec, new), head[variant]
         there = inputs[slot][variant, position - since if slot is Slot.Q else position]
         alone = torch.arange(model.spec.n_heads, device=which.device) == which[:, None]
-        own = torch.where(alone[..., None], own, there)
-    inputs[slot][variant, position - since if slot is Slot.Q else position] = own
-    return attend(model, layer, inputs, arguments)
+        new = torch.where(alone[..., None], new, there)
+    inputs[slot][variant, position - since if slot is Slot.Q else position] = new
+    return steps.attend(model, layer, inputs, arguments)

@@ -54,7 +54,11 @@ def fused_norm(norm: Any, width: int) -> Function:
 
 @torch.no_grad()
 def fused_activations(mlp: nn.Module) -> dict[nn.Module, Function]:
-    """Activation modules inside an MLP, each with a kernel that computes the same."""
+    """Activation modules inside an MLP, each with a kernel that computes the same.
+
+    Returns:
+        Module -> kernel; empty where there is none.
+    """
     weight = next((p for p in mlp.parameters() if p.is_floating_point()), None)
     fused = partial(functional.gelu, approximate="tanh")
     known = [m for m in mlp.modules() if type(m).__name__ in ("NewGELUActivation", "FastGELUActivation")]
@@ -90,24 +94,40 @@ class PlainMLP:
         return not hooked(self.tables)
 
     def before(self, normed: Float[Tensor, "*row d_model"]) -> Float[Tensor, "*row neuron"]:
-        """The neurons, before their activation."""
+        """The neurons, before their activation.
+
+        Returns:
+            Values `[..., neuron]`.
+        """
         return product(normed, *linear(getattr(self.mlp, "in")))
 
     def hidden(self, normed: Float[Tensor, "*row d_model"]) -> Float[Tensor, "*row neuron"]:
-        """The neurons, after their activation."""
+        """The neurons, after their activation.
+
+        Returns:
+            Values `[..., neuron]`.
+        """
         weight, bias = linear(getattr(self.mlp, "in"))
         assert bias is not None
         return gelu_product(normed, weight, bias)
 
     def output(self, normed: Float[Tensor, "*row d_model"]) -> Float[Tensor, "*row d_model"]:
-        """What the MLP adds to the stream."""
+        """What the MLP adds to the stream.
+
+        Returns:
+            Values `[..., d_model]`.
+        """
         return product(self.hidden(normed), *linear(self.mlp.out))
 
 
 def plain_projections(
     attn: Any, names: Sequence[str], normed: Float[Tensor, "token d_model"]
 ) -> Sequence[Float[Tensor, "token _"]]:
-    """Queries, keys or values by their weights; all three in one product where they lie side by side in memory."""
+    """Queries, keys or values by their weights; all three in one product where they lie side by side in memory.
+
+    Returns:
+        A tensor `[token, head times d_head]` for each name.
+    """
     parts = [linear(getattr(attn, name)) for name in names]
     weights, biases = [weight for weight, _ in parts], [bias for _, bias in parts]
     joint, bias = _side_by_side(weights), _side_by_side([b for b in biases if b is not None])
@@ -134,7 +154,11 @@ def plain_attention(
     v: Float[Tensor, "row seq head d_head"],
     scale: float,
 ) -> Float[Tensor, "row query head d_head"]:
-    """Causal softmax attention in one kernel; the queries are those of the last tokens."""
+    """Causal softmax attention in one kernel; the queries are those of the last tokens.
+
+    Returns:
+        Weighted sums of values `[row, query, head, d_head]`.
+    """
     n_queries, seq = q.shape[1], k.shape[1]
     position = torch.arange(seq, device=q.device)
     sees = position <= position[seq - n_queries :, None]
@@ -161,6 +185,10 @@ def same_values(slow: Function, fused: Function, like: Tensor, width: int) -> bo
 
 
 def probes(like: Tensor, width: int) -> tuple[Float[Tensor, "1 row width"], ...]:
-    """Wide values and narrow ones, where a norm's epsilon counts."""
+    """Wide values and narrow ones, where a norm's epsilon counts.
+
+    Returns:
+        Two tensors `[1, row, width]`, the wide values first.
+    """
     wave = torch.linspace(-4.0, 4.0, 6 * width, dtype=like.dtype, device=like.device).sin().view(1, 6, width)
     return 3.0 * wave, 0.02 * wave

@@ -32,44 +32,76 @@ HeadInputs = dict[Slot, Float[Tensor, "row _ _ d_head"]]
 
 
 def once_per_query_head(spec: ModelSpec, values: Float[Tensor, "*row _ d_head"]) -> Float[Tensor, "*row head d_head"]:
-    """Queries, keys or values with one copy per query head, from one per key/value head or per query head."""
+    """Queries, keys or values with one copy per query head, from one per key/value head or per query head.
+
+    Returns:
+        Values `[..., head, d_head]`.
+    """
     group = spec.n_heads // values.shape[-2]
     return values if group == 1 else values.repeat_interleave(group, -2)
 
 
 def once_per_kv_head(spec: ModelSpec, values: Float[Tensor, "*row head d_head"]) -> Float[Tensor, "*row _ d_head"]:
-    """Keys or values once per key/value head, from one copy per query head; a view."""
+    """Keys or values once per key/value head, from one copy per query head; a view.
+
+    Returns:
+        Values `[..., kv_head, d_head]`.
+    """
     return values[..., :: spec.n_heads // spec.n_kv_heads, :]
 
 
 def query_heads(spec: ModelSpec, kv_head: int) -> list[int]:
-    """The query heads that share a key/value head."""
+    """The query heads that share a key/value head.
+
+    Returns:
+        Their numbers, ascending.
+    """
     group = spec.n_heads // spec.n_kv_heads
     return list(range(kv_head * group, (kv_head + 1) * group))
 
 
 def mlp_reads_heads(spec: ModelSpec) -> bool:
-    """Whether the MLP of a block reads what the heads of the same block write."""
+    """Whether the MLP of a block reads what the heads of the same block write.
+
+    Returns:
+        Whether it does: there is an MLP, and the block is not parallel.
+    """
     return spec.has_mlp and not spec.parallel
 
 
 def heads_interact(model: Model, layer: int) -> bool:
-    """Whether what one head adds to the stream depends on the others, through a post-norm or a norm of all queries."""
+    """Whether what one head adds to the stream depends on the others, through a post-norm or a norm of all queries.
+
+    Returns:
+        Whether it does.
+    """
     return model.has_post_norm(layer) or model.heads_share_a_norm(layer)
 
 
 def heads_run_alone(model: Model, layer: int) -> bool:
-    """Whether one head can be computed from its own scores and values: standard attention, no norm over all heads."""
+    """Whether one head can be computed from its own scores and values: standard attention, no norm over all heads.
+
+    Returns:
+        Whether it can.
+    """
     return model.score_scale(layer) is not None and not heads_interact(model, layer)
 
 
 def changes_other_heads(model: Model, layer: int, slot: Slot) -> bool:
-    """Whether another query or key of one head changes the z of the others, through a norm over all of them."""
+    """Whether another query or key of one head changes the z of the others, through a norm over all of them.
+
+    Returns:
+        Whether it does; values never do.
+    """
     return slot is not Slot.V and model.heads_share_a_norm(layer)
 
 
 def neurons_interact(model: Model, layer: int) -> bool:
-    """Whether what one neuron adds to the stream depends on the others of its MLP, through a post-norm."""
+    """Whether what one neuron adds to the stream depends on the others of its MLP, through a post-norm.
+
+    Returns:
+        Whether it does.
+    """
     return model.has_post_norm(layer)
 
 
@@ -291,7 +323,7 @@ def attend_vectors(
         model: The model.
         layer: Which block.
         vectors: The table.
-        places: By slot, which of the vectors stands at each token and head; queries may be those of the last tokens.
+        places: By slot, which of the vectors is at each token and head; queries may be those of the last tokens.
         arguments: What blocks are called with at this length.
 
     Returns:
@@ -314,7 +346,7 @@ def weigh_values(
 
 
 def column_of_head(spec: ModelSpec, head: int, n_columns: int) -> int:
-    """Where a query head's values stand among `n_columns`, one per query head or one per key/value head.
+    """The place of a query head's values among `n_columns`, one per query head or one per key/value head.
 
     Returns:
         The column.

@@ -18,7 +18,11 @@ class ForwardStoppedError(Exception):
 
 
 def first_tensor(output: Any) -> Tensor:
-    """The hidden states of a module's output, which is a tensor or a tuple that begins with one."""
+    """The hidden states of a module's output, which is a tensor or a tuple that begins with one.
+
+    Returns:
+        The tensor.
+    """
     return output[0] if isinstance(output, tuple) else output
 
 
@@ -82,7 +86,11 @@ def entry_replaced(table: dict[str, Any], name: str, value: Any) -> Iterator[Non
 
 
 def forward_replaced(module: nn.Module, forward: Callable[..., Any]) -> AbstractContextManager[None]:
-    """Let a module compute something else for a while, and skip its own work."""
+    """Let a module compute something else for a while, and skip its own work.
+
+    Returns:
+        A context; the module's own code is back when it is left.
+    """
     return entry_replaced(vars(module), "forward", forward)
 
 
@@ -113,12 +121,20 @@ def evaluating(modules: Iterable[nn.Module]) -> Iterator[None]:
 
 
 def gradients_if_required(values: Tensor) -> torch.set_grad_enabled:
-    """Gradients on where they were on and these values require them, else off: weights alone require none."""
+    """Gradients on where they were on and these values require them, else off: weights alone require none.
+
+    Returns:
+        A context.
+    """
     return torch.set_grad_enabled(torch.is_grad_enabled() and values.requires_grad)
 
 
 def broadcast_rows(value: Any, rows: int) -> Any:
-    """Tensors recorded for one prompt, viewed as for `rows` prompts; other values unchanged."""
+    """Tensors recorded for one prompt, viewed as for `rows` prompts; other values unchanged.
+
+    Returns:
+        The values; tensors `[1, ...]` as views `[rows, ...]`.
+    """
     if isinstance(value, Tensor) and value.ndim >= 2 and value.shape[0] == 1 and rows != 1:
         return value.expand(rows, *value.shape[1:])
     if isinstance(value, tuple):
@@ -127,17 +143,29 @@ def broadcast_rows(value: Any, rows: int) -> Any:
 
 
 def hook_tables(module: nn.Module) -> tuple[Mapping[int, Callable], ...]:
-    """The tables that hold the hooks of a module and of everything in it."""
+    """The tables that hold the hooks of a module and of everything in it.
+
+    Returns:
+        The tables, which follow later changes of the hooks.
+    """
     return tuple(table for part in module.modules() for table in (part._forward_pre_hooks, part._forward_hooks))
 
 
 def hooked(tables: Iterable[Mapping[int, Callable]]) -> bool:
-    """Whether there is a hook of the user's, so that the modules' own code has to run."""
+    """Whether there is a hook of the user's, so that the modules' own code has to run.
+
+    Returns:
+        Whether there is one.
+    """
     return any(map(is_of_the_user, tables))
 
 
 def is_of_the_user(table: Mapping[int, Callable]) -> bool:
-    """Whether a table of hooks holds one that is not of the libraries."""
+    """Whether a table of hooks holds one that is not of the libraries.
+
+    Returns:
+        Whether it does.
+    """
     return bool(table) and any(
         not (getattr(_as_given(hook), "__module__", None) or "").startswith(OBSERVERS) for hook in table.values()
     )
@@ -171,10 +199,18 @@ def norm_gain(norm: nn.Module, normed_of: Tensor) -> Tensor:
 
 
 def capped(logits: Tensor, cap: float | None) -> Tensor:
-    """Logits after a softcap, `cap * tanh(logits / cap)`; as they are without one."""
+    """Logits after a softcap, `cap * tanh(logits / cap)`; as they are without one.
+
+    Returns:
+        Logits of the same shape.
+    """
     return logits if cap is None else cap * torch.tanh(logits / cap)
 
 
 def times(values: Tensor, factor: float) -> Tensor:
-    """The product; by 1 the values themselves."""
+    """The product; by 1 the values themselves.
+
+    Returns:
+        Values of the same shape.
+    """
     return values if factor == 1 else values * factor

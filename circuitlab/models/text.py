@@ -9,7 +9,7 @@ from typing import Any
 
 from circuitlab.data.encoding import Encoded
 from circuitlab.errors import ModelError, UnknownNameError
-from circuitlab.models.exclusive import exclusive, lock_of
+from circuitlab.models.modes import exclusive, lock_of
 from circuitlab.models.protocol import Model
 from circuitlab.models.recording import Bos
 from circuitlab.names import BOS
@@ -52,16 +52,16 @@ def own_tokenizer(bridge: Any, name: str) -> Any:
 
     booted = bridge.tokenizer
     try:
-        own: Any = autotokenizer_with_special_token_compat(booted.name_or_path)
+        saved: Any = autotokenizer_with_special_token_compat(booted.name_or_path)
     except Exception:  # whatever transformers and the hub's client raise: made in memory, or its folder is gone
         if booted.init_kwargs.get("add_bos_token"):
             return None
         # A bridge leaves the template as it is where there is no BOS token, and then fills one in.
-        own = deepcopy(booted)
-        own.bos_token = None
+        saved = deepcopy(booted)
+        saved.bos_token = None
     else:
-        _check_vocabulary(own.get_vocab(), bridge, name)
-    return own
+        _check_vocabulary(saved.get_vocab(), bridge, name)
+    return saved
 
 
 def resolve(tokenizer: Any, bridge: Any, choice: str, name: str) -> Bos:
@@ -95,15 +95,15 @@ def resolve(tokenizer: Any, bridge: Any, choice: str, name: str) -> Bos:
             f"{bridge.tokenizer.name_or_path!r}, so that bos={choice!r} is not known. Use bos={NEVER!r} or "
             f"bos={TRANSFORMER_LENS!r} (what the bridge itself does)."
         )
-    added, own = _added_in_front(tokenizer), tokenizer.bos_token_id
-    if choice == AUTO or own in added:
+    added, bos_id = _added_in_front(tokenizer), tokenizer.bos_token_id
+    if choice == AUTO or bos_id in added:
         return _bos(tokenizer, choice, added)
-    if own is None:
+    if bos_id is None:
         instead = f" Its template starts texts with {tokenizer.decode(added)!r}: use bos={AUTO!r}." if added else ""
         raise ModelError(
             f"model {name!r}: bos={ALWAYS!r}, but its tokenizer has no BOS token.{instead or f' Use bos={AUTO!r}.'}"
         )
-    return _bos(tokenizer, choice, [own, *added])
+    return _bos(tokenizer, choice, [bos_id, *added])
 
 
 def _check_vocabulary(tokens: Mapping[str, int], bridge: Any, name: str) -> None:
@@ -161,6 +161,9 @@ class TokenizerText:
         """Token ids, character ranges and token texts of a prompt.
 
         A text that begins with one of these tokens, spelt out, gets none. No token comes after a text.
+
+        Returns:
+            The tokens, with the beginning-of-sequence tokens of `bos` in front.
         """
         coded = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         ids = tuple(coded["input_ids"])
@@ -172,7 +175,7 @@ class TokenizerText:
 
     @property
     def special_ids(self) -> frozenset[int]:
-        """Tokens that stand for no text, such as the beginning of a sequence or padding."""
+        """Tokens without a text, such as the beginning of a sequence or padding."""
         return frozenset(self._tokenizer.all_special_ids)
 
     @property
@@ -181,24 +184,32 @@ class TokenizerText:
         return len(self._tokenizer)
 
     def decode(self, ids: tuple[int, ...]) -> tuple[str, ...]:
-        """Each token as text by itself."""
+        """Each token as text by itself.
+
+        Returns:
+            One text a token.
+        """
         for new in set(ids) - self._decoded.keys():
             self._decoded[new] = self.joined((new,))
         return tuple(self._decoded[i] for i in ids)
 
     def joined(self, ids: tuple[int, ...]) -> str:
-        """Tokens as one text, characters that several tokens share included."""
+        """Tokens as one text, characters that several tokens share included.
+
+        Returns:
+            The text.
+        """
         return self._tokenizer.decode(list(ids), clean_up_tokenization_spaces=False)
 
 
-def text_of(bridge: Any, name: str, choice: str = AUTO, own: Any = None) -> TokenizerText:
+def text_of(bridge: Any, name: str, choice: str = AUTO, saved: Any = None) -> TokenizerText:
     """The tokenizer of a booted model, as its checkpoint has it.
 
     Args:
         bridge: The booted model.
         name: What the user calls it.
         choice: Whether texts get a beginning-of-sequence token; one of `CHOICES`.
-        own: The checkpoint's own tokenizer, if it is loaded already.
+        saved: The checkpoint's tokenizer, if it is loaded already.
 
     Returns:
         The tokenizer.
@@ -210,8 +221,8 @@ def text_of(bridge: Any, name: str, choice: str = AUTO, own: Any = None) -> Toke
     """
     if getattr(bridge, "tokenizer", None) is None:
         raise ModelError(f"model {name!r} has no tokenizer. Give tokens instead: PairBatch.from_tokens(...).")
-    own = own_tokenizer(bridge, name) if own is None else own
-    return TokenizerText(bridge.tokenizer if own is None else own, resolve(own, bridge, choice, name))
+    saved = own_tokenizer(bridge, name) if saved is None else saved
+    return TokenizerText(bridge.tokenizer if saved is None else saved, resolve(saved, bridge, choice, name))
 
 
 def words_of(model: Model, ids: Sequence[int]) -> tuple[str, ...]:

@@ -39,7 +39,11 @@ class Window:
 
     @classmethod
     def whole(cls, batch: PairBatch) -> Window:
-        """All tokens."""
+        """All tokens.
+
+        Returns:
+            The window from the first token to the last.
+        """
         return cls(first=0, stop=batch.n_tokens, answer_at=batch.answer_at)
 
     @classmethod
@@ -57,11 +61,19 @@ class Window:
         return cls(first=first, stop=stop, answer_at=batch.answer_at - first)
 
     def of(self, whole: Float[Tensor, "batch seq *value"]) -> Float[Tensor, "batch _ *value"]:
-        """Something that was recorded at every token, at these."""
+        """Something that was recorded at every token, at these.
+
+        Returns:
+            A view `[batch, token of the window, ...]`.
+        """
         return whole[:, self.first : self.stop]
 
     def at_answer(self, part: Float[Tensor, "*writer batch seq d_model"]) -> Float[Tensor, "*writer batch 1 d_model"]:
-        """Something at these tokens, at the answer positions alone."""
+        """Something at these tokens, at the answer positions alone.
+
+        Returns:
+            Values `[..., batch, 1, d_model]`.
+        """
         rows = torch.arange(len(self.answer_at), device=part.device)
         return part[..., rows, self.answer_at, :][..., None, :]
 
@@ -91,14 +103,18 @@ class BlockPoints:
     mlp: Float[Tensor, "batch _ d_model"] | None = None
 
     def tensors(self) -> dict[str, Tensor]:
-        """Those that are there, by name."""
+        """Those that are there, by name.
+
+        Returns:
+            Name of the point -> tensor.
+        """
         found = {item.name: getattr(self, item.name) for item in fields(self)}
         return {name: value for name, value in found.items() if value is not None}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Traced:
-    """A forward pass with its graph.
+    """A forward pass, with its graph if it has one.
 
     Attributes:
         window: The tokens it ran on.
@@ -132,7 +148,6 @@ class PassGradients:
     final: Float[Tensor, "batch d_model"]
 
 
-@torch.enable_grad()
 def trace(
     model: Model,
     arguments: BlockArguments,
@@ -140,8 +155,10 @@ def trace(
     start: Float[Tensor, "batch seq d_model"],
     around: Traced | None = None,
     first: int = 0,
+    *,
+    graph: bool = True,
 ) -> Traced:
-    """Run blocks with gradients on.
+    """Run blocks and keep their points.
 
     Args:
         model: The model.
@@ -151,36 +168,21 @@ def trace(
         around: A run of the whole prompts that agrees in all tokens before the window; not needed where the window is
             the whole prompt.
         first: The first block to run; all later ones follow.
+        graph: Whether gradients can be taken.
 
     Returns:
-        The pass with its graph.
+        The pass, with its graph.
     """
-    return _run(model, arguments, window, start.detach().requires_grad_(), around, first)
-
-
-@torch.no_grad()
-def run_plain(
-    model: Model, arguments: BlockArguments, window: Window, start: Float[Tensor, "batch seq d_model"]
-) -> Traced:
-    """The same values without a graph, for whole prompts.
-
-    Returns:
-        The pass; its tensors require no gradients.
-    """
-    return _run(model, arguments, window, start, None, 0)
-
-
-def _run(
-    model: Model, arguments: BlockArguments, window: Window, start: Tensor, around: Traced | None, first: int
-) -> Traced:
-    stream, streams, blocks = start, list[Tensor](), list[BlockPoints]()
-    for layer in range(first, model.spec.n_layers):
-        streams.append(stream.detach())
-        points, stream = _block(model, arguments, window, stream, layer, around)
-        blocks.append(points)
-    return Traced(
-        window=window, start=start, streams=tuple(streams), blocks=tuple(blocks), final=stream[:, 0], first=first
-    )
+    with torch.set_grad_enabled(graph):
+        start = start.detach().requires_grad_(graph)
+        stream, streams, blocks = start, list[Tensor](), list[BlockPoints]()
+        for layer in range(first, model.spec.n_layers):
+            streams.append(stream.detach())
+            points, stream = _block(model, arguments, window, stream, layer, around)
+            blocks.append(points)
+        return Traced(
+            window=window, start=start, streams=tuple(streams), blocks=tuple(blocks), final=stream[:, 0], first=first
+        )
 
 
 def pass_gradients(total: Float[Tensor, ""], traced: Traced) -> PassGradients:
@@ -242,7 +244,7 @@ def _block(
     k, v = read[Slot.K], read[Slot.V]
     n_tokens = arguments.n_tokens
     keys, values = _whole(k, window, "k", layer, around), _whole(v, window, "v", layer, around)
-    # In the last block the answer's query stands at every position, and only what it gives at the answer is taken.
+    # In the last block the answer's query is repeated at every position, and only its output at the answer is taken.
     queries = q.expand(-1, n_tokens, -1, -1) if last else _whole(q, window, "q", layer, around)
     z = window.of(model.attend(layer, queries, keys, values, arguments))
     if last:
@@ -257,9 +259,9 @@ def _block(
     return BlockPoints(q=q, k=k, v=v, z=z, attn=attn, mlp_read=mlp_read, mlp=mlp), middle + mlp
 
 
-def _whole(own: Tensor, window: Window, name: str, layer: int, around: Traced | None) -> Tensor:
+def _whole(part: Tensor, window: Window, name: str, layer: int, around: Traced | None) -> Tensor:
     """Queries, keys or values of whole prompts: recorded ones before and after the window."""
     if around is None:
-        return own
+        return part
     recorded = getattr(around.blocks[layer - around.first], name).detach()
-    return torch.cat([recorded[:, : window.first], own, recorded[:, window.stop :]], 1)
+    return torch.cat([recorded[:, : window.first], part, recorded[:, window.stop :]], 1)

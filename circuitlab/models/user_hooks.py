@@ -98,17 +98,14 @@ class UserHooks:
             raise
         except SHAPE_ERRORS as error:
             raise _of_another_shape(names, error) from error
-        hooks = self._hooks()
+        tables = (table for table in (*self._tables, *self._global) if table)
+        hooks = [*self._replaced().values(), *(hook for table in tables for hook in table.values())]
         for known, of_tokens, of_final, unseen in self._measured:
             if known == hooks and torch.equal(of_tokens, tokens) and torch.equal(of_final, final):
                 return unseen
         unseen = unseen_by(model, tokens, names, final)
         self._measured.append((hooks, tokens.clone(), final, unseen))
         return unseen
-
-    def _hooks(self) -> list[Any]:
-        tables = (table for table in (*self._tables, *self._global) if table)
-        return [*self._replaced().values(), *(hook for table in tables for hook in table.values())]
 
     def _names_of_modules(self) -> list[str]:
         named: dict[nn.Module, str] = {}

@@ -13,12 +13,12 @@ from torch import Tensor
 from circuitlab.errors import UnsupportedModelError
 from circuitlab.models.anatomy import spec_of
 from circuitlab.models.bridge import BridgeModel
+from circuitlab.models.bridge_base import weights_digest
 from circuitlab.models.comparison import NOT_CAUSAL, allowed, differences, relative
-from circuitlab.models.exclusive import lock_of
 from circuitlab.models.families import family_of
 from circuitlab.models.folding import fold_weights, probe_tokens
-from circuitlab.models.held_bridge import weights_digest
 from circuitlab.models.model_kinds import SUPPORTED, described
+from circuitlab.models.modes import lock_of
 from circuitlab.models.recording import AS_SAVED, Folding
 from circuitlab.models.text import TokenizerText
 

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from circuitlab.errors import UnsupportedModelError
 from circuitlab.models.anatomy import adds, one_key_per_query_head
+from circuitlab.models.bridge_base import BridgeBase
 from circuitlab.models.families import Family
-from circuitlab.models.held_bridge import HeldBridge
 from circuitlab.models.recording import BlockArguments, Recording
 from circuitlab.models.steps import once_per_query_head
 from circuitlab.models.surgery import broadcast_rows, first_tensor, forward_replaced, hooks, times
@@ -49,13 +49,21 @@ class BridgeArguments:
 
 
 def own_arguments(arguments: BlockArguments) -> BridgeArguments:
-    """The arguments as what this adapter made it."""
+    """The arguments as what this adapter made it.
+
+    Returns:
+        The same object.
+    """
     assert isinstance(arguments, BridgeArguments), "arguments are made by the model that they are used with"
     return arguments
 
 
 def call_again(module: Any, stream: Tensor, call: Call, family: Family) -> Any:
-    """Call a module with its recorded arguments and another stream."""
+    """Call a module with its recorded arguments and another stream.
+
+    Returns:
+        What the module returns.
+    """
     args, kwargs = call
     rows = stream.shape[0]
     kwargs = {
@@ -69,7 +77,7 @@ def call_again(module: Any, stream: Tensor, call: Call, family: Family) -> Any:
 
 
 @torch.no_grad()
-def arguments_of(model: HeldBridge, tokens: Int[Tensor, "batch seq"]) -> BridgeArguments:
+def arguments_of(model: BridgeBase, tokens: Int[Tensor, "batch seq"]) -> BridgeArguments:
     """Record what blocks are called with, on the first prompt: nothing there depends on the words.
 
     Returns:
@@ -89,8 +97,11 @@ def arguments_of(model: HeldBridge, tokens: Int[Tensor, "batch seq"]) -> BridgeA
 
 
 @torch.no_grad()
-def record(model: HeldBridge, tokens: Int[Tensor, "batch seq"]) -> Recording:
+def record(model: BridgeBase, tokens: Int[Tensor, "batch seq"]) -> Recording:
     """Run the model once and keep everything.
+
+    Returns:
+        The stream, sublayer outputs and head values of every layer.
 
     Raises:
         UnsupportedModelError: A part of the model was not seen while it ran.
@@ -132,15 +143,19 @@ def record(model: HeldBridge, tokens: Int[Tensor, "batch seq"]) -> Recording:
 
 
 def run_block(
-    model: HeldBridge, layer: int, stream: Float[Tensor, "row seq d_model"], arguments: BlockArguments
+    model: BridgeBase, layer: int, stream: Float[Tensor, "row seq d_model"], arguments: BlockArguments
 ) -> Float[Tensor, "row seq d_model"]:
-    """The stream after one block; gradients follow if they are on."""
+    """The stream after one block; gradients follow if they are on.
+
+    Returns:
+        The stream `[row, seq, d_model]`.
+    """
     call = own_arguments(arguments).block_calls[layer]
     return first_tensor(call_again(model.bridge.blocks[layer], stream, call, model.family))
 
 
 def attend_with_own_code(
-    model: HeldBridge,
+    model: BridgeBase,
     layer: int,
     q: Float[Tensor, "row seq head d_head"],
     k: Float[Tensor, "row seq _ d_head"],

@@ -78,7 +78,11 @@ class AblationEffect(Summary):
         return float(np.nanmean(np.concatenate([text.change for text in self.texts])))
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a token: text, position, token, log_prob, change, most_changed, most_change."""
+        """One row a token: text, position, token, log_prob, change, most_changed, most_change.
+
+        Returns:
+            The table.
+        """
         return pd.concat(
             [
                 pd.DataFrame(
@@ -97,7 +101,11 @@ class AblationEffect(Summary):
         )
 
     def coloured(self) -> list[TextValues]:
-        """Every text coloured by the change at its true tokens and by the largest one; see `text_page` for a page."""
+        """Every text coloured by the change at its true tokens and by the largest one; see `text_page` for a page.
+
+        Returns:
+            One a text.
+        """
         return [
             TextValues(
                 title=f"Text {number}",
@@ -118,13 +126,20 @@ class AblationEffect(Summary):
     def save_html(self, path: str | Path, *, force: bool = False) -> Path:
         """Write all coloured texts as one page.
 
+        Returns:
+            The file.
+
         Raises:
             OutputExistsError: The file exists, and `force` is not given.
         """
         return save_text_page(self.coloured(), path, title="Log-probabilities with neurons held", force=force)
 
     def to_record(self) -> dict[str, Any]:
-        """The arguments and the tables, for JSON."""
+        """The arguments and the tables, for JSON.
+
+        Returns:
+            The record.
+        """
         return {
             "neurons": {layer: list(chosen) for layer, chosen in self.neurons.items()},
             **named(self, "value", "stage", "mean_change"),

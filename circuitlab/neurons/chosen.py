@@ -108,7 +108,11 @@ class Tokens(Summary):
 
     @classmethod
     def of(cls, model: Model, ids: Sequence[int], n_special: int) -> Tokens:
-        """Token ids with their texts."""
+        """Token ids with their texts.
+
+        Returns:
+            The tokens.
+        """
         ids = tuple(ids)
         words, tokenizer = words_of(model, ids), _tokenizer(model)
         text = "".join(words[n_special:]) if tokenizer is None else tokenizer.joined(ids[n_special:])
@@ -118,11 +122,19 @@ class Tokens(Summary):
         return len(self.ids)
 
     def tensor(self, device: torch.device) -> Int[Tensor, "1 seq"]:
-        """As a batch of one."""
+        """As a batch of one.
+
+        Returns:
+            Token ids `[1, seq]`.
+        """
         return torch.tensor([self.ids], device=device)
 
     def ids_without(self, position: int) -> tuple[int, ...]:
-        """The ids without one token; nothing is tokenised again."""
+        """The ids without one token; nothing is tokenised again.
+
+        Returns:
+            The other ids, in their order.
+        """
         assert position >= self.n_special, "the beginning-of-sequence token is no text"
         return self.ids[:position] + self.ids[position + 1 :]
 
@@ -174,18 +186,30 @@ def read_prompts(model: Model, prompts: Sequence[Prompt]) -> list[Tokens]:
 
 
 def front_of(model: Model) -> tuple[int, ...]:
-    """The tokens that the model expects in front of every text; none without a tokenizer."""
+    """The tokens that the model expects in front of every text; none without a tokenizer.
+
+    Returns:
+        Their ids.
+    """
     return () if _tokenizer(model) is None else model.bos.ids
 
 
 def words_of(model: Model, ids: Sequence[int]) -> tuple[str, ...]:
-    """Tokens as text, or as their numbers where the model has no tokenizer."""
+    """Tokens as text, or as their numbers where the model has no tokenizer.
+
+    Returns:
+        One text a token.
+    """
     tokenizer = _tokenizer(model)
     return tuple(f"<{i}>" for i in ids) if tokenizer is None else tokenizer.decode(tuple(ids))
 
 
 def same_when_typed(model: Model, tokens: Tokens) -> bool | None:
-    """Whether the tokens' text, typed as it stands, is these same tokens; None without a tokenizer."""
+    """Whether the tokens' text, typed as it is, gives these same tokens; None without a tokenizer.
+
+    Returns:
+        Whether it is, or None.
+    """
     tokenizer = _tokenizer(model)
     return None if tokenizer is None else tokenizer.encode(tokens.text).ids == tokens.ids
 

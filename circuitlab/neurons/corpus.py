@@ -34,7 +34,7 @@ def read_corpus(
         source: The path of a file or folder, or texts themselves (a list, a generator). A `.jsonl` file holds one JSON
             object a line, any other file text. Of a folder all `.txt` and `.jsonl` files are read, those of its folders
             too, sorted by path.
-        separator: What stands between the texts of a file that is not `.jsonl`: a line break by default, so that each
+        separator: What separates the texts of a file that is not `.jsonl`: a line break by default, so that each
             line is a text; "" makes each file one text.
         field: Which entry of a JSON object is the text.
         most: Characters of a text that are kept; the rest of it is skipped.
@@ -91,7 +91,11 @@ def check_corpus(source: str | Path, *, separator: str | None = None, field: str
 
 
 def empty(source: object) -> str:
-    """The message about a corpus without a text."""
+    """The message about a corpus without a text.
+
+    Returns:
+        The message.
+    """
     named = f" {clipped(str(source))}" if isinstance(source, str | Path) else ""
     return f"the corpus{named} is empty: it has no text that is not blank."
 
@@ -132,7 +136,7 @@ def _objects(stream: TextIOWrapper, name: str, field: str) -> Iterator[str]:
 
 
 def _pieces(stream: TextIOWrapper, separator: str, most: int) -> Iterator[str]:
-    """What stands between separators; of a piece longer than `most` only the beginning is kept in memory."""
+    """The text between separators; of a piece longer than `most` only the beginning is kept in memory."""
     kept = ""
     while chunk := stream.read(_CHUNK):
         kept += chunk

@@ -13,8 +13,7 @@ With a norm after the MLP (Gemma 2) its scale is held too.
 
 From the weights alone, the table of neurons and tokens is the effect at value 1 times the scale,
 (gain * (w - mean(w))) . W_U[:, token]: W_out W_U itself on folded and centred weights, and folding does not change it.
-With `final_norm=False` gain and centring are left out: the bare product. One row or one column is computed at a time;
-the table of all neurons by all tokens never stands in memory.
+With `final_norm=False` gain and centring are left out: the bare product. The whole table is never computed.
 """
 
 from __future__ import annotations
@@ -82,7 +81,11 @@ class Importance(Summary):
         return self.shares.mean(1)
 
     def top(self, k: int | None = None) -> Int[np.ndarray, " row"]:
-        """Rows of the neurons with the largest average share, the largest first; all by default."""
+        """Rows of the neurons with the largest average share, the largest first; all by default.
+
+        Returns:
+            Numbers of rows of `to_frame` before it is sorted.
+        """
         return np.argsort(-self.average, kind="stable")[:k]
 
     def to_frame(self, k: int | None = None, *, values: Literal["share", "effect"] = "share") -> pd.DataFrame:
@@ -91,6 +94,9 @@ class Importance(Summary):
         Args:
             k: How many neurons; all by default.
             values: Shares, or effects in logits and their average.
+
+        Returns:
+            The table.
         """
         chosen = self.top(k)
         shown = (self.shares if values == "share" else self.effects)[chosen]
@@ -100,29 +106,30 @@ class Importance(Summary):
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """A name for each prompt's column: the prompt, numbered where it stands twice."""
+        """A name for each prompt's column: the prompt, numbered where it occurs twice."""
         counts = {prompt: self.prompts.count(prompt) for prompt in self.prompts}
         return tuple(
             prompt if counts[prompt] == 1 else f"{prompt} [{number}]" for number, prompt in enumerate(self.prompts)
         )
 
     def to_record(self, k: int = 10) -> dict[str, Any]:
-        """The first rows as JSON can hold them."""
-        rows = [
-            {
-                "layer": int(self.layers[i]),
-                "neuron": int(self.neurons[i]),
-                "shares": self.shares[i].tolist(),
-                "effects": self.effects[i].tolist(),
-                AVERAGE: float(self.average[i]),
-            }
-            for i in self.top(k)
-        ]
+        """The first rows as JSON can hold them.
+
+        Returns:
+            The record.
+        """
+        columns = {"layer": self.layers, "neuron": self.neurons, "shares": self.shares, "effects": self.effects}
+        columns[AVERAGE] = self.average
+        rows = [{name: values[i].tolist() for name, values in columns.items()} for i in self.top(k)]
         given = {"model": self.model, "prompts": list(self.prompts), "answers": list(self.answers)}
         return {**given, "totals": self.totals.tolist(), "neurons": rows}
 
     def plot(self, k: int = 10) -> Any:
-        """A heatmap as a matplotlib `Figure`: the first k neurons by prompt, and their average."""
+        """A heatmap as a matplotlib `Figure`: the first k neurons by prompt, and their average.
+
+        Returns:
+            The figure.
+        """
         return draw(self, k=k)
 
     def _summary(self) -> str:
@@ -237,11 +244,19 @@ class WeightTable(Summary):
     entries: tuple[WeightEntry, ...]
 
     def to_frame(self) -> pd.DataFrame:
-        """One row an entry: layer, neuron, token, id, value."""
+        """One row an entry: layer, neuron, token, id, value.
+
+        Returns:
+            The table.
+        """
         return pd.DataFrame([asdict(one) for one in self.entries], columns=list(WeightEntry.__dataclass_fields__))
 
     def to_record(self) -> list[dict[str, Any]]:
-        """The entries as JSON can hold them."""
+        """The entries as JSON can hold them.
+
+        Returns:
+            One record an entry.
+        """
         return [asdict(one) for one in self.entries]
 
     def _summary(self) -> str:
@@ -272,8 +287,7 @@ def top_tokens(
 
     Raises:
         ConfigError: No such layer or neuron, or k is outside the vocabulary.
-        UnsupportedModelError: The model has no MLPs, or norms after them, where a neuron's value alone does not
-            determine what it adds.
+        UnsupportedModelError: The model has no MLPs, or norms after them, which depend on all neurons.
     """
     neurons_of(model, layer, neuron)
     _check_k(k, model.spec.d_vocab, "tokens of the vocabulary")
@@ -313,8 +327,7 @@ def top_neurons(
     Raises:
         ConfigError: No such layer, or `k` is larger than the number of neurons.
         TokenError: The text is not one token, or there is no token of this number.
-        UnsupportedModelError: The model has no MLPs, or norms after them, where a neuron's value alone does not
-            determine what it adds.
+        UnsupportedModelError: The model has no MLPs, or norms after them, which depend on all neurons.
     """
     layers = layers_of(model, layer)
     for one in layers:
@@ -337,16 +350,7 @@ def _table(
     k: int,
     lowest: bool,
 ) -> WeightTable:
-    """The k largest (or lowest) entries; equals in their order.
-
-    Args:
-        model: Whose tokens they are.
-        neurons: Layer and number of the neuron of each entry, or of all.
-        tokens: The token of each entry, or of all.
-        values: The entries.
-        k: How many.
-        lowest: The lowest instead.
-    """
+    """The k largest (or lowest) entries; equals in their order. `neurons` and `tokens` are of each entry, or of all."""
     values = values if values.dtype == torch.float64 else values.float()
     order = torch.sort(values, descending=not lowest, stable=True).indices[:k].tolist()
     ids = [tokens[i % len(tokens)] for i in order]
@@ -382,11 +386,10 @@ def _token_id(model: Model, token: str | int) -> int:
             raise TokenError(f"token {token} does not exist; the vocabulary has 0 to {model.spec.d_vocab - 1}.")
         return token
     encoded = model.text.encode(token)
-    own = [i for i, (start, end) in zip(encoded.ids, encoded.offsets, strict=True) if end > start]
-    if len(own) != 1:
-        pieces = list(model.text.decode(tuple(own)))
+    ids = [i for i, (start, end) in zip(encoded.ids, encoded.offsets, strict=True) if end > start]
+    if len(ids) != 1:
+        pieces = list(model.text.decode(tuple(ids)))
         raise TokenError(
-            f"{token!r} is not one token for this tokenizer, but {pieces}. Mind the leading space, or give the token's "
-            "number."
+            f"{token!r} is not one token for this tokenizer, but {pieces}. Mind the leading space, or give its number."
         )
-    return own[0]
+    return ids[0]

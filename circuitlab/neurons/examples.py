@@ -99,7 +99,7 @@ class Example(Summary):
         text: The text, as far as the model read it.
         where: Where the text is from: `file.txt:12`, or its number in a list.
         tokens: All tokens.
-        values: The neuron's value at each; NaN at a token that stands for no text.
+        values: The neuron's value at each; NaN at a token without a text.
     """
 
     neuron: int
@@ -113,7 +113,11 @@ class Example(Summary):
     values: Float[np.ndarray, " token"]
 
     def to_values(self) -> TextValues:
-        """The neuron's values over the text, for a page."""
+        """The neuron's values over the text, for a page.
+
+        Returns:
+            The values.
+        """
         return TextValues(
             title=f"{self.rank + 1}. {self.value:.4g} at {self.token!r} ({self.where})",
             tokens=self.tokens,
@@ -151,25 +155,44 @@ class TopExamples(Summary):
     examples: tuple[Example, ...]
 
     def of(self, neuron: int) -> tuple[Example, ...]:
-        """The examples of one neuron, the most active text first."""
+        """The examples of one neuron, the most active text first.
+
+        Returns:
+            The examples.
+        """
         return tuple(one for one in self.examples if one.neuron == neuron)
 
     def to_frame(self) -> pd.DataFrame:
-        """One row an example: neuron, rank, value, position, token, text, where."""
+        """One row an example: neuron, rank, value, position, token, text, where.
+
+        Returns:
+            The table.
+        """
         columns = ["neuron", "rank", "value", "position", "token", "text", "where"]
         return pd.DataFrame([named(one, *columns) for one in self.examples], columns=columns)
 
     def to_record(self) -> dict[str, Any]:
-        """Everything but the values of single tokens as JSON can hold it."""
+        """Everything but the values of single tokens as JSON can hold it.
+
+        Returns:
+            The record.
+        """
         record = named(self, *(name for name in self.__dataclass_fields__ if name != "examples"))
         return {**record, "stage": self.stage.value, "examples": self.to_frame().to_dict("records")}
 
     def to_html(self) -> str:
-        """A page of the texts coloured by the neuron that is chosen from a list."""
+        """A page of the texts coloured by the neuron that is chosen from a list.
+
+        Returns:
+            The page.
+        """
         return text_page(self._texts, title=self._title)
 
     def save_html(self, path: str | Path, *, force: bool = False) -> Path:
         """Write `to_html` to a file.
+
+        Returns:
+            The file.
 
         Raises:
             OutputExistsError: The file exists, and `force` is not given.
@@ -226,13 +249,13 @@ def top_examples(
         stage: "pre", "mid" or "post", see `activations`.
         max_tokens: How many tokens of each text are read, the beginning-of-sequence token included; the context by
             default, or 2,048 where nothing limits it. Longer texts are cut there, and counted in `n_truncated`.
-        separator: What stands between the texts of a text file; each line is a text by default.
+        separator: What separates the texts of a text file; each line is a text by default.
         field: Which entry of a JSON object is the text, in `.jsonl` files.
         progress: None draws a bar in a terminal or a notebook, True always, False never; or a function that is called
             with (step, done, total) after every batch; the total is not known before the corpus ends.
 
     Returns:
-        The examples. Of texts equally active the earlier stands first; the same corpus gives the same list.
+        The examples. Of texts equally active the earlier comes first; the same corpus gives the same list.
 
     Raises:
         ConfigError: No such layer, neuron, file or folder; an empty corpus; k or max_tokens out of range.
@@ -341,5 +364,5 @@ def _offer(
 
 
 def _of_text(text: Encoded) -> list[bool]:
-    """Which tokens count: those that stand for something in the text."""
+    """Which tokens count: those that have a text."""
     return [end > start for start, end in text.offsets]

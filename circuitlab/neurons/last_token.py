@@ -15,8 +15,8 @@ By deletion (`simplify`): shorten the text as long as the neuron still fires.
 2. Keep the one on which the neuron's activation at the last token is highest.
 3. Repeat from there until a stopping rule applies.
 
-Tokens are deleted, letters are not: what is left is run as it is and never tokenised again, and later tokens move up by
-one position. The text of a step may therefore be tokenised differently; see `Step.retokenises`.
+Tokens are deleted, not letters: what is left is never tokenised again (see `Step.retokenises`), and later tokens move
+up by one position.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from circuitlab.parts import Stage
 from circuitlab.patching.runs.neuron_values import run_to_mlp
 from circuitlab.patching.runs.packing import Packer, rows_at_once
 from circuitlab.resources import DEFAULT, Resources
-from circuitlab.result import named
+from circuitlab.result import named, plain
 from circuitlab.summary import Summary, largest, plural, short
 
 Change = Callable[[Float[Tensor, "row seq d_model"], slice], Tensor]
@@ -51,7 +51,11 @@ Change = Callable[[Float[Tensor, "row seq d_model"], slice], Tensor]
 def at_last_token(
     model: Model, arguments: BlockArguments, start: Float[Tensor, "row seq d_model"], layer: int, neuron: int
 ) -> Float[Tensor, " row"]:
-    """A neuron's value at the last token, from the stream on entry to the first block; gradients follow if on."""
+    """A neuron's value at the last token, from the stream on entry to the first block; gradients follow if on.
+
+    Returns:
+        One value a row.
+    """
     return model.mlp_hidden(layer, run_to_mlp(model, start, layer, arguments)[:, -1], Stage.POST)[:, neuron]
 
 
@@ -128,17 +132,20 @@ class NoiseSensitivity(Summary):
         return np.sqrt((self.changes**2).mean(1))
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a token: position, token, mean, standard_error, size."""
-        return pd.DataFrame(
-            {
-                "position": np.arange(len(self.tokens)),
-                "token": list(self.tokens.words),
-                **named(self, "mean", "standard_error", "size"),
-            }
-        )
+        """One row a token: position, token, mean, standard_error, size.
+
+        Returns:
+            The table.
+        """
+        tokens = {"position": np.arange(len(self.tokens)), "token": list(self.tokens.words)}
+        return pd.DataFrame(tokens | named(self, "mean", "standard_error", "size"))
 
     def coloured(self) -> TextValues:
-        """The text coloured by both numbers, as a page or in a notebook's cell."""
+        """The text coloured by both numbers, as a page or in a notebook's cell.
+
+        Returns:
+            The values over the text.
+        """
         return TextValues(
             title=f"Noise at one token: neuron L{self.layer}N{self.neuron} at the last token",
             tokens=self.tokens.words,
@@ -153,7 +160,11 @@ class NoiseSensitivity(Summary):
         )
 
     def to_record(self) -> dict[str, Any]:
-        """The arguments and the table, for JSON."""
+        """The arguments and the table, for JSON.
+
+        Returns:
+            The record.
+        """
         return {
             "layer": self.layer, "neuron": self.neuron, "text": self.tokens.text, "activation": self.activation,
             "noise_std": self.noise_std, "n_samples": self.changes.shape[1], "seed": self.seed,
@@ -209,8 +220,9 @@ def noise_sensitivity(
     tokens = read_prompt(model, text)
     ids = tokens.tensor(model.device)
     std = scale * float(model.embedding(ids)[0, tokens.n_special :].double().square().mean().sqrt())
-    noise = _noise(model, n_samples, seed) * std
-    n_tokens = len(tokens)
+    # Drawn on the CPU, so that it is the same everywhere.
+    shape, generator = (n_samples, model.spec.d_model), torch.Generator().manual_seed(seed)
+    noise = torch.randn(shape, generator=generator, dtype=torch.float32).to(model.device, model.dtype) * std
 
     def shaken(start: Float[Tensor, "row seq d_model"], part: slice) -> Float[Tensor, "row seq d_model"]:
         row = torch.arange(part.start, part.stop, device=start.device)
@@ -219,20 +231,12 @@ def noise_sensitivity(
         return new
 
     clean = last_values(model, ids, layer, neuron, resources=Resources(budget))
-    rows = ids.expand(n_tokens * n_samples, -1)
+    rows = ids.expand(len(tokens) * n_samples, -1)
     values = last_values(model, rows, layer, neuron, change=shaken, resources=Resources(budget))
-    changes = (values - clean).double().view(n_tokens, n_samples).cpu().numpy()
+    changes = (values - clean).double().view(len(tokens), n_samples).cpu().numpy()
     return NoiseSensitivity(
         layer=layer, neuron=neuron, tokens=tokens, activation=float(clean), noise_std=std, changes=changes, seed=seed
     )  # fmt: skip
-
-
-def _noise(model: Model, n_samples: int, seed: int) -> Float[Tensor, "sample d_model"]:
-    """Standard normal noise, drawn on the CPU so that it is the same everywhere."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(n_samples, model.spec.d_model, generator=generator, dtype=torch.float32).to(
-        model.device, model.dtype
-    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -244,7 +248,7 @@ class Step(Summary):
         activation: The neuron's value at its last token.
         deleted: The token that the step before had more; None for the text as it was given.
         deleted_at: Its position in that text.
-        retokenises: Whether the text, typed as it stands, is these same tokens; None without a tokenizer.
+        retokenises: Whether the text, typed as it is, gives these same tokens; None without a tokenizer.
     """
 
     tokens: Tokens
@@ -278,12 +282,20 @@ class Simplification(Summary):
         return [step.activation / first if first else float("nan") for step in self.steps]
 
     def shortest(self, share: float = 0.8) -> Step:
-        """The shortest text with at least this share of the first activation."""
+        """The shortest text with at least this share of the first activation.
+
+        Returns:
+            Its step.
+        """
         whole = self.steps[0].activation
         return next((s for s in reversed(self.steps) if s.activation >= share * whole), self.steps[0])
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a step: step, n_tokens, activation, share, deleted, deleted_at, text, retokenises."""
+        """One row a step: step, n_tokens, activation, share, deleted, deleted_at, text, retokenises.
+
+        Returns:
+            The table.
+        """
         rows = [
             {
                 "step": number,
@@ -299,14 +311,20 @@ class Simplification(Summary):
         return pd.DataFrame(rows).astype({"deleted_at": "Int64", "deleted": object})
 
     def plot(self) -> Any:
-        """Every step's text with the activation beside it, as a matplotlib `Figure`."""
+        """Every step's text with the activation beside it, as a matplotlib `Figure`.
+
+        Returns:
+            The figure.
+        """
         return draw(self)
 
     def to_record(self) -> dict[str, Any]:
-        """The arguments and the steps, for JSON."""
-        rows = self.to_frame().astype(object)
-        steps = rows.where(rows.notna(), None).to_dict("records")
-        return {"layer": self.layer, "neuron": self.neuron, "steps": steps}
+        """The arguments and the steps, for JSON.
+
+        Returns:
+            The record.
+        """
+        return named(self, "layer", "neuron") | {"steps": plain(self.to_frame())}
 
     def _summary(self) -> str:
         return f"of neuron L{self.layer}N{self.neuron}: {plural(len(self.steps), 'step')}"
@@ -342,8 +360,7 @@ def simplify(
         Every step. Of deletions that leave the same activation the first in the text is taken.
 
     Raises:
-        ConfigError: The layer or neuron is not there, the text is empty or too long, a number is out of range, or
-            `until` is given and the activation is not positive.
+        ConfigError: No such layer or neuron, no text, one that is too long, or a number out of range.
     """
     (neuron,) = neurons_of(model, layer, neuron)
     check_count("keep", keep)

@@ -98,6 +98,9 @@ class Outliers(Summary):
         """One row a position, highest combination first.
 
         Columns: prompt, position, token, ablation_loss, outlier_score, combination, score_after_norm.
+
+        Returns:
+            The table.
         """
         parts = [
             pd.DataFrame(
@@ -113,16 +116,28 @@ class Outliers(Summary):
         return pd.concat(parts).sort_values("combination", ascending=False, kind="stable", ignore_index=True)
 
     def top(self, n: int = 10) -> pd.DataFrame:
-        """The positions of the highest combination, with their prompts' texts."""
+        """The positions of the highest combination, with their prompts' texts.
+
+        Returns:
+            The first rows of `to_frame`, with the texts.
+        """
         rows = self.to_frame().head(n)
         return rows.assign(text=[self.prompts[number].tokens.text for number in rows["prompt"]])
 
     def plot(self, n_top: int = 10) -> Any:
-        """Ablation loss against outlier score as a matplotlib `Figure`, the top positions marked."""
+        """Ablation loss against outlier score as a matplotlib `Figure`, the top positions marked.
+
+        Returns:
+            The figure.
+        """
         return draw(self, n_top=n_top)
 
     def to_record(self, n_top: int = 10) -> dict[str, Any]:
-        """The top positions and every prompt's loss, for JSON."""
+        """The top positions and every prompt's loss, for JSON.
+
+        Returns:
+            The record.
+        """
         losses = [{"text": one.tokens.text, "loss": one.loss} for one in self.prompts]
         top = self.top(n_top).to_dict("records")
         return {"model": self.model_id, "layer": self.layer, "has_norm": self.has_norm, "top": top, "prompts": losses}
@@ -277,11 +292,19 @@ class NormRatios(Result):
     seed: int
 
     def to_frame(self) -> pd.DataFrame:
-        """Both groups below each other: group ("top" or "control"), prompt, position, token, before, behind, ratio."""
+        """Both groups below each other: group ("top" or "control"), prompt, position, token, before, after, ratio.
+
+        Returns:
+            The table.
+        """
         return pd.concat({"top": self.top, "control": self.control}, names=["group"]).reset_index("group")
 
     def to_record(self) -> dict[str, Any]:
-        """The same for JSON."""
+        """The same for JSON.
+
+        Returns:
+            The record.
+        """
         return {
             "top": self.top.to_dict("records"),
             "control": self.control.to_dict("records"),

@@ -53,7 +53,7 @@ class FoundPrompt(Summary):
         value: The neuron at its last token.
         tokens: The prompt, run as these tokens; its text may be tokenised differently, see `retokenises`.
         step: At which step it was found.
-        retokenises: Whether the text, typed as it stands, is these same tokens; None without a tokenizer.
+        retokenises: Whether the text, typed as it is, gives these same tokens; None without a tokenizer.
     """
 
     value: float
@@ -140,7 +140,11 @@ class OptimisedPrompts(Summary):
         )
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a prompt, best first: rank, value, text, step, retokenises."""
+        """One row a prompt, best first: rank, value, text, step, retokenises.
+
+        Returns:
+            The table.
+        """
         return pd.DataFrame(
             [
                 {"rank": rank, "value": p.value, "text": p.tokens.text, "step": p.step, "retokenises": p.retokenises}
@@ -149,11 +153,19 @@ class OptimisedPrompts(Summary):
         )
 
     def plot(self) -> Any:
-        """The best prompt so far of each search against the step, with the random ones, as a matplotlib `Figure`."""
+        """The best prompt so far of each search against the step, with the random ones, as a matplotlib `Figure`.
+
+        Returns:
+            The figure.
+        """
         return draw(self)
 
     def to_record(self) -> dict[str, Any]:
-        """The arguments, the prompts and the baseline, for JSON."""
+        """The arguments, the prompts and the baseline, for JSON.
+
+        Returns:
+            The record.
+        """
         random = {"n": self.baseline.n, "mean": self.baseline.mean, "std": self.baseline.std}
         return {
             "layer": self.layer, "neuron": self.neuron, "direction": self.direction, "seed": self.seed,
@@ -227,7 +239,7 @@ def optimise_prompts(
 
     Raises:
         ConfigError: The layer or neuron is not there, a number is out of range, the prompt is longer than the context,
-            or a fixed word stands outside it.
+            or a fixed word is outside it.
         TokenError: A fixed word is not one token.
         UnknownNameError: The direction is neither "max" nor "min".
         UnsupportedModelError: The model's embedding is not a vector per token plus one per position.
@@ -265,7 +277,7 @@ class _Search:
         layer: The neuron's layer.
         neuron: Its number.
         template: The prompt with its free places.
-        vocabulary: What may stand there.
+        vocabulary: The tokens that may be there.
         sign: 1 for the largest values, -1 for the smallest.
         steps: Maximum number of steps.
         patience: Steps without an improvement.

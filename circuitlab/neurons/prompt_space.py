@@ -33,7 +33,11 @@ class Template:
     n_special: int
 
     def filled(self, words: Int[Tensor, "row _"]) -> Int[Tensor, "row seq"]:
-        """Prompts with tokens in the free places."""
+        """Prompts with tokens in the free places.
+
+        Returns:
+            Token ids `[row, seq]`.
+        """
         rows = torch.tensor([self.ids], device=words.device).repeat(len(words), 1)
         rows[:, list(self.free)] = words
         return rows
@@ -89,7 +93,7 @@ TOLERATED = 0.02  # of the differences between tokens: half precision rounds an 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Vocabulary:
-    """Tokens that stand for text, with their embeddings.
+    """Tokens that have a text, with their embeddings.
 
     Attributes:
         ids: The tokens, special ones left out.
@@ -103,7 +107,11 @@ class Vocabulary:
 
     @classmethod
     def of(cls, model: Model) -> Vocabulary:
-        """All tokens of a model but the special ones and those that its tokenizer does not have."""
+        """All tokens of a model but the special ones and those that its tokenizer does not have.
+
+        Returns:
+            The tokens with their embeddings.
+        """
         try:
             special, known = model.text.special_ids, model.text.n_tokens
         except ModelError:
@@ -115,14 +123,22 @@ class Vocabulary:
         return cls(ids=ids, vectors=vectors, directions=functional.normalize(vectors, dim=-1))
 
     def nearest(self, vectors: Float[Tensor, "*row d_model"]) -> Int[Tensor, "*row"]:
-        """Places in `ids` of the tokens with the largest cosine to each vector."""
+        """Places in `ids` of the tokens with the largest cosine to each vector.
+
+        Returns:
+            One place a vector.
+        """
         flat = vectors.flatten(0, -2)
         size = max(1, LOGITS_AT_ONCE // len(self.ids))
         found = [(flat[part] @ self.directions.T).argmax(1) for part in packs(len(flat), size)]
         return torch.cat(found).view(vectors.shape[:-1])
 
     def draw(self, shape: tuple[int, ...], generator: torch.Generator) -> Int[Tensor, " *row"]:
-        """Places in `ids`, every token as likely; drawn on the CPU so that they are the same everywhere."""
+        """Places in `ids`, every token as likely; drawn on the CPU so that they are the same everywhere.
+
+        Returns:
+            The places, of the shape that was asked for.
+        """
         return torch.randint(len(self.ids), shape, generator=generator).to(self.ids.device)
 
 

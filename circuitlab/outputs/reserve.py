@@ -60,7 +60,7 @@ class Reserved:
     part: Path
     rules: Rules
 
-    def put_in_place(self) -> None:
+    def move_into_place(self) -> None:
         """Give the prepared folder the name; what had it is replaced.
 
         Raises:
@@ -377,7 +377,7 @@ def put_tables(place: Reserved, files: Mapping[str, Callable[[Path], object]]) -
     for name, write in files.items():
         write(place.part / name)
     if not place.path.exists():
-        place.put_in_place()
+        place.move_into_place()
         return
     place.rules.check(place.path, place.rules.force)
     for name in files:

@@ -21,7 +21,7 @@ _HERE, _EXCHANGE, _SWAP = -100, 2, 2  # Linux: AT_FDCWD, RENAME_EXCHANGE; macOS:
 
 @contextmanager
 def writing(path: str | os.PathLike[str], what: str) -> Iterator[None]:
-    """What the operating system refuses while a file is written (no permission, no room), as a `FileError`.
+    """What the operating system refuses while a file is written (no permission, no space), as a `FileError`.
 
     Args:
         path: What is written.
@@ -37,7 +37,7 @@ def writing(path: str | os.PathLike[str], what: str) -> Iterator[None]:
     except OSError as error:
         raise FileError(
             f"{what} {str(path)!r} cannot be written: {error.strerror or error}. Name a place that may be written and "
-            "has room."
+            "has space."
         ) from error
 
 
@@ -52,7 +52,7 @@ def whole_file(path: Path, what: str) -> Iterator[Path]:
         what: What it is in messages, such as "circuit file".
 
     Raises:
-        FileError: The operating system refused: no permission, no room, or a folder of this name.
+        FileError: The operating system refused: no permission, no space, or a folder of this name.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     with writing(path, what):

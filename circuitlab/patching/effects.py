@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Float, Int
 
 from circuitlab import stats
 from circuitlab.drawing import draw
 from circuitlab.errors import UnknownNameError
 from circuitlab.result import Result
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 FRAME_COLUMNS = ("value", "ci_low", "ci_high", "p_value", "n")
 CORRECTIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -62,15 +60,21 @@ class Means(Result):
         return self._present.sum(-1)
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a quantity; the columns are listed with the class."""
-        import pandas as pd
+        """One row a quantity; the columns are listed with the class.
 
+        Returns:
+            The table.
+        """
         interval = self.interval
         numbers = {"value": self.values, "ci_low": interval.low, "ci_high": interval.high, "n": self.n}
         return pd.DataFrame(self._labels() | {name: np.ravel(cells) for name, cells in numbers.items()})
 
     def plot(self) -> Any:
-        """The values as a matplotlib `Figure`."""
+        """The values as a matplotlib `Figure`.
+
+        Returns:
+            The figure.
+        """
         return draw(self)
 
     def _labels(self) -> dict[str, Any]:
@@ -119,6 +123,9 @@ class Effects(Means):
             correction: "holm" controls the chance of any false finding, "benjamini-hochberg" the share of false ones
                 among the findings.
 
+        Returns:
+            Values of the shape of `p_values`.
+
         Raises:
             UnknownNameError: No such correction.
         """
@@ -131,6 +138,9 @@ class Effects(Means):
 
         Args:
             correction: "holm" or "benjamini-hochberg": `p_value` is then corrected (see `corrected_p_values`).
+
+        Returns:
+            The table.
 
         Raises:
             UnknownNameError: No such correction.

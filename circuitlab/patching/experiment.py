@@ -99,7 +99,11 @@ class Experiment:
     known: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
 
     def under_corrupt(self) -> Experiment:
-        """The same with the corrupted run's values as replacement; it shares recordings and the gap of the prompts."""
+        """The same with the corrupted run's values as replacement; it shares recordings and the gap of the prompts.
+
+        Returns:
+            The experiment.
+        """
         if as_replacement(self.ablation).kind == "corrupt":
             return self
         found = self._like("metric", "prompt_gap", ablation="corrupt", reference=None)
@@ -107,19 +111,31 @@ class Experiment:
         return found
 
     def measured_by(self, metric: Metric) -> Experiment:
-        """The same by another metric; it shares recordings and replacement."""
+        """The same by another metric; it shares recordings and replacement.
+
+        Returns:
+            The experiment.
+        """
         if metric is self.metric:
             return self
         return self._like("replacement", judged_by=metric, ablation=self.replacement, reference=None)
 
     def quiet(self) -> Experiment:
-        """The same without progress; it shares all that was computed already."""
+        """The same without progress; it shares all that was computed already.
+
+        Returns:
+            The experiment.
+        """
         return self._like(*self.known, "replacement", progress=silent, ablation=self.replacement, reference=None)
 
     def on(self, pairs: PairSet | PairBatch) -> Experiment:
-        """The same on some of its pairs, each as often as wanted, without progress and with any gap."""
-        own = {"judged_by": self.metric, "ablation": self.replacement, "reference": None}
-        found = replace(self, pairs=pairs, allow_weak_gap=True, progress=silent, **own)
+        """The same on some of its pairs, each as often as wanted, without progress and with any gap.
+
+        Returns:
+            The experiment.
+        """
+        settings = {"judged_by": self.metric, "ablation": self.replacement, "reference": None}
+        found = replace(self, pairs=pairs, allow_weak_gap=True, progress=silent, **settings)
         found.known["replacement"] = self.replacement
         return found
 
@@ -174,7 +190,11 @@ class Experiment:
         )
 
     def ablated(self, baseline: Baseline) -> AblatedRun:
-        """The run of a batch in which every edge carries its replacement."""
+        """The run of a batch in which every edge carries its replacement.
+
+        Returns:
+            The run: the empty circuit.
+        """
         if self.replacement.kind == "corrupt":
             return AblatedRun.corrupted(baseline)
         replacement = self.replacement
@@ -238,7 +258,11 @@ class Experiment:
     def values(
         self, masks: Masks, step: str | None = "circuits", *, neurons: Neurons | None = None
     ) -> Float[np.ndarray, "circuit example"]:
-        """The metric of every circuit on every example; arguments as of `measure`."""
+        """The metric of every circuit on every example; arguments as of `measure`.
+
+        Returns:
+            Values `[circuit, example]`, in the metric's unit.
+        """
         return self.measure(masks, [self.metric], step, neurons=neurons)[self.metric.name]
 
     @torch.no_grad()
@@ -252,6 +276,9 @@ class Experiment:
             metrics: What is measured.
             step: What the progress is called; None reports none.
             neurons: Which components of a writer's output kept edges carry; all by default.
+
+        Returns:
+            Name of the metric -> values `[circuit, example]`.
         """
         out = {metric.name: np.zeros((len(masks), self.n_examples)) for metric in metrics}
         done, total = 0, len(masks) * len(self.batches)
@@ -277,6 +304,9 @@ class Experiment:
 
         Args:
             masks: Kept edges of each circuit; they share what they have in common with each other and earlier calls.
+
+        Returns:
+            Values `[circuit, example]`, in the metric's unit.
         """
         out = np.zeros((len(masks), self.n_examples))
         for baseline, start, size in self._clean_starts:
@@ -291,13 +321,21 @@ class Experiment:
     def faithfulness(
         self, masks: Masks, step: str = "circuits", *, neurons: Neurons | None = None
     ) -> Float[np.ndarray, " circuit"]:
-        """Faithfulness of every circuit: means over examples first, then the ratio; arguments as of `measure`."""
+        """Faithfulness of every circuit: means over examples first, then the ratio; arguments as of `measure`.
+
+        Returns:
+            One share a circuit: 0 for the empty circuit, 1 for the whole model.
+        """
         return self._share(self.values(masks, step, neurons=neurons))
 
     def faithfulness_without(
         self, masks: Masks, step: str = "circuits", *, neurons: Neurons | None = None
     ) -> Float[np.ndarray, " circuit"]:
-        """Faithfulness of the whole model without these edges, or without these neurons along them."""
+        """Faithfulness of the whole model without these edges, or without these neurons along them.
+
+        Returns:
+            One share a circuit.
+        """
         if neurons is None:
             return self.faithfulness(real_edges(Layout.of(self.model.spec)) & ~masks, step)
         found, done = np.zeros((len(masks), self.n_examples)), 0

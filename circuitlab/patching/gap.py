@@ -50,7 +50,11 @@ class Gap:
 
     @classmethod
     def of(cls, clean: Float[np.ndarray, " example"], empty: Float[np.ndarray, " example"]) -> Gap:
-        """The gap between two runs of the same examples."""
+        """The gap between two runs of the same examples.
+
+        Returns:
+            Mean, standard error and interval of the differences, in the metric's unit.
+        """
         gaps = clean - empty
         interval = stats.student_interval(gaps, CONFIDENCE)
         return cls(

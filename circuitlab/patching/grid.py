@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Float
 
 from circuitlab.drawing import draw
@@ -14,9 +15,6 @@ from circuitlab.errors import UnknownNameError
 from circuitlab.patching.effects import FRAME_COLUMNS, Effects
 from circuitlab.result import Result
 from circuitlab.summary import largest, plural
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
@@ -74,6 +72,9 @@ class Grid(Effects):
 
     def of_metric(self, name: str) -> Grid:
         """The grid of one metric.
+
+        Returns:
+            The grid.
 
         Raises:
             UnknownNameError: It was not measured.
@@ -145,17 +146,12 @@ class Grid(Effects):
         yield "metric", self._ends
         if values.size and not np.isnan(values).all():
             yield "values", f"{np.nanmin(values):.4g} to {np.nanmax(values):.4g} ({scale})"
-        yield from largest(values.ravel().tolist(), self._cell_name)
+        labels = self._labels()
+        yield from largest(values.ravel().tolist(), lambda number: self._cell_name(labels, number))
 
-    def _cell_name(self, number: int) -> str:
-        at = np.unravel_index(number, self.per_example.shape[:-1])
-        row = int(at[0])
-        words = [f"layer {row if self.layers is None else self.layers[row]}"]
-        if self.member_kind is not None:
-            words.append(f"{self.member_kind} {self.members[at[1]]}")
-        column = int(at[-1])
-        label = f" {self.columns[column]!r}" if self.column_kind == "position" else ""
-        return ", ".join([*words, f"{self.column_kind} {self._column(column)}{label}"])
+    def _cell_name(self, labels: Mapping[str, Any], number: int) -> str:
+        label = f" {labels['label'][number]!r}" if "label" in labels else ""
+        return ", ".join(f"{axis} {labels[axis][number]}" for axis in self.axes) + label
 
 
 class Grids(Result, Mapping[str, Grid]):
@@ -185,11 +181,12 @@ class Grids(Result, Mapping[str, Grid]):
         Args:
             correction: As of `Grid.to_frame`; p-values are corrected for the cells of their own grid.
 
+        Returns:
+            The table.
+
         Raises:
             UnknownNameError: No such correction.
         """
-        import pandas as pd
-
         frames = [grid.to_frame(correction) for grid in self.values()]
         both = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=[*FRAME_COLUMNS])
         numbered = both.columns.intersection(["position", "head", "neuron"])
@@ -197,11 +194,19 @@ class Grids(Result, Mapping[str, Grid]):
         return both.reindex(columns=[*labels, *FRAME_COLUMNS]).astype(dict.fromkeys(numbered, "Int64"))
 
     def plot(self) -> Any:
-        """The heatmaps of all sites as one matplotlib `Figure`."""
+        """The heatmaps of all sites as one matplotlib `Figure`.
+
+        Returns:
+            The figure.
+        """
         return draw(self)
 
     def to_record(self) -> dict[str, Any]:
-        """The records of the grids by site, for JSON."""
+        """The records of the grids by site, for JSON.
+
+        Returns:
+            The records.
+        """
         return {site: grid.to_record() for site, grid in self.items()}
 
     def _summary(self) -> str:

@@ -17,8 +17,7 @@ import torch
 from jaxtyping import Float
 
 from circuitlab.data.batch import PairBatch
-from circuitlab.data.batching import batches_for
-from circuitlab.data.pairs import PairSet
+from circuitlab.data.batching import Pairs, batches_for
 from circuitlab.metrics import Metric
 from circuitlab.metrics.checks import check_row_wise
 from circuitlab.models.memory import available
@@ -51,7 +50,7 @@ class Recordings:
         TokenError: A prompt that the model cannot read.
     """
 
-    def __init__(self, model: Model, pairs: PairSet | PairBatch, resources: Resources) -> None:
+    def __init__(self, model: Model, pairs: Pairs, resources: Resources) -> None:
         self.model, self._resources = model, resources
         self._whole = batches_for(model, pairs)
         self.n_examples = sum(map(len, self._whole))
@@ -77,6 +76,9 @@ class Recordings:
     def parts(self, streams: int) -> tuple[PairBatch, ...]:
         """The batches, cut further where runs with so many more streams of every prompt do not fit the budget.
 
+        Returns:
+            The batches.
+
         Raises:
             ConfigError: The budget does not hold one prompt.
         """
@@ -92,7 +94,11 @@ class Recordings:
         return self._whole
 
     def baseline(self, batch: PairBatch) -> Baseline:
-        """Both runs of a batch of these: recorded, or kept from before."""
+        """Both runs of a batch of these: recorded, or kept from before.
+
+        Returns:
+            The runs.
+        """
         number, start = self._places[int(batch.index[0])]
         whole = self.batches[number]
         if start + len(batch) > len(whole):  # longer than a part that fits
@@ -102,7 +108,11 @@ class Recordings:
         return baseline if len(batch) == len(whole) else baseline.take(slice(start, start + len(batch)))
 
     def clean(self, batch: PairBatch) -> Recording:
-        """The clean run of a batch of these; run by itself where it was not kept."""
+        """The clean run of a batch of these; run by itself where it was not kept.
+
+        Returns:
+            The run.
+        """
         number, start = self._places[int(batch.index[0])]
         held = self._held(number)
         if held is not None and start + len(batch) <= len(held.batch):
@@ -111,17 +121,28 @@ class Recordings:
         return self.model.record(batch.clean)
 
     def prompt(self, place: int) -> Recording:
-        """The clean run of the pair at this place in the data set."""
+        """The clean run of the pair at this place in the data set.
+
+        Returns:
+            The run, a batch of one.
+        """
         number, row = self._places[place]
         batch = self.batches[number]
         return self.clean(batch.take(torch.tensor([row], device=batch.clean.device)))
 
     def baselines(self) -> Iterator[Baseline]:
-        """Both runs of every batch, one after the other."""
+        """Both runs of every batch, one after the other.
+
+        Returns:
+            The runs, recorded when they are reached.
+        """
         return map(self.baseline, self.batches)
 
     def ends(self, *metrics: Metric) -> list[tuple[PerExample, PerExample]]:
         """Metrics of the clean and of the corrupted runs, in the order of the data set.
+
+        Returns:
+            For each metric its values in the clean and in the corrupted runs.
 
         Raises:
             MetricError: The metric of an example depends on the other examples (`circuitlab.metrics.checks`).
@@ -144,6 +165,9 @@ class Recordings:
             kind: What it is.
             baseline: The batch.
             make: Makes it.
+
+        Returns:
+            What `make` returned.
         """
         key = kind, int(baseline.batch.index[0]), len(baseline.batch)
         if key not in self._kept:

@@ -69,7 +69,11 @@ class TextLogProbs(Summary):
         return math.exp(-self.mean)
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a token: position, token, id, log_prob, rank, best, best_log_prob."""
+        """One row a token: position, token, id, log_prob, rank, best, best_log_prob.
+
+        Returns:
+            The table.
+        """
         return pd.DataFrame(
             {
                 "position": np.arange(len(self.ids)),
@@ -83,13 +87,21 @@ class TextLogProbs(Summary):
         )
 
     def to_record(self) -> dict[str, Any]:
-        """Everything for JSON, one list a column; None for NaN."""
+        """Everything for JSON, one list a column; None for NaN.
+
+        Returns:
+            The record.
+        """
         columns = self.to_frame().drop(columns="position").to_dict("list")
         sums = {"total": self.total, "mean": self.mean, "perplexity": self.perplexity}
         return plain({"text": self.text, **sums, **columns})
 
     def to_values(self) -> TextValues:
-        """The log-probabilities over the text, for a page."""
+        """The log-probabilities over the text, for a page.
+
+        Returns:
+            The values.
+        """
         tokens = zip(self.ranks.tolist(), self.best, np.exp(self.best_log_probs).tolist(), strict=True)
         return TextValues(
             title="Log-probability of each token",
@@ -111,11 +123,18 @@ class TextLogProbs(Summary):
         return f"{sums.replace('-', MINUS)}, perplexity {self.perplexity:.4g}."
 
     def to_html(self) -> str:
-        """A self-contained page: the text coloured by log-probability, rank and most likely token on hover."""
+        """A self-contained page: the text coloured by log-probability, rank and most likely token on hover.
+
+        Returns:
+            The page.
+        """
         return self.to_values().to_html()
 
     def save_html(self, path: str | Path, *, force: bool = False) -> Path:
         """Write `to_html` to a file.
+
+        Returns:
+            The file.
 
         Raises:
             OutputExistsError: The file exists, and `force` is not given.

@@ -61,13 +61,21 @@ class Prediction(Summary):
     top: tuple[NextToken, ...]
 
     def to_frame(self) -> pd.DataFrame:
-        """One row an answer and then one a top token: kind, token, id, rank, logit, log_prob, probability."""
+        """One row an answer and then one a top token: kind, token, id, rank, logit, log_prob, probability.
+
+        Returns:
+            The table.
+        """
         rows = [("answer", one) for one in self.answers] + [("top", one) for one in self.top]
         columns = ["kind", *NextToken.__dataclass_fields__]
         return pd.DataFrame([{"kind": kind, **asdict(one)} for kind, one in rows], columns=columns)
 
     def to_record(self) -> dict[str, Any]:
-        """Everything as JSON can hold it."""
+        """Everything as JSON can hold it.
+
+        Returns:
+            The record.
+        """
         return asdict(self)
 
     def _summary(self) -> str:
@@ -133,7 +141,11 @@ def predict(
 def next_tokens(
     model: Model, logits: Float[Tensor, " d_vocab"], chosen: Sequence[int], k: int
 ) -> tuple[tuple[NextToken, ...], tuple[NextToken, ...]]:
-    """Chosen tokens, and the k most likely, out of one position's logits."""
+    """Chosen tokens, and the k most likely, out of one position's logits.
+
+    Returns:
+        The chosen tokens in their order, and the k most likely, the likeliest first.
+    """
     log_probs = logits.log_softmax(0)
     top = torch.sort(logits, descending=True, stable=True).indices[:k].tolist()
 
@@ -191,11 +203,19 @@ class Continuation(Result):
     log_probs: tuple[float, ...]
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a token: token, id, log_prob."""
+        """One row a token: token, id, log_prob.
+
+        Returns:
+            The table.
+        """
         return pd.DataFrame({"token": self.tokens, "id": self.ids, "log_prob": self.log_probs})
 
     def to_record(self) -> dict[str, Any]:
-        """Everything as JSON can hold it."""
+        """Everything as JSON can hold it.
+
+        Returns:
+            The record.
+        """
         return asdict(self)
 
     def _summary(self) -> str:
@@ -244,7 +264,7 @@ def continue_text(model: Model, text: str | Sequence[str], n: int) -> Continuati
         raise ConfigError(f"n is {n}; a continuation has at least one token.")
     texts = as_texts(text)
     # The last token written is not read again, so it needs no place in the context.
-    starts = [encode_text(one, model.text, model.spec.n_ctx, room=n - 1).ids for one in texts]
+    starts = [encode_text(one, model.text, model.spec.n_ctx, extra=n - 1).ids for one in texts]
     written: list[list[int]] = [[] for _ in texts]
     log_probs: list[list[float]] = [[] for _ in texts]
     for _ in range(n):

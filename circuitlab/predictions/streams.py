@@ -49,7 +49,11 @@ def packs_by_length(
 
 
 def final_stream(model: Model, tokens: Int[Tensor, "batch seq"]) -> Float[Tensor, "batch seq d_model"]:
-    """The stream after the last block, before the final norm; nothing else is kept."""
+    """The stream after the last block, before the final norm; nothing else is kept.
+
+    Returns:
+        The stream `[batch, seq, d_model]`.
+    """
     tokens = tokens.to(model.device)
     return model.run_blocks(model.embedding(tokens), 0, model.block_arguments(tokens))
 

@@ -88,7 +88,11 @@ class RunFolder:
     attention_png: bytes | None = None
 
     def about(self, part: str) -> Mapping[str, Any]:
-        """A part of the manifest that is a mapping ("task", "model", "config", ...); empty where it is absent."""
+        """A part of the manifest that is a mapping ("task", "model", "config", ...); empty where it is absent.
+
+        Returns:
+            The mapping.
+        """
         value = self.manifest.get(part)
         return value if isinstance(value, Mapping) else {}
 
@@ -140,7 +144,11 @@ def read_run(folder: str | Path, name: str | None = None, hashed: Mapping[str, s
 
 @contextmanager
 def reading(folder: Path, name: str) -> Iterator[None]:
-    """What a file of a run folder does not hold as it should, as a `RunError`."""
+    """What a file of a run folder does not hold as it should, as a `RunError`.
+
+    Raises:
+        RunError: The file is damaged.
+    """
     try:
         yield
     except FormatError as error:

@@ -85,19 +85,31 @@ def _readable(folder: Path) -> Iterator[None]:
 
 
 def page(run: RunFolder) -> Markup:
-    """The whole page."""
+    """The whole page.
+
+    Returns:
+        The page as HTML.
+    """
     return render("report.html.j2", **values_of(run))
 
 
 @shows("page", "circuitlab.data.text_values:TextPage")
 def texts(page: TextPage) -> str:
-    """Texts coloured token by token."""
+    """Texts coloured token by token.
+
+    Returns:
+        The page as HTML.
+    """
     return text_view.page(page.texts, title=page.title)
 
 
 @shows("cell", "circuitlab.data.text_values:TextPage")
 def texts_cell(page: TextPage) -> str:
-    """The page in a frame of its own."""
+    """The page in a frame of its own.
+
+    Returns:
+        The frame as HTML.
+    """
     return text_view.frame(page.texts, title=page.title)
 
 
@@ -109,11 +121,19 @@ def report(_run: RunRecord, folder: Path, name: str, hashed: Mapping[str, str]) 
 
 @shows("page", "circuitlab.attribution.record:AttentionPatterns")
 def attention_page(found: AttentionPatterns) -> Markup:
-    """A page: select a head, point at a token."""
+    """A page: select a head, point at a token.
+
+    Returns:
+        The page.
+    """
     return render("attention.html.j2", attention=attention_values(found))
 
 
 @shows("cell", "circuitlab.attribution.record:AttentionPatterns")
 def attention_cell(found: AttentionPatterns) -> Markup:
-    """The picture alone, which needs no script."""
+    """The picture alone, which needs no script.
+
+    Returns:
+        The picture as HTML.
+    """
     return render("picture.html.j2", picture=attention_picture(found, None))

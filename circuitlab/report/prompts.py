@@ -18,6 +18,9 @@ def shown_pair(pair: Mapping[str, Any]) -> dict[str, Any]:
     """One pair for `pair.html.j2`: a column for each token, the answers and the distractors.
 
     Without token texts the prompts are split at words instead, and spans, which count tokens, are left out.
+
+    Returns:
+        Values of the template, by name.
     """
     tokens = _texts(pair.get("clean_tokens")), _texts(pair.get("corrupt_tokens"))
     exact = bool(tokens[0]) and len(tokens[0]) == len(tokens[1])

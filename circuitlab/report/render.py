@@ -25,6 +25,9 @@ NONE = "\N{EN DASH}"
 def finite(value: object) -> float | None:
     """A finite number; None for NaN, infinities, truth values and everything else.
 
+    Returns:
+        The number, or None.
+
     Example:
         >>> finite(2), finite(float("nan")), finite("2")
         (2.0, None, None)
@@ -35,6 +38,9 @@ def finite(value: object) -> float | None:
 
 def number(value: object, digits: int = 2) -> str:
     """A number with this many decimals; a dash where there is none.
+
+    Returns:
+        The number as text.
 
     Example:
         >>> number(0.9312), number(1519, 0), number(None) == NONE
@@ -47,7 +53,11 @@ def number(value: object, digits: int = 2) -> str:
 
 
 def significant(value: object, digits: int = 3) -> str:
-    """A number with this many significant digits, for quantities of unknown size."""
+    """A number with this many significant digits, for quantities of unknown size.
+
+    Returns:
+        The number as text.
+    """
     if (value := finite(value)) is None:
         return NONE
     if value == 0:
@@ -57,13 +67,20 @@ def significant(value: object, digits: int = 3) -> str:
 
 
 def percent(value: object, digits: int = 1) -> str:
-    """A share as a percentage with a narrow space."""
+    """A share as a percentage with a narrow space.
+
+    Returns:
+        The percentage as text.
+    """
     share = finite(value)
     return NONE if share is None else f"{number(100 * share, digits)}\u202f%"
 
 
 def interval(ends: object, digits: int = 2) -> str:
     """Two ends of a 95 % interval in square brackets; empty where there are none.
+
+    Returns:
+        The interval as text.
 
     Example:
         >>> interval([0.88, 0.97]), interval(None)
@@ -75,12 +92,19 @@ def interval(ends: object, digits: int = 2) -> str:
 
 
 def with_interval(value: object, ends: object) -> str:
-    """A number with its 95 % interval, if it has one."""
+    """A number with its 95 % interval, if it has one.
+
+    Returns:
+        Both as text.
+    """
     return ", ".join(filter(None, (number(value), interval(ends))))
 
 
 def counted(count: int, one: str, many: str | None = None) -> str:
     """A count with its noun.
+
+    Returns:
+        The text.
 
     Example:
         >>> counted(1, "edge"), counted(1519, "edge")
@@ -111,7 +135,11 @@ def render(template: str, **values: Any) -> Markup:
 
 @cache
 def asset(name: str) -> Markup:
-    """A style sheet or script of `templates/`, not escaped."""
+    """A style sheet or script of `templates/`, not escaped.
+
+    Returns:
+        Its text.
+    """
     return Markup((_TEMPLATES / name).read_text(encoding="utf-8"))
 
 

@@ -89,7 +89,11 @@ def frame(texts: Sequence[TextValues], *, title: str = "") -> Markup:
 
 
 def level(value: float, reach: float) -> str:
-    """The class of a token, which is its colour: `p20` is the scale's upper end, `n20` its lower, none is zero."""
+    """The class of a token, which is its colour: `p20` is the scale's upper end, `n20` its lower, none is zero.
+
+    Returns:
+        Name of the CSS class; empty for none.
+    """
     if not math.isfinite(value) or reach == 0:
         return ""
     # As JavaScript rounds: halves upwards.
@@ -118,7 +122,11 @@ def _scale(texts: Sequence[TextValues], name: str) -> tuple[float, tuple[float, 
 
 
 def ramp_rules() -> str:
-    """A CSS rule for each step of colour, `n20` (lowest) to `p20` (highest), and the gradient of the legend."""
+    """A CSS rule for each step of colour, `n20` (lowest) to `p20` (highest), and the gradient of the legend.
+
+    Returns:
+        The style sheet.
+    """
     colours = diverging()
     rules, stops = [], []
     for step in range(-LEVELS, LEVELS + 1):

@@ -20,20 +20,32 @@ _EXCEEDS = 1.15
 
 
 def share_of_edges(evaluation: Mapping[str, Any]) -> float | None:
-    """Share of the edges kept, between 0 and 1; None where the total is not known."""
+    """Share of the edges kept, between 0 and 1; None where the total is not known.
+
+    Returns:
+        The share, or None.
+    """
     total = evaluation.get("n_edges_total")
     return evaluation["n_edges"] / total if isinstance(total, int) and total > 0 else None
 
 
 def random_values(evaluation: Mapping[str, Any]) -> list[float]:
-    """Faithfulness of the random circuits; values that are not finite are left out."""
+    """Faithfulness of the random circuits; values that are not finite are left out.
+
+    Returns:
+        One number a circuit.
+    """
     baseline = evaluation.get("random_baseline")
     values = baseline.get("faithfulness") if isinstance(baseline, Mapping) else None
     return [found for found in map(finite, values or ()) if found is not None]
 
 
 def headline(run: RunFolder) -> str:
-    """The result in one or two sentences."""
+    """The result in one or two sentences.
+
+    Returns:
+        The text.
+    """
     evaluation, task = run.evaluation, run.about("task")
     value, share, name = evaluation["faithfulness"], share_of_edges(evaluation), str(task.get("label") or task["name"])
     of_all = f" of {evaluation['n_edges_total']:,} edges ({percent(share)})" if share is not None else " edges"
@@ -54,13 +66,21 @@ def headline(run: RunFolder) -> str:
 
 
 def warnings_of(evaluation: Mapping[str, Any]) -> list[str]:
-    """Warnings of the evaluation; folders of earlier versions have none."""
+    """Warnings of the evaluation; folders of earlier versions have none.
+
+    Returns:
+        The sentences.
+    """
     found = evaluation.get("warnings")
     return [sentence for sentence in found if isinstance(sentence, str)] if isinstance(found, list) else []
 
 
 def random_sentence(evaluation: Mapping[str, Any]) -> str:
-    """Comparison with the random circuits; empty where there are none."""
+    """Comparison with the random circuits; empty where there are none.
+
+    Returns:
+        The sentence.
+    """
     values = random_values(evaluation)
     if not values:
         return ""
@@ -75,23 +95,39 @@ def random_sentence(evaluation: Mapping[str, Any]) -> str:
 
 
 def ablation_of(run: RunFolder) -> str:
-    """The ablation of excluded edges; "corrupt" where the folder names none."""
+    """The ablation of excluded edges; "corrupt" where the folder names none.
+
+    Returns:
+        Name of the ablation.
+    """
     return str(run.evaluation.get("ablation") or run.about("config").get("ablation") or "corrupt")
 
 
 def zero_of(run: RunFolder) -> str:
-    """The run whose faithfulness is 0."""
+    """The run whose faithfulness is 0.
+
+    Returns:
+        The text.
+    """
     kind = ablation_of(run)
     return "the corrupted run" if kind == "corrupt" else f"the model with every edge ablated ({kind})"
 
 
 def discovery_count(run: RunFolder) -> int:
-    """Number of pairs that the circuit was found on: all that are neither held out nor for reference."""
+    """Number of pairs that the circuit was found on: all that are neither held out nor for reference.
+
+    Returns:
+        The number.
+    """
     return len(run.pairs) - count_of(run, "held_out") - count_of(run, "reference")
 
 
 def count_of(run: RunFolder, split: str) -> int:
-    """Number of pairs of a split."""
+    """Number of pairs of a split.
+
+    Returns:
+        The number.
+    """
     return sum(pair.get("split") == split for pair in run.pairs)
 
 
@@ -159,7 +195,11 @@ _N_EXAMPLES = 4
 
 
 def values_of(run: RunFolder) -> dict[str, Any]:
-    """Everything that the page shows."""
+    """Everything that the page shows.
+
+    Returns:
+        Values of the template, by name.
+    """
     task, e = run.about("task"), run.evaluation
     command = run.manifest.get("command")
     words = "The circuit; each edge is drawn by how often it was selected."
@@ -249,14 +289,22 @@ def _selection(run: RunFolder) -> str:
 
 
 def sweep_figure(sweep: Sweep) -> tuple[Picture, str]:
-    """The heatmap of a sweep and its caption; drawn again from its table where the folder has no picture."""
+    """The heatmap of a sweep and its caption; drawn again from its table where the folder has no picture.
+
+    Returns:
+        The picture, and its caption.
+    """
     png = viz.figure_bytes(viz.heatmap(sweep.grid), "png") if sweep.png is None else sweep.png
     words = strongest_cell(sweep)
     return bitmap(png, f"Heatmap: {sweep.grid.title}. {words}"), words
 
 
 def strongest_cell(sweep: Sweep) -> str:
-    """The cell with the largest absolute effect, in words."""
+    """The cell with the largest absolute effect, in words.
+
+    Returns:
+        The text.
+    """
     grid = sweep.grid
     if not np.isfinite(grid.values).any():
         return "No finite value."
@@ -321,6 +369,10 @@ def attention_values(found: AttentionPatterns, png: bytes | None = None) -> dict
 
 
 def attention_picture(found: AttentionPatterns, png: bytes | None) -> Picture:
-    """The picture of patterns, drawn if it is None; the script of a page replaces it by an interactive view."""
+    """The picture of patterns, drawn if it is None; the script of a page replaces it by an interactive view.
+
+    Returns:
+        The picture.
+    """
     words = f"Attention patterns of {', '.join(found.heads)} on: {found.title}"
     return bitmap(viz.figure_bytes(viz.plot(found), "png") if png is None else png, words)

@@ -182,8 +182,8 @@ def _evaluation(read: RunReader) -> Evaluation:
             circuit=unknown, n_edges=record["n_edges"], n_edges_total=record["n_edges_total"],
             n_edges_weighted=record.get("n_edges_weighted", record["n_edges"]), n_nodes=record["n_nodes"],
             accuracy_model=record["accuracy_model"], accuracy_circuit=record["accuracy_circuit"],
-            kl=_number(record["kl"]), curve=_points(record["curve"]),
-            curve_signed=_points(record.get("curve_signed", ())), smallest=smallest and _point(smallest),
+            kl=_number(record["kl"]), curve=tuple(map(_point, record["curve"])),
+            curve_signed=tuple(map(_point, record.get("curve_signed", ()))), smallest=smallest and _point(smallest),
             complement=_number(complete.get("complement_faithfulness")),
             knockouts=tuple(
                 Knockout(one["n_edges"], _number(one["faithfulness_circuit"]), _number(one["faithfulness_model"]))
@@ -205,10 +205,6 @@ def _minimality(effects: list[Mapping[str, Any]]) -> Minimality:
         low=np.array([_number(one["ci"][0]) for one in effects]),
         high=np.array([_number(one["ci"][1]) for one in effects]),
     )
-
-
-def _points(records: list[Mapping[str, Any]]) -> tuple[CurvePoint, ...]:
-    return tuple(map(_point, records))
 
 
 def _point(record: Mapping[str, Any]) -> CurvePoint:

@@ -30,7 +30,7 @@ from circuitlab.runs.reader import RunReader, named_circuit, read_circuit
 from circuitlab.runs.task_files import task_of_run
 from circuitlab.settings import MODEL_SETTINGS
 
-# Stands for the nodes that a paper lists for the task and the model; `published:gpt2` for those of another model.
+# The nodes that a paper lists for the task and the model; `published:gpt2` for those of another model.
 PUBLISHED = "published"
 SHOWN = 12  # characters of a digest
 # Settings of `discover` that also apply to an evaluation, in addition to those of the model.

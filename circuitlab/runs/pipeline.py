@@ -17,7 +17,7 @@ from typing import Any, Unpack
 from circuitlab.attribution.attention import attention_in
 from circuitlab.attribution.record import AttentionPatterns
 from circuitlab.data.fingerprint import task_fingerprint
-from circuitlab.data.pairs import PairSet, PairSplits
+from circuitlab.data.pairs import PairSet
 from circuitlab.data.registry import load_task
 from circuitlab.data.task import Task
 from circuitlab.discovery.behaviour import check_behaviour
@@ -27,14 +27,14 @@ from circuitlab.discovery.selection import select_circuit, with_faithfulness
 from circuitlab.discovery.stability import Discovery, check_seeds, over_resamples, over_seeds
 from circuitlab.evaluation.evaluate import evaluate_circuit
 from circuitlab.graphs.circuit import Circuit
-from circuitlab.metrics import Metric, metric_of
+from circuitlab.metrics import metric_of
 from circuitlab.models.load import load_model
 from circuitlab.models.modes import model_function
 from circuitlab.models.protocol import Model
 from circuitlab.parts import Kind, Layout
 from circuitlab.patching.experiment import Experiment
 from circuitlab.patching.grid import Grid
-from circuitlab.patching.runs.replacement import AblationLike, needs_reference
+from circuitlab.patching.runs.replacement import needs_reference
 from circuitlab.patching.sweeps.nodes import sweep_nodes
 from circuitlab.patching.sweeps.sites import Site, find_site
 from circuitlab.patching.sweeps.sweep import sweep_grids
@@ -56,7 +56,7 @@ __all__ = ["default_folder", "discover"]
 @writes_run
 @takes_settings
 def discover(task: str | Path | Task, **settings: Unpack[Settings]) -> Run:
-    """Find the circuit behind a task, test it on held-out prompts, and write a run folder if `out` is given.
+    """Find the circuit of a task, test it on held-out prompts, and write a run folder if `out` is given.
 
     Args:
         task: Name, path of a task file or of a table of pairs, name of a data set on the hub, or a `Task`.
@@ -86,33 +86,35 @@ def discover(task: str | Path | Task, **settings: Unpack[Settings]) -> Run:
         split="words" if chosen.differ_in else "random",
         **(chosen.table.options.given if chosen.table else {}),
     )  # fmt: skip
-    method, steps, ablation, seed = find_method(given["method"]), config.steps, given["ablation"], config.seed
+    method, ablation = find_method(given["method"]), given["ablation"]
     resources = Resources(progress=callback(given["progress"]))
     clock = _Clock(resources)
     with clock("load"):
         loaded: Model = load_model(**{name: given[name] for name in MODEL_SETTINGS})
         config = config.replaced(**_as_it_is(loaded))
         config.selection.check_size(Layout.of(loaded.spec).n_edges)
-        _sites(config, given["sites"], loaded)  # refuses what the model does not have
+        swept = _sites(config, given["sites"], loaded)
     with clock("prompts"):
         pairs = chosen.pairs(
-            loaded, n=config.n, seed=seed, reference=needs_reference(ablation), progress=resources.progress
+            loaded, n=config.n, seed=config.seed, reference=needs_reference(ablation), progress=resources.progress
         )
         fingerprint = task_fingerprint(chosen, resources)
-        discovery, held_out = _experiments(loaded, pairs, judged_by, ablation, config, resources)
+        discovery = Experiment(
+            loaded, pairs.discovery, judged_by, ablation, pairs.reference, config.seed, config.allow_weak_gap,
+            progress=resources.progress,
+        )  # fmt: skip
+        held_out = _on_other_split(discovery, pairs.held_out)
     with clock("behaviour"):
         behaviour = check_behaviour(discovery, config.min_accuracy)
         discovery.check_gradient(method.gradients_at, method.name)
     with clock("sweep"):
         patched = discovery.under_corrupt()  # one prompt's values in the other, whatever the ablation
-        swept = _sites(config, given["sites"], loaded)
         grids = sweep_grids(patched, swept) if swept else {}
-    how = Discovery(method, config.selection, {"steps": steps, **config.method_options})
+    how = Discovery(method, config.selection, {"steps": config.steps, **config.method_options})
     with clock("score"):
         scores = how.score(discovery)
     with clock("select"):
-        circuit = select_circuit(discovery, scores, config.selection)
-        circuit = with_faithfulness(discovery, circuit)
+        circuit = with_faithfulness(discovery, select_circuit(discovery, scores, config.selection))
         effects = _node_effects(patched.quiet(), circuit, grids.get("head_z"))
         discovery.recordings.release()
     with clock("evaluate"):
@@ -178,22 +180,11 @@ class _Clock:
         self._progress(step, 1, 1)
 
 
-def _experiments(
-    model: Model,
-    pairs: PairSplits,
-    metric: Metric,
-    ablation: AblationLike,
-    config: DiscoverConfig,
-    resources: Resources,
-) -> tuple[Experiment, Experiment]:
-    """An experiment a split, with one replacement, checked against both splits before anything runs."""
-    discovery = Experiment(
-        model, pairs.discovery, metric, ablation, pairs.reference, config.seed, config.allow_weak_gap,
-        progress=resources.progress,
-    )  # fmt: skip
-    held_out = replace(discovery, pairs=pairs.held_out, ablation=discovery.replacement, reference=None)
+def _on_other_split(discovery: Experiment, pairs: PairSet) -> Experiment:
+    """The same experiment on held-out pairs, with the same replacement, which is checked against them."""
+    held_out = replace(discovery, pairs=pairs, ablation=discovery.replacement, reference=None)
     held_out.replacement  # noqa: B018
-    return discovery, held_out
+    return held_out
 
 
 def _spelling(given: str | Path | Task, task: Task) -> str:

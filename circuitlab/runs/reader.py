@@ -79,21 +79,6 @@ def named_circuit(path: str | Path) -> Circuit | None:
         raise
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EdgeTable:
-    """The content of `edges.csv`, by the numbers of a layout.
-
-    Attributes:
-        scores: Score of every edge.
-        mask: Edges of the circuit.
-        second_scores: Second scores, where the table has them.
-    """
-
-    scores: np.ndarray
-    mask: np.ndarray
-    second_scores: np.ndarray | None
-
-
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class RunReader:
     """A run folder that is open for reading.
@@ -301,7 +286,7 @@ class RunReader:
         effects = self._read(graph.name, lambda: load_circuit(graph, found.spec)).node_effects
         return found.with_node_effects(effects)
 
-    def edge_table(self, layout: Layout) -> EdgeTable:
+    def edge_table(self, layout: Layout) -> Circuit:
         """The table of all edges.
 
         Returns:
@@ -325,7 +310,7 @@ class RunReader:
         except (KeyError, ValueError, TypeError, AttributeError, IndexError, UnknownNameError) as error:
             what = f"it is no table with the columns source, target, score, in_circuit ({type(error).__name__}: "
             raise self.damaged(EDGES, f"{what}{error})") from error
-        return EdgeTable(scores=scores, mask=mask, second_scores=second)
+        return Circuit(spec=layout.spec, mask=mask, scores=scores, second_scores=second)
 
     def sweeps(self) -> tuple[str, ...]:
         """Names of the tables of sweeps.

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas as pd
 
 from circuitlab.attribution.record import AttentionPatterns
 from circuitlab.data.pairs import PairSplits
@@ -23,9 +25,6 @@ from circuitlab.parts import ModelSpec
 from circuitlab.patching.grid import Grid
 from circuitlab.result import Result, plain
 from circuitlab.summary import plural, short
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 RESULTS_SCHEMA = "circuitlab.results/1"
 
@@ -87,15 +86,27 @@ class RunRecord(Result):
         return self.evaluation.warnings
 
     def to_frame(self) -> pd.DataFrame:
-        """Every edge of the graph: source, target, score, in_circuit, as in `edges.csv`."""
+        """Every edge of the graph: source, target, score, in_circuit, as in `edges.csv`.
+
+        Returns:
+            The table.
+        """
         return self.circuit.to_frame()
 
     def plot(self) -> Any:
-        """The circuit as a matplotlib `Figure`, as in `circuit.png`."""
+        """The circuit as a matplotlib `Figure`, as in `circuit.png`.
+
+        Returns:
+            The figure.
+        """
         return self.circuit.plot(title=f"{self.task.label} in {Path(self.model_id).name}")
 
     def to_record(self) -> dict[str, Any]:
-        """The run for JSON: its settings, its circuit, and its evaluation on the held-out pairs."""
+        """The run for JSON: its settings, its circuit, and its evaluation on the held-out pairs.
+
+        Returns:
+            The record.
+        """
         return {
             "config": self.config.to_record(),
             "circuit": self.circuit.to_record(),

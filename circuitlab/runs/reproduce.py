@@ -9,7 +9,9 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
+
+import pandas as pd
 
 from circuitlab.discovery.config import DiscoverConfig
 from circuitlab.errors import CircuitLabError, RunError
@@ -25,9 +27,6 @@ from circuitlab.runs.pipeline import discover
 from circuitlab.runs.reader import RunReader
 from circuitlab.runs.task_files import TaskFile, task_file_of, task_of_run
 from circuitlab.summary import Summary, plural
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 # Numbers of another machine or version may differ in the last bits of float32, and a bit more after many layers: by so
 # much of the largest number of their column, for the scores of a large model are all small.
@@ -100,13 +99,19 @@ class Reproduction(Result):
         return all(check.status in (SAME_BYTES, SAME_NUMBERS, REDRAWN) for check in self.files)
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a file: name, status, detail."""
-        import pandas as pd
+        """One row a file: name, status, detail.
 
+        Returns:
+            The table.
+        """
         return pd.DataFrame([asdict(file) for file in self.files])
 
     def to_record(self) -> dict[str, Any]:
-        """For JSON: whether the run was reproduced, and how each file came out."""
+        """For JSON: whether the run was reproduced, and how each file came out.
+
+        Returns:
+            The record.
+        """
         return {"ok": self.ok, "same_weights": self.same_weights, "files": [asdict(file) for file in self.files]}
 
     def _summary(self) -> str:
@@ -209,12 +214,15 @@ def _compare(name: str, old: Path | None, new: Path | None) -> FileCheck:
         return FileCheck(name, SAME_BYTES)
     if old.suffix in DRAWN or name == REPORT:
         return FileCheck(name, REDRAWN, "other bytes; its data are compared in their own files")
-    difference = _first_difference(old, new)
+    try:
+        difference = _difference(list(_values(old)), list(_values(new)))
+    except (ValueError, csv.Error):
+        difference = OTHER_ROWS
     return FileCheck(name, DIFFERS, difference) if difference else FileCheck(name, SAME_NUMBERS)
 
 
 def _compare_manifests(old: Mapping[str, Any], new: Mapping[str, Any], others: set[str]) -> FileCheck:
-    """Whether two manifests agree, apart from the settings in `others`."""
+    """Whether two manifests agree, except for the settings in `others`."""
     if old == new:
         return FileCheck(MANIFEST, SAME_BYTES)
     was, now = (list(_leaves("", "", _compared(manifest, others))) for manifest in (old, new))
@@ -233,14 +241,6 @@ def _compared(manifest: Mapping[str, Any], others: set[str]) -> dict[str, Any]:
         "task": {name: task.get(name) for name in OF_TASK} if isinstance(task, dict) else task,
         **{name: manifest.get(name) for name in COMPARED},
     }
-
-
-def _first_difference(old: Path, new: Path) -> str:
-    """Where two data files part, numbers taken as equal within the tolerance; empty if nowhere."""
-    try:
-        return _difference(list(_values(old)), list(_values(new)))
-    except (ValueError, csv.Error):
-        return OTHER_ROWS
 
 
 def _difference(old: list[Value], new: list[Value]) -> str:
@@ -302,8 +302,8 @@ def _values_of_arrays(path: Path) -> Iterator[Value]:
     content, arrays = read_arrays(path, "data file")
     yield from _leaves("", "", content)
     for name, array in sorted(arrays.items()):
-        part, own = name.rpartition(".")[::2]
-        column = f"{part} {SCORE}" if path.name == SCORES else f"{part} metric" if own in IN_METRIC else name
+        part, field = name.rpartition(".")[::2]
+        column = f"{part} {SCORE}" if path.name == SCORES else f"{part} metric" if field in IN_METRIC else name
         for number, value in enumerate(array.ravel().tolist()):
             yield Value(f"{name}[{number}]", column, value)
 

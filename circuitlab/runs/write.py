@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import platform
 import shutil
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from circuitlab.data.citation import cite_run
 from circuitlab.digests import file_sha256
+from circuitlab.discovery.config import DiscoverConfig
+from circuitlab.discovery.scoring import find_method
 from circuitlab.discovery.stability import Stability
 from circuitlab.drawing import report
 from circuitlab.files import path_from_here
@@ -16,10 +21,13 @@ from circuitlab.outputs.lock import LOCK
 from circuitlab.outputs.records import save_record
 from circuitlab.outputs.reserve import Reserved
 from circuitlab.result import plain
-from circuitlab.runs.manifest import DATASET, MANIFEST, REPORT, RESULTS, SCORES
-from circuitlab.runs.manifest_of import manifest_of
+from circuitlab.runs.manifest import DATASET, MANIFEST, OF_METRIC, REPORT, RESULTS, SCHEMA, SCORES
 from circuitlab.runs.record import RESULTS_SCHEMA, Results, RunRecord
-from circuitlab.runs.tables import one_line, write_table
+from circuitlab.runs.tables import about_table, one_line, write_table
+
+# Recorded in the manifest.
+OF_MODEL = ("n_layers", "n_heads", "n_kv_heads", "d_model", "d_vocab", "causal")
+VERSIONED = ("circuitlab", "torch", "transformer_lens", "transformers", "numpy", "scipy", "networkx", "matplotlib")
 
 
 def write_run(run: RunRecord, place: Reserved, folder: Path) -> Path:
@@ -39,7 +47,7 @@ def write_run(run: RunRecord, place: Reserved, folder: Path) -> Path:
     report(run, new, path_from_here(folder), files)
     manifest["files"] = dict(sorted({**files, REPORT: file_sha256(new / REPORT)}.items()))
     _write_json(new / MANIFEST, manifest)
-    place.put_in_place()
+    place.move_into_place()
     return folder
 
 
@@ -98,3 +106,74 @@ def _digests(folder: Path) -> dict[str, str]:
 def _write_json(path: Path, content: Any) -> None:
     text = json.dumps(plain(content), indent=1, ensure_ascii=False, allow_nan=False)
     path.write_text(text + "\n", encoding="utf-8")
+
+
+def manifest_of(run: RunRecord) -> dict[str, Any]:
+    """Settings, task, model and versions of a run; the SHA-256 of its files are added when all are written.
+
+    Returns:
+        The content of `manifest.json`.
+    """
+    task = run.task
+    return {
+        "schema": SCHEMA,
+        "circuitlab_version": _version("circuitlab"),
+        "command": run.config.command,
+        "config": run.config.to_record(),
+        "seed": run.config.seed,
+        **({"objects": dict(run.sources)} if run.sources else {}),
+        "task": {
+            **{name: getattr(task, name) for name in ("name", "label", "version", "summary", "settings")},
+            "options": {name: list(values) for name, values in task.options.items()},
+            "metric": task.metric if isinstance(task.metric, str) else None,
+            "fingerprint": run.task_fingerprint,
+            "sources": [asdict(source) for source in task.sources],
+            **({"table": about_table(task.table)} if task.table else {}),
+        },
+        "dataset_fingerprint": run.pairs.fingerprint,
+        "dataset": {
+            "n_discovery": len(run.pairs.discovery),
+            "n_held_out": len(run.pairs.held_out),
+            **({"n_reference": len(run.pairs.reference)} if run.pairs.reference else {}),
+            "dropped": dict(run.pairs.dropped),
+            **({"held_out_differ_in": run.pairs.differ_in} if run.pairs.differ_in else {}),
+        },
+        "model": {
+            "id": run.model_id,
+            "weights_sha256": run.weights_sha256,
+            **{name: getattr(run.spec, name) for name in OF_MODEL},
+            "bos_tokens": list(run.bos.tokens),
+            "bos_ids": list(run.bos.ids),
+        },
+        "metric": {"name": run.metric.name, **{name: getattr(run.metric, name) for name in OF_METRIC}},
+        "behaviour": {
+            "rule": run.behaviour.rule,
+            "prefers_answer": run.behaviour.prefers,
+            "corruption_turns_over": run.behaviour.turns,
+            "metric_gap": run.behaviour.gap.mean,
+            "metric_gap_se": run.behaviour.gap.standard_error,
+        },
+        "method": {
+            "name": run.scores.method,
+            "steps": _steps(run.config),
+            "checks": dict(run.scores.checks),
+        },
+        "selection": None if run.circuit.selection is None else run.circuit.selection.to_record(),
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in VERSIONED}},
+        "device": run.config.device,
+        "dtype": run.config.dtype,
+        "seconds": {step: round(seconds, 3) for step, seconds in run.seconds.items()},
+    }
+
+
+def _steps(config: DiscoverConfig) -> int | None:
+    """Steps of integrated gradients, where the method takes them; a method that was an object may."""
+    takes = "method" in config.objects or "steps" in find_method(config.method).takes
+    return config.steps if takes else None
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"

@@ -70,7 +70,11 @@ def bars(
 
 
 def head_heatmap(values: Float[np.ndarray, "layer head"], title: str, quantity: str) -> Figure:
-    """One cell a head, layer 0 at the top."""
+    """One cell a head, layer 0 at the top.
+
+    Returns:
+        The figure.
+    """
     n_layers, n_heads = values.shape
     grid = LabelledGrid(
         values=values,

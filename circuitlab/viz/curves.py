@@ -44,6 +44,9 @@ class FaithfulnessCurve:
     def of(cls, evaluation: Mapping[str, Any]) -> FaithfulnessCurve:
         """The curve out of what `evaluation.json` holds. Points without an edge or without a number are left out.
 
+        Returns:
+            The curve.
+
         Raises:
             FormatError: A field is missing or is not what it should be; the message names it.
         """

@@ -121,7 +121,7 @@ class _Plan:
         turned: The column labels do not fit side by side and are turned by 45 degrees.
         label_size: Points of the row and column labels.
         digits: Decimals of the numbers in the cells.
-        number_size: Points of the numbers in the cells; None where there is no room.
+        number_size: Points of the numbers in the cells; None where they do not fit.
     """
 
     cell: tuple[float, float]

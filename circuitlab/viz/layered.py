@@ -106,7 +106,11 @@ def lay_out(
 
 
 def path_of(source: str, target: str, row_of: Mapping[str, int]) -> tuple[Item, ...]:
-    """The items that an edge passes, both ends included."""
+    """The items that an edge passes, both ends included.
+
+    Returns:
+        The items, from the source to the target.
+    """
     return (*((source, row) for row in range(row_of[source], row_of[target])), (target, row_of[target]))
 
 

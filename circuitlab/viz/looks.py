@@ -37,6 +37,9 @@ class DrawnNode:
     def of(cls, name: str, sweep_effect: float | None = None) -> DrawnNode:
         """The node of this name.
 
+        Returns:
+            The node.
+
         Raises:
             UnknownNameError: The name is not spelt as a node.
         """
@@ -63,6 +66,9 @@ class DrawnEdge:
     @classmethod
     def of(cls, name: str, score: float = math.nan) -> DrawnEdge:
         """The edge of this name, `m0->a3.h2<q>`.
+
+        Returns:
+            The edge.
 
         Raises:
             UnknownNameError: The name is not spelt as an edge.
@@ -119,7 +125,11 @@ class Looks:
 
 
 def line_width(score: float, strongest: float) -> float:
-    """Points of the line of an edge; the root keeps weak edges visible beside one that is much stronger."""
+    """Points of the line of an edge; the root keeps weak edges visible beside one that is much stronger.
+
+    Returns:
+        The width in points.
+    """
     share = abs(score) / strongest if strongest > 0 and math.isfinite(score) else 0.0
     return _WIDTHS[0] + (_WIDTHS[1] - _WIDTHS[0]) * math.sqrt(share) ** 1.5
 

@@ -34,9 +34,9 @@ if TYPE_CHECKING:
     from circuitlab.neurons.outlier_scores import Outliers
     from circuitlab.neurons.prompt_search import OptimisedPrompts
     from circuitlab.parts import Node
-    from circuitlab.patching.edges.effects import EdgeEffects
+    from circuitlab.patching.edges.edges import EdgeEffects
     from circuitlab.patching.grid import Grid, Grids
-    from circuitlab.patching.paths.effects import PathEffects
+    from circuitlab.patching.paths.paths import PathEffects
 
 # Share of repetitions from which an edge outside the circuit is drawn.
 DRAWN_OUTSIDE = 0.5
@@ -45,14 +45,22 @@ MOST_BARS = 24
 
 @shows("figure", "circuitlab.patching.grid:Grid")
 def grid(found: Grid) -> Figure:
-    """A heatmap of a sweep, one a metric."""
+    """A heatmap of a sweep, one a metric.
+
+    Returns:
+        The figure.
+    """
     names = (found.metric,) if isinstance(found.metric, str) else found.metric
     return heatmap(*(_labelled(found.of_metric(name), name if len(names) > 1 else "") for name in names))
 
 
 @shows("figure", "circuitlab.patching.grid:Grids")
 def grids(found: Grids) -> Figure:
-    """Heatmaps of several sites side by side, of the first metric."""
+    """Heatmaps of several sites side by side, of the first metric.
+
+    Returns:
+        The figure.
+    """
     return heatmap(
         *(_labelled(one if isinstance(one.metric, str) else one.of_metric(one.metric[0])) for one in found.values())
     )
@@ -66,9 +74,13 @@ def _labelled(found: Grid, title: str = "") -> LabelledGrid:
     return replace(labelled, title=f"{labelled.title}: {title}") if title else labelled
 
 
-@shows("figure", "circuitlab.patching.edges.effects:EdgeEffects")
+@shows("figure", "circuitlab.patching.edges.edges:EdgeEffects")
 def edge_effects(found: EdgeEffects) -> Figure:
-    """Bars of the 24 largest edges; edges by positions or spans as a heatmap."""
+    """Bars of the 24 largest edges; edges by positions or spans as a heatmap.
+
+    Returns:
+        The figure.
+    """
     values, interval = found.values, found.interval
     rows = _largest(np.abs(values).max(1, initial=0, where=~np.isnan(values)))
     names = tuple(found.edges[row].name for row in rows)
@@ -85,9 +97,13 @@ def edge_effects(found: EdgeEffects) -> Figure:
     )  # fmt: skip
 
 
-@shows("figure", "circuitlab.patching.paths.effects:PathEffects")
+@shows("figure", "circuitlab.patching.paths.paths:PathEffects")
 def path_effects(found: PathEffects) -> Figure:
-    """Bars of the 24 largest senders."""
+    """Bars of the 24 largest senders.
+
+    Returns:
+        The figure.
+    """
     rows, interval = _largest(np.abs(found.values)), found.interval
     return bars(
         [found.senders[row].name for row in rows], found.values[rows], interval.low[rows], interval.high[rows],
@@ -106,13 +122,21 @@ def _quantity(found: EdgeEffects | PathEffects) -> str:
 
 @shows("figure", "circuitlab.graphs.circuit:Circuit")
 def circuit(found: Circuit, title: str = "") -> Figure:
-    """A circuit: input at the bottom, logits at the top."""
+    """A circuit: input at the bottom, logits at the top.
+
+    Returns:
+        The figure.
+    """
     return draw_circuit(_nodes(found.nodes, found.node_effects), _edges(found), title=title)
 
 
 @shows("figure", "circuitlab.graphs.compare:Comparison")
 def comparison(found: Comparison, title: str = "") -> Figure:
-    """Two circuits in one drawing."""
+    """Two circuits in one drawing.
+
+    Returns:
+        The figure.
+    """
     owners = {"both": found.shared, "first": found.only_first, "second": found.only_second}
     owner_of = {edge.name: owner for owner, group in owners.items() for edge in group}
     nodes = dict.fromkeys((*found.first.nodes, *found.second.nodes))
@@ -122,7 +146,11 @@ def comparison(found: Comparison, title: str = "") -> Figure:
 
 @shows("figure", "circuitlab.discovery.stability:Stability")
 def stability(found: Stability, title: str = "") -> Figure:
-    """A circuit with how often each edge was chosen, and the edges that are often chosen without being in it."""
+    """A circuit with how often each edge was chosen, and the edges that are often chosen without being in it.
+
+    Returns:
+        The figure.
+    """
     frequency, mask, layout = found.frequency, found.circuit.mask, found.circuit.layout
     shown = found.circuit.with_mask(mask | (frequency >= DRAWN_OUTSIDE))
     places = {edge.name: layout.edge_index(edge) for edge, _ in shown.edges()}
@@ -146,13 +174,21 @@ def _edges(found: Circuit) -> list[DrawnEdge]:
 
 @shows("figure", "circuitlab.evaluation.evaluate:Evaluation")
 def evaluation(found: Evaluation, title: str = "") -> Figure:
-    """Faithfulness over the number of edges."""
+    """Faithfulness over the number of edges.
+
+    Returns:
+        The figure.
+    """
     return faithfulness_figure(FaithfulnessCurve.of(found.to_record()), title=title)
 
 
 @shows("figure", "circuitlab.attribution.record:Attribution")
 def attribution(found: Attribution, names: Sequence[str] | None = None) -> Figure:
-    """Heads as a heatmap, layers as bars, neurons as the bars of the 24 largest rows; or bars of some components."""
+    """Heads as a heatmap, layers as bars, neurons as the bars of the 24 largest rows; or bars of some components.
+
+    Returns:
+        The figure.
+    """
     title = f"Direct logit attribution by {found.by}, {found.run} prompts"
     quantity = f"adds to {found.metric.replace('_', ' ')} [logits]"
     if found.by == "head" and names is None:
@@ -168,7 +204,11 @@ def attribution(found: Attribution, names: Sequence[str] | None = None) -> Figur
 
 @shows("figure", "circuitlab.attribution.lens:LogitLens")
 def logit_lens(found: LogitLens) -> Figure:
-    """The metric along the stream."""
+    """The metric along the stream.
+
+    Returns:
+        The figure.
+    """
     kind = "Logit lens" if found.norm == "own" else "Stream so far, final norm's scale frozen"
     unit = f" [{found.unit}]" if found.unit else ""
     return stream_figure(
@@ -179,14 +219,22 @@ def logit_lens(found: LogitLens) -> Figure:
 
 @shows("figure", "circuitlab.attribution.lens:LensTokens")
 def lens_tokens(found: LensTokens) -> Figure:
-    """Points by tokens, in each cell the likeliest next token."""
+    """Points by tokens, in each cell the likeliest next token.
+
+    Returns:
+        The figure.
+    """
     first = [[words[0] for words in row] for row in found.words]
     return lens_figure(found.tokens, [point.label for point in found.points], first, found.probabilities[:, :, 0])
 
 
 @shows("figure", "circuitlab.attribution.record:AttentionPatterns")
 def attention(found: AttentionPatterns) -> Figure:
-    """Patterns side by side."""
+    """Patterns side by side.
+
+    Returns:
+        The figure.
+    """
     return attention_figure(found.tokens, found.heads, found.patterns, title=found.title, notes=found.notes)
 
 
@@ -231,7 +279,11 @@ _STEP, _BAR, _LONGEST = 0.19, 1.7, 90
 
 @shows("figure", "circuitlab.neurons.direct_effects:Importance")
 def importance(found: Importance, k: int = 10) -> Figure:
-    """The first k neurons by prompt, and their average; the most important neuron at the top."""
+    """The first k neurons by prompt, and their average; the most important neuron at the top.
+
+    Returns:
+        The figure.
+    """
     chosen = found.top(k)
     return heatmap(
         LabelledGrid(
@@ -248,7 +300,11 @@ def importance(found: Importance, k: int = 10) -> Figure:
 
 @shows("figure", "circuitlab.neurons.outlier_scores:Outliers")
 def outliers(found: Outliers, n_top: int = 10) -> Figure:
-    """Ablation loss against outlier score, one dot a position; the highest combinations are numbered and listed."""
+    """Ablation loss against outlier score, one dot a position; the highest combinations are numbered and listed.
+
+    Returns:
+        The figure.
+    """
     positions = found.to_frame()
     top, rest = positions.iloc[:n_top], positions.iloc[n_top:]
     with canvas(*_SCATTER, "outliers") as (figure, axes):
@@ -270,7 +326,11 @@ def outliers(found: Outliers, n_top: int = 10) -> Figure:
 
 @shows("figure", "circuitlab.neurons.prompt_search:OptimisedPrompts")
 def optimised_prompts(found: OptimisedPrompts) -> Figure:
-    """The best prompt so far of each search against the step, with the best of as many random prompts."""
+    """The best prompt so far of each search against the step, with the best of as many random prompts.
+
+    Returns:
+        The figure.
+    """
     best = (np.maximum if found.direction == "max" else np.minimum).accumulate(found.hard)
     steps = np.arange(len(best))
     with canvas(*_SEARCH, "search") as (figure, axes):
@@ -288,7 +348,11 @@ def optimised_prompts(found: OptimisedPrompts) -> Figure:
 
 @shows("figure", "circuitlab.neurons.last_token:Simplification")
 def simplification(found: Simplification) -> Figure:
-    """One line a step: the text, and a bar for the activation at its last token."""
+    """One line a step: the text, and a bar for the activation at its last token.
+
+    Returns:
+        The figure.
+    """
     texts = [drawable(clipped(visible_token(step.tokens.text), _LONGEST)) for step in found.steps]
     values, places = [step.activation for step in found.steps], range(len(texts))
     with canvas(_BAR, len(texts) * _STEP, "steps") as (figure, axes):

@@ -21,7 +21,7 @@ DPI = 160
 MARGIN = 2.0  # inches around axes while they are drawn; `fit` leaves what they need
 # Pixels an inch where a notebook shows a figure; screens of twice that resolution use the other pixels.
 _SHOWN_DPI = 100
-# What each writer would otherwise put in by itself: the date, its own name and version.
+# Metadata that writers would otherwise add: the date, their name and version.
 _METADATA = {
     "png": {"Software": None},
     "svg": {"Date": None, "Creator": None, "Format": None, "Type": None},
@@ -32,7 +32,11 @@ class InlineFigure(Figure):
     """A figure that a notebook shows where it is the last value of a cell, with or without `%matplotlib inline`."""
 
     def save(self, path: str | Path) -> Path:
-        """Write the figure as `.png` or `.svg`; see `save_figure`."""
+        """Write the figure as `.png` or `.svg`; see `save_figure`.
+
+        Returns:
+            The file.
+        """
         return save_figure(self, path)
 
     def _repr_png_(self) -> bytes:
@@ -48,7 +52,11 @@ class InlineFigure(Figure):
 
 
 def new_figure(width: float = 4.0, height: float = 3.0) -> Figure:
-    """An empty figure in inches that belongs to no window and no pyplot state."""
+    """An empty figure in inches that belongs to no window and no pyplot state.
+
+    Returns:
+        The figure.
+    """
     figure = InlineFigure(figsize=(width, height), dpi=DPI)
     FigureCanvasAgg(figure)
     return figure
@@ -73,7 +81,11 @@ def canvas(width: float, height: float, label: str) -> Iterator[tuple[Figure, Ax
 
 
 def panel(figure: Figure, label: str, left: float, bottom: float, width: float, height: float) -> Axes:
-    """New axes at a place given in inches from the lower left corner."""
+    """New axes at a place given in inches from the lower left corner.
+
+    Returns:
+        The axes.
+    """
     axes = figure.add_axes((0.0, 0.0, 1.0, 1.0), label=label)
     place(figure, axes, left, bottom, width, height)
     return axes
@@ -86,7 +98,11 @@ def place(figure: Figure, axes: Axes, left: float, bottom: float, width: float, 
 
 
 def extent(axes: Axes) -> Bbox:
-    """The pixels that axes take with all their labels, for a figure of `new_figure`."""
+    """The pixels that axes take with all their labels, for a figure of `new_figure`.
+
+    Returns:
+        The box, in pixels.
+    """
     canvas = axes.figure.canvas
     assert isinstance(canvas, FigureCanvasAgg)
     box = axes.get_tightbbox(canvas.get_renderer())

@@ -84,12 +84,20 @@ def legend_above(axes: Axes) -> None:
 
 
 def diverging() -> Colormap:
-    """Red below, near white in the middle, blue above."""
+    """Red below, near white in the middle, blue above.
+
+    Returns:
+        The colormap.
+    """
     return LinearSegmentedColormap.from_list("circuitlab", [*_NEGATIVE_ARM, NEUTRAL, *_POSITIVE_ARM], N=511)
 
 
 def sequential() -> Colormap:
-    """White for nothing, blue for much; no red, since what it shows has no sign."""
+    """White for nothing, blue for much; no red, since what it shows has no sign.
+
+    Returns:
+        The colormap.
+    """
     return LinearSegmentedColormap.from_list("circuitlab-sequential", [PAPER, *_POSITIVE_ARM], N=256)
 
 
@@ -97,13 +105,21 @@ Colour = str | tuple[float, float, float] | tuple[float, float, float, float]
 
 
 def luminance(colour: Colour) -> float:
-    """Relative luminance of a colour, 0 = black, 1 = white (WCAG 2)."""
+    """Relative luminance of a colour, 0 = black, 1 = white (WCAG 2).
+
+    Returns:
+        A number from 0 to 1.
+    """
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(colour)]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
 def text_on(colour: Colour) -> str:
-    """The text colour, dark or white, that contrasts more with a background."""
+    """The text colour, dark or white, that contrasts more with a background.
+
+    Returns:
+        The colour.
+    """
     background = luminance(colour) + 0.05
     return INK if background / (luminance(INK) + 0.05) >= 1.05 / background else PAPER
 
@@ -123,7 +139,11 @@ def mixed(colour: str, strength: float) -> tuple[float, float, float]:
 
 
 def sign_colour(value: float) -> str:
-    """Blue for positive and zero, red for negative, grey for a value that is not a number."""
+    """Blue for positive and zero, red for negative, grey for a value that is not a number.
+
+    Returns:
+        The colour.
+    """
     if value != value:
         return UNKNOWN
     return NEGATIVE if value < 0 else POSITIVE

@@ -43,12 +43,20 @@ def visible_token(text: str, longest: int | None = None) -> str:
 
 
 def clipped(text: str, longest: int | None) -> str:
-    """The text, or its beginning and `…` where it has more than `longest` characters."""
+    """The text, or its beginning and `…` where it has more than `longest` characters.
+
+    Returns:
+        The text.
+    """
     return text if longest is None or len(text) <= longest else text[: max(1, longest - 1)] + "…"
 
 
 def drawable(text: str) -> str:
-    """The text with `□` for every character that matplotlib's own font lacks, so that nothing warns."""
+    """The text with `□` for every character that matplotlib's own font lacks, so that nothing warns.
+
+    Returns:
+        The text.
+    """
     return "".join(c if c == "\n" or _has_glyph(c) else MISSING for c in text)
 
 
@@ -59,7 +67,11 @@ def _has_glyph(character: str) -> bool:
 
 @lru_cache(maxsize=4096)
 def text_width(text: str, points: float, weight: str = "normal") -> float:
-    """Width of one line of text in inches, in matplotlib's own font."""
+    """Width of one line of text in inches, in matplotlib's own font.
+
+    Returns:
+        The width in inches.
+    """
     font = FontProperties(family=FONT, size=points, weight=weight)
     width, _, _ = text_to_path.get_text_width_height_descent(drawable(text), font, ismath=False)
     return width / POINTS_PER_INCH
@@ -67,6 +79,9 @@ def text_width(text: str, points: float, weight: str = "normal") -> float:
 
 def significant(value: float, digits: int = 2) -> str:
     """A number with this many significant digits, with an exponent only where it is tiny.
+
+    Returns:
+        The number as text.
 
     Example:
         >>> significant(0.01234), significant(12.3), significant(1519)
@@ -80,6 +95,9 @@ def significant(value: float, digits: int = 2) -> str:
 
 def number(value: float, digits: int) -> str:
     """A number with a true minus sign; what rounds to zero is a bare `0`.
+
+    Returns:
+        The number as text.
 
     Example:
         >>> number(3.14159, 2), number(-0.001, 2), number(float("nan"), 2)

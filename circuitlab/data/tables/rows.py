@@ -53,6 +53,9 @@ class Columns:
     def value(self, row: Mapping[str, Any], name: str) -> Any:
         """The cell of a field; None where the table has none.
 
+        Returns:
+            The cell, or None.
+
         Raises:
             BadCellError: A list in the cell has no such item.
         """

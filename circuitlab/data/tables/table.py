@@ -120,6 +120,9 @@ class PairTable:
     def checked(self) -> PairTable:
         """The same table, if no more of its rows hold no pair than allowed; `DroppedRowsWarning` names them.
 
+        Returns:
+            The table itself.
+
         Raises:
             TableError: There are more than `max_bad_rows`.
         """

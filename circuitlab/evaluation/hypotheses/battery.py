@@ -25,8 +25,7 @@ from typing import Annotated, Any
 import numpy as np
 import pandas as pd
 
-from circuitlab.data.batch import PairBatch
-from circuitlab.data.pairs import PairSet
+from circuitlab.data.batching import Pairs
 from circuitlab.declarations import Setting, options_of
 from circuitlab.errors import ConfigError, UnknownNameError
 from circuitlab.evaluation.checks import check_circuit, check_whole_nodes
@@ -113,11 +112,11 @@ class CircuitTests(Summary):
 def test_circuit(
     model: Model,
     circuit: Circuit,
-    pairs: PairSet | PairBatch,
+    pairs: Pairs,
     *,
     metric: MetricLike | None = None,
     ablation: AblationLike = "corrupt",
-    reference: PairSet | PairBatch | None = None,
+    reference: Pairs | None = None,
     n_random: Annotated[int, Setting(what="random circuits", least=1)] = 100,
     n_permutations: Annotated[int, Setting(what="permutations", least=1)] = N_PERMUTATIONS,
     epsilon: Annotated[float, Setting(what="distance from a half", above=0, below=0.5)] = EPSILON,

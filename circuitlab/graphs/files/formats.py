@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from circuitlab.errors import ConfigError, FormatError, UnknownNameError
-from circuitlab.files import file_inside, parsing, read_json
+from circuitlab.files import file_inside, parsing, read_json, read_text
 from circuitlab.graphs.circuit_data import CircuitData
 from circuitlab.graphs.files import lists, mib_json, mib_tensors, networks
 from circuitlab.outputs.whole import whole_file
@@ -63,14 +63,24 @@ def read_circuit(path: Path, spec: ModelSpec | None) -> CircuitData:
 
     Returns:
         The circuit.
+
+    Raises:
+        MissingFileError: There is no such file.
+        FileError: It cannot be read.
+        FormatError: It is damaged, of another format or of another model.
     """
     with parsing(f"circuit file {str(path)!r}"):
         if path.is_dir():
             path = file_inside(path, "circuit.json") or path / "circuit.json"
-        return _read_circuit(path, spec)
+        content = _content(path)
+        try:
+            return _circuit(content, path, spec)
+        except (FormatError, UnknownNameError) as error:
+            raise FormatError(f"circuit file {str(path)!r}: {error}") from error
 
 
-def _read_circuit(path: Path, spec: ModelSpec | None) -> CircuitData:
+def _content(path: Path) -> Any:
+    """What a file holds: tensors, a text, or a JSON value."""
     if path.suffix in _PICKLES:
         raise FormatError(
             f"circuit file {str(path)!r} is a pickle by its name; pickles run code when they are loaded, so none is "
@@ -79,37 +89,36 @@ def _read_circuit(path: Path, spec: ModelSpec | None) -> CircuitData:
     if path.suffix == ".dot":
         raise FormatError(f"circuit file {str(path)!r} is DOT, which is only written. Give the .json it was made from.")
     if path.suffix == ".pt":
-        return mib_tensors.read_tensors(path, spec)
+        return mib_tensors.load_tensors(path)
+    if path.suffix in (".graphml", ".txt"):
+        return read_text(path, "circuit file")
+    hint, expected = "Give a circuit.json or a run folder.", "Expected the MIB / EAP-IG format."
+    return read_json(path, "circuit file", hint=hint, expected=expected)
+
+
+def _circuit(content: Any, path: Path, spec: ModelSpec | None) -> CircuitData:
+    """The circuit of a file; errors do not name the file."""
+    if path.suffix == ".pt":
+        return mib_tensors.circuit_of(content, path.stem, spec)
     if path.suffix == ".graphml":
-        return _from_graph(networks.read_graphml(path), path, spec)
-    if path.suffix == ".txt":
-        return lists.edges_listed(lists.read_lines(path), path, spec)
-    content = read_json(
-        path,
-        "circuit file",
-        hint="Give a circuit.json or a run folder.",
-        expected="Expected the MIB / EAP-IG format.",
-    )
+        return _from_graph(networks.graph_of_graphml(content), spec)
+    content = lists.lines_of(content) if path.suffix == ".txt" else content
     if isinstance(content, list):
-        return lists.edges_listed(content, path, spec)
+        return lists.edges_listed(content, spec)
     if not isinstance(content, dict):
         raise FormatError(
-            f"circuit file {str(path)!r} is a {type(content).__name__}; expected an object with cfg, nodes, edges, or "
-            "a list of edges."
+            f"it is a {type(content).__name__}; expected an object with cfg, nodes, edges, or a list of edges."
         )
     if isinstance(content.get("nodes"), list):
-        return _from_graph(networks.read_node_link(content, path), path, spec)
-    return mib_json.read_object(content, path, spec)
+        return _from_graph(networks.graph_of_node_link(content), spec)
+    return mib_json.read_object(content, path.stem, spec)
 
 
-def _from_graph(graph: Any, path: Path, spec: ModelSpec | None) -> CircuitData:
+def _from_graph(graph: Any, spec: ModelSpec | None) -> CircuitData:
     """A graph of kept edges; edges that are not in it have no score."""
-    layout = lists.layout_of(path, spec, "a graph of the kept edges alone")
-    try:
-        found = lists.kept_edges(layout, ((Edge.parse(name), score) for name, score in networks.graph_edges(graph)))
-        effects = networks.graph_effects(graph)
-    except (UnknownNameError, FormatError) as error:
-        raise FormatError(f"circuit file {str(path)!r}: {error}") from error
-    mib_json.check_finite(found.scores, "an edge", path)
-    mib_json.check_finite(list(effects.values()), "a node", path)
+    layout = lists.layout_of(spec, "a graph of the kept edges alone")
+    found = lists.kept_edges(layout, ((Edge.parse(name), score) for name, score in networks.graph_edges(graph)))
+    effects = networks.graph_effects(graph)
+    mib_json.check_finite(found.scores, "an edge")
+    mib_json.check_finite(list(effects.values()), "a node")
     return replace(found, node_effects=effects)

@@ -11,8 +11,7 @@ same in `.json` and `.pt`: the part was not scored, and is always kept.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -20,8 +19,7 @@ from jaxtyping import Bool
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from circuitlab.errors import FormatError, UnknownNameError
-from circuitlab.graphs.circuit_data import CircuitData
-from circuitlab.graphs.node_parts import NodeParts
+from circuitlab.graphs.circuit_data import CircuitData, NodeParts
 from circuitlab.graphs.prune import kept_nodes
 from circuitlab.graphs.ranking import edge_places
 from circuitlab.graphs.selection import Selection
@@ -36,6 +34,12 @@ SECOND = "second_score"
 SELECTION = "selection"
 SHOWN = 40  # characters of a faulty value
 UNKNOWN = 0  # the width of a model that an older file leaves out
+# Fields of `NodeParts`: their keys in a file, and what a node without the key has.
+_OF_NODES = {
+    "scores": ("score", math.nan),
+    "neurons": ("neurons", False),
+    "neuron_scores": ("neurons_scores", math.nan),
+}
 
 
 class _Strict(BaseModel):
@@ -129,8 +133,8 @@ def effect_of(node: Node, effects: Mapping[str, float]) -> dict[str, float]:
 
 
 def _parts_of(parts: NodeParts, row: int) -> dict[str, Any]:
-    found = {"score": parts.scores, "neurons": parts.neurons, "neurons_scores": parts.neuron_scores}
-    return {name: matrix[row].tolist() for name, matrix in found.items() if matrix is not None}
+    found = {key: getattr(parts, name) for name, (key, _) in _OF_NODES.items()}
+    return {key: matrix[row].tolist() for key, matrix in found.items() if matrix is not None}
 
 
 def _as_constructed(layout: Layout) -> Iterator[tuple[int, int]]:
@@ -148,8 +152,13 @@ def _as_constructed(layout: Layout) -> Iterator[tuple[int, int]]:
     yield from sorted(((int(row), int(column)) for row, column in edge_places(layout)), key=order)
 
 
-def read_object(content: Mapping[str, Any], path: Path, spec: ModelSpec | None) -> CircuitData:
+def read_object(content: Mapping[str, Any], name: str, spec: ModelSpec | None) -> CircuitData:
     """A circuit from the JSON object of a file; see `load_circuit`.
+
+    Args:
+        content: The object.
+        name: Name of the model, where none is given.
+        spec: Shape of the model, if it is given.
 
     Returns:
         The circuit.
@@ -158,39 +167,37 @@ def read_object(content: Mapping[str, Any], path: Path, spec: ModelSpec | None) 
         FormatError: A key is missing, has a value of the wrong type, or does not fit the graph.
         UnknownNameError: A node or edge does not exist.
     """
-    parsed = _parsed(_as_today(content, path), path)
-    try:
-        nodes = {name: Node.parse(name) for name in parsed.nodes}
-        shape = fitting_spec(parsed.cfg.model_dump(), any(n.kind is Kind.MLP for n in nodes.values()), spec, path)
-        layout = Layout.of(shape)
-        if strange := set(nodes.values()) - set(layout.nodes):
-            first = min(node.name for node in strange)
-            raise UnknownNameError.of("node", first, (node.name for node in layout.nodes))
-        places = {name: layout.edge_index(Edge.parse(name)) for name in parsed.edges}
-    except UnknownNameError as error:
-        raise FormatError(f"circuit file {str(path)!r}: {error}") from error
+    parsed = _parsed(_as_today(content))
+    nodes = {Node.parse(node) for node in parsed.nodes}
+    shape = fitting_spec(parsed.cfg.model_dump(), any(node.kind is Kind.MLP for node in nodes), spec, name)
+    layout = Layout.of(shape)
+    if strange := nodes - set(layout.nodes):
+        raise UnknownNameError.of("node", min(node.name for node in strange), (node.name for node in layout.nodes))
     mask = np.zeros((len(layout.writers), len(layout.readers)), dtype=bool)
     scores, second = np.zeros(mask.shape), np.full(mask.shape, np.nan)
-    for name, entry in parsed.edges.items():
-        mask[places[name]] = entry.in_graph
+    for edge, entry in parsed.edges.items():
+        place = layout.edge_index(Edge.parse(edge))
         # NaN is EAP-IG's mark of an edge that was never scored; infinity is invalid.
-        scores[places[name]] = math.nan if entry.score is None else entry.score
-        check_finite(scores[places[name]], f"edge {name!r}", path)
-        second[places[name]] = math.nan if entry.second_score is None else entry.second_score
-    check_finite(second, "a second score", path)
-    effects = {name: entry.sweep_effect for name, entry in parsed.nodes.items() if entry.sweep_effect is not None}
+        mask[place], scores[place], second[place] = entry.in_graph, _float(entry.score), _float(entry.second_score)
+        check_finite(scores[place], f"edge {edge!r}")
+    check_finite(second, "a second score")
+    effects = {node: entry.sweep_effect for node, entry in parsed.nodes.items() if entry.sweep_effect is not None}
     return CircuitData(
         spec=shape,
         mask=mask,
         scores=scores,
         node_effects=effects,
-        node_parts=_node_parts(parsed, layout, mask, path),
+        node_parts=_node_parts(parsed, layout, mask),
         second_scores=None if np.isnan(second).all() else second,
-        selection=selection_of(parsed.selection, path),
+        selection=selection_of(parsed.selection),
     )
 
 
-def selection_of(record: Any, path: Path) -> Selection | None:
+def _float(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def selection_of(record: Any) -> Selection | None:
     """The selection that a file holds, if it holds one.
 
     Returns:
@@ -202,61 +209,61 @@ def selection_of(record: Any, path: Path) -> Selection | None:
     try:
         return None if record is None else Selection.of_record(record)
     except (KeyError, TypeError, ValueError) as error:
-        raise FormatError(
-            f"circuit file {str(path)!r}: {SELECTION} is no record of a selection: {error}. Leave the key out."
-        ) from error
+        raise FormatError(f"{SELECTION} is no record of a selection: {error}. Leave the key out.") from error
 
 
-def _node_parts(parsed: _File, layout: Layout, mask: Bool[np.ndarray, "writer reader"], path: Path) -> NodeParts:
+def _node_parts(parsed: _File, layout: Layout, mask: Bool[np.ndarray, "writer reader"]) -> NodeParts:
     """Node records of the file; as in EAP-IG, nodes without a score have NaN if others have one."""
     entries = {layout.writer_index(Node.parse(n)): entry for n, entry in parsed.nodes.items() if n != Kind.LOGITS.value}
-    n_writers, d_model = len(layout.writers), layout.spec.d_model
+    _check_widths(parsed, len(layout.writers), layout.spec.d_model)
+    kept = kept_nodes(mask, layout)[:-1]
+    kept[list(entries)] = [entry.in_graph for entry in entries.values()]
+    found = dict[str, np.ndarray]()
+    for name, (key, blank) in _OF_NODES.items():
+        given = {row: getattr(entry, key) for row, entry in entries.items() if key in entry.model_fields_set}
+        if not given:
+            continue
+        width = () if name == "scores" else (layout.spec.d_model,)
+        found[name] = np.full((len(layout.writers), *width), blank)
+        for row, values in given.items():
+            if values is not None:
+                found[name][row] = np.asarray(values, found[name].dtype)  # None is NaN
+                check_finite(found[name][row], f"node {layout.writers[row].name!r}")
+    return node_parts(kept, mask, layout, found)
+
+
+def node_parts(
+    kept: Bool[np.ndarray, " writer"],
+    mask: Bool[np.ndarray, "writer reader"],
+    layout: Layout,
+    found: Mapping[str, np.ndarray],
+) -> NodeParts:
+    """The parts of nodes that a file has, without the kept nodes where they follow from the kept edges.
+
+    Returns:
+        The parts.
+    """
     derived = kept_nodes(mask, layout)[:-1]
-    kept = derived.copy()
-    _check_widths(parsed, n_writers, d_model, path)
-    found: dict[str, np.ndarray | None] = {
-        "scores": np.full(n_writers, np.nan) if _any(entries, "score") else None,
-        "neurons": np.zeros((n_writers, d_model), dtype=bool) if _any(entries, "neurons") else None,
-        "neuron_scores": np.full((n_writers, d_model), np.nan) if _any(entries, "neurons_scores") else None,
-    }
-    for row, entry in entries.items():
-        kept[row] = entry.in_graph
-        for name, given in (
-            ("scores", entry.score),
-            ("neurons", entry.neurons),
-            ("neuron_scores", entry.neurons_scores),
-        ):
-            matrix, node = found[name], layout.writers[row].name
-            if matrix is None or given is None:
-                continue
-            matrix[row] = [math.nan if v is None else v for v in given] if isinstance(given, Sequence) else given
-            if matrix.dtype != bool:
-                check_finite(matrix[row], f"node {node!r}", path)
     return NodeParts(kept=None if (kept == derived).all() else kept, **found)
 
 
-def _check_widths(parsed: _File, n_writers: int, d_model: int, path: Path) -> None:
+def _check_widths(parsed: _File, n_writers: int, d_model: int) -> None:
     """Refuse lists of neurons of another length than d_model, and more of them than are held in memory."""
     for node, entry in parsed.nodes.items():
         for name, given in (("neurons", entry.neurons), ("neuron scores", entry.neurons_scores)):
             if given is not None and len(given) != d_model:
                 width = f"d_model is {d_model}" if d_model else "cfg has no d_model"
                 raise FormatError(
-                    f"circuit file {str(path)!r}: node {node!r} has {len(given)} {name}; {width}, and every entry of "
-                    "its output has one."
+                    f"node {node!r} has {len(given)} {name}; {width}, and every entry of its output has one."
                 )
             if given is not None and n_writers * d_model > MOST_ENTRIES:
                 raise FormatError(
-                    f"circuit file {str(path)!r}: neurons of {n_writers:,} nodes of width {d_model:,} are more than "
-                    f"the {MOST_ENTRIES:,} entries that are read. Correct cfg."
+                    f"neurons of {n_writers:,} nodes of width {d_model:,} are more than the {MOST_ENTRIES:,} entries "
+                    "that are read. Correct cfg."
                 )
 
 
-def _any(entries: Mapping[int, _NodeEntry], name: str) -> bool:
-    return any(name in entry.model_fields_set for entry in entries.values())
-
-
-def check_finite(values: Any, what: str, path: Path) -> None:
+def check_finite(values: Any, what: str) -> None:
     """Refuse infinite scores.
 
     Raises:
@@ -264,10 +271,10 @@ def check_finite(values: Any, what: str, path: Path) -> None:
     """
     infinite = np.ravel(values)[np.isinf(np.ravel(values))]
     if len(infinite):
-        raise FormatError(f"circuit file {str(path)!r}: {what} has the score {infinite[0]}; scores are finite.")
+        raise FormatError(f"{what} has the score {infinite[0]}; scores are finite.")
 
 
-def _parsed(content: Mapping[str, Any], path: Path) -> _File:
+def _parsed(content: Mapping[str, Any]) -> _File:
     """The file with every value of the right type; names are checked elsewhere."""
     try:
         return _File.model_validate(content)
@@ -276,17 +283,17 @@ def _parsed(content: Mapping[str, Any], path: Path) -> _File:
         where = ".".join(map(str, first["loc"]))
         got = "" if first["type"] == "missing" else f"; got {repr(first['input'])[:SHOWN]}"
         raise FormatError(
-            f"circuit file {str(path)!r}: {where}: {first['msg']}{got} ({error.error_count()} errors). Expected "
-            "the MIB / EAP-IG format: cfg, nodes and edges."
+            f"{where}: {first['msg']}{got} ({error.error_count()} errors). Expected the MIB / EAP-IG format: cfg, "
+            "nodes and edges."
         ) from error
 
 
-def _as_today(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
+def _as_today(content: Mapping[str, Any]) -> dict[str, Any]:
     """The object with the entries that today's files have; anything else stays as it is, to be refused by name."""
     if content.get("n_pos") is not None:
         raise FormatError(
-            f"circuit file {str(path)!r} is a graph by position (n_pos is {str(content['n_pos'])[:SHOWN]}); "
-            "only graphs whose nodes stand for all positions are read."
+            f"it is a graph by position (n_pos is {str(content['n_pos'])[:SHOWN]}); only graphs whose nodes stand for "
+            "all positions are read."
         )
     found = dict(content)
     nodes, neurons, edges = (content.get(name) for name in ("nodes", "neurons", "edges"))
@@ -294,7 +301,7 @@ def _as_today(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
         nodes = {name: {"in_graph": node} if isinstance(node, bool) else node for name, node in nodes.items()}
         if isinstance(neurons, dict):
             if strange := [name for name in neurons if not isinstance(nodes.get(name), dict)]:
-                raise FormatError(f"circuit file {str(path)!r}: neurons names {strange[0]!r:.80}, which is no node.")
+                raise FormatError(f"neurons names {strange[0]!r:.80}, which is no node.")
             nodes |= {name: {**nodes[name], "neurons": given} for name, given in neurons.items()}
         found["nodes"] = nodes
     if isinstance(edges, dict):
@@ -310,8 +317,14 @@ def _edge_as_today(edge: Any) -> Any:
     return edge
 
 
-def fitting_spec(cfg: Mapping[str, Any], has_mlp: bool, spec: ModelSpec | None, path: Path) -> ModelSpec:
+def fitting_spec(cfg: Mapping[str, Any], has_mlp: bool, spec: ModelSpec | None, name: str) -> ModelSpec:
     """The model's spec if a file is of such a model; without a model, what the file's cfg describes.
+
+    Args:
+        cfg: The file's cfg.
+        has_mlp: Whether its graph has MLPs.
+        spec: Shape of the model, if it is given.
+        name: Name of the model, where none is given.
 
     Returns:
         The shape.
@@ -322,9 +335,9 @@ def fitting_spec(cfg: Mapping[str, Any], has_mlp: bool, spec: ModelSpec | None, 
     n_layers, n_heads, d_model = (cfg[name] for name in ("n_layers", "n_heads", "d_model"))
     parallel = cfg["parallel_attn_mlp"]
     if spec is None:
-        _check_size(n_layers, n_heads, path)
+        _check_size(n_layers, n_heads)
         return ModelSpec(
-            name=path.stem,
+            name=name,
             n_layers=n_layers,
             n_heads=n_heads,
             n_kv_heads=n_heads,
@@ -339,17 +352,16 @@ def fitting_spec(cfg: Mapping[str, Any], has_mlp: bool, spec: ModelSpec | None, 
     ours = (spec.n_layers, spec.n_heads, spec.d_model, spec.parallel, spec.has_mlp)
     if theirs != ours:
         raise FormatError(
-            f"circuit file {str(path)!r} is of another model: layers, heads, d_model, parallel, MLPs = {theirs}; "
-            f"model {spec.name!r} has {ours}."
+            f"it is of another model: layers, heads, d_model, parallel, MLPs = {theirs}; {spec.name!r} has {ours}."
         )
     return spec
 
 
-def _check_size(n_layers: int, n_heads: int, path: Path) -> None:
+def _check_size(n_layers: int, n_heads: int) -> None:
     """Refuse a graph that would fill the memory, before it is laid out."""
     writers, readers = 1 + n_layers * (n_heads + 1), 1 + n_layers * (3 * n_heads + 1)
     if writers * readers > MOST_ENTRIES:
         raise FormatError(
-            f"circuit file {str(path)!r}: cfg has n_layers={n_layers}, n_heads={n_heads}, a graph of "
-            f"{writers * readers:.3g} entries; at most {MOST_ENTRIES:.3g} are read. Mend cfg, or give the model's spec."
+            f"cfg has n_layers={n_layers}, n_heads={n_heads}, a graph of {writers * readers:.3g} entries; at most "
+            f"{MOST_ENTRIES:.3g} are read. Correct cfg, or give the model's spec."
         )

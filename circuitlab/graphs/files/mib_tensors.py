@@ -19,8 +19,7 @@ import numpy as np
 from circuitlab.errors import FormatError
 from circuitlab.files import check_archive, parsing
 from circuitlab.graphs.circuit_data import CircuitData
-from circuitlab.graphs.files.mib_json import SELECTION, cfg_of, check_finite, fitting_spec, selection_of
-from circuitlab.graphs.node_parts import NodeParts
+from circuitlab.graphs.files.mib_json import SELECTION, cfg_of, check_finite, fitting_spec, node_parts, selection_of
 from circuitlab.graphs.prune import kept_nodes, real_edges
 from circuitlab.parts import Layout, ModelSpec
 
@@ -60,54 +59,65 @@ def to_bytes(circuit: CircuitData) -> bytes:
     return buffer.getvalue()
 
 
-def read_tensors(path: Path, spec: ModelSpec | None) -> CircuitData:
-    """A circuit from a `.pt` file; see `load_circuit`.
+def circuit_of(content: Any, name: str, spec: ModelSpec | None) -> CircuitData:
+    """A circuit from what a `.pt` file holds; see `load_circuit`.
+
+    Args:
+        content: What was loaded.
+        name: Name of the model, where none is given.
+        spec: Shape of the model, if it is given.
 
     Returns:
         The circuit.
 
     Raises:
-        FormatError: The file contains anything but tensors, numbers and names, or they do not fit the graph.
+        FormatError: A key is missing, or a value does not fit the graph.
     """
-    content = _loaded(path)
+    _check(content)
     cfg = dict(content["cfg"])
-    for name, kind in _IN_CFG.items():
+    for key, kind in _IN_CFG.items():
         # In old files the cfg may lack the last; the others are required.
-        if name not in cfg and name != "parallel_attn_mlp":
-            raise FormatError(f"circuit file {str(path)!r}: cfg.{name} is missing.")
-        if type(cfg.setdefault(name, False)) is not kind or (kind is int and cfg[name] < 1):
-            raise FormatError(f"circuit file {str(path)!r}: cfg.{name} is {cfg[name]!r}, no {kind.__name__} above 0.")
-    shape = fitting_spec(cfg, any(str(name).startswith("m") for name in content["src_nodes"]), spec, path)
+        if key not in cfg and key != "parallel_attn_mlp":
+            raise FormatError(f"cfg.{key} is missing.")
+        if type(cfg.setdefault(key, False)) is not kind or (kind is int and cfg[key] < 1):
+            raise FormatError(f"cfg.{key} is {cfg[key]!r}, no {kind.__name__} above 0.")
+    shape = fitting_spec(cfg, any(str(node).startswith("m") for node in content["src_nodes"]), spec, name)
     layout = Layout.of(shape)
-    _check_names(content["src_nodes"], [node.name for node in layout.writers], "src_nodes", path)
-    _check_names(content["dst_nodes"], [reader.name for reader in layout.readers], "dst_nodes", path)
+    _check_names(content["src_nodes"], [node.name for node in layout.writers], "src_nodes")
+    _check_names(content["dst_nodes"], [reader.name for reader in layout.readers], "dst_nodes")
     edges, writers = (len(layout.writers), len(layout.readers)), (len(layout.writers),)
     real = real_edges(layout)
-    mask = _matrix(content, "edges_in_graph", edges, path) & real
-    scores = np.where(real, _matrix(content, "edges_scores", edges, path), 0.0)
-    kept = _matrix(content, "nodes_in_graph", writers, path)
+    mask = _matrix(content, "edges_in_graph", edges) & real
     found = {
-        ours: _matrix(content, name, writers if ours == "scores" else (*writers, shape.d_model), path)
-        for name, ours in _OPTIONAL.items()
-        if content.get(name) is not None
+        ours: _matrix(content, key, writers if ours == "scores" else (*writers, shape.d_model))
+        for key, ours in _OPTIONAL.items()
+        if content.get(key) is not None
     }
-    derived = kept_nodes(mask, layout)[:-1]
-    parts = NodeParts(kept=None if (kept == derived).all() else kept, **found)
-    second = _matrix(content, SECOND, edges, path) if content.get(SECOND) is not None else None
     return CircuitData(
-        spec=shape, mask=mask, scores=scores, node_parts=parts, second_scores=second,
-        selection=selection_of(content.get(SELECTION), path),
-    )  # fmt: skip
+        spec=shape,
+        mask=mask,
+        scores=np.where(real, _matrix(content, "edges_scores", edges), 0.0),
+        node_parts=node_parts(_matrix(content, "nodes_in_graph", writers), mask, layout, found),
+        second_scores=_matrix(content, SECOND, edges) if content.get(SECOND) is not None else None,
+        selection=selection_of(content.get(SELECTION)),
+    )
 
 
-def _loaded(path: Path) -> dict[str, Any]:
-    """The file's dictionary with its needed keys."""
+def load_tensors(path: Path) -> Any:
+    """What a `.pt` file holds, loaded without running code.
+
+    Returns:
+        The content.
+
+    Raises:
+        FormatError: It is no tensor file, or contains anything but tensors, numbers and names.
+    """
     import torch
 
     check_archive(path, "circuit file")
     try:
         with parsing(f"circuit file {str(path)!r}"):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True)
     except FormatError as error:
         if not isinstance(error.__cause__, pickle.UnpicklingError):
             raise
@@ -115,47 +125,42 @@ def _loaded(path: Path) -> dict[str, Any]:
             f"circuit file {str(path)!r} is no tensor file, or holds more than tensors, numbers and names: "
             f"{str(error.__cause__).splitlines()[0][:160]} It is not loaded, for it could run code."
         ) from error
+
+
+def _check(content: Any) -> None:
+    """Refuse what is no dictionary with the needed keys."""
     if not isinstance(content, dict):
-        raise FormatError(
-            f"circuit file {str(path)!r} holds a {type(content).__name__}; expected a dictionary with "
-            f"{', '.join(NEEDED)}."
-        )
+        raise FormatError(f"it holds a {type(content).__name__}; expected a dictionary with {', '.join(NEEDED)}.")
     if missing := [name for name in NEEDED if name not in content]:
-        raise FormatError(f"circuit file {str(path)!r} has no {missing[0]!r}; needed are {', '.join(NEEDED)}.")
+        raise FormatError(f"it has no {missing[0]!r}; needed are {', '.join(NEEDED)}.")
     for name, kind in (("cfg", Mapping), ("src_nodes", list), ("dst_nodes", list)):
         if not isinstance(content[name], kind):
-            raise FormatError(f"circuit file {str(path)!r}: {name} is a {type(content[name]).__name__}.")
-    return content
+            raise FormatError(f"{name} is a {type(content[name]).__name__}.")
 
 
-def _check_names(given: Sequence[Any], ours: Sequence[str], what: str, path: Path) -> None:
+def _check_names(given: Sequence[Any], ours: Sequence[str], what: str) -> None:
     if len(given) != len(ours):
-        raise FormatError(
-            f"circuit file {str(path)!r}: {what} has {len(given)} names; a graph of this cfg has {len(ours)}."
-        )
+        raise FormatError(f"{what} has {len(given)} names; a graph of this cfg has {len(ours)}.")
     for place, (one, expected) in enumerate(zip(given, ours, strict=True)):
         if one != expected:
-            raise FormatError(
-                f"circuit file {str(path)!r}: {what}[{place}] is {str(one)!r:.80}; expected {expected!r}."
-            )
+            raise FormatError(f"{what}[{place}] is {str(one)!r:.80}; expected {expected!r}.")
 
 
-def _matrix(content: Mapping[str, Any], name: str, shape: tuple[int, ...], path: Path) -> np.ndarray:
+def _matrix(content: Mapping[str, Any], name: str, shape: tuple[int, ...]) -> np.ndarray:
     """A tensor of the file as a matrix: booleans for what is in the graph, float64 for scores."""
     import torch
 
     given, wants_bool = content[name], name.endswith("in_graph")
     if torch.is_tensor(given) and (given.layout != torch.strided or given.is_quantized or given.device.type != "cpu"):
         kind = f"{given.layout}, {given.dtype} tensor on {given.device}"
-        raise FormatError(f"circuit file {str(path)!r}: {name} is a {kind}; expected a plain one. Save it dense.")
+        raise FormatError(f"{name} is a {kind}; expected a plain one. Save it dense.")
     if not torch.is_tensor(given) or tuple(given.shape) != shape:
         got = f"a tensor {tuple(given.shape)}" if torch.is_tensor(given) else f"a {type(given).__name__}"
-        raise FormatError(f"circuit file {str(path)!r}: {name} is {got}; expected a tensor {shape}.")
+        raise FormatError(f"{name} is {got}; expected a tensor {shape}.")
     if (given.dtype == torch.bool) != wants_bool or given.is_complex():
-        wanted = "true and false" if wants_bool else "numbers"
-        raise FormatError(f"circuit file {str(path)!r}: {name} holds {given.dtype}; expected {wanted}.")
+        raise FormatError(f"{name} holds {given.dtype}; expected {'true and false' if wants_bool else 'numbers'}.")
     if wants_bool:
         return given.numpy()
     scores = given.detach().double().resolve_neg().numpy()
-    check_finite(scores, name, path)
+    check_finite(scores, name)
     return scores

@@ -8,8 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from circuitlab.errors import FormatError
-from circuitlab.files import parsing, read_text
+from circuitlab.errors import FormatError, in_one_line
 from circuitlab.graphs.circuit_data import CircuitData
 from circuitlab.graphs.files.mib_json import EFFECT, effect_of
 from circuitlab.parts import Edge, Kind, Node
@@ -121,7 +120,7 @@ def graph_edges(graph: nx.MultiDiGraph) -> Iterator[tuple[str, float]]:
             named = edge.source.name, edge.reader.node.name, edge.reader.slot.value if edge.reader.slot else ""
             if named != (source, target, named[2] if slot is None else slot):
                 raise FormatError(
-                    f"edge {key!r} stands between {source!r} and {target!r}, slot {slot!r}, which is another edge. "
+                    f"edge {key!r} joins {source!r} and {target!r}, slot {slot!r}, which is another edge. "
                     "Correct its key or its ends."
                 )
             name = key
@@ -148,32 +147,30 @@ def _number(value: Any, what: str, name: str) -> float:
         raise FormatError(f"{what}: its {name} has {len(str(value))} digits, more than a float holds.") from None
 
 
-def read_graphml(path: Path) -> nx.MultiDiGraph:
-    """A GraphML file as a multigraph.
+def graph_of_graphml(text: str) -> nx.MultiDiGraph:
+    """GraphML as a multigraph.
 
     Returns:
         The graph.
 
     Raises:
-        FormatError: There is no such file, or it is no GraphML.
+        FormatError: It is no GraphML.
     """
     import networkx as nx
 
-    text = read_text(path, "circuit file")
     if "<!DOCTYPE" in text or "<!ENTITY" in text:
         raise FormatError(
-            f"circuit file {str(path)!r} declares a document type, which GraphML has no need of and which can expand "
-            "to gigabytes. Remove the declaration."
+            "it declares a document type, which GraphML has no need of and which can expand to gigabytes. Remove the "
+            "declaration."
         )
     try:
-        with parsing(f"circuit file {str(path)!r}"):
-            # Bytes, not text: the parser would take the text's own declaration of its encoding at its word.
-            return nx.parse_graphml(re.sub(r"^\s*<\?xml.*?\?>", "", text, count=1), force_multigraph=True)
-    except FormatError as error:
-        raise FormatError(f"circuit file {str(path)!r} is no GraphML: {error.__cause__}. Write it again.") from error
+        # Bytes, not text: the parser would take the text's own declaration of its encoding at its word.
+        return nx.parse_graphml(re.sub(r"^\s*<\?xml.*?\?>", "", text, count=1), force_multigraph=True)
+    except Exception as error:  # of many kinds
+        raise FormatError(f"it is no GraphML: {error}. Write it again.") from error
 
 
-def read_node_link(content: Mapping[str, Any], path: Path) -> nx.MultiDiGraph:
+def graph_of_node_link(content: Mapping[str, Any]) -> nx.MultiDiGraph:
     """A node-link object as a multigraph; its edges are under `edges` or, in older files, `links`.
 
     Returns:
@@ -184,12 +181,8 @@ def read_node_link(content: Mapping[str, Any], path: Path) -> nx.MultiDiGraph:
     """
     import networkx as nx
 
+    edges = "edges" if "edges" in content else "links"
     try:
-        with parsing(f"circuit file {str(path)!r}"):
-            graph = nx.node_link_graph(
-                dict(content), directed=True, multigraph=True, edges="edges" if "edges" in content else "links"
-            )
-            return nx.MultiDiGraph(graph)
-    except FormatError as error:
-        cause = f"{type(error.__cause__).__name__} {str(error.__cause__)[:160]}"
-        raise FormatError(f"circuit file {str(path)!r} is no node-link JSON: {cause}. Write it again.") from error
+        return nx.MultiDiGraph(nx.node_link_graph(dict(content), directed=True, multigraph=True, edges=edges))
+    except Exception as error:  # of many kinds
+        raise FormatError(f"it is no node-link JSON: {in_one_line(error, 160)}. Write it again.") from error

@@ -8,7 +8,11 @@ MODEL_TYPES = ("bloom",)
 
 
 def family(config: Any) -> Family:
-    """The model's own attention code adds the biases to the scores."""
+    """The model's own attention code adds the biases to the scores.
+
+    Returns:
+        The record.
+    """
     normed = config.apply_residual_connection_post_layernorm
     return Family(
         adds_residual=frozenset({"attn", "mlp"}),

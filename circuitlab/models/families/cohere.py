@@ -8,5 +8,9 @@ MODEL_TYPES = ("cohere", "cohere2")
 
 
 def family(config: Any) -> Family:
-    """The factor of the logits."""
+    """The factor of the logits.
+
+    Returns:
+        The record.
+    """
     return Family(logit_multiplier=config.logit_scale)

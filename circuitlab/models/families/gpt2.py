@@ -9,7 +9,11 @@ MODEL_TYPES = ("gpt2",)
 
 
 def family(_config: Any) -> Family:
-    """Kernels that compute the same; each is compared with the modules before it is used."""
+    """Kernels that compute the same; each is compared with the modules before it is used.
+
+    Returns:
+        The record.
+    """
     return Family(score_scale=score_scale, fused_mlp=True)
 
 
@@ -18,6 +22,9 @@ def score_scale(attn: Any, spec: ModelSpec) -> float | None:
 
     By class and settings, since a window or a bias by distance might not show on a short probe. The verification of a
     model compares the result with the model's own pattern.
+
+    Returns:
+        The factor, or None.
     """
     inner, config = getattr(attn, "original_component", None), getattr(attn, "config", None)
     if type(attn).__name__ != "JointQKVAttentionBridge" or type(inner).__name__ != "GPT2Attention":

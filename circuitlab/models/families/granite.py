@@ -11,5 +11,9 @@ MODEL_TYPES = ("granite",)
 
 
 def family(config: Any) -> Family:
-    """What is left: outputs of sublayers on their way to the stream, and logits."""
+    """What is left: outputs of sublayers on their way to the stream, and logits.
+
+    Returns:
+        The record.
+    """
     return Family(residual_multiplier=config.residual_multiplier, logit_multiplier=1 / config.logits_scaling)

@@ -11,5 +11,9 @@ MODEL_TYPES = ("mpt",)
 
 
 def family(config: Any) -> Family:
-    """Longer prompts than `max_seq_len` have no biases."""
+    """Longer prompts than `max_seq_len` have no biases.
+
+    Returns:
+        The record.
+    """
     return Family(adds_residual=frozenset({"mlp"}), n_ctx=config.max_seq_len)

@@ -8,5 +8,9 @@ MODEL_TYPES = ("TransformerLensNative",)
 
 
 def family(config: Any) -> Family:
-    """The config is the bridge's."""
+    """The config is the bridge's.
+
+    Returns:
+        The record.
+    """
     return Family(parallel=False, n_ctx=config.n_ctx)

@@ -16,5 +16,9 @@ MODEL_TYPES = tuple(REASONS)
 
 
 def family(config: Any) -> Family:
-    """The reason; what was measured comes before it in the message."""
+    """The reason; what was measured comes before it in the message.
+
+    Returns:
+        The record.
+    """
     return Family(refused=REASONS[config.model_type])

@@ -15,7 +15,11 @@ MODEL_TYPES = ("olmo2", "olmo3")
 
 
 def family(config: Any) -> Family:
-    """The anatomy finds the norms after attention and MLP, and that there are none before."""
+    """The anatomy finds the norms after attention and MLP, and that there are none before.
+
+    Returns:
+        The record.
+    """
     half = getattr(config, "dtype", None) in (torch.bfloat16, torch.float16)
     return Family(
         norms_span_heads=True,

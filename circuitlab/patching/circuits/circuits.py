@@ -138,9 +138,9 @@ class _Run:
         groups = list(grouped(changes, lambda one: self.plan.sets.count(one.tokens), MLP_ROWS))
         wanted = [[(one.made_of, one.tokens) for one in group] for group in groups]
         reads = self.table.sums(wanted, mlp_input(self.model, self.ablated.run, layer)) if groups else ()
-        own = self.ablated.run.mlp_out[layer].flatten(0, 1)
+        recorded = self.ablated.run.mlp_out[layer].flatten(0, 1)
         for group, read in zip(groups, reads, strict=True):
-            was = own.index_select(0, self._members(one.tokens for one in group))
+            was = recorded.index_select(0, self._members(one.tokens for one in group))
             self._add(group, self.model.mlp_output(layer, read).sub_(was))
 
     def _final(self) -> Float[Tensor, "circuit batch d_model"]:

@@ -51,7 +51,11 @@ class Variants:
     of: Int[np.ndarray, " circuit"]
 
     def at(self, circuits: Int[np.ndarray, " chosen"]) -> Float[Tensor, "_ batch token *_"]:
-        """The values of chosen circuits; one where all have the same, and no copy where they are all in order."""
+        """The values of chosen circuits; one where all have the same, and no copy where they are all in order.
+
+        Returns:
+            Values `[circuit or 1, batch, token, ...]`.
+        """
         index = self.of[circuits]
         if (index == index[0]).all():
             return self.values[index[0]][None]
@@ -114,11 +118,19 @@ class CleanStart:
 
     @torch.no_grad()
     def run(self, masks: Bool[np.ndarray, "circuit writer reader"]) -> Float[Tensor, "circuit batch d_model"]:
-        """Final stream at the answer position with only the masked edges kept; as `run_circuits`."""
+        """Final stream at the answer position with only the masked edges kept; as `run_circuits`.
+
+        Returns:
+            Streams `[circuit, batch, d_model]`.
+        """
         return _Run(self, masks & self.real).finished()
 
     def at(self, values: Float[Tensor, "variant batch token *_"], need: int) -> Float[Tensor, "variant batch here *_"]:
-        """Values at the tokens where they are needed, of values at tokens up to the last, or at the answer already."""
+        """Values at the tokens where they are needed, of values at tokens up to the last, or at the answer already.
+
+        Returns:
+            Values `[variant, batch, here, ...]`.
+        """
         if need == EVERYWHERE or values.shape[2] == 1:
             return values
         if self._answer_is_last:
@@ -129,7 +141,11 @@ class CleanStart:
     def input(
         self, column: int, cut: Bool[np.ndarray, "variant writer"], need: int
     ) -> Float[Tensor, "variant batch here d_model"]:
-        """The clean input of a reader, with edges from some writers cut. Where all circuits agree, it is kept."""
+        """The clean input of a reader, with edges from some writers cut. Where all circuits agree, it is kept.
+
+        Returns:
+            The stream that it reads `[variant, batch, here, d_model]`.
+        """
         edges, known = cut.tobytes(), self._inputs.get((column, need))
         if known is not None and known[0] == edges:
             return known[1]
@@ -145,11 +161,19 @@ class CleanStart:
         return found
 
     def of_clean(self, values: Float[Tensor, "batch seq *_"], need: int) -> Float[Tensor, "1 batch here *_"]:
-        """Values of the clean run where they are needed."""
+        """Values of the clean run where they are needed.
+
+        Returns:
+            Values `[1, batch, here, ...]`.
+        """
         return self.at(values[None, :, self.since :], need)
 
     def buffer(self, name: object, *shape: int) -> Tensor:
-        """A tensor to write into, the same for every call with this name: new memory costs more than sums."""
+        """A tensor to write into, the same for every call with this name: new memory costs more than sums.
+
+        Returns:
+            The tensor, its content undefined.
+        """
         size, there = prod(shape), self._buffers.get(name)
         if there is None or there.numel() < size:
             there = self._buffers[name] = self._clean_inputs[0].new_empty(size)
@@ -166,7 +190,7 @@ class _Run:
         self.cut_by_any = np.asarray(self.cut.any((0, 1)))
         # By writer that differs from the clean run in any circuit, its differences.
         self.changes = dict[int, Variants]()
-        # By such a writer on which all circuits agree, a number that stands for its value.
+        # By such a writer on which all circuits agree, a number that identifies its value.
         self.states = dict[int, int]()
         self.agreed = np.asarray((masks == masks[0]).all((0, 1)))
         self.needed = self._needed()
@@ -275,12 +299,12 @@ class _Run:
         if not found:
             return None
         of, circuits = _distinct(np.stack([variants.of for variants in found], 1))
-        clean, own, changes = start.clean, start.clean.v[layer][:, :, head], list[Tensor]()
+        clean, recorded, changes = start.clean, start.clean.v[layer][:, :, head], list[Tensor]()
         if pattern is None:
             weights = start.of_clean(clean.pattern[layer][:, head], need)
         else:
             weights = pattern.at(circuits)
-            changes.append(torch.matmul(weights, own) - start.of_clean(clean.z[layer][:, :, head], need))
+            changes.append(torch.matmul(weights, recorded) - start.of_clean(clean.z[layer][:, :, head], need))
         if read is not None:
             weights = weights[..., start.since :]
             if need == ANSWER:
@@ -289,7 +313,7 @@ class _Run:
                 mixed = mixed - torch.matmul(weights, start.normed[layer])
                 changes.append(head_values(self.model, layer, head, mixed))
             else:
-                values = self._projected(layer, V, head, read).at(circuits) - own[:, start.since :]
+                values = self._projected(layer, V, head, read).at(circuits) - recorded[:, start.since :]
                 changes.append(torch.matmul(weights, values))
         change = changes[0] if len(changes) == 1 else changes[0] + changes[1]
         z = change.flatten(0, 1)[:, :, None].expand(-1, -1, self.model.spec.n_heads, -1)
@@ -302,12 +326,12 @@ class _Run:
         if not found:
             return None
         of, circuits = _distinct(np.stack([variants.of for variants in found], 1))
-        start, own = self.start, self.start.clean.k[layer][:, :, head]
+        start, recorded = self.start, self.start.clean.k[layer][:, :, head]
         queries = start.of_clean(start.clean.q[layer][:, :, head], need) if q is None else q.at(circuits)
         if k is None:
-            scores = torch.matmul(queries, own.transpose(1, 2))
+            scores = torch.matmul(queries, recorded.transpose(1, 2))
         else:
-            early = torch.matmul(queries, own[:, : start.since].transpose(1, 2))
+            early = torch.matmul(queries, recorded[:, : start.since].transpose(1, 2))
             late = torch.matmul(queries, k.at(circuits).transpose(2, 3))
             scores = torch.cat([early.expand(*late.shape[:3], -1), late], 3)
         return Variants(attention_pattern(self.model, layer, scores, start.sees[need]), of)
@@ -336,8 +360,8 @@ class _Run:
         if not reads:
             return
         of, circuits = _distinct(np.stack([read.of for read in reads.values()], 1))
-        z, own = self._z(layer, need, reads, circuits), start.of_clean(start.clean.z[layer], need)
-        now, was = (self.model.head_outputs(layer, values.flatten(0, 1)) for values in (z, own))
+        z, recorded = self._z(layer, need, reads, circuits), start.of_clean(start.clean.z[layer], need)
+        now, was = (self.model.head_outputs(layer, values.flatten(0, 1)) for values in (z, recorded))
         changes = now.unflatten(1, z.shape[:2]) - was[:, None]
         self.changes |= {first_writer + head: Variants(values, of) for head, values in enumerate(changes)}
 
@@ -348,8 +372,8 @@ class _Run:
         start, clean = self.start, self.start.clean
         # Queries begin with the first answer or the first token that differs.
         first = int(start.answer_at.min()) if need == ANSWER else start.since
-        own = {Q: clean.q[layer][:, first:], K: clean.k[layer], V: clean.v[layer]}
-        slots = {slot: values.repeat(len(circuits), 1, 1, 1, 1) for slot, values in own.items()}
+        recorded = {Q: clean.q[layer][:, first:], K: clean.k[layer], V: clean.v[layer]}
+        slots = {slot: values.repeat(len(circuits), 1, 1, 1, 1) for slot, values in recorded.items()}
         for (slot, head), read in reads.items():
             values = read.at(circuits)
             if slot is Q and need == ANSWER:

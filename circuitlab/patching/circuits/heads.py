@@ -1,6 +1,6 @@
 """The heads of a layer in a circuit run: their z, and the difference of each to its output in the ablated run.
 
-Heads of a layer do not read each other. Attention is called once, on rows in which the versions of a head stand below
+Heads of a layer do not read each other. Attention is called once, on rows in which the versions of a head are below
 each other in the column of that head; a shorter column is filled up with the values of the ablated run. Where a norm
 makes heads depend on each other, each row holds the heads of one combination (`JointHeads`).
 """
@@ -63,7 +63,7 @@ class Heads:
         yield from self._joint_changes(layer, z, joint, since) if joint else self._each(layer, z, dict(places), since)
 
     def _places(self, heads: Mapping[int, HeadResult]) -> list[tuple[int, int]]:
-        """Each z, and where it stands in its head's column at the first token, counted in vectors."""
+        """Each z, and its place in its head's column at the first token, counted in vectors."""
         depth, places = Counter[int](), list[tuple[int, int]]()
         for number, step in heads.items():
             places.append((number, depth[step.head] * self._size + step.head))
@@ -154,14 +154,14 @@ class Heads:
         return self.plan.sets.size * self.model.spec.n_heads
 
     def _queried(self, vectors: Int[np.ndarray, "*token"], since: int) -> Int[np.ndarray, "*token"]:
-        """Where vectors of whole prompts stand among those of the queries, from token `since` on."""
+        """The places of vectors of whole prompts among those of the queries, from token `since` on."""
         whole = self.plan.sets.seq * self.model.spec.n_heads
         row, inside = np.divmod(vectors, whole)
         skipped = since * self.model.spec.n_heads
         return row * (whole - skipped) + inside - skipped
 
     def _tokens(self, tokens: int) -> Int[np.ndarray, " token"]:
-        """Where tokens stand in one head's column."""
+        """The places of tokens in one head's column."""
         return self.plan.sets.indices(tokens) * self.model.spec.n_heads
 
     def _head(self, writer: int) -> int:

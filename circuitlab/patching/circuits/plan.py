@@ -110,13 +110,21 @@ class Plan:
     final: tuple[int, ...]
 
     def of(self, kind: type[AnyStep], part: range | None = None) -> dict[int, AnyStep]:
-        """The steps of one kind that are computed anywhere, in one part of the plan or in all of it."""
+        """The steps of one kind that are computed anywhere, in one part of the plan or in all of it.
+
+        Returns:
+            Steps by layer.
+        """
         numbers = range(len(self.steps)) if part is None else part
         found = ((n, self.steps[n]) for n in numbers if self.tokens[n])
         return {n: step for n, step in found if isinstance(step, kind)}
 
     def made(self, part: range) -> list[WriterChange]:
-        """The versions of a part that are made of anything, writer by writer."""
+        """The versions of a part that are made of anything, writer by writer.
+
+        Returns:
+            The versions.
+        """
         found = [
             WriterChange(number, step.writer, step.made_of, self.tokens[number] & self.tokens[step.made_of])
             for number, step in self.of(ComputedWriter, part).items()

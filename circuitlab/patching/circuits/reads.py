@@ -25,7 +25,7 @@ from circuitlab.patching.circuits.rows import Table, grouped
 
 # Reads by their number in the plan.
 Reads = dict[int, Read]
-# Vectors, and where each read's stand among them, in the order of its tokens.
+# Vectors, and the places of each read's among them, in the order of its tokens.
 Found = tuple[Float[Tensor, "_ d_head"], dict[int, Int[np.ndarray, " token"]]]
 
 
@@ -35,7 +35,7 @@ class Vectors:
 
     Attributes:
         values: First the ablated run's, slot by slot, then those of the reads.
-        of: By read, where its vectors stand, in the order of its tokens.
+        of: By read, the places of its vectors, in the order of its tokens.
     """
 
     values: Float[Tensor, "_ d_head"]

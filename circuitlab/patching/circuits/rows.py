@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from circuitlab.patching.circuits.plan import ComputedWriter, Plan, Read, Stream, UnchangedWriter
 
-# Line of the index in which the ablated run's stream stands.
+# Line of the index that holds the ablated run's stream.
 ABLATED = 0
 # Rows that are taken together in one call. On a GPT-2-small-sized model and one core a 200-edge circuit takes 139 ms
 # where every head has calls of its own and 119 ms with this; 32 of them take 2.0 s either way. Much more than these
@@ -59,11 +59,19 @@ class Table:
         self.rows = like.new_empty(n_rows, like.shape[2])
 
     def of(self, versions: Sequence[int]) -> Float[Tensor, "token d_model"]:
-        """The rows of versions of one writer that follow each other, to be filled."""
+        """The rows of versions of one writer that follow each other, to be filled.
+
+        Returns:
+            A view `[token, d_model]`.
+        """
         return self.rows[self.at(versions[0])[0] : self.at(versions[-1])[-1] + 1]
 
     def at(self, version: int, tokens: int | None = None) -> Int[np.ndarray, " token"]:
-        """The numbers of a version's rows, at some of its tokens or at all of them."""
+        """The numbers of a version's rows, at some of its tokens or at all of them.
+
+        Returns:
+            Numbers of rows.
+        """
         tokens = self._plan.tokens[version] if tokens is None else tokens
         return self._row_at[self._line[version], self._plan.sets.indices(tokens)]
 
@@ -73,6 +81,9 @@ class Table:
         """What is read at one place, group by group: one row for every token of every stream of the group.
 
         All of it is to be taken before the next call. Only heads share streams, and there is space for theirs alone.
+
+        Returns:
+            The sums `[token, d_model]` of each group.
         """
         self.rows[: self._plan.sets.size] = ablated.flatten(0, 1)
         times = Counter(stream for group in groups for stream, _ in group)
@@ -118,7 +129,7 @@ class Table:
         tokens = [self._plan.sets.indices(where) for _, where in sums]
         n_sums, n_lines = np.array([len(part) for part in tokens]), np.array([len(lines) for lines, _ in sums])
         token, line = np.concatenate(tokens), np.concatenate([lines for lines, _ in sums])
-        # Which sum each summand belongs to, and how many stand before it in that sum.
+        # Which sum each summand belongs to, and how many precede it in that sum.
         n_each = np.repeat(n_lines, n_sums)
         of_sum = np.repeat(np.arange(len(token)), n_each)
         nth = np.arange(len(of_sum)) - np.repeat(np.cumsum(n_each) - n_each, n_each)

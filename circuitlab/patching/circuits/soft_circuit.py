@@ -84,6 +84,9 @@ class SoftCircuit:
             z: Each example's mask, by the numbers of `Layout`; entries that are no edge of the model do not count.
             rows: Which examples of the batch; all by default.
             removed: What edges that z keeps carry the replacement of.
+
+        Returns:
+            Streams `[chosen, d_model]`; gradients with respect to the mask follow if they are on.
         """
         rows = torch.arange(len(self), device=z.device) if rows is None else rows
         run = _SoftRun(self._layout, self._replaced[:, rows], z, removed)
@@ -98,11 +101,11 @@ class SoftCircuit:
     def _outputs_of_heads(
         self, run: _SoftRun, layer: int, rows: Int[Tensor, " chosen"]
     ) -> Float[Tensor, "head chosen seq d_model"]:
-        heads, own = range(self.model.spec.n_heads), self._at_heads[layer][rows]
+        heads, at_heads = range(self.model.spec.n_heads), self._at_heads[layer][rows]
 
         def values(slot: Slot) -> Tensor:
             first = self._layout.reader_index(Reader(Node(Kind.HEAD, layer, 0), slot))
-            read = project(self.model, layer, slot, heads, run.read(first, len(heads), own))
+            read = project(self.model, layer, slot, heads, run.read(first, len(heads), at_heads))
             return self._whole(rearrange(read, "head batch seq d_head -> batch seq head d_head"))
 
         z = attend(self.model, layer, {slot: values(slot) for slot in Slot}, self.baseline.arguments)

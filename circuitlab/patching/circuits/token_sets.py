@@ -36,28 +36,47 @@ class TokenSets:
         self._indices: dict[int, np.ndarray] = {}
 
     def of(self, members: Bool[np.ndarray, "batch seq"]) -> int:
-        """The set with these members."""
+        """The set with these members.
+
+        Returns:
+            Number of the set.
+        """
         return int.from_bytes(np.packbits(members, bitorder="little").tobytes(), "little")
 
     def indices(self, tokens: int) -> Int[np.ndarray, " token"]:
-        """The members in ascending order, as `example * seq + position`."""
+        """The members in ascending order, as `example * seq + position`.
+
+        Returns:
+            The indices.
+        """
         if tokens not in self._indices:
             bits = np.frombuffer(tokens.to_bytes(-(-self.size // 8), "little"), dtype=np.uint8)
             self._indices[tokens] = np.flatnonzero(np.unpackbits(bits, bitorder="little"))
         return self._indices[tokens]
 
     def among(self, tokens: int, others: int) -> Int[np.ndarray, " token"]:
-        """Where the members stand among the members of a set that holds them all."""
+        """The places of the members among the members of a set that holds them all.
+
+        Returns:
+            Places, ascending.
+        """
         return np.searchsorted(self.indices(others), self.indices(tokens))
 
     def count(self, tokens: int) -> int:
-        """How many members there are."""
+        """How many members there are.
+
+        Returns:
+            The number.
+        """
         return tokens.bit_count()
 
     def after(self, tokens: int) -> int:
         """The members and every later token of the same example: what attention can carry them to.
 
         Where attention is not causal, all tokens of an example that has a member.
+
+        Returns:
+            Number of that set.
         """
         return self._forwards(tokens if self._causal else self._backwards(tokens))
 
@@ -65,6 +84,9 @@ class TokenSets:
         """The members and every earlier token of the same example: what attention reads for them.
 
         Where attention is not causal, all tokens of an example that has a member.
+
+        Returns:
+            Number of that set.
         """
         return self._backwards(tokens if self._causal else self._forwards(tokens))
 

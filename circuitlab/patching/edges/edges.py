@@ -14,32 +14,93 @@ References:
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
 
-from circuitlab.data.batch import PairBatch
-from circuitlab.data.pairs import PairSet
+from circuitlab.data.batching import Pairs
 from circuitlab.metrics import Metric, MetricLike
 from circuitlab.models.modes import model_function
 from circuitlab.models.protocol import Model
-from circuitlab.patching.edges.carried import EdgeRun, edge_run
-from circuitlab.patching.edges.effects import EdgeEffects
+from circuitlab.parts import Edge
 from circuitlab.patching.edges.plan import EdgePlan, Edges, plan_edges
-from circuitlab.patching.edges.rows import EdgeRows, edge_rows, edges_into, run_rows
+from circuitlab.patching.edges.rows import EdgeRows, EdgeRun, edge_rows, edge_run, edges_into, run_rows
+from circuitlab.patching.effects import Effects
 from circuitlab.patching.experiment import Experiment
 from circuitlab.patching.runs.baseline import judge
 from circuitlab.patching.runs.packing import Packer, rows_at_once
 from circuitlab.patching.runs.replacement import AblationLike
 from circuitlab.progress import Progress, callback
 from circuitlab.resources import Resources
+from circuitlab.summary import largest, plural
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+class EdgeEffects(Effects):
+    """Exact effects of edges, each patched alone.
+
+    Columns of `to_frame`: source, target, position | span, (label), value, ci_low, ci_high, p_value, n.
+
+    Attributes:
+        edges: The edges, in the given order.
+        direction: "noise": corrupted in the clean run; "denoise": clean in the corrupted run.
+        metric: Name of the metric.
+        unit: Its unit.
+        column_kind: "position" or "span"; a single span "all" where whole messages were swapped.
+        columns: Labels of the columns.
+        per_example: How much the edge helps: m(clean) - m(clean with it corrupted), or m(corrupted with it clean) -
+            m(corrupted); negated for metrics where less is better. NaN where an example lacks the span.
+        clean: Metric of the clean run.
+        corrupt: Metric of the corrupted run.
+        seed: Seed of intervals and p-values.
+        numbers: Positions of the columns, where only some were patched.
+    """
+
+    edges: tuple[Edge, ...]
+    direction: str
+    metric: str
+    unit: str
+    column_kind: str
+    columns: tuple[str, ...]
+    per_example: Float[np.ndarray, "edge column example"]
+    clean: Float[np.ndarray, " example"]
+    corrupt: Float[np.ndarray, " example"]
+    seed: int = 0
+    numbers: tuple[int, ...] | None = None
+
+    def _labels(self) -> dict[str, Any]:
+        n_columns = len(self.columns)
+        numbers = range(n_columns) if self.numbers is None else self.numbers
+        data: dict[str, Any] = {
+            "source": [edge.source.name for edge in self.edges for _ in self.columns],
+            "target": [edge.reader.name for edge in self.edges for _ in self.columns],
+            self.column_kind: [*self.columns] * len(self.edges),
+        }
+        if self.column_kind == "position":
+            data |= {"position": [*numbers] * len(self.edges), "label": data["position"]}
+        return data
+
+    def _summary(self) -> str:
+        size = f"{plural(len(self.edges), 'edge')} x {plural(len(self.columns), self.column_kind or 'column')}"
+        return f"by {self.direction}: {size}, {plural(self.per_example.shape[-1], 'pair')}"
+
+    def _facts(self) -> Iterable[tuple[str, object]]:
+        values = self.per_example.mean(-1)
+        width = len(self.columns)
+        yield "metric", self._ends
+        yield from largest(
+            values.ravel().tolist(),
+            lambda number: self.edges[number // width].name + (f" {self.columns[number % width]}" if width > 1 else ""),
+        )
 
 
 @model_function
 def patch_edges(
     model: Model,
-    pairs: PairSet | PairBatch,
+    pairs: Pairs,
     edges: Edges = None,
     *,
     metric: MetricLike | None = None,
@@ -47,7 +108,7 @@ def patch_edges(
     positions: Iterable[int] | None = None,
     direction: str | None = None,
     ablation: AblationLike = "corrupt",
-    reference: PairSet | PairBatch | None = None,
+    reference: Pairs | None = None,
     seed: int = 0,
     budget: int | None = None,
     progress: Progress | bool | None = None,
@@ -104,7 +165,11 @@ def patch_edges(
 
 
 def run_edges(experiment: Experiment, plan: EdgePlan) -> EdgeEffects:
-    """Patch the edges of a plan on an experiment's pairs; result as of `patch_edges`."""
+    """Patch the edges of a plan on an experiment's pairs; result as of `patch_edges`.
+
+    Returns:
+        The effects, in the metric's unit.
+    """
     metric, packer = experiment.metric, Packer()
     effects = np.zeros((len(plan.edges), len(plan.columns.labels), experiment.n_examples))
     for number, (baseline, tokens) in enumerate(zip(experiment.baselines, plan.columns.masks, strict=True)):

@@ -46,7 +46,15 @@ def plan_edges(
     positions: Iterable[int] | None = None,
     direction: str | None = None,
 ) -> EdgePlan:
-    """Check every argument of `patch_edges`; see there."""
+    """Check every argument of `patch_edges`; see there.
+
+    Returns:
+        The plan.
+
+    Raises:
+        UnknownNameError: There is no such edge, axis or direction.
+        ConfigError: No edge, an edge or a position twice, or an ablation that goes with direction "noise" only.
+    """
     direction = resolve_direction(direction, experiment.replacement.kind)
     chosen = resolve_edges(Layout.of(experiment.model.spec), edges)
     columns = columns_of(experiment.pairs, experiment.batches, axis)
@@ -62,6 +70,9 @@ def plan_edges(
 
 def resolve_edges(layout: Layout, edges: Edges) -> tuple[Edge, ...]:
     """The edges that are meant, in the order given; a mask's in the order of `Layout.edges`.
+
+    Returns:
+        The edges.
 
     Raises:
         UnknownNameError: One is no edge of the model.
@@ -81,7 +92,11 @@ def resolve_edges(layout: Layout, edges: Edges) -> tuple[Edge, ...]:
 
 
 def reader_layer(layout: Layout, edge: Edge) -> int:
-    """The layer of an edge's reader; the number of layers for the logits."""
+    """The layer of an edge's reader; the number of layers for the logits.
+
+    Returns:
+        The number.
+    """
     node = edge.reader.node
     return layout.spec.n_layers if node.kind is Kind.LOGITS else int(node.layer or 0)
 

@@ -19,23 +19,103 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from circuitlab.models.changes import add_change_of_heads, add_change_of_layer, finish_block_shifted
+from circuitlab.models.protocol import Model, Recording
 from circuitlab.models.row_steps import at_tokens, attend_with_slot
 from circuitlab.models.steps import after_heads, changes_other_heads
-from circuitlab.parts import Edge, Layout, Slot
-from circuitlab.patching.edges.carried import EdgeRun
-from circuitlab.patching.edges.plan import reader_layer
-from circuitlab.patching.runs.reach import rows_at_answer, rows_from
+from circuitlab.parts import Edge, Layout, Node, Slot
+from circuitlab.patching.edges.plan import EdgePlan, reader_layer
+from circuitlab.patching.experiment import Experiment
+from circuitlab.patching.runs.baseline import Baseline
+from circuitlab.patching.runs.reach import rows_at_answer, rows_from, tokens_that_matter
 from circuitlab.patching.runs.suffix import run_suffix
+from circuitlab.patching.runs.writers import replacement_messages
 
 SLOTS = tuple(Slot)
-# What stands in the place of a slot's number for readers that have none.
+# Number of the slot of readers that have none.
 WHOLE = len(SLOTS)
-# Rows that are listed together; each takes 56 bytes, and as much again while they are put in order.
+# Rows that are listed together; each takes 56 bytes, and as much again while they are sorted.
 ROWS_AT_ONCE = 2**20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class EdgeRun:
+    """One batch and the messages that are patched in it.
+
+    Attributes:
+        model: The model.
+        baseline: The batch, run clean and corrupted.
+        base: The run that is patched.
+        edges: The edges.
+        writers: Their sources, in the order of `messages`.
+        messages: What each edge of a writer carries instead, minus the writer's output in `base`.
+        tokens: The tokens of each column.
+        live: Where a message differs and what it changes can reach the answer.
+        first: The first such token of each column; `seq` where there is none.
+    """
+
+    model: Model
+    baseline: Baseline
+    base: Recording
+    edges: tuple[Edge, ...]
+    writers: tuple[Node, ...]
+    messages: Float[Tensor, "writer batch seq d_model"]
+    tokens: Bool[Tensor, "column batch seq"]
+    live: Bool[Tensor, "writer batch seq"]
+    first: Int[Tensor, "writer column batch"]
+
+    @property
+    def answer_at(self) -> Int[Tensor, " batch"]:
+        """Where each example is judged."""
+        return self.baseline.batch.answer_at
+
+
+@torch.no_grad()
+def edge_run(
+    experiment: Experiment, plan: EdgePlan, baseline: Baseline, tokens: Bool[Tensor, "column batch seq"]
+) -> EdgeRun:
+    """Take the messages of a batch: the differences of both runs, or of one run and its replacement.
+
+    Args:
+        experiment: The model, and the replacement that a patched edge carries.
+        plan: The edges and the direction.
+        baseline: The batch, run clean and corrupted.
+        tokens: The tokens of each column.
+
+    Returns:
+        The messages, with the tokens that they change.
+    """
+    model, replacement = experiment.model, experiment.replacement
+    base = baseline.clean if plan.direction == "noise" else baseline.corrupt
+    writers = tuple(sorted({edge.source for edge in plan.edges}, key=Layout.of(model.spec).writer_index))
+    messages = replacement_messages(model, replacement, baseline, base, writers)
+    matters = tokens_that_matter(model.spec, baseline.batch, from_difference=replacement.kind == "corrupt")
+    live = (messages != 0).any(3) & matters
+    return EdgeRun(
+        model=model,
+        baseline=baseline,
+        base=base,
+        edges=plan.edges,
+        writers=writers,
+        messages=messages,
+        tokens=tokens,
+        live=live,
+        first=_first_tokens(live, tokens),
+    )
+
+
+def _first_tokens(
+    live: Bool[Tensor, "writer batch seq"], tokens: Bool[Tensor, "column batch seq"]
+) -> Int[Tensor, "writer column batch"]:
+    """Writer by writer, to keep the memory small."""
+    first = torch.empty((len(live), *tokens.shape[:2]), dtype=torch.long, device=live.device)
+    for writer, here in enumerate(live):
+        both = tokens & here
+        first[writer] = torch.where(both.any(2), both.int().argmax(2), tokens.shape[2])
+    return first
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -64,14 +144,18 @@ class EdgeRows:
         return len(self.edge)
 
     def take(self, rows: slice | Int[Tensor, " kept"]) -> EdgeRows:
-        """Some of the rows."""
+        """Some of the rows.
+
+        Returns:
+            A new record.
+        """
         return EdgeRows(**{item.name: getattr(self, item.name)[rows] for item in fields(self)})
 
 
 def edges_into(run: EdgeRun, layer: int) -> Iterator[list[int]]:
     """Numbers of the edges into readers of a layer (`n_layers`: into the logits), so many at a time.
 
-    Edges that can share a call of the attention code stand together. All at once their rows would take 3 GB for the
+    Edges that can share a call of the attention code follow each other. All at once their rows would take 3 GB for the
     edges of GPT-2 small on 100 prompts of 16 tokens, by position.
     """
     layout = Layout.of(run.model.spec)
@@ -87,7 +171,11 @@ def edges_into(run: EdgeRun, layer: int) -> Iterator[list[int]]:
 
 
 def edge_rows(run: EdgeRun, layer: int, numbers: Sequence[int]) -> EdgeRows:
-    """The rows of some edges into readers of one layer; `layer = n_layers`: into the logits."""
+    """The rows of some edges into readers of one layer; `layer = n_layers`: into the logits.
+
+    Returns:
+        The rows, those that share a run of attention next to each other.
+    """
     device, last = run.messages.device, run.model.spec.n_layers - 1
     places = {writer: i for i, writer in enumerate(run.writers)}
     edges = [run.edges[number] for number in numbers]
@@ -118,7 +206,11 @@ def edge_rows(run: EdgeRun, layer: int, numbers: Sequence[int]) -> EdgeRows:
 
 @torch.no_grad()
 def run_rows(run: EdgeRun, layer: int, some: EdgeRows) -> Float[Tensor, "row d_model"]:
-    """The final stream of each row at its answer."""
+    """The final stream of each row at its answer.
+
+    Returns:
+        Streams `[row, d_model]`.
+    """
     model, base, n_layers = run.model, run.base, run.model.spec.n_layers
     answer = run.answer_at[some.example]
     if layer == n_layers:

@@ -1,7 +1,7 @@
 """First-order effects of all edges: each writer's difference times each reader's gradient.
 
 Both are as long as the prompt is times the width of the stream, and there are 157 writers and 445 readers in GPT-2. The
-differences stand in memory; the gradients come some readers at a time and are gone after their product.
+differences are held in memory; the gradients come some readers at a time and are gone after their product.
 """
 
 from __future__ import annotations
@@ -41,7 +41,11 @@ class WriterValues:
 
     @classmethod
     def of(cls, run: Traced) -> WriterValues:
-        """The values of another run."""
+        """The values of another run.
+
+        Returns:
+            The values.
+        """
         return cls(start=run.start, z=tuple(b.z for b in run.blocks), mlp=tuple(b.mlp for b in run.blocks))
 
 
@@ -54,6 +58,9 @@ def replacement_of_writers(model: Model, replacement: Replacement, batch: PairBa
         replacement: Resolved for the data set that the batch is of.
         batch: The prompts.
         clean: Their clean run.
+
+    Returns:
+        The values.
     """
     last, answers = model.spec.n_layers - 1, Window.whole(batch)
 
@@ -68,7 +75,7 @@ def replacement_of_writers(model: Model, replacement: Replacement, batch: PairBa
         return WriterValues(
             start=given(0),
             mlp=tuple(value if value is None else kept(value, layer) for layer, value in enumerate(mlps)),
-            heads=tuple(answers.at_answer(own) if layer == last else own for layer, own in enumerate(heads)),
+            heads=tuple(answers.at_answer(one) if layer == last else one for layer, one in enumerate(heads)),
         )
     put = replacement_values(model, replacement, batch)
     return WriterValues(
@@ -101,7 +108,11 @@ class EdgeProducts:
         return self._during[0]
 
     def of(self, writers: slice, at_answer: bool) -> Float[Tensor, "_ batch _ d_model"]:
-        """Clean outputs minus their replacements, at the answer or on the window (not the last block's writers)."""
+        """Clean outputs minus their replacements, at the answer or on the window (not the last block's writers).
+
+        Returns:
+            Differences `[writer, batch, token, d_model]`.
+        """
         return (self._at_answer if at_answer else self._during)[writers]
 
     @torch.no_grad()
@@ -111,6 +122,9 @@ class EdgeProducts:
         Args:
             traced: A pass on the window.
             found: Its gradients.
+
+        Returns:
+            Products `[batch, writer, reader]`, in the metric's unit.
         """
         layout = self._layout
         out = self._during.new_zeros(self._during.shape[1], len(layout.writers), len(layout.readers))
@@ -133,6 +147,9 @@ class EdgeProducts:
             traced: A pass on the window.
             found: Its gradients.
             tokens: The tokens of each column, of whole prompts.
+
+        Returns:
+            Products `[column, batch, writer, reader]`, in the metric's unit.
         """
         layout, window = self._layout, traced.window
         rows = torch.arange(tokens.shape[1], device=tokens.device)
@@ -158,6 +175,9 @@ class EdgeProducts:
         """Each writer's difference times the gradient at its output, component by component, summed over tokens.
 
         Their sum over components is that of the writer's edges: whoever reads the stream reads all of it.
+
+        Returns:
+            Products `[batch, writer, d_model]`, in the metric's unit.
         """
         layout, spec, during = self._layout, self._model.spec, self._during
         out = during.new_zeros(during.shape[1], len(layout.writers), spec.d_model)

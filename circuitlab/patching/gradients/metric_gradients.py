@@ -62,7 +62,7 @@ def metric_gradients(
 ) -> Gradients:
     """Run the model and take the gradient of the metric at every reader and writer.
 
-    Both stand in memory at every token: `(readers + writers) * batch * seq * d_model` numbers, for GPT-2 1.8 MB a
+    Both are held in memory for every token: `(readers + writers) * batch * seq * d_model` numbers, for GPT-2 1.8 MB a
     token. Scores are taken layer by layer instead, from `reader_gradients`.
 
     Args:
@@ -71,6 +71,9 @@ def metric_gradients(
         metric: What is differentiated; examples do not interact, so the sum over them gives each its own gradient.
             By default the metric of the task that drew the batch, else `logit_diff`.
         start: Embedding to start from (`model.embedding`); that of the clean prompts by default.
+
+    Returns:
+        The gradients.
 
     Raises:
         UnknownNameError: No such metric.
@@ -101,6 +104,9 @@ def gradients_and_values(
 ) -> tuple[PassGradients, Float[Tensor, " batch"]]:
     """Gradients at the points of a pass, and the metric's values there. The pass's graph is gone after it.
 
+    Returns:
+        The gradients, and one value an example.
+
     Raises:
         MetricError: The metric has no gradient.
     """
@@ -119,7 +125,11 @@ def gradients_and_values(
 def judged(
     model: Model, metric: Metric, batch: PairBatch, final: Float[Tensor, "batch d_model"]
 ) -> Float[Tensor, " batch"]:
-    """The metric of final streams, from the logits of the words it needs; gradients follow if they are on."""
+    """The metric of final streams, from the logits of the words it needs; gradients follow if they are on.
+
+    Returns:
+        One value an example.
+    """
     words, batch = batch.compact() if metric.local else (None, batch)
     return metric(model.logits(final, words), batch)
 

@@ -39,6 +39,9 @@ class NeuronProducts:
         Args:
             traced: A pass on the window.
             found: Its gradients.
+
+        Returns:
+            Products `[batch, layer, neuron]`, in the metric's unit.
         """
         layers = []
         for layer, difference in enumerate(self._differences):

@@ -42,7 +42,11 @@ class Sublayer:
 
 
 def sublayers(model: Model) -> tuple[Sublayer, ...]:
-    """All of them, in the order of the writers."""
+    """All of them, in the order of the writers.
+
+    Returns:
+        The sublayers: the input, then attention and MLP of each layer.
+    """
     layout, spec = Layout.of(model.spec), model.spec
     found = [Sublayer(kind=Kind.INPUT, layer=-1, writers=slice(0, 1))]
     for layer in range(spec.n_layers):
@@ -87,12 +91,20 @@ class SublayerPaths:
 
     @torch.no_grad()
     def value(self, at: Sublayer, shift: Float[Tensor, "batch _ d_model"]) -> Float[Tensor, " batch"]:
-        """The metric with the sublayer's output shifted; no gradients."""
+        """The metric with the sublayer's output shifted; no gradients.
+
+        Returns:
+            One value an example.
+        """
         stream, _ = self._shifted(at, shift)
         return judged(self._model, self._metric, self._batch, self._later(at, stream).final.detach())
 
     def gradients(self, at: Sublayer, shift: Float[Tensor, "batch _ d_model"]) -> LaterGradients:
-        """Gradients after the sublayer with its output shifted."""
+        """Gradients after the sublayer with its output shifted.
+
+        Returns:
+            The gradients at the sublayer's output and at all later readers.
+        """
         stream, mlp = self._shifted(at, shift)
         traced = self._later(at, stream.detach())
         found, _ = gradients_and_values(self._model, traced, self._metric, self._batch)

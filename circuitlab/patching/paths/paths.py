@@ -22,20 +22,22 @@ References:
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitlab.data.batch import PairBatch
-from circuitlab.data.pairs import PairSet
+from circuitlab.data.batching import Pairs
 from circuitlab.metrics import MetricLike
 from circuitlab.models.modes import model_function
 from circuitlab.models.protocol import Model
 from circuitlab.parts import Kind, Node, Reader
+from circuitlab.patching.effects import Effects
 from circuitlab.patching.experiment import Experiment
-from circuitlab.patching.paths.effects import PathEffects
 from circuitlab.patching.paths.plan import PathPlan, plan_paths
 from circuitlab.patching.paths.run import Paths, run_paths
 from circuitlab.patching.runs.baseline import Baseline, judge
@@ -43,12 +45,76 @@ from circuitlab.patching.runs.packing import Packer, rows_at_once, rows_per_pack
 from circuitlab.patching.runs.reach import rows_from, tokens_that_matter
 from circuitlab.patching.runs.writers import messages_of
 from circuitlab.progress import Progress, callback
+from circuitlab.summary import largest, plural
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+class PathEffects(Effects):
+    """Effects of senders through the paths to a set of receivers, each sender patched alone.
+
+    Columns of `to_frame`: sender, receivers, value, share, ci_low, ci_high, p_value, n.
+
+    Attributes:
+        senders: Whose output was replaced, in the given order.
+        receivers: Whose input was patched, all together.
+        frozen: What of the heads between was frozen: "heads", "patterns" or "none".
+        freeze_mlps: Whether the MLPs between were frozen.
+        direction: "noise": corrupted in the clean run; "denoise": clean in the corrupted run.
+        metric: Name of the metric.
+        unit: Its unit.
+        per_example: How much the paths help: m(clean) - m(clean with them corrupted), or m(corrupted with them clean) -
+            m(corrupted); negated for metrics where less is better.
+        clean: Metric of the clean run.
+        corrupt: Metric of the corrupted run.
+        seed: Seed of intervals and p-values.
+    """
+
+    senders: tuple[Node, ...]
+    receivers: tuple[Reader, ...]
+    frozen: str
+    freeze_mlps: bool
+    direction: str
+    metric: str
+    unit: str
+    per_example: Float[np.ndarray, "sender example"]
+    clean: Float[np.ndarray, " example"]
+    corrupt: Float[np.ndarray, " example"]
+    seed: int = 0
+
+    @property
+    def shares(self) -> Float[np.ndarray, " sender"]:
+        """`values` as a share of the clean-corrupted difference (ratio of means)."""
+        return self.values / abs(float((self.clean - self.corrupt).mean()))
+
+    def to_frame(self, correction: str | None = None) -> pd.DataFrame:
+        """As of `Effects`, with the shares.
+
+        Returns:
+            The table.
+        """
+        frame = Effects.to_frame(self, correction)
+        frame.insert(3, "share", self.shares)
+        return frame
+
+    def _labels(self) -> dict[str, Any]:
+        receivers = " ".join(reader.name for reader in self.receivers)
+        return {"sender": [node.name for node in self.senders], "receivers": receivers}
+
+    def _summary(self) -> str:
+        return (
+            f"by {self.direction}: {plural(len(self.senders), 'sender')}, {plural(self.per_example.shape[-1], 'pair')}"
+        )
+
+    def _facts(self) -> Iterable[tuple[str, object]]:
+        yield "receivers", " ".join(one.name for one in self.receivers)
+        yield "metric", self._ends
+        yield from largest(self.per_example.mean(-1), lambda number: self.senders[number].name)
 
 
 @model_function
 def path_patch(
     model: Model,
-    pairs: PairSet | PairBatch,
+    pairs: Pairs,
     senders: str | Node | Iterable[str | Node] | None,
     receivers: str | Node | Reader | Iterable[str | Node | Reader],
     *,
@@ -140,14 +206,7 @@ def _effects(
     """How much the paths help, for the senders that enter the stream at one point, point after point."""
     runs, noise = (baseline.clean, baseline.corrupt), plan.direction == "noise"
     base, other = runs if noise else runs[::-1]
-    paths = Paths(
-        model=plan.experiment.model,
-        baseline=baseline,
-        base=base,
-        receivers=plan.receivers,
-        frozen=plan.frozen,
-        freeze_mlps=plan.freeze_mlps,
-    )
+    paths = Paths(plan=plan, baseline=baseline, base=base)
     clean, corrupt = (values.double() for values in baseline.gap(plan.experiment.metric))
     untouched = clean if noise else corrupt
     for sender, numbers in _entering_together(plan.senders).items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import product
 
 from circuitlab.arguments import check_each_once
 from circuitlab.errors import ConfigError, GraphError, UnknownNameError
@@ -53,12 +54,22 @@ def plan_paths(
     freeze_mlps: bool,
     direction: str | None,
 ) -> PathPlan:
-    """Check every argument of `path_patch`; see there."""
+    """Check every argument of `path_patch`; see there.
+
+    Returns:
+        The plan.
+
+    Raises:
+        UnknownNameError: There is no such sender, receiver, direction or way to freeze heads.
+        ConfigError: A receiver reads before a sender writes, a name is given twice, "logits" is not alone, or the
+            budget does not hold one row.
+    """
     direction = resolve_direction(direction)
     UnknownNameError.check("frozen", frozen, FROZEN)
     layout = Layout.of(experiment.model.spec)
     readers = _receivers(layout, receivers)
-    writers = _before_all(layout, readers) if senders is None else _senders(layout, senders)
+    before = min(layout.visible[layout.reader_index(reader)] for reader in readers)
+    writers = layout.writers[:before] if senders is None else _senders(layout, senders)
     _check_order(layout, writers, readers)
     plan = PathPlan(
         experiment=experiment,
@@ -116,16 +127,10 @@ def _readers(layout: Layout, given: str | Node | Reader) -> list[Reader]:
     return found
 
 
-def _before_all(layout: Layout, receivers: tuple[Reader, ...]) -> tuple[Node, ...]:
-    return layout.writers[: min(layout.visible[layout.reader_index(reader)] for reader in receivers)]
-
-
 def _check_order(layout: Layout, senders: tuple[Node, ...], receivers: tuple[Reader, ...]) -> None:
-    for sender in senders:
+    for sender, reader in product(senders, receivers):
         written = layout.writer_index(sender)
-        for reader in receivers:
-            if written < layout.visible[layout.reader_index(reader)]:
-                continue
+        if written >= layout.visible[layout.reader_index(reader)]:
             after = [r.name for r, visible in zip(layout.readers, layout.visible, strict=True) if written < visible]
             listed = ", ".join(after[:LISTED]) + (f" and {len(after) - LISTED} more" if len(after) > LISTED else "")
             raise ConfigError(

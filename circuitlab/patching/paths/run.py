@@ -16,6 +16,7 @@ from circuitlab.models.protocol import Model, Recording
 from circuitlab.models.row_steps import Rows, RowSteps
 from circuitlab.models.steps import add_mlp, after_heads, mlp_reads, mlp_reads_heads
 from circuitlab.parts import Kind, Node, Reader, Slot
+from circuitlab.patching.paths.plan import PathPlan
 from circuitlab.patching.runs.baseline import Baseline
 from circuitlab.patching.runs.suffix import run_suffix
 
@@ -25,24 +26,27 @@ class Paths:
     """What all rows have in common.
 
     Attributes:
-        model: The model.
+        plan: The receivers, and what is frozen before them.
         baseline: The batch, run clean and corrupted.
         base: The run that is patched.
-        receivers: Readers that take the inputs of the first run.
-        frozen: What of the heads between is frozen: "heads", "patterns" or "none".
-        freeze_mlps: Whether MLPs are frozen.
     """
 
-    model: Model
+    plan: PathPlan
     baseline: Baseline
     base: Recording
-    receivers: tuple[Reader, ...]
-    frozen: str
-    freeze_mlps: bool
+
+    @property
+    def model(self) -> Model:
+        """The model that runs."""
+        return self.plan.experiment.model
 
     def of_layer(self, layer: int, kind: Kind) -> list[Reader]:
-        """The receivers of this kind in a layer."""
-        return [reader for reader in self.receivers if reader.node.kind is kind and reader.node.layer == layer]
+        """The receivers of this kind in a layer.
+
+        Returns:
+            The receivers, in the order of the readers.
+        """
+        return [reader for reader in self.plan.receivers if reader.node.kind is kind and reader.node.layer == layer]
 
     @property
     def first_layer(self) -> int:
@@ -57,7 +61,7 @@ class Paths:
     @property
     def _layers(self) -> list[int]:
         end = self.model.spec.n_layers
-        return [end if reader.node.layer is None else reader.node.layer for reader in self.receivers]
+        return [end if reader.node.layer is None else reader.node.layer for reader in self.plan.receivers]
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -86,13 +90,20 @@ def run_paths(
         sender: Where the message enters the stream (rows of several heads of one layer may share a run).
         rows: Senders and examples.
         message: What the stream gets more of than in the base run, at the rows' tokens.
+
+    Returns:
+        Streams `[row, d_model]`.
     """
     read_before = run_sender(paths, sender, rows, message)
     return read_before.logits if read_before.logits is not None else run_receivers(paths, rows, read_before)
 
 
 def run_sender(paths: Paths, sender: Node, rows: Rows, message: Float[Tensor, "token d_model"]) -> ReaderInputs:
-    """The first run: the sender's output is changed, what is frozen stays, and the receivers' inputs are kept."""
+    """The first run: the sender's output is changed, what is frozen stays, and the receivers' inputs are kept.
+
+    Returns:
+        The inputs of the receivers.
+    """
     model, base, n_layers = paths.model, paths.base, paths.model.spec.n_layers
     read_before, layer = ReaderInputs(), sender.layer or 0
     if sender.kind is Kind.HEAD:
@@ -116,7 +127,11 @@ def run_sender(paths: Paths, sender: Node, rows: Rows, message: Float[Tensor, "t
 
 
 def run_receivers(paths: Paths, rows: Rows, read_before: ReaderInputs) -> Float[Tensor, "row d_model"]:
-    """The second run: only the receivers take their inputs of the first, and everything else follows from it."""
+    """The second run: only the receivers take their inputs of the first, and everything else follows from it.
+
+    Returns:
+        Streams `[row, d_model]`.
+    """
     model, base, arguments = paths.model, paths.base, paths.baseline.arguments
     stream = rows.of(base.stream(paths.first_layer))
     steps = RowSteps(model=model, base=base, arguments=arguments, rows=rows)
@@ -125,7 +140,7 @@ def run_receivers(paths: Paths, rows: Rows, read_before: ReaderInputs) -> Float[
         for slot in Slot:
             heads = [reader.node.head or 0 for reader in paths.of_layer(layer, Kind.HEAD) if reader.slot is slot]
             if heads:
-                steps.put_inputs(layer, inputs, slot, heads, read_before.heads[layer])
+                steps.set_inputs(layer, inputs, slot, heads, read_before.heads[layer])
         middle = stream + steps.attention(layer, inputs)
         read = read_before.mlps.get(layer, mlp_reads(model.spec, stream, middle))
         stream = add_mlp(model, layer, middle, read)
@@ -147,8 +162,8 @@ def _after_mlp(
         read_before.mlps[layer] = read
     if layer == paths.last_layer:
         return middle  # no later reader
-    own = rows.of(paths.base.mlp_out[layer]) if paths.freeze_mlps else paths.model.mlp_output(layer, read)
-    return middle + own
+    out = rows.of(paths.base.mlp_out[layer]) if paths.plan.freeze_mlps else paths.model.mlp_output(layer, read)
+    return middle + out
 
 
 def _attention_between(
@@ -156,9 +171,9 @@ def _attention_between(
 ) -> Float[Tensor, "token d_model"]:
     """What an attention layer adds to the stream in the first run."""
     model, base = paths.model, paths.base
-    if paths.frozen == "heads":
+    if paths.plan.frozen == "heads":
         return rows.of(base.attn_out[layer])
     steps = RowSteps(model=model, base=base, arguments=paths.baseline.arguments, rows=rows)
-    if paths.frozen == "patterns":
+    if paths.plan.frozen == "patterns":
         return steps.attention_frozen(layer, stream)
     return steps.attention(layer, steps.inputs(layer, stream))

@@ -55,7 +55,11 @@ class AblatedRun:
 
     @classmethod
     def corrupted(cls, baseline: Baseline) -> AblatedRun:
-        """Excluded edges carry the output of their writer in the corrupted run (resample ablation)."""
+        """Excluded edges carry the output of their writer in the corrupted run (resample ablation).
+
+        Returns:
+            The run.
+        """
         return cls(run=baseline.corrupt, offsets={})
 
 
@@ -131,7 +135,7 @@ def _given(model: Model, clean: Recording, outputs: OfWriter) -> _Replaced:
     biases = (_bias(model, clean, layer) for layer in layers)
     return _Replaced(
         embedding=outputs(0),
-        attn_out=tuple(own.sum(0) + bias for own, bias in zip(heads, biases, strict=True)),
+        attn_out=tuple(each.sum(0) + bias for each, bias in zip(heads, biases, strict=True)),
         mlp_out=tuple(
             outputs(layout.writer_index(Node(Kind.MLP, layer))) if model.spec.has_mlp else clean.mlp_out[layer]
             for layer in layers
@@ -200,7 +204,7 @@ class _Offsets(Mapping[int, Tensor]):
         layer = node.layer or 0
         if node.kind is Kind.MLP:
             return self._run.mlp_out[layer] - self._replaced.mlp_out[layer]
-        own, head = self._run.z[layer], node.head or 0
+        z, head = self._run.z[layer], node.head or 0
         if self._replaced.heads:
-            return self._model.head_outputs(layer, own, [head])[0] - self._replaced.heads[layer][head]
-        return head_differences(self._model, layer, own, self._replaced.z[layer], [head])[0]
+            return self._model.head_outputs(layer, z, [head])[0] - self._replaced.heads[layer][head]
+        return head_differences(self._model, layer, z, self._replaced.z[layer], [head])[0]

@@ -14,7 +14,7 @@ from circuitlab.errors import UnknownNameError
 from circuitlab.metrics import Metric
 from circuitlab.models.protocol import BlockArguments, Model, Recording
 
-# Whose values are put in: the clean run's into the corrupted one, or the other way round.
+# Which run's values replace those of the other: the clean run's in the corrupted one, or the reverse.
 DIRECTIONS = ("denoise", "noise")
 # Logits alive at once: more bring no speed, and 400 rows of GPT-2's vocabulary would take 80 MB.
 LOGITS_AT_ONCE = 2**24
@@ -41,7 +41,11 @@ class Baseline:
     corrupt_logits: Float[Tensor, "batch d_vocab"]
 
     def take(self, part: slice) -> Baseline:
-        """Both runs of some of the examples; the runs' tensors are views of these."""
+        """Both runs of some of the examples; the runs' tensors are views of these.
+
+        Returns:
+            The runs.
+        """
         rows = torch.arange(part.start, part.stop, device=self.batch.clean.device)
         return Baseline(
             batch=self.batch.take(rows),
@@ -53,7 +57,11 @@ class Baseline:
         )
 
     def gap(self, metric: Metric) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
-        """The metric of the clean and of the corrupted run, per example."""
+        """The metric of the clean and of the corrupted run, per example.
+
+        Returns:
+            Clean and corrupted values, one an example.
+        """
         return metric(self.clean_logits, self.batch), metric(self.corrupt_logits, self.batch)
 
 

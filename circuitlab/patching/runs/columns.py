@@ -45,6 +45,9 @@ class Columns:
     def at(self, positions: int | Iterable[int]) -> Columns:
         """Only these positions.
 
+        Returns:
+            The columns, in the order given.
+
         Raises:
             ConfigError: Columns are spans; no position is given, one is out of range or given twice.
         """

@@ -57,13 +57,21 @@ class GivenOutputs:
             self._rows |= {prompts: row for row, prompts in enumerate(_prompts(batch))}
 
     def of(self, batch: PairBatch) -> OfWriter:
-        """The outputs for some of the prompts, by number of the writer."""
+        """The outputs for some of the prompts, by number of the writer.
+
+        Returns:
+            A function from the number of a writer to outputs `[batch, seq, d_model]`, or None.
+        """
         rows = [self._rows[prompts] for prompts in _prompts(batch)]
         index, table = torch.tensor(rows, device=batch.clean.device), self._tables[batch.n_tokens]
         return lambda writer: table[writer][index]
 
     def digest(self) -> str:
-        """SHA-256 over the name and all outputs."""
+        """SHA-256 over the name and all outputs.
+
+        Returns:
+            64 hexadecimal digits.
+        """
         return sha256(self._name, *(output for _, table in sorted(self._tables.items()) for output in table))
 
 

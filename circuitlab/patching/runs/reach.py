@@ -2,7 +2,7 @@
 
 Under causal attention both prompts are the same before their first difference, a patched token changes nothing before
 it, and no token after the answer reaches the metric. Otherwise every token sees every other: all of them count, and the
-answer may stand anywhere among them.
+answer may be anywhere among them.
 """
 
 from __future__ import annotations

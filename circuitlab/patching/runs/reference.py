@@ -1,6 +1,6 @@
 """Statistics of every activation over a set of prompts: means over groups of its tokens, and standard deviations.
 
-Every token counts once, whatever the length of its prompt and the batch it stood in: sums and numbers of tokens are
+Every token counts once, whatever the length of its prompt and its batch: sums and numbers of tokens are
 added up over batches, and divided at the end. Sums are float64.
 """
 
@@ -60,7 +60,11 @@ class Statistics(Summary):
     prompts: frozenset[tuple[int, ...]]
 
     def digest(self) -> str:
-        """SHA-256 over all of them: what a number that was made with them depends on."""
+        """SHA-256 over all of them: what a number that was made with them depends on.
+
+        Returns:
+            64 hexadecimal digits.
+        """
         tables = [*sorted(self.tables.items()), *self._patterns()]
         named = (part for key, table in tables for part in (repr(key), table))
         return sha256(repr((self.kind, self.spec, self.labels)), *named)
@@ -71,7 +75,11 @@ class Statistics(Summary):
                 yield (f"pattern of {n}", layer), pattern
 
     def rows(self, batch: PairBatch) -> Int[Tensor, "batch seq"]:
-        """Which row of the tables is each token's."""
+        """Which row of the tables is each token's.
+
+        Returns:
+            Numbers `[batch, seq]`.
+        """
         labels, group = token_groups(self.kind, batch)
         return torch.tensor([self.labels.index(label) for label in labels], device=group.device)[group]
 

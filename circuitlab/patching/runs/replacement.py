@@ -37,19 +37,10 @@ from circuitlab.digests import sha256
 from circuitlab.errors import ConfigError, UnknownNameError
 from circuitlab.models.protocol import Model, Recording
 from circuitlab.models.steps import mlp_input, once_per_kv_head, once_per_query_head
+from circuitlab.patching.runs import reference
 from circuitlab.patching.runs.baseline import Baseline
 from circuitlab.patching.runs.given_outputs import AblationFunction, GivenOutputs
-from circuitlab.patching.runs.reference import (
-    BY_TOKEN,
-    FINAL,
-    HIDDEN,
-    Place,
-    Statistics,
-    measure_deviations,
-    measure_means,
-    prompts_of,
-    token_groups,
-)
+from circuitlab.patching.runs.reference import Place, Statistics
 from circuitlab.resources import DEFAULT, Resources
 from circuitlab.summary import Summary
 
@@ -76,8 +67,7 @@ class Replacement(Summary):
 
     Raises:
         UnknownNameError: No replacement has this name.
-        ConfigError: The statistics are of another kind, the scale is not a positive number, or a function is called as
-            a built-in replacement.
+        ConfigError: Statistics of another kind, a scale that is not positive, or a function with a built-in's name.
 
     Example:
         >>> Replacement(kind="noise", scale=2.0).scale
@@ -108,7 +98,7 @@ class Replacement(Summary):
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over everything that decides what it puts in."""
+        """SHA-256 over everything that its values depend on."""
         known = self.statistics or self.outputs
         measured = "" if known is None else known.digest()
         return sha256(repr((self.kind, self.seed, self.scale, measured)))
@@ -119,7 +109,10 @@ AblationLike = str | Replacement | AblationFunction
 
 
 def as_replacement(ablation: AblationLike) -> Replacement:
-    """The replacement that a name, a function or itself stands for.
+    """The replacement of this name, by this function, or itself.
+
+    Returns:
+        The replacement.
 
     Raises:
         UnknownNameError: No replacement has this name.
@@ -133,7 +126,11 @@ def as_replacement(ablation: AblationLike) -> Replacement:
 
 
 def needs_reference(ablation: AblationLike) -> bool:
-    """Whether means or deviations are still to be measured, on prompts that are not scored."""
+    """Whether means or deviations are still to be measured, on prompts that are not scored.
+
+    Returns:
+        Whether they are.
+    """
     wanted = as_replacement(ablation)
     return wanted.statistics is None and wanted.kind in (*MEANS, "noise")
 
@@ -173,10 +170,10 @@ def resolve_replacement(
     if wanted.kind in MEANS:
         _check_prompts(model, wanted, pairs, means_of)
         if wanted.statistics is None and means_of is not None:
-            return replace(wanted, statistics=measure_means(model, means_of, wanted.kind, resources))
+            return replace(wanted, statistics=reference.measure_means(model, means_of, wanted.kind, resources))
     if wanted.kind == "noise":
         given = wanted.statistics
-        measured = given or measure_deviations(model, pairs if means_of is None else means_of, resources)
+        measured = given or reference.measure_deviations(model, pairs if means_of is None else means_of, resources)
         return replace(wanted, statistics=measured, seed=seed if wanted.seed is None else wanted.seed)
     return wanted
 
@@ -202,10 +199,10 @@ def replaced(model: Model, replacement: Replacement, baseline: Baseline, run: Re
         return _other(baseline, run)
     replace_with = replacement_values(model, replacement, baseline.batch)
     layered = {
-        name: tuple(replace_with((name, layer), own) for layer, own in enumerate(getattr(run, name)))
-        for name in (*BY_TOKEN, "pattern")
+        name: tuple(replace_with((name, layer), recorded) for layer, recorded in enumerate(getattr(run, name)))
+        for name in (*reference.BY_TOKEN, "pattern")
     }
-    return Recording(**layered, resid_final=replace_with(FINAL, run.resid_final))
+    return Recording(**layered, resid_final=replace_with(reference.FINAL, run.resid_final))
 
 
 @torch.no_grad()
@@ -218,11 +215,11 @@ def replaced_hidden(
         The values of the neurons at every token.
     """
     shown = _other(baseline, run) if replacement.kind == "corrupt" else run
-    own = model.mlp_hidden(layer, mlp_input(model, shown, layer))
+    recorded = model.mlp_hidden(layer, mlp_input(model, shown, layer))
     return (
-        own
+        recorded
         if replacement.kind == "corrupt"
-        else replacement_values(model, replacement, baseline.batch)((HIDDEN, layer), own)
+        else replacement_values(model, replacement, baseline.batch)((reference.HIDDEN, layer), recorded)
     )
 
 
@@ -248,10 +245,14 @@ def _other(baseline: Baseline, run: Recording) -> Recording:
 
 
 def replacement_values(model: Model, replacement: Replacement, batch: PairBatch) -> ReplacementValues:
-    """Of an activation and the run's own value `[batch, ...]`, its replacement; for all names but "corrupt"."""
+    """Of an activation and the run's own value `[batch, ...]`, its replacement; for all names but "corrupt".
+
+    Returns:
+        The function; its values have the shape of the run's own.
+    """
     assert replacement.function is None, "it gives outputs of nodes alone"
     if replacement.kind == "zero":
-        return lambda _place, own: own.new_zeros(()).expand(own.shape)
+        return lambda _place, recorded: recorded.new_zeros(()).expand(recorded.shape)
     assert replacement.statistics is not None, "resolve_replacement comes first"
     if replacement.kind == "noise":
         return _noise(model, replacement, replacement.statistics, batch)
@@ -262,12 +263,12 @@ def _means(statistics: Statistics, batch: PairBatch) -> ReplacementValues:
     rows = statistics.rows(batch)
     patterns = statistics.patterns.get(batch.n_tokens)
 
-    def values(place: Place, own: Tensor) -> Tensor:
+    def values(place: Place, recorded: Tensor) -> Tensor:
         name, layer = place
         if name != "pattern":
             return statistics.tables[place][rows]
-        mean = own.new_full((), math.nan) if patterns is None else patterns[layer]
-        return mean.expand(own.shape)
+        mean = recorded.new_full((), math.nan) if patterns is None else patterns[layer]
+        return mean.expand(recorded.shape)
 
     return values
 
@@ -276,15 +277,15 @@ def _noise(model: Model, replacement: Replacement, statistics: Statistics, batch
     assert replacement.seed is not None, "resolve_replacement comes first"
     seed = replacement.seed
 
-    def values(place: Place, own: Tensor) -> Tensor:
+    def values(place: Place, recorded: Tensor) -> Tensor:
         sigma = replacement.scale * statistics.tables[place][0]
         if place[0] == "pattern":
-            return own + sigma[:, None, None] * normal(own, seed, place, batch.index) * (own != 0)
+            return recorded + sigma[:, None, None] * normal(recorded, seed, place, batch.index) * (recorded != 0)
         if place[0] not in ("k", "v"):
-            return own + sigma * normal(own, seed, place, batch.index)
+            return recorded + sigma * normal(recorded, seed, place, batch.index)
         # One draw for each key/value head that the model has, however many query heads read it.
-        once = normal(once_per_kv_head(model.spec, own), seed, place, batch.index)
-        return own + sigma * once_per_query_head(model.spec, once)
+        once = normal(once_per_kv_head(model.spec, recorded), seed, place, batch.index)
+        return recorded + sigma * once_per_query_head(model.spec, once)
 
     return values
 
@@ -348,12 +349,12 @@ def _check_prompts(
         averaged = batches_for(model, means_of)
         if wanted.kind == "mean-span":
             _check_spans(averaged, "the reference pairs")
-        labels = {label for batch in averaged for label in token_groups(wanted.kind, batch)[0]}
-        prompts = prompts_of(averaged)
+        labels = {label for batch in averaged for label in reference.token_groups(wanted.kind, batch)[0]}
+        prompts = reference.prompts_of(averaged)
     if wanted.kind == "mean-span":
         _check_spans(scored, "the scored pairs")
     _check_apart(pairs, scored, prompts)
-    missing = {label for batch in scored for label in token_groups(wanted.kind, batch)[0]} - labels
+    missing = {label for batch in scored for label in reference.token_groups(wanted.kind, batch)[0]} - labels
     if missing and wanted.kind == "mean-position":
         ours, theirs = ({label[0] for label in found if isinstance(label, tuple)} for found in (missing, labels))
         raise ConfigError(

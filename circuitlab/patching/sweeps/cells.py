@@ -20,7 +20,7 @@ from circuitlab.patching.runs.suffix import run_suffix
 from circuitlab.patching.sweeps.patches import Patches, Runs
 from circuitlab.patching.sweeps.sites import Entry
 
-# Members looked at together when rows are counted: bounds the memory of a sweep over all neurons.
+# Members whose rows are counted in one step: bounds the memory of a sweep over all neurons.
 MEMBERS_AT_ONCE = 64
 
 
@@ -48,7 +48,11 @@ class Cells:
         return len(self.patch)
 
     def take(self, rows: slice) -> Cells:
-        """Some of the rows."""
+        """Some of the rows.
+
+        Returns:
+            A new record.
+        """
         names = ("patch", "member", "column", "example", "first")
         return replace(self, **{name: getattr(self, name)[rows] for name in names})
 
@@ -60,6 +64,9 @@ def window(runs: Runs, block: int, *, from_difference: bool) -> Bool[Tensor, "ba
         runs: The runs.
         block: The first whole block that runs after the patch.
         from_difference: The replacement is the other prompt's value.
+
+    Returns:
+        A mask `[batch, seq]`.
     """
     batch, spec = runs.baseline.batch, runs.model.spec
     inside = tokens_that_matter(spec, batch, from_difference=from_difference)
@@ -69,7 +76,11 @@ def window(runs: Runs, block: int, *, from_difference: bool) -> Bool[Tensor, "ba
 
 
 def rows_of(runs: Runs, cells: Cells, block: int) -> Rows:
-    """The tokens that these cells run, from the first whole block after them on."""
+    """The tokens that these cells run, from the first whole block after them on.
+
+    Returns:
+        One row a cell.
+    """
     batch, spec = runs.baseline.batch, runs.model.spec
     if block == spec.n_layers:
         return rows_at_answer(batch, cells.example)
@@ -77,7 +88,11 @@ def rows_of(runs: Runs, cells: Cells, block: int) -> Rows:
 
 
 def cells_of(patches: Sequence[Patches], inside: Bool[Tensor, "batch seq"]) -> Cells:
-    """The rows of these patches within a window."""
+    """The rows of these patches within a window.
+
+    Returns:
+        The cells that differ, sorted by the first token that does.
+    """
     device = inside.device
     found = [torch.empty((5, 0), dtype=torch.long, device=device)]
     for number, patch in enumerate(patches):
@@ -101,6 +116,9 @@ def run_cells(runs: Runs, cells: Cells, block: int, inside: Bool[Tensor, "batch 
         cells: The rows.
         block: The first whole block after all of them.
         inside: The window that they were counted in.
+
+    Returns:
+        Streams `[row, d_model]`.
     """
     base = runs.base
     rows = rows_of(runs, cells, block)

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from circuitlab.arguments import renamed
-from circuitlab.data.batch import PairBatch
-from circuitlab.data.pairs import PairSet
+from circuitlab.data.batching import Pairs
 from circuitlab.models.modes import model_function
 from circuitlab.models.protocol import Model
 from circuitlab.patching.runs.packing import budget_of, bytes_per_row, recorded_streams
@@ -54,7 +53,7 @@ class Estimate(Result):
 @renamed(replacement="ablation")
 @model_function
 def estimate_sweep(
-    model: Model, pairs: PairSet | PairBatch, site: str | Site | Sequence[str | Site] = "head_z", **settings: Any
+    model: Model, pairs: Pairs, site: str | Site | Sequence[str | Site] = "head_z", **settings: Any
 ) -> Estimate:
     """What `sweep` with the same arguments will take. Records both runs and times a few rows; patches nothing else.
 
@@ -80,19 +79,17 @@ def estimate_sweep(
     """
     plan = plan_for(model, pairs, site, **settings)
     run = start(plan)
-    counted = [(part, *_count(run, part)) for part in run.parts]
-    rows = sum(n for _, n, _ in counted)
-    tokens = sum(work for _, _, work in counted)
-    largest = max(counted, key=lambda item: item[2])[0]
+    rows, work = zip(*(_count(run, part) for part in run.parts), strict=True)
+    tokens, largest = sum(work), run.parts[work.index(max(work))]
     whole = sum(batch.clean.numel() for batch in plan.experiment.batches) * model.spec.n_layers
     longest = max(batch.n_tokens for batch in plan.experiment.batches)
     budget = budget_of(plan.experiment.resources, model.device)
     recorded = max(bytes_per_row(model, b.n_tokens, recorded_streams(model)) * len(b) for b in plan.experiment.batches)
     return Estimate(
-        rows=rows,
+        rows=sum(rows),
         forward_passes=tokens / whole,
         seconds=tokens * _seconds_per_token(run, largest) if tokens else 0.0,
-        bytes=recorded + min(budget, rows * bytes_per_row(model, longest)),
+        bytes=recorded + min(budget, sum(rows) * bytes_per_row(model, longest)),
     )
 
 

@@ -59,7 +59,16 @@ def plan_sweep(
     direction: str | None = None,
     **choice: Any,
 ) -> SweepPlan:
-    """Check every argument of `sweep`, those of `CellChoice` among them; see there."""
+    """Check every argument of `sweep`, those of `CellChoice` among them; see there.
+
+    Returns:
+        The plan.
+
+    Raises:
+        UnknownNameError: The model has no such site, or there is no such axis or direction.
+        ConfigError: A choice of layers, heads, neurons or positions is empty, out of range or of no site, or the
+            ablation does not go with a site.
+    """
     chosen, spec, batches = CellChoice(**choice), experiment.model.spec, experiment.batches
     direction = resolve_direction(direction, experiment.replacement.kind)
     sites = tuple(find_site(one, spec) for one in check_sites(site, chosen))
@@ -139,7 +148,7 @@ def _chosen(kind: str, given: Iterable[int] | None, n: int) -> tuple[int, ...]:
     """The numbers that the user gave; all by default.
 
     Raises:
-        ConfigError: One is out of range, stands twice, or there are none.
+        ConfigError: One is out of range or given twice, or there are none.
     """
     if given is None:
         return tuple(range(n))

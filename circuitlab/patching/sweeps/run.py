@@ -6,8 +6,8 @@ earlier run finished them, and run in packs of any size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -16,15 +16,17 @@ import torch
 from jaxtyping import Bool, Float
 
 from circuitlab.digests import sha256
+from circuitlab.outputs.records import State, resume, save_state
 from circuitlab.patching.runs.baseline import Baseline, judge_all
 from circuitlab.patching.runs.packing import Packer, budget_of, rows_at_once
 from circuitlab.patching.runs.replacement import replaced, replaced_hidden
 from circuitlab.patching.sweeps.cells import Cells, cells_of, run_cells, window
-from circuitlab.patching.sweeps.checkpoint import Checkpoint
 from circuitlab.patching.sweeps.patches import Runs, patches_of
 from circuitlab.patching.sweeps.plan import SweepPlan
 from circuitlab.patching.sweeps.sites import Site, enters_at
 from circuitlab.resources import Resources
+
+JOB, DONE = "sweep", "finished parts"  # of the file to resume from
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -72,7 +74,11 @@ class SweepRun:
         )
 
     def key(self) -> str:
-        """Digest of everything that the numbers depend on."""
+        """Digest of everything that the numbers depend on.
+
+        Returns:
+            64 hexadecimal digits.
+        """
         plan, model = self.plan, self.plan.experiment.model
         names = ("clean", "corrupt", "answers", "distractors", "answer_at", "index")
         tensors = [getattr(batch, name) for batch in plan.experiment.batches for name in names]
@@ -86,7 +92,11 @@ class SweepRun:
         return sha256(repr(settings), *tensors)
 
     def cells(self, part: Part) -> tuple[Runs, Cells, Bool[torch.Tensor, "batch seq"]]:
-        """The rows of a part."""
+        """The rows of a part.
+
+        Returns:
+            The runs, the cells, and the tokens whose change can reach the metric.
+        """
         plan = self.plan
         runs = self._runs(plan.experiment.recordings.baseline(plan.experiment.batches[part.batch]))
         inside = window(runs, part.block, from_difference=plan.experiment.replacement.kind == "corrupt")
@@ -161,6 +171,9 @@ class SweepRun:
 def start(plan: SweepPlan) -> SweepRun:
     """Record both runs of every batch; every cell begins as "the patch does nothing".
 
+    Returns:
+        The sweep, with tables that `carry_out` fills.
+
     Raises:
         MetricError: A metric cannot be used, or does not distinguish the two runs.
     """
@@ -205,3 +218,55 @@ def carry_out(run: SweepRun, resume: Path | None) -> None:
         resources.progress("sweep", done, total)
     run.copy_shared()
     kept.remove()
+
+
+@dataclass(slots=True, kw_only=True)
+class Checkpoint:
+    """Finished parts of a long sweep in a file to resume from, which is removed when all are done.
+
+    Attributes:
+        path: Where it is; None keeps nothing.
+        key: Digest of the sweep.
+        tables: The arrays being filled, by name; a part is a set of their cells.
+        budget: Bytes a pack may take: packs of another size would round differently.
+        done: Numbers of the finished parts.
+    """
+
+    path: Path | None
+    key: str
+    tables: Mapping[str, np.ndarray]
+    budget: int
+    done: set[int] = field(default_factory=set)
+
+    def load(self) -> None:
+        """Take over what an earlier run finished.
+
+        Raises:
+            RunError: The file is of another sweep, or damaged.
+        """
+        if self.path is not None:
+            resume(self.path, JOB, self.key, self._take)
+
+    def _take(self, state: State) -> None:
+        done, budget = state.arrays[DONE], state.numbers["budget"]
+        for name, table in self.tables.items():
+            kept = state.arrays[name]
+            if (kept.shape, kept.dtype) != (table.shape, table.dtype):
+                raise ValueError(f"table {name} is {kept.dtype} {kept.shape}")
+        if budget < 1 or done.dtype.kind != "i":
+            raise ValueError(f"budget {budget} or the list of finished parts is no whole number")
+        for name, table in self.tables.items():
+            table[...] = state.arrays[name]
+        self.done, self.budget = set(done.ravel().tolist()), budget
+
+    def finish(self, part: int) -> None:
+        """Take note of a finished part, on disk."""
+        self.done.add(part)
+        if self.path is not None:
+            arrays = {**self.tables, DONE: np.array(sorted(self.done))}
+            save_state(self.path, State(job=JOB, key=self.key, numbers={"budget": self.budget}, arrays=arrays))
+
+    def remove(self) -> None:
+        """The sweep is done; nothing is left to resume."""
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)

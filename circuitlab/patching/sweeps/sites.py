@@ -101,6 +101,9 @@ SITES: dict[str, Site] = {
 def named_site(site: str | Site) -> Site:
     """The site that is meant by a name of `SITES` or of the entry points `circuitlab.sites`, or a `Site` of the user.
 
+    Returns:
+        The site.
+
     Raises:
         UnknownNameError: No site has this name.
         ConfigError: A site of the user has the name of a built-in one, or cannot be read; another package lists a
@@ -127,6 +130,9 @@ def named_site(site: str | Site) -> Site:
 def find_site(site: str | Site, spec: ModelSpec) -> Site:
     """The site that is meant, if the model has it; see `named_site`.
 
+    Returns:
+        The site.
+
     Raises:
         UnknownNameError: There is no such site, or this model has none: attention-only models have no `mlp_out`, blocks
             whose attention and MLP read the same stream no `resid_mid`.
@@ -134,9 +140,7 @@ def find_site(site: str | Site, spec: ModelSpec) -> Site:
     found = named_site(site)
     name = found.name
     if name == "resid_mid" and not mlp_reads_heads(spec):
-        raise UnknownNameError(
-            f"model {spec.name!r} has no site 'resid_mid': nothing stands between attention and MLP."
-        )
+        raise UnknownNameError(f"model {spec.name!r} has no site 'resid_mid': attention and MLP read the same stream.")
     if name in ("mlp_out", "neuron") and not spec.has_mlp:
         raise UnknownNameError(f"model {spec.name!r} has no site {name!r}: it has attention layers only.")
     return found
@@ -147,7 +151,11 @@ SUMS_OF_NODES = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", 
 
 
 def nodes_of(site: Site, writers: Sequence[Node], layer: int, head: int) -> list[Node]:
-    """The nodes whose outputs, with biases, sum to a site of `SUMS_OF_NODES`."""
+    """The nodes whose outputs, with biases, sum to a site of `SUMS_OF_NODES`.
+
+    Returns:
+        The nodes, in the order of the writers.
+    """
     before = [node for node in writers if node.layer is None or node.layer < layer]
     heads = [node for node in writers if node.layer == layer and node.kind is Kind.HEAD]
     mlps = [node for node in writers if node.layer == layer and node.kind is Kind.MLP]
@@ -162,5 +170,9 @@ def nodes_of(site: Site, writers: Sequence[Node], layer: int, head: int) -> list
 
 
 def enters_at(site: Site, layer: int) -> int:
-    """The first whole block that runs after a patch; `n_layers` where none does."""
+    """The first whole block that runs after a patch; `n_layers` where none does.
+
+    Returns:
+        Number of the block.
+    """
     return layer if site.entry is Entry.BEFORE else layer + 1

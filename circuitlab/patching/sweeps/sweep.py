@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from circuitlab.arguments import renamed
-from circuitlab.data.batch import PairBatch
-from circuitlab.data.pairs import PairSet
+from circuitlab.data.batching import Pairs
 from circuitlab.errors import ConfigError
 from circuitlab.metrics import MetricLike, metric_for
 from circuitlab.models.modes import model_function
@@ -36,12 +35,12 @@ from circuitlab.progress import Progress, callback
 @model_function
 def sweep(
     model: Model,
-    pairs: PairSet | PairBatch,
+    pairs: Pairs,
     site: str | Site | Sequence[str | Site] = "head_z",
     *,
     direction: str | None = None,
     ablation: AblationLike = "corrupt",
-    reference: PairSet | PairBatch | None = None,
+    reference: Pairs | None = None,
     metric: MetricLike | Sequence[MetricLike] | None = None,
     axis: str = "auto",
     head_axis: str = "all",
@@ -125,7 +124,7 @@ def sweep(
 
 def plan_for(
     model: Model,
-    pairs: PairSet | PairBatch,
+    pairs: Pairs,
     site: str | Site | Sequence[str | Site],
     *,
     metric: MetricLike | Sequence[MetricLike] | None = None,
@@ -133,7 +132,14 @@ def plan_for(
     seed: int = 0,
     **settings: Any,
 ) -> SweepPlan:
-    """The experiment and the plan that the arguments of `sweep` ask for; see there."""
+    """The experiment and the plan that the arguments of `sweep` ask for; see there.
+
+    Returns:
+        The plan.
+
+    Raises:
+        ConfigError: There is no metric, or two have one name.
+    """
     metrics = [metric_for(one, pairs) for one in ([metric] if _is_one(metric) else metric)]  # type: ignore[union-attr,arg-type]
     if not metrics:
         raise ConfigError("metric is an empty list; name at least one, such as 'logit_diff'.")

@@ -15,9 +15,8 @@ from circuitlab.data.limits import check_tokens
 from circuitlab.digests import sha256
 from circuitlab.errors import ModelError, UnsupportedModelError
 from circuitlab.models.anatomy import adds, linear
-from circuitlab.models.exclusive import exclusive, lock_of
 from circuitlab.models.families import family_of
-from circuitlab.models.modes import in_ordinary_modes
+from circuitlab.models.modes import exclusive, in_ordinary_modes, lock_of
 from circuitlab.models.norms import agree
 from circuitlab.models.recording import AS_SAVED, Folding
 from circuitlab.models.surgery import ForwardStoppedError, evaluating, first_tensor, hooks, norm_gain, times
@@ -30,7 +29,7 @@ Recipe = Callable[..., Any]
 
 
 @exclusive
-class HeldBridge(Summary):
+class BridgeBase(Summary):
     """What a model on a bridge is, without the steps of its blocks.
 
     Args:
@@ -81,7 +80,11 @@ class HeldBridge(Summary):
         return float(cap) if cap is not None and cap > 0 else None
 
     def forward(self, tokens: Int[Tensor, "batch seq"]) -> Float[Tensor, "batch seq d_vocab"]:
-        """The model's own forward pass; raises what `check_tokens` does for tokens that the model cannot read."""
+        """The model's own forward pass; raises what `check_tokens` does for tokens that the model cannot read.
+
+        Returns:
+            Logits `[batch, seq, d_vocab]`.
+        """
         check_tokens(tokens, self.spec)
         with evaluating(self.modules):
             return self.bridge(tokens.to(self.device).long(), return_type="logits", use_cache=False)
@@ -101,6 +104,9 @@ class HeldBridge(Summary):
 
         Computed at each call, about a second for a gigabyte: an edit of weights in place leaves no other trace that
         can be relied on.
+
+        Returns:
+            64 hexadecimal digits; those of the checkpoint where nothing was edited.
         """
         found = weights_digest(self.bridge)
         if self._digest_as_saved is None:
@@ -151,7 +157,11 @@ class HeldBridge(Summary):
             yield
 
     def neuron_weight(self, layer: int) -> Float[Tensor, "neuron d_model"]:
-        """The output projection of an MLP: what a neuron of value 1 adds to the stream, before any post-norm."""
+        """The output projection of an MLP: what a neuron of value 1 adds to the stream, before any post-norm.
+
+        Returns:
+            The matrix `[neuron, d_model]`.
+        """
         return times(linear(self._blocks[layer].mlp.out)[0].detach(), self.family.residual_multiplier)
 
     @property
@@ -162,18 +172,30 @@ class HeldBridge(Summary):
     def unembedding(
         self, words: Int[Tensor, " word"] | None = None
     ) -> tuple[Float[Tensor, "d_model word"], Float[Tensor, " word"]]:
-        """Weight and bias from the normed final stream to the logits (before a softcap); zeros without a bias."""
+        """Weight and bias from the normed final stream to the logits (before a softcap); zeros without a bias.
+
+        Returns:
+            Weight `[d_model, word]` and bias `[word]`, of the whole vocabulary or of `words` in their order.
+        """
         (weight, bias), chosen = linear(self.bridge.unembed), slice(None) if words is None else words
         weight, factor = weight[:, chosen].detach(), self.family.logit_multiplier
         bias = weight.new_zeros(weight.shape[1]) if bias is None else bias[chosen].detach()
         return times(weight, factor), times(bias, factor)
 
     def has_post_norm(self, layer: int) -> bool:
-        """Whether norms follow attention and MLP, so that what one head or neuron adds depends on all (Gemma 2)."""
+        """Whether norms follow attention and MLP, so that what one head or neuron adds depends on all (Gemma 2).
+
+        Returns:
+            Whether they do.
+        """
         return hasattr(self._blocks[layer], "ln1_post")
 
     def heads_share_a_norm(self, layer: int) -> bool:
-        """Whether one norm spans all heads' queries, and one their keys, so that each moves the others' z (OLMo 2)."""
+        """Whether one norm spans all heads' queries, and one their keys, so that each moves the others' z (OLMo 2).
+
+        Returns:
+            Whether it does.
+        """
         return self.family.norms_span_heads
 
     @torch.no_grad()
@@ -205,7 +227,11 @@ class HeldBridge(Summary):
 
     @torch.no_grad()
     def attention_bias(self, layer: int, z: Float[Tensor, "row head d_head"]) -> Float[Tensor, "row d_model"] | None:
-        """What the bias of an attention layer adds to the stream; a post-norm is taken with this z's scale."""
+        """What the bias of an attention layer adds to the stream; a post-norm is taken with this z's scale.
+
+        Returns:
+            Values `[row, d_model]`; None without a bias.
+        """
         block = self._blocks[layer]
         bias = linear(block.attn.o)[1]
         if bias is None:
@@ -219,7 +245,11 @@ class HeldBridge(Summary):
     def neurons_along(
         self, layer: int, hidden: Float[Tensor, "row neuron"], direction: Float[Tensor, "row d_model"]
     ) -> tuple[Float[Tensor, "row neuron"], Float[Tensor, " row"] | None]:
-        """What each neuron of an MLP, and its bias, write along a direction; a post-norm with these neurons' scale."""
+        """What each neuron of an MLP, and its bias, write along a direction; a post-norm with these neurons' scale.
+
+        Returns:
+            Products `[row, neuron]`, and those of the bias `[row]` or None.
+        """
         block = self._blocks[layer]
         weight, bias = linear(block.mlp.out)
         direction = times(direction, self.family.residual_multiplier)
@@ -282,6 +312,9 @@ def weights_digest(bridge: Any, folding: Folding = AS_SAVED) -> str:
     Args:
         bridge: The booted model, its weights as saved.
         folding: What will be done to them.
+
+    Returns:
+        64 hexadecimal digits.
     """
     weights = sorted(bridge.original_model.state_dict().items())
     rewritten = (name for name in ("fold_ln", "center_weights") if getattr(folding, name))
