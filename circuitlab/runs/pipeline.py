@@ -86,9 +86,8 @@ def discover(task: str | Path | Task, **settings: Unpack[Settings]) -> Run:
         split="words" if chosen.differ_in else "random",
         **(chosen.table.options.given if chosen.table else {}),
     )  # fmt: skip
-    method, ablation = find_method(given["method"]), given["ablation"]
     resources = Resources(progress=callback(given["progress"]))
-    clock = _Clock(resources)
+    method, ablation, clock = find_method(given["method"]), given["ablation"], _Clock(resources)
     with clock("load"):
         loaded: Model = load_model(**{name: given[name] for name in MODEL_SETTINGS})
         config = config.replaced(**_as_it_is(loaded))
