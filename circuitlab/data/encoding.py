@@ -207,7 +207,7 @@ def standalone(words: tuple[str, ...], text: TextEncoder) -> tuple[int, ...] | R
 
 
 def given_tokens(ids: tuple[int, ...], text: TextEncoder) -> tuple[int, ...] | Rejection:
-    """Token ids that stand in the place of words, or why the tokenizer has no such words.
+    """Token ids that replace words, or why the tokenizer has no such words.
 
     Args:
         ids: The token ids.

@@ -237,7 +237,7 @@ def _beginning(path: Path) -> bytes:
 
 
 def _not_a_file_of_its_kind(beginning: bytes) -> str | None:
-    """What stands in a file's place where a download or checkout went wrong, as the end of a sentence."""
+    """What a file is where a download or checkout went wrong, as the end of a sentence."""
     if not beginning:
         return "is empty. Copy it again"
     if beginning.startswith(b"version https://git-lfs"):

@@ -2,7 +2,7 @@
 
 A corpus is streamed: memory grows with k and not with the corpus. Texts are read until a buffer is full, run in batches
 of similar length, and only those that beat the k best so far are kept, with their values. A text's value is the largest
-at any of its tokens; the token that begins the sequence stands for no text and does not count. Of texts that are the
+at any of its tokens; the token that begins the sequence has no text and does not count. Of texts that are the
 same to the model only the first is kept.
 """
 

@@ -1,4 +1,4 @@
-"""Where an MLP matters although no single neuron stands out: ablation loss against outlier score, position by position.
+"""Where an MLP matters although no single neuron does: ablation loss against outlier score, position by position.
 
 For every position p of every prompt, with h the MLP's activation after its nonlinearity (before a layer norm inside
 the MLP, where there is one):
@@ -12,7 +12,7 @@ All positions of all prompts of one length are rows of one batch, and a row diff
 token of the stream after the MLP: only later blocks are run. Attention is causal, so the losses of tokens
 before p are those of the prompt as it is, and ablating the last token changes no loss.
 
-The layer norm inside an MLP divides by the spread of all neurons, so it can lift a position where no neuron stands out.
+The layer norm inside an MLP divides by the spread of all neurons, so it can lift a position without an outlier.
 `norm_ratios` measures this lift, the outlier score after the norm over that before it, at the positions of the highest
 combination (`Outliers.top`) and at as many drawn from the rest.
 """

@@ -1,4 +1,4 @@
-"""The prompts that a search may run: fixed tokens, free places, and the words that may stand there."""
+"""The prompts that a search may run: fixed tokens, free places, and the words that may be there."""
 
 from __future__ import annotations
 

@@ -100,7 +100,7 @@ def reserved(
 ) -> Iterator[Reserved]:
     """Reserve a name for as long as the block runs.
 
-    The reservation goes away however the block ends; what was prepared and not put in place goes with it.
+    The reservation goes away however the block ends; what was prepared and not moved into place goes with it.
 
     Args:
         out: The name.

@@ -89,17 +89,17 @@ def task_of_table(folder: Path, manifest: Mapping[str, Any]) -> Task:
 
 def _task(path: Path, manifest: Mapping[str, Any]) -> Task:
     about = manifest["task"]
-    told, config = about["table"], manifest["config"]
+    kept, config = about["table"], manifest["config"]
     lines = read_text(path, "table").split("\n")
     rows = tuple(row_of_record(parse_json(line, f"{TABLE}, line {i}")) for i, line in enumerate(lines, 1) if line)
-    given = dict(told["options"])
+    given = dict(kept["options"])
     options = TableOptions(
         columns=given.get("columns", {}), max_bad_rows=given.get("max_bad_rows", 0), split=given.get("data_split"),
         config=given.get("data_config"), revision=given.get("data_revision"),
     )  # fmt: skip
     table = PairTable(
-        source=told["source"], counted=told["counted"], layout=told["layout"], columns=told["columns"], rows=rows,
-        options=options, split_column=told["split_column"], dropped=told["dropped"],
+        source=kept["source"], counted=kept["counted"], layout=kept["layout"], columns=kept["columns"], rows=rows,
+        options=options, split_column=kept["split_column"], dropped=kept["dropped"],
     )  # fmt: skip
     metric = about.get("metric") or manifest["metric"]["name"]
     sources = tuple(Reference(**{**one, "authors": tuple(one["authors"])}) for one in about.get("sources", ()))

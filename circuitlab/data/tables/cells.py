@@ -68,7 +68,7 @@ def is_empty(value: Any) -> bool:
 
 
 def text_of(value: Any, *, numbers_too: bool = False) -> str:
-    """A text, character by character as it stands in the file.
+    """A text, character by character as it is in the file.
 
     Args:
         value: The cell.

@@ -23,7 +23,7 @@ SUFFIXES = (*TEXT_SUFFIXES, ".parquet")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RawTable:
-    """Rows as they stand in a file.
+    """Rows as they are in a file.
 
     Attributes:
         source: The file, as it was given.

@@ -27,7 +27,7 @@ def is_table(text: str) -> bool:
     """Whether a task is spelt as a table: by a file name of a table, a folder, or the name of a data set on the hub.
 
     Args:
-        text: What stands where a task is expected.
+        text: What is given as a task.
 
     Returns:
         Whether it is.

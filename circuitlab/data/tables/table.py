@@ -224,5 +224,5 @@ def _list(record: Mapping[str, object], name: str) -> list[object]:
 
 
 def _line(row: PairRow) -> str:
-    """What the digest covers: everything but where the row stands in its file."""
+    """What the digest covers: everything but the place of the row in its file."""
     return json.dumps({**record_of(row), "number": 0}, sort_keys=True)

@@ -292,8 +292,8 @@ def _as_today(content: Mapping[str, Any]) -> dict[str, Any]:
     """The object with the entries that today's files have; anything else stays as it is, to be refused by name."""
     if content.get("n_pos") is not None:
         raise FormatError(
-            f"it is a graph by position (n_pos is {str(content['n_pos'])[:SHOWN]}); only graphs whose nodes stand for "
-            "all positions are read."
+            f"it is a graph by position (n_pos is {str(content['n_pos'])[:SHOWN]}); only graphs with one "
+            "node for all positions are read."
         )
     found = dict(content)
     nodes, neurons, edges = (content.get(name) for name in ("nodes", "neurons", "edges"))
