@@ -206,7 +206,7 @@ def _shortcuts(found: list[Broken]) -> str:
     rows = "\n".join(f"| {each.task} | {each.kind} | {each.right:.1%} | {each.above:.1%} |" for each in found)
     return f"""### With shortcuts broken
 
-A task may be done by the position of words, by their order or by their number. {PROMPTS} distinct prompts of each of these
+A task may be done by the position, the order or the number of words. {PROMPTS} distinct prompts of each of these
 kinds (`training/adversarial.py`), in which such a rule gives a wrong answer:
 
 - *right*: the answer is the single most likely token;
