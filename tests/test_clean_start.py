@@ -10,7 +10,7 @@ from circuitlab.graphs.prune import real_edges
 from circuitlab.metrics import resolve
 from circuitlab.parts import Kind, Layout, Node, Reader, Slot
 from circuitlab.patching.circuits.circuits import run_circuits
-from circuitlab.patching.circuits.clean_start import CleanStart
+from circuitlab.patching.circuits.clean_start import CleanStart, _runs
 from circuitlab.patching.experiment import Experiment
 
 ALL = (*ARCHITECTURES, *NATIVE, *BIDIRECTIONAL)
@@ -133,3 +133,16 @@ class TestPredictions:
         assert seen == [FIRST_BATCH, 2 * FIRST_BATCH, 4 * FIRST_BATCH, FIRST_BATCH]
         assert BatchSizes(at_once=2, fixed=None).bounds() == (1, 3)
         assert BatchSizes(at_once=16, fixed=3).bounds() == (3, 3)
+
+
+class TestSlices:
+    def test_slices_give_the_index_back(self):
+        rng = np.random.default_rng(0)
+        for length in rng.integers(1, 9, 500):
+            index = rng.integers(-1, 4, length)
+            found = np.full(length, -9)
+            for here, which in _runs(index):
+                values = [-1] if which is None else range(which.start, which.stop)
+                assert len(values) in (1, here.stop - here.start)
+                found[here] = values
+            assert (found == index).all()

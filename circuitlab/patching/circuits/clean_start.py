@@ -12,7 +12,7 @@ reads the same (its *variants*), on whole prompts from the first token that can 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -69,6 +69,23 @@ def _distinct(keys: Shaped[np.ndarray, "circuit _"]) -> tuple[Int[np.ndarray, " 
     numbers = dict[bytes, int]()
     of = [numbers.setdefault(row.tobytes(), len(numbers)) for row in keys]
     return np.array(of), np.array([of.index(number) for number in range(len(numbers))])
+
+
+def _runs(index: Int[np.ndarray, " variant"]) -> Iterator[tuple[slice, slice | None]]:
+    """Split an index into slices that count up by one or repeat one number; None for the number -1.
+
+    Example:
+        >>> list(_runs(np.array([-1, -1, 0, 1, 2, 0, 0])))
+        [(slice(0, 2), None), (slice(2, 5), slice(0, 3)), (slice(5, 7), slice(0, 1))]
+    """
+    start, steps = 0, np.diff(index, append=-2)
+    while start < len(index):
+        step, end = steps[start] if index[start] >= 0 else 0, start + 1
+        while step in (0, 1) and end < len(index) and steps[end - 1] == step:
+            end += 1
+        first = int(index[start])
+        yield slice(start, end), None if first < 0 else slice(first, int(index[end - 1]) + 1)
+        start = end
 
 
 class CleanStart:
@@ -268,16 +285,17 @@ class _Run:
     ) -> Float[Tensor, "variant batch here d_model"]:
         """Sums over parts: of each its values, and which of them it adds to each variant; none where negative."""
         alike = [values[index[0]] for values, index in parts if index[0] >= 0 and (index == index[0]).all()]
-        varying = [(values, index.tolist()) for values, index in parts if (index != index[0]).any()]
-        base = [sum(alike[1:], start=alike[0])] if alike else []
+        varying = [(values, index) for values, index in parts if (index != index[0]).any()]
+        total = sum(alike[1:], start=alike[0]) if alike else parts[0][0].new_zeros(parts[0][0].shape[1:])
         if not varying:
-            return base[0][None]
-        out = self.start.buffer("input", len(varying[0][1]), *parts[0][0].shape[1:])
-        for variant, total in enumerate(out):
-            terms = base + [values[index[variant]] for values, index in varying if index[variant] >= 0]
-            torch.add(terms[0], terms[1] if len(terms) > 1 else 0, out=total)
-            for term in terms[2:]:
-                total.add_(term)
+            return total[None]
+        out = self.start.buffer("input", len(varying[0][1]), *total.shape)
+        sums = total.expand_as(out)
+        for values, index in varying:
+            for here, which in _runs(index):
+                if which is not None or sums is not out:
+                    torch.add(sums[here], 0 if which is None else values[which], out=out[here])
+            sums = out
         return out
 
     def _mlp(self, writer: int, layer: int, need: int, columns: Sequence[int]) -> Variants | None:
