@@ -10,7 +10,8 @@ from circuitlab.graphs.prune import real_edges
 from circuitlab.metrics import resolve
 from circuitlab.parts import Kind, Layout, Node, Reader, Slot
 from circuitlab.patching.circuits.circuits import run_circuits
-from circuitlab.patching.circuits.clean_start import CleanStart, _runs
+from circuitlab.patching.circuits.clean_start import CleanStart
+from circuitlab.patching.circuits.variants import slices
 from circuitlab.patching.experiment import Experiment
 
 ALL = (*ARCHITECTURES, *NATIVE, *BIDIRECTIONAL)
@@ -141,7 +142,7 @@ class TestSlices:
         for length in rng.integers(1, 9, 500):
             index = rng.integers(-1, 4, length)
             found = np.full(length, -9)
-            for here, which in _runs(index):
+            for here, which in slices(index):
                 values = [-1] if which is None else range(which.start, which.stop)
                 assert len(values) in (1, here.stop - here.start)
                 found[here] = values

@@ -12,15 +12,14 @@ reads the same (its *variants*), on whole prompts from the first token that can 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import count
 from math import prod
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from circuitlab.graphs.prune import real_edges
@@ -34,6 +33,7 @@ from circuitlab.models.steps import (
     project,
 )
 from circuitlab.parts import Kind, Layout, Slot
+from circuitlab.patching.circuits.variants import Variants, distinct, slices
 from circuitlab.patching.runs.ablation import AblatedRun, replacement_differences
 from circuitlab.patching.runs.baseline import Baseline
 from circuitlab.patching.runs.reach import tokens_that_differ
@@ -41,51 +41,6 @@ from circuitlab.patching.runs.reach import tokens_that_differ
 # Where a node's output is needed: nowhere, at the answer position, at every token that can differ.
 NOWHERE, ANSWER, EVERYWHERE = 0, 1, 2
 Q, K, V = Slot
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Variants:
-    """What a node reads or computes in several circuits: the distinct values, and by circuit which of them it has."""
-
-    values: Float[Tensor, "variant batch token *_"]
-    of: Int[np.ndarray, " circuit"]
-
-    def at(self, circuits: Int[np.ndarray, " chosen"]) -> Float[Tensor, "_ batch token *_"]:
-        """The values of chosen circuits; one where all have the same, and no copy where they are all in order.
-
-        Returns:
-            Values `[circuit or 1, batch, token, ...]`.
-        """
-        index = self.of[circuits]
-        if (index == index[0]).all():
-            return self.values[index[0]][None]
-        if len(index) == len(self.values) and (index == np.arange(len(index))).all():
-            return self.values
-        return self.values[torch.from_numpy(index).to(self.values.device)]
-
-
-def _distinct(keys: Shaped[np.ndarray, "circuit _"]) -> tuple[Int[np.ndarray, " circuit"], Int[np.ndarray, " variant"]]:
-    """Number equal rows alike, in the order in which they first appear: the number of each, and where each is first."""
-    numbers = dict[bytes, int]()
-    of = [numbers.setdefault(row.tobytes(), len(numbers)) for row in keys]
-    return np.array(of), np.array([of.index(number) for number in range(len(numbers))])
-
-
-def _runs(index: Int[np.ndarray, " variant"]) -> Iterator[tuple[slice, slice | None]]:
-    """Split an index into slices that count up by one or repeat one number; None for the number -1.
-
-    Example:
-        >>> list(_runs(np.array([-1, -1, 0, 1, 2, 0, 0])))
-        [(slice(0, 2), None), (slice(2, 5), slice(0, 3)), (slice(5, 7), slice(0, 1))]
-    """
-    start, steps = 0, np.diff(index, append=-2)
-    while start < len(index):
-        step, end = steps[start] if index[start] >= 0 else 0, start + 1
-        while step in (0, 1) and end < len(index) and steps[end - 1] == step:
-            end += 1
-        first = int(index[start])
-        yield slice(start, end), None if first < 0 else slice(first, int(index[end - 1]) + 1)
-        start = end
 
 
 class CleanStart:
@@ -273,9 +228,9 @@ class _Run:
         if not writers and not self.cut_by_any[column]:
             return None
         cut = self.cut[:, :, column]
-        of_cut, cuts = _distinct(cut)
+        of_cut, cuts = distinct(cut)
         which = [np.where(self.masks[:, w, column], self.changes[w].of, -1) for w in writers]
-        of, first = _distinct(np.stack([of_cut, *which], 1))
+        of, first = distinct(np.stack([of_cut, *which], 1))
         parts = [(self.start.input(column, cut[cuts], need), of_cut[first])]
         parts += [(self.start.at(self.changes[w].values, need), n[first]) for w, n in zip(writers, which, strict=True)]
         return Variants(self._sum(parts), of)
@@ -292,7 +247,7 @@ class _Run:
         out = self.start.buffer("input", len(varying[0][1]), *total.shape)
         sums = total.expand_as(out)
         for values, index in varying:
-            for here, which in _runs(index):
+            for here, which in slices(index):
                 if which is not None or sums is not out:
                     torch.add(sums[here], 0 if which is None else values[which], out=out[here])
             sums = out
@@ -316,7 +271,7 @@ class _Run:
         found = [variants for variants in (pattern, read) if variants is not None]
         if not found:
             return None
-        of, circuits = _distinct(np.stack([variants.of for variants in found], 1))
+        of, circuits = distinct(np.stack([variants.of for variants in found], 1))
         clean, recorded, changes = start.clean, start.clean.v[layer][:, :, head], list[Tensor]()
         if pattern is None:
             weights = start.of_clean(clean.pattern[layer][:, head], need)
@@ -343,7 +298,7 @@ class _Run:
         found = [variants for variants in (q, k) if variants is not None]
         if not found:
             return None
-        of, circuits = _distinct(np.stack([variants.of for variants in found], 1))
+        of, circuits = distinct(np.stack([variants.of for variants in found], 1))
         start, recorded = self.start, self.start.clean.k[layer][:, :, head]
         queries = start.of_clean(start.clean.q[layer][:, :, head], need) if q is None else q.at(circuits)
         if k is None:
@@ -377,7 +332,7 @@ class _Run:
                     reads[slot, head] = read
         if not reads:
             return
-        of, circuits = _distinct(np.stack([read.of for read in reads.values()], 1))
+        of, circuits = distinct(np.stack([read.of for read in reads.values()], 1))
         z, recorded = self._z(layer, need, reads, circuits), start.of_clean(start.clean.z[layer], need)
         now, was = (self.model.head_outputs(layer, values.flatten(0, 1)) for values in (z, recorded))
         changes = now.unflatten(1, z.shape[:2]) - was[:, None]
