@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from circuitlab.arguments import checked, fits
+from circuitlab.arguments import fits
 from circuitlab.data.network import offline_without_network
 from circuitlab.errors import CircuitLabError, ConfigError, ModelError
 from circuitlab.models.bridge import BridgeModel
@@ -21,7 +21,7 @@ from circuitlab.models.checkpoint_files import checked_folder
 from circuitlab.models.huggingface import boot_from_hub, boot_huggingface, no_remote_code, not_loaded
 from circuitlab.models.loaded_weights import check_finite
 from circuitlab.models.model_kinds import refuse_unsupported
-from circuitlab.models.modes import LOADING, in_ordinary_modes
+from circuitlab.models.modes import LOADING, model_function
 from circuitlab.models.protocol import Model
 from circuitlab.models.recording import Folding
 from circuitlab.models.text import AUTO, TokenizerText, check_choice, own_tokenizer, text_of
@@ -32,8 +32,7 @@ BUNDLED = SETTINGS["model"].default
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-@checked
-@in_ordinary_modes
+@model_function
 def load_model(
     model: Any = SETTINGS["model"].default,
     *,
