@@ -29,11 +29,11 @@ if TYPE_CHECKING:
     from circuitlab.data.registry import load_task
     from circuitlab.data.splits import words_of
     from circuitlab.data.task import Task
+    from circuitlab.discovery.behaviour import check_task
     from circuitlab.discovery.scores import load_scores
     from circuitlab.discovery.scoring import score_edges, score_nodes
     from circuitlab.discovery.selection import select
     from circuitlab.discovery.stability import stability
-    from circuitlab.discovery.task_check import check_task
     from circuitlab.errors import (
         CircuitLabError,
         ConfigError,

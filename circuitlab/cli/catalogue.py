@@ -18,7 +18,7 @@ from circuitlab.errors import CircuitLabError
 from circuitlab.plugins import owner
 
 if TYPE_CHECKING:
-    from circuitlab.discovery.task_check import TaskCheck
+    from circuitlab.discovery.behaviour import TaskCheck
 
 FEW_REASONS = 3  # why examples are dropped
 # Names that TransformerLens loads over the network: the small ones that the README and the papers use most.

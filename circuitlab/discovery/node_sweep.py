@@ -13,14 +13,79 @@ References:
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
 import numpy as np
+from jaxtyping import Float
 
 from circuitlab.discovery.averages import scores_of
 from circuitlab.discovery.scores import EdgeScores
 from circuitlab.graphs.prune import real_edges
-from circuitlab.parts import Layout
+from circuitlab.parts import Kind, Layout, Node
 from circuitlab.patching.experiment import Experiment
-from circuitlab.patching.sweeps.nodes import sweep_nodes
+from circuitlab.patching.grid import Grid
+from circuitlab.patching.sweeps.sweep import sweep_grids
+from circuitlab.stats import standard_error
+from circuitlab.summary import Summary
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class NodeSweep(Summary):
+    """Effects of patching nodes one by one, clean into corrupted.
+
+    Attributes:
+        per_example: Node name -> raw metric of the patched run.
+        clean: Metric of the clean run.
+        corrupt: Metric of the corrupted run.
+    """
+
+    per_example: Mapping[str, Float[np.ndarray, " example"]]
+    clean: Float[np.ndarray, " example"]
+    corrupt: Float[np.ndarray, " example"]
+
+    @property
+    def effects(self) -> dict[str, float]:
+        """Node name -> share of the clean-corrupted difference that its patch restores (ratio of means)."""
+        gap = (self.clean - self.corrupt).mean()
+        return {name: float((values - self.corrupt).mean() / gap) for name, values in self.per_example.items()}
+
+    @property
+    def standard_errors(self) -> dict[str, float]:
+        """Node name -> standard error of the effect over examples, the gap taken as known."""
+        gap = abs(float((self.clean - self.corrupt).mean()))
+        errors = {name: standard_error(values - self.corrupt, 0.0) for name, values in self.per_example.items()}
+        return {name: float(error) / gap for name, error in errors.items()}
+
+
+def sweep_nodes(experiment: Experiment, nodes: Iterable[Node] | None = None, heads: Grid | None = None) -> NodeSweep:
+    """Patch each head's z and each MLP's output at all positions; the input and the logits restore everything.
+
+    Args:
+        experiment: What to patch.
+        nodes: Only these, at the cost of two more passes a layer; all by default.
+        heads: A sweep of `head_z` on the same pairs, if there is one already.
+
+    Returns:
+        The effects, in the order of the layers.
+    """
+    layers, chosen = range(experiment.model.spec.n_layers), list(nodes or Layout.of(experiment.model.spec).nodes)
+    found = {}
+    for some in [layers] if nodes is None else [[layer] for layer in layers]:
+        here = [node for node in chosen if node.layer in some]
+        members = sorted({node.head for node in here if node.head is not None})
+        sites = ["head_z"] * (bool(members) and heads is None) + ["mlp_out"] * any(n.kind is Kind.MLP for n in here)
+        arguments = {"axis": "all", "layers": some, "heads": members if "head_z" in sites else None}
+        grids = {} if heads is None else {"head_z": heads}
+        grids |= sweep_grids(experiment, sites, **arguments) if sites else {}
+        for row, layer in enumerate(some):
+            for place, head in enumerate(members):
+                found[Node(Kind.HEAD, layer, head).name] = grids["head_z"].per_example[row, place]
+            if "mlp_out" in grids:
+                found[Node(Kind.MLP, layer).name] = grids["mlp_out"].per_example[row, 0]
+    clean, corrupt = experiment.clean, experiment.corrupt
+    ends = {node.name: clean for node in chosen if node.kind in (Kind.INPUT, Kind.LOGITS)}
+    return NodeSweep(ends | found if nodes is None else found | ends, clean, corrupt)
 
 
 def score_node_sweep(experiment: Experiment) -> EdgeScores:

@@ -22,6 +22,7 @@ from circuitlab.data.registry import load_task
 from circuitlab.data.task import Task
 from circuitlab.discovery.behaviour import check_behaviour
 from circuitlab.discovery.config import DiscoverConfig, default_folder
+from circuitlab.discovery.node_sweep import sweep_nodes
 from circuitlab.discovery.registry import find_method
 from circuitlab.discovery.selection import select_circuit, with_faithfulness
 from circuitlab.discovery.stability import Discovery, check_seeds, over_resamples, over_seeds
@@ -35,7 +36,6 @@ from circuitlab.parts import Kind, Layout
 from circuitlab.patching.experiment import Experiment
 from circuitlab.patching.grid import Grid
 from circuitlab.patching.runs.replacement import needs_reference
-from circuitlab.patching.sweeps.nodes import sweep_nodes
 from circuitlab.patching.sweeps.sites import Site, find_site
 from circuitlab.patching.sweeps.sweep import sweep_grids
 from circuitlab.progress import callback
