@@ -62,8 +62,7 @@ if TYPE_CHECKING:
     from circuitlab.evaluation.truth import recovery
     from circuitlab.features.load import load_autoencoder
     from circuitlab.graphs.circuit import Circuit, load_circuit
-    from circuitlab.graphs.compare import compare
-    from circuitlab.graphs.of_nodes import circuit_of_nodes, node_overlap
+    from circuitlab.graphs.compare import circuit_of_nodes, compare, node_overlap
     from circuitlab.graphs.selection import SelectionRule
     from circuitlab.metrics.base import Metric
     from circuitlab.models.load import load_model
@@ -71,8 +70,7 @@ if TYPE_CHECKING:
     from circuitlab.patching.edges.edges import patch_edges
     from circuitlab.patching.paths.paths import path_patch
     from circuitlab.patching.runs.replacement import Replacement
-    from circuitlab.patching.sweeps.estimate import estimate_sweep
-    from circuitlab.patching.sweeps.sweep import sweep
+    from circuitlab.patching.sweeps.sweep import estimate_sweep, sweep
     from circuitlab.predictions.log_probs import text_log_probs
     from circuitlab.predictions.next_token import continue_text, predict
     from circuitlab.references import Reference

@@ -39,7 +39,7 @@ from circuitlab.patching.experiment import Experiment
 from circuitlab.patching.paths.paths import path_patch
 from circuitlab.patching.paths.plan import FROZEN
 from circuitlab.patching.runs.baseline import Baseline, record_baseline
-from circuitlab.patching.sweeps.estimate import estimate_sweep
+from circuitlab.patching.sweeps.sweep import estimate_sweep
 from circuitlab.predictions.streams import last_streams
 
 NAME = "bidirectional"

@@ -22,7 +22,7 @@ from circuitlab.outputs.lock import LOCK
 from circuitlab.outputs.paths import check_path
 from circuitlab.outputs.reserve import put_file, put_tables, reserved_file, reserved_tables
 from circuitlab.outputs.whole import exchange
-from circuitlab.runs.reserve import reserve_run
+from circuitlab.runs.write import reserve_run
 
 # Changes of the disk: a process is killed before each of them in turn.
 CALLS = ("rename", "replace", "mkdir", "rmdir", "unlink", "open", "ftruncate", "write")

@@ -17,9 +17,9 @@ from circuitlab.patching.runs.packing import Packer
 from circuitlab.patching.runs.reach import rows_from
 from circuitlab.patching.runs.suffix import run_from_middle, run_suffix
 from circuitlab.patching.sweeps import cells as cells_module
-from circuitlab.patching.sweeps.estimate import estimate_sweep
 from circuitlab.patching.sweeps.plan import plan_sweep
 from circuitlab.patching.sweeps.run import start
+from circuitlab.patching.sweeps.sweep import estimate_sweep
 
 NEURONS = "blocks.{}.mlp.out.hook_in"
 SITES = ["resid_pre", "attn_out", "mlp_out", "head_z"]

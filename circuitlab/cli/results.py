@@ -10,8 +10,7 @@ if TYPE_CHECKING:
     from circuitlab.evaluation.evaluate import Evaluation
     from circuitlab.evaluation.hypotheses.battery import CircuitTests
     from circuitlab.evaluation.hypotheses.result import TestResult
-    from circuitlab.graphs.compare import Comparison
-    from circuitlab.graphs.of_nodes import NodeOverlap
+    from circuitlab.graphs.compare import Comparison, NodeOverlap
     from circuitlab.parts import Edge
     from circuitlab.runs.reproduce import Reproduction
     from circuitlab.runs.run import Run

@@ -18,7 +18,7 @@ from circuitlab.discovery.config import DiscoverConfig
 from circuitlab.errors import ConfigError, RunError
 from circuitlab.evaluation.evaluate import Evaluation, evaluate
 from circuitlab.graphs.circuit import Circuit
-from circuitlab.graphs.of_nodes import circuit_of_nodes
+from circuitlab.graphs.compare import circuit_of_nodes
 from circuitlab.metrics import metric_of
 from circuitlab.models.load import load_model
 from circuitlab.models.protocol import Model

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from circuitlab.arguments import checked
-from circuitlab.graphs.of_nodes import NodeOverlap, node_overlap
+from circuitlab.graphs.compare import NodeOverlap, node_overlap
 from circuitlab.outputs.paths import at_home
 from circuitlab.runs.reader import RunReader
 from circuitlab.runs.task_files import task_of_run

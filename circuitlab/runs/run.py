@@ -10,8 +10,7 @@ from typing import Any, ParamSpec
 
 from circuitlab.outputs.paths import at_home
 from circuitlab.runs.record import RunRecord
-from circuitlab.runs.reserve import reserve_run
-from circuitlab.runs.write import write_run
+from circuitlab.runs.write import reserve_run, write_run
 
 P = ParamSpec("P")
 
