@@ -1,6 +1,7 @@
 """The bundled model: its files, its tokenizer, and how well it does the tasks on prompts it never saw."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from training.abilities import closed_at_depth
 from training.measure import TASKS, measure, variants
-from training.recipe import Recipe, learning_rate
+from training.recipe import Recipe, checkpoint_times, learning_rate
 from training.tokenizer import required_tokens
-from training.train import LOG_NAME, main, prepare, train
+from training.train import CHECKPOINTS, LOG_NAME, main, prepare, train
 
 FOLDER = Path(__file__).parent.parent / "circuitlab" / "bundled"
 CASES = [
@@ -113,7 +114,14 @@ def test_the_script_leaves_a_model_folder_and_a_log(tmp_path: Path) -> None:
     assert {file.name for file in folder.iterdir()} == {
         *(file.name for file in FOLDER.iterdir() if file.is_file()),
         LOG_NAME,
+        CHECKPOINTS,
     }
+    kept = sorted((folder / CHECKPOINTS).iterdir())
+    assert [one.name for one in kept] == [f"step-{entry['step']:06}" for entry in log if entry["event"] == "checkpoint"]
+    assert (kept[0].name, kept[-1].name) == ("step-000000", f"step-{log[-1]['step']:06}")
+    first, last = (AutoModelForCausalLM.from_pretrained(one).lm_head.weight for one in (kept[0], kept[-1]))
+    assert torch.equal(last, made.lm_head.weight)
+    assert not torch.equal(first, last)
     assert len(AutoTokenizer.from_pretrained(folder)) == made.config.vocab_size
 
 
@@ -121,6 +129,13 @@ def test_the_script_never_writes_over_a_folder(tmp_path: Path, capsys: pytest.Ca
     with pytest.raises(SystemExit, match="2"):
         main(["--out", str(tmp_path)])
     assert "exists; give a folder that does not" in capsys.readouterr().err
+
+
+def test_checkpoints_are_kept_from_the_start_to_the_end() -> None:
+    times = checkpoint_times(12)
+    assert len(times) == 12
+    assert (times[0], times[-1]) == (0, 1)
+    assert sorted(b - a for a, b in pairwise(times)) == [b - a for a, b in pairwise(times)]
 
 
 def test_the_learning_rate_rises_and_falls() -> None:

@@ -21,7 +21,8 @@ class Recipe:
         weight_decay: Applied to matrices only.
         warmup: Steps over which the learning rate rises.
         check_minutes: Time between two measurements, each of which also saves the model.
-        check_prompts: Prompts of each task variant in such a measurement.
+        check_prompts: Prompts of each task variant and each broken shortcut in such a measurement.
+        checkpoints: Number of models kept on the way, the untrained one first and the last one last.
     """
 
     seed: int = 0
@@ -36,7 +37,13 @@ class Recipe:
     weight_decay: float = 0.05
     warmup: int = 300
     check_minutes: float = 4.0
-    check_prompts: int = 200
+    check_prompts: int = 100
+    checkpoints: int = 12
+
+
+def checkpoint_times(count: int) -> tuple[float, ...]:
+    """When models are kept, as shares of the time: the earlier, the closer together."""
+    return tuple((i / max(1, count - 1)) ** 2 for i in range(count))
 
 
 def learning_rate(recipe: Recipe, step: int, spent: float) -> float:

@@ -2,7 +2,8 @@
 
 Text from a seed, a tokenizer from the text, a small GPT-2 from both. The learning rate follows the share of the time
 that is spent, so that the same command makes the best of any machine; the number of steps is in the log. A whole model
-folder stands in DIR a few minutes after the start and is replaced as training goes on.
+folder stands in DIR a few minutes after the start and is replaced as training goes on; a dozen earlier models stay in
+DIR/checkpoints, each in a folder named after its number of steps.
 """
 
 import argparse
@@ -20,14 +21,16 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
+from training.adversarial import measure_broken
 from training.batches import IGNORED, Rows
 from training.corpus import documents
 from training.measure import measure_all
 from training.model import build_model, build_optimizer, save
-from training.recipe import Recipe, learning_rate
+from training.recipe import Recipe, checkpoint_times, learning_rate
 from training.tokenizer import train_tokenizer
 
 LOG_NAME = "training-log.jsonl"
+CHECKPOINTS = "checkpoints"
 _TOKENIZER_DOCUMENTS = 20_000
 _STEPS_A_LINE = 100
 
@@ -98,8 +101,12 @@ def train(run: Run) -> None:
     optimizer = build_optimizer(recipe, run.model)
     started = checked = time.monotonic()
     losses: list[Tensor] = []
+    due = list(checkpoint_times(recipe.checkpoints))[::-1]
     for step, ids in enumerate(endless(run.rows, recipe)):
         minutes = (time.monotonic() - started) / 60
+        if due and minutes >= due[-1] * recipe.minutes:
+            keep(run, step)
+            due = [share for share in due if share * recipe.minutes > minutes]
         if minutes >= recipe.minutes:
             break
         rate = learning_rate(recipe, step, minutes / recipe.minutes)
@@ -119,6 +126,12 @@ def train(run: Run) -> None:
             check(run, step + 1, minutes)
             checked = time.monotonic()
     check(run, step, minutes)
+
+
+def keep(run: Run, step: int) -> None:
+    """Saves the model as it is now beside those that were saved before."""
+    save(run.model, run.tokenizer, run.folder / CHECKPOINTS / f"step-{step:06}")
+    run.log.write(event="checkpoint", step=step)
 
 
 def endless(rows: Rows, recipe: Recipe) -> Iterator[Int[Tensor, "batch seq"]]:
@@ -143,10 +156,13 @@ def check(run: Run, step: int, minutes: float) -> None:
     """Saves the model and measures it on some prompts of every task."""
     save(run.model, run.tokenizer, run.folder)
     run.model.eval()
-    found = measure_all(run.model, run.tokenizer, count=run.recipe.check_prompts, seed=run.recipe.seed + 1)
+    count, seed = run.recipe.check_prompts, run.recipe.seed + 1
+    found = measure_all(run.model, run.tokenizer, count=count, seed=seed)
+    broken = measure_broken(run.model, run.tokenizer, count=count, seed=seed)
     run.model.train()
     shares = {each.label: [each.above, each.first, each.turned] for each in found}
-    run.log.write(event="check", step=step, minutes=round(minutes, 2), above_first_turned=shares)
+    right = {f"{each.task}: {each.kind}": each.right for each in broken}
+    run.log.write(event="check", step=step, minutes=round(minutes, 2), above_first_turned=shares, right=right)
 
 
 def main(arguments: list[str] | None = None) -> None:
