@@ -293,5 +293,5 @@ def _prepared(
 
     metric = metric_of(wanted, task["metric"])
     loaded, autoencoder = own.loaded(model)
-    pairs = wanted.pairs(loaded, n=task["n"], seed=task["seed"]).discovery
+    pairs = wanted.pairs(loaded, n=task["n"], seed=task["seed"], whole_answers=False).discovery
     return loaded, autoencoder, pairs, {"metric": metric, "seed": task["seed"]}

@@ -8,21 +8,23 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from circuitlab.arguments import checked
+from circuitlab.data.continuations import ANSWER_SPAN, NO_TOKEN, Row, rows_of
 from circuitlab.data.limits import is_whole
 from circuitlab.data.pair import Pair
 from circuitlab.errors import ConfigError, PairLengthError
 from circuitlab.summary import Summary, plural
 
-NO_TOKEN = -1  # fills rows of `answers` where an example has fewer answers than another
-
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class PairBatch(Summary):
     """Clean and corrupted prompts of one length.
+
+    A pair is one row, unless an answer or distractor of the data set has several tokens: then a pair has a row for each
+    position that is judged (`circuitlab.data.continuations`), one after the other, and `index` has its place in each.
 
     Attributes:
         clean: Tokens of the clean prompts.
@@ -31,11 +33,13 @@ class PairBatch(Summary):
         distractors: Wrong next tokens of the clean prompt, which answers are compared with; -1 where an example has
             fewer, or none.
         answer_at: Position whose next-token logits are judged.
-        index: Place of each example in the data set it came from.
+        index: Place of each row's pair in the data set it came from.
         spans: Name -> half-open token range `[batch, 2]`; start = end where an example lacks the span.
         reference: Logits of the clean run, for metrics that compare with it (`kl`).
         metric: Metric of the task that drew the prompts, which functions use where no other is given; None without a
             task.
+        n_words: Numbers of answers and distractors of each row's pair; None where every pair is one row.
+        prompt_end: The last token of each row's prompt, before any token of an answer; None as well.
 
     Example:
         >>> import torch
@@ -55,6 +59,8 @@ class PairBatch(Summary):
     spans: Mapping[str, Int[Tensor, "batch 2"]] = field(default_factory=dict)
     reference: Float[Tensor, "batch d_vocab"] | None = None
     metric: str | Callable[..., Any] | None = None
+    n_words: Int[Tensor, "batch 2"] | None = None
+    prompt_end: Int[Tensor, " batch"] | None = None
 
     @classmethod
     @checked
@@ -141,7 +147,69 @@ class PairBatch(Summary):
     @property
     def has_distractors(self) -> bool:
         """Whether every example has a distractor."""
+        if self.n_words is not None:
+            return bool((self.n_words[:, 1] > 0).all())
         return self.distractors.shape[1] > 0 and bool((self.distractors != NO_TOKEN).any(1).all())
+
+    @property
+    def n_pairs(self) -> int:
+        """Number of pairs, of which each has one or more rows."""
+        return len(self.places)
+
+    @property
+    def places(self) -> Int[Tensor, " pair"]:
+        """Place of each pair in the data set, in the order of `per_pair`."""
+        return self.index if self.n_words is None else self.index.unique_consecutive()
+
+    @property
+    def is_first(self) -> Bool[Tensor, " batch"]:
+        """Whether each row is its pair's first, which is judged after the prompt itself."""
+        return torch.ones_like(self.index, dtype=torch.bool) if self.prompt_end is None else self._depth == 0
+
+    @property
+    def own_tokens(self) -> Bool[Tensor, "batch seq"]:
+        """Tokens of prompts and answers, each in one row only: averages over tokens count them once."""
+        if self.prompt_end is None:
+            return torch.ones_like(self.clean, dtype=torch.bool)
+        position = torch.arange(self.n_tokens, device=self.clean.device)
+        until_answer = position <= self.answer_at[:, None]
+        return until_answer & (self.is_first[:, None] | (position == self.answer_at[:, None]))
+
+    @property
+    def _depth(self) -> Int[Tensor, " batch"]:
+        assert self.prompt_end is not None
+        return self.answer_at - self.prompt_end
+
+    def per_pair(self, values: Shaped[Tensor, "*any"], dim: int = -1) -> Shaped[Tensor, "*other"]:
+        """Values of rows, summed over the rows of each pair.
+
+        Args:
+            values: One value, or a tensor of them, per row.
+            dim: The dimension of the rows.
+
+        Returns:
+            The same with pairs in the place of rows, in the order of `places`; the values themselves where a pair is a
+            row.
+        """
+        if self.n_words is None:
+            return values
+        _, pair = self.index.unique_consecutive(return_inverse=True)
+        shape = list(values.shape)
+        shape[dim] = int(pair[-1]) + 1
+        return values.new_zeros(shape).index_add_(dim, pair.to(values.device), values)
+
+    def prompts(self, side: str = "clean") -> list[tuple[int, ...]]:
+        """The tokens of each pair's prompt, without those of answers.
+
+        Args:
+            side: "clean" or "corrupt".
+
+        Returns:
+            One prompt a pair, in the order of `places`.
+        """
+        rows = getattr(self, side)[self.is_first].tolist()
+        ends = None if self.prompt_end is None else self.prompt_end[self.is_first].tolist()
+        return [tuple(row) if ends is None else tuple(row[: ends[i] + 1]) for i, row in enumerate(rows)]
 
     def swapped(self) -> PairBatch:
         """The batch with clean and corrupted prompt in each other's place; answers stay.
@@ -189,13 +257,13 @@ class PairBatch(Summary):
         return PairBatch(**values)
 
     def _summary(self) -> str:
-        return f"of {plural(len(self), 'pair')}, {plural(self.n_tokens, 'token')}, on {self.clean.device}"
+        return f"of {plural(self.n_pairs, 'pair')}, {plural(self.n_tokens, 'token')}, on {self.clean.device}"
 
 
 def batch_by_length(
     pairs: Sequence[Pair], device: torch.device | str = "cpu", metric: str | Callable[..., Any] | None = None
 ) -> tuple[PairBatch, ...]:
-    """Bucket pairs by length, shortest first; nothing is padded.
+    """Bucket pairs by length, shortest first; prompts are not padded.
 
     Args:
         pairs: Pairs in the order of their data set.
@@ -203,23 +271,29 @@ def batch_by_length(
         metric: Metric of the task that drew them.
 
     Returns:
-        One batch per length; `index` holds places in `pairs`.
+        One batch per length, of prompts with the answer tokens after them; `index` holds places in `pairs`.
     """
-    buckets = defaultdict[int, list[int]](list)
+    several = any(pair.n_appended for pair in pairs)
+    buckets = defaultdict[int, list[tuple[int, Pair, Row]]](list)
     for place, pair in enumerate(pairs):
-        buckets[len(pair)].append(place)
-    names = sorted({name for pair in pairs for name in pair.spans})
-    return tuple(
-        _bucket([pairs[i] for i in places], places, names, device, metric) for _, places in sorted(buckets.items())
-    )
+        buckets[len(pair) + pair.n_appended] += [(place, pair, row) for row in rows_of(pair)]
+    names = sorted({name for pair in pairs for name in _spans(pair)})
+    return tuple(_bucket(rows, names, device, metric, several) for _, rows in sorted(buckets.items()))
+
+
+def _spans(pair: Pair) -> Mapping[str, tuple[int, int]]:
+    """The spans of a pair; where it has some, appended tokens of its answers are the span "answer"."""
+    if not pair.n_appended or not pair.spans or ANSWER_SPAN in pair.spans:
+        return pair.spans
+    return {**pair.spans, ANSWER_SPAN: (len(pair), len(pair) + pair.n_appended)}
 
 
 def _bucket(
-    pairs: Sequence[Pair],
-    places: Sequence[int],
+    rows: Sequence[tuple[int, Pair, Row]],
     span_names: Sequence[str],
     device: torch.device | str,
     metric: str | Callable[..., Any] | None,
+    several: bool,
 ) -> PairBatch:
     def tensor(rows: Sequence[object]) -> Tensor:
         return torch.tensor(rows, dtype=torch.long, device=device)
@@ -228,13 +302,16 @@ def _bucket(
         width = max(map(len, rows))
         return tensor([row + (NO_TOKEN,) * (width - len(row)) for row in rows])
 
+    spans = [_spans(pair) for _, pair, _ in rows]
     return PairBatch(
-        clean=tensor([p.clean_ids for p in pairs]),
-        corrupt=tensor([p.corrupt_ids for p in pairs]),
-        answers=padded([p.answer_ids for p in pairs]),
-        distractors=padded([p.distractor_ids for p in pairs]),
-        answer_at=tensor([len(p) - 1 for p in pairs]),
-        index=tensor(list(places)),
-        spans={name: tensor([p.spans.get(name, (0, 0)) for p in pairs]) for name in span_names},
+        clean=tensor([p.clean_ids + row.appended for _, p, row in rows]),
+        corrupt=tensor([p.corrupt_ids + row.appended for _, p, row in rows]),
+        answers=padded([row.answers for _, _, row in rows]),
+        distractors=padded([row.distractors for _, _, row in rows]),
+        answer_at=tensor([len(p) - 1 + row.n_prefix for _, p, row in rows]),
+        index=tensor([place for place, _, _ in rows]),
+        spans={name: tensor([found.get(name, (0, 0)) for found in spans]) for name in span_names},
         metric=metric,
+        n_words=tensor([(len(p.answer_ids), len(p.distractor_ids)) for _, p, _ in rows]) if several else None,
+        prompt_end=tensor([len(p) - 1 for _, p, _ in rows]) if several else None,
     )

@@ -29,8 +29,8 @@ def prompt_keys(pairs: Pairs) -> list[tuple[int, int]]:
     """
     found = {}
     for batch in batches_of(pairs, "cpu"):
-        keys = [[hash(tuple(tokens)) for tokens in prompts.tolist()] for prompts in (batch.clean, batch.corrupt)]
-        found |= dict(zip(batch.index.tolist(), zip(*keys, strict=True), strict=True))
+        keys = zip(*(map(hash, batch.prompts(side)) for side in ("clean", "corrupt")), strict=True)
+        found |= dict(zip(batch.places.tolist(), keys, strict=True))
     return [found[place] for place in sorted(found)]
 
 
@@ -41,9 +41,14 @@ def batches_of(pairs: Pairs, device: torch.device | str) -> tuple[PairBatch, ...
         One batch a prompt length.
 
     Raises:
-        ConfigError: It is neither a `PairSet` nor a `PairBatch`.
+        ConfigError: It is neither a `PairSet` nor a `PairBatch`, or a `PairBatch` of answers of several tokens.
     """
     if isinstance(pairs, PairBatch):
+        if pairs.n_words is not None:
+            raise ConfigError(
+                "this PairBatch holds answers of several tokens, which take several rows a pair. Give the PairSet that "
+                "it is of."
+            )
         kept = ("clean", "corrupt", "answers", "distractors", "answer_at")
         moved = {name: _moved(getattr(pairs, name), device) for name in kept}
         spans = {name: _moved(span, device) for name, span in pairs.spans.items()}
@@ -55,22 +60,47 @@ def batches_of(pairs: Pairs, device: torch.device | str) -> tuple[PairBatch, ...
     raise ConfigError(f"pairs must be task.pairs(...).discovery, .held_out or a PairBatch; got {type(pairs).__name__}.")
 
 
-def batches_for(model: LanguageModel, pairs: Pairs) -> tuple[PairBatch, ...]:
+def batches_for(model: LanguageModel, pairs: Pairs, *, whole_answers: bool = False) -> tuple[PairBatch, ...]:
     """Pairs in any form, as batches on the model's device, checked against its limits.
+
+    Args:
+        model: The model.
+        pairs: The pairs.
+        whole_answers: Accept answers of several tokens, whose pairs take several rows.
 
     Returns:
         One batch a prompt length.
 
     Raises:
-        ConfigError: It is neither a `PairSet` nor a `PairBatch`.
+        ConfigError: It is neither a `PairSet` nor a `PairBatch`; answers have several tokens, and the caller looks at
+            one position, or the model is not causal.
         TokenError: A prompt is longer than the context, or holds a token that the model does not have.
     """
     found = batches_of(pairs, model.device)
     if not isinstance(pairs, PairBatch):
+        check_answers(pairs, model.spec, whole_answers=whole_answers)
         check_pairs(pairs, model.spec)
     for batch in found:
         check_batch(batch, model.spec)
     return found
+
+
+def check_answers(pairs: PairSet, spec: ModelSpec, *, whole_answers: bool = False) -> None:
+    """Refuse answers of several tokens where only one position is judged, or a token sees those after it.
+
+    Raises:
+        ConfigError: A pair has such an answer; the message has its id and the word.
+    """
+    pair = next((pair for pair in pairs if pair.n_appended), None)
+    if pair is None or (whole_answers and spec.causal):
+        return
+    words = zip(pair.answers + pair.distractors, pair.answer_tokens + pair.distractor_tokens, strict=True)
+    word = next(word for word, ids in words if len(ids) > 1)
+    why = "a token sees those after it in this model" if whole_answers else "here only the next token is judged"
+    raise ConfigError(
+        f"{word!r} of pair {pair.id!r} has several tokens, and {why}. Draw pairs with answers of one token "
+        "(task.pairs(..., whole_answers=False))."
+    )
 
 
 def check_pairs(pairs: PairSet, spec: ModelSpec) -> None:
@@ -83,7 +113,7 @@ def check_pairs(pairs: PairSet, spec: ModelSpec) -> None:
         prompt = f"the clean prompt of pair {pair.id!r}, {clipped(pair.clean)},"
         if not len(pair):
             raise TokenError(f"{prompt} has no token. Give a text with words.")
-        check_length(len(pair), spec.n_ctx, prompt)
+        check_length(len(pair), spec.n_ctx, prompt, pair.n_appended)
 
 
 def check_batch(batch: PairBatch, spec: ModelSpec) -> None:

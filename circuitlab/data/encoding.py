@@ -1,22 +1,25 @@
 """From words to tokens: an `Example` checked against a model's real tokenizer becomes a `Pair`.
 
-Token ids are found in context: the encoding of prompt + answer must be the encoding of the prompt and one token more.
+Token ids are found in context: the encoding of prompt + answer must be the encoding of the prompt and one token more,
+or several where whole answers are judged.
 What a tokenizer cannot serve comes back as a `Rejection` with the prompt, the tokens and the way out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 from circuitlab.data.example import CharRange, Example
-from circuitlab.data.pair import Pair, TokenRange
+from circuitlab.data.pair import Pair, TokenRange, WordIds
 from circuitlab.errors import PairLengthError, SpanError, TaskError, TokenError
 from circuitlab.parts import ModelSpec
 
 if TYPE_CHECKING:
     import torch
+
+SEVERAL = "Metric answer_log_prob_diff (--metric answer_log_prob_diff) judges answers of several tokens."
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,12 +111,13 @@ class Rejection:
     message: str
 
 
-def encode_example(example: Example, text: TextEncoder) -> Pair | Rejection:
+def encode_example(example: Example, text: TextEncoder, *, whole_answers: bool = False) -> Pair | Rejection:
     """Check one example against the tokenizer.
 
     Args:
         example: The words.
         text: The tokenizer of the model.
+        whole_answers: Accept answers and distractors of several tokens.
 
     Returns:
         The pair, without split and id; or the reason why not.
@@ -121,18 +125,14 @@ def encode_example(example: Example, text: TextEncoder) -> Pair | Rejection:
     clean, corrupt = text.encode(example.clean), text.encode(example.corrupt)
     if len(clean.ids) != len(corrupt.ids):
         return _length_rejection(example, clean, corrupt)
-    found = list[tuple[int, ...]]()
+    found = list[tuple[WordIds, ...]]()
     for words, given in ((example.answers, example.answer_ids), (example.distractors, example.distractor_ids)):
-        alone = example.standalone_answers
-        if given:
-            ids = given_tokens(given, text)
-        else:
-            ids = standalone(words, text) if alone else continuations(example.clean, words, clean, text)
+        ids = given_tokens(given, text) if given else _word_ids(example, words, clean, text, whole_answers)
         if isinstance(ids, Rejection):
             return ids
         found.append(ids)
     answer_ids, distractor_ids = found
-    if same := _same_token(example, answer_ids, distractor_ids):
+    if same := _same_token(example, answer_ids, distractor_ids) or _same_beginning(example, answer_ids, distractor_ids):
         return same
     spans = _token_spans(example, clean, corrupt)
     if isinstance(spans, Rejection):
@@ -141,8 +141,8 @@ def encode_example(example: Example, text: TextEncoder) -> Pair | Rejection:
         id="",
         clean=example.clean,
         corrupt=example.corrupt,
-        answers=text.decode(answer_ids) if example.answer_ids else example.answers,
-        distractors=text.decode(distractor_ids) if example.distractor_ids else example.distractors,
+        answers=text.decode(example.answer_ids) if example.answer_ids else example.answers,
+        distractors=text.decode(example.distractor_ids) if example.distractor_ids else example.distractors,
         clean_ids=clean.ids,
         corrupt_ids=corrupt.ids,
         answer_ids=answer_ids,
@@ -169,8 +169,9 @@ def continuations(
     """
     ids = []
     for word in words:
-        longer = text.encode(prompt + word)
-        if longer.ids[: len(encoded.ids)] != encoded.ids or len(longer.ids) != len(encoded.ids) + 1:
+        found = _following(prompt, word, encoded, text)
+        if len(found) != 1:
+            longer = text.encode(prompt + word)
             tail = list(longer.tokens[max(0, len(encoded.ids) - 1) :])
             message = (
                 f"{word!r} is not one token after the prompt {prompt!r}: the text ends in the tokens {tail}, where the "
@@ -178,8 +179,45 @@ def continuations(
                 "(mind its leading space), or another model."
             )
             return Rejection(TokenError, f"{word!r} is not one token", message)
-        ids.append(longer.ids[-1])
+        ids += found
     return tuple(ids)
+
+
+def _following(prompt: str, word: str, encoded: Encoded, text: TextEncoder) -> tuple[int, ...]:
+    """The tokens of a word after a prompt; none if it changes the tokens of the prompt."""
+    ids = text.encode(prompt + word).ids
+    return ids[len(encoded.ids) :] if ids[: len(encoded.ids)] == encoded.ids else ()
+
+
+def _alone(word: str, text: TextEncoder) -> tuple[int, ...]:
+    """The tokens of a word by itself; none if they are not its text."""
+    ids = tuple(one for one in text.encode(word).ids if one not in text.special_ids)
+    return ids if text.joined(ids) == word else ()
+
+
+def _word_ids(
+    example: Example, words: tuple[str, ...], clean: Encoded, text: TextEncoder, whole_answers: bool
+) -> tuple[WordIds, ...] | Rejection:
+    """The token, or the tokens, of each answer or distractor; or why one cannot be served."""
+    prompt, alone = example.clean, example.standalone_answers
+
+    def tokens_of(word: str) -> tuple[int, ...]:
+        return _alone(word, text) if alone else _following(prompt, word, clean, text)
+
+    if not whole_answers:
+        ids = standalone(words, text) if alone else continuations(prompt, words, clean, text)
+        if isinstance(ids, Rejection) and any(len(tokens_of(word)) > 1 for word in words):
+            return replace(ids, message=f"{ids.message} {SEVERAL}")
+        return ids
+    found = list[WordIds]()
+    for word in words:
+        ids = tokens_of(word)
+        if not ids:
+            one = standalone((word,), text) if alone else continuations(prompt, (word,), clean, text)
+            assert isinstance(one, Rejection)
+            return one
+        found.append(ids[0] if len(ids) == 1 else ids)
+    return tuple(found)
 
 
 def standalone(words: tuple[str, ...], text: TextEncoder) -> tuple[int, ...] | Rejection:
@@ -224,12 +262,38 @@ def given_tokens(ids: tuple[int, ...], text: TextEncoder) -> tuple[int, ...] | R
     return ids
 
 
-def _same_token(example: Example, answer_ids: tuple[int, ...], distractor_ids: tuple[int, ...]) -> Rejection | None:
-    """Refuse different words that are one token, as for a tokenizer without capital letters."""
-    seen: dict[int, str] = {}
-    words = example.answers or tuple(map(str, example.answer_ids))
-    words += example.distractors or tuple(map(str, example.distractor_ids))
-    for word, token in zip(words, answer_ids + distractor_ids, strict=True):
+def _words_of(example: Example) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Answers and distractors as texts, token ids among them."""
+    answers = example.answers or tuple(map(str, example.answer_ids))
+    return answers, example.distractors or tuple(map(str, example.distractor_ids))
+
+
+def _same_beginning(
+    example: Example, answer_ids: tuple[WordIds, ...], distractor_ids: tuple[WordIds, ...]
+) -> Rejection | None:
+    """Refuse an answer and a distractor of which one begins with the other, and is therefore never more likely."""
+    answers, distractors = _words_of(example)
+    for answer, right in zip(answers, answer_ids, strict=True):
+        for distractor, wrong in zip(distractors, distractor_ids, strict=True):
+            one, other = ((ids,) if isinstance(ids, int) else ids for ids in (right, wrong))
+            n = min(len(one), len(other))
+            if one[:n] == other[:n]:
+                both = f"{answer!r} and {distractor!r}"
+                message = (
+                    f"{both} begin with the same {n} tokens after the prompt {example.clean!r}, and one of them has no "
+                    "other: it is never less likely. Use words of which neither is the beginning of the other."
+                )
+                return Rejection(TokenError, f"{both} begin alike", message)
+    return None
+
+
+def _same_token(
+    example: Example, answer_ids: tuple[WordIds, ...], distractor_ids: tuple[WordIds, ...]
+) -> Rejection | None:
+    """Refuse different words that are the same tokens, as for a tokenizer without capital letters."""
+    seen: dict[WordIds, str] = {}
+    answers, distractors = _words_of(example)
+    for word, token in zip(answers + distractors, answer_ids + distractor_ids, strict=True):
         if token in seen:
             both = f"{seen[token]!r} and {word!r}"
             message = (

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from circuitlab.summary import Summary, short
 
 TokenRange = tuple[int, int]
+WordIds = int | tuple[int, ...]  # of a word of one token its id, of several all of them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -22,8 +23,8 @@ class Pair(Summary):
         distractors: Wrong continuations of the clean prompt, which answers are compared with; may be empty.
         clean_ids: Tokens of the clean prompt, beginning-of-sequence token included.
         corrupt_ids: As many tokens of the corrupted prompt.
-        answer_ids: One token id per answer.
-        distractor_ids: One token id per distractor.
+        answer_ids: One token id per answer; all of them in a tuple for an answer of several tokens.
+        distractor_ids: The same per distractor.
         spans: Name -> half-open token range, the same in both prompts.
         clean_tokens: The clean tokens as text.
         corrupt_tokens: The corrupted tokens as text.
@@ -36,14 +37,29 @@ class Pair(Summary):
     distractors: tuple[str, ...]
     clean_ids: tuple[int, ...]
     corrupt_ids: tuple[int, ...]
-    answer_ids: tuple[int, ...]
-    distractor_ids: tuple[int, ...]
+    answer_ids: tuple[WordIds, ...]
+    distractor_ids: tuple[WordIds, ...]
     spans: Mapping[str, TokenRange]
     clean_tokens: tuple[str, ...]
     corrupt_tokens: tuple[str, ...]
 
     def __len__(self) -> int:
         return len(self.clean_ids)
+
+    @property
+    def answer_tokens(self) -> tuple[tuple[int, ...], ...]:
+        """The tokens of each answer."""
+        return tuple((ids,) if isinstance(ids, int) else ids for ids in self.answer_ids)
+
+    @property
+    def distractor_tokens(self) -> tuple[tuple[int, ...], ...]:
+        """The tokens of each distractor."""
+        return tuple((ids,) if isinstance(ids, int) else ids for ids in self.distractor_ids)
+
+    @property
+    def n_appended(self) -> int:
+        """How many tokens of answers and distractors come after the prompt: all but the last of the longest word."""
+        return max(map(len, self.answer_tokens + self.distractor_tokens)) - 1
 
     def to_record(self, split: str) -> dict[str, object]:
         """The pair as one line of `dataset.jsonl`.

@@ -66,13 +66,18 @@ class PairSet(Summary):
         return frozenset(text for pair in self.pairs for text in (pair.clean, pair.corrupt))
 
     @property
+    def whole_answers(self) -> bool:
+        """Whether an answer or distractor has several tokens, so that only metrics of whole answers can judge it."""
+        return any(pair.n_appended for pair in self.pairs)
+
+    @property
     def fingerprint(self) -> str:
         """SHA-256 over texts, answers and token ids, in order."""
         lines = [json.dumps(pair.to_record(""), sort_keys=True, ensure_ascii=False) for pair in self.pairs]
         return sha256("\n".join(lines))
 
     def batches(self, device: torch.device | str = "cpu") -> tuple[PairBatch, ...]:
-        """The pairs as tensors, bucketed by length, never padded; `PairBatch.index` maps rows to pairs.
+        """The pairs as tensors, bucketed by length; `PairBatch.index` maps rows to pairs.
 
         Returns:
             One batch per prompt length.

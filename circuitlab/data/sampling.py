@@ -92,6 +92,7 @@ def sample_pairs(
     *,
     with_reference: bool = False,
     exclude: Collection[str] = (),
+    whole_answers: bool = False,
     resources: Resources = DEFAULT,
 ) -> PairSplits:
     """Draw `n` discovery and `n` held-out pairs, and as many reference pairs if requested; see `Task.pairs`.
@@ -129,7 +130,7 @@ def sample_pairs(
                 if (example.clean, example.corrupt) in seen:
                     continue
                 seen.add((example.clean, example.corrupt))
-                made = encode_example(example, text)
+                made = encode_example(example, text, whole_answers=whole_answers)
                 if isinstance(made, Rejection):
                     dropped[made.reason] += 1
                     worst = worst or made

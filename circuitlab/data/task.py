@@ -282,6 +282,13 @@ class Task(Summary):
         wanted = parameters(self.draw).get("vocabulary")
         return wanted is not None and wanted.default is wanted.empty
 
+    @property
+    def judges_whole_answers(self) -> bool:
+        """Whether its metric judges answers of several tokens."""
+        if isinstance(self.metric, str):
+            return self.metric in names.WHOLE_ANSWER
+        return bool(getattr(self.metric, "whole_answer", False))
+
     def fixed_examples(self, split: str = "any") -> tuple[Example, ...]:
         """The examples that always come first.
 
@@ -309,6 +316,7 @@ class Task(Summary):
         *,
         reference: bool = False,
         exclude: Collection[str] = (),
+        whole_answers: bool | None = None,
         progress: Progress | bool | None = None,
     ) -> PairSplits:
         """Draw `n` discovery and `n` held-out pairs for a model's tokenizer.
@@ -325,6 +333,8 @@ class Task(Summary):
                 with them and without.
             exclude: Prompt texts that no held-out and no reference pair may have, such as those that a circuit was
                 found on with another seed (`pairs.discovery.texts`).
+            whole_answers: Accept answers and distractors of several tokens, for metrics such as `answer_log_prob_diff`;
+                by default if the task's own metric is one of them.
             progress: None draws a bar in a terminal or a notebook, True always, False never; or a function that is
                 called with (step, done, total).
 
@@ -359,6 +369,7 @@ class Task(Summary):
             seed=seed,
             with_reference=reference,
             exclude=exclude,
+            whole_answers=self.judges_whole_answers if whole_answers is None else whole_answers,
             resources=Resources(progress=callback(progress)),
         )
         for part in (drawn.discovery, drawn.held_out, *([drawn.reference] if drawn.reference else [])):

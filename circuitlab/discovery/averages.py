@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
+from circuitlab.data.batch import PairBatch
 from circuitlab.discovery.node_scores import NodeScores
 from circuitlab.discovery.scores import EdgeScores
 from circuitlab.graphs.prune import real_edges
@@ -18,12 +19,13 @@ from circuitlab.stats import RunningMean
 
 
 def averaged(
-    batches: Iterable[Mapping[str, Tensor]], layout: Layout | None = None
+    batches: Iterable[tuple[PairBatch, Mapping[str, Tensor]]], layout: Layout | None = None
 ) -> tuple[RunningMean, dict[str, Float[np.ndarray, "... example"]]]:
     """Average the scores of batches, and join their other values.
 
     Args:
-        batches: For each batch its "scores" `[batch, ...]`, and any further values `[..., batch]`.
+        batches: Each batch with its "scores" `[batch, ...]`, and any further values `[..., batch]`; those of a pair's
+            rows are summed.
         layout: For scores of edges.
 
     Returns:
@@ -31,9 +33,9 @@ def averaged(
     """
     running = RunningMean(1.0 if layout is None else real_edges(layout))
     further = dict[str, list[np.ndarray]]()
-    for batch in batches:
-        for name, values in batch.items():
-            numbers = values.double().cpu().numpy()
+    for batch, found in batches:
+        for name, values in found.items():
+            numbers = batch.per_pair(values.double(), 0 if name == "scores" else -1).cpu().numpy()
             running.add(numbers) if name == "scores" else further.setdefault(name, []).append(numbers)
     return running, {name: np.concatenate(parts, -1) for name, parts in further.items()}
 

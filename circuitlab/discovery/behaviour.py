@@ -277,7 +277,7 @@ def check_task(
     judged_by = metric_of(asked, metric)
     about: dict[str, Any] = {"task": asked.label, "model": model.id, "metric": judged_by.name}
     try:
-        pairs = asked.pairs(model, n=n, seed=seed, progress=progress)
+        pairs = asked.pairs(model, n=n, seed=seed, whole_answers=judged_by.whole_answer, progress=progress)
     except (TooFewPromptsError, TokenError, PairLengthError, SpanError) as error:
         return TaskCheck(**about, dropped={}, problem=str(error))
     experiment = Experiment(model, pairs.discovery, judged_by, allow_weak_gap=True, progress=callback(progress))

@@ -58,7 +58,7 @@ def score_eap_ig_activations(experiment: Experiment, *, steps: int = 5, level: s
     model, metric = experiment.model, experiment.metric
     batches = experiment.recordings.parts(streams_alive(model, experiment.replacement) + 3 * model.spec.n_heads)
     each = (
-        _attributed(experiment, batch, steps, level, experiment.resources.part(number, len(batches)))
+        (batch, _attributed(experiment, batch, steps, level, experiment.resources.part(number, len(batches))))
         for number, batch in enumerate(batches)
     )
     running, found = averaged(each, Layout.of(model.spec) if level == "edge" else None)

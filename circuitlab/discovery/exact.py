@@ -117,7 +117,7 @@ def _matrix(layout: Layout, values: Float[np.ndarray, "*column edge"]) -> Float[
 
 
 @torch.no_grad()
-def component_effects(experiment: Experiment, baseline: Baseline) -> Float[np.ndarray, "batch writer d_model"]:
+def component_effects(experiment: Experiment, baseline: Baseline) -> Float[np.ndarray, "pair writer d_model"]:
     """m(clean) - m(clean with one dimension of one writer's output replaced in the stream), for all of them.
 
     There are `d_model` of them for every writer, 120 thousand in GPT-2: for small models, and to check estimates with.
@@ -154,7 +154,7 @@ def component_effects(experiment: Experiment, baseline: Baseline) -> Float[np.nd
 
         packer.run(len(example), rows_at_once(model, batch.n_tokens, resources), pack)
         resources.progress("components", number + 1, len(layout.writers))
-    return effects.cpu().numpy()
+    return batch.per_pair(effects, 0).cpu().numpy()
 
 
 def _run_component(

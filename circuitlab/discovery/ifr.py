@@ -21,8 +21,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
+from circuitlab.data.batch import PairBatch
 from circuitlab.discovery.averages import averaged, scores_of
 from circuitlab.discovery.scores import EdgeScores
 from circuitlab.models.protocol import Model, Recording
@@ -48,9 +50,9 @@ def score_ifr(experiment: Experiment) -> EdgeScores:
     layout = Layout.of(model.spec)
     batches = experiment.recordings.parts(2 * len(layout.writers) + 8 * model.spec.n_layers)
 
-    def shares() -> Iterator[dict[str, Tensor]]:
+    def shares() -> Iterator[tuple[PairBatch, dict[str, Tensor]]]:
         for number, batch in enumerate(batches):
-            yield _shares(model, experiment.recordings.clean(batch))
+            yield batch, _shares(model, experiment.recordings.clean(batch), _weights(batch))
             experiment.progress("ifr", number + 1, len(batches))
 
     running, found = averaged(shares(), layout)
@@ -58,8 +60,15 @@ def score_ifr(experiment: Experiment) -> EdgeScores:
     return scores_of(experiment, "ifr", running, checks=checks, per_reader=True)
 
 
+def _weights(batch: PairBatch) -> Float[Tensor, "batch seq"]:
+    """The weight of each token: the same for all tokens of a pair, in all its rows, which sum to 1."""
+    own = batch.own_tokens.float()
+    _, pair = batch.index.unique_consecutive(return_inverse=True)
+    return own / batch.per_pair(own.sum(1))[pair, None]
+
+
 @torch.no_grad()
-def _shares(model: Model, run: Recording) -> dict[str, Tensor]:
+def _shares(model: Model, run: Recording, weights: Float[Tensor, "batch seq"]) -> dict[str, Tensor]:
     """Every edge's share, the share of the parts that were clipped, and that of the final stream without a writer."""
     layout, n = Layout.of(model.spec), len(run.resid_final)
     outputs = writer_outputs(model, run)
@@ -75,9 +84,9 @@ def _shares(model: Model, run: Recording) -> dict[str, Tensor]:
             whole = mlp_input(model, run, layer) if kind is Kind.MLP else run.stream(layer)
             nearer = whole.abs().sum(-1) - (whole - parts).abs().sum(-1)
             counts = nearer.clamp_min(LEAST)
-            each = (counts / counts.sum(0)).mean(-1)  # over tokens
+            each = (counts / counts.sum(0) * weights).sum(-1)
             shares[:, : len(parts), columns] = each.T[..., None].expand(-1, -1, len(columns))
-            clipped += (nearer < LEAST).sum((0, 2))
-            n_parts += nearer[:, 0].numel()
-    no_part = (run.resid_final - outputs.sum(0)).abs().sum((1, 2)) / run.resid_final.abs().sum((1, 2))
-    return {"scores": shares, "clipped": clipped / n_parts, "no_part": no_part}
+            clipped += ((nearer < LEAST).sum(0) * weights).sum(-1)
+            n_parts += len(parts)
+    nobody = (run.resid_final - outputs.sum(0)).abs().sum((1, 2)) / run.resid_final.abs().sum((1, 2))
+    return {"scores": shares, "clipped": clipped / n_parts, "no_part": nobody * weights.sum(1)}

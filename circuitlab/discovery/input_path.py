@@ -78,14 +78,14 @@ def attribute(
     columns = columns_of(experiment.pairs, batches, axis) if axis != "all" else None
     by_column = np.zeros(())
 
-    def attributed() -> Iterator[dict[str, Tensor]]:
+    def attributed() -> Iterator[tuple[PairBatch, dict[str, Tensor]]]:
         nonlocal by_column
         for number, batch in enumerate(batches):
             tokens = None if columns is None else columns.masks[number]
             found = _attributed(model, experiment, batch, shares, tokens, level)
             if tokens is not None:
                 by_column = by_column + found.pop("by_column").double().sum(1).cpu().numpy()
-            yield found
+            yield batch, found
             experiment.progress(name, number + 1, len(batches))
 
     running, ends = averaged(attributed(), Layout.of(model.spec) if level == "edge" else None)

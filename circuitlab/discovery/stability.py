@@ -39,7 +39,7 @@ from circuitlab.errors import ConfigError, UnknownNameError
 from circuitlab.graphs.circuit import Circuit
 from circuitlab.graphs.ranking import edge_places
 from circuitlab.graphs.selection import SelectionRule
-from circuitlab.metrics import MetricLike
+from circuitlab.metrics import MetricLike, metric_for
 from circuitlab.models.modes import model_function
 from circuitlab.models.protocol import Model
 from circuitlab.patching.experiment import Experiment
@@ -265,7 +265,7 @@ def stability(
 
     given = pairs
     if task is not None:
-        given, reference = _draw(task, model, n, seed, ablation)
+        given, reference = _draw(task, model, n, seed, ablation, metric)
     assert isinstance(given, Pairs)
     experiment = Experiment(model, given, metric, ablation, reference, seed, allow_weak_gap, budget, callback(progress))
     known = discovery.score(experiment) if scores is None else scores
@@ -361,7 +361,9 @@ def over_seeds(experiment: Experiment, discovery: Discovery, task: Task, circuit
     """
 
     def found_by(seed: int) -> Circuit:
-        given, reference = _draw(task, experiment.model, experiment.n_examples, seed, experiment.ablation)
+        given, reference = _draw(
+            task, experiment.model, experiment.n_examples, seed, experiment.ablation, experiment.metric
+        )
         one = replace(experiment, pairs=given, reference=reference, seed=seed, progress=silent)
         return select_circuit(one, discovery.score(one), discovery.rule)
 
@@ -374,7 +376,10 @@ def _jaccard(shared: np.ndarray, either: np.ndarray) -> np.ndarray:
     return np.where(either > 0, shared / np.maximum(either, 1), 1.0)
 
 
-def _draw(task: Task, model: Model, n: int, seed: int, ablation: AblationLike) -> tuple[PairSet, PairSet | None]:
+def _draw(
+    task: Task, model: Model, n: int, seed: int, ablation: AblationLike, metric: MetricLike | None
+) -> tuple[PairSet, PairSet | None]:
     """A task's discovery pairs, and the reference pairs that an ablation needs."""
-    splits = task.pairs(model, n=n, seed=seed, reference=needs_reference(ablation))
+    whole_answers = metric_for(metric, task).whole_answer
+    splits = task.pairs(model, n=n, seed=seed, reference=needs_reference(ablation), whole_answers=whole_answers)
     return splits.discovery, splits.reference

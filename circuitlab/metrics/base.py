@@ -13,12 +13,14 @@ from torch import Tensor
 from circuitlab import plugins
 from circuitlab.arguments import checked_fields
 from circuitlab.data.batch import PairBatch
+from circuitlab.data.pairs import PairSet
 from circuitlab.errors import CircuitLabError, MetricError, in_one_line, shown
 from circuitlab.metrics import formulas
 from circuitlab.references import CONMY_2023, HANNA_2023, WANG_2023, Reference
 
 MetricFunction = Callable[[Float[Tensor, "batch d_vocab"], PairBatch], Float[Tensor, " batch"]]
 DEFAULT = "logit_diff"
+WHOLE = "answer_log_prob_diff"
 
 
 @checked_fields
@@ -39,6 +41,8 @@ class Metric:
         needs_reference: Whether it compares with the clean run (`PairBatch.reference`).
         local: Whether it depends on the logits of the batch's answers and distractors only, so that no others are
             computed.
+        whole_answer: Whether it is about whole answers, so that it can judge answers of several tokens: its values are
+            summed over the positions that are judged (`PairBatch.n_words`).
         source: Where it was proposed, if anywhere.
 
     Raises:
@@ -62,6 +66,7 @@ class Metric:
     needs_distractor: bool = False
     needs_reference: bool = False
     local: bool = False
+    whole_answer: bool = False
     source: Reference | None = None
 
     def __post_init__(self) -> None:
@@ -113,7 +118,16 @@ class Metric:
 MetricLike = str | Metric | MetricFunction
 
 # What a function may declare by an attribute of the same name.
-DECLARED = ("unit", "what", "higher_is_better", "smooth", "natural_zero", "needs_distractor", "needs_reference")
+DECLARED = (
+    "unit",
+    "what",
+    "higher_is_better",
+    "smooth",
+    "natural_zero",
+    "needs_distractor",
+    "needs_reference",
+    "whole_answer",
+)
 
 METRICS: dict[str, Metric] = {
     metric.name: metric
@@ -142,6 +156,22 @@ METRICS: dict[str, Metric] = {
             function=formulas.log_prob,
             unit="nats",
             what="log of the summed probability of the answers",
+        ),
+        Metric(
+            name="answer_log_prob",
+            function=formulas.answer_log_prob,
+            unit="nats",
+            what="log-probability of the whole answer, of one or more tokens; the mean of several answers",
+            whole_answer=True,
+        ),
+        Metric(
+            name="answer_log_prob_diff",
+            function=formulas.answer_log_prob_diff,
+            unit="nats",
+            what="log-probability of the whole answer minus that of the distractor, means of several",
+            natural_zero=True,
+            needs_distractor=True,
+            whole_answer=True,
         ),
         Metric(
             name="kl",
@@ -245,11 +275,25 @@ def metric_for(metric: MetricLike | None, pairs: object) -> Metric:
 
     Raises:
         UnknownNameError: No metric has this name.
-        MetricError: It is no metric.
+        MetricError: It is no metric, or judges one token and the pairs have answers of several.
     """
     own: MetricLike | None = getattr(pairs, "metric", None)
     if metric is None:
-        return resolve(DEFAULT if own is None else own)
-    if isinstance(metric, str) and own is not None and not isinstance(own, str) and resolve(own).name == metric:
-        return resolve(own)
-    return resolve(metric)
+        found = resolve(DEFAULT if own is None else own)
+    elif isinstance(metric, str) and own is not None and not isinstance(own, str) and resolve(own).name == metric:
+        found = resolve(own)
+    else:
+        found = resolve(metric)
+    if not found.whole_answer and isinstance(pairs, PairSet):
+        _check_one_token(found, pairs)
+    return found
+
+
+def _check_one_token(metric: Metric, pairs: PairSet) -> None:
+    for pair in pairs if pairs.whole_answers else ():
+        for word, ids in zip(pair.answers + pair.distractors, pair.answer_tokens + pair.distractor_tokens, strict=True):
+            if len(ids) > 1:
+                raise MetricError(
+                    f"metric {metric.name!r} judges the next token, and {word!r} of pair {pair.id!r} has {len(ids)} "
+                    f"tokens. Take metric='{WHOLE}' (--metric {WHOLE}), or pairs with answers of one token."
+                )

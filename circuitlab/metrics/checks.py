@@ -23,7 +23,7 @@ def check_row_wise(metric: Metric, logits: Float[Tensor, "batch d_vocab"], batch
     """Refuse a metric whose value for an example depends on the other examples, or changes from call to call.
 
     Runs are packed by memory, so an example is judged beside others every time: such a metric would give other numbers
-    on another machine. The rows are judged again in reversed order, without the last one.
+    on another machine. The rows are judged again in reversed order, without those of the last pair.
 
     Args:
         metric: The metric.
@@ -33,8 +33,10 @@ def check_row_wise(metric: Metric, logits: Float[Tensor, "batch d_vocab"], batch
     Raises:
         MetricError: It gives an example another value than before, or whatever else the metric does wrong.
     """
-    last = len(batch) - 1
-    rows = torch.arange(max(last - 1, 0), -1, -1, device=logits.device)
+    rows = torch.arange(len(batch), device=logits.device)
+    if batch.n_pairs > 1:
+        rows = rows[batch.index != batch.index[-1]]  # all rows of the last pair
+    rows = rows.flip(0)
     with torch.no_grad():
         first, again = metric(logits, batch)[rows], metric(logits[rows], batch.take(rows))
     changed = (first - again).abs() > ROUNDING * torch.maximum(first.abs(), first.new_ones(()))

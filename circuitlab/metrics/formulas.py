@@ -1,9 +1,11 @@
 """Formulas of the metrics: from logits at the answer position to one number per example."""
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from circuitlab.data.batch import NO_TOKEN, PairBatch
+from circuitlab.data.batch import PairBatch
+from circuitlab.data.continuations import NO_TOKEN
 
 
 def _at(values: Float[Tensor, "batch d_vocab"], tokens: Int[Tensor, "batch answer"]) -> Float[Tensor, "batch answer"]:
@@ -56,8 +58,47 @@ def log_prob(logits: Float[Tensor, "batch d_vocab"], batch: PairBatch) -> Float[
     return chosen.masked_fill(batch.answers == NO_TOKEN, float("-inf")).logsumexp(1)
 
 
+def answer_log_prob(logits: Float[Tensor, "batch d_vocab"], batch: PairBatch) -> Float[Tensor, " batch"]:
+    """Log-probability of the whole answer, the mean over the answers where there are several; in nats.
+
+    The log-probability of an answer is the sum over its tokens, each given the prompt and the tokens before it.
+    Distractors are not used.
+
+    Returns:
+        One value per row; those of a pair's rows sum to the metric of the pair.
+    """
+    (share, chosen), _ = _shares(logits, batch)
+    return chosen - share * logits.logsumexp(1)
+
+
+def answer_log_prob_diff(logits: Float[Tensor, "batch d_vocab"], batch: PairBatch) -> Float[Tensor, " batch"]:
+    """Log-probability of the whole answer minus that of the whole distractor, in nats; means over several of either.
+
+    For words of one token it is the logit difference: both have the same normalization.
+
+    Returns:
+        One value per row; those of a pair's rows sum to the metric of the pair, positive if the answer is preferred.
+    """
+    (right, chosen), (wrong, other) = _shares(logits, batch)
+    return chosen - other - (right - wrong) * logits.logsumexp(1)
+
+
+def _shares(
+    logits: Float[Tensor, "batch d_vocab"], batch: PairBatch
+) -> list[tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]]:
+    """Of answers and of distractors: the share of words with a token in each row, and the sum of its logits by all."""
+    found = []
+    for kind, tokens in enumerate((batch.answers, batch.distractors)):
+        there = tokens != NO_TOKEN
+        n = (there.sum(1) if batch.n_words is None else batch.n_words[:, kind]).clamp_min(1)
+        found.append((there.sum(1) / n, (_at(logits, tokens) * there).sum(1) / n))
+    return found
+
+
 def kl(logits: Float[Tensor, "batch d_vocab"], batch: PairBatch) -> Float[Tensor, " batch"]:
     """KL divergence of these predictions from the clean run's, KL(clean || these), in nats; summed over the vocabulary.
+
+    Of answers of several tokens it is summed over the positions that are judged.
 
     Answers and distractors are not used. The gradient at the clean run is zero, so gradient methods need another
     metric.
@@ -75,12 +116,33 @@ def kl(logits: Float[Tensor, "batch d_vocab"], batch: PairBatch) -> Float[Tensor
 
 def _rank(logits: Float[Tensor, "batch d_vocab"], batch: PairBatch) -> Int[Tensor, " batch"]:
     there: Bool[Tensor, "batch answer"] = batch.answers != NO_TOKEN
+    if batch.n_words is not None:
+        return _rank_of_whole_answers(logits, batch, there)
     best = _at(logits, batch.answers).masked_fill(~there, float("-inf")).amax(1, keepdim=True)
     return (logits > best).sum(1)
 
 
+def _rank_of_whole_answers(
+    logits: Float[Tensor, "batch d_vocab"], batch: PairBatch, there: Bool[Tensor, "batch answer"]
+) -> Int[Tensor, " batch"]:
+    """The rank of each pair's best answer, an answer's being that of its least likely token; rows of whole pairs.
+
+    The pair's first row has the value; the others have 0.
+    """
+    columns = _at(logits, batch.answers).T
+    ranks = torch.stack([(logits > column[:, None]).sum(1) for column in columns], 1).masked_fill(~there, -1)
+    _, pair = batch.index.unique_consecutive(return_inverse=True)
+    worst = ranks.new_full((int(pair[-1]) + 1, ranks.shape[1]), -1)
+    worst = worst.index_reduce(0, pair, ranks, "amax")
+    best = worst.masked_fill(worst < 0, logits.shape[1]).amin(1)
+    return best[pair] * batch.is_first
+
+
 def accuracy(logits: Float[Tensor, "batch d_vocab"], batch: PairBatch) -> Float[Tensor, " batch"]:
     """1 if no token is more likely than the most likely answer, else 0. Distractors are not used.
+
+    Of answers of several tokens: 1 if greedy decoding gives an answer, each token of it being the most likely one after
+    those before it.
 
     Returns:
         One value per example, 0 or 1; its mean is the accuracy.
@@ -88,11 +150,13 @@ def accuracy(logits: Float[Tensor, "batch d_vocab"], batch: PairBatch) -> Float[
     References:
         Heimersheim and Nanda 2024, arXiv:2404.15255 (on discrete metrics).
     """
-    return (_rank(logits, batch) == 0).to(logits.dtype)
+    return ((_rank(logits, batch) == 0) & batch.is_first).to(logits.dtype)
 
 
 def rank(logits: Float[Tensor, "batch d_vocab"], batch: PairBatch) -> Float[Tensor, " batch"]:
     """Number of tokens that are more likely than the most likely answer; 0 is best. Distractors are not used.
+
+    Of answers of several tokens it is the rank of the best answer, an answer's being the largest of its tokens' ranks.
 
     Returns:
         One value per example, a number of tokens.

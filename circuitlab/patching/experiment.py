@@ -219,7 +219,7 @@ class Experiment:
         found = np.zeros(self.n_examples)
         for baseline, ablated in self.runs:
             stream = at_answer(ablated.run.resid_final, baseline.batch.answer_at)
-            found[baseline.batch.index.cpu().numpy()] = self._judged(self.metric, stream, baseline)
+            found[baseline.batch.places.cpu().numpy()] = self._judged(self.metric, stream, baseline)
         return found
 
     @property
@@ -283,12 +283,13 @@ class Experiment:
         out = {metric.name: np.zeros((len(masks), self.n_examples)) for metric in metrics}
         done, total = 0, len(masks) * len(self.batches)
         for baseline in self.baselines if len(masks) else ():
-            where = baseline.batch.index.cpu().numpy()
+            where = baseline.batch.places.cpu().numpy()
             for pack, final in run_packed(self.model, baseline, self.ablated(baseline), masks, neurons, self.resources):
                 for circuit, stream in zip(pack, final, strict=True):
                     logits = self.model.logits(stream)
                     for metric in metrics:
-                        out[metric.name][circuit, where] = metric(logits, baseline.batch).double().cpu().numpy()
+                        values = baseline.batch.per_pair(metric(logits, baseline.batch).double())
+                        out[metric.name][circuit, where] = values.cpu().numpy()
                 done += len(pack)
                 if step is not None:
                     self.progress(step, done, total)
@@ -310,12 +311,12 @@ class Experiment:
         """
         out = np.zeros((len(masks), self.n_examples))
         for baseline, start, size in self._clean_starts:
-            where = baseline.batch.index.cpu().numpy()
+            where = baseline.batch.places.cpu().numpy()
             for part in packs(len(masks), size):
                 final = start.run(masks[part])
                 example = torch.arange(final.shape[1], device=final.device).repeat(len(final))
                 found = judge(self.model, self.metric, baseline, final.flatten(0, 1), example)
-                out[part, where] = found.double().view(len(final), -1).cpu().numpy()
+                out[part, where] = baseline.batch.per_pair(found.double().view(len(final), -1)).cpu().numpy()
         return out
 
     def faithfulness(
@@ -340,7 +341,7 @@ class Experiment:
             return self.faithfulness(real_edges(Layout.of(self.model.spec)) & ~masks, step)
         found, done = np.zeros((len(masks), self.n_examples)), 0
         for baseline, ablated in self.runs:
-            where = baseline.batch.index.cpu().numpy()
+            where = baseline.batch.places.cpu().numpy()
             for number, stream in run_without(self.model, baseline, ablated, masks, neurons, self.resources):
                 found[number, where] = self._judged(self.metric, stream, baseline)
                 done += 1
@@ -371,4 +372,4 @@ class Experiment:
 
     @torch.no_grad()
     def _judged(self, metric: Metric, stream: Float[Tensor, "batch d_model"], baseline: Baseline) -> Any:
-        return metric(self.model.logits(stream), baseline.batch).double().cpu().numpy()
+        return baseline.batch.per_pair(metric(self.model.logits(stream), baseline.batch).double()).cpu().numpy()

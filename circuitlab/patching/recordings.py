@@ -52,8 +52,8 @@ class Recordings:
 
     def __init__(self, model: Model, pairs: Pairs, resources: Resources) -> None:
         self.model, self._resources = model, resources
-        self._whole = batches_for(model, pairs)
-        self.n_examples = sum(map(len, self._whole))
+        self._whole = batches_for(model, pairs, whole_answers=True)
+        self.n_examples = sum(batch.n_pairs for batch in self._whole)
         self.n_recorded = 0
         self._kept = dict[Hashable, Any]()
         self._last: tuple[int, Baseline] | None = None
@@ -121,14 +121,18 @@ class Recordings:
         return self.model.record(batch.clean)
 
     def prompt(self, place: int) -> Recording:
-        """The clean run of the pair at this place in the data set.
+        """The clean run of the pair at this place in the data set, of its prompt without tokens of answers.
 
         Returns:
             The run, a batch of one.
         """
         number, row = self._places[place]
         batch = self.batches[number]
-        return self.clean(batch.take(torch.tensor([row], device=batch.clean.device)))
+        one = batch.take(torch.tensor([row], device=batch.clean.device))
+        if one.prompt_end is None:
+            return self.clean(one)
+        self.n_recorded += 1
+        return self.model.record(one.clean[:, : int(one.prompt_end) + 1])
 
     def baselines(self) -> Iterator[Baseline]:
         """Both runs of every batch, one after the other.
@@ -150,11 +154,12 @@ class Recordings:
         missing = [metric for metric in metrics if id(metric) not in self._ends]
         found = np.zeros((len(missing), 2, self.n_examples))
         for place, baseline in enumerate(self.baselines() if missing else ()):
-            where = baseline.batch.index.cpu().numpy()
+            where = baseline.batch.places.cpu().numpy()
             for number, metric in enumerate(missing):
                 if not place:
                     check_row_wise(metric, baseline.clean_logits, baseline.batch)
-                found[number][:, where] = torch.stack(baseline.gap(metric)).double().cpu().numpy()
+                both = baseline.batch.per_pair(torch.stack(baseline.gap(metric)).double())
+                found[number][:, where] = both.cpu().numpy()
         self._ends |= {id(metric): (metric, *both) for metric, both in zip(missing, found, strict=True)}
         return [self._ends[id(metric)][1:] for metric in metrics]
 
@@ -183,11 +188,11 @@ class Recordings:
 
     @cached_property
     def _places(self) -> dict[int, tuple[int, int]]:
-        """Which part an example is in, and its row there, by its place in the data set."""
+        """Which part a pair is in, and its first row there, by its place in the data set."""
         return {
             place: (number, row)
             for number, batch in enumerate(self.batches)
-            for row, place in enumerate(batch.index.tolist())
+            for row, place in reversed([*enumerate(batch.index.tolist())])
         }
 
     def _held(self, number: int) -> Baseline | None:

@@ -147,7 +147,10 @@ def judging(
     seen = frozenset[str]() if read is None else read.discovery_texts()
     reference = None
     if pairs is None:
-        drawn = wanted.pairs(model, n=chosen.n, seed=chosen.seed, reference=needs_reference(ablation), exclude=seen)
+        drawn = wanted.pairs(
+            model, n=chosen.n, seed=chosen.seed, reference=needs_reference(ablation), exclude=seen,
+            whole_answers=metric.whole_answer,
+        )  # fmt: skip
         pairs, reference = drawn.held_out, drawn.reference
     else:
         _check_unseen(pairs, seen, circuit)

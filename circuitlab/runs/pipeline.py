@@ -95,8 +95,9 @@ def discover(task: str | Path | Task, **settings: Unpack[Settings]) -> Run:
         swept = _sites(config, given["sites"], loaded)
     with clock("prompts"):
         pairs = chosen.pairs(
-            loaded, n=config.n, seed=config.seed, reference=needs_reference(ablation), progress=resources.progress
-        )
+            loaded, n=config.n, seed=config.seed, reference=needs_reference(ablation),
+            whole_answers=judged_by.whole_answer, progress=resources.progress,
+        )  # fmt: skip
         fingerprint = task_fingerprint(chosen, resources)
         discovery = Experiment(
             loaded, pairs.discovery, judged_by, ablation, pairs.reference, config.seed, config.allow_weak_gap,

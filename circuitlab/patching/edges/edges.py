@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float
+from torch import Tensor
 
 from circuitlab.data.batching import Pairs
 from circuitlab.metrics import Metric, MetricLike
@@ -175,7 +176,8 @@ def run_edges(experiment: Experiment, plan: EdgePlan) -> EdgeEffects:
     for number, (baseline, tokens) in enumerate(zip(experiment.baselines, plan.columns.masks, strict=True)):
         run = edge_run(experiment, plan, baseline, tokens)
         resources = experiment.resources.part(number, len(experiment.batches))
-        effects[:, :, baseline.batch.index.cpu().numpy()] = _effects(run, metric, plan.direction, packer, resources)
+        found = baseline.batch.per_pair(_effects(run, metric, plan.direction, packer, resources))
+        effects[:, :, baseline.batch.places.cpu().numpy()] = found.cpu().numpy()
     return EdgeEffects(
         edges=plan.edges,
         direction=plan.direction,
@@ -194,7 +196,7 @@ def run_edges(experiment: Experiment, plan: EdgePlan) -> EdgeEffects:
 @torch.no_grad()
 def _effects(
     run: EdgeRun, metric: Metric, direction: str, packer: Packer, resources: Resources
-) -> Float[np.ndarray, "edge column batch"]:
+) -> Float[Tensor, "edge column batch"]:
     """How much each edge helps, in the metric's unit; 0 without a run where its message is the same in both."""
     model, n_layers = run.model, run.model.spec.n_layers
     clean, corrupt = (values.double() for values in run.baseline.gap(metric))
@@ -217,7 +219,7 @@ def _effects(
             packer.run(len(rows), size * _lightness(run, layer), pack)
         done += n_layers - layer + 1
         resources.progress("edges", done, total)
-    return effects.cpu().numpy()
+    return effects
 
 
 def _lightness(run: EdgeRun, layer: int) -> int:

@@ -179,7 +179,7 @@ def _path_effects(plan: PathPlan) -> PathEffects:
     experiment.prompt_gap  # noqa: B018 - refuses a metric that does not distinguish the two runs
     metric, effects = experiment.metric, np.zeros((len(plan.senders), experiment.n_examples))
     for baseline in experiment.baselines:
-        where = baseline.batch.index.cpu().numpy()
+        where = baseline.batch.places.cpu().numpy()
         for numbers, found in _effects(plan, baseline, packer):
             effects[np.array(numbers)[:, None], where] = found
             done += len(numbers)
@@ -202,7 +202,7 @@ def _path_effects(plan: PathPlan) -> PathEffects:
 @torch.no_grad()
 def _effects(
     plan: PathPlan, baseline: Baseline, packer: Packer
-) -> Iterator[tuple[list[int], Float[np.ndarray, "sender batch"]]]:
+) -> Iterator[tuple[list[int], Float[np.ndarray, "sender pair"]]]:
     """How much the paths help, for the senders that enter the stream at one point, point after point."""
     runs, noise = (baseline.clean, baseline.corrupt), plan.direction == "noise"
     base, other = runs if noise else runs[::-1]
@@ -213,7 +213,8 @@ def _effects(
         messages = messages_of(plan.experiment.model, base, other, [plan.senders[number] for number in numbers])
         found = untouched.expand(len(numbers), -1).clone()
         _run_senders(plan, paths, sender, messages, packer, found)
-        yield numbers, ((untouched - found) if noise else (found - untouched)).cpu().numpy()
+        change = (untouched - found) if noise else (found - untouched)
+        yield numbers, baseline.batch.per_pair(change).cpu().numpy()
 
 
 def _run_senders(

@@ -2,6 +2,7 @@
 
 Prompts of several lengths without spans line up at their ends: their positions are counted from the answer backwards,
 -1 for the answer position, -2 for the token before it. A shorter prompt has no token in the columns on the far left.
+Tokens of answers of several tokens follow from 0 on.
 
 A span is patched as a whole: all its tokens at once. Tokens that belong to no span are in gaps named after the span
 before them, so that every token of every prompt is in some column.
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from circuitlab.data.batch import PairBatch
@@ -123,27 +124,29 @@ def _positions(pairs: PairSet | PairBatch, batches: Sequence[PairBatch], spans: 
 
 def _from_the_answer(pairs: PairSet | PairBatch, batches: Sequence[PairBatch]) -> Columns:
     """Positions counted from the answer backwards, for prompts that line up at their ends only."""
-    longest = max(int(batch.answer_at.max()) + 1 for batch in batches)
-    numbers = tuple(range(-longest, 0))
+    ends = [batch.answer_at if batch.prompt_end is None else batch.prompt_end for batch in batches]
+    longest = max(int(end.max()) + 1 for end in ends)
+    after = max(int((batch.answer_at - end).max()) for batch, end in zip(batches, ends, strict=True))
+    numbers = tuple(range(-longest, after))
     texts = list(pairs) if isinstance(pairs, PairSet) else []
     labels = []
     for number in numbers:
-        tokens = {pair.clean_tokens[number] for pair in texts if len(pair) >= -number}
+        tokens = {pair.clean_tokens[number] for pair in texts if len(pair) >= -number > 0}
         labels.append(tokens.pop() if len(tokens) == 1 else str(number))
 
-    def mask(batch: PairBatch) -> Bool[Tensor, "column batch seq"]:
+    def mask(batch: PairBatch, end: Int[Tensor, " batch"]) -> Bool[Tensor, "column batch seq"]:
         places = torch.arange(batch.n_tokens, device=batch.clean.device)
-        from_answer = places - batch.answer_at[:, None] - 1
+        from_answer = places - end[:, None] - 1
         return torch.stack([from_answer == number for number in numbers])
 
-    return Columns("position", tuple(labels), tuple(map(mask, batches)), numbers)
+    return Columns("position", tuple(labels), tuple(map(mask, batches, ends)), numbers)
 
 
 def _position_label(position: int, pairs: Sequence[Pair], spans: Mapping[str, TokenRange]) -> str:
     """The token where all clean prompts agree on it; else its span, or how far after one it is; else the number."""
-    tokens = {pair.clean_tokens[position] for pair in pairs}
-    if len(tokens) == 1:
-        return tokens.pop()
+    tokens = {pair.clean_tokens[position] if position < len(pair) else None for pair in pairs}
+    if len(tokens) == 1 and (token := tokens.pop()) is not None:
+        return token
     inside = [(end - start, name) for name, (start, end) in spans.items() if start <= position < end]
     if inside:
         return min(inside)[1]

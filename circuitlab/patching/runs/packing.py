@@ -187,14 +187,25 @@ def fitting(model: Model, batch: PairBatch, resources: Resources, extra_streams:
 
 
 def cut(batch: PairBatch, size: int) -> list[PairBatch]:
-    """A batch in parts of so many examples.
+    """A batch in parts of so many rows; the rows of a pair stay together, however many they are.
 
     Returns:
         The parts, in the order of the examples.
     """
     if size >= len(batch):
         return [batch]
-    return [batch.take(torch.arange(p.start, p.stop, device=batch.clean.device)) for p in packs(len(batch), size)]
+    parts = packs(len(batch), size) if batch.n_words is None else _of_whole_pairs(batch, size)
+    return [batch.take(torch.arange(part.start, part.stop, device=batch.clean.device)) for part in parts]
+
+
+def _of_whole_pairs(batch: PairBatch, size: int) -> Iterator[slice]:
+    start = stop = 0
+    for n in batch.index.unique_consecutive(return_counts=True)[1].tolist():
+        if stop > start and stop + n - start > size:
+            yield slice(start, stop)
+            start = stop
+        stop += n
+    yield slice(start, stop)
 
 
 def recorded_streams(model: Model) -> int:

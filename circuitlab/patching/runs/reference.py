@@ -1,7 +1,7 @@
 """Statistics of every activation over a set of prompts: means over groups of its tokens, and standard deviations.
 
-Every token counts once, whatever the length of its prompt and its batch: sums and numbers of tokens are
-added up over batches, and divided at the end. Sums are float64.
+Every token counts once, whatever the length of its prompt and its batch, tokens of answers of several tokens too: sums
+and numbers of tokens are added up over batches, and divided at the end. Sums are float64.
 """
 
 from __future__ import annotations
@@ -124,22 +124,23 @@ def measure_means(model: Model, pairs: PairSet | PairBatch, kind: str, resources
             labels.setdefault(label, len(labels))
     counts = torch.zeros(len(labels), dtype=torch.float64, device=model.device)
     sums = dict[Place, Tensor]()
-    patterns, lengths = dict[int, list[Tensor]](), dict[int, int]()
+    patterns, lengths = dict[int, list[Tensor]](), dict[int, Tensor]()
     for batch in batches:
-        run = model.record(batch.clean)
+        run, own = model.record(batch.clean), batch.own_tokens
         found, group = token_groups(kind, batch)
-        row = torch.tensor([labels[label] for label in found], device=model.device)[group].flatten()
+        row = torch.tensor([labels[label] for label in found], device=model.device)[group][own]
         counts += torch.bincount(row, minlength=len(labels))
         for place, value in activations(model, run):
             if place not in sums:
                 sums[place] = value.new_zeros((len(labels), *value.shape[2:]), dtype=torch.float64)
-            sums[place].index_add_(0, row, value.flatten(0, 1).double())
-        sum_over_examples = [pattern.double().sum(0) for pattern in run.pattern]
+            sums[place].index_add_(0, row, value[own].double())
+        queries = own[:, None, :, None]
+        sum_over_examples = [pattern.double().masked_fill(~queries, 0.0).sum(0) for pattern in run.pattern]
         before = patterns.get(batch.n_tokens)
         patterns[batch.n_tokens] = (
             sum_over_examples if before is None else [a + b for a, b in zip(before, sum_over_examples, strict=True)]
         )
-        lengths[batch.n_tokens] = lengths.get(batch.n_tokens, 0) + len(batch)
+        lengths[batch.n_tokens] = lengths.get(batch.n_tokens, 0) + own.sum(0)[:, None]  # by query
     return Statistics(
         kind=kind,
         spec=model.spec,
@@ -166,11 +167,12 @@ def measure_deviations(model: Model, pairs: PairSet | PairBatch, resources: Reso
     batches = _batches(model, pairs, resources)
     spreads = dict[Place, RunningMean]()
     for batch in batches:
-        run = model.record(batch.clean)
+        run, own = model.record(batch.clean), batch.own_tokens
         for place, value in activations(model, run):
-            spreads.setdefault(place, RunningMean()).add(value.flatten(0, 1).double())
+            spreads.setdefault(place, RunningMean()).add(value[own].double())
         for layer, pattern in enumerate(run.pattern):
-            by_head = rearrange(pattern.double(), "batch head query key -> (batch query key) head")
+            queries = rearrange(pattern.double(), "batch head query key -> batch query key head")[own]
+            by_head = rearrange(queries, "query key head -> (query key) head")
             # A key that the query does not see has a weight of exactly 0.
             spreads.setdefault(("pattern", layer), RunningMean()).add(by_head, by_head != 0)
     return Statistics(
@@ -204,13 +206,13 @@ def prompts_of(batches: Sequence[PairBatch]) -> frozenset[tuple[int, ...]]:
     Returns:
         The set of prompts.
     """
-    return frozenset(tuple(row) for batch in batches for row in batch.clean.tolist())
+    return frozenset(prompt for batch in batches for prompt in batch.prompts())
 
 
 def _batches(model: Model, pairs: PairSet | PairBatch, resources: Resources) -> list[PairBatch]:
     """The prompts in parts whose whole recording fits the budget, with a copy of one layer in float64."""
     found = []
-    for batch in batches_for(model, pairs):
+    for batch in batches_for(model, pairs, whole_answers=True):
         spec = model.spec
         scores = spec.n_layers * spec.n_heads * batch.n_tokens // spec.d_model
         found += fitting(model, batch, resources, 8 * spec.n_layers + scores + 12)

@@ -165,7 +165,7 @@ def resolve_replacement(
     wanted = as_replacement(replacement)
     _check_use(model, wanted, means_of)
     if wanted.function is not None:
-        given = GivenOutputs(wanted.kind, wanted.function, model, batches_for(model, pairs))
+        given = GivenOutputs(wanted.kind, wanted.function, model, batches_for(model, pairs, whole_answers=True))
         return replace(wanted, outputs=given)
     if wanted.kind in MEANS:
         _check_prompts(model, wanted, pairs, means_of)
@@ -341,12 +341,12 @@ def _check_prompts(
     model: Model, wanted: Replacement, pairs: PairSet | PairBatch, means_of: PairSet | PairBatch | None
 ) -> None:
     """Refuse means of scored prompts, and means that the scored prompts' tokens have no part in."""
-    scored = batches_for(model, pairs)
+    scored = batches_for(model, pairs, whole_answers=True)
     if means_of is None:
         assert wanted.statistics is not None
         labels, prompts = set(wanted.statistics.labels), wanted.statistics.prompts
     else:
-        averaged = batches_for(model, means_of)
+        averaged = batches_for(model, means_of, whole_answers=True)
         if wanted.kind == "mean-span":
             _check_spans(averaged, "the reference pairs")
         labels = {label for batch in averaged for label in reference.token_groups(wanted.kind, batch)[0]}
@@ -384,17 +384,17 @@ def _check_apart(
     """Means of prompts that are scored carry the very values that are to be taken away."""
     shared = dict[int, str]()
     for batch in scored:
-        for which, rows in (("corrupted", batch.corrupt), ("clean", batch.clean)):
-            for place, row in zip(batch.index.tolist(), rows.tolist(), strict=True):
-                if tuple(row) in averaged:
+        for which, side in (("corrupted", "corrupt"), ("clean", "clean")):
+            for place, prompt in zip(batch.places.tolist(), batch.prompts(side), strict=True):
+                if prompt in averaged:
                     shared[place] = which
     if not shared:
         return
-    place = min(shared)
+    place, n = min(shared), sum(batch.n_pairs for batch in scored)
     pair = pairs[place] if isinstance(pairs, PairSet) else None
     text = f" ({pair.clean if shared[place] == 'clean' else pair.corrupt!r})" if pair else ""
     raise ConfigError(
-        f"{len(shared)} of {sum(map(len, scored))} scored pairs have a prompt that is in the reference set too, the "
-        f"first is the {shared[place]} prompt of pair {place}{text}. Means come from prompts that are not scored: give "
-        "other pairs as reference=."
+        f"{len(shared)} of {n} scored pairs have a prompt that is in the reference set too, the first is the "
+        f"{shared[place]} prompt of pair {place}{text}. Means come from prompts that are not scored: give other pairs "
+        "as reference=."
     )

@@ -114,12 +114,16 @@ class SweepRun:
         runs, cells, inside = self.cells(part)
         batch, plan = runs.baseline.batch, self.plan
         where = batch.index.cpu().numpy()
+        which = 1 if plan.direction == "denoise" else 0
+        untouched = [runs.baseline.gap(metric)[which].double() for metric in plan.metrics if batch.n_words is not None]
 
         def pack(rows: slice) -> None:
             some = cells.take(rows)
             final = run_cells(runs, some, part.block, inside)
-            judged = judge_all(runs.model, plan.metrics, runs.baseline, final, some.example)
-            self._write(some, np.stack([values.double().cpu().numpy() for values in judged]), where)
+            judged = [v.double() for v in judge_all(runs.model, plan.metrics, runs.baseline, final, some.example)]
+            if untouched:  # one of several rows of a pair: by how much it changes
+                judged = [values - before[some.example] for values, before in zip(judged, untouched, strict=True)]
+            self._write(some, torch.stack(judged).cpu().numpy(), where, add=bool(untouched))
 
         packer.run(len(cells), rows_at_once(plan.experiment.model, batch.n_tokens, resources), pack)
 
@@ -157,7 +161,7 @@ class SweepRun:
             ablation=plan.experiment.replacement,
         )
 
-    def _write(self, cells: Cells, values: Float[np.ndarray, "metric row"], where: np.ndarray) -> None:
+    def _write(self, cells: Cells, values: Float[np.ndarray, "metric row"], where: np.ndarray, *, add: bool) -> None:
         patch, member, column, example = (
             t.cpu().numpy() for t in (cells.patch, cells.member, cells.column, cells.example)
         )
@@ -165,7 +169,11 @@ class SweepRun:
             made, here = cells.patches[number], patch == number
             table = self.tables[made.site.name][:, self.plan.layers.index(made.layer)]
             columns = np.array(made.columns)[column[here]]
-            table[:, made.start + member[here], columns, where[example[here]]] = values[:, here]
+            at = slice(None), made.start + member[here], columns, where[example[here]]
+            if add:
+                np.add.at(table, at, values[:, here])
+            else:
+                table[at] = values[:, here]
 
 
 def start(plan: SweepPlan) -> SweepRun:
