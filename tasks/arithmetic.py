@@ -12,7 +12,7 @@ Options:
 
 Tokenizers differ in how they write numbers. Two digits are one token in GPT-2 and Llama 3, and two in Gemma, Qwen and
 SmolLM2, where the space before a number is a token of its own as well. ``equation`` with ``one`` digit is one token
-for all of these.
+for all of these. The metric ``answer_log_prob_diff`` judges results of several tokens.
 """
 
 import random

@@ -4,7 +4,7 @@
 distractor. Option ``attribute`` asks for another fact about the country: ``capital``, ``language``, ``continent`` or
 ``currency``; two countries are drawn that differ in it.
 
-Answers may be several tokens long for a model.
+Facts that are several tokens for a model are dropped, unless the metric is ``answer_log_prob_diff``.
 """
 
 import random

@@ -8,7 +8,8 @@ Option ``digits`` says how the tokenizer writes a number:
 
 - ``two``: two digits are one token, as in GPT-2. Answers are ``33`` to ``99``, distractors ``00`` to ``32``.
 - ``one``: every digit is a token, as in Llama 1 and 2, Gemma and SmolLM2. Only the tens are compared: answers are the
-  digits above that of the first year, distractors those below it, and the year's own digit is neither.
+  digits above that of the first year, distractors those below it, and the year's own digit is neither. With the metric
+  ``answer_log_prob_diff`` such a tokenizer serves ``two`` as well.
 
 As in the source, only years whose century and ending are separate tokens are used, though a tokenizer that has " 1732"
 as one token would join the century at the end of the prompt to its answer: answers are tokens by themselves.

@@ -77,22 +77,22 @@ def batches_for(model: LanguageModel, pairs: Pairs, *, whole_answers: bool = Fal
         TokenError: A prompt is longer than the context, or holds a token that the model does not have.
     """
     found = batches_of(pairs, model.device)
+    check_answers(pairs, model.spec, whole_answers=whole_answers)
     if not isinstance(pairs, PairBatch):
-        check_answers(pairs, model.spec, whole_answers=whole_answers)
         check_pairs(pairs, model.spec)
     for batch in found:
         check_batch(batch, model.spec)
     return found
 
 
-def check_answers(pairs: PairSet, spec: ModelSpec, *, whole_answers: bool = False) -> None:
+def check_answers(pairs: PairSet | PairBatch, spec: ModelSpec, *, whole_answers: bool = False) -> None:
     """Refuse answers of several tokens where only one position is judged, or a token sees those after it.
 
     Raises:
         ConfigError: A pair has such an answer; the message has its id and the word.
     """
-    pair = next((pair for pair in pairs if pair.n_appended), None)
-    if pair is None or (whole_answers and spec.causal):
+    several = (pair for pair in pairs if pair.n_appended) if isinstance(pairs, PairSet) else iter(())
+    if (whole_answers and spec.causal) or (pair := next(several, None)) is None:
         return
     words = zip(pair.answers + pair.distractors, pair.answer_tokens + pair.distractor_tokens, strict=True)
     word = next(word for word, ids in words if len(ids) > 1)

@@ -349,6 +349,7 @@ class Task(Summary):
         """
         from circuitlab.data.batching import check_pairs  # brings torch
 
+        whole_answers = self.judges_whole_answers if whole_answers is None else whole_answers
         if self.table is not None:
             return table_pairs(
                 self.table,
@@ -360,6 +361,7 @@ class Task(Summary):
                 exclude=exclude,
                 by_column=self.split == "words",
                 n_ctx=model.spec.n_ctx,
+                whole_answers=whole_answers,
                 resources=Resources(progress=callback(progress)),
             )
         drawn = sample_pairs(
@@ -369,7 +371,7 @@ class Task(Summary):
             seed=seed,
             with_reference=reference,
             exclude=exclude,
-            whole_answers=self.judges_whole_answers if whole_answers is None else whole_answers,
+            whole_answers=whole_answers,
             resources=Resources(progress=callback(progress)),
         )
         for part in (drawn.discovery, drawn.held_out, *([drawn.reference] if drawn.reference else [])):

@@ -25,7 +25,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuitlab import stats
-from circuitlab.data.batching import Pairs
+from circuitlab.data.batching import Pairs, check_answers
 from circuitlab.errors import ConfigError, MetricError, UnknownNameError
 from circuitlab.features.autoencoder import Autoencoder
 from circuitlab.features.descriptions import Descriptions
@@ -192,6 +192,7 @@ def rank_features(
     if steps < 1:
         raise ConfigError(f"steps={steps}: the gradient is taken at one point at least.")
     own = fitted(model, autoencoder)
+    check_answers(pairs, model.spec)
     resolved = metric_for(metric, pairs)
     if not resolved.smooth:
         raise MetricError(f"metric {resolved.name!r} has no gradient. Use logit_diff, prob_diff or log_prob.")

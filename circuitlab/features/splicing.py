@@ -21,7 +21,7 @@ from torch.nn.functional import cross_entropy
 
 from circuitlab import stats
 from circuitlab.arguments import checked
-from circuitlab.data.batching import Pairs
+from circuitlab.data.batching import Pairs, check_answers
 from circuitlab.errors import ConfigError
 from circuitlab.features.activations import Texts, read_texts
 from circuitlab.features.autoencoder import Autoencoder
@@ -226,6 +226,7 @@ def splice(
         MetricError: The metric cannot be used.
     """
     own = _Spliced.of(model, autoencoder, keep_first)
+    check_answers(pairs, model.spec)
     experiment = Experiment(model, pairs, metric, budget=budget)
     judged_by, spliced = experiment.metric, np.zeros(experiment.n_examples)
     for baseline in experiment.baselines:

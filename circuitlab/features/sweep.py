@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from circuitlab.data.batching import Pairs
+from circuitlab.data.batching import Pairs, check_answers
 from circuitlab.errors import ConfigError
 from circuitlab.features.autoencoder import Autoencoder
 from circuitlab.features.place import Differences, activation, added, chosen_features, differences, fitted, recorded
@@ -80,6 +80,7 @@ def sweep_features(
     """
     own = fitted(model, autoencoder)
     wanted = None if features is None else chosen_features(own, features)
+    check_answers(pairs, model.spec)
     experiment = Experiment(
         model, pairs, metric, seed=seed, allow_weak_gap=True, budget=budget,
         progress=callback(progress),

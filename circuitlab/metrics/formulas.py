@@ -133,7 +133,7 @@ def _rank_of_whole_answers(
     ranks = torch.stack([(logits > column[:, None]).sum(1) for column in columns], 1).masked_fill(~there, -1)
     _, pair = batch.index.unique_consecutive(return_inverse=True)
     worst = ranks.new_full((int(pair[-1]) + 1, ranks.shape[1]), -1)
-    worst = worst.index_reduce(0, pair, ranks, "amax")
+    worst = worst.scatter_reduce(0, pair[:, None].expand_as(ranks), ranks, "amax")
     best = worst.masked_fill(worst < 0, logits.shape[1]).amin(1)
     return best[pair] * batch.is_first
 

@@ -36,6 +36,7 @@ def table_pairs(
     exclude: Collection[str] = (),
     by_column: bool = True,
     n_ctx: int | None = None,
+    whole_answers: bool = False,
     resources: Resources = DEFAULT,
 ) -> PairSplits:
     """Take `n` discovery and `n` held-out rows, and as many reference rows if requested; see `Task.pairs`.
@@ -53,7 +54,7 @@ def table_pairs(
     """
     divided = by_column and bool(table.split_column)
     check_rows(table, n, with_reference=with_reference, by_column=by_column)
-    rows = _Rows(table, text, n_ctx)
+    rows = _Rows(table, text, n_ctx, whole_answers=whole_answers)
     if len(table.rows) <= MOST_CHECKED:
         for place in range(len(table.rows)):
             rows.pair(place)
@@ -164,8 +165,8 @@ def _queues(
 class _Rows:
     """The rows of a table as pairs of a model, each made once."""
 
-    def __init__(self, table: PairTable, text: TextEncoder, n_ctx: int | None) -> None:
-        self._table, self._text, self._n_ctx = table, text, n_ctx
+    def __init__(self, table: PairTable, text: TextEncoder, n_ctx: int | None, *, whole_answers: bool) -> None:
+        self._table, self._text, self._n_ctx, self._whole_answers = table, text, n_ctx, whole_answers
         self._made = dict[int, Pair | None]()
         self.bad: list[BadRow] = []
 
@@ -182,12 +183,13 @@ class _Rows:
         if row.length is not None and (n := self._n_words(row.example.clean) + 1) != row.length:
             rule = f"is no length of this prompt, which has {n} tokens for this model, one in front counted"
             return self._bad(row, "length", row.length, rule, "the length is that of another tokenizer")
-        made = encode_example(row.example, self._text)
+        made = encode_example(row.example, self._text, whole_answers=self._whole_answers)
         if isinstance(made, Rejection):
             return self._rejected(row, made)
-        if not len(made) or (self._n_ctx is not None and len(made) > self._n_ctx):
-            holds = f"; the context of the model holds {self._n_ctx:,}" if len(made) else ""
-            return self._bad(row, "clean", row.example.clean, f"has {len(made):,} tokens{holds}")
+        n = len(made) + made.n_appended * bool(len(made))
+        if not n or (self._n_ctx is not None and n > self._n_ctx):
+            holds = f"; the context of the model holds {self._n_ctx:,}" if n else ""
+            return self._bad(row, "clean", row.example.clean, f"has {n:,} tokens{holds}")
         return made
 
     def _n_words(self, prompt: str) -> int:
@@ -204,7 +206,8 @@ class _Rows:
             return self._bad(
                 row, SPAN + named[0] if named else "clean", one.clean, f"does not line up: {why.message}", why.reason
             )
-        alone = encode_example(replace(one, distractor=None, distractor_ids=()), self._text)
+        bare = replace(one, distractor=None, distractor_ids=())
+        alone = encode_example(bare, self._text, whole_answers=self._whole_answers)
         name = "answer" if isinstance(alone, Rejection) else "distractor"
         ids = one.answer_ids if name == "answer" else one.distractor_ids
         words = one.answers if name == "answer" else one.distractors
