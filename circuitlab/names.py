@@ -22,11 +22,11 @@ METRICS = {
     "logit_diff": "logit of the answer minus logit of the distractor",
     "prob_diff": "probability of the answer minus probability of the distractor",
     "log_prob": "log-probability of the answer, in nats",
-    "answer_log_prob": "log-probability of the whole answer, of one or more tokens, in nats",
-    "answer_log_prob_diff": "log-probability of the whole answer minus that of the whole distractor, in nats",
     "kl": "divergence from the clean run's next-token distribution, in nats; less is better",
     "accuracy": "share of pairs on which an answer is the most likely token",
     "rank": "number of tokens that are more likely than the best answer; less is better",
+    "answer_log_prob": "log-probability of the whole answer, of one or more tokens, in nats",
+    "answer_log_prob_diff": "log-probability of the whole answer minus that of the whole distractor, in nats",
 }
 # Metrics of answers of several tokens.
 WHOLE_ANSWER = ("answer_log_prob", "answer_log_prob_diff")

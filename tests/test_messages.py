@@ -243,7 +243,7 @@ def test_a_circuit_of_another_model_is_told_with_both_shapes():
         (
             lambda model, pairs: score_edges(model, pairs, metric="logit-diff"),
             "unknown metric 'logit-diff'. Did you mean 'logit_diff'? Allowed: logit_diff, prob_diff, log_prob, "
-            "answer_log_prob, answer_log_prob_diff, kl, accuracy, rank.",
+            "kl, accuracy, rank, answer_log_prob, answer_log_prob_diff.",
         ),
     ],
     ids=["site", "direction", "method", "metric"],

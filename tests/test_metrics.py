@@ -12,6 +12,7 @@ from laws import law_of
 from circuitlab import Metric, MetricError, PairBatch, UnknownNameError
 from circuitlab.metrics import names, resolve
 from circuitlab.metrics.base import METRICS
+from circuitlab.names import WHOLE_ANSWER
 
 LN2, LN3 = math.log(2), math.log(3)
 
@@ -43,6 +44,8 @@ ON_PAPER = {
     "log_prob": [math.log(6 / 12), math.log(6 / 12)],
     "accuracy": [0.0, 1.0],
     "rank": [1.0, 0.0],
+    "answer_log_prob": [(LN3 + 0 + LN2) / 3 - math.log(12), math.log(6 / 12)],
+    "answer_log_prob_diff": [(LN3 + 0 + LN2) / 3 - 3 * LN2 / 2, LN2 + LN3 - 0],
 }
 
 
@@ -158,7 +161,9 @@ def test_smooth_metrics_have_a_gradient_and_others_say_so(name):
 
 
 def test_the_metrics_of_the_design_are_there():
-    assert names() == ("logit_diff", "prob_diff", "log_prob", "kl", "accuracy", "rank")
+    whole = ("answer_log_prob", "answer_log_prob_diff")
+    assert names() == ("logit_diff", "prob_diff", "log_prob", "kl", "accuracy", "rank", *whole)
+    assert {name for name in names() if resolve(name).whole_answer} == {*whole} == {*WHOLE_ANSWER}
 
 
 def returning(value: object) -> Metric:

@@ -158,22 +158,6 @@ METRICS: dict[str, Metric] = {
             what="log of the summed probability of the answers",
         ),
         Metric(
-            name="answer_log_prob",
-            function=formulas.answer_log_prob,
-            unit="nats",
-            what="log-probability of the whole answer, of one or more tokens; the mean of several answers",
-            whole_answer=True,
-        ),
-        Metric(
-            name="answer_log_prob_diff",
-            function=formulas.answer_log_prob_diff,
-            unit="nats",
-            what="log-probability of the whole answer minus that of the distractor, means of several",
-            natural_zero=True,
-            needs_distractor=True,
-            whole_answer=True,
-        ),
-        Metric(
             name="kl",
             function=formulas.kl,
             unit="nats",
@@ -196,6 +180,22 @@ METRICS: dict[str, Metric] = {
             what="number of tokens that are more likely than the most likely of the answers",
             higher_is_better=False,
             smooth=False,
+        ),
+        Metric(
+            name="answer_log_prob",
+            function=formulas.answer_log_prob,
+            unit="nats",
+            what="log-probability of the whole answer, of one or more tokens; the mean of several answers",
+            whole_answer=True,
+        ),
+        Metric(
+            name="answer_log_prob_diff",
+            function=formulas.answer_log_prob_diff,
+            unit="nats",
+            what="log-probability of the whole answer minus that of the distractor, means of several",
+            natural_zero=True,
+            needs_distractor=True,
+            whole_answer=True,
         ),
     )
 }
