@@ -382,7 +382,7 @@ class TestTokens:
 def draw_two_tokens(rng: Random) -> Example:
     """A task of the bundled model whose answers are made longer by what it says next."""
     one = load_task("name-throw").example(rng)
-    tail = " the ball"
+    tail = " the"
     return replace(one, answer=f"{one.answers[0]}{tail}", distractor=f"{one.distractors[0]}{tail}")
 
 
@@ -390,7 +390,7 @@ def test_discover_reads_back_and_repeats_with_whole_answers(bundled, tmp_path):
     task = Task(
         name="two-tokens", version="1", summary="A name and more.", draw=draw_two_tokens, metric="answer_log_prob_diff"
     )
-    settings = {"model": bundled, "n": 8, "method": "eap", "sites": ("resid_pre",)}
+    settings = {"model": bundled, "n": 4, "method": "eap", "sites": ("resid_pre",)}
     run = discover(task, **settings)
     assert run.pairs.discovery.whole_answers
     assert run.evaluation.faithfulness > 0.5
