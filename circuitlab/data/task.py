@@ -282,13 +282,6 @@ class Task(Summary):
         wanted = parameters(self.draw).get("vocabulary")
         return wanted is not None and wanted.default is wanted.empty
 
-    @property
-    def judges_whole_answers(self) -> bool:
-        """Whether its metric judges answers of several tokens."""
-        if isinstance(self.metric, str):
-            return self.metric in names.WHOLE_ANSWER
-        return bool(getattr(self.metric, "whole_answer", False))
-
     def fixed_examples(self, split: str = "any") -> tuple[Example, ...]:
         """The examples that always come first.
 
@@ -349,21 +342,13 @@ class Task(Summary):
         """
         from circuitlab.data.batching import check_pairs  # brings torch
 
-        whole_answers = self.judges_whole_answers if whole_answers is None else whole_answers
+        whole_answers = names.judges_whole_answers(self.metric) if whole_answers is None else whole_answers
         if self.table is not None:
             return table_pairs(
-                self.table,
-                model.text,
-                n,
-                seed,
-                metric=self.metric,
-                with_reference=reference,
-                exclude=exclude,
-                by_column=self.split == "words",
-                n_ctx=model.spec.n_ctx,
-                whole_answers=whole_answers,
+                self.table, model.text, n, seed, metric=self.metric, with_reference=reference, exclude=exclude,
+                by_column=self.split == "words", n_ctx=model.spec.n_ctx, whole_answers=whole_answers,
                 resources=Resources(progress=callback(progress)),
-            )
+            )  # fmt: skip
         drawn = sample_pairs(
             self,
             model.text,
