@@ -30,17 +30,6 @@ METRICS = {
 }
 # Metrics of answers of several tokens.
 WHOLE_ANSWER = ("answer_log_prob", "answer_log_prob_diff")
-
-
-def judges_whole_answers(metric: object) -> bool:
-    """Whether a metric, by its name or as an object, judges answers of several tokens.
-
-    Returns:
-        Whether it does.
-    """
-    return metric in WHOLE_ANSWER if isinstance(metric, str) else bool(getattr(metric, "whole_answer", False))
-
-
 SITES = {
     "resid_pre": "the residual stream before a block",
     "resid_mid": "the residual stream between attention and MLP",
@@ -72,3 +61,12 @@ BOS = {
     "never": "never",
     "transformer-lens": "if TransformerLens does, as versions without the setting did",
 }
+
+
+def judges_whole_answers(metric: object) -> bool:
+    """Whether a metric, by its name or as an object, judges answers of several tokens.
+
+    Returns:
+        Whether it does.
+    """
+    return metric in WHOLE_ANSWER if isinstance(metric, str) else bool(getattr(metric, "whole_answer", False))
