@@ -85,7 +85,7 @@ def batches_for(model: LanguageModel, pairs: Pairs, *, whole_answers: bool = Fal
     return found
 
 
-def check_answers(pairs: PairSet | PairBatch, spec: ModelSpec, *, whole_answers: bool = False) -> None:
+def check_answers(pairs: Pairs, spec: ModelSpec, *, whole_answers: bool = False) -> None:
     """Refuse answers of several tokens where only one position is judged, or a token sees those after it.
 
     Raises:
