@@ -147,10 +147,8 @@ def judging(
     seen = frozenset[str]() if read is None else read.discovery_texts()
     reference = None
     if pairs is None:
-        drawn = wanted.pairs(
-            model, n=chosen.n, seed=chosen.seed, reference=needs_reference(ablation), exclude=seen,
-            whole_answers=metric.whole_answer,
-        )  # fmt: skip
+        which: Any = {"reference": needs_reference(ablation), "whole_answers": metric.whole_answer, "exclude": seen}
+        drawn = wanted.pairs(model, n=chosen.n, seed=chosen.seed, **which)
         pairs, reference = drawn.held_out, drawn.reference
     else:
         _check_unseen(pairs, seen, circuit)
