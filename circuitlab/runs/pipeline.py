@@ -83,8 +83,7 @@ def discover(task: str | Path | Task, **settings: Unpack[Settings]) -> Run:
     config = DiscoverConfig.of_settings(
         given, task=_spelling(task, chosen), options=chosen.settings, model=_model_name(given["model"]),
         metric=judged_by.name if given["metric"] is None else given["metric"],
-        split="words" if chosen.differ_in else "random",
-        **(chosen.table.options.given if chosen.table else {}),
+        split="words" if chosen.differ_in else "random", **(chosen.table.options.given if chosen.table else {}),
     )  # fmt: skip
     resources = Resources(progress=callback(given["progress"]))
     method, ablation, clock = find_method(given["method"]), given["ablation"], _Clock(resources)
