@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks import oracles
+from benchmarks import oracles, real_parity
 from benchmarks.eap import eap_scores
 from benchmarks.per_cell import WAYS, clean_cache, logit_diff, patched
 from benchmarks.table import as_markdown, write_generated
@@ -206,6 +206,7 @@ def main() -> int:
     """Measure everything and write the page."""
     torch.set_num_threads(1)  # products of 32 columns gain nothing from more
     write_generated(PAGE, "parity", tables(NAMES, quantities()))
+    write_generated(PAGE, "real parity", real_parity.section())
     print(f"written to {os.path.relpath(PAGE)}")
     return 0
 

@@ -32,6 +32,15 @@ class Settings(TypedDict, total=False):
         what="Dtype of its weights; by default float32.", help="float32, bfloat16, ...", flag="--dtype", metavar="NAME",
         usual="float32", of_model=True,
     )]
+    revision: Annotated[str | None, Setting(
+        what="Branch, tag or commit of a model on the hub; by default its default branch.",
+        help="Branch, tag or commit of a model on the hub.", flag="--revision", metavar="NAME", of_model=True,
+    )]
+    checkpoint_index: Annotated[int | None, Setting(
+        what="Number of a training checkpoint of a model on the hub (see `load_model`).",
+        help="Number of a training checkpoint, for models that have several.", flag="--checkpoint-index",
+        metavar="N", of_model=True,
+    )]
     bos: Annotated[str | None, Setting(
         what="Whether a beginning-of-sequence token is prepended to every text (see `load_model`).",
         help="Prepend a beginning-of-sequence token: auto (if the tokenizer does), always or never.", flag="--bos",
@@ -122,6 +131,10 @@ class Settings(TypedDict, total=False):
         what="The same on new prompts of the seeds `seed` + 1, + 2, ...: the number of seeds; 0 for none.",
         help="Repeat discovery on new prompts with N other seeds.", flag="--stability-seeds", default=0, least=0,
         most=10_000, refused=1, rule="it counts seeds: 0 for none, or 2 to 10,000",
+    )]
+    minimality: Annotated[bool, Setting(
+        what="Measure the effect of removing each edge of the circuit from it: one run of the circuit per edge.",
+        help="Measure the effect of removing each edge.", flag="--minimality/--no-minimality", default=True,
     )]
     sites: Annotated[Any, Setting(
         what=(

@@ -1,5 +1,6 @@
 """Checkpoints that are not the model that their config describes, and kinds of models that are not supported."""
 
+import copy as copylib
 import json
 import re
 import shutil
@@ -16,9 +17,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from toy_by_hand import publish, repository
 
-from circuitlab.errors import ModelError, UnsupportedModelError
+from circuitlab import Example, Task, discover, load_run
+from circuitlab.errors import ConfigError, ModelError, UnsupportedModelError
 from circuitlab.models.load import load_model
 from circuitlab.models.model_kinds import SUPPORTED, refuse_unsupported
+from circuitlab.models.revisions import Checkpoint
+from circuitlab.models.source import check_sources
 
 Weights = dict[str, Tensor]
 # Where the blocks are in a file, and how many of them the config says.
@@ -570,6 +574,125 @@ class TestHub:
         path = publish("solu-1l", cache) / "model_final.pth"
         torch.save(without("blocks.0.mlp.W_in")(torch.load(path, weights_only=True)), path)
         assert "cannot be loaded" in refused("solu-1l")
+
+    def published(self, cache: Path, commits: dict[str, int]) -> dict[str, Path]:
+        """A repository with a branch for each checkpoint; their folders."""
+        found, base = {}, repository(cache, "EleutherAI/pythia-tiny").parents[1]
+        for number, (branch, seed) in enumerate(commits.items()):
+            folder = save("neox", base / "snapshots" / f"{number:040d}")
+            changed = {key: value + seed for key, value in weights(folder).items() if "embed_in" in key}
+            write(folder, weights(folder) | changed)
+            (base / "refs" / branch).write_text(folder.name)
+            found[branch] = folder
+        return found
+
+    def test_a_revision_and_a_checkpoint_index(self, cache):
+        name, folders = "EleutherAI/pythia-tiny", self.published(cache, {"main": 0, "step16": 1, "step143000": 2})
+        found = {branch: load_model(name, revision=branch) for branch in folders}
+        for number, (branch, model) in enumerate(found.items()):
+            assert model.weights_sha256() == digest(folders[branch])
+            assert model.checkpoint.to_record() == {"revision": branch, "commit": f"{number:040d}"}
+        assert len({model.weights_sha256() for model in found.values()}) == len(folders)
+        assert load_model(name).checkpoint.to_record() == {"commit": "0" * 40}
+        for index, branch in ((5, "step16"), (-1, "step143000")):  # 0, 1, 2, 4, 8, 16, ... , 143000
+            model = load_model(name, checkpoint_index=index)
+            assert model.weights_sha256() == found[branch].weights_sha256()
+            assert model.checkpoint.to_record()["revision"] == branch
+            assert copy_of(model).weights_sha256() == model.weights_sha256()
+        assert load_model(found["step16"], revision="step16") is found["step16"]
+        with pytest.raises(ConfigError, match="revision='main' is asked for, but the given model is loaded already"):
+            load_model(found["step16"], revision="main")
+
+    def test_a_run_records_and_repeats_its_checkpoint(self, cache, tmp_path):
+        self.published(cache, {"main": 0, "step16": 1})
+        out, how = tmp_path / "run", {"n": 2, "min_accuracy": 0, "allow_weak_gap": True, "sites": (), "method": "eap"}
+        run = discover(
+            short_task(), model="EleutherAI/pythia-tiny", revision="step16", out=out, minimality=False,
+            selection={"n_edges": 20}, **how,
+        )  # fmt: skip
+        manifest = json.loads((out / "manifest.json").read_text())
+        assert (manifest["config"]["revision"], manifest["config"]["checkpoint_index"]) == ("step16", None)
+        assert manifest["config"]["minimality"] is False
+        assert manifest["model"]["revision"] == "step16"
+        assert manifest["model"]["commit"] == f"{1:040d}"
+        assert "--revision step16" in manifest["command"]
+        assert "--no-minimality" in manifest["command"]
+        assert run.evaluation.minimality is None
+        assert load_run(out).checkpoint == run.checkpoint == {"revision": "step16", "commit": f"{1:040d}"}
+
+    @pytest.mark.parametrize(
+        ("name", "chosen", "message"),
+        [
+            ("EleutherAI/pythia-tiny", {"revision": "step7"}, "cannot be reached"),
+            ("EleutherAI/pythia-tiny", {"checkpoint_index": 154}, "has 154 checkpoints, 0 to 153 .steps 0 to 143000"),
+            (
+                "somebody/llama",
+                {"checkpoint_index": 3},
+                "has no list of checkpoints of model 'somebody/llama'. Give rev",
+            ),
+            ("EleutherAI/pythia-tiny", {"revision": "main", "checkpoint_index": 1}, "exclude each other"),
+            ("solu-1l", {"revision": "main"}, "Its training checkpoints have numbers: checkpoint_index="),
+            ("solu-1l", {"checkpoint_index": 0}, "has its final weights only"),
+            ("bundled", {"revision": "main"}, "revision='main' chooses a checkpoint of a repository on the hub, and"),
+            ("bundled", {"checkpoint_index": 2}, "checkpoint_index=2 chooses a checkpoint of a repository on the hub"),
+        ],
+    )
+    def test_a_checkpoint_that_there_is_not(self, name, chosen, message, cache):
+        self.published(cache, {"main": 0})
+        publish("solu-1l", cache)
+        with pytest.raises((ConfigError, ModelError), match=message):
+            load_model(name, **chosen)
+        with pytest.raises((ConfigError, ModelError), match=message):
+            check_sources([name], Checkpoint(revision=chosen.get("revision"), index=chosen.get("checkpoint_index")))
+
+    def test_names_are_checked_before_the_first_is_loaded(self, cache, monkeypatch):
+        save("llama", repository(cache, "somebody/llama"))
+        publish("solu-1l", cache)
+        check_sources(["somebody/llama", "bundled", "solu-1l"])
+        (repository(cache, "somebody/lora") / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+        (repository(cache, "somebody/experts") / "config.json").write_text('{"model_type": "mixtral"}')
+        for name, message in (
+            ("somebody/gone", "is not in the local cache and the hub cannot be reached"),
+            ("./gone", "model folder './gone' does not exist"),
+            ("somebody/lora", "is an adapter"),
+            ("somebody/experts", "mixture of experts"),
+        ):
+            with pytest.raises(ModelError, match=message):
+                check_sources(["somebody/llama", name])
+
+
+def copy_of(model: Any) -> Any:
+    return copylib.copy(model)
+
+
+def short_task() -> Task:
+    """A task of words that the tokenizer of the tests has."""
+
+    def draw_one(rng: Any) -> Example:
+        end = rng.choice([" left.", " smiled", " left. He", " smiled;"])
+        return Example(clean=f"hello{end} John", corrupt=f"hello{end} Mary", answer=" He", distractor=" she")
+
+    return Task(name="short", version="1", summary="Continue with a pronoun.", draw=draw_one)
+
+
+class TestDispatched:
+    def test_one_device_is_as_usual(self, copy):
+        folder = copy("gpt2")
+        assert digest(self.booted(folder, device_map={"": "cpu"})) == digest(folder)
+
+    def test_several_devices(self, copy, tmp_path):
+        parts = dict.fromkeys(("transformer.wte", "transformer.wpe", "transformer.h.0", "lm_head"), "cpu")
+        parts |= {"transformer.h.1": "disk", "transformer.ln_f": "cpu"}
+        said = refused(self.booted(copy("gpt2"), device_map=parts, offload_folder=tmp_path), UnsupportedModelError)
+        assert "is on several devices (cpu, disk; device_map): not supported" in said
+        assert "Boot it without device_map" in said
+
+    @staticmethod
+    def booted(folder: Path, **options: Any) -> Any:
+        from transformer_lens.model_bridge import TransformerBridge
+
+        model = hf.AutoModelForCausalLM.from_pretrained(folder, **options)
+        return TransformerBridge.boot_transformers(str(folder), hf_model=model)
 
 
 class TestKinds:

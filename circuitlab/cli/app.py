@@ -11,7 +11,7 @@ from circuitlab.cli import options as opt
 from circuitlab.cli.attribute import attribute
 from circuitlab.cli.command import App
 from circuitlab.cli.features import app as features_app
-from circuitlab.cli.files import compare, convert
+from circuitlab.cli.files import compare, convert, convert_model
 from circuitlab.cli.neurons import neurons_app
 from circuitlab.cli.outputs import Output
 from circuitlab.cli.predict import predict
@@ -28,9 +28,17 @@ app = App(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 tasks_app = App(help="List the tasks that come with the library, or show one.", invoke_without_command=True)
+models_app = App(
+    help="Show values of --model, or convert a file into a checkpoint folder.", invoke_without_command=True
+)
 app.add_typer(tasks_app, name="tasks")
+app.add_typer(models_app, name="models")
 app.add_typer(neurons_app, name="neurons")
 app.add_typer(features_app, name="features")
+
+
+# Settings in the name of a run folder.
+_IN_NAME = ("model", "revision", "checkpoint_index", "method", "seed")
 
 
 def _version(wanted: bool) -> bool:
@@ -73,10 +81,19 @@ def tasks_check(asked: opt.PairOptions, models: opt.ModelsOptions, quiet: opt.Qu
     catalogue.show_checks(asked, models, quiet=quiet, json=output.json)
 
 
-@app.command()
-def models(output: Output) -> None:
-    """Show the bundled model, and other values of --model."""
-    catalogue.list_models(json=output.json)
+@models_app.callback()
+def models(
+    context: typer.Context,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
+) -> None:
+    """Show the bundled model and other values of --model, or convert a file into a checkpoint folder."""
+    if context.invoked_subcommand is None:
+        catalogue.list_models(json=json)
+    elif json:
+        raise ConfigError("--json must follow the command: circuitlab models convert FILE OUT --json.")
+
+
+models_app.command("convert")(convert_model)
 
 
 @app.command()
@@ -120,7 +137,7 @@ def discover(asked: opt.RunOptions, quiet: opt.Quiet = False, *, output: Output)
             f"--steps {settings['steps']} goes with methods that integrate ({those}); {asked['method']!r} does not. "
             "Leave it out."
         )
-    main = DiscoverConfig(task=wanted.name, **{name: asked[name] for name in ("model", "method", "seed")})
+    main = DiscoverConfig(task=wanted.name, **{name: asked[name] for name in _IN_NAME})
     settings = {"out": default_folder(main, wanted.label)} | settings
     with progress(quiet=quiet) as report:
         run = library.discover(wanted, **settings, progress=report)

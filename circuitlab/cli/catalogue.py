@@ -78,6 +78,7 @@ def show_task(task: Task, *, json: bool) -> None:
 def show_checks(asked: PairOptions, models: ModelsOptions, *, quiet: bool, json: bool) -> None:
     """What models make of a task, one a row, and why some make nothing of it."""
     task, of_task = asked.load(), {name: asked[name] for name in ("n", "seed", "metric")}
+    models.check()
     found: dict[str, TaskCheck] = {}
     for name, model in models.load():
         with progress(quiet=quiet) as report:
@@ -108,15 +109,22 @@ def list_models(*, json: bool) -> None:
     """The bundled model's shape, and what else --model takes."""
     config = jsonlib.loads((files("circuitlab") / "bundled" / "config.json").read_text())
     shape = {name: config[name] for name in ("n_layer", "n_head", "n_embd", "vocab_size", "n_positions")}
+    from circuitlab.models.named import INSTALLED_BY, cache_folder, named_models
+
+    here = {name: str(path) for name, path in named_models().items()}
     if json:
-        display.print_json({"bundled": shape, "hub_examples": HUB_EXAMPLES})
+        display.print_json({"bundled": shape, "named": here, "hub_examples": HUB_EXAMPLES})
         return
+    missing = [(name, f"not installed; run: {command}") for name, command in INSTALLED_BY.items() if name not in here]
     size = f"GPT-2 architecture: {shape['n_layer']} layers, {shape['n_head']} heads, d_model {shape['n_embd']}"
     display.print_facts(
         "models",
         [
             ("bundled", f"{size}, {shape['vocab_size']} tokens; included, no download"),
+            *((name, f"installed in {cache_folder()}") for name in here),
+            *missing,
             ("FOLDER", "a checkpoint in HuggingFace format with its tokenizer, such as ./my-model"),
+            ("FILE.gguf", "a GGUF file; its weights are dequantized"),
             ("NAME", f"any name that TransformerLens loads: {', '.join(HUB_EXAMPLES)}, ..."),
             ("", "--fold-ln and --center-weights rewrite its weights as HookedTransformer did by default"),
         ],

@@ -1,4 +1,4 @@
-"""Commands about circuit files: `compare` two of them, `convert` one into another format."""
+"""Commands about files: `compare` two circuits, `convert` one into another format, `models convert` a checkpoint."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
@@ -8,7 +8,7 @@ import typer
 import circuitlab
 from circuitlab.cli import display, results
 from circuitlab.cli import options as opt
-from circuitlab.cli.outputs import Forced, PictureOutput, save_plot
+from circuitlab.cli.outputs import Forced, Output, PictureOutput, save_plot
 from circuitlab.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -73,6 +73,33 @@ def convert(
     else:
         display.print_line(f"{target}: {n:,} of {circuit.layout.n_edges:,} edges")
         display.print_unscored(target, n_unscored)
+
+
+def convert_model(
+    source: Annotated[str, typer.Argument(metavar="FROM", help="A GGUF file, or the folder of a LoRA adapter.")],
+    out: Annotated[str, typer.Argument(metavar="OUT", help="The checkpoint folder to write.")],
+    base: Annotated[
+        str | None,
+        typer.Option("--base", metavar="NAME", help="Base model of an adapter. [default: the one that it names]"),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Overwrite a folder that was written by a conversion.")
+    ] = False,
+    *,
+    output: Output,
+) -> None:
+    """Convert a GGUF file into a checkpoint folder in float32, or merge a LoRA adapter into its base model."""
+    from circuitlab.models.adapter import merge_adapter
+    from circuitlab.models.gguf import convert_gguf, is_gguf
+
+    if is_gguf(source):
+        if base is not None:
+            raise ConfigError("--base is the base model of an adapter, and FROM is a GGUF file. Leave it out.")
+        found = convert_gguf(source, out, force=force)
+    else:
+        found = merge_adapter(source, out, base=base, force=force)
+    if not output.as_json(found.to_record()):
+        display.print_line(f"{out}: {found.model_type}, {found.n_parameters:,} parameters, float32, from {source}")
 
 
 def _both(first: str, second: str, model: str | None) -> "list[Circuit]":

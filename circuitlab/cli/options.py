@@ -135,6 +135,23 @@ class ModelsOptions(Options):
         list[str] | None, typer.Option("--model", metavar="NAME", help="A model; may be repeated. [default: bundled]")
     ] = None
 
+    @property
+    def names(self) -> list[str]:
+        """The values of --model."""
+        return self.model or [SETTINGS["model"].default]
+
+    def check(self) -> None:
+        """Check the files and names of all models before the first is loaded.
+
+        Raises:
+            CircuitLabError: One of them cannot be loaded; see `check_sources`.
+        """
+        from circuitlab.models.revisions import Checkpoint
+        from circuitlab.models.source import check_sources
+
+        chosen = Checkpoint(revision=self.given.get("revision"), index=self.given.get("checkpoint_index"))
+        check_sources(self.names, chosen)
+
     def load(self) -> "Iterator[tuple[str, BridgeModel]]":
         """Load one model after the other.
 
@@ -143,7 +160,7 @@ class ModelsOptions(Options):
         """
         from circuitlab.models.load import load_model
 
-        for name in self.model or [SETTINGS["model"].default]:
+        for name in self.names:
             yield (
                 name,
                 load_model(name, **{one.name: self.given[one.name] for one in self.settings if one.name in self.given}),

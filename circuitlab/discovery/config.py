@@ -232,12 +232,13 @@ def _words(setting: Setting, value: Any) -> list[str]:
 
 
 def default_folder(config: DiscoverConfig, task_label: str) -> Path:
-    """The default run folder of the command line, runs/<task>-<model>-<method>-<seed>.
+    """The default run folder of the command line, runs/<task>-<model>-<method>-<seed>, with a chosen checkpoint.
 
     Returns:
         The path.
     """
     model = Path(config.model).name or "model"
+    model += "".join(f"-{one}" for one in (config.revision, config.checkpoint_index) if one is not None)
     return Path("runs") / f"{_in_a_name(task_label)}-{_in_a_name(model)}-{config.method}-{config.seed}"
 
 

@@ -19,6 +19,7 @@ from circuitlab.models.families import family_of
 from circuitlab.models.modes import exclusive, in_ordinary_modes, lock_of
 from circuitlab.models.norms import agree
 from circuitlab.models.recording import AS_SAVED, Folding
+from circuitlab.models.revisions import AT_HEAD
 from circuitlab.models.surgery import ForwardStoppedError, evaluating, first_tensor, hooks, norm_gain, times
 from circuitlab.models.user_hooks import UserHooks, refusal
 from circuitlab.parts import Layout, ModelSpec
@@ -42,6 +43,7 @@ class BridgeBase(Summary):
         family: What its modules do not show.
         modules: Every module in it, walked once.
         recipe: What loads it again; None where its user booted it.
+        checkpoint: Which checkpoint of its repository it is.
         lock: Held while the model runs.
     """
 
@@ -51,6 +53,7 @@ class BridgeBase(Summary):
         self._digest_as_saved = digest
         self._digest_as_rewritten = None if digest is None else weights_digest(bridge)
         self.recipe: Recipe | None = None
+        self.checkpoint = AT_HEAD
         self.lock, self._weight = lock_of(bridge.original_model), next(bridge.original_model.parameters())
         # Walking the module tree at every call took a fifth of a sweep over prompts of many lengths.
         # The HuggingFace model has some that the bridge does not list, such as the dropout after the embedding.

@@ -22,12 +22,12 @@ WEIGHT_FILES = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-ADAPTER_FILE = "adapter_config.json"
+ADAPTER_FILE, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 MERGE = "what peft's model.merge_and_unload().save_pretrained(folder) writes"
 # Formats of other programs, by how the file's name ends, and what to do about each.
 FOREIGN_FORMATS = {
     ".distcp": "a distributed checkpoint (*.distcp): merge its parts and save them with model.save_pretrained(folder)",
-    ".gguf": "a GGUF file: use the checkpoint that it was converted from",
+    ".gguf": "a GGUF file: give its path instead of the folder's",
     ".h5": "TensorFlow weights: load them there and save them for PyTorch",
     ".msgpack": "Flax weights: load them there and save them for PyTorch",
     ".onnx": "an ONNX graph: use the checkpoint that it was exported from",
@@ -72,7 +72,8 @@ def _check(folder: Path) -> None:
         raise ModelError(f" {what}. Give a HuggingFace checkpoint folder, a hub name, or 'bundled'.")
     if (folder / ADAPTER_FILE).is_file():
         raise ModelError(
-            f" holds an adapter ({ADAPTER_FILE}, LoRA or the like), which is not a model by itself. Load {MERGE}."
+            f" holds an adapter ({ADAPTER_FILE}, LoRA or the like), which is not a model by itself. Run: circuitlab "
+            f"models convert {folder.name} MERGED --base BASE, and load MERGED (LoRA); or load {MERGE}."
         )
     config = _config(folder)
     tokenizers = [folder / file for file in TOKENIZER_FILES if (folder / file).is_file()]
@@ -88,7 +89,7 @@ def _check(folder: Path) -> None:
     for path in tokenizers:
         _refuse(path, _not_a_file_of_its_kind(_beginning(path)))
     for path in _weight_files(folder, config):
-        _refuse(path, _damage(path))
+        _refuse(path, damage_of(path))
 
 
 def _refuse(path: Path, wrong: str | None) -> None:
@@ -173,8 +174,12 @@ def _instead(folder: Path) -> str:
     return "(*.safetensors). Save them: model.save_pretrained(folder)."
 
 
-def _damage(path: Path) -> str | None:
-    """What is wrong with a weight file, as the end of a sentence."""
+def damage_of(path: Path) -> str | None:
+    """What is wrong with a weight file.
+
+    Returns:
+        The end of a sentence; None where nothing is wrong.
+    """
     beginning, size = _beginning(path), path.stat().st_size
     if wrong := _not_a_file_of_its_kind(beginning):
         return wrong

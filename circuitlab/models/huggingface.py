@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
@@ -13,10 +14,11 @@ from typing import Any
 
 import torch
 
-from circuitlab.errors import ModelError, UnsupportedModelError
+from circuitlab.errors import ConfigError, ModelError, UnsupportedModelError
 from circuitlab.models.checkpoint_files import ADAPTER_FILE, MERGE, PICKLED, broken_json, checked_folder
 from circuitlab.models.loaded_weights import check_finite, load_checked
 from circuitlab.models.model_kinds import SUPPORTED, described, refuse_unsupported
+from circuitlab.models.revisions import AT_HEAD, Checkpoint, commit_of
 from circuitlab.models.surgery import attributes
 
 # In messages of loaders where there is no network, in small letters.
@@ -36,7 +38,14 @@ def no_remote_code() -> AbstractContextManager[None]:
     return attributes(dynamic_module_utils, TIME_OUT_REMOTE_CODE=0)
 
 
-def boot_huggingface(source: str, name: str, device: torch.device, dtype: torch.dtype) -> Any:
+def boot_huggingface(
+    source: str,
+    name: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    revision: str | None = None,
+    load: Callable[..., Any] = load_checked,
+) -> Any:
     """The booted bridge, every weight of it read from the checkpoint.
 
     Args:
@@ -44,6 +53,8 @@ def boot_huggingface(source: str, name: str, device: torch.device, dtype: torch.
         name: What the user calls it.
         device: Where the weights go.
         dtype: What they are cast to.
+        revision: Branch, tag or commit of the repository.
+        load: Loads the HuggingFace model, as `load_checked` does.
 
     Returns:
         A `TransformerBridge`.
@@ -56,17 +67,19 @@ def boot_huggingface(source: str, name: str, device: torch.device, dtype: torch.
     from transformer_lens.model_bridge import TransformerBridge
     from transformer_lens.model_bridge.sources import transformers as loading
 
-    options: dict[str, Any] = {"device": str(device), "dtype": dtype}
-    config = _config(source, name)
+    options: dict[str, Any] = {"device": str(device), "dtype": dtype, "revision": revision}
+    config = read_config(source, name, revision)
     if config is not None:
         refuse_unsupported(config, name)
-        options["model_class"] = SimpleNamespace(from_pretrained=partial(load_checked, _loader(config, name), name))
+        options["model_class"] = SimpleNamespace(from_pretrained=partial(load, loader_of(config, name), name))
     # TransformerLens fetches a processor of images or sound for models that take them, and installs packages for it.
     with attributes(loading.source, load_modality_processor=lambda *_args: None):
         return TransformerBridge.boot_transformers(source, **options)
 
 
-def boot_from_hub(source: str, name: str, device: torch.device, dtype: torch.dtype) -> Any:
+def boot_from_hub(
+    source: str, name: str, device: torch.device, dtype: torch.dtype, checkpoint: Checkpoint = AT_HEAD
+) -> tuple[Any, Checkpoint]:
     """Boot a bridge for any name that TransformerLens knows, or any HuggingFace model it can wrap.
 
     `solu-1l`, `attn-only-1l` and `gelu-2l` are short for repositories of toy models without a HuggingFace architecture,
@@ -78,25 +91,90 @@ def boot_from_hub(source: str, name: str, device: torch.device, dtype: torch.dty
         name: What the user calls the model.
         device: Where the weights go.
         dtype: What they are cast to.
+        checkpoint: Which one of the repository.
 
     Returns:
-        A `TransformerBridge`.
+        A `TransformerBridge`, and the checkpoint with its commit.
 
     Raises:
         ModelError: It is not supported, or its weights are not complete.
+        ConfigError: The repository has no such checkpoint.
         Exception: Whatever TransformerLens, transformers and the hub's client raise.
     """
-    from transformer_lens.model_bridge.sources.tl_legacy import TL_LEGACY_PREFIXES, boot
+    from transformer_lens.model_bridge.sources.tl_legacy import boot
+
+    official, is_toy = repository_of(source)
+    if not is_toy:
+        branch = checkpoint.branch_of(official, name)
+        bridge = boot_huggingface(official, name, device, dtype, branch)
+        return bridge, replace(checkpoint, branch=branch, commit=commit_of(official, branch))
+    _check_toy_checkpoint(checkpoint, official, name)
+    with _files_listed_from_cache():
+        bridge = boot(official, checkpoint_index=checkpoint.index, device=str(device), dtype=dtype)
+    check_finite(bridge.original_model, name)
+    return bridge, replace(checkpoint, commit=commit_of(official, None))
+
+
+def repository_of(source: str) -> tuple[str, bool]:
+    """The repository of a name on the hub.
+
+    Args:
+        source: The name of a repository, or one that is short for it.
+
+    Returns:
+        The repository, and whether it is one of a toy model of TransformerLens.
+    """
+    from transformer_lens.model_bridge.sources.tl_legacy import TL_LEGACY_PREFIXES
     from transformer_lens.tools.model_registry.registry_io import resolve_model_alias
 
     # TransformerLens resolves short names too, but warns through the root logger, which then gets a handler.
     official = resolve_model_alias(source) or source
-    if not official.startswith(TL_LEGACY_PREFIXES):
-        return boot_huggingface(official, name, device, dtype)
-    with _files_listed_from_cache():
-        bridge = boot(official, device=str(device), dtype=dtype)
-    check_finite(bridge.original_model, name)
-    return bridge
+    return official, official.startswith(TL_LEGACY_PREFIXES)
+
+
+def check_on_hub(name: str, checkpoint: Checkpoint) -> None:
+    """Check that a name on the hub can be loaded, as far as its config shows.
+
+    Args:
+        name: The name.
+        checkpoint: Which one of its repository.
+
+    Raises:
+        CircuitLabError: It is of no kind that is supported, or has no such checkpoint.
+        Exception: Whatever the hub's client raises, where there is no such repository or no network.
+    """
+    from huggingface_hub import hf_hub_download
+
+    official, is_toy = repository_of(name)
+    if is_toy:
+        hf_hub_download(official, "config.json")
+        _check_toy_checkpoint(checkpoint, official, name)
+        return
+    revision = checkpoint.branch_of(official, name)
+    config = read_config(official, name, revision)
+    if config is None:
+        hf_hub_download(official, "config.json", revision=revision)
+    else:
+        refuse_unsupported(config, name)
+        loader_of(config, name)
+
+
+def _check_toy_checkpoint(checkpoint: Checkpoint, repository: str, name: str) -> None:
+    from transformer_lens.tools.model_registry.checkpoints import get_checkpoint_labels
+
+    if checkpoint.revision is not None:
+        raise ConfigError(
+            f"revision={checkpoint.revision!r} cannot be chosen of {name!r}, a toy model of TransformerLens. Its "
+            "training checkpoints have numbers: checkpoint_index= (--checkpoint-index)."
+        )
+    if checkpoint.index is None:
+        return
+    try:
+        with _files_listed_from_cache():
+            labels = get_checkpoint_labels(repository)[0]
+    except ValueError:
+        raise ConfigError(f"checkpoint_index: model {name!r} has its final weights only. Leave it out.") from None
+    checkpoint.label(labels, name)
 
 
 @contextmanager
@@ -158,8 +236,16 @@ def not_loaded(name: str, error: Exception, source: str, *, local: bool) -> Mode
     return ModelError(f"{what} cannot be loaded: {first[:200].rstrip('.')}.{fix}")
 
 
-def _config(source: str, name: str) -> Any:
-    """The config; None where it cannot be fetched, which the loader explains.
+def read_config(source: str, name: str, revision: str | None = None) -> Any:
+    """The config of a checkpoint.
+
+    Args:
+        source: A folder, or a repository on the hub.
+        name: What the user calls it.
+        revision: Branch, tag or commit of the repository.
+
+    Returns:
+        The config; None where it cannot be fetched, which the loader explains.
 
     Raises:
         UnsupportedModelError: The model needs code of its own, or is of no kind that is supported.
@@ -170,10 +256,10 @@ def _config(source: str, name: str) -> Any:
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     try:
-        return AutoConfig.from_pretrained(source, trust_remote_code=False)
+        return AutoConfig.from_pretrained(source, trust_remote_code=False, revision=revision)
     except Exception as error:  # one of many, some of them about a missing network
         try:
-            raw, _ = PreTrainedConfig.get_config_dict(source)
+            raw, _ = PreTrainedConfig.get_config_dict(source, revision=revision)
         except Exception:
             _refuse_adapter(source, name)
             return None
@@ -225,8 +311,15 @@ def downloaded(source: str) -> Path | None:
     return Path(found).parent if isinstance(found, str) else None
 
 
-def _loader(config: Any, name: str) -> Any:
+def loader_of(config: Any, name: str) -> Any:
     """The class of transformers that loads a model of this architecture.
+
+    Args:
+        config: Its config.
+        name: What the user calls the model.
+
+    Returns:
+        The class.
 
     Raises:
         UnsupportedModelError: TransformerLens does not wrap it.

@@ -1,13 +1,9 @@
-"""Load a model: the bundled one, a checkpoint folder, a hub name, or a bridge that the user booted."""
+"""Load a model: the bundled one, a checkpoint folder, a GGUF file, a hub name, or a bridge that the user booted."""
 
 from __future__ import annotations
 
-import logging
-import os
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import nullcontext
 from functools import partial
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +13,21 @@ from circuitlab.arguments import fits
 from circuitlab.data.network import offline_without_network
 from circuitlab.errors import CircuitLabError, ConfigError, ModelError
 from circuitlab.models.bridge import BridgeModel
-from circuitlab.models.checkpoint_files import checked_folder
+from circuitlab.models.gguf import load_dequantized, not_read, write_description
 from circuitlab.models.huggingface import boot_from_hub, boot_huggingface, no_remote_code, not_loaded
-from circuitlab.models.loaded_weights import check_finite
-from circuitlab.models.model_kinds import refuse_unsupported
+from circuitlab.models.loaded_weights import check_finite, load_checked
+from circuitlab.models.model_kinds import refuse_dispatched, refuse_unsupported
 from circuitlab.models.modes import LOADING, model_function
 from circuitlab.models.protocol import Model
+from circuitlab.models.quiet import quiet
 from circuitlab.models.recording import Folding
+from circuitlab.models.revisions import AT_HEAD, Checkpoint
+from circuitlab.models.source import BUNDLED, Source, find_source
 from circuitlab.models.text import AUTO, TokenizerText, check_choice, own_tokenizer, text_of
 from circuitlab.models.verify import adapted
+from circuitlab.outputs.whole import scratch_folder
 from circuitlab.settings import SETTINGS
 
-BUNDLED = SETTINGS["model"].default
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -38,6 +37,8 @@ def load_model(
     *,
     device: str | torch.device | None = SETTINGS["device"].default,
     dtype: str | torch.dtype | None = SETTINGS["dtype"].default,
+    revision: str | None = SETTINGS["revision"].default,
+    checkpoint_index: int | None = SETTINGS["checkpoint_index"].default,
     fold_ln: bool = SETTINGS["fold_ln"].default,
     center_weights: bool = SETTINGS["center_weights"].default,
     bos: str | None = SETTINGS["bos"].default,
@@ -45,11 +46,15 @@ def load_model(
     """Load a model and check that its parts add up.
 
     Args:
-        model: `"bundled"`, a checkpoint folder in HuggingFace format, any name that TransformerLens loads, a booted
-            `TransformerBridge`, or a model: one that this function returned, or any object of the `Model` protocol
-            (`circuitlab.models.protocol`), which comes back as it is.
+        model: `"bundled"`, a checkpoint folder in HuggingFace format, a GGUF file (`.gguf`), the name of a model in
+            circuitlab's cache folder, any name that TransformerLens loads, a booted `TransformerBridge`, or a model:
+            one that this function returned, or any object of the `Model` protocol (`circuitlab.models.protocol`), which
+            comes back as it is.
         device: `"cpu"`, `"cuda"`, ...; the CPU by default, a booted bridge's own device otherwise.
         dtype: `"float32"` (default), `"float64"`, `"bfloat16"` or `"float16"`.
+        revision: Branch, tag or commit of a repository on the hub; its default branch by default.
+        checkpoint_index: Number of a training checkpoint in TransformerLens's list (Pythia, the Stanford CRFM GPT-2s,
+            toy models); negative numbers count from the end.
         fold_ln: Fold the norms' gains and biases into the weights that read them, and the values' biases into the
             output projections'. Predictions stay the same, what single parts add to the stream does not.
         center_weights: Take the mean out of everything that is written to the stream, and out of the logits; models
@@ -65,7 +70,8 @@ def load_model(
 
     Raises:
         ConfigError: A device or dtype that this machine or library does not have; folding, or another `bos`, for a
-            model that was booted before.
+            model that was booted before; a revision or checkpoint of a model that is no repository on the hub, or one
+            that the repository does not have.
         UnknownNameError: `bos` is none of these.
         ModelError: The folder lacks a file or has a damaged one, the weights lack tensors that the model needs or have
             more than it takes, the name is unknown, or there is no network to fetch it; `"always"` without a BOS token;
@@ -80,12 +86,14 @@ def load_model(
     """
     place, kind = device_of(device or "cpu"), dtype_of(dtype)
     folding = Folding(fold_ln=fold_ln, center_weights=center_weights)
+    checkpoint = Checkpoint(revision=revision, index=checkpoint_index)
     bos = None if bos is None else check_choice(bos)
     if not isinstance(model, str | Path):
         loaded: Model = model if fits(model, Model) else _from_bridge(model, bos)
+        _check_checkpoint(loaded, checkpoint)
         _check_as_it_is(loaded, None if device is None else place, None if dtype is None else kind, folding, bos)
         return loaded
-    return _load(str(model), device=place, dtype=kind, folding=folding, bos=bos)
+    return _load(str(model), device=place, dtype=kind, folding=folding, bos=bos, checkpoint=checkpoint)
 
 
 def _load(
@@ -95,7 +103,8 @@ def _load(
     dtype: torch.dtype,
     folding: Folding,
     bos: str | None,
-    folder: str | None = None,
+    checkpoint: Checkpoint = AT_HEAD,
+    path: Path | None = None,
 ) -> BridgeModel:
     """Load a model by name.
 
@@ -105,16 +114,15 @@ def _load(
         dtype: Of its weights.
         folding: How they are rewritten.
         bos: Whether texts get a beginning-of-sequence token.
-        folder: Where it was found before, whatever the working directory was.
+        checkpoint: Which checkpoint of a repository on the hub.
+        path: Where it was found before, whatever the working directory was.
     """
-    source = str(files("circuitlab") / "bundled") if name == BUNDLED else folder or name
-    looks_local = name == BUNDLED or os.path.lexists(source) or source.startswith((".", "/", "~"))
-    if looks_local:
-        source = str(checked_folder(Path(source).expanduser(), name))
-    bridge, text = _boot(source, name, device_of(device), dtype, bos, local=looks_local)
+    source = find_source(name, checkpoint, path)
+    bridge, text, loaded_from = _boot(source, device_of(device), dtype, bos, checkpoint)
     loaded = adapted(bridge, name, folding, text)
-    found = str(Path(source).resolve()) if looks_local and name != BUNDLED else None
-    loaded.recipe = partial(_load, name, dtype=dtype, folding=folding, bos=bos, folder=found)
+    loaded.checkpoint = loaded_from
+    found = source.path.resolve() if source.path is not None and name != BUNDLED else None
+    loaded.recipe = partial(_load, name, dtype=dtype, folding=folding, bos=bos, checkpoint=checkpoint, path=found)
     return loaded
 
 
@@ -126,17 +134,29 @@ def _from_bridge(bridge: Any, bos: str | None) -> BridgeModel:
         )
     name, inner = str(getattr(bridge.cfg, "model_name", "bridge")), bridge.original_model
     refuse_unsupported(getattr(inner, "config", None), name)
+    refuse_dispatched(inner, name)
     check_finite(inner, name)
-    with LOADING, _quiet(), offline_without_network():
+    with LOADING, quiet(), offline_without_network():
         text = _text(bridge, name, bos)
     return adapted(bridge, name, text=text)
 
 
-def _text(bridge: Any, name: str, bos: str | None) -> TokenizerText | None:
+def _text(bridge: Any, name: str, bos: str | None, revision: str | None = None) -> TokenizerText | None:
     """The tokenizer, checked; None where there is none that serves, which is an error only when it is used."""
     serves = getattr(getattr(bridge, "tokenizer", None), "is_fast", False)
-    own = own_tokenizer(bridge, name) if serves else None
+    own = own_tokenizer(bridge, name, revision) if serves else None
     return None if own is None and bos is None else text_of(bridge, name, bos or AUTO, own)
+
+
+def _check_checkpoint(model: Model, checkpoint: Checkpoint) -> None:
+    """Refuse to choose another checkpoint of a model that the user holds."""
+    kept = getattr(model, "checkpoint", AT_HEAD).settings
+    for name, value in checkpoint.settings.items():
+        if value is not None and value != kept[name]:
+            raise ConfigError(
+                f"{name}={value!r} is asked for, but the given model is loaded already. Load it by its name: "
+                f"load_model({model.id!r}, {name}={value!r})."
+            )
 
 
 def _check_as_it_is(
@@ -201,42 +221,35 @@ def dtype_of(dtype: str | torch.dtype | None) -> torch.dtype:
 
 
 def _boot(
-    source: str, name: str, device: torch.device, dtype: torch.dtype, bos: str | None, *, local: bool
-) -> tuple[Any, TokenizerText | None]:
+    source: Source, device: torch.device, dtype: torch.dtype, bos: str | None, checkpoint: Checkpoint
+) -> tuple[Any, TokenizerText | None, Checkpoint]:
     # HuggingFace fills weights with random numbers before it loads them, and sets torch's default dtype meanwhile.
-    network = nullcontext() if local else offline_without_network()
-    with LOADING, _quiet(), no_remote_code(), torch.random.fork_rng(), network:
+    network = offline_without_network() if source.path is None else nullcontext()
+    with LOADING, quiet(), no_remote_code(), torch.random.fork_rng(), network, scratch_folder() as scratch:
         try:
-            boot = boot_huggingface if local else boot_from_hub
-            bridge = boot(source, name, device, dtype)
+            bridge, loaded_from = _bridge_of(source, device, dtype, checkpoint, scratch)
         except CircuitLabError:
             raise
         except Exception as error:  # the loaders below raise whatever they like; the cause is kept
-            raise not_loaded(name, error, source, local=local) from error
-        text = _text(bridge, name, bos)
+            if source.is_gguf:
+                raise not_read(source.name, error) from error
+            local = source.path is not None
+            raise not_loaded(source.name, error, str(source.path or source.name), local=local) from error
+        text = _text(bridge, source.name, bos, loaded_from.branch)
     bridge.eval()
     for weight in bridge.original_model.parameters():
         weight.requires_grad_(False)
-    return bridge, text
+    return bridge, text, loaded_from
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No progress bars and no messages from the loaders; their settings are restored."""
-    from transformers.utils import logging as chatter
-
-    with ExitStack() as stack:
-        stack.callback(chatter.set_verbosity, chatter.get_verbosity())
-        if chatter.is_progress_bar_enabled():
-            stack.callback(chatter.enable_progress_bar)
-        chatter.set_verbosity_error()
-        chatter.disable_progress_bar()
-        for name in ("transformer_lens", "huggingface_hub"):
-            logger = logging.getLogger(name)
-            stack.callback(logger.setLevel, logger.level)
-            logger.setLevel(logging.ERROR)
-        advice = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
-        before = os.environ.get(advice)
-        stack.callback(lambda: os.environ.pop(advice) if before is None else os.environ.update({advice: before}))
-        os.environ[advice] = "1"
-        yield
+def _bridge_of(
+    source: Source, device: torch.device, dtype: torch.dtype, checkpoint: Checkpoint, scratch: Path
+) -> tuple[Any, Checkpoint]:
+    """The bridge; config and tokenizer of a GGUF file are written to the scratch folder first."""
+    if source.path is None:
+        return boot_from_hub(source.name, source.name, device, dtype, checkpoint)
+    folder, load = source.path, load_checked
+    if source.is_gguf:
+        write_description(source.path, scratch, source.name)
+        folder, load = scratch, partial(load_dequantized, source.path)
+    return boot_huggingface(str(folder), source.name, device, dtype, load=load), AT_HEAD

@@ -68,6 +68,25 @@ def refuse_unsupported(config: Any, name: str) -> None:
         )
 
 
+def refuse_dispatched(model: Any, name: str) -> None:
+    """Refuse a model whose weights are on several devices, or on disk: its parts are run on values of one device.
+
+    Args:
+        model: The HuggingFace model.
+        name: What the user calls it.
+
+    Raises:
+        UnsupportedModelError: It is; the message names the devices.
+    """
+    places = sorted({str(place) for place in (getattr(model, "hf_device_map", None) or {}).values()})
+    if len(places) > 1 or "disk" in places or any(weight.is_meta for weight in model.parameters()):
+        raise UnsupportedModelError(
+            f"model {name!r} is on several devices ({', '.join(places) or 'meta'}; device_map): not supported, for its "
+            'parts are run on one. Boot it without device_map, device="cuda" or "cpu", in a smaller dtype if it is too '
+            "large."
+        )
+
+
 def described(config: Any) -> str:
     """Model type and class, as far as the config has them.
 
@@ -82,7 +101,8 @@ def _kind(config: Any) -> Kind | None:
     model_type, saved_as = _type(config), (_classes(config) or [""])[0]
     if quantization := _of(config, "quantization_config"):
         method = _of(quantization, "quant_method") or _of(quantization, "quant_algo") or "of an unnamed method"
-        return f"quantized ({method})", "load the checkpoint that it was made from"
+        fix = "give the .gguf file itself" if method == "gguf" else "load the checkpoint that it was made from"
+        return f"quantized ({method})", fix
     if what := next((what for ending, what in TASK_HEADS.items() if saved_as.endswith(ending)), None):
         return what, "it predicts no next token"
     if _is_encoder_decoder(config):

@@ -32,7 +32,7 @@ def check_choice(bos: str) -> str:
     return bos
 
 
-def own_tokenizer(bridge: Any, name: str) -> Any:
+def own_tokenizer(bridge: Any, name: str, revision: str | None = None) -> Any:
     """The checkpoint's tokenizer as it was saved; None where it cannot be known.
 
     Booting a bridge replaces the tokenizer's template by one that adds a BOS token, and fills in special tokens that
@@ -41,6 +41,7 @@ def own_tokenizer(bridge: Any, name: str) -> Any:
     Args:
         bridge: The booted model.
         name: What the user calls it.
+        revision: Branch, tag or commit that it was booted from.
 
     Returns:
         The tokenizer, or None.
@@ -52,7 +53,7 @@ def own_tokenizer(bridge: Any, name: str) -> Any:
 
     booted = bridge.tokenizer
     try:
-        saved: Any = autotokenizer_with_special_token_compat(booted.name_or_path)
+        saved: Any = autotokenizer_with_special_token_compat(booted.name_or_path, revision=revision)
     except Exception:  # whatever transformers and the hub's client raise: made in memory, or its folder is gone
         if booted.init_kwargs.get("add_bos_token"):
             return None

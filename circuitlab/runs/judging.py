@@ -125,6 +125,8 @@ def judging(
     if run is not None and wanted.name != run["task"].get("name"):
         given = {"metric": "", **given}  # another task has a metric of its own
     # How edges were scored does not matter here; the method `exact` accepts every ablation.
+    if "model" in given:  # a revision is one of the run's own model
+        given = {"revision": None, "checkpoint_index": None, **given}
     source = given.pop("model", kept.model)
     chosen = kept.replaced(method="exact", method_options={}, **given)
     wanted = wanted.with_split(given["split"]) if "split" in given else replace(wanted, split=chosen.split)

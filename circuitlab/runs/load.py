@@ -88,6 +88,7 @@ def _run(read: RunReader) -> Run:
             for name, found in (("stability", results.stability), ("stability_seeds", results.stability_seeds))
         },
         seconds=dict(manifest["seconds"]), folder=read.path, sources=read.about("objects"),
+        checkpoint={name: model[name] for name in ("revision", "commit") if name in model},
     )  # fmt: skip
 
 

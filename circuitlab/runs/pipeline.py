@@ -32,6 +32,7 @@ from circuitlab.metrics import metric_of
 from circuitlab.models.load import load_model
 from circuitlab.models.modes import model_function
 from circuitlab.models.protocol import Model
+from circuitlab.models.revisions import AT_HEAD
 from circuitlab.parts import Kind, Layout
 from circuitlab.patching.experiment import Experiment
 from circuitlab.patching.grid import Grid
@@ -117,7 +118,7 @@ def discover(task: str | Path | Task, **settings: Unpack[Settings]) -> Run:
         effects = _node_effects(patched.quiet(), circuit, grids.get("head_z"))
         discovery.recordings.release()
     with clock("evaluate"):
-        evaluation = evaluate_circuit(held_out, circuit)
+        evaluation = evaluate_circuit(held_out, circuit, minimality=given["minimality"])
         patterns = _strongest_heads(held_out, circuit, effects)
         held_out.recordings.release()
     resamples = seeds = None
@@ -133,6 +134,7 @@ def discover(task: str | Path | Task, **settings: Unpack[Settings]) -> Run:
         grids=grids, scores=scores, circuit=circuit.with_node_effects(effects),
         evaluation=evaluation, seconds=clock.seconds, stability=resamples, stability_seeds=seeds, attention=patterns,
         sources=sources_of({name: given[name] for name in config.objects}),
+        checkpoint=getattr(loaded, "checkpoint", AT_HEAD).to_record(),
     )  # fmt: skip
 
 
@@ -196,6 +198,7 @@ def _as_it_is(model: Model) -> dict[str, Any]:
     return {
         "device": str(model.device), "dtype": str(model.dtype).removeprefix("torch."),
         "bos": model.bos.choice, "fold_ln": model.folding.fold_ln, "center_weights": model.folding.center_weights,
+        **getattr(model, "checkpoint", AT_HEAD).settings,
     }  # fmt: skip
 
 

@@ -53,6 +53,7 @@ class RunRecord(Result):
         seconds: Wall time by step.
         folder: The run folder, if it was written.
         sources: Of each setting that was given as objects, their names, modules and the SHA-256 of their source.
+        checkpoint: Revision and commit of a model on the hub, as far as they are known.
     """
 
     config: DiscoverConfig
@@ -74,6 +75,7 @@ class RunRecord(Result):
     stability_seeds: Stability | None = None
     folder: Path | None = None
     sources: Mapping[str, Sequence[Mapping[str, str | None]]] = field(default_factory=dict)
+    checkpoint: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def model_id(self) -> str:

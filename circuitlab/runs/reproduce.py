@@ -6,7 +6,7 @@ import csv
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,6 +38,8 @@ SCORE = "score"
 IN_METRIC = ("clean", "corrupt", "empty", "circuit", "per_example")
 # Parts of a manifest that are compared: what has no file of its own, without times, versions and hashes.
 COMPARED = ("seed", "dtype", "dataset_fingerprint", "dataset", "model", "behaviour", "method")
+# Parts of the model's record that are not compared: another commit may have the same weights, which are compared.
+NOT_COMPARED = ("revision", "commit")
 OF_TASK = ("name", "label", "version", "settings", "fingerprint")
 # Values that folders of earlier versions lack; they are compared where the folder has them.
 NEWER = {
@@ -239,8 +241,12 @@ def _compared(manifest: Mapping[str, Any], others: set[str]) -> dict[str, Any]:
             if name not in others
         },
         "task": {name: task.get(name) for name in OF_TASK} if isinstance(task, dict) else task,
-        **{name: manifest.get(name) for name in COMPARED},
+        **{name: _without(manifest.get(name), NOT_COMPARED if name == "model" else ()) for name in COMPARED},
     }
+
+
+def _without(part: Any, names: Sequence[str]) -> Any:
+    return {key: value for key, value in part.items() if key not in names} if isinstance(part, dict) else part
 
 
 def _difference(old: list[Value], new: list[Value]) -> str:

@@ -151,6 +151,7 @@ def manifest_of(run: RunRecord) -> dict[str, Any]:
             **{name: getattr(run.spec, name) for name in OF_MODEL},
             "bos_tokens": list(run.bos.tokens),
             "bos_ids": list(run.bos.ids),
+            **run.checkpoint,
         },
         "metric": {"name": run.metric.name, **{name: getattr(run.metric, name) for name in OF_METRIC}},
         "behaviour": {
