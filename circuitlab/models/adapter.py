@@ -30,7 +30,7 @@ from circuitlab.models.huggingface import not_loaded, read_config, repository_of
 from circuitlab.models.loaded_weights import load_checked
 from circuitlab.models.model_kinds import refuse_unsupported
 from circuitlab.models.source import Source, find_source
-from circuitlab.outputs import at_home
+from circuitlab.outputs.paths import at_home
 
 PREFIX = "base_model.model."
 # Of embeddings, peft saves the weight that is changed as well.

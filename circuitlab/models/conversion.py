@@ -17,7 +17,7 @@ from circuitlab.errors import OutputExistsError
 from circuitlab.models.huggingface import no_remote_code
 from circuitlab.models.modes import LOADING
 from circuitlab.models.quiet import quiet
-from circuitlab.outputs import Rules, reserved
+from circuitlab.outputs.reserve import Rules, reserved
 from circuitlab.summary import Summary
 
 RECORD = "conversion.json"
@@ -82,7 +82,7 @@ def converted(file: Path, out: str | Path, *, force: bool, write: Callable[[Path
         record = found.to_record() | {name: version(name) for name in ("circuitlab", "transformers")}
         del record["folder"]
         (place.part / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        place.put_in_place()
+        place.move_into_place()
     return found
 
 

@@ -14,7 +14,7 @@ from circuitlab.models.conversion import Conversion, converted
 from circuitlab.models.loaded_weights import load_checked
 from circuitlab.models.model_kinds import refuse_unsupported
 from circuitlab.models.surgery import attributes
-from circuitlab.outputs import at_home
+from circuitlab.outputs.paths import at_home
 
 SUFFIX, MAGIC = ".gguf", b"GGUF"
 PACKAGE = "gguf"
