@@ -21,7 +21,7 @@ from benchmarks.real_model import NAME, PACKAGE, VERSION, WHEEL_SHA256, NotToBeH
 from benchmarks.table import as_markdown, write_generated
 from circuitlab import CircuitLabError, check_task, discover, load_model
 from circuitlab.data.registry import task_names
-from circuitlab.discovery.task_check import TaskCheck
+from circuitlab.discovery.behaviour import TaskCheck
 from circuitlab.models.bridge import BridgeModel
 from circuitlab.runs.run import Run
 

@@ -124,18 +124,13 @@ def judging(
     kept = DiscoverConfig(task=wanted.name, model="bundled", metric="") if read is None else read.config()
     if run is not None and wanted.name != run["task"].get("name"):
         given = {"metric": "", **given}  # another task has a metric of its own
-    # How edges were scored does not matter here; the method `exact` accepts every ablation.
     if "model" in given:  # a revision is one of the run's own model
         given = {"revision": None, "checkpoint_index": None, **given}
+    # How edges were scored does not matter here; the method `exact` accepts every ablation.
     source = given.pop("model", kept.model)
     chosen = kept.replaced(method="exact", method_options={}, **given)
     wanted = wanted.with_split(given["split"]) if "split" in given else replace(wanted, split=chosen.split)
-    for name in ("ablation", "metric"):
-        if name in kept.objects and name not in given:
-            raise RunError(
-                f"run {str(circuit)!r} is under the {name} {getattr(kept, name)!r}, an object of Python that is not in "
-                f"its folder. Give {name}=, the object or a name (--{name} NAME)."
-            )
+    _check_objects(kept, given, circuit)
     ablation = given.get("ablation", chosen.ablation)
     metric = metric_of(wanted, chosen.metric or None)
     booted = not isinstance(source, str | Path)
@@ -167,6 +162,15 @@ def judging(
 
 def _is_published(circuit: str | Path) -> bool:
     return str(circuit).partition(":")[0] == PUBLISHED
+
+
+def _check_objects(kept: DiscoverConfig, given: Mapping[str, Any], circuit: str | Path) -> None:
+    for name in ("ablation", "metric"):
+        if name in kept.objects and name not in given:
+            raise RunError(
+                f"run {str(circuit)!r} is under the {name} {getattr(kept, name)!r}, an object of Python that is not in "
+                f"its folder. Give {name}=, the object or a name (--{name} NAME)."
+            )
 
 
 def _check_unseen(pairs: PairSet, seen: frozenset[str], circuit: str | Path) -> None:
