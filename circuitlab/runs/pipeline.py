@@ -32,7 +32,7 @@ from circuitlab.metrics import metric_of
 from circuitlab.models.load import load_model
 from circuitlab.models.modes import model_function
 from circuitlab.models.protocol import Model
-from circuitlab.models.revisions import AT_HEAD
+from circuitlab.models.revisions import AT_HEAD, Checkpoint
 from circuitlab.parts import Kind, Layout
 from circuitlab.patching.experiment import Experiment
 from circuitlab.patching.grid import Grid
@@ -133,8 +133,7 @@ def discover(task: str | Path | Task, **settings: Unpack[Settings]) -> Run:
         weights_sha256=loaded.weights_sha256(), bos=loaded.bos, metric=judged_by, pairs=pairs, behaviour=behaviour,
         grids=grids, scores=scores, circuit=circuit.with_node_effects(effects),
         evaluation=evaluation, seconds=clock.seconds, stability=resamples, stability_seeds=seeds, attention=patterns,
-        sources=sources_of({name: given[name] for name in config.objects}),
-        checkpoint=getattr(loaded, "checkpoint", AT_HEAD).to_record(),
+        sources=sources_of({name: given[name] for name in config.objects}), checkpoint=_checkpoint(loaded).to_record(),
     )  # fmt: skip
 
 
@@ -198,8 +197,13 @@ def _as_it_is(model: Model) -> dict[str, Any]:
     return {
         "device": str(model.device), "dtype": str(model.dtype).removeprefix("torch."),
         "bos": model.bos.choice, "fold_ln": model.folding.fold_ln, "center_weights": model.folding.center_weights,
-        **getattr(model, "checkpoint", AT_HEAD).settings,
+        **_checkpoint(model).settings,
     }  # fmt: skip
+
+
+def _checkpoint(model: Model) -> Checkpoint:
+    """Which checkpoint of a repository a model is; a model of the user's own class has none."""
+    return getattr(model, "checkpoint", AT_HEAD)
 
 
 def _model_name(model: Any) -> str:
