@@ -77,6 +77,7 @@ if TYPE_CHECKING:
     from circuitlab.report.pages import write_report
     from circuitlab.runs.cite import cite
     from circuitlab.runs.load import load_run
+    from circuitlab.runs.mib import mib
     from circuitlab.runs.pipeline import discover
     from circuitlab.runs.published import compare_published
     from circuitlab.runs.reproduce import reproduce

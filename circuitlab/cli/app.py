@@ -12,6 +12,7 @@ from circuitlab.cli.attribute import attribute
 from circuitlab.cli.command import App
 from circuitlab.cli.features import app as features_app
 from circuitlab.cli.files import compare, convert, convert_model
+from circuitlab.cli.mib import mib
 from circuitlab.cli.neurons import neurons_app
 from circuitlab.cli.outputs import Output
 from circuitlab.cli.predict import predict
@@ -190,6 +191,7 @@ def evaluate(
 app.command()(compare)
 app.command()(convert)
 app.command()(predict)
+app.command()(mib)
 
 
 @app.command()
