@@ -52,9 +52,7 @@ def is_data_folder(path: Path) -> bool:
     Returns:
         Whether it is.
     """
-    return os.path.isdir(path) and any(
-        _is_saved(one) or _files_in(one) for one in (path, path / "data", *_folders_in(path))
-    )
+    return os.path.isdir(path) and any(map(_holds_data, (path, *_folders_in(path))))
 
 
 def read_source(text: str, options: TableOptions) -> tuple[RawTable, ...]:
@@ -138,6 +136,10 @@ def _is_saved(folder: Path) -> bool:
     return any((folder / name).is_file() for name in _SAVED)
 
 
+def _holds_data(folder: Path) -> bool:
+    return _is_saved(folder) or bool(_files_in(folder) or _files_in(folder / "data"))
+
+
 def _files_in(folder: Path) -> list[Path]:
     """The tables in a folder; `dataset_infos.json` and the like describe them."""
     if not folder.is_dir():
@@ -158,7 +160,7 @@ def _folders_in(folder: Path) -> list[Path]:
 def _of_folder(folder: Path, options: TableOptions) -> tuple[RawTable, ...]:
     """Files by split, or a data set that `datasets` saved; a configuration is a folder inside."""
     place = folder
-    configs = [one.name for one in _folders_in(folder) if _is_saved(one) or _files_in(one)]
+    configs = [one.name for one in _folders_in(folder) if _holds_data(one)]
     if options.config is not None:
         if options.config not in configs:
             raise UnknownNameError.of("configuration", options.config, configs or ["(none)"], owner=repr(str(folder)))
