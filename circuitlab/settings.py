@@ -85,7 +85,8 @@ class Settings(TypedDict, total=False):
         metavar="NAME", default="corrupt", allowed=names.ABLATIONS, kind=str, given="str | AblationFunction",
     )]
     n: Annotated[int, Setting(
-        what="Pairs per split.", help="Pairs of prompts per split.", flag="-n", default=100, least=1,
+        what="Pairs per split; where it is left out, as many as a table has, if that is fewer.",
+        help="Pairs of prompts per split; of a table at most half of its rows.", flag="-n", default=100, least=1,
         most=100_000,
     )]
     seed: Annotated[int, Setting(

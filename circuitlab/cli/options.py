@@ -252,6 +252,19 @@ class PairOptions(TaskOptions):
 
     settings = (*TaskOptions.settings, *(SETTINGS[name] for name in ("metric", "n", "seed", "split")))
 
+    def load(self) -> "Task":
+        """Load the task; where no number of pairs is given, it is what a table has.
+
+        Returns:
+            The task.
+
+        Raises:
+            CircuitLabError: As for `TaskOptions.load`.
+        """
+        found = super().load()
+        self.given.setdefault("n", found.usual_n(self["n"]))
+        return found
+
 
 class SweepOptions(PairOptions):
     """The same, and the replacement."""

@@ -16,7 +16,7 @@ from circuitlab.data.pairs import PairSplits
 from circuitlab.data.published import PublishedCircuit
 from circuitlab.data.sampling import sample_pairs
 from circuitlab.data.splits import STAND_INS
-from circuitlab.data.tables.draw import check_rows, divided_by, row_draw, table_pairs
+from circuitlab.data.tables.draw import check_rows, divided_by, row_draw, table_pairs, usual_number
 from circuitlab.data.tables.options import TableOptions
 from circuitlab.data.tables.rows import pair_table
 from circuitlab.data.tables.sources import of_object
@@ -167,16 +167,11 @@ class Task(Summary):
 
     @classmethod
     def from_table(cls, table: PairTable, name: str, **about: Any) -> Task:
-        """A task whose pairs are the rows of a table that was read.
-
-        Args:
-            table: The rows.
-            name: The task's name.
-            about: Further fields; by default the version is the beginning of the table's digest, and the metric
-                `logit_diff`, or `log_prob` where pairs have no distractors.
+        """A task of the rows of a table that was read, with further fields of the task.
 
         Returns:
-            The task.
+            The task, whose version is the beginning of the table's digest, and whose metric is `logit_diff`, or
+            `log_prob` where pairs have no distractors, unless others are given.
         """
         usual: dict[str, Any] = {
             "version": table.digest[:12], "summary": table.described(),
@@ -362,6 +357,15 @@ class Task(Summary):
         for part in (drawn.discovery, drawn.held_out, *([drawn.reference] if drawn.reference else [])):
             check_pairs(part, model.spec)
         return drawn
+
+    def usual_n(self, most: int, *, reference: bool = False) -> int:
+        """Pairs per split where no number is given.
+
+        Returns:
+            `most`, or as many as a table has.
+        """
+        how = {"with_reference": reference, "by_column": self.split == "words"}
+        return most if self.table is None else usual_number(self.table, most, **how)
 
     def check_n(self, n: int, *, reference: bool = False) -> None:
         """Refuse more pairs than a task made of a table can have, before a model is loaded.

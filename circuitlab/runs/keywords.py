@@ -44,6 +44,8 @@ def takes_settings(function: Callable[..., R]) -> Callable[..., R]:
                 if name not in task.options:
                     raise UnknownNameError.of("setting", name, SETTINGS, "Options of the task go into task_options={}.")
             settings["task_options"] = former_options("discover", settings["task_options"], former)
+        if "n" not in given:
+            settings["n"] = None  # so many as there are usually; a table may have fewer
         return function(task, **settings)
 
     call = wraps(function)(call)

@@ -110,7 +110,11 @@ class MibCell(Result):
         return tuple(value * self.gap / (self.gap if unit is None else unit) for value in values)
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a size: share of the edges, and both faithfulnesses; of a control, its shifts in units of the gap."""
+        """The curves as a table.
+
+        Returns:
+            One row a size: share of the edges, and both faithfulnesses; of a control, its shifts in units of the gap.
+        """
         import pandas as pd
 
         columns = {"share": MIB_SHARES, "by_sign": self.by_sign, "by_size": self.by_size}

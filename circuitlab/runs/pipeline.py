@@ -44,7 +44,7 @@ from circuitlab.resources import Resources
 from circuitlab.runs.keywords import takes_settings
 from circuitlab.runs.record import sources_of
 from circuitlab.runs.run import Run, writes_run
-from circuitlab.settings import MODEL_SETTINGS, OF_TABLE, Settings
+from circuitlab.settings import MODEL_SETTINGS, OF_TABLE, SETTINGS, Settings
 
 SWEPT_SITES = ("resid_pre", "attn_out", "mlp_out", "head_z")
 # Heads of the circuit whose attention patterns are kept.
@@ -76,10 +76,7 @@ def discover(task: str | Path | Task, **settings: Unpack[Settings]) -> Run:
         True
     """
     given: dict[str, Any] = dict(settings)
-    reading = {name: given[name] for name in OF_TABLE}
-    chosen = load_task(task, task_options=given["task_options"], **reading).with_split(given["split"])
-    chosen.check_n(given["n"], reference=needs_reference(given["ablation"]))
-    check_seeds(chosen, given["stability_seeds"])
+    chosen = _task(task, given)
     judged_by = metric_of(chosen, given["metric"])
     config = DiscoverConfig.of_settings(
         given, task=_spelling(task, chosen), options=chosen.settings, model=_model_name(given["model"]),
@@ -135,6 +132,18 @@ def discover(task: str | Path | Task, **settings: Unpack[Settings]) -> Run:
         evaluation=evaluation, seconds=clock.seconds, stability=resamples, stability_seeds=seeds, attention=patterns,
         sources=sources_of({name: given[name] for name in config.objects}), checkpoint=_checkpoint(loaded).to_record(),
     )  # fmt: skip
+
+
+def _task(task: str | Path | Task, given: dict[str, Any]) -> Task:
+    """The task, and the number of pairs where none is given; refuses what it cannot give before a model is loaded."""
+    reading = {name: given[name] for name in OF_TABLE}
+    found = load_task(task, task_options=given["task_options"], **reading).with_split(given["split"])
+    referred = needs_reference(given["ablation"])
+    if given["n"] is None:
+        given["n"] = found.usual_n(SETTINGS["n"].default, reference=referred)
+    found.check_n(given["n"], reference=referred)
+    check_seeds(found, given["stability_seeds"])
+    return found
 
 
 def _sites(config: DiscoverConfig, given: Any, model: Model) -> Sequence[str | Site]:

@@ -128,6 +128,24 @@ def check_rows(table: PairTable, n: int, *, with_reference: bool = False, by_col
         )
 
 
+def usual_number(table: PairTable, most: int, *, with_reference: bool = False, by_column: bool = True) -> int:
+    """Pairs per split where no number is given: as many as a table has for certain, and at most `most`.
+
+    Returns:
+        The number; `most` if there is not one pair a split, so that `check_rows` says why.
+    """
+    spare = table.options.max_bad_rows - table.n_dropped
+    if by_column and table.split_column:
+        counts = {name: len(places) for name, places in _by_split(table).items()}
+        found = min(counts[name] for name in SPLITS)
+        if with_reference:
+            found = min(found, counts[REFERENCE] or counts["discovery"] // 2)
+        found -= spare
+    else:
+        found = (len(table.rows) - spare) // (2 + with_reference)
+    return min(most, found) if found > 0 else most
+
+
 def _advice(fewest: int) -> str:
     return f"Ask for at most {fewest} (-n {fewest})." if fewest else "Give more rows."
 
