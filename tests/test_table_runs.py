@@ -94,8 +94,8 @@ def test_a_run_of_a_frame_has_the_numbers_of_the_same_file(bundled, rows, tmp_pa
 
 def test_what_a_table_cannot_give_is_refused_before_the_work(rows, tmp_path):
     path = saved(tmp_path / "pairs.csv", separated(rows))
-    with pytest.raises(TooFewPromptsError, match="has 24 pairs, but n=100 needs 200"):
-        discover(path, model="no such model")
+    with pytest.raises(TooFewPromptsError, match="has 24 pairs, but n=13 needs 26"):
+        discover(path, model="no such model", n=13)
     with pytest.raises(TooFewPromptsError, match="n=10 needs 30: 10 discovery, held-out and reference"):
         discover(path, model="no such model", n=10, ablation="mean")
     split = Task.from_frame([{**row, "split": ("train", "test")[i % 2]} for i, row in enumerate(rows)])
@@ -123,6 +123,23 @@ def test_tables_are_not_named_like_tasks(rows, tmp_path):
     assert "The circuitlab developers" not in cite(path).split("@misc")[1]
     odd = saved(tmp_path / "my pairs (1): a.csv", separated(rows))
     assert load_task(odd).name == "my-pairs-1-a"
+
+
+def test_a_name_goes_before_a_folder_that_is_called_like_it(rows, tmp_path, monkeypatch):
+    (tmp_path / "ioi").mkdir()
+    saved(tmp_path / "ioi" / "train.csv", separated(rows))
+    monkeypatch.chdir(tmp_path)
+    assert load_task("ioi").table is None
+    assert load_task("./ioi").name == "ioi-table"
+
+
+def test_without_a_number_a_table_gives_what_it_has(bundled, rows):
+    run = discover(Task.from_frame(list(rows)), model=bundled, sites=(), method="eap")
+    assert (len(run.pairs.discovery), len(run.pairs.held_out), run.config.n) == (12, 12, 12)
+    split = Task.from_frame([{**row, "split": "test" if i > 16 else "train"} for i, row in enumerate(rows)])
+    assert (split.usual_n(100), split.usual_n(100, reference=True), split.usual_n(5)) == (7, 7, 5)
+    assert Task.from_frame(list(rows), max_bad_rows=4).usual_n(100) == 10
+    assert load_task("ioi").usual_n(100) == 100
 
 
 def test_a_bad_row_ends_a_command_with_2(circuitlab, rows, tmp_path):

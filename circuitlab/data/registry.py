@@ -110,13 +110,13 @@ def load_task(
         _check_table_options(reading, task.table and task.table.options, f"task {task.name!r}")
         return task.with_options(**options)
     text = str(task)
-    if is_table(text):
+    name, _, values = text.partition(":")
+    entries = plugins.installed(GROUP)
+    if name not in entries and is_table(text):  # a name goes before a folder that is called like it
         return _from_table(text, reading).with_options(**options)
     _check_table_options(reading, None, repr(text))
     if text.endswith(".py") or "/" in text:
         return _from_file(Path(text)).with_options(**options)
-    name, _, values = text.partition(":")
-    entries = plugins.installed(GROUP)
     UnknownNameError.check("task", name, entries, "A task of your own is given as the path of its .py file.")
     found = plugins.load(entries[name])
     if not isinstance(found, Task):
