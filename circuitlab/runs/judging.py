@@ -144,8 +144,10 @@ def judging(
     seen = frozenset[str]() if read is None else read.discovery_texts()
     reference = None
     if pairs is None:
-        which: Any = {"reference": needs_reference(ablation), "whole_answers": metric.whole_answer, "exclude": seen}
-        drawn = wanted.pairs(model, n=chosen.n, seed=chosen.seed, **which)
+        referred = needs_reference(ablation)
+        n = chosen.n if "n" in given else wanted.usual_n(chosen.n, reference=referred)
+        which: Any = {"reference": referred, "whole_answers": metric.whole_answer, "exclude": seen}
+        drawn = wanted.pairs(model, n=n, seed=chosen.seed, **which)
         pairs, reference = drawn.held_out, drawn.reference
     else:
         _check_unseen(pairs, seen, circuit)
