@@ -477,6 +477,15 @@ def test_a_row_that_the_model_cannot_be_given_is_named_too(bundled, rows, tmp_pa
     assert {pair.clean for part in (found.discovery, found.held_out) for pair in part} <= kept
 
 
+def test_answers_of_several_tokens_go_with_a_metric_of_whole_answers(bundled, rows):
+    table = [{**row, "answer": " Nebuchadnezzar" if i == 4 else row["answer"]} for i, row in enumerate(rows)]
+    found = Task.from_frame(table, metric="answer_log_prob_diff").pairs(bundled, n=12)
+    assert found.dropped == {}
+    assert " Nebuchadnezzar" in {pair.answers[0] for part in (found.discovery, found.held_out) for pair in part}
+    with pytest.raises(TableError, match="column 'answer': ' Nebuchadnezzar' does not serve"):
+        Task.from_frame(table, metric="logit_diff").pairs(bundled, n=12)
+
+
 def test_many_bad_rows_are_counted(rows, tmp_path):
     table = [{**row, "answer": "" if i % 2 else row["answer"]} for i, row in enumerate(rows)]
     path = saved(tmp_path / "bad.csv", separated(table))
