@@ -144,10 +144,8 @@ def judging(
     seen = frozenset[str]() if read is None else read.discovery_texts()
     reference = None
     if pairs is None:
-        referred = needs_reference(ablation)
-        n = chosen.n if "n" in given else wanted.usual_n(chosen.n, reference=referred)
-        which: Any = {"reference": referred, "whole_answers": metric.whole_answer, "exclude": seen}
-        drawn = wanted.pairs(model, n=n, seed=chosen.seed, **which)
+        which: Any = {"reference": needs_reference(ablation), "whole_answers": metric.whole_answer, "exclude": seen}
+        drawn = wanted.pairs(model, n=_number(given, chosen, wanted), seed=chosen.seed, **which)
         pairs, reference = drawn.held_out, drawn.reference
     else:
         _check_unseen(pairs, seen, circuit)
@@ -160,6 +158,11 @@ def judging(
         allow_weak_gap=chosen.allow_weak_gap,
         notes=() if run is None else _notes(run, kept, chosen.replaced(metric=metric.name), wanted, model),
     )
+
+
+def _number(given: Mapping[str, Any], chosen: DiscoverConfig, task: Task) -> int:
+    """Pairs to draw: as many as were requested, else as the run has, or as a table has."""
+    return chosen.n if "n" in given else task.usual_n(chosen.n, reference=needs_reference(chosen.ablation))
 
 
 def _is_published(circuit: str | Path) -> bool:
