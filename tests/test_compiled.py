@@ -9,11 +9,10 @@ import torch
 from experiments import clean_and_empty
 
 from circuitlab import PairBatch, compile_model, compiled_models, evaluate, patch_edges, score_edges
-from circuitlab.compiled.build import CompiledModel
+from circuitlab.compiled.build import CompiledModel, compile_weights, variable_directions
 from circuitlab.compiled.program import POSITION, TOKEN, Apply, Attend, Program
 from circuitlab.compiled.terms import equal, related
 from circuitlab.compiled.truth import ABLATIONS, logits_of, run_program, true_edges
-from circuitlab.compiled.weights import compile_weights, variable_directions
 from circuitlab.errors import ConfigError, ModelError, UnknownNameError
 from circuitlab.evaluation.truth import recovery
 from circuitlab.graphs.circuit import Circuit

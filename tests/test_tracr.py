@@ -14,9 +14,8 @@ import pytest
 import torch
 
 from circuitlab import compile_model, from_tracr, patch_edges, recovery
-from circuitlab.compiled.build import CompiledModel
+from circuitlab.compiled.build import CompiledModel, compile_weights
 from circuitlab.compiled.program import POSITION, TOKEN
-from circuitlab.compiled.weights import compile_weights
 from circuitlab.errors import ConfigError, UnsupportedModelError
 
 NAMES = ("frac", "hist", "pair-balance", "less-frequent", "reverse")

@@ -23,8 +23,7 @@ from torch import Tensor
 from circuitlab.errors import ConfigError, FormatError, MissingFileError
 from circuitlab.features.autoencoder import Autoencoder
 from circuitlab.features.place import check_fits
-from circuitlab.features.saelens import CONFIG, read_folder
-from circuitlab.features.weights import Settings, assemble
+from circuitlab.features.saelens import CONFIG, Settings, assemble, read_folder
 from circuitlab.files import check_archive, parsing
 from circuitlab.models.hook_names import hook_of_site
 from circuitlab.models.load import device_of, dtype_of

@@ -328,17 +328,14 @@ class _Sums:
     def quality(self) -> Quality:
         """The numbers over all tokens so far."""
         spread = self.squares - float(self.total.square().sum()) / self.tokens
-        clean, with_error, spliced, zero = (float(loss) / self.predicted for loss in self.losses)
+        names = ("loss", "loss_with_error", "loss_spliced", "loss_zero")
         return Quality(
             n_tokens=self.tokens,
             explained_variance=1 - self.errors / spread,
             l0=self.active / self.tokens,
             n_alive=int(self.alive.sum()),
             n_features=len(self.alive),
-            loss=clean,
-            loss_with_error=with_error,
-            loss_spliced=spliced,
-            loss_zero=zero,
+            **dict(zip(names, (self.losses / self.predicted).tolist(), strict=True)),
         )
 
 

@@ -83,22 +83,18 @@ class AblationEffect(Summary):
         Returns:
             The table.
         """
-        return pd.concat(
-            [
-                pd.DataFrame(
-                    {
-                        "text": number,
-                        "position": np.arange(len(text.tokens)),
-                        "token": list(text.tokens.words),
-                        **named(text, "log_prob", "change"),
-                        "most_changed": list(text.most_changed_word),
-                        "most_change": text.most_change,
-                    }
-                )
-                for number, text in enumerate(self.texts)
-            ],
-            ignore_index=True,
+        columns = (
+            {
+                "text": number,
+                "position": np.arange(len(text.tokens)),
+                "token": list(text.tokens.words),
+                **named(text, "log_prob", "change"),
+                "most_changed": list(text.most_changed_word),
+                "most_change": text.most_change,
+            }
+            for number, text in enumerate(self.texts)
         )
+        return pd.concat(map(pd.DataFrame, columns), ignore_index=True)
 
     def coloured(self) -> list[TextValues]:
         """Every text coloured by the change at its true tokens and by the largest one; see `text_page` for a page.

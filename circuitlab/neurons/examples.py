@@ -331,7 +331,7 @@ def _offer(
     layer: int,
     stage: Stage,
     neurons: Sequence[int],
-    best: Sequence[_Best],
+    best: list[_Best],
     before: int,
     k: int,
 ) -> None:
@@ -358,9 +358,7 @@ def _offer(
                     neuron=neuron, rank=0, value=value, position=place, token=shown[place], text=read.text,
                     where=read.where, tokens=shown, values=own.masked_fill(own.isinf(), torch.nan).numpy(),
                 )  # fmt: skip
-            ranked = sorted(kept.items(), key=lambda item: (-item[1][1].value, item[1][0]))[:k]
-            kept.clear()
-            kept.update(ranked)
+            best[column] = dict(sorted(kept.items(), key=lambda item: (-item[1][1].value, item[1][0]))[:k])
 
 
 def _of_text(text: Encoded) -> list[bool]:

@@ -102,18 +102,18 @@ class Outliers(Summary):
         Returns:
             The table.
         """
-        parts = [
-            pd.DataFrame(
-                {
-                    "prompt": number,
-                    "position": np.arange(len(one.tokens)),
-                    "token": list(one.tokens.words),
-                    **named(one, "ablation_loss", "outlier_score", "combination", "score_after_norm"),
-                }
-            )
+        columns = (
+            {
+                "prompt": number,
+                "position": np.arange(len(one.tokens)),
+                "token": list(one.tokens.words),
+                **named(one, "ablation_loss", "outlier_score", "combination", "score_after_norm"),
+            }
             for number, one in enumerate(self.prompts)
-        ]
-        return pd.concat(parts).sort_values("combination", ascending=False, kind="stable", ignore_index=True)
+        )
+        return pd.concat(map(pd.DataFrame, columns)).sort_values(
+            "combination", ascending=False, kind="stable", ignore_index=True
+        )
 
     def top(self, n: int = 10) -> pd.DataFrame:
         """The positions of the highest combination, with their prompts' texts.

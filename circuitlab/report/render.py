@@ -17,6 +17,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from circuitlab.digests import sha256
+from circuitlab.summary import plural
 
 MINUS = "\N{MINUS SIGN}"
 NONE = "\N{EN DASH}"
@@ -100,19 +101,6 @@ def with_interval(value: object, ends: object) -> str:
     return ", ".join(filter(None, (number(value), interval(ends))))
 
 
-def counted(count: int, one: str, many: str | None = None) -> str:
-    """A count with its noun.
-
-    Returns:
-        The text.
-
-    Example:
-        >>> counted(1, "edge"), counted(1519, "edge")
-        ('1 edge', '1,519 edges')
-    """
-    return f"{count:,} {one if count == 1 else many or one + 's'}"
-
-
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -174,7 +162,7 @@ def _environment() -> Environment:
     made.globals |= {"asset": asset, "with_interval": with_interval}
     made.filters |= {"json": json_text, "base64": _base64, "sha256": _sha256}
     made.filters |= {"number": number, "significant": significant, "percent": percent, "interval": interval}
-    made.filters["counted"] = counted
+    made.filters["counted"] = plural
     return made
 
 

@@ -13,7 +13,8 @@ from circuitlab.attribution.record import DIGITS, AttentionPatterns
 from circuitlab.report.folder import RunFolder, Sweep, reading
 from circuitlab.report.pictures import Picture, bitmap, drawing
 from circuitlab.report.prompts import shown_pair
-from circuitlab.report.render import counted, finite, interval, number, percent, significant, with_interval
+from circuitlab.report.render import finite, interval, number, percent, significant, with_interval
+from circuitlab.summary import plural
 
 # Above this faithfulness the text is "exceed" instead of "recover".
 _EXCEEDS = 1.15
@@ -51,7 +52,7 @@ def headline(run: RunFolder) -> str:
     of_all = f" of {evaluation['n_edges_total']:,} edges ({percent(share)})" if share is not None else " edges"
     start = f"In {run.about('model')['id']}, {evaluation['n_edges']:,}{of_all}"
     n_held_out = count_of(run, "held_out")
-    pairs = counted(n_held_out, "held-out pair") if n_held_out else "held-out pairs"
+    pairs = plural(n_held_out, "held-out pair") if n_held_out else "held-out pairs"
     if finite(value) is None:
         return f"{start} were selected for {name}; their faithfulness on {pairs} could not be measured."
     if value < 0:
@@ -85,7 +86,7 @@ def random_sentence(evaluation: Mapping[str, Any]) -> str:
     if not values:
         return ""
     lower = sum(value < evaluation["faithfulness"] for value in values)
-    compared = f"{counted(len(values), 'random circuit')} of the same size"
+    compared = f"{plural(len(values), 'random circuit')} of the same size"
     numbers = f"(mean {number(float(np.mean(values)))}, maximum {number(max(values))})"
     if lower == len(values):
         return f"All {compared} score lower {numbers}."
@@ -135,13 +136,13 @@ def caveats(run: RunFolder) -> Iterator[str]:
     """One sentence for each limitation of the numbers."""
     evaluation = run.evaluation
     yield (
-        f"The circuit was found on {counted(discovery_count(run), 'pair')} and evaluated on "
+        f"The circuit was found on {plural(discovery_count(run), 'pair')} and evaluated on "
         f"{count_of(run, 'held_out'):,} others; {_overlap(run)}"
     )
     if n_reference := count_of(run, "reference"):
         yield (
             f"The replacement of excluded edges ({ablation_of(run)} ablation) was computed on "
-            f"{counted(n_reference, 'reference pair')}, which are never scored."
+            f"{plural(n_reference, 'reference pair')}, which are never scored."
         )
     if interval(evaluation.get("faithfulness_ci")):
         yield (
@@ -150,7 +151,7 @@ def caveats(run: RunFolder) -> Iterator[str]:
         )
     if values := random_values(evaluation):
         yield (
-            f"The {counted(len(values), 'random circuit')} are connected and have as many edges after pruning; their "
+            f"The {plural(len(values), 'random circuit')} are connected and have as many edges after pruning; their "
             f"faithfulness ranges from {number(min(values))} to {number(max(values))}."
         )
     if kl := finite(evaluation.get("kl")):
@@ -173,7 +174,7 @@ def _overlap(run: RunFolder) -> str:
         texts[pair.get("split") == "held_out"] |= {pair["clean"], pair["corrupt"]}
     shared = len(texts[True] & texts[False])
     if shared:
-        are = counted(shared, "prompt is", "prompts are")
+        are = f"{plural(shared, 'prompt')} {'is' if shared == 1 else 'are'}"
         return f"{are} in both splits, so the evaluation is not independent of discovery."
     if differ_in := run.about("dataset").get("held_out_differ_in"):
         return f"the two share no prompt, and none of their {differ_in}."
