@@ -26,8 +26,9 @@ from circuitlab.report.folder import Repeated, read_run
 from circuitlab.report.pages import page as whole_page
 from circuitlab.report.pictures import bitmap, checked_png, drawing
 from circuitlab.report.prompts import shown_pair
-from circuitlab.report.render import NONE, asset, counted, interval, number, percent, render, significant
+from circuitlab.report.render import NONE, asset, interval, number, percent, render, significant
 from circuitlab.report.values import caveats, headline, random_sentence
+from circuitlab.summary import plural
 from circuitlab.viz import draw_circuit, figure_bytes, grid_from_frame, heatmap, plot, save_figure
 
 SCRIPT = asset("attention.js")
@@ -440,7 +441,7 @@ class TestWords:
     def test_numbers(self):
         assert (number(-0.001), number(-1.234), number(True), number("1")) == ("0.00", "\N{MINUS SIGN}1.23", NONE, NONE)
         assert (significant(1519.4), significant(0.012345), significant(0)) == ("1,519", "0.0123", "0")
-        assert (percent(0.0402), interval([0.1, None]), counted(2, "edge")) == ("4.0\u202f%", "", "2 edges")
+        assert (percent(0.0402), interval([0.1, None]), plural(2, "edge")) == ("4.0\u202f%", "", "2 edges")
 
 
 Break = Callable[[Path], object]
