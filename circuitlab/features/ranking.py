@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from circuitlab import stats
@@ -273,7 +273,10 @@ def _scores(
     found = differences(model, own, baseline)
     base = baseline.clean if at == "clean" else baseline.corrupt
     scale = own.scaled(activation(model, base, own.site, own.layer)).scale[found.example, found.position, 0]
-    score = found.change * scale * _along_rows(gradient, own, found.example, found.position, found.feature)
+    # The gradient along each entry's decoder row, some entries at a time.
+    parts = (each.split(max(1, ENTRIES_AT_ONCE // own.d_in)) for each in (found.example, found.position, found.feature))
+    along = [(gradient[e, p].to(own.w_dec) * own.w_dec[f]).sum(1) for e, p, f in zip(*parts, strict=True)]
+    score = found.change * scale * torch.cat(along)
     clean, corrupt = (activation(model, run, own.site, own.layer) for run in (baseline.clean, baseline.corrupt))
     gradient = gradient * tokens_that_matter(model.spec, baseline.batch, from_difference=True)[:, :, None]
     total = ((clean - corrupt) * gradient).sum((1, 2))
@@ -285,16 +288,3 @@ def _scores(
     example, feature, both = (t.cpu().numpy() for t in (keys // own.n_features, keys % own.n_features, both))
     columns = {"example": example, "feature": feature, "score": both[0], "change": both[1]}
     return pd.DataFrame(columns), error, total
-
-
-def _along_rows(
-    gradient: Float[Tensor, "batch seq d_in"],
-    own: Autoencoder,
-    example: Int[Tensor, " entry"],
-    position: Int[Tensor, " entry"],
-    feature: Int[Tensor, " entry"],
-) -> Float[Tensor, " entry"]:
-    """The gradient along each entry's decoder row, some entries at a time."""
-    size = max(1, ENTRIES_AT_ONCE // own.d_in)
-    parts = zip(example.split(size), position.split(size), feature.split(size), strict=True)
-    return torch.cat([(gradient[e, p].to(own.w_dec) * own.w_dec[f]).sum(1) for e, p, f in parts])

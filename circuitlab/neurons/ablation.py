@@ -204,7 +204,16 @@ def ablation_effect(
     def run(numbers: list[int], ids: Tensor, arguments: BlockArguments) -> None:
         clean, ablated = final_streams(model, arguments, ids, held, stage)
         for number, own, before, after in zip(numbers, ids, clean, ablated, strict=True):
-            found[number] = _compare(model, prompts[number], own, before, after)
+            unchanged, changed = (log_probs_of(model, x[:-1], own[1:]).double().cpu().numpy() for x in (before, after))
+            most, by = (each.cpu().numpy() for each in largest_changes(model, before, after))
+            found[number] = TextEffect(
+                tokens=prompts[number],
+                log_prob=np.append(np.nan, unchanged),
+                change=np.append(np.nan, changed - unchanged),
+                most_changed=most,
+                most_changed_word=words_of(model, tuple(int(i) for i in most)),
+                most_change=by.astype(np.float64),
+            )
 
     run_by_length(model, prompts, run, resources, rows_each=2)
     return AblationEffect(
@@ -251,25 +260,6 @@ def _with(
     new = hidden.clone()
     new[..., list(neurons)] = values
     return new
-
-
-def _compare(
-    model: Model,
-    tokens: Tokens,
-    ids: Int[Tensor, " seq"],
-    before: Float[Tensor, "seq d_model"],
-    after: Float[Tensor, "seq d_model"],
-) -> TextEffect:
-    clean, ablated = (log_probs_of(model, stream[:-1], ids[1:]).double().cpu().numpy() for stream in (before, after))
-    most, by = (values.cpu().numpy() for values in largest_changes(model, before, after))
-    return TextEffect(
-        tokens=tokens,
-        log_prob=np.append(np.nan, clean),
-        change=np.append(np.nan, ablated - clean),
-        most_changed=most,
-        most_changed_word=words_of(model, tuple(int(i) for i in most)),
-        most_change=by.astype(np.float64),
-    )
 
 
 def _means(

@@ -206,7 +206,26 @@ def _scored(
     without = middle + model.mlp_from_hidden(layer, torch.zeros_like(mid[:1, :1]), Stage.MID)
     final = model.run_blocks(after, layer + 1, arguments)
     token_losses = -log_probs_of(model, final[:, :-1].flatten(0, 1), ids[:, 1:].flatten()).view(len(ids), -1)
-    losses = _changes(model, layer, arguments, ids, after, without, token_losses, resources)
+    # By ablated position and token, how much that token's loss changes. The last position predicts nothing: not run.
+    n_tokens = ids.shape[1]
+    losses = token_losses.new_zeros(len(ids), n_tokens, n_tokens)
+    places = torch.cartesian_prod(torch.arange(len(ids)), torch.arange(n_tokens - 1)).to(ids.device)
+    # After the last block a changed token affects its own prediction only.
+    reach = 1 if layer == model.spec.n_layers - 1 else n_tokens
+
+    def run(part: slice) -> None:
+        prompt, position = places[part].T
+        row = torch.arange(len(prompt), device=prompt.device)
+        stream = after[prompt]
+        stream[row, position] = without[prompt, position]
+        final = model.run_blocks(stream, layer + 1, arguments)
+        column = torch.arange(n_tokens - 1, device=prompt.device)
+        changed = (column >= position[:, None]) & (column < position[:, None] + reach)
+        row, at = changed.nonzero().T
+        log_probs = log_probs_of(model, final[row, at], ids[prompt[row], at + 1])
+        losses[prompt[row], position[row], at + 1] = -log_probs - token_losses[prompt[row], at]
+
+    Packer().run(len(places), rows_at_once(model, n_tokens, resources), run)
     for row, prompt in enumerate(prompts):
         first = _first_predicted(prompt)
         losses[row, :, :first] = torch.nan
@@ -217,52 +236,6 @@ def _scored(
             outlier_score=_score(mid[row]),
             score_after_norm=_score(post[row]),
         )
-
-
-def _changes(
-    model: Model,
-    layer: int,
-    arguments: BlockArguments,
-    ids: Int[Tensor, "batch seq"],
-    after: Float[Tensor, "batch seq d_model"],
-    without: Float[Tensor, "batch seq d_model"],
-    token_losses: Float[Tensor, "batch _"],
-    resources: Resources,
-) -> Float[Tensor, "batch seq seq"]:
-    """By ablated position and token: how much that token's loss changes; NaN at the first token.
-
-    Args:
-        model: The model.
-        layer: The layer of the MLP.
-        arguments: What blocks are called with.
-        ids: The prompts.
-        after: The stream after the block.
-        without: The same where the neurons at a position are zero.
-        token_losses: Loss of each token but the first.
-        resources: Bytes that a run may take.
-    """
-    n_prompts, n_tokens = ids.shape
-    found = token_losses.new_zeros(n_prompts, n_tokens, n_tokens)
-    found[..., 0] = torch.nan
-    # The last position predicts nothing, so it is not run.
-    places = torch.cartesian_prod(torch.arange(n_prompts), torch.arange(n_tokens - 1)).to(ids.device)
-
-    def run(part: slice) -> None:
-        prompt, position = places[part].T
-        row = torch.arange(len(prompt), device=prompt.device)
-        stream = after[prompt]
-        stream[row, position] = without[prompt, position]
-        final = model.run_blocks(stream, layer + 1, arguments)
-        # After the last block a changed token affects its own prediction only.
-        reach = 1 if layer == model.spec.n_layers - 1 else n_tokens
-        column = torch.arange(n_tokens - 1, device=prompt.device)
-        changed = (column >= position[:, None]) & (column < position[:, None] + reach)
-        row, at = changed.nonzero().T
-        log_probs = log_probs_of(model, final[row, at], ids[prompt[row], at + 1])
-        found[prompt[row], position[row], at + 1] = -log_probs - token_losses[prompt[row], at]
-
-    Packer().run(len(places), rows_at_once(model, n_tokens, resources), run)
-    return found
 
 
 def _first_predicted(tokens: Tokens) -> int:

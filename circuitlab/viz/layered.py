@@ -90,7 +90,12 @@ def lay_out(
     items = _first_order(rows, by_gap)
     half = {item: half_width[item[0]] if row_of[item[0]] == item[1] else trunk for row in items for item in row}
     items, x = _ordered(items, by_gap, half)
-    x = _relaxed(items, by_gap, half, x, row_of)
+    # Every item moves towards its neighbours above and below, the order fixed.
+    passing = {item: row_of[item[0]] != item[1] for row in items for item in row}
+    for sweep in range(_PLACE_SWEEPS):
+        for i in range(len(items)) if sweep % 2 == 0 else range(len(items) - 1, -1, -1):
+            below, above = by_gap[i - 1] if i > 0 else (), by_gap[i] if i < len(by_gap) else ()
+            x.update(_nearest(items[i], _wanted(items[i], below, above, x, passing), half))
     left = min(x[item] - half[item] for row in items for item in row)
     x = {item: place - left for item, place in x.items()}
     return Layered(
@@ -185,25 +190,6 @@ def _exchange(rows: list[list[Item]], by_gap: Sequence[Sequence[Link]], upward: 
 def _cross(left: np.ndarray, right: np.ndarray) -> int:
     """How many links of a left item cross those of the item to its right."""
     return int((left[:, None] > right[None, :]).sum())
-
-
-def _relaxed(
-    rows: Sequence[Sequence[Item]],
-    by_gap: Sequence[Sequence[Link]],
-    half: Mapping[Item, float],
-    x: Mapping[Item, float],
-    row_of: Mapping[str, int],
-) -> dict[Item, float]:
-    """Move every item towards its neighbours above and below, the order fixed."""
-    x = dict(x)
-    passing = {item: row_of[item[0]] != item[1] for row in rows for item in row}
-    for sweep in range(_PLACE_SWEEPS):
-        steps = range(len(rows)) if sweep % 2 == 0 else range(len(rows) - 1, -1, -1)
-        for i in steps:
-            below = by_gap[i - 1] if i > 0 else ()
-            above = by_gap[i] if i < len(by_gap) else ()
-            x.update(_nearest(rows[i], _wanted(rows[i], below, above, x, passing), half))
-    return x
 
 
 def _wanted(
