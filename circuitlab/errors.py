@@ -159,8 +159,8 @@ class TableError(TaskFileError):
     """A table of pairs whose columns are not known, or with rows that hold no pair."""
 
 
-class DroppedRowsWarning(UserWarning):
-    """Rows of a table were left out, as many as were allowed; the message names them."""
+class TableWarning(UserWarning):
+    """Rows of a table were left out, as many as were allowed, or look wrong; the message names them."""
 
 
 class TokenError(TaskError):

@@ -172,6 +172,11 @@ def test_data_of_another_task_or_without_a_split_are_refused(bundled, rows, data
         mib("ioi", bundled, data=copy_of(tmp_path / "same", same[:2], same[2:3]), n=2)
 
 
+def test_without_a_copy_and_a_network_the_message_comes_before_the_model():
+    with pytest.raises(TableError, match="'mib-bench/ioi' is no file or folder here, and it cannot be fetched"):
+        mib("ioi", "no such model")
+
+
 # Numbers
 
 

@@ -20,7 +20,7 @@ from circuitlab import (
     reproduce,
     stability,
 )
-from circuitlab.errors import DroppedRowsWarning, TableError
+from circuitlab.errors import TableError, TableWarning
 from circuitlab.runs.judging import judging
 
 
@@ -35,7 +35,7 @@ def folder(bundled, rows, tmp_path_factory):
     place = tmp_path_factory.mktemp("run")
     table = [*rows[:5], {**rows[5], "answer": ""}, *rows[6:]]
     path = saved(place / "throws.csv", separated(table))
-    with pytest.warns(DroppedRowsWarning, match="line 7"):
+    with pytest.warns(TableWarning, match="line 7"):
         discover(
             path,
             model=bundled,

@@ -27,7 +27,7 @@ from circuitlab.data.fingerprint import task_fingerprint
 from circuitlab.data.tables.cells import CellError, ids_of, span_of, split_of, text_of, words_of
 from circuitlab.data.tables.draw import MOST_CHECKED
 from circuitlab.data.tables.layouts import LAYOUTS, recognised
-from circuitlab.errors import DroppedRowsWarning, TableError
+from circuitlab.errors import TableError, TableWarning
 
 
 @pytest.fixture(scope="module")
@@ -457,7 +457,7 @@ def test_a_bad_row_is_named_with_file_line_column_and_value(rows, tmp_path, kind
         load_task(path)
     assert "1 bad row, 0 allowed" in str(caught.value)
     assert "\n" not in str(caught.value)
-    with pytest.warns(DroppedRowsWarning, match=f"line 6, {message}.*1 bad row left out"):
+    with pytest.warns(TableWarning, match=f"line 6, {message}.*1 bad row left out"):
         task = load_task(path, max_bad_rows=1)
     assert texts(task) == as_tuples([row for i, row in enumerate(rows) if i != 4])
     assert task.table.n_dropped == 1
@@ -470,7 +470,7 @@ def test_a_row_that_the_model_cannot_be_given_is_named_too(bundled, rows, tmp_pa
     path = saved(tmp_path / "bad.jsonl", lines(table))
     with pytest.raises(TableError, match=f"bad.jsonl, line 5, {message}"):
         load_task(path).pairs(bundled, n=3)
-    with pytest.warns(DroppedRowsWarning, match=f"line 5, {message}"):
+    with pytest.warns(TableWarning, match=f"line 5, {message}"):
         found = load_task(path, max_bad_rows=1).pairs(bundled, n=11)
     assert sum(found.dropped.values()) == 1
     kept = {row["clean"] for i, row in enumerate(rows) if i != 4}
@@ -493,7 +493,7 @@ def test_many_bad_rows_are_counted(rows, tmp_path):
         TableError, match=r"line 3, .*line 5, .*line 7, .*; \.\.\.\. 12 bad rows, 11 allowed.*--max-bad-rows 12"
     ):
         load_task(path, max_bad_rows=11)
-    with pytest.warns(DroppedRowsWarning, match="12 bad rows left out"):
+    with pytest.warns(TableWarning, match="12 bad rows left out"):
         assert len(load_task(path, max_bad_rows=12).table.rows) == 12
     with pytest.raises(TableError, match="No row holds a pair"):
         load_task(saved(tmp_path / "none.csv", separated([{**row, "answer": ""} for row in rows])), max_bad_rows=99)
@@ -517,6 +517,7 @@ def test_files_without_rows_or_columns(tmp_path):
         "header.csv": ("clean,corrupted,answer\n", "has a header and no rows"),
         "twice.csv": ("clean,clean,answer\na,b,c\n", "has the column 'clean' 2 times"),
         "none.json": ("[]", "has no rows"),
+        "one.json": ('{"clean": "a"}', "holds an object; it must be a list of objects, one a pair"),
         "text.json": ('"text"', "holds a text; it must be a list of objects"),
         "list.jsonl": ("[1]\n", "line 1 is a list; it must be an object of columns"),
         "other.csv": (
@@ -692,9 +693,19 @@ def test_token_spans_outside_the_prompt_are_rejected(bundled, rows):
     assert found.reason == "span 'late' is not found"
 
 
+def test_answers_without_their_space_are_noticed(rows):
+    bare = [{**row, "answer": row["answer"].strip()} for row in rows]
+    with pytest.warns(TableWarning, match="every answer continues the last word of its prompt, such as '\\w+' after '"):
+        Task.from_frame(bare)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", TableWarning)
+        Task.from_frame([*bare[1:], rows[0]])
+        Task.from_frame([{**row, "clean": row["clean"] + "."} for row in bare])
+
+
 def test_good_rows_warn_of_nothing(bundled, rows):
     with warnings.catch_warnings():
-        warnings.simplefilter("error", DroppedRowsWarning)
+        warnings.simplefilter("error", TableWarning)
         Task.from_frame(list(rows)).pairs(bundled, n=4)
 
 

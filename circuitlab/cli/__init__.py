@@ -16,7 +16,7 @@ from contextlib import suppress
 from types import FrameType
 
 from circuitlab.cli.visible import visible
-from circuitlab.errors import CircuitLabError, ConfigError, DroppedRowsWarning
+from circuitlab.errors import CircuitLabError, ConfigError, TableWarning
 
 OK, FAULT, USER_ERROR, BROKEN_PIPE = 0, 1, 2, 141
 TYPER_INTERRUPTED = 130
@@ -166,7 +166,7 @@ def _prepare_process() -> None:
         import warnings
 
         warnings.simplefilter("ignore")
-        warnings.filterwarnings("always", category=DroppedRowsWarning)
+        warnings.filterwarnings("always", category=TableWarning)
         warnings.showwarning = _show_warning
         logging.disable(logging.WARNING)
     for stream in (sys.stdout, sys.stderr):

@@ -126,9 +126,7 @@ def _is_gap(value: object) -> bool:
 
 
 def _kind(value: object) -> str:
-    return {list: "a list", str: "a text", dict: "an object with a key that is no text"}.get(
-        type(value), f"of type {type(value).__name__}"
-    )
+    return {list: "a list", str: "a text", dict: "an object"}.get(type(value), f"of type {type(value).__name__}")
 
 
 def _separated(text: str, path: Path, delimiter: str | None) -> RawTable:

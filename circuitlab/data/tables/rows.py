@@ -141,11 +141,10 @@ def resolved(header: Sequence[str], options: TableOptions, source: str) -> Colum
     paths = {name: path for name, path in (found | spans | given).items() if path}
     missing = [name for name in ("clean", "corrupt", "answer") if name not in paths and f"{name}_id" not in paths]
     if missing:
-        layouts = "; ".join(f"{one.name} ({', '.join(paths[0] for paths in one.needed.values())})" for one in LAYOUTS)
         raise TableError(
             f"{source} has the columns {', '.join(map(repr, header))}, those of no known layout: nothing holds "
-            f"{' and '.join(missing)}. Name them: columns={{{missing[0]!r}: ...}} (--columns {missing[0]}=THEIRS). "
-            f"Known: {layouts}."
+            f"{' and '.join(missing)}. Name them: columns={{{missing[0]!r}: ...}} (--columns {missing[0]}=THEIRS,...). "
+            f"Known: {', '.join(one.name for one in LAYOUTS)}."
         )
     return Columns(layout, paths)
 

@@ -14,7 +14,7 @@ from circuitlab.data.checks import LONGEST_LINE
 from circuitlab.data.example import Example
 from circuitlab.data.tables.options import TableOptions
 from circuitlab.digests import sha256
-from circuitlab.errors import DroppedRowsWarning, TableError, shown
+from circuitlab.errors import TableError, TableWarning, shown
 from circuitlab.summary import plural
 
 SHOWN = 3  # bad rows in a message
@@ -118,7 +118,7 @@ class PairTable:
         return text if len(text) <= LONGEST_LINE else f"{text[: LONGEST_LINE - 3]}..."
 
     def checked(self) -> PairTable:
-        """The same table, if no more of its rows hold no pair than allowed; `DroppedRowsWarning` names them.
+        """The same table, if no more of its rows hold no pair than allowed; `TableWarning` names them.
 
         Returns:
             The table itself.
@@ -128,13 +128,21 @@ class PairTable:
         """
         self._refuse(self.bad)
         self._warn(self.bad)
+        if self.rows and all(map(_joins, self.rows)):
+            one = self.rows[0].example
+            warnings.warn(
+                f"{self.source}: every answer continues the last word of its prompt, such as "
+                f"{shown(one.answers[0])} after {shown(one.clean[-20:])}. A separate word needs its space in front.",
+                TableWarning,
+                stacklevel=2,
+            )
         return self
 
     def judged(self, bad: Sequence[BadRow]) -> dict[str, int]:
         """Refuse rows that a model cannot be given, if with those that hold no pair they are more than allowed.
 
         Args:
-            bad: The rows; `DroppedRowsWarning` names them.
+            bad: The rows; `TableWarning` names them.
 
         Returns:
             Reason -> how many rows are left out, those that hold no pair included.
@@ -159,7 +167,7 @@ class PairTable:
     def _warn(self, bad: Sequence[BadRow]) -> None:
         if bad:
             message = f"{self.rows_shown(bad)}. {plural(len(bad), 'bad row')} left out."
-            warnings.warn(message, DroppedRowsWarning, stacklevel=3)
+            warnings.warn(message, TableWarning, stacklevel=3)
 
     def rows_shown(self, bad: Sequence[BadRow]) -> str:
         """The first of some bad rows, for a message.
@@ -168,7 +176,7 @@ class PairTable:
             File, line, column, value and rule of each.
         """
         parts = [
-            f"{self.counted} {one.number}, column {one.column!r}: {shown(one.value, VALUE)} {one.rule}"
+            f"{self.counted} {one.number}, column {one.column!r}: {shown(one.value, VALUE)} {one.rule.rstrip('. ')}"
             for one in bad[:SHOWN]
         ]
         return f"{self.source}, " + "; ".join(parts) + ("; ..." if len(bad) > SHOWN else "")
@@ -221,6 +229,12 @@ def _list(record: Mapping[str, object], name: str) -> list[object]:
     if not isinstance(value, list):
         raise TypeError(f"{name} is no list")
     return value
+
+
+def _joins(row: PairRow) -> bool:
+    """Whether a pair's answers would be part of the last word of the prompt."""
+    answers = row.example.answers
+    return bool(answers) and row.example.clean[-1:].isalpha() and all(answer[:1].isalpha() for answer in answers)
 
 
 def _line(row: PairRow) -> str:
