@@ -19,6 +19,7 @@ from circuitlab import (
     load_model,
     mib,
 )
+from circuitlab.cli import main
 from circuitlab.data.mib import MIB_TASKS, find_mib_task, mib_pairs, read_mib
 from circuitlab.errors import TableError
 from circuitlab.models.random_weights import with_random_weights
@@ -174,7 +175,7 @@ def test_data_of_another_task_or_without_a_split_are_refused(bundled, rows, data
 
 def test_without_a_copy_and_a_network_the_message_comes_before_the_model():
     with pytest.raises(TableError, match="'mib-bench/ioi' is no file or folder here, and it cannot be fetched"):
-        mib("ioi", "no such model")
+        mib("ioi", "no-such-model")
 
 
 # Numbers
@@ -281,15 +282,13 @@ def test_folders_are_named_as_in_the_benchmark_and_not_overwritten(data, submitt
         mib("ioi", bundled, data=data, model_name="a/b")
 
 
-def test_the_command(circuitlab, data, tmp_path, submitted):
-    done = circuitlab(
-        "mib", "ioi", "--data", data, "--method", "eap", "--out", "s", "--model-name", "tiny", "--quiet", "--json",
-        cwd=tmp_path,
-    )  # fmt: skip
-    assert done.code == 0, done.err
-    found = json.loads(done.out)
-    assert found["areas"]["cpr"] == pytest.approx(submitted.areas.cpr, abs=1e-4)
+def test_the_command(data, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = ["mib", "ioi", "--data", str(data), "--method", "eap", "-n", "3", "--evaluated", "4", "--quiet", "--json"]
+    assert main([*words, "--out", "s", "--model-name", "tiny"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["n_train"], found["n_evaluated"], found["folder"]) == (3, 4, "s/ioi_tiny")
+    assert found["areas"]["cpr"] == pytest.approx(np.trapezoid(found["by_sign"], SHARES))
     assert (tmp_path / "s" / "ioi_tiny" / "importances.json").is_file()
-    done = circuitlab("mib", "ioi", "--data", data, "--data-split", "test", cwd=tmp_path)
-    assert done.code == 2
-    assert "has no split 'test'" in done.err
+    assert main(["mib", "ioi", "--data", str(data), "--data-split", "test"]) == 2
+    assert "has no split 'test'" in capsys.readouterr().err

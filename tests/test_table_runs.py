@@ -20,6 +20,7 @@ from circuitlab import (
     reproduce,
     stability,
 )
+from circuitlab.cli import main
 from circuitlab.errors import TableError, TableWarning
 from circuitlab.runs.judging import judging
 
@@ -84,7 +85,7 @@ def test_a_table_that_was_changed_in_the_folder_is_refused(folder, tmp_path):
 
 def test_a_run_of_a_frame_has_the_numbers_of_the_same_file(bundled, rows, tmp_path):
     path = saved(tmp_path / "pairs.jsonl", lines(rows))
-    settings = {"model": bundled, "n": 4, "sites": (), "method": "eap"}
+    settings = {"model": bundled, "n": 3, "sites": (), "method": "eap"}
     discover(path, **settings, out=tmp_path / "file")
     discover(Task.from_frame(list(rows), name="pairs"), **settings, out=tmp_path / "frame")
     one, two = (bytes_in(tmp_path / name) for name in ("file", "frame"))
@@ -142,39 +143,35 @@ def test_without_a_number_a_table_gives_what_it_has(bundled, rows):
     assert load_task("ioi").usual_n(100) == 100
 
 
-def test_a_bad_row_ends_a_command_with_2(circuitlab, rows, tmp_path):
+def test_a_bad_row_ends_a_command_with_2(rows, tmp_path, capsys):
     table = [{**row, "answer": "" if i in (3, 8) else row["answer"]} for i, row in enumerate(rows)]
-    path = saved(tmp_path / "bad.csv", separated(table))
+    path = str(saved(tmp_path / "bad.csv", separated(table)))
     for words in (("tasks", "show"), ("sweep", "--site", "resid_pre", "--quiet"), ("discover", "--quiet")):
-        done = circuitlab(*words, path, cwd=tmp_path)
-        assert done.code == 2
-        assert done.err.count("\n") == 1
-        assert "bad.csv, line 5, column 'answer': '' is empty" in done.err
-    done = circuitlab("tasks", "check", path, "-n", 8, "--max-bad-rows", 2, "--quiet", "--json", cwd=tmp_path)
-    assert done.code == 0, done.err
-    assert "warning: " in done.err
-    assert "bad.csv: 22 pairs; layout clean, corrupt, answer: clean=clean" in done.err
-    check = json.loads(done.out)["checks"][0]
+        assert main([*words, path]) == 2
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1
+        assert "bad.csv, line 5, column 'answer': '' is empty" in said
+    assert main(["tasks", "check", path, "-n", "8", "--max-bad-rows", "2", "--quiet", "--json"]) == 0
+    out, said = capsys.readouterr()
+    assert "warning: " in said
+    assert "bad.csv: 22 pairs; layout clean, corrupt, answer: clean=clean" in said
+    check = json.loads(out)["checks"][0]
     assert check["accuracy"] > 0.9
     assert check["dropped"] == {"column 'answer' is empty; it must be a text": 2}
 
 
-def test_columns_on_the_command_line(circuitlab, rows, tmp_path):
+def test_columns_on_the_command_line(rows, tmp_path, capsys):
     table = [dict(zip(("a", "b", "c", "d"), row.values(), strict=True)) for row in rows]
-    path = saved(tmp_path / "mine.csv", separated(table))
-    done = circuitlab("tasks", "show", path, "--columns", "clean=a,corrupt=b", "--columns", "answer=c", cwd=tmp_path)
-    assert done.code == 0, done.err
-    assert "column answer" in done.out
-    done = circuitlab("tasks", "show", path, "--columns", "clean=a,corupt=b", cwd=tmp_path)
-    assert done.code == 2
-    assert "corupt" in done.err
-    done = circuitlab("evaluate", "nothing", "--columns", "clean=a", cwd=tmp_path)
-    assert done.code == 2
-    assert "--columns says how a table is read" in done.err
+    path = str(saved(tmp_path / "mine.csv", separated(table)))
+    assert main(["tasks", "show", path, "--columns", "clean=a,corrupt=b", "--columns", "answer=c"]) == 0
+    assert "column answer" in capsys.readouterr().out
+    assert main(["tasks", "show", path, "--columns", "clean=a,corupt=b"]) == 2
+    assert "corupt" in capsys.readouterr().err
+    assert main(["evaluate", "nothing", "--columns", "clean=a"]) == 2
+    assert "--columns says how a table is read" in capsys.readouterr().err
 
 
-def test_a_missing_data_set_says_what_to_do(circuitlab, tmp_path):
-    done = circuitlab("tasks", "show", "someone/nothing", cwd=tmp_path)
-    assert done.code == 2
-    assert "'someone/nothing' is no file or folder here" in done.err
+def test_a_missing_data_set_says_what_to_do(capsys):
+    assert main(["tasks", "show", "someone/nothing"]) == 2
+    assert "'someone/nothing' is no file or folder here" in capsys.readouterr().err
     assert issubclass(TableError, OSError)

@@ -288,6 +288,19 @@ def test_columns_that_are_named(rows):
         Task.from_frame(theirs, columns={"clean": "a", "answer": "c"})
 
 
+def test_a_table_that_lacks_a_column_is_told_which(bundled, rows):
+    table = list(position_aware(bundled, rows))
+    with pytest.raises(
+        TableError, match=r"nothing holds corrupt for the layout position-aware.*in a second file: Task"
+    ):
+        Task.from_frame(pd.DataFrame(table).drop(columns="corrupted"))
+    lacking = renamed(rows, clean="clean_prefix", answer="clean_answer", distractor="patch_answer")
+    with pytest.raises(
+        TableError, match="nothing holds corrupt for the layout sparse feature circuits.*--columns corrupt"
+    ):
+        Task.from_frame(lacking)
+
+
 def test_layouts_name_fields_and_no_two_are_the_same():
     headers = {tuple(sorted(paths[0] for paths in layout.needed.values())) for layout in LAYOUTS}
     assert len(headers) == len(LAYOUTS)

@@ -28,6 +28,8 @@ class TableLayout:
         lead: Text in front of every answer and distractor, such as the space that the file leaves out.
         token_starts: Whether other columns are spans, each the index of its first token with a beginning-of-sequence
             token counted.
+        join: What helps where the corrupted prompts are in a file of their own.
+        numbers: Whether numbers stand for their digits as text.
     """
 
     name: str
@@ -35,6 +37,7 @@ class TableLayout:
     optional: Mapping[str, Sequence[str]] = field(default_factory=dict)
     lead: str = ""
     token_starts: bool = False
+    join: str = ""
     numbers: bool = False
 
 
@@ -97,6 +100,7 @@ LAYOUTS = (
         },
         optional={"distractor": ("wrong_token",), "split": _SPLIT},
         token_starts=True,
+        join="Its corrupted prompts are in a second file: Task.from_frame(clean.assign(corrupted=second['prompt'])).",
     ),
     TableLayout(
         name="circuitkit",
@@ -182,6 +186,21 @@ def recognised(header: Iterable[str], given: Collection[str] = ()) -> tuple[Tabl
         if others and all(found[name] for name in others):
             return layout, {name: path for name, path in found.items() if path}
     return None
+
+
+def nearest(header: Iterable[str]) -> tuple[TableLayout, tuple[str, ...]]:
+    """The layout of which a table has most of the needed columns.
+
+    Returns:
+        The layout, and the fields whose columns are missing.
+    """
+    spelt = {plain(name): name for name in header}
+    missing = {
+        layout.name: tuple(name for name, paths in layout.needed.items() if not _there(paths, spelt))
+        for layout in LAYOUTS
+    }
+    best = min(LAYOUTS, key=lambda layout: len(missing[layout.name]) / len(layout.needed))
+    return best, missing[best.name]
 
 
 def optional(layout: TableLayout, header: Iterable[str]) -> dict[str, str]:

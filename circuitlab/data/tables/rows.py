@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from circuitlab.data.tables.layouts import (
     LAYOUTS,
     SPAN,
     TableLayout,
+    nearest,
     optional,
     plain,
     recognised,
@@ -139,14 +140,23 @@ def resolved(header: Sequence[str], options: TableOptions, source: str) -> Colum
         if given.get(other):
             found.pop(name, None)
     paths = {name: path for name, path in (found | spans | given).items() if path}
-    missing = [name for name in ("clean", "corrupt", "answer") if name not in paths and f"{name}_id" not in paths]
-    if missing:
-        raise TableError(
-            f"{source} has the columns {', '.join(map(repr, header))}, those of no known layout: nothing holds "
-            f"{' and '.join(missing)}. Name them: columns={{{missing[0]!r}: ...}} (--columns {missing[0]}=THEIRS,...). "
-            f"Known: {', '.join(one.name for one in LAYOUTS)}."
-        )
+    if any(name not in paths and f"{name}_id" not in paths for name in ("clean", "corrupt", "answer")):
+        raise _unknown(header, known, source)
     return Columns(layout, paths)
+
+
+def _unknown(header: Sequence[str], known: Collection[str], source: str) -> TableError:
+    """The error about columns that no layout has, with what is missing for the nearest one."""
+    layout, missing = nearest(header)
+    missing = tuple(name for name in missing if name not in known)
+    near = f" for the layout {layout.name}" if missing and len(missing) < len(layout.needed) else ""
+    missing = missing or ("answer",)
+    layouts = f"Known: {', '.join(one.name for one in LAYOUTS)}."
+    return TableError(
+        f"{source} has the columns {', '.join(map(repr, header))}, those of no known layout: nothing holds "
+        f"{' and '.join(missing)}{near}. Name them: columns={{{missing[0]!r}: ...}} (--columns {missing[0]}=THEIRS). "
+        f"{layout.join if near and missing == ('corrupt',) and layout.join else layouts}"
+    )
 
 
 def _with_token_starts(columns: Columns, header: Sequence[str], tables: Sequence[RawTable]) -> Columns:
