@@ -287,7 +287,7 @@ def test_the_command(data, tmp_path, monkeypatch, capsys):
     words = ["mib", "ioi", "--data", str(data), "--method", "eap", "-n", "3", "--evaluated", "4", "--quiet", "--json"]
     assert main([*words, "--out", "s", "--model-name", "tiny"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert (found["n_train"], found["n_evaluated"], found["folder"]) == (3, 4, "s/ioi_tiny")
+    assert (found["n_train"], found["n_evaluated"], found["folder"]) == (3, 4, str(tmp_path / "s" / "ioi_tiny"))
     assert found["areas"]["cpr"] == pytest.approx(np.trapezoid(found["by_sign"], SHARES))
     assert (tmp_path / "s" / "ioi_tiny" / "importances.json").is_file()
     assert main(["mib", "ioi", "--data", str(data), "--data-split", "test"]) == 2
