@@ -72,7 +72,7 @@ def batches_for(model: LanguageModel, pairs: Pairs, *, whole_answers: bool = Fal
         One batch a prompt length.
 
     Raises:
-        ConfigError: It is neither a `PairSet` nor a `PairBatch`; answers have several tokens, and the caller looks at
+        ConfigError: It is neither a `PairSet` nor a `PairBatch`; answers have several tokens, and the caller reads
             one position, or the model is not causal.
         TokenError: A prompt is longer than the context, or holds a token that the model does not have.
     """

@@ -263,5 +263,5 @@ def _word(task: MibTask, row: Mapping[str, Any], path: str, column: str) -> Any:
 
 
 def _tokens(word: str, text: TextEncoder) -> Sequence[int]:
-    """The tokens of a word by itself, without those that stand in front of every text."""
+    """The tokens of a word by itself, without those in front of every text."""
     return [one for one in text.encode(word).ids if one not in text.special_ids]

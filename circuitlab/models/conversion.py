@@ -42,7 +42,11 @@ class Conversion(Summary):
     n_parameters: int
 
     def to_record(self) -> dict[str, Any]:
-        """For JSON."""
+        """For JSON.
+
+        Returns:
+            The record.
+        """
         return asdict(self)
 
     def _summary(self) -> str:

@@ -21,7 +21,11 @@ PACKAGE = "gguf"
 
 
 def is_gguf(source: str | Path) -> bool:
-    """Whether a model is named by the path of a GGUF file."""
+    """Whether a model is named by the path of a GGUF file.
+
+    Returns:
+        Whether it is.
+    """
     return Path(source).suffix.lower() == SUFFIX
 
 

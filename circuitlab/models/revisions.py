@@ -41,7 +41,11 @@ class Checkpoint:
         return {"revision": self.revision, "checkpoint_index": self.index}
 
     def to_record(self) -> dict[str, str]:
-        """What a manifest has of it: revision and commit, as far as they are known."""
+        """What a manifest has of it: revision and commit, as far as they are known.
+
+        Returns:
+            The record.
+        """
         found = {"revision": self.branch, "commit": self.commit}
         return {name: value for name, value in found.items() if value is not None}
 

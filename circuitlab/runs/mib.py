@@ -101,7 +101,7 @@ class MibCell(Result):
 
         Args:
             signed: Edges ranked by signed score, else by absolute score.
-            unit: What 1 stands for; by default the gap, which gives faithfulness.
+            unit: What 1 means; by default the gap, which gives faithfulness.
 
         Returns:
             One number for each share of `MIB_SHARES`.

@@ -29,7 +29,7 @@ class TableLayout:
         token_starts: Whether other columns are spans, each the index of its first token with a beginning-of-sequence
             token counted.
         join: What helps where the corrupted prompts are in a file of their own.
-        numbers: Whether numbers stand for their digits as text.
+        numbers: Whether numbers mean their digits as text.
     """
 
     name: str
