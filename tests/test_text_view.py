@@ -198,7 +198,7 @@ def test_level_of_a_value():
 
 def test_encoding_checks_the_context_and_answers(bundled):
     with pytest.raises(errors.TokenError, match=r"has 5 tokens and 3 more are asked for, but the context holds 7"):
-        encode_text("Anna is a friend", bundled.text, 7, room=3)
+        encode_text("Anna is a friend", bundled.text, 7, extra=3)
     assert answer_ids("<b>x</", ["b"], bundled.text.encode("<b>x</"), bundled.text) == (
         bundled.text.encode("b").ids[-1],
     )
