@@ -50,6 +50,7 @@ from circuitlab.patching.edges.edges import EdgeEffects
 from circuitlab.patching.grid import Grid, Grids
 from circuitlab.predictions.log_probs import TextLogProbs
 from circuitlab.result import Result
+from circuitlab.runs.mib import MibCell
 from circuitlab.runs.reproduce import FileCheck, Reproduction
 from circuitlab.summary import Results, Summary
 
@@ -94,6 +95,14 @@ def results(bundled) -> dict[str, Any]:
     run = c.discover(
         task, model=bundled, n=8, method="eap", selection={"n_edges": 20}, stability=2, allow_weak_gap=True
     )
+    curves = {
+        name: tuple(point.faithfulness for point in getattr(run.evaluation, curve))
+        for name, curve in (("by_size", "curve"), ("by_sign", "curve_signed"))
+    }
+    cell = MibCell(
+        task="ioi", model="bundled", name="ioi_bundled", method="eap", split="validation", n_train=8, n_evaluated=8,
+        dropped={HOSTILE: 1}, accuracy=1.0, clean=1.0, empty=-1.0, areas=run.evaluation.areas, scores=scores, **curves,
+    )  # fmt: skip
     found = {
         "attention": c.attention(bundled, splits.discovery[0], ["a0.h0"]),
         "check_task": c.check_task(task, bundled, n=8),
@@ -112,6 +121,7 @@ def results(bundled) -> dict[str, Any]:
         "load_model": bundled,
         "load_task": task,
         "logit_lens": c.logit_lens(model, batch),
+        "mib": replace(cell, control=cell),
         "patch_edges": c.patch_edges(model, batch, ["m0->logits"], axis="position"),
         "path_patch": c.path_patch(model, batch, None, ["logits"]),
         "predict": c.predict(bundled, [text, "He"], answers=[" She", " He"]),

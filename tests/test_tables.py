@@ -716,6 +716,18 @@ def test_answers_without_their_space_are_noticed(rows):
         Task.from_frame([{**row, "clean": row["clean"] + "."} for row in bare])
 
 
+def test_a_table_is_shown_in_a_few_lines(rows):
+    table = Task.from_frame([{**row, "note": "x" * 9999} for row in rows] * 20).table
+    assert len(repr(table).splitlines()) < 10
+    assert len(repr(table)) < 1000
+    assert "480 pairs" in repr(table)
+    wrong = {"clean": "a\x1b" * 999, "corrupt": "b", "answer": 9, "distractor": " x"}
+    with pytest.warns(TableWarning):
+        bad = Task.from_frame([*rows, wrong], max_bad_rows=1).table.bad
+    assert len(repr(bad[0])) < 300
+    assert repr(bad[0]).isprintable()
+
+
 def test_good_rows_warn_of_nothing(bundled, rows):
     with warnings.catch_warnings():
         warnings.simplefilter("error", TableWarning)

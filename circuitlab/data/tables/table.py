@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -15,7 +15,7 @@ from circuitlab.data.example import Example
 from circuitlab.data.tables.options import TableOptions
 from circuitlab.digests import sha256
 from circuitlab.errors import TableError, TableWarning, shown
-from circuitlab.summary import plural
+from circuitlab.summary import Summary, plural, short
 
 SHOWN = 3  # bad rows in a message
 VALUE = 80  # characters of a value in a message
@@ -38,8 +38,8 @@ class PairRow:
     length: int | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BadRow:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class BadRow(Summary):
     """One row that holds no pair.
 
     Attributes:
@@ -56,9 +56,15 @@ class BadRow:
     rule: str
     reason: str = ""
 
+    def _summary(self) -> str:
+        return f"{self.number}, column {short(self.column, 30)}: {short(self.value, 40)} {short(self.rule, 60)[1:-1]}"
 
-@dataclass(frozen=True, kw_only=True)
-class PairTable:
+    def _facts(self) -> Iterable[tuple[str, object]]:
+        return ()
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class PairTable(Summary):
     """The pairs of a table, in the order of its rows.
 
     Attributes:
@@ -137,6 +143,17 @@ class PairTable:
                 stacklevel=2,
             )
         return self
+
+    def _summary(self) -> str:
+        return f"of {plural(len(self.rows), 'pair')} in {short(self.source, 60)}"
+
+    def _facts(self) -> Iterable[tuple[str, object]]:
+        yield "layout", self.layout
+        yield "columns", self.by_column()
+        yield "splits by", self.split_column or "the seed"
+        if self.n_dropped:
+            yield "bad rows", f"{self.n_dropped:,} left out"
+        yield "first", self.rows[0].example if self.rows else "none"
 
     def judged(self, bad: Sequence[BadRow]) -> dict[str, int]:
         """Refuse rows that a model cannot be given, if with those that hold no pair they are more than allowed.
