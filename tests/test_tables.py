@@ -56,6 +56,7 @@ def test_every_format_gives_the_same_pairs_and_the_same_fingerprint(rows, tmp_pa
         "a.csv": separated(rows), "b.csv": separated(rows, ";"), "c.csv": separated(rows, "\t", index=True),
         "a.tsv": separated(rows, "\t"), "d.csv": separated(rows, "|"), "a.jsonl": lines(rows), "a.ndjson": lines(rows),
         "a.json": json.dumps(rows), "lines.json": lines(rows), "held.json": json.dumps({"prompts": rows}),
+        "pandas.json": frame.to_json(), "split.json": frame.to_json(orient="split"),
         "columns.json": json.dumps({name: [row[name] for row in rows] for name in OURS}),
     }  # fmt: skip
     for name, text in content.items():
@@ -547,6 +548,8 @@ def test_files_without_rows_or_columns(tmp_path):
         load_task(saved(tmp_path / "latin.csv", "clean,corrupted,answer\né,b,c\n", "latin-1"))
     with pytest.raises(FormatError, match=r"line 2.* is no JSON"):
         load_task(saved(tmp_path / "cut.jsonl", '{"clean": "a"}\n{"clean": \n'))
+    with pytest.raises(FormatError, match="table .*s.json' is damaged or of another format"):
+        load_task(saved(tmp_path / "s.json", '{"columns": ["clean"], "index": [0], "data": [["a", "b"]]}'))
     with pytest.raises(FormatError, match="table .*p.parquet' is damaged or of another format"):
         load_task(saved(tmp_path / "p.parquet", "PAR1 no"))
     with pytest.raises(MissingFileError, match="absent.csv' does not exist"):

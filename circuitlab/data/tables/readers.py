@@ -187,10 +187,17 @@ def _json_lines(text: str, path: Path) -> RawTable:
 
 
 def _json(text: str, path: Path) -> tuple[RawTable, ...]:
-    """A list of rows; or an object that holds one list, or lists by split, or lists by column."""
+    """A list of rows; or an object that holds one list, lists by split or by column, or what pandas writes."""
     source, found = str(path), parse_json(text, f"table {str(path)!r}", "Give a list of objects.")
     if isinstance(found, list):
         return (of_records(source, found),)
+    if isinstance(found, dict) and found.keys() == {"columns", "index", "data"}:  # pandas, orient="split"
+        with parsing(f"table {source!r}"):
+            return (of_records(source, [dict(zip(found["columns"], row, strict=True)) for row in found["data"]]),)
+    if isinstance(found, dict) and found and all(isinstance(value, dict) for value in found.values()):
+        keys = next(iter(found.values())).keys()
+        if all(value.keys() == keys for value in found.values()):  # pandas, orient="columns"
+            return (of_records(source, [{name: found[name][key] for name in found} for key in keys]),)
     if isinstance(found, dict) and found and all(isinstance(value, list) for value in found.values()):
         if all(value and isinstance(value[0], dict) for value in found.values()):
             several = len(found) > 1
