@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -208,12 +209,26 @@ def _of_dataset(found: Any, source: str) -> tuple[RawTable, ...]:
     return (of_records(source, found.to_list()),)
 
 
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """No progress bars of `datasets`; whether there are any is as before afterwards."""
+    import datasets
+
+    shown = not datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
+
+
 def _of_hub(name: str, options: TableOptions) -> tuple[RawTable, ...]:
     """A data set on the hub, from the network or the cache. `datasets` from version 4 on runs no code of it."""
     import datasets
 
     try:
-        with offline_without_network():
+        with offline_without_network(), _no_bars():
             found = datasets.load_dataset(name, options.config, split=options.split, revision=options.revision)
     except Exception as error:  # whatever datasets and the hub's client raise
         raise TableError(
