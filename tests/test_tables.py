@@ -20,6 +20,7 @@ from circuitlab import (
     TaskError,
     TooFewPromptsError,
     UnknownNameError,
+    check_task,
     load_task,
 )
 from circuitlab.data.encoding import Rejection, encode_example
@@ -202,6 +203,7 @@ def test_token_ids_are_those_of_the_model(bundled, rows, tmp_path):
     assert by_ids.table.layout == "EAP-IG (token ids)"
     by_words = Task.from_frame(list(rows))
     assert by_ids.pairs(bundled, n=8).fingerprint == by_words.pairs(bundled, n=8).fingerprint
+    assert check_task(by_ids, bundled, n=8).accuracy == check_task(by_words, bundled, n=8).accuracy > 0.9
     n = bundled.text.n_tokens
     table[3]["correct_idx"], table[4]["incorrect_idx"] = n, min(bundled.text.special_ids)
     wrong = load_task(saved(tmp_path / "wrong.csv", separated(table, index=True)))
@@ -699,6 +701,16 @@ def test_examples_in_tokens_are_checked():
         Example(**given, answer_ids=(-1,))
     with pytest.raises(TaskError, match="a range of tokens"):
         Example(**given, answer_ids=(1,), token_spans={"a": (2, 2)})
+
+
+def test_tokens_of_examples_are_in_the_fingerprint():
+    def task(*ids):
+        def draw(rng):
+            return Example(f"a {rng.random()}", "b", (), answer_ids=ids)
+
+        return Task(name="ids", version="1", summary="Ids.", draw=draw)
+
+    assert task_fingerprint(task(1)) == task_fingerprint(task(1)) != task_fingerprint(task(2))
 
 
 def test_token_spans_outside_the_prompt_are_rejected(bundled, rows):

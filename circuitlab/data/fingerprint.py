@@ -62,4 +62,6 @@ def task_fingerprint(task: Task, resources: Resources = DEFAULT) -> str:
 
 
 def _line(example: Example) -> str:
-    return json.dumps([example.clean, example.corrupt, example.answers, example.distractors])
+    tokens = [example.answer_ids, example.distractor_ids, {**example.token_spans}]
+    words = [example.clean, example.corrupt, example.answers, example.distractors]
+    return json.dumps([*words, *(tokens if any(tokens) else [])])

@@ -29,6 +29,6 @@ def metric_of(task: Task, metric: MetricLike | None = None) -> Metric:
     found = metric_for(metric, task)
     if found.needs_distractor:
         for example in (*fixed_examples(task), draw(task, Random(0))):
-            if not example.distractors:
+            if not (example.distractors or example.distractor_ids):
                 raise MetricError(no_distractor(found.name, f"task {task.name!r} has none ({example.clean[:60]!r})"))
     return found
