@@ -308,10 +308,10 @@ def _bucket(
         corrupt=tensor([p.corrupt_ids + row.appended for _, p, row in rows]),
         answers=padded([row.answers for _, _, row in rows]),
         distractors=padded([row.distractors for _, _, row in rows]),
-        answer_at=tensor([len(p) - 1 + row.n_prefix for _, p, row in rows]),
+        answer_at=tensor([p.judged_at + row.n_prefix for _, p, row in rows]),
         index=tensor([place for place, _, _ in rows]),
         spans={name: tensor([found.get(name, (0, 0)) for found in spans]) for name in span_names},
         metric=metric,
         n_words=tensor([(len(p.answer_ids), len(p.distractor_ids)) for _, p, _ in rows]) if several else None,
-        prompt_end=tensor([len(p) - 1 for _, p, _ in rows]) if several else None,
+        prompt_end=tensor([p.judged_at for _, p, _ in rows]) if several else None,
     )

@@ -125,9 +125,19 @@ def encode_example(example: Example, text: TextEncoder, *, whole_answers: bool =
     clean, corrupt = text.encode(example.clean), text.encode(example.corrupt)
     if len(clean.ids) != len(corrupt.ids):
         return _length_rejection(example, clean, corrupt)
+    before = example.clean[: example.answer_at]
+    until = clean if example.answer_at is None else text.encode(before)
+    if clean.ids[: len(until.ids)] != until.ids:
+        return _no_boundary(example, before, clean)
+    if (rest := example.clean[len(before) :]) and example.corrupt.endswith(rest):
+        n = len(text.encode(example.corrupt.removesuffix(rest)).ids)
+        if n != len(until.ids):
+            reason = "the answer's place does not line up"
+            message = f"{reason}: after token {len(until.ids)} of {example.clean!r} and {n} of {example.corrupt!r}."
+            return Rejection(SpanError, reason, f"{message} Choose words of as many tokens, so that both line up.")
     found = list[tuple[WordIds, ...]]()
     for words, given in ((example.answers, example.answer_ids), (example.distractors, example.distractor_ids)):
-        ids = given_tokens(given, text) if given else _word_ids(example, words, clean, text, whole_answers)
+        ids = given_tokens(given, text) if given else _word_ids(example, words, until, text, whole_answers)
         if isinstance(ids, Rejection):
             return ids
         found.append(ids)
@@ -150,6 +160,7 @@ def encode_example(example: Example, text: TextEncoder, *, whole_answers: bool =
         spans=spans,
         clean_tokens=clean.tokens,
         corrupt_tokens=corrupt.tokens,
+        answer_at=None if example.answer_at is None else len(until.ids) - 1,
     )
 
 
@@ -199,14 +210,16 @@ def _word_ids(
     example: Example, words: tuple[str, ...], clean: Encoded, text: TextEncoder, whole_answers: bool
 ) -> tuple[WordIds, ...] | Rejection:
     """The token, or the tokens, of each answer or distractor; or why one cannot be served."""
-    prompt, alone = example.clean, example.standalone_answers
+    prompt, alone = example.clean[: example.answer_at], example.standalone_answers
+    whole_answers = whole_answers and example.answer_at is None
 
     def tokens_of(word: str) -> tuple[int, ...]:
         return _alone(word, text) if alone else _following(prompt, word, clean, text)
 
     if not whole_answers:
         ids = standalone(words, text) if alone else continuations(prompt, words, clean, text)
-        if isinstance(ids, Rejection) and any(len(tokens_of(word)) > 1 for word in words):
+        at_end = example.answer_at is None
+        if isinstance(ids, Rejection) and at_end and any(len(tokens_of(word)) > 1 for word in words):
             return replace(ids, message=f"{ids.message} {SEVERAL}")
         return ids
     found = list[WordIds]()
@@ -303,6 +316,14 @@ def _same_token(
             return Rejection(TokenError, f"{both} are the same token", message)
         seen[token] = word
     return None
+
+
+def _no_boundary(example: Example, before: str, clean: Encoded) -> Rejection:
+    message = (
+        f"answer_at is {example.answer_at}, after {before[-20:]!r}, and no token of {example.clean!r} begins there: "
+        f"{list(clean.tokens)}. Give a place between two tokens; a space belongs to the word after it."
+    )
+    return Rejection(SpanError, "the answer's place is inside a token", message)
 
 
 def _length_rejection(example: Example, clean: Encoded, corrupt: Encoded) -> Rejection:

@@ -43,6 +43,8 @@ class Example(Summary):
         distractor_ids: The same for wrong ones.
         token_spans: Name -> half-open range of tokens in both prompts, counted without a beginning-of-sequence token,
             for data that know tokens and not characters.
+        answer_at: The character of `clean` at which the answer would stand, for prompts that go on after it; None: the
+            end. Answers of such prompts are one token.
 
     Raises:
         TaskError: Both prompts are equal, a prompt or an answer is empty or no text, answer and distractor share a
@@ -66,6 +68,7 @@ class Example(Summary):
     answer_ids: tuple[int, ...] = ()
     distractor_ids: tuple[int, ...] = ()
     token_spans: Mapping[str, CharRange] = field(default_factory=dict)
+    answer_at: int | None = None
 
     def __post_init__(self) -> None:
         check_text("the clean prompt", self.clean)
@@ -85,6 +88,9 @@ class Example(Summary):
             raise SpanError(
                 f"corrupt_spans of prompt {self.clean!r} names {alone}, which spans does not. Add it there."
             )
+        at, last = self.answer_at, len(self.clean)
+        if at is not None and (isinstance(at, bool) or not isinstance(at, int) or not 0 < at <= last):
+            raise TaskError(f"answer_at of {prompt} is {shown(at)}; it must be a place in the prompt, 1 to {last}.")
         tokens = self._checked_tokens(prompt, answers, distractors, spans)
         for name in ("standalone_answers", "separate_spans"):
             if not isinstance(getattr(self, name), bool):
@@ -136,6 +142,7 @@ class Example(Summary):
         distractor: str | tuple[str, ...] | None = None,
         standalone_answers: bool = False,
         separate_spans: bool = False,
+        answer_before: str | None = None,
     ) -> "Example":
         """Fill one template twice; every field becomes a span of its own name, unless it is empty in a prompt.
 
@@ -148,6 +155,7 @@ class Example(Summary):
             distractor: As in `Example`.
             standalone_answers: As in `Example`.
             separate_spans: As in `Example`.
+            answer_before: The field before which the answer would stand, for prompts that go on after it.
 
         Returns:
             The example.
@@ -169,6 +177,8 @@ class Example(Summary):
         if unused := set(corrupt) - set(fields):
             raise TaskError(f"template {template!r}: corrupt changes {sorted(unused)}, which fields do not hold.")
         clean_text, spans = _fill(template, fields)
+        if answer_before is not None and answer_before not in spans:
+            raise TaskError(f"template {template!r}: answer_before is {shown(answer_before)}; fields are {[*spans]}.")
         corrupt_text, corrupt_spans = _fill(template, {**fields, **corrupt})
         # A field without text has no token, so it has no span in both prompts.
         named = [name for name in spans if all(start < end for start, end in (spans[name], corrupt_spans[name]))]
@@ -181,6 +191,7 @@ class Example(Summary):
             {name: corrupt_spans[name] for name in named},
             standalone_answers,
             separate_spans,
+            answer_at=None if answer_before is None else spans[answer_before][0],
         )
 
     def _summary(self) -> str:

@@ -64,4 +64,5 @@ def task_fingerprint(task: Task, resources: Resources = DEFAULT) -> str:
 def _line(example: Example) -> str:
     tokens = [example.answer_ids, example.distractor_ids, {**example.token_spans}]
     words = [example.clean, example.corrupt, example.answers, example.distractors]
-    return json.dumps([*words, *(tokens if any(tokens) else [])])
+    elsewhere = [] if example.answer_at is None else [example.answer_at]
+    return json.dumps([*words, *(tokens if any(tokens) else []), *elsewhere])

@@ -28,6 +28,7 @@ class Pair(Summary):
         spans: Name -> half-open token range, the same in both prompts.
         clean_tokens: The clean tokens as text.
         corrupt_tokens: The corrupted tokens as text.
+        answer_at: The token of both prompts after which the answer would stand; None: the last one.
     """
 
     id: str
@@ -42,6 +43,7 @@ class Pair(Summary):
     spans: Mapping[str, TokenRange]
     clean_tokens: tuple[str, ...]
     corrupt_tokens: tuple[str, ...]
+    answer_at: int | None = None
 
     def __len__(self) -> int:
         return len(self.clean_ids)
@@ -55,6 +57,11 @@ class Pair(Summary):
     def distractor_tokens(self) -> tuple[tuple[int, ...], ...]:
         """The tokens of each distractor."""
         return tuple((ids,) if isinstance(ids, int) else ids for ids in self.distractor_ids)
+
+    @property
+    def judged_at(self) -> int:
+        """The token whose next-token predictions are judged first."""
+        return len(self) - 1 if self.answer_at is None else self.answer_at
 
     @property
     def n_appended(self) -> int:
@@ -73,6 +80,8 @@ class Pair(Summary):
         for name in names:
             value = getattr(self, name)
             record[name] = list(value) if isinstance(value, tuple) else value
+        if self.answer_at is not None:
+            record["answer_at"] = self.answer_at
         record["spans"] = {name: list(span) for name, span in self.spans.items()}
         return record
 

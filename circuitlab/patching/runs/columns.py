@@ -131,7 +131,7 @@ def _from_the_answer(pairs: PairSet | PairBatch, batches: Sequence[PairBatch]) -
     texts = list(pairs) if isinstance(pairs, PairSet) else []
     labels = []
     for number in numbers:
-        tokens = {pair.clean_tokens[number] for pair in texts if len(pair) >= -number > 0}
+        tokens = {pair.clean_tokens[pair.judged_at + 1 + number] for pair in texts if pair.judged_at + 1 >= -number > 0}
         labels.append(tokens.pop() if len(tokens) == 1 else str(number))
 
     def mask(batch: PairBatch, end: Int[Tensor, " batch"]) -> Bool[Tensor, "column batch seq"]:
