@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -169,7 +170,7 @@ class SweepRun:
             made, here = cells.patches[number], patch == number
             table = self.tables[made.site.name][:, self.plan.layers.index(made.layer)]
             columns = np.array(made.columns)[column[here]]
-            at = slice(None), made.start + member[here], columns, where[example[here]]
+            at: Any = slice(None), made.start + member[here], columns, where[example[here]]
             if add:
                 np.add.at(table, at, values[:, here])
             else:
