@@ -1,4 +1,4 @@
-"""Prompts that go on after the place where the answer is judged."""
+"""Prompts that go on after the place where the answer is judged, and prompts after a common text."""
 
 import json
 from dataclasses import replace
@@ -7,11 +7,11 @@ from random import Random
 import numpy as np
 import pytest
 
-from circuitlab import Example, Task, score_edges, sweep
+from circuitlab import Example, Task, estimate_sweep, score_edges, sweep
 from circuitlab.data.encoding import Rejection, encode_example
 from circuitlab.data.fingerprint import task_fingerprint
 from circuitlab.data.pair import Pair
-from circuitlab.errors import TaskError
+from circuitlab.errors import SpanError, TaskError
 from circuitlab.outputs.records import from_plain
 
 NAMES = ("Anna", "Mary", "Lisa", "Emma", "Kate", "Sarah", "John", "Paul", "Mark", "David")
@@ -105,3 +105,30 @@ def test_a_place_that_is_at_no_token_is_refused(example, reason, bundled):
     found = encode_example(example, bundled.text)
     assert isinstance(found, Rejection)
     assert reason in found.reason or "length" in found.reason
+
+
+SHOTS = "Tom is nice. He left. Sue is nice. She left. "
+
+
+def test_a_prefix_belongs_to_both_prompts_and_costs_no_row(bundled, pairs):
+    few = replace(TASK, draw=lambda rng: draw(rng).after(SHOTS))
+    shots = few.pairs(bundled, n=4).discovery
+    n = len(shots[0]) - len(pairs[0])
+    for one, other in zip(shots, pairs, strict=True):
+        assert one.clean == SHOTS + other.clean
+        assert one.corrupt == SHOTS + other.corrupt
+        assert one.spans == {name: (start + n, end + n) for name, (start, end) in other.spans.items()}
+        assert one.judged_at == other.judged_at + n
+    for site in ("resid_pre", "head_z"):
+        assert estimate_sweep(bundled, shots, site).rows == estimate_sweep(bundled, pairs, site).rows
+    # A text that differs between the prompts costs rows.
+    apart = replace(
+        shots, pairs=tuple(replace(p, corrupt_ids=(p.corrupt_ids[0], 5, *p.corrupt_ids[2:])) for p in shots)
+    )
+    assert estimate_sweep(bundled, apart, "resid_pre").rows > estimate_sweep(bundled, pairs, "resid_pre").rows
+
+
+def test_a_prefix_does_not_move_spans_of_tokens():
+    one = Example("Anna left.", "Anna left;", " She", " she", token_spans={"stop": (2, 3)})
+    with pytest.raises(SpanError, match="a prefix moves the spans of tokens"):
+        one.after("So ")

@@ -5,7 +5,7 @@ model's real tokenizer and makes a `Pair` of it.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from string import Formatter
 
 from circuitlab.data.checks import (
@@ -130,6 +130,41 @@ class Example(Summary):
     def distractors(self) -> tuple[str, ...]:
         """The distractor as a tuple, whichever form it was given in; empty where there is none."""
         return (self.distractor,) if isinstance(self.distractor, str) else self.distractor or ()
+
+    def after(self, prefix: str) -> "Example":
+        """The same with a text in front of both prompts, such as examples with their answers (few-shot prompting).
+
+        Args:
+            prefix: The text, with the space or line end between it and the prompts.
+
+        Returns:
+            An example whose spans and place of the answer have moved along.
+
+        Raises:
+            TaskError: The prefix is empty or no text.
+            SpanError: The example has spans of tokens, whose number in the prefix is not known.
+
+        Example:
+            >>> one = Example("2+3=", "4+4=", answer="5", distractor="8", spans={"first": (0, 1)})
+            >>> shots = one.after("1+1=2, 3+4=7, ")
+            >>> shots.clean, shots.spans
+            ('1+1=2, 3+4=7, 2+3=', {'first': (14, 15)})
+        """
+        check_text("the prefix of an example", prefix)
+        if self.token_spans:
+            raise SpanError(f"a prefix moves the spans of tokens {[*self.token_spans]}. Give spans of characters.")
+
+        def moved(spans: Mapping[str, CharRange]) -> dict[str, CharRange]:
+            return {name: (start + len(prefix), end + len(prefix)) for name, (start, end) in spans.items()}
+
+        return replace(
+            self,
+            clean=prefix + self.clean,
+            corrupt=prefix + self.corrupt,
+            spans=moved(self.spans),
+            corrupt_spans=moved(self.corrupt_spans),
+            answer_at=None if self.answer_at is None else self.answer_at + len(prefix),
+        )
 
     @classmethod
     def from_template(
