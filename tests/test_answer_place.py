@@ -113,12 +113,11 @@ SHOTS = "Tom is nice. He left. Sue is nice. She left. "
 def test_a_prefix_belongs_to_both_prompts_and_costs_no_row(bundled, pairs):
     few = replace(TASK, draw=lambda rng: draw(rng).after(SHOTS))
     shots = few.pairs(bundled, n=4).discovery
-    n = len(shots[0]) - len(pairs[0])
     for one, other in zip(shots, pairs, strict=True):
         assert one.clean == SHOTS + other.clean
         assert one.corrupt == SHOTS + other.corrupt
-        assert one.spans == {name: (start + n, end + n) for name, (start, end) in other.spans.items()}
-        assert one.judged_at == other.judged_at + n
+        assert one.clean_tokens[slice(*one.spans["stop"])] == (".",)
+        assert one.judged_at == one.spans["stop"][0]
     for site in ("resid_pre", "head_z"):
         assert estimate_sweep(bundled, shots, site).rows == estimate_sweep(bundled, pairs, site).rows
     # A text that differs between the prompts costs rows.
