@@ -91,20 +91,11 @@ def test_a_field_that_is_not_there_is_refused():
         Example.from_template("{a} left", {"a": "Ann"}, corrupt={"a": "Tom"}, answer=" x", answer_before="there")
 
 
-@pytest.mark.parametrize(
-    ("example", "reason"),
-    [
-        (
-            Example("Anna is kind. They left.", "Anna is kind; They left.", " She", " she", answer_at=16),
-            "inside a token",
-        ),
-        (Example("Anna is kind. They", "Anna; very kind They", " She", " she", answer_at=13), "does not line up"),
-    ],
-)
-def test_a_place_that_is_at_no_token_is_refused(example, reason, bundled):
-    found = encode_example(example, bundled.text)
+def test_a_place_that_is_at_no_token_is_refused(bundled):
+    one = Example("Anna is kind. They left.", "Anna is kind; They left.", " She", " she", answer_at=16)
+    found = encode_example(one, bundled.text)
     assert isinstance(found, Rejection)
-    assert reason in found.reason or "length" in found.reason
+    assert found.reason == "the answer's place is inside a token"
 
 
 SHOTS = "Tom is nice. He left. Sue is nice. She left. "

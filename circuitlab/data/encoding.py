@@ -129,12 +129,6 @@ def encode_example(example: Example, text: TextEncoder, *, whole_answers: bool =
     until = clean if example.answer_at is None else text.encode(before)
     if clean.ids[: len(until.ids)] != until.ids:
         return _no_boundary(example, before, clean)
-    if (rest := example.clean[len(before) :]) and example.corrupt.endswith(rest):
-        n = len(text.encode(example.corrupt.removesuffix(rest)).ids)
-        if n != len(until.ids):
-            reason = "the answer's place does not line up"
-            message = f"{reason}: after token {len(until.ids)} of {example.clean!r} and {n} of {example.corrupt!r}."
-            return Rejection(SpanError, reason, f"{message} Choose words of as many tokens, so that both line up.")
     found = list[tuple[WordIds, ...]]()
     for words, given in ((example.answers, example.answer_ids), (example.distractors, example.distractor_ids)):
         ids = given_tokens(given, text) if given else _word_ids(example, words, until, text, whole_answers)
