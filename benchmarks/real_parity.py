@@ -6,7 +6,7 @@ SmolLM2-135M-Instruct in float64, its oracle transformers' own LlamaForCausalLM 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -155,6 +155,7 @@ def _circuit(both: Both, n_kept: int) -> Row:
     """The held-out faithfulness of the strongest edges by EAP."""
     scores = score_edges(both.model, both.batch, "eap", progress=False)
     circuit = select(both.model, scores, both.batch, n_edges=n_kept, progress=False)
+    circuit = replace(circuit, scores=np.full_like(circuit.scores, np.nan))  # without scores there are no curves
     test = evaluate(
         both.model, circuit, both.held_out, n_random=0, n_knockouts=0, minimality=False, allow_weak_gap=True,
         progress=False,
