@@ -28,6 +28,7 @@ class Counted(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.total = 0
+        self._basic = set[Any]()  # operations that consist of no others
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -39,11 +40,12 @@ class Counted(TorchDispatchMode):
         """
         given = dict(kwargs or {})
         packet = func._overloadpacket
-        if packet not in flop_registry:
+        if packet not in flop_registry and func not in self._basic:
             with self:  # an operation that consists of others, under inference mode
                 parts = func.decompose(*args, **given)
             if parts is not NotImplemented:
                 return parts
+            self._basic.add(func)
         found = func(*args, **given)
         if packet in flop_registry:
             self.total += flop_registry[packet](*args, **given, out_val=found)

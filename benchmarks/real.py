@@ -27,7 +27,7 @@ from circuitlab.runs.run import Run
 
 PAGE = Path(__file__).parent.parent / "docs" / "real-models.md"
 # Tasks whose circuits are discovered, and how many pairs a split has.
-DISCOVERED, N_PAIRS = ("gendered-pronouns", "ioi"), 16
+DISCOVERED, N_PAIRS = ("gendered-pronouns", "ioi"), 10
 # Pairs of a check.
 N_CHECKED = 50
 # Edges of a drawing: the strongest of the circuit, and what connects them.
