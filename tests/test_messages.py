@@ -219,7 +219,7 @@ def test_the_likeliest_mistakes_are_told_in_these_words(mistake):
 
 def test_a_circuit_of_another_model_is_told_with_both_shapes():
     with pytest.raises(
-        errors.FormatError, match=r"'circuit.json' is of another model: .*\(1, 1, 16, .*'L2H2' has \(2, 2, 16, "
+        errors.FormatError, match=r"'circuit.json': it is of another model: .*\(1, 1, 16, .*'L2H2' has \(2, 2, 16, "
     ):
         load_circuit(save_circuit("circuit.json"), spec_of(2, 2))
 

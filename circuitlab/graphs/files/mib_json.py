@@ -352,7 +352,8 @@ def fitting_spec(cfg: Mapping[str, Any], has_mlp: bool, spec: ModelSpec | None, 
     ours = (spec.n_layers, spec.n_heads, spec.d_model, spec.parallel, spec.has_mlp)
     if theirs != ours:
         raise FormatError(
-            f"it is of another model: layers, heads, d_model, parallel, MLPs = {theirs}; {spec.name!r} has {ours}."
+            f"it is of another model: layers, heads, d_model, parallel, MLPs = {theirs}; model {spec.name!r} has "
+            f"{ours}."
         )
     return spec
 
