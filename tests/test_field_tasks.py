@@ -276,6 +276,10 @@ class JoinedDigits(Words):
 
     special_ids = frozenset((0,))
 
+    def joined(self, ids: tuple[int, ...]) -> str:
+        words = {number: word for word, number in self.vocabulary.items()}
+        return "".join(words[number] for number in ids)
+
 
 def test_standalone_answers_and_separate_spans() -> None:
     # The tokenizer has " 1732" as one token, and would have " 1733" for the prompt's end and its answer.

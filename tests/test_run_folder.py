@@ -134,7 +134,8 @@ def test_the_manifest_says_what_ran(folder, run, bundled):
 def test_the_command_asks_for_the_same(folder, run):
     """Every setting that is not the default stands in the command, and the command line takes it."""
     command = strict_json(folder / "manifest.json")["command"]
-    assert shlex.split(command) == ["circuitlab", "discover", TASK, "-n", "10", "--option", "contrast=capital"]
+    words = ["circuitlab", "discover", TASK, "-n", "10", "--option", "contrast=capital", "--split", "random"]
+    assert shlex.split(command) == words
     other = run.config.replaced(
         model="my models/a b", method="exact", steps=7, metric="prob_diff", seed=3, target=0.8, n=7,
         min_accuracy=0.5, device="cuda", dtype="float64", selection=SelectionRule(),
@@ -144,7 +145,7 @@ def test_the_command_asks_for_the_same(folder, run):
     assert flags == {
         "--model": "my models/a b", "--method": "exact", "--steps": "7", "--metric": "prob_diff", "--seed": "3",
         "--target": "0.8", "-n": "7", "--min-accuracy": "0.5", "--device": "cuda", "--dtype": "float64",
-        "--option": "contrast=capital",
+        "--option": "contrast=capital", "--split": "random",
     }  # fmt: skip
 
 

@@ -415,7 +415,7 @@ class TestMistakes:
             sweep(load("gpt2"), pairs(), **arguments)
 
     def test_nothing_stands_between_parallel_parts(self):
-        with pytest.raises(UnknownNameError, match="has no site 'resid_mid': nothing stands between attention and MLP"):
+        with pytest.raises(UnknownNameError, match="has no site 'resid_mid': attention and MLP read the same stream"):
             sweep(load("neox"), pairs(), "resid_mid")
 
     def test_no_spans(self):

@@ -66,6 +66,9 @@ def answer_log_prob(logits: Float[Tensor, "batch d_vocab"], batch: PairBatch) ->
 
     Returns:
         One value per row; those of a pair's rows sum to the metric of the pair.
+
+    References:
+        Heimersheim and Nanda 2024, arXiv:2404.15255 (on log-probabilities as metrics).
     """
     (share, chosen), _ = _shares(logits, batch)
     return chosen - share * logits.logsumexp(1)
@@ -78,6 +81,9 @@ def answer_log_prob_diff(logits: Float[Tensor, "batch d_vocab"], batch: PairBatc
 
     Returns:
         One value per row; those of a pair's rows sum to the metric of the pair, positive if the answer is preferred.
+
+    References:
+        Wang et al. 2023, arXiv:2211.00593 (the logit difference, which it equals for words of one token).
     """
     (right, chosen), (wrong, other) = _shares(logits, batch)
     return chosen - other - (right - wrong) * logits.logsumexp(1)

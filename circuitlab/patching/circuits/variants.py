@@ -57,8 +57,8 @@ def slices(index: Int[np.ndarray, " variant"]) -> Iterator[tuple[slice, slice | 
         A slice of variants, and the slice of values that it takes: as many, or one for all; None where it takes none.
 
     Example:
-        >>> list(slices(np.array([-1, -1, 0, 1, 2, 0, 0])))
-        [(slice(0, 2), None), (slice(2, 5), slice(0, 3)), (slice(5, 7), slice(0, 1))]
+        >>> list(slices(np.array([-1, 0, 1])))
+        [(slice(0, 1, None), None), (slice(1, 3, None), slice(0, 2, None))]
     """
     start, steps = 0, np.diff(index, append=-2)
     while start < len(index):
