@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tomllib
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -103,11 +104,24 @@ class TestMethods:
             (lambda model, given, metric: by_eap(load("attn-only"), given, metric), "returned scores of model"),
             (lambda model: None, r"cannot be called with \(model, pairs, metric\)"),
             (lambda model, given, metric, more: None, r"cannot be called with \(model, pairs, metric\)"),
+            (lambda model, given, metric: given.gone, "method '<lambda>' raised AttributeError: "),
+            (lambda model, given, metric: sys.exit("enough"), "method '<lambda>' raised SystemExit: enough"),
+            (Method(name="mine", score=lambda experiment: 1 / 0), "method 'mine' raised ZeroDivisionError: division"),
+            (
+                Method(name="mine", score=METHODS["eap"].score, check=lambda: 1 / 0),
+                "check of method 'mine' raised ZeroDivisionError",
+            ),
         ],
     )
     def test_what_is_no_scores_is_refused(self, method, message):
-        with pytest.raises(ConfigError, match=message):
+        with pytest.raises(ConfigError, match=message) as raised:
             score_edges(load("native"), pairs(), method)
+        assert "\n" not in str(raised.value)
+
+    def test_an_error_of_a_built_in_method_stays_what_it_is(self, monkeypatch):
+        monkeypatch.setitem(METHODS, "eap", replace(METHODS["eap"], score=lambda experiment, axis: 1 / 0))
+        with pytest.raises(ZeroDivisionError):
+            score_edges(load("native"), pairs(), "eap")
 
     def test_an_ablation_that_it_does_not_take_is_refused(self):
         with pytest.raises(ConfigError, match="'by_eap' takes no ablation 'zero': its function has no parameter"):

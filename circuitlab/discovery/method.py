@@ -13,7 +13,7 @@ import torch
 from circuitlab import names
 from circuitlab.declarations import Setting, options_of
 from circuitlab.discovery.scores import EdgeScores
-from circuitlab.errors import ConfigError, shown
+from circuitlab.errors import CircuitLabError, ConfigError, in_one_line, shown
 from circuitlab.graphs.prune import real_edges
 from circuitlab.parts import Layout
 from circuitlab.patching.experiment import Experiment
@@ -93,7 +93,12 @@ class Method:
                 )
         found = {name: known[name].read(value, f"method {self.name!r}") for name, value in (given or {}).items()}
         if self.check is not None:
-            self.check(**{option.name: option.default for option in self.options} | found)
+            try:
+                self.check(**{option.name: option.default for option in self.options} | found)
+            except (CircuitLabError, KeyboardInterrupt):
+                raise
+            except BaseException as error:  # sys.exit() in a check of the user must not end the program
+                raise ConfigError(f"check of method {self.name!r} raised {in_one_line(error)}") from error
         return found
 
 

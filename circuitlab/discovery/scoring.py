@@ -9,8 +9,9 @@ from circuitlab.discovery.method import Method, MethodLike
 from circuitlab.discovery.node_scores import LEVELS, NodeScores
 from circuitlab.discovery.registry import METHODS, check_ablation, find_method, method_names
 from circuitlab.discovery.scores import EdgeScores
-from circuitlab.errors import ConfigError, UnknownNameError
+from circuitlab.errors import CircuitLabError, ConfigError, UnknownNameError, in_one_line
 from circuitlab.metrics import MetricLike
+from circuitlab.models.memory import is_out_of_memory
 from circuitlab.models.modes import model_function
 from circuitlab.models.protocol import Model
 from circuitlab.patching.experiment import Experiment
@@ -171,5 +172,13 @@ def _run(method: Method, experiment: Experiment, options: dict[str, Any], **shar
     given = {name: value for name, value in shared.items() if name in (*method.takes, "level")}
     if "steps" in given:
         given["steps"] = SETTINGS["steps"].read(given["steps"])
-    scores = method.score(experiment, **method.read(options), **given)
+    given |= method.read(options)
+    try:
+        scores = method.score(experiment, **given)
+    except (CircuitLabError, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # sys.exit() in a method of the user must not end the program
+        if METHODS.get(method.name) is method or is_out_of_memory(error):
+            raise
+        raise ConfigError(f"method {method.name!r} raised {in_one_line(error)}") from error
     return scores if experiment.metric.higher_is_better or not method.in_metric else scores.negated()
