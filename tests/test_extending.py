@@ -315,6 +315,17 @@ class TestSites:
         with pytest.raises(ConfigError, match=message):
             sweep(load("native"), pairs(), site)
 
+    @pytest.mark.parametrize("name", ["../../evil", "a/b", "a\\b", "", ".", "..", "x\ny", "x" * 101])
+    def test_a_name_that_no_file_can_have_is_refused(self, name):
+        with pytest.raises(ConfigError, match="name of a site "):
+            Site(name, Entry.MIDDLE, read=lambda _model, run, layer: run.attn_out[layer])
+
+    @pytest.mark.parametrize("change", [{"entry": "middle"}, {"member": "head"}, {"read": "attn_out"}])
+    def test_a_field_of_another_type_is_refused(self, change):
+        ((field, value),) = change.items()
+        with pytest.raises(WrongTypeError, match=rf"Site\(\): {field} is {value!r}, of type .*; it must be"):
+            Site(**{"name": "own", "entry": Entry.MIDDLE} | change)
+
 
 class Other:
     """A model of the protocol that is not a bridge's."""

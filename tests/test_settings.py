@@ -133,3 +133,9 @@ def test_functions_take_their_defaults_from_the_declarations(function):
     assert given == {name: SETTINGS[name].default for name in given}
     source = inspect.getsource(inspect.unwrap(function))
     assert source.count('SETTINGS["') >= sum(default is not None for default in given.values()) > 0
+
+
+def test_the_help_of_a_setting_names_every_allowed_value():
+    for setting in SETTINGS.values():
+        if setting.flag and setting.allowed:
+            assert [value for value in setting.allowed if value not in setting.help] == []

@@ -1,7 +1,7 @@
 """The `circuitlab` command: exit codes, and what the user sees when something goes wrong.
 
 Exit codes: 0: success; 1: internal error, or a `reproduce` whose results differ; 2: user error, with a one-line message
-on stderr, or an interruption. `CIRCUITLAB_DEBUG=1` adds the traceback.
+on stderr; 130: interrupted, by Ctrl-C or SIGTERM. `CIRCUITLAB_DEBUG=1` adds the traceback.
 
 The only place in the library that prints, and the only one that changes settings of the process.
 """
@@ -18,8 +18,7 @@ from types import FrameType
 from circuitlab.cli.visible import visible
 from circuitlab.errors import CircuitLabError, ConfigError, TableWarning
 
-OK, FAULT, USER_ERROR, BROKEN_PIPE = 0, 1, 2, 141
-TYPER_INTERRUPTED = 130
+OK, FAULT, USER_ERROR, INTERRUPTED, BROKEN_PIPE = 0, 1, 2, 130, 141
 LONGEST, LONGEST_WORD = 1000, 120  # characters of a message, and of a word of the command line in it
 STOPPED = "interrupted; no partial output is left. Run the same command again to start over."
 
@@ -43,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = _run(words)
         sys.stdout.flush()
     except KeyboardInterrupt:
-        return _say(STOPPED, USER_ERROR)
+        return _say(STOPPED, INTERRUPTED)
     except BrokenPipeError:
         _silence()
         return BROKEN_PIPE
@@ -81,7 +80,7 @@ def _run(argv: list[str]) -> int:
                 raise
             print(str(error))  # a group by itself, whose help is the message
             result = OK
-    if result == TYPER_INTERRUPTED:  # typer turns Ctrl-C inside a command into this code
+    if result == INTERRUPTED:  # typer turns Ctrl-C inside a command into this code
         raise KeyboardInterrupt
     return result if isinstance(result, int) else OK
 
@@ -93,7 +92,7 @@ def _from_other(error: Exception, argv: Sequence[str]) -> int:
         command = getattr(getattr(error, "ctx", None), "command_path", None) or "circuitlab"
         return _say(f"error: {usage().rstrip('.')}{_given(error, argv)}. See: {command} --help", USER_ERROR, argv)
     if type(error).__name__ == "Abort":
-        return _say(STOPPED, USER_ERROR)
+        return _say(STOPPED, INTERRUPTED)
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return _say(f"error: out of memory ({error}). Use a smaller -n, a smaller model, or --device cpu.", USER_ERROR)
     fault = f"{type(error).__name__}: {error}"

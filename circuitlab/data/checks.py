@@ -59,8 +59,13 @@ def check_line(what: str, text: object, *, may_be_empty: bool = False) -> None:
         )
 
 
-def check_name(what: str, name: object) -> None:
-    """Refuse a name that no folder could be named after.
+def check_name(what: str, name: object, named_after: str = "run folders") -> None:
+    """Refuse a name that no folder or file could be named after.
+
+    Args:
+        what: What it is, for the message.
+        name: The name.
+        named_after: What is named after it, for the message.
 
     Raises:
         TaskError: It is no `str`, does not begin with a letter or digit, holds a character that paths do not, or is too
@@ -70,7 +75,7 @@ def check_name(what: str, name: object) -> None:
     if not _NAME.fullmatch(str(name)) or str(name) != str(name).strip(". "):
         raise TaskError(
             f'{what} is {name!r}; it must begin with a letter or digit, hold none of / \\ : * ? " < > | and end in no '
-            "space or full stop, because run folders are named after it."
+            f"space or full stop, because {named_after} are named after it."
         )
     if (length := len(str(name).encode())) > LONGEST_NAME:
         raise TaskError(f"{what} has {length} bytes; at most {LONGEST_NAME} are allowed: {shown(name)}.")

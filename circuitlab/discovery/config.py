@@ -239,7 +239,7 @@ def default_folder(config: DiscoverConfig, task_label: str) -> Path:
     """
     model = Path(config.model).name or "model"
     model += "".join(f"-{one}" for one in (config.revision, config.checkpoint_index) if one is not None)
-    return Path("runs") / f"{_in_a_name(task_label)}-{_in_a_name(model)}-{config.method}-{config.seed}"
+    return Path("runs") / f"{_in_a_name(task_label)}-{_in_a_name(model)}-{_in_a_name(config.method)}-{config.seed}"
 
 
 def _in_a_name(text: str) -> str:

@@ -10,7 +10,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitlab import names, plugins
-from circuitlab.errors import ConfigError, UnknownNameError, WrongTypeError, shown
+from circuitlab.arguments import checked_fields
+from circuitlab.data.checks import check_name
+from circuitlab.errors import ConfigError, TaskError, UnknownNameError, WrongTypeError, shown
 from circuitlab.models.protocol import Model, Recording
 from circuitlab.models.steps import mlp_reads_heads
 from circuitlab.parts import Kind, ModelSpec, Node
@@ -36,6 +38,7 @@ class Member(Enum):
     NEURON = "neuron"
 
 
+@checked_fields
 @dataclass(frozen=True, slots=True)
 class Site:
     """A kind of place.
@@ -44,12 +47,16 @@ class Site:
     difference of its values in the two runs, where the site enters the stream.
 
     Attributes:
-        name: What users call it.
+        name: What users call it; files of a run folder are named after it.
         entry: Where its patch enters the stream.
         member: Whether each layer has it once, once a head, or once a neuron.
         what: One line for help and docs.
         read: Of (model, run, layer), returns what the site adds to the stream, `[batch, seq, d_model]`, or with
             `Member.HEAD` what each head does, `[batch, seq, head, d_model]`. Built-in sites need none.
+
+    Raises:
+        WrongTypeError: A field is of another type than stated.
+        ConfigError: No file could be named after the name.
 
     Example:
         >>> def first_heads(model, run, layer):
@@ -63,6 +70,12 @@ class Site:
     member: Member = Member.NONE
     what: str = ""
     read: ReadSite | None = None
+
+    def __post_init__(self) -> None:
+        try:
+            check_name("name of a site", self.name, "files of the run folder")
+        except TaskError as error:
+            raise ConfigError(str(error)) from None
 
     @property
     def by_head(self) -> bool:
