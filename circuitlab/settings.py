@@ -44,7 +44,8 @@ class Settings(TypedDict, total=False):
     bos: Annotated[str | None, Setting(
         what="Whether a beginning-of-sequence token is prepended to every text (see `load_model`).",
         help="Prepend a beginning-of-sequence token: auto (if the tokenizer does), always, never or transformer-lens "
-        "(as TransformerLens does).", flag="--bos", metavar="NAME", allowed=names.BOS, usual="auto", before="transformer-lens", of_model=True,
+        "(as TransformerLens does).", flag="--bos",
+        metavar="NAME", allowed=names.BOS, usual="auto", before="transformer-lens", of_model=True,
     )]
     fold_ln: Annotated[bool, Setting(
         what="Fold its norms into the weights that read them (see `load_model`).",
