@@ -51,20 +51,32 @@ def added(kind: str, built_in: Collection[str]) -> dict[str, EntryPoint]:
         built_in: The names in the registry.
 
     Returns:
-        Entry points by name.
-
-    Raises:
-        ConfigError: One has the name of a built-in part, or two have the same name.
+        Entry points by name, without those of `refused`.
     """
-    named: dict[str, EntryPoint] = {}
+    bad = refused(kind, built_in)
+    return {entry.name: entry for entry in entry_points(group=f"{PACKAGE}.{kind}") if entry.name not in bad}
+
+
+def refused(kind: str, built_in: Collection[str]) -> dict[str, str]:
+    """The names of other packages that cannot be used: those of built-in parts, and those that two packages list.
+
+    Args:
+        kind: As of `added`.
+        built_in: The names in the registry.
+
+    Returns:
+        By name the reason and what to do.
+    """
+    first, reasons = dict[str, EntryPoint](), dict[str, str]()
     for entry in entry_points(group=f"{PACKAGE}.{kind}"):
-        other = PACKAGE if entry.name in built_in else _package(named.setdefault(entry.name, entry))
-        if entry.name in built_in or named[entry.name] != entry:
-            raise ConfigError(
-                f"{_package(entry)} lists {entry.name!r} under {entry.group}, a name that {other} has. Rename it "
-                f"there, or uninstall {_package(entry)}."
+        other = first.setdefault(entry.name, entry)
+        if entry.name in built_in or other != entry:
+            reasons[entry.name] = (
+                f"{_package(entry)} lists {entry.name!r} under {entry.group}, a name that "
+                f"{PACKAGE if entry.name in built_in else _package(other)} has. Rename it there, or uninstall "
+                f"{_package(entry)}."
             )
-    return named
+    return reasons
 
 
 def described(kind: str, built_in: Mapping[str, str]) -> dict[str, str]:
@@ -84,8 +96,10 @@ def find(kind: str, name: str, built_in: Collection[str]) -> Any:
 
     Raises:
         UnknownNameError: Nobody does; the message lists all names.
-        ConfigError: It cannot be imported, or `added` refuses a name.
+        ConfigError: It cannot be imported, or two packages list the name.
     """
+    if reason := refused(kind, built_in).get(name):
+        raise ConfigError(reason)
     there = added(kind, built_in)
     if name not in there:
         raise UnknownNameError.of(kind.removesuffix("s"), name, [*built_in, *there])

@@ -46,6 +46,7 @@ PACKAGE = Path(__file__).parent / "fixtures" / "my-parts"
 PAGE = ROOT / "docs" / "extending.md"
 MODELS = ("gpt2", "gemma2", "neox", "mpt", "attn-only")
 ASKED = {"n": 4, "selection": {"n_edges": 40}, "allow_weak_gap": True}
+BAD = {"methods": "eap", "metrics": "kl", "sites": "head_z"}  # names that circuitlab has
 BY_ABLATION = ("eap", "clean-corrupted", "eap-ig-activations", "exact")
 
 
@@ -484,7 +485,7 @@ class TestPackages:
         assert first == "[('in-standard-errors', 'of my-parts')]"
         assert json.loads(rest)["sites"]["heads"] == "of my-parts"
 
-    def test_a_built_in_name_is_not_replaced(self, install):
+    def test_a_built_in_name_is_not_replaced(self, install, capsys):
         install(
             entries={
                 "circuitlab.methods": {"eap": "my_parts:in_standard_errors"},
@@ -496,17 +497,25 @@ class TestPackages:
             score_edges(load("native"), pairs(), "eap").values,
             score_edges(load("native"), pairs(), METHODS["eap"]).values,
         )
-        for ask in (
-            lambda: score_edges(load("native"), pairs(), "other"),
-            lambda: completing(NAMES, "methods")(""),
-        ):
-            with pytest.raises(
-                ConfigError, match="my-parts lists 'eap' under circuitlab.methods, a name that circuitlab has"
-            ):
-                ask()
-        with pytest.raises(ConfigError, match="lists 'kl' under circuitlab.metrics"):
-            resolve("other")
-        assert main(["methods"]) == 2
+        assert "of my-parts" not in dict(completing(NAMES, "methods")("")).values()
+        for kind, name in (("methods", "eap"), ("metrics", "kl"), ("sites", "head_z")):
+            assert main([kind, "--json"]) == 0
+            why = json.loads(capsys.readouterr().out)["broken"]
+            assert list(why) == [name]
+            assert why[name].startswith(f"my-parts lists '{name}' under circuitlab.{kind}, a name that circuitlab has")
+
+    def test_a_bad_name_leaves_the_others_as_they_are(self, install, capsys):
+        install()
+        install("other-parts", {f"circuitlab.{kind}": {bad: "my_parts:gone"} for kind, bad in BAD.items()})
+        found = score_edges(load("native"), pairs(), "in-standard-errors")
+        assert found.method == "in-standard-errors"
+        assert sweep(load("native"), pairs(), "heads").site == "heads"
+        assert resolve("answer-log-prob").unit == "nats"
+        assert main(["methods"]) == 0
+        listed, _, bad = capsys.readouterr().out.partition("cannot be used")
+        assert "in-standard-errors" in listed
+        assert "other-parts lists 'eap'" in " ".join(bad.split())
+        assert "in-standard-errors" not in bad
 
     def test_two_packages_cannot_have_one_name(self, install):
         install()
@@ -515,6 +524,8 @@ class TestPackages:
             ConfigError, match="lists 'in-standard-errors' under circuitlab.methods, a name that .*-parts has"
         ):
             score_edges(load("native"), pairs(), "in-standard-errors")
+        with pytest.raises(UnknownNameError, match="unknown method 'in-standard'"):
+            find_method("in-standard")
 
     def test_what_a_package_lists_must_be_what_it_says(self, install):
         install(

@@ -116,9 +116,12 @@ def sites(output: Output) -> None:
 
 
 def _list(what: str, built_in: dict[str, str], output: Output) -> None:
-    found = plugins.described(what, built_in)
-    if not output.as_json({what: found}):
-        display.print_facts(what, found.items())
+    found, broken = plugins.described(what, built_in), plugins.refused(what, built_in)
+    if output.as_json({what: found, **({"broken": broken} if broken else {})}):
+        return
+    display.print_facts(what, found.items())
+    if broken:
+        display.print_facts("cannot be used", broken.items())
 
 
 @app.command()

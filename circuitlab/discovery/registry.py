@@ -73,7 +73,7 @@ def find_method(method: MethodLike) -> Method:
 
     Raises:
         UnknownNameError: No method has this name.
-        ConfigError: The function does not take these arguments; another package lists a built-in name.
+        ConfigError: The function does not take these arguments; two packages list the name.
         WrongTypeError: Another package lists something that is no method and no function.
     """
     if isinstance(method, Method):

@@ -119,8 +119,8 @@ def named_site(site: str | Site) -> Site:
 
     Raises:
         UnknownNameError: No site has this name.
-        ConfigError: A site of the user has the name of a built-in one, or cannot be read; another package lists a
-            built-in name.
+        ConfigError: A site of the user has the name of a built-in one, or cannot be read; two packages list the
+            name.
         WrongTypeError: Another package lists something else than a `Site`.
     """
     if isinstance(site, str) and site not in SITES:
