@@ -468,6 +468,19 @@ class TestPackages:
         )
         assert back.config.objects == ()
         assert back.scores.method == "in-standard-errors"
+        folder = back.folder
+        (next(tmp_path.glob("*.dist-info")) / "entry_points.txt").write_text("")  # the package goes
+        without = load_run(folder)
+        assert (without.config.method, without.config.sites, without.config.objects) == (
+            "in-standard-errors",
+            ("heads",),
+            ("method", "sites"),
+        )
+        assert np.array_equal(without.scores.values, back.scores.values)
+        missing = "method='in-standard-errors', sites=.'heads'. is of a package that is not installed"
+        with pytest.raises(RunError, match=missing):
+            reproduce(folder)
+        assert main(["report", str(folder)]) == 0
 
     def test_names_are_listed_and_completed_without_torch(self, install, tmp_path):
         install()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
@@ -15,7 +15,7 @@ from circuitlab.declarations import OWN, Setting, options_of
 from circuitlab.digests import sha256
 from circuitlab.discovery.method import Method
 from circuitlab.discovery.registry import METHODS, check_serves, find_method
-from circuitlab.errors import ConfigError, UnknownNameError, WrongTypeError, shown
+from circuitlab.errors import CircuitLabError, ConfigError, UnknownNameError, WrongTypeError, shown
 from circuitlab.graphs.selection import SelectionRule
 from circuitlab.metrics.base import METRICS, Metric, resolve
 from circuitlab.patching.runs.given_outputs import AblationFunction
@@ -95,7 +95,8 @@ class DiscoverConfig(Summary, _Recorded):
         """The settings in a manifest (`to_record`).
 
         A setting that is newer than the manifest has the value that older versions acted by: mostly its default. Older
-        versions also selected a method's own circuit if there was a target.
+        versions also selected a method's own circuit if there was a target. A method or a site of a package that is not
+        installed now counts as an object: its name is kept and `objects` lists the setting.
 
         Returns:
             The settings.
@@ -112,6 +113,8 @@ class DiscoverConfig(Summary, _Recorded):
             given["target"] = None
         if not isinstance(given.get("selection", {}), Mapping):
             raise TypeError(f"selection is {given['selection']!r}; it must be a mapping")
+        if missing := tuple(_not_installed(given)):
+            given["objects"] = (*given.get("objects", ()), *missing)
         return cls(**given)
 
     def replaced(self, **changes: Any) -> DiscoverConfig:
@@ -194,6 +197,20 @@ def _named(given: Mapping[str, Any]) -> tuple[dict[str, Any], Method | None, Abl
         names |= {"sites"} if any(site.read for site in all_of_them) else set()
     found["objects"] = tuple(name for name in OBJECTS if name in names)
     return found, own_method, ablation
+
+
+def _not_installed(given: Mapping[str, Any]) -> Iterator[str]:
+    """The settings of a record with names that no installed package has."""
+    asked = (("method", find_method, [given.get("method")]), ("sites", named_site, given.get("sites")))
+    for setting, find, values in asked:
+        if setting in given.get("objects", ()) or not isinstance(values, list | tuple):
+            continue
+        try:
+            for name in values:
+                if isinstance(name, str):
+                    find(name)
+        except CircuitLabError:
+            yield setting
 
 
 def _as_recorded(name: str, value: Any) -> Any:

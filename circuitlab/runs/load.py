@@ -39,7 +39,8 @@ def load_run(folder: str | Path) -> Run:
         The run as `discover` returned it, with `config`, `pairs`, `scores`, `circuit`, `evaluation`, `grids` and all
         else, to the last bit; times are in milliseconds. What a task file computes (`task.draw`, a metric of its own)
         is named but not there: `load_task(folder / "task.py")` runs that file. From a folder of an earlier version, in
-        which tables are all there is, scores have no standard errors, and what was measured pair by pair is NaN.
+        which tables are all there is, scores have no standard errors, and what was measured pair by pair is NaN. A
+        method or a site of a package that is not installed is named, and `config.objects` lists the setting.
 
     Raises:
         RunError: It is no run folder, or a file is missing, damaged, or was changed after the run.

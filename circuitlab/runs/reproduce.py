@@ -163,6 +163,13 @@ def reproduce(
     read = RunReader.open(folder)
     manifest, config = read.manifest, read.config().to_record()
     if objects := config.pop("objects", ()):
+        recorded = read.about("config").get("objects", ())
+        if missing := ", ".join(f"{name}={config[name]!r}" for name in objects if name not in recorded):
+            raise RunError(
+                f"run {str(folder)!r} cannot be repeated here: {missing} is of a package that is not installed, or "
+                "cannot be imported. Install the package that lists it (docs/extending.md); `circuitlab methods` and "
+                "`circuitlab sites` list what is installed."
+            )
         named = ", ".join(f"{name}={config[name]!r}" for name in objects)
         raise RunError(
             f"run {str(folder)!r} cannot be repeated from its folder: {named} was an object of Python, which is not in "
