@@ -70,7 +70,7 @@ def checked(function: F) -> F:
             for item, given in items.items():
                 if not fits(given, hint):
                     what = f"{item} is {_shown.repr(given)}, of type {type(given).__name__}"
-                    raise WrongTypeError(f"{called}(): {what}; it must be {spelled(hint)}.")
+                    raise WrongTypeError(f"{called}(): {what}; it must be {spelled(hint)}{_lacking(given, hint)}.")
         seed = bound.arguments.get("seed", 0)
         if isinstance(seed, int) and not 0 <= seed < MOST_SEED:
             raise ConfigError(f"{called}(): seed is {seed}; it must be from 0 to {MOST_SEED - 1:,}.")
@@ -193,14 +193,27 @@ def _is_bool(value: object) -> bool:
 
 def _has_members(value: object, protocol: type) -> bool:
     """Whether a value has what a protocol asks for, by name."""
-    members = {
+    members = _members(protocol)
+    return all(_has(value, name) for name in members) and (members != set() or callable(value))
+
+
+def _members(protocol: type) -> set[str]:
+    return {
         name
         for base in protocol.__mro__
         if getattr(base, "_is_protocol", False)
         for name in (*inspect.get_annotations(base), *vars(base))
         if not name.startswith("_")
     }
-    return all(_has(value, name) for name in members) and (members != set() or callable(value))
+
+
+def _lacking(value: object, hint: Any) -> str:
+    """The members of a protocol that an object lacks which has some of them, for a message."""
+    if not (isinstance(hint, type) and getattr(hint, "_is_protocol", False)):
+        return ""
+    members = _members(hint)
+    missing = sorted(name for name in members if not _has(value, name))
+    return f", and lacks {', '.join(missing)}" if 0 < len(missing) < len(members) else ""
 
 
 def _has(value: object, name: str) -> bool:

@@ -20,7 +20,7 @@ from circuitlab import (
     sweep,
 )
 from circuitlab.discovery.scoring import METHODS
-from circuitlab.errors import CircuitLabError
+from circuitlab.errors import CircuitLabError, WrongTypeError
 from circuitlab.models.protocol import Model
 from circuitlab.parts import Layout
 from circuitlab.patching.runs.neuron_values import neuron_values
@@ -86,6 +86,39 @@ def test_it_has_the_members_of_the_protocol_and_no_others():
     assert load_model(model := own()) is model
     members = {name for name in dir(OwnModel) if not name.startswith("_")} | {"spec"}
     assert members == {name for name in dir(Model) if not name.startswith("_")}
+
+
+def test_a_missing_member_is_named():
+    class Partial:
+        def __init__(self, lacking):
+            self._model, self._lacking = own(), lacking
+
+        def __getattr__(self, name):
+            if name in self._lacking:
+                raise AttributeError(name)
+            return getattr(self._model, name)
+
+    for lacking in (("attend",), ("attend", "logits")):
+        with pytest.raises(
+            WrongTypeError, match=f"of type Partial; it must be Model, and lacks {', '.join(lacking)}\\.$"
+        ):
+            score_edges(Partial(lacking), pairs(), "eap")
+    assert np.isfinite(score_edges(Partial(()), pairs(), "eap").values).all()
+
+
+@pytest.mark.parametrize("method", ["eap", "eap-ig", "exact", "ifr"])
+def test_arguments_of_blocks_are_any_object(method):
+    class Bare(OwnModel):
+        def block_arguments(self, tokens):
+            return object()
+
+        def attend(self, layer, q, k, v, arguments):
+            assert type(arguments) is object
+            return super().attend(layer, q, k, v, k.shape[1])
+
+    model = own()
+    found = score_edges(Bare(model._weights, model.spec, False), pairs(), method).values
+    assert np.array_equal(found, score_edges(own(False), pairs(), method).values)
 
 
 def test_relp_says_what_it_needs():

@@ -59,7 +59,8 @@ class Model(LanguageModel, Protocol):
         """Record what blocks are called with for prompts of this length.
 
         Returns:
-            What `attend` and `run_blocks` take; whatever the model needs at this length (masks, positions).
+            What `attend` and `run_blocks` take: any object, or None. It is handed back to the model as it is, for
+            prompts of this length (masks, positions).
         """
         ...
 

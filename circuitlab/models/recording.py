@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import Protocol
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
@@ -125,10 +125,5 @@ class Bos:
     tokens: tuple[str, ...] = ()
 
 
-class BlockArguments(Protocol):
-    """What blocks are called with beside the stream (masks, positions), for one prompt length."""
-
-    @property
-    def n_tokens(self) -> int:
-        """The prompt length it was recorded for."""
-        ...
+# What blocks are called with beside the stream (masks, positions), for one prompt length: any object of the model.
+BlockArguments = Any

@@ -242,10 +242,9 @@ def _block(
     read = head_inputs(model, layer, stream, (Slot.K, Slot.V) if last else SLOTS)
     q = head_inputs(model, layer, kept, (Slot.Q,))[Slot.Q] if last else read[Slot.Q]
     k, v = read[Slot.K], read[Slot.V]
-    n_tokens = arguments.n_tokens
     keys, values = _whole(k, window, "k", layer, around), _whole(v, window, "v", layer, around)
     # In the last block the answer's query is repeated at every position, and only its output at the answer is taken.
-    queries = q.expand(-1, n_tokens, -1, -1) if last else _whole(q, window, "q", layer, around)
+    queries = q.expand(-1, keys.shape[1], -1, -1) if last else _whole(q, window, "q", layer, around)
     z = window.of(model.attend(layer, queries, keys, values, arguments))
     if last:
         z = window.at_answer(z.flatten(2)).unflatten(2, z.shape[2:])
