@@ -462,8 +462,8 @@ class TestDamage:
         [
             (lambda f: (f / "manifest.json").unlink(), "no manifest.json"),
             (lambda f: (f / "manifest.json").write_text("{"), "manifest.json' .* no JSON"),
-            (lambda f: (f / "manifest.json").write_text("[]"), "manifest.json' .* no JSON object"),
-            (lambda f: (f / "manifest.json").write_text("{}"), "manifest.json' .* has no 'schema'"),
+            (lambda f: (f / "manifest.json").write_text("[]"), "manifest.json' .* it must be a JSON object"),
+            (lambda f: (f / "manifest.json").write_text("{}"), "manifest.json' .* has no field 'schema'"),
             (lambda f: (f / "evaluation.json").unlink(), "evaluation.json is missing"),
             (lambda f: (f / "sweeps" / "head_z.csv").unlink(), "sweeps/head_z.csv is missing"),
             (lambda f: (f / "edges.csv").write_text("source,target\n"), "edges.csv .* changed after the run"),

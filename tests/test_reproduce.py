@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from runs import TASK, N, bytes_in, written, written_elsewhere
 
-from circuitlab import RunError, discover, reproduce
+from circuitlab import RunError, discover, load_run, reproduce
 
 MODULE = import_module("circuitlab.runs.reproduce")
 
@@ -124,7 +124,7 @@ def without(path: str) -> Callable[[Path], None]:
         *parents, last = path.split("/")
         for key in parents:
             inner = inner[key]
-        del inner[last]
+        inner.pop(last, None)
         file.write_text(json.dumps(content) + "\n", encoding="utf-8")
 
     return edit
@@ -401,6 +401,45 @@ def test_a_manifest_that_lacks_something_is_told(fault, copy):
 @pytest.mark.parametrize("fault", SETTINGS_FAULTS)
 def test_a_manifest_whose_parts_are_damaged_is_told(fault, copy):
     check_fault(copy, *SETTINGS_FAULTS[fault])
+
+
+FIELDS = {  # the place in the manifest, the value (... for none), and what the message says of it
+    "schema": (..., "no field 'schema'"),
+    "config": (..., "no field 'config'"),
+    "config/task": (..., "no field 'config.task'"),
+    "config/seed": ("x", "'config' cannot be used: seed is 'x'; it must be a whole number"),
+    "config/options": (None, "'config.options' is null; it must be a JSON object"),
+    "model": (None, "'model' is null; it must be a JSON object"),
+    "model/weights_sha256": (3, "'model.weights_sha256' is 3; it must be a text"),
+    "files": ([], r"'files' is \[\]; it must be a JSON object"),
+    "config/objects": (3, "'config' cannot be used: objects is 3; it lists settings among method"),
+    "task/version": (..., "no field 'task.version'"),
+    "metric": (None, "'metric' is null; it must be a JSON object"),
+    "seconds": (..., "no field 'seconds'"),
+}
+
+
+@pytest.mark.parametrize("place", FIELDS)
+def test_the_message_names_the_field_of_a_damaged_manifest(place, copy):
+    value, says = FIELDS[place]
+    manifest = inner = json.loads((copy / "manifest.json").read_text())
+    *parents, last = place.split("/")
+    for name in parents:
+        inner = inner[name]
+    inner[last] = value
+    if value is ...:
+        inner.pop(last, None)
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(RunError, match=f"is damaged: it(s field| has) {says}"):
+        load_run(copy)
+
+
+@pytest.mark.parametrize("content", [b'{"schema": ', b"\xff\xfe\x00"])
+def test_the_message_names_a_manifest_that_is_none_once(content, copy):
+    (copy / "manifest.json").write_bytes(content)
+    with pytest.raises(RunError) as caught:
+        load_run(copy)
+    assert str(caught.value).count("manifest.json") == 1
 
 
 @pytest.mark.parametrize("schema", ["circuitlab.run/2", "other", 3])

@@ -602,7 +602,7 @@ def test_sources_that_are_none_are_told(sources, folder, tmp_path):
 
 def test_a_manifest_that_is_a_list_cannot_be_cited(tmp_path):
     (tmp_path / "manifest.json").write_text("[]")
-    with pytest.raises(RunError, match="it holds no JSON object"):
+    with pytest.raises(RunError, match=r"is damaged: it is \[\]; it must be a JSON object"):
         cite(tmp_path)
 
 

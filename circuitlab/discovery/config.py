@@ -113,8 +113,8 @@ class DiscoverConfig(Summary, _Recorded):
             given["target"] = None
         if not isinstance(given.get("selection", {}), Mapping):
             raise TypeError(f"selection is {given['selection']!r}; it must be a mapping")
-        if missing := tuple(_not_installed(given)):
-            given["objects"] = (*given.get("objects", ()), *missing)
+        if isinstance(objects := given.get("objects", ()), list | tuple):
+            given["objects"] = (*objects, *_not_installed(given))
         return cls(**given)
 
     def replaced(self, **changes: Any) -> DiscoverConfig:

@@ -13,7 +13,7 @@ from circuitlab.data.pairs import Pair, PairSet, PairSplits
 from circuitlab.data.registry import is_bundled, load_task
 from circuitlab.data.task import Task
 from circuitlab.discovery.config import DiscoverConfig
-from circuitlab.errors import RunError
+from circuitlab.errors import CircuitLabError, RunError
 from circuitlab.metrics import Metric
 from circuitlab.metrics.base import METRICS
 from circuitlab.models.protocol import Bos
@@ -21,7 +21,7 @@ from circuitlab.outputs.records import from_plain
 from circuitlab.patching.grid import Grids
 from circuitlab.references import Reference
 from circuitlab.runs.earlier import results_of_tables, scores_of_table, spec_of
-from circuitlab.runs.manifest import DATASET, MANIFEST, OF_METRIC
+from circuitlab.runs.manifest import DATASET, MANIFEST, OF_METRIC, field_of
 from circuitlab.runs.reader import RunReader
 from circuitlab.runs.run import Run
 from circuitlab.runs.tables import is_of_table, task_of_table
@@ -58,12 +58,19 @@ def load_run(folder: str | Path) -> Run:
     read.digests()
     try:
         return _run(read)
+    except RunError:
+        raise
+    except CircuitLabError as error:
+        raise read.damaged(MANIFEST, str(error)) from error
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise read.damaged(MANIFEST, f"{type(error).__name__}: {error}") from error
 
 
 def _run(read: RunReader) -> Run:
     manifest, config = read.manifest, read.config()
+    for name in ("task.name", "task.version", "task.fingerprint", "metric.name"):
+        field_of(manifest, name, str)
+    field_of(manifest, "seconds", dict)
     scores, results = read.scores(), read.results()
     spec = spec_of(read) if scores is None else scores.spec
     circuit = read.circuit(spec)

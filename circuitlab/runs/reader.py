@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from circuitlab.digests import file_sha256
-from circuitlab.errors import CircuitLabError, FileError, FormatError, MissingFileError, RunError, UnknownNameError
+from circuitlab.errors import CircuitLabError, FormatError, MissingFileError, RunError, UnknownNameError
 from circuitlab.files import file_inside, files_inside, parse_json, read_bytes, read_text
 from circuitlab.graphs.circuit import Circuit, load_circuit
 from circuitlab.outputs.paths import at_home
 from circuitlab.parts import Edge, Layout, ModelSpec
-from circuitlab.runs.manifest import DATASET, MANIFEST, REPORT, RESULTS, SCORES, read_manifest
+from circuitlab.runs.manifest import DATASET, MANIFEST, REPORT, RESULTS, SCORES, field_of, read_manifest
 
 if TYPE_CHECKING:  # these bring torch, which the report does without
     from circuitlab.discovery.config import DiscoverConfig
@@ -226,14 +226,13 @@ class RunReader:
         from circuitlab.discovery.config import DiscoverConfig
 
         try:
-            record = self.manifest["config"]
-            if not isinstance(record["options"], dict):
-                raise TypeError("options are no mapping")
-            return DiscoverConfig.of_record(record)
-        except (FileError, FormatError, KeyError, TypeError, AttributeError) as error:
+            for name, kind in (("config.task", str), ("config.options", dict)):
+                field_of(self.manifest, name, kind)
+            return DiscoverConfig.of_record(self.manifest["config"])
+        except (CircuitLabError, TypeError, AttributeError) as error:
+            what = str(error) if isinstance(error, FormatError) else f"its field 'config' cannot be used: {error}"
             path = str(self.path / MANIFEST)
-            what = f"{type(error).__name__}: {error}".rstrip(". ")
-            raise RunError(f"{path!r} is damaged: {what}. Run discover again.") from error
+            raise RunError(f"{path!r} is damaged: {what.rstrip('. ')}. Run discover again.") from error
 
     def pairs(self) -> tuple[Mapping[str, Any], ...]:
         """The lines of the data set; each has the texts `clean` and `corrupt` and a `split`.
