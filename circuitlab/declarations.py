@@ -166,9 +166,16 @@ def declared(hints: Mapping[str, Any], defaults: Mapping[str, Any] | None = None
 
     Returns:
         The declarations by name.
+
+    Raises:
+        WrongTypeError: A `Setting` is the annotation itself.
     """
     found = {}
     for name, hint in hints.items():
+        if isinstance(hint, Setting):
+            raise WrongTypeError(
+                f"{name} is annotated with a Setting alone, which has no type. Write Annotated[type, Setting(...)]."
+            )
         kind, *notes = get_args(hint) if get_origin(hint) is Annotated else (hint,)
         for setting in notes:
             if isinstance(setting, Setting):

@@ -33,6 +33,7 @@ from circuitlab import (
 from circuitlab import test_circuit as tested
 from circuitlab.cli import main
 from circuitlab.cli.command import completing
+from circuitlab.declarations import Setting
 from circuitlab.discovery.method import Method
 from circuitlab.discovery.scoring import METHODS, find_method
 from circuitlab.errors import CircuitLabError, ConfigError, MetricError, RunError, UnknownNameError, WrongTypeError
@@ -109,6 +110,22 @@ class TestMethods:
             (lambda model, given, metric: sys.exit("enough"), "method '<lambda>' raised SystemExit: enough"),
             (Method(name="mine", score=lambda experiment: 1 / 0), "method 'mine' raised ZeroDivisionError: division"),
             (
+                Method(name="mine", score=lambda experiment: None),
+                "'mine' returned None; it must return",
+            ),
+            (
+                Method(name="mine", score=lambda model, given, metric: 0),
+                r"score of method 'mine' cannot be called with \(experiment\)\. .* method=function\.",
+            ),
+            (
+                Method(name="mine", score=lambda experiment: 0, takes=("steps",)),
+                r"cannot be called with \(experiment\), and by keyword steps\.",
+            ),
+            (
+                Method(name="eap", score=METHODS["exact"].score),
+                "method 'eap' is built in. Give the object another name",
+            ),
+            (
                 Method(name="mine", score=METHODS["eap"].score, check=lambda: 1 / 0),
                 "check of method 'mine' raised ZeroDivisionError",
             ),
@@ -119,8 +136,23 @@ class TestMethods:
             score_edges(load("native"), pairs(), method)
         assert "\n" not in str(raised.value)
 
+    def test_a_method_may_return_an_array(self):
+        mine = Method(name="mine", score=lambda it: by_eap(it.model, it.pairs, it.metric).values, in_metric=False)
+        found, expected = (score_edges(load("native"), pairs(), method) for method in (mine, by_eap))
+        assert (found.method, np.array_equal(found.values, expected.values)) == ("mine", True)
+
+    def test_what_is_no_function_and_no_option_is_refused(self):
+        with pytest.raises(TypeError, match="score"):  # a type checker that tests run under may come first
+            Method(name="mine", score=3)  # pyright: ignore[reportArgumentType]
+
+        def bare(model, given, metric, *, n: Setting(what="a number") = 3):  # pyright: ignore
+            return by_eap(model, given, metric)
+
+        with pytest.raises(WrongTypeError, match=r"n is annotated with a Setting alone, .* Annotated.type, Setting"):
+            score_edges(load("native"), pairs(), bare)
+
     def test_an_error_of_a_built_in_method_stays_what_it_is(self, monkeypatch):
-        monkeypatch.setitem(METHODS, "eap", replace(METHODS["eap"], score=lambda experiment, axis: 1 / 0))
+        monkeypatch.setitem(METHODS, "eap", replace(METHODS["eap"], score=lambda experiment, **given: 1 / 0))
         with pytest.raises(ZeroDivisionError):
             score_edges(load("native"), pairs(), "eap")
 

@@ -181,8 +181,6 @@ def _named(given: Mapping[str, Any]) -> tuple[dict[str, Any], Method | None, Abl
     if isinstance(method, Method) or callable(method):
         own_method = find_method(method)
         found["method"] = own_method.name
-        if METHODS.get(own_method.name, own_method) is not own_method:
-            raise ConfigError(f"method {own_method.name!r} is built in. Give the object another name.")
         names |= set() if own_method.name in METHODS else {"method"}
     metric = found.get("metric")
     if isinstance(metric, Metric) or callable(metric):

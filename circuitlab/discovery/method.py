@@ -13,7 +13,7 @@ import torch
 from circuitlab import names
 from circuitlab.declarations import Setting, options_of
 from circuitlab.discovery.scores import EdgeScores
-from circuitlab.errors import CircuitLabError, ConfigError, in_one_line, shown
+from circuitlab.errors import CircuitLabError, ConfigError, WrongTypeError, in_one_line, shown
 from circuitlab.graphs.prune import real_edges
 from circuitlab.parts import Layout
 from circuitlab.patching.experiment import Experiment
@@ -30,7 +30,8 @@ class Method:
     Attributes:
         name: Its name for users.
         score: The function of an `Experiment`, and by keyword of its options, of `steps` and `axis`, and of `level`
-            where it scores nodes.
+            where it scores nodes. It returns `EdgeScores`, a tensor or an array `[writer, reader]`; `NodeScores` where
+            it scores nodes.
         what: One line for help and docs.
         source: The paper, if there is one.
         takes: Names of `SHARED` that the method uses; `steps` and `axis` also follow from the parameters of `score`,
@@ -62,6 +63,10 @@ class Method:
     ablation_why: str = "it compares with the corrupted run"
 
     def __post_init__(self) -> None:
+        if not callable(self.score):
+            raise WrongTypeError(
+                f"score of method {self.name!r} is {shown(self.score)}; it must be a function of an Experiment."
+            )
         parameters = signature(unwrap(self.score)).parameters
         taken = (*self.takes, *(word for word in ("steps", "axis") if word in parameters))
         object.__setattr__(self, "takes", tuple(dict.fromkeys(taken)))
@@ -136,7 +141,7 @@ def method_of(function: MethodFunction, name: str = "") -> Method:
     def score(experiment: Experiment, **given: Any) -> EdgeScores:
         of_experiment = {"seed": experiment.seed, "ablation": experiment.replacement}
         given |= {word: value for word, value in of_experiment.items() if word in takes}
-        return _as_scores(experiment, name, function(experiment.model, experiment.pairs, experiment.metric, **given))
+        return as_scores(experiment, name, function(experiment.model, experiment.pairs, experiment.metric, **given))
 
     return Method(
         name=name, what=(getattr(function, "__doc__", None) or "").strip().partition("\n")[0], score=score, takes=takes,
@@ -144,8 +149,16 @@ def method_of(function: MethodFunction, name: str = "") -> Method:
     )  # fmt: skip
 
 
-def _as_scores(experiment: Experiment, name: str, found: Any) -> EdgeScores:
+def as_scores(experiment: Experiment, name: str, found: Any) -> EdgeScores:
     """Check the result of a method's function, and convert it to scores.
+
+    Args:
+        experiment: What was scored.
+        name: Name of the method.
+        found: The result.
+
+    Returns:
+        The scores.
 
     Raises:
         ConfigError: It is of another type, model or shape, or the score of an edge is not finite.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from inspect import signature
 from typing import Any
 
 from circuitlab import plugins
@@ -73,13 +74,15 @@ def find_method(method: MethodLike) -> Method:
 
     Raises:
         UnknownNameError: No method has this name.
-        ConfigError: The function does not take these arguments; two packages list the name.
+        ConfigError: The function does not take these arguments, or the object has the name of a built-in method; two
+            packages list the name.
         WrongTypeError: Another package lists something that is no method and no function.
     """
-    if isinstance(method, Method):
-        return method
     if not isinstance(method, str):
-        return method_of(method)
+        found = method if isinstance(method, Method) else method_of(method)
+        if METHODS.get(found.name, found) != found:
+            raise ConfigError(f"method {found.name!r} is built in. Give the object another name.")
+        return _called_with_an_experiment(found)
     if method in METHODS:
         return METHODS[method]
     found = plugins.find("methods", method, METHODS)
@@ -87,7 +90,28 @@ def find_method(method: MethodLike) -> Method:
         raise WrongTypeError(
             f"method {method!r} of the entry points is {shown(found)}; it must be a Method or a function."
         )
-    return replace(found, name=method) if isinstance(found, Method) else method_of(found, method)
+    named = replace(found, name=method) if isinstance(found, Method) else method_of(found, method)
+    return _called_with_an_experiment(named)
+
+
+def _called_with_an_experiment(method: Method) -> Method:
+    """The same method, its function checked.
+
+    Raises:
+        ConfigError: The function cannot be called as `score_edges` and `score_nodes` call it.
+    """
+    words = [word for word in ("steps", "axis") if word in method.takes]
+    words += ["level"] if set(method.levels) & set(LEVELS) else []
+    try:
+        signature(method.score).bind(None, **dict.fromkeys(words))
+    except (TypeError, ValueError):
+        keywords = f", and by keyword {', '.join(words)}" if words else ""
+        raise ConfigError(
+            f"score of method {method.name!r} cannot be called with (experiment){keywords}. Give it the parameter "
+            f"experiment{keywords}, and others with defaults; or give a function of (model, pairs, metric) without "
+            "Method: method=function."
+        ) from None
+    return method
 
 
 def check_serves(method: Method, ablation: AblationLike) -> None:

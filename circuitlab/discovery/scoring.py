@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from circuitlab.data.batching import Pairs
-from circuitlab.discovery.method import Method, MethodLike
+from circuitlab.discovery.method import Method, MethodLike, as_scores
 from circuitlab.discovery.node_scores import LEVELS, NodeScores
 from circuitlab.discovery.registry import METHODS, check_ablation, find_method, method_names
 from circuitlab.discovery.scores import EdgeScores
@@ -175,10 +175,12 @@ def _run(method: Method, experiment: Experiment, options: dict[str, Any], **shar
     given |= method.read(options)
     try:
         scores = method.score(experiment, **given)
+        if "level" not in given and METHODS.get(method.name) != method:
+            scores = as_scores(experiment, method.name, scores)
     except (CircuitLabError, KeyboardInterrupt):
         raise
     except BaseException as error:  # sys.exit() in a method of the user must not end the program
-        if METHODS.get(method.name) is method or is_out_of_memory(error):
+        if METHODS.get(method.name) == method or is_out_of_memory(error):
             raise
         raise ConfigError(f"method {method.name!r} raised {in_one_line(error)}") from error
     return scores if experiment.metric.higher_is_better or not method.in_metric else scores.negated()

@@ -43,7 +43,6 @@ Call = tuple[tuple[Any, ...], dict[str, Any]]
 class BridgeArguments:
     """Arguments of one forward pass on one prompt: blocks' and attention layers', without the stream."""
 
-    n_tokens: int
     block_calls: tuple[Call, ...]
     attn_calls: tuple[Call, ...]
 
@@ -93,7 +92,7 @@ def arguments_of(model: BridgeBase, tokens: Int[Tensor, "batch seq"]) -> BridgeA
             if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D":
                 stack.enter_context(forward_replaced(module, _zeros(module)))
         model.forward_until(model.bridge.ln_final, tokens[:1])
-    return BridgeArguments(tokens.shape[1], tuple(block_calls), tuple(attn_calls))
+    return BridgeArguments(tuple(block_calls), tuple(attn_calls))
 
 
 @torch.no_grad()
