@@ -43,7 +43,7 @@ class Setting:
         group: Which entry points add to these, such as "methods" (`circuitlab.plugins.added`).
         recorded: Whether the manifest has it.
         record: Its name there; by default its own.
-        before: What a manifest meant that is older than the setting; by default `recorded_default`.
+        before: The value in manifests written before the setting existed; by default `recorded_default`.
         of_model: Whether it is an argument of `load_model`.
         name: The keyword, from the declaration.
     """

@@ -180,7 +180,7 @@ def parse_json(text: str, where: str, expected: str = "Write it again.") -> Any:
     Args:
         text: The JSON.
         where: Its file in messages, such as "circuit file 'a.json'".
-        expected: What helps, where it is no JSON.
+        expected: What the file should be, for the message.
 
     Returns:
         The value.
@@ -196,7 +196,7 @@ def parse_json(text: str, where: str, expected: str = "Write it again.") -> Any:
         found = json.loads(text, object_pairs_hook=_without_duplicates)
     # A ValueError that is no JSONDecodeError is a number of more digits than Python reads, or a key given twice.
     except (ValueError, RecursionError, MemoryError) as error:
-        raise FormatError(f"{where} is no JSON: {in_one_line(error, 160).rstrip('. ')}. {expected}") from error
+        raise FormatError(f"{where} is not valid JSON: {in_one_line(error, 160).rstrip('. ')}. {expected}") from error
     level = [found]
     for _ in range(MOST_LEVELS):
         level = [

@@ -21,8 +21,9 @@ class Settings(TypedDict, total=False):
 
     # fmt: off
     model: Annotated[Any, Setting(
-        what="Whatever `load_model` takes.", help="bundled, a name that TransformerLens loads, or a folder.",
-        flag="--model", metavar="NAME", kind=str, given="Any", default="bundled", of_model=True,
+        what="The model, in any form that `load_model` accepts.",
+        help="bundled, a name that TransformerLens loads, or a folder.", flag="--model",
+        metavar="NAME", kind=str, given="Any", default="bundled", of_model=True,
     )]
     device: Annotated[str | None, Setting(
         what="Device that the model goes to; by default the CPU.", help="cpu, cuda or cuda:0.", flag="--device",
@@ -91,7 +92,7 @@ class Settings(TypedDict, total=False):
         most=100_000,
     )]
     seed: Annotated[int, Setting(
-        what="Of prompts, intervals and random circuits; the same seed gives the same bytes.",
+        what="Seed of prompts, intervals and random circuits; the same seed gives the same bytes.",
         help="Random seed of prompts and numbers.", flag="--seed", default=0, least=0, most=LARGEST_SEED,
     )]
     target: Annotated[float | None, Setting(

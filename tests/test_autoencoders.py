@@ -333,7 +333,7 @@ def test_files_that_are_not_there_or_damaged(tmp_path):
     with pytest.raises(FormatError, match="holds a list"):
         load_autoencoder(folder)
     (folder / "cfg.json").write_text("{")
-    with pytest.raises(FormatError, match="is no JSON"):
+    with pytest.raises(FormatError, match="is not valid JSON"):
         load_autoencoder(folder)
     (folder / "cfg.json").unlink()
     with pytest.raises(MissingFileError, match=r"cfg\.json' does not exist"):

@@ -423,7 +423,7 @@ class TestFiles:
     def test_a_tokenizer_that_is_no_json(self, file, copy):
         folder = copy("gpt2")
         (folder / file).write_text("nonsense")
-        assert f"{file} is no JSON" in refused(folder)
+        assert f"{file} is not valid JSON" in refused(folder)
 
     @pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.bool, torch.complex64])
     @pytest.mark.parametrize("zipped", [True, False, None])
@@ -496,8 +496,8 @@ class TestFiles:
         ("text", "message"),
         [
             ("", "config.json is empty"),
-            ("{ nonsense", "config.json is no JSON"),
-            ("[" * 100_000, "config.json is no JSON"),
+            ("{ nonsense", "config.json is not valid JSON"),
+            ("[" * 100_000, "config.json is not valid JSON"),
             ("[]", "config.json holds no JSON object"),
             ("{}", "config.json has no model_type"),
             ('{"model_type": 3}', "config.json has no model_type"),

@@ -84,13 +84,13 @@ def test_several_autoencoders_in_one_file(tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "said"),
     [
-        ("a.json", "{", "is no JSON"),
+        ("a.json", "{", "is not valid JSON"),
         ("a.json", '{"a": 1}', "no list of records"),
         ("a.json", "[]", "holds no descriptions"),
         ("a.json", '[{"index": 1}]', "record 1: a record has an index and a description"),
         ("a.json", '[{"index": "x", "description": "a"}]', "index 'x' is not the number"),
         ("a.json", '[{"index": 1, "description": null}]', "description None is not a text"),
-        ("a.jsonl", '{"index": 1, "description": "a"}\n{', "line 2 is no JSON"),
+        ("a.jsonl", '{"index": 1, "description": "a"}\n{', "line 2 is not valid JSON"),
     ],
 )
 def test_files_that_are_none(name, text, said, tmp_path):

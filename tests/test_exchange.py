@@ -311,7 +311,7 @@ def test_an_absurd_size_is_no_matter_where_the_model_is_known(tmp_path):
 @pytest.mark.parametrize("text", ["", "{", "not json", '{"cfg": }', "\x00", "[" * 100_000, "9" * 5000],
                          ids=["empty", "open", "words", "no value", "zero", "deep", "long"])  # fmt: skip
 def test_a_file_that_is_no_json_is_refused(text, tmp_path):
-    with pytest.raises(FormatError, match="is no JSON.*Expected the MIB / EAP-IG format"):
+    with pytest.raises(FormatError, match="is not valid JSON.*Expected the MIB / EAP-IG format"):
         load_circuit(written(tmp_path, text))
 
 

@@ -39,8 +39,8 @@ ASKED = {
     "features rank": ("gendered-pronouns",),
     "tasks check": ("gendered-pronouns",),
 }
-# `discover` hands them to the library, which test_folding.py looks at; these two read a model's shape alone.
-OTHERS = {"discover", "compare", "convert"}
+# `discover` and `mib` hand them to the library (test_folding.py); the other two read a model's shape alone.
+OTHERS = {"discover", "mib", "compare", "convert"}
 
 
 def commands(group: Any, before: str = "") -> dict[str, Any]:

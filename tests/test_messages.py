@@ -135,7 +135,7 @@ MISTAKES: dict[str, tuple[Callable[[], object], type[CircuitLabError], str]] = {
     "a percentage for a share": (
         lambda: DiscoverConfig(task="name-throw", model="bundled", target=90.0),
         errors.ConfigError,
-        "target is 90.0; a faithfulness to reach lies above 0 and at most at 1. 0.9 is usual.",
+        "target is 90.0; it must be above 0 and at most 1. The default is 0.9.",
     ),
     "a model folder that is elsewhere": (
         lambda: load_model("./my-model"),

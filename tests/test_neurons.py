@@ -365,8 +365,12 @@ def test_damaged_corpora_are_told(tmp_path):
     (tmp_path / "empty").mkdir()
     for name, error, text in (
         ("latin.txt", errors.FormatError, "is not UTF-8 text"),
-        ("bad.jsonl", errors.FormatError, "line 2 of corpus file 'bad.jsonl' is no JSON"),
-        ("other.jsonl", errors.FormatError, "line 1 of corpus file 'other.jsonl' is no JSON object with a text 'text'"),
+        ("bad.jsonl", errors.FormatError, "line 2 of corpus file 'bad.jsonl' is not valid JSON"),
+        (
+            "other.jsonl",
+            errors.FormatError,
+            "line 1 of corpus file 'other.jsonl' is not a JSON object with a text 'text'",
+        ),
         ("empty", errors.ConfigError, "has no file ending in .txt or .jsonl"),
     ):
         with pytest.raises(error, match=text):

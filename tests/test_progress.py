@@ -22,6 +22,8 @@ from typing import Any
 import pytest
 from architectures import load, pairs
 from features_by_hand import autoencoder
+from tables import pairs as table_rows
+from test_mib import copy_of, ioi_row
 
 import circuitlab
 from circuitlab import ConfigError, RunError, features, neurons, progress
@@ -116,12 +118,14 @@ def assert_one_line_that_goes(text: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def calls(tiny_gpt2, bundled) -> dict[str, Callable[..., Any]]:
+def calls(tiny_gpt2, bundled, tmp_path_factory) -> dict[str, Callable[..., Any]]:
     """A cheap call of each public function that reports progress."""
     model, batch = load("gpt2"), pairs()
     scores = circuitlab.score_edges(model, batch, "eap")
     circuit = circuitlab.select(model, scores, batch, n_edges=40)
     own = autoencoder("gpt2", "resid_post")
+    rows = [ioi_row(row) for row in table_rows(bundled)]
+    data = copy_of(tmp_path_factory.mktemp("mib") / "ioi", rows[:4], rows[12:14])
 
     def call(function: Callable[..., Any], *args: Any, **settings: Any) -> Callable[..., Any]:
         return lambda **more: function(*args, **settings, **more)
@@ -134,6 +138,7 @@ def calls(tiny_gpt2, bundled) -> dict[str, Callable[..., Any]]:
         "Task.pairs": call(circuitlab.load_task("gendered-pronouns").pairs, bundled, n=4),
         "check_task": call(circuitlab.check_task, "gendered-pronouns", bundled, n=4),
         "evaluate": call(circuitlab.evaluate, model, circuit, batch, n_random=2, n_knockouts=2),
+        "mib": call(circuitlab.mib, "ioi", bundled, data=data, method="eap", allow_weak_gap=True),
         "patch_edges": call(circuitlab.patch_edges, model, batch, ["m0->logits"]),
         "path_patch": call(circuitlab.path_patch, model, batch, ["m0"], ["logits"]),
         "reproduce": call(reproduce_nothing),

@@ -640,7 +640,7 @@ def test_a_whole_number_serves_where_a_float_is_asked_for():
         ({"steps": 0}, "steps is 0"),
         ({"seed": -1}, "seed is -1; it must be a whole number from 0 to 4294967295"),
         ({"seed": True}, "seed is True"),
-        ({"target": 0.0}, "target is 0.0; a faithfulness to reach lies above 0 and at most at 1"),
+        ({"target": 0.0}, "target is 0.0; it must be above 0 and at most 1"),
         ({"target": 1.1}, "target is 1.1"),
         ({"min_accuracy": 1.5}, "min_accuracy is 1.5; it is a share of pairs"),
     ],

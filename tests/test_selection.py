@@ -153,7 +153,7 @@ class TestMistakes:
 
     @pytest.mark.parametrize("target", [0.0, -0.5, 1.5, float("nan")])
     def test_a_target_that_cannot_be_reached(self, target):
-        with pytest.raises(ConfigError, match=f"target is {target}; a faithfulness to reach lies above 0 and at most"):
+        with pytest.raises(ConfigError, match=f"target is {target}; it must be above 0 and at most"):
             select(load("gpt2"), scored("gpt2"), pairs(), target)
 
     def test_another_models_scores(self):

@@ -548,7 +548,7 @@ def test_files_without_rows_or_columns(tmp_path):
         load_task(saved(tmp_path / "quote.csv", 'clean,corrupted,answer\n"a,b,c\n'))
     with pytest.raises(FormatError, match="is not UTF-8 text"):
         load_task(saved(tmp_path / "latin.csv", "clean,corrupted,answer\né,b,c\n", "latin-1"))
-    with pytest.raises(FormatError, match=r"line 2.* is no JSON"):
+    with pytest.raises(FormatError, match=r"line 2.* is not valid JSON"):
         load_task(saved(tmp_path / "cut.jsonl", '{"clean": "a"}\n{"clean": \n'))
     with pytest.raises(FormatError, match="table .*s.json' is damaged or of another format"):
         load_task(saved(tmp_path / "s.json", '{"columns": ["clean"], "index": [0], "data": [["a", "b"]]}'))
@@ -573,7 +573,7 @@ def test_options_of_tables_are_for_tables(rows, tmp_path):
     task = load_task(path, max_bad_rows=2)
     assert load_task(task, max_bad_rows=2) is not None
     for call in (lambda: load_task("ioi", columns={"clean": "x"}), lambda: load_task(task, max_bad_rows=3)):
-        with pytest.raises(ConfigError, match="goes with a table of pairs that is read by its path"):
+        with pytest.raises(ConfigError, match="only applies to tables of pairs"):
             call()
     with pytest.raises(TableError, match="data_revision goes with data sets"):
         load_task(path, data_revision="main")

@@ -48,7 +48,8 @@ def told(make) -> str:
 # What a field takes besides values of its own kind.
 ALLOWED_EXAMPLE = {"distractor": (None, [], ()), "spans": ({},), "corrupt_spans": ({},),
                    "standalone_answers": (True,), "separate_spans": (True,),
-                   "answer_ids": ([], ()), "distractor_ids": ([], ()), "token_spans": ({},)}  # fmt: skip
+                   "answer_ids": ([], ()), "distractor_ids": ([], ()), "token_spans": ({},),
+                   "answer_at": (None, 5)}  # fmt: skip
 ALLOWED_TASK = {
     "summary": ("",), "options": ({},), "chosen": ({},), "sources": ([], ()), "fixed": ([], ()), "origin": ("",),
     "held_out": ("",), "published": ({},), "table": (None,),

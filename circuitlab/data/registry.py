@@ -141,9 +141,7 @@ def _check_table_options(given: TableOptions, own: TableOptions | None, owner: s
     """
     if given.given and given != own:
         name, value = next(iter(given.given.items()))
-        raise ConfigError(
-            f"{name}={value!r} goes with a table of pairs that is read by its path; {owner} is none. Leave it out."
-        )
+        raise ConfigError(f"{name}={value!r} only applies to tables of pairs; {owner} is no table. Leave it out.")
 
 
 def former_options(called: str, task_options: Mapping[str, str] | None, former: Mapping[str, str]) -> dict[str, str]:

@@ -67,7 +67,7 @@ def score_edges(
     Raises:
         UnknownNameError: No such method, metric, ablation or axis.
         ConfigError: The method has no such option, or cannot take this ablation or axis.
-        MetricError: The metric is of no use to the method, or gives the wrong shape or NaN.
+        MetricError: The method cannot use the metric, or the metric gives the wrong shape or NaN.
 
     Example:
         >>> from circuitlab import load_model, load_task, score_edges
@@ -149,7 +149,7 @@ def score_nodes(
     Raises:
         UnknownNameError: No such method, level, metric or ablation.
         ConfigError: The method does not score this level, has no such option or cannot take this ablation.
-        MetricError: The metric is of no use to the method, or gives the wrong shape or NaN.
+        MetricError: The method cannot use the metric, or the metric gives the wrong shape or NaN.
 
     Example:
         >>> from circuitlab import load_model, load_task, score_nodes

@@ -62,9 +62,7 @@ class SelectionRule:
             listed = " and ".join(f"{name}={getattr(self, name)}" for name in given)
             raise ConfigError(f"{listed} are {'both' if len(given) == 2 else 'all'} given. Give one.")
         if self.target is not None and not 0 < self.target <= 1:
-            raise ConfigError(
-                f"target is {self.target}; a faithfulness to reach lies above 0 and at most at 1. 0.9 is usual."
-            )
+            raise ConfigError(f"target is {self.target}; it must be above 0 and at most 1. The default is 0.9.")
         for part in options_of(SelectionRule):
             part.read(getattr(self, part.name))
 

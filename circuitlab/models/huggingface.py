@@ -222,7 +222,7 @@ def not_loaded(name: str, error: Exception, source: str, *, local: bool) -> Mode
         except ModelError as better:
             return better
     if folder is not None and (broken := broken_json(folder)):
-        return ModelError(f"{what} cannot be loaded: {broken} is no JSON. Copy it again.")
+        return ModelError(f"{what} cannot be loaded: {broken} is not valid JSON. Copy it again.")
     if isinstance(error, CONFIG_ERRORS):
         return UnsupportedModelError(
             f"{what} cannot be loaded: transformers and TransformerLens make no model of its files. {SUPPORTED}"

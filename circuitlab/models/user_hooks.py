@@ -77,7 +77,7 @@ class UserHooks:
         return (*self._names_of_modules(), *(["all modules (a global hook of torch)"] if on_all else []))
 
     def unseen(self, model: Any, tokens: Tensor, names: tuple[str, ...]) -> dict[str, str]:
-        """What `unseen_by` measures; not again while the same hooks make the same of the same prompts.
+        """The result of `unseen_by`, kept while the same hooks change the same prompts in the same way.
 
         Args:
             model: The model.

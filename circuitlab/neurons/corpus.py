@@ -44,7 +44,7 @@ def read_corpus(
 
     Raises:
         ConfigError: The path does not exist or cannot be read, a folder has no such files, or something is no text.
-        FormatError: A file is not UTF-8, or a line of it is no JSON object with the field.
+        FormatError: A file is not UTF-8, or a line of it is not a JSON object with the field.
     """
     if not isinstance(source, str | Path):
         return _given(source, most)
@@ -75,7 +75,7 @@ def check_corpus(source: str | Path, *, separator: str | None = None, field: str
 
     Raises:
         ConfigError: There is no such file or folder, or no text that is not blank; an argument would be ignored.
-        FormatError: The first file is not UTF-8, or its first line is no JSON object with the field.
+        FormatError: The first file is not UTF-8, or its first line is not a JSON object with the field.
     """
     texts = read_corpus(source, separator="\n" if separator is None else separator, field=field or "text")
     if not (path := Path(source).expanduser()).is_dir():
@@ -131,7 +131,7 @@ def _objects(stream: TextIOWrapper, name: str, field: str) -> Iterator[str]:
         found = parse_json(line, where) if line.strip() else {field: ""}
         text = found.get(field) if isinstance(found, dict) else None
         if not isinstance(text, str):
-            raise FormatError(f"{where} is no JSON object with a text {field!r}.")
+            raise FormatError(f"{where} is not a JSON object with a text {field!r}.")
         yield text
 
 

@@ -259,7 +259,7 @@ def top_examples(
 
     Raises:
         ConfigError: No such layer, neuron, file or folder; an empty corpus; k or max_tokens out of range.
-        FormatError: A file is not UTF-8, or a `.jsonl` line is no JSON object with the field.
+        FormatError: A file is not UTF-8, or a `.jsonl` line is not a JSON object with the field.
         UnknownNameError: No such stage.
         UnsupportedModelError: The model has no MLPs, or does not show its pre-activations.
     """

@@ -249,7 +249,7 @@ def save_state(path: Path, state: State) -> None:
 
 
 def resume(path: str | Path, job: str, key: str | None, take: Callable[[State], object] = lambda state: None) -> None:
-    """Take over the state that a file keeps; a file that is not there yet is fine.
+    """Take over the state that a file keeps; a file that does not exist yet is not an error.
 
     Args:
         path: The file.

@@ -22,7 +22,7 @@ CORRECTIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 
 def check_correction(name: str | None) -> None:
-    """Refuse a correction that does not exist; None is none.
+    """Refuse a correction that does not exist; None means no correction.
 
     Raises:
         UnknownNameError: No such correction.

@@ -176,7 +176,7 @@ class Grids(Result, Mapping[str, Grid]):
         return len(self._grids)
 
     def to_frame(self, correction: str | None = None) -> pd.DataFrame:
-        """The tables of all grids below each other, with the columns of all; what a site does not have is missing.
+        """The tables of all grids, concatenated; columns that a site does not have are missing there.
 
         Args:
             correction: As of `Grid.to_frame`; p-values are corrected for the cells of their own grid.

@@ -38,9 +38,9 @@ def load_run(folder: str | Path) -> Run:
     Returns:
         The run as `discover` returned it, with `config`, `pairs`, `scores`, `circuit`, `evaluation`, `grids` and all
         else, to the last bit; times are in milliseconds. What a task file computes (`task.draw`, a metric of its own)
-        is named but not there: `load_task(folder / "task.py")` runs that file. From a folder of an earlier version, in
-        which tables are all there is, scores have no standard errors, and what was measured pair by pair is NaN. A
-        method or a site of a package that is not installed is named, and `config.objects` lists the setting.
+        is named but not there: `load_task(folder / "task.py")` runs that file. A folder of an earlier version holds
+        tables only: scores have no standard errors, and what was measured pair by pair is NaN. A method or
+        site of a package that is not installed is named, and `config.objects` lists the setting.
 
     Raises:
         RunError: It is no run folder, or a file is missing, damaged, or was changed after the run.
@@ -153,7 +153,8 @@ def _missing(read: RunReader | None, what: str) -> Callable[..., Any]:
 
     def missing(*given: object, **options: object) -> Any:
         raise RunError(
-            f"{what} is code of a task file, which load_run does not run{where}. Read that file, then load_task it."
+            f"{what} needs the code of a task file, which load_run does not run{where}. Read the file, then load it "
+            "with load_task."
         )
 
     return missing

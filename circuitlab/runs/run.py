@@ -17,7 +17,7 @@ P = ParamSpec("P")
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Run(RunRecord):
-    """Everything one discovery found, and the way to write it down; its attributes are those of `RunRecord`.
+    """The results of one discovery, and a method that writes them; the attributes are those of `RunRecord`.
 
     Example:
         >>> from circuitlab import discover

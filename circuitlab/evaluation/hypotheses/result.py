@@ -32,7 +32,7 @@ class TestResult(Summary):
         n: Number of examples or random circuits of the test.
         least_p: The smallest p-value that is possible with `n`; at or above 0.05 the test cannot reject.
         for_if_rejected: Whether rejection supports the circuit: the null hypothesis is that it is no better than
-            chance. Otherwise the null hypothesis is that the circuit is as it should be.
+            chance. Otherwise the null hypothesis is that the circuit has the property.
         details: Further measured values, by name.
     """
 

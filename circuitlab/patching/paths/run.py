@@ -87,7 +87,7 @@ def run_paths(
 
     Args:
         paths: What all rows have in common.
-        sender: Where the message enters the stream (rows of several heads of one layer may share a run).
+        sender: The node whose output is replaced (rows of several heads of one layer may share a run).
         rows: Senders and examples.
         message: What the stream gets more of than in the base run, at the rows' tokens.
 
