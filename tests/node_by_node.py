@@ -67,7 +67,7 @@ def walk(model: Model, arguments: BlockArguments, start: Tensor, mask: Tensor, r
             found.kept[name].append(value)
         for name, value in (("q", values[Slot.Q]), ("k", values[Slot.K]), ("v", values[Slot.V]), ("z", z)):
             found.kept[name].append(value)
-        found.kept["pattern"].append(z.new_zeros(len(z), spec.n_heads, arguments.n_tokens, arguments.n_tokens))
+        found.kept["pattern"].append(z.new_zeros(len(z), spec.n_heads, z.shape[1], z.shape[1]))
     found.final = read(len(Layout.of(spec).readers) - 1)
     return found
 
