@@ -40,7 +40,7 @@ BEFORE = [
     (("neurons", "examples", "nowhere", *AT), "corpus 'nowhere' does not exist"),
     (("neurons", "examples", "empty.txt", *AT), "the corpus 'empty.txt' is empty"),
     (("neurons", "examples", "folder", *AT), "corpus folder 'folder' has no file"),
-    (("neurons", "examples", "a.jsonl", *AT, "--field", "body"), "no JSON object with a text 'body'"),
+    (("neurons", "examples", "a.jsonl", *AT, "--field", "body"), "not a JSON object with a text 'body'"),
     (("neurons", "examples", "a.jsonl", *AT, "--stage", "last"), "unknown stage 'last'"),
     (("neurons", "examples", "a.jsonl", *AT, "-k", "0"), "'-k'"),
     (("neurons", "sensitivity", "a", *ONE, "--samples", "0"), "'--samples'"),

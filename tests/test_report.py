@@ -461,7 +461,7 @@ class TestDamage:
         ("spoil", "message"),
         [
             (lambda f: (f / "manifest.json").unlink(), "no manifest.json"),
-            (lambda f: (f / "manifest.json").write_text("{"), "manifest.json' .* no JSON"),
+            (lambda f: (f / "manifest.json").write_text("{"), "manifest.json' .* not valid JSON"),
             (lambda f: (f / "manifest.json").write_text("[]"), "manifest.json' .* it must be a JSON object"),
             (lambda f: (f / "manifest.json").write_text("{}"), "manifest.json' .* has no field 'schema'"),
             (lambda f: (f / "evaluation.json").unlink(), "evaluation.json is missing"),
@@ -569,7 +569,8 @@ class TestAttention:
         assert "attention" not in page
 
     @pytest.mark.parametrize(
-        ("text", "what"), [("{", "no JSON"), ('{"tokens": []}', "'heads'"), ('{"tokens": [], "heads": []}', "no head")]
+        ("text", "what"),
+        [("{", "not valid JSON"), ('{"tokens": []}', "'heads'"), ('{"tokens": [], "heads": []}', "no head")],
     )
     def test_damage_is_told(self, folder, text, what):
         (folder / "attention.json").write_text(text, encoding="utf-8")

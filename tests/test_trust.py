@@ -187,7 +187,7 @@ def test_what_runs_the_work_again_and_leaves_is_no_reproduction(folder, monkeypa
         ({"config__out": "x"}, "out"),
         ({"config__force": True}, "force"),
         ({"config__run_code": True}, "run_code"),
-        ({"config__task": ["a"]}, "task is"),
+        ({"config__task": ["a"]}, "'config.task' is"),
         ({"config__model": {"a": 1}}, "model is"),
         ({"config__device": 3}, "device is"),
         ({"config__metric": ["x"]}, "metric is"),
