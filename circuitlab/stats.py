@@ -292,22 +292,30 @@ def sign_flip_p(
 ) -> Float[np.ndarray, "*cell"]:
     """Two-sided sign-flip permutation p-value of the mean difference; not corrected for the number of cells.
 
+    Exact where there are no more than `n_resamples` ways to flip the signs.
+
     Args:
-        differences: Paired differences, symmetric about 0 if nothing happens.
+        differences: Paired differences of n examples, symmetric about 0 if nothing happens.
         seed: Same seed, same flips.
-        n_resamples: How many; the smallest p-value is 1 / (n_resamples + 1).
+        n_resamples: How many flips are drawn, at most.
 
     Returns:
-        (1 + number of flips with a mean at least as far from 0) / (1 + number of flips).
+        The share of all 2**n flips with a mean at least as far from 0; of drawn flips, (1 + their number with such a
+        mean) / (1 + number of flips).
     """
-    rng = np.random.default_rng([seed, 1])
-    flips = rng.integers(0, 2, (differences.shape[-1], n_resamples)) * 2.0 - 1.0
     n = differences.shape[-1]
+    exact = 2**n <= n_resamples
+    if exact:
+        signs = (np.arange(2**n) >> np.arange(n)[:, None]) & 1
+    else:
+        signs = np.random.default_rng([seed, 1]).integers(0, 2, (n, n_resamples))
+    flips = signs * 2.0 - 1.0
     observed = np.abs(differences.mean(-1))[..., None]
     flipped = np.abs(differences @ flips) / n
     # Equal means must count as equal although they were summed in another order.
     slack = 1e-9 * np.maximum(1e-30, np.abs(differences).mean(-1))[..., None]
-    return np.asarray((1 + (flipped >= observed - slack).sum(-1)) / (1 + n_resamples))
+    more = 0 if exact else 1  # the flip that was observed is among all of them, not among drawn ones
+    return np.asarray((more + (flipped >= observed - slack).sum(-1)) / (more + flips.shape[1]))
 
 
 def holm(p_values: Float[np.ndarray, "*cell"]) -> Float[np.ndarray, "*cell"]:

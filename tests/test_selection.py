@@ -12,9 +12,10 @@ from circuitlab import Circuit, evaluate, score_edges, select
 from circuitlab.data.batch import PairBatch
 from circuitlab.discovery.behaviour import check_behaviour
 from circuitlab.discovery.scores import EdgeScores
-from circuitlab.errors import ConfigError, GraphError, MetricError, TaskNotDoneError
+from circuitlab.errors import ConfigError, GraphError, MetricError, TaskNotDoneError, UnknownNameError
 from circuitlab.graphs.prune import prune
 from circuitlab.graphs.ranking import mask_of
+from circuitlab.graphs.selection import SelectionRule
 from circuitlab.metrics import resolve
 from circuitlab.patching.experiment import Experiment
 
@@ -216,3 +217,8 @@ class TestBehaviour:
         with pytest.raises(TaskNotDoneError):
             check_behaviour(ready.measured_by(backwards), min_accuracy=1e-9)
         assert check_behaviour(ready.measured_by(backwards), min_accuracy=0.0)
+
+
+def test_a_setting_that_a_selection_does_not_have_is_named():
+    with pytest.raises(UnknownNameError, match="unknown setting 'n_edge' of selection. Did you mean 'n_edges'"):
+        SelectionRule.of({"n_edge": 4})

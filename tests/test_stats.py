@@ -112,13 +112,14 @@ def test_one_example_has_no_spread():
     assert stats.sign_flip_p(np.array([[3.0]]), seed=0)[0] == 1
 
 
+@pytest.mark.parametrize("n", [9, 15])
 @pytest.mark.parametrize("seed", range(6))
-def test_the_sign_flip_p_value_is_scipy_s_exact_one(seed):
-    """All 2^9 flips, enumerated by scipy; ours draws 20,000 of them."""
+def test_the_sign_flip_p_value_is_scipy_s_exact_one(seed, n):
+    """All 2^n flips, enumerated by scipy; ours enumerates 2^9, and draws 20,000 of 2^15."""
     rng = np.random.default_rng(seed)
-    differences = np.round(rng.normal(0.2 * seed, 1.0, 9), 1)  # rounded, so that there are ties
+    differences = np.round(rng.normal(0.2 * seed, 1.0, n), 1)  # rounded, so that there are ties
     exact = permutation_test(
-        (differences, np.zeros(9)),
+        (differences, np.zeros(n)),
         lambda a, b, axis: np.abs((a - b).mean(axis)),
         permutation_type="samples",
         alternative="greater",
@@ -126,10 +127,16 @@ def test_the_sign_flip_p_value_is_scipy_s_exact_one(seed):
         n_resamples=np.inf,
     ).pvalue
     by_hand = np.mean([abs(np.dot(signs, differences)) >= abs(differences.sum()) - 1e-9
-                       for signs in product([-1, 1], repeat=9)])  # fmt: skip
+                       for signs in product([-1, 1], repeat=n)])  # fmt: skip
     assert exact == pytest.approx(by_hand)
     ours = stats.sign_flip_p(differences[None], seed=seed, n_resamples=20_000)[0]
-    assert ours == pytest.approx(exact, abs=4 * np.sqrt(exact * (1 - exact) / 20_000) + 1e-4)
+    drawn = 2**n > 20_000
+    assert ours == pytest.approx(exact, abs=drawn * (4 * np.sqrt(exact * (1 - exact) / 20_000) + 1e-4), rel=1e-12)
+
+
+def test_the_p_value_of_few_examples_is_not_below_the_smallest_possible():
+    for n in (2, 3, 6, 8, 10):
+        assert stats.sign_flip_p(np.linspace(1, 2, n), seed=0) == 2 / 2**n
 
 
 def test_the_p_value_has_two_sides_and_does_not_depend_on_the_unit():

@@ -19,7 +19,7 @@ from architectures import (
 )
 from gpt2_by_hand import Gpt2ByHand
 
-from circuitlab import sweep
+from circuitlab import estimate_sweep, sweep
 from circuitlab.data.batch import PairBatch
 from circuitlab.data.pairs import PairSet
 from circuitlab.errors import ConfigError, MetricError, UnknownNameError
@@ -481,3 +481,8 @@ def test_tokens_are_of_the_models_vocabulary():
     batch: Callable[[], PairBatch] = pairs
     assert 0 in batch().clean
     assert batch(n=64).clean.max() >= D_VOCAB - 10
+
+
+def test_a_setting_that_a_sweep_does_not_have_is_named():
+    with pytest.raises(UnknownNameError, match="'ablatoin'"):
+        estimate_sweep(load("gpt2"), pairs(), ablatoin="zero")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from circuitlab.arguments import checked_fields
 from circuitlab.declarations import Setting, options_of
-from circuitlab.errors import ConfigError
+from circuitlab.errors import ConfigError, UnknownNameError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -88,6 +88,7 @@ class SelectionRule:
             The rule.
 
         Raises:
+            UnknownNameError: There is no such setting.
             ConfigError: Both have a target.
         """
         given: dict[str, Any] = asdict(rule) if isinstance(rule, SelectionRule) else dict(rule or {})
@@ -95,6 +96,8 @@ class SelectionRule:
             if given.get("target") not in (None, target):
                 raise ConfigError(f"target is {target}, but the selection's is {given['target']}. Give one.")
             given["target"] = target
+        for name in given:
+            UnknownNameError.check("setting", name, [one.name for one in fields(cls)], owner="selection")
         return cls(**given)
 
 

@@ -130,18 +130,8 @@ class MibCell(Result):
             Plain values.
         """
         names = (
-            "task",
-            "model",
-            "name",
-            "method",
-            "split",
-            "n_train",
-            "n_evaluated",
-            "accuracy",
-            "clean",
-            "empty",
-            "gap",
-        )
+            "task", "model", "name", "method", "split", "n_train", "n_evaluated", "accuracy", "clean", "empty", "gap",
+        )  # fmt: skip
         found: dict[str, Any] = {name: getattr(self, name) for name in names}
         found |= {"dropped": dict(self.dropped), "areas": self.areas.to_record()}
         found |= {"shares": MIB_SHARES, "by_sign": self.by_sign, "by_size": self.by_size}
@@ -223,8 +213,8 @@ def mib(
 
     Raises:
         UnknownNameError: There is no such task, split, method or control.
-        TableError: The data cannot be read, or are none of this task's.
-        MetricError: The model does not tell clean from corrupted prompts.
+        TableError: The data cannot be read, or do not have the columns of this task.
+        MetricError: The metric of clean and corrupted prompts does not differ significantly.
         OutputExistsError: The folder exists and `force` is not given.
 
     Example:
@@ -233,8 +223,8 @@ def mib(
         1.2
     """
     wanted, scored_by = find_mib_task(task), find_method(method)
-    if control is not None and control not in CONTROLS:
-        raise UnknownNameError.of("control", control, CONTROLS)
+    if control is not None:
+        UnknownNameError.check("control", control, CONTROLS)
     for name, value in (("n", n), ("n_evaluated", n_evaluated)):
         if value is not None and value < 1:
             raise ConfigError(f"{name} is {value}; it counts pairs and must be at least 1.")
@@ -289,7 +279,7 @@ def report_lines(cell: MibCell) -> list[str]:
     ]
     if cell.control is not None:
         shifts = cell.control.shifts(unit=cell.gap)
-        largest = max(shifts, key=abs)
+        largest = max(map(abs, shifts))
         lines += [
             f"random weights: gap {cell.control.gap / cell.gap:.4f} of the trained model's",
             f"random weights: circuits shift the metric by at most {largest:.4f} of the trained model's gap",

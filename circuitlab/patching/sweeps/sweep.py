@@ -15,13 +15,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from circuitlab.arguments import renamed
 from circuitlab.data.batching import Pairs
-from circuitlab.errors import ConfigError
+from circuitlab.errors import ConfigError, UnknownNameError
 from circuitlab.metrics import MetricLike, metric_for
 from circuitlab.models.modes import model_function
 from circuitlab.models.protocol import Model
@@ -32,7 +32,7 @@ from circuitlab.patching.runs.packing import budget_of, bytes_per_row, recorded_
 from circuitlab.patching.runs.replacement import AblationLike
 from circuitlab.patching.sweeps.cells import Cells, rows_of, run_cells
 from circuitlab.patching.sweeps.patches import Runs
-from circuitlab.patching.sweeps.plan import SweepPlan, plan_sweep
+from circuitlab.patching.sweeps.plan import CellChoice, SweepPlan, plan_sweep
 from circuitlab.patching.sweeps.run import Part, SweepRun, carry_out, start
 from circuitlab.patching.sweeps.sites import Site
 from circuitlab.progress import Progress, callback
@@ -40,6 +40,8 @@ from circuitlab.result import Result
 
 # Rows that are timed; fewer say little about the speed of large packs.
 SAMPLE = 128
+# Settings of a sweep that change what it takes, besides the choice of cells.
+ESTIMATED = ("direction", "ablation", "reference", "metric", "seed", "budget")
 
 
 @renamed(replacement="ablation")
@@ -260,6 +262,7 @@ def estimate_sweep(
         Patched prompts to run, their cost in forward passes, seconds, and bytes of memory.
 
     Raises:
+        UnknownNameError: There is no such setting.
         CircuitLabError: What `sweep` would refuse.
 
     Example:
@@ -269,6 +272,9 @@ def estimate_sweep(
         >>> estimate_sweep(model, pairs.discovery, "head_z").rows
         128
     """
+    allowed = (*ESTIMATED, *(one.name for one in fields(CellChoice)))
+    for name in settings:
+        UnknownNameError.check("setting", name, allowed, owner="estimate_sweep")
     plan = plan_for(model, pairs, site, **settings)
     run = start(plan)
     rows, work = zip(*(_count(run, part) for part in run.parts), strict=True)
