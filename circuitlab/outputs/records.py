@@ -32,6 +32,7 @@ from circuitlab.outputs.whole import write_bytes
 from circuitlab.parts import Edge
 
 R = TypeVar("R")
+EARLIER = "earlier"  # in the metadata of a field: its name in files of earlier versions
 RECORD = "record"  # the metadata's only key: with several, safetensors writes them in any order
 MOST = 2**32  # bytes of a file
 
@@ -189,6 +190,10 @@ def _typed(kind: Any, value: Any, where: str, arrays: Mapping[str, np.ndarray]) 
 def _dataclass(kind: Any, value: Any, where: str, arrays: Mapping[str, np.ndarray]) -> Any:
     given, hints = _expect(dict, value, where), get_type_hints(kind)
     known = {item.name: item for item in _kept(kind)}
+    now = {item.metadata[EARLIER]: name for name, item in known.items() if EARLIER in item.metadata}
+    if twice := sorted(name for name in given if now.get(name) in given):
+        raise KeyError(f"{where or 'the record'} has {twice[0]!r} and {now[twice[0]]!r}, which are the same field")
+    given = {now.get(name, name): v for name, v in given.items()}
     if unknown := sorted(set(given) - set(known)):
         raise KeyError(f"{where or 'the record'} has {unknown[0]!r}, which a {kind.__name__} has not")
     optional = {n for n, item in known.items() if item.default is not MISSING or item.default_factory is not MISSING}

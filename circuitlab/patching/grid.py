@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from jaxtyping import Float
 
 from circuitlab.drawing import draw
 from circuitlab.errors import UnknownNameError
+from circuitlab.outputs.records import EARLIER
 from circuitlab.patching.effects import FRAME_COLUMNS, Effects
 from circuitlab.result import Result
 from circuitlab.summary import largest, plural
@@ -39,7 +41,7 @@ class Grid(Effects):
         corrupt: Metric of the corrupted run.
         normalised: Whether `values` are on the scale 0 = corrupted, 1 = clean; else in the metric's unit.
         seed: Seed of intervals and p-values.
-        replacement: The ablation: "corrupt" is the other prompt's value; see `circuitlab.patching.runs.replacement`.
+        ablation: What the patched values are: "corrupt" is the other prompt's value; see `Replacement`.
         layers: The layers of the rows; all, from 0 on, by default.
         member_kind: "head" or "neuron" where cells are also by position or span, else None.
         members: Labels of that axis.
@@ -57,11 +59,17 @@ class Grid(Effects):
     corrupt: Float[np.ndarray, "*metric example"]
     normalised: bool = True
     seed: int = 0
-    replacement: str = "corrupt"
+    ablation: str = field(default="corrupt", metadata={EARLIER: "replacement"})
     layers: tuple[int, ...] | None = None
     member_kind: str | None = None
     members: tuple[str, ...] = ()
     numbers: tuple[int, ...] | None = None
+
+    @property
+    def replacement(self) -> str:
+        """The former name of `ablation`."""
+        warnings.warn("Grid.replacement is now called Grid.ablation; the former name will go.", FutureWarning, 2)
+        return self.ablation
 
     @property
     def axes(self) -> tuple[str, ...]:
@@ -136,7 +144,7 @@ class Grid(Effects):
         return f"of {self.site}: {sides}, {plural(self.per_example.shape[-1], 'pair')}"
 
     def _facts(self) -> Iterable[tuple[str, object]]:
-        yield "direction", f"{self.direction}, ablation {self.replacement}"
+        yield "direction", f"{self.direction}, ablation {self.ablation}"
         for name in (self.metric,) if isinstance(self.metric, str) else self.metric:
             yield from self.of_metric(name)._facts_of_metric()
 

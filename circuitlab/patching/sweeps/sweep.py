@@ -209,7 +209,7 @@ def _grid(run: SweepRun, site: Site, *, several: bool, normalise: bool) -> Grid:
         corrupt=run.corrupt[wanted],
         normalised=normalise,
         seed=plan.experiment.seed,
-        replacement=plan.experiment.replacement.kind,
+        ablation=plan.experiment.replacement.kind,
         layers=plan.layers,
         member_kind=site.kind if site.by_member and not whole else None,
         members=members if site.by_member and not whole else (),
