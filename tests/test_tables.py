@@ -736,7 +736,7 @@ def test_a_table_is_shown_in_a_few_lines(rows):
     assert len(repr(table).splitlines()) < 10
     assert len(repr(table)) < 1000
     assert "480 pairs" in repr(table)
-    wrong = {"clean": "a\x1b" * 999, "corrupt": "b", "answer": 9, "distractor": " x"}
+    wrong = {"clean": "a\x1b" * 999, "corrupt": "b", "answer": 9.5, "distractor": " x"}
     with pytest.warns(TableWarning):
         bad = Task.from_frame([*rows, wrong], max_bad_rows=1).table.bad
     assert len(repr(bad[0])) < 300

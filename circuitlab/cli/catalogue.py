@@ -94,9 +94,12 @@ def show_checks(asked: PairOptions, models: ModelsOptions, *, quiet: bool, json:
         gap = f"{mean} ({low} to {high})"
         row = (str(check.n), *(display.number(value, 2) for value in means), gap, str(check.n_dropped))
         rows.append((Path(name).name, *row))
-    display.print_line(f"{task.label}: right means that {next(iter(found.values())).rule or 'the metric says so'}")
+    rules = dict.fromkeys(check.rule for check in found.values() if check.rule) or ("the metric says so",)
+    display.print_line(f"{task.label}: right means that {', or '.join(rules)}")
     display.print_rows(("model", *numbers), rows, right=numbers)
     for name, check in found.items():
+        if check.note:
+            display.print_line(f"\n{name}: {check.note}")
         if check.problem:
             display.print_line(f"\n{name}: {check.problem}")
         elif check.dropped:

@@ -16,8 +16,11 @@ from circuitlab import plugins
 from circuitlab.arguments import checked
 from circuitlab.data.sampling import global_randomness_kept
 from circuitlab.data.tables.options import TableOptions
+from circuitlab.data.tables.readers import SUFFIXES
 from circuitlab.data.tables.rows import pair_table
 from circuitlab.data.tables.sources import is_table, read_source
+from circuitlab.data.tables.task_file import SUFFIXES as TASK_FILES
+from circuitlab.data.tables.task_file import read_task_file
 from circuitlab.data.task import Task
 from circuitlab.errors import (
     CircuitLabError,
@@ -115,7 +118,7 @@ def load_task(
     if name not in entries and is_table(text):  # a name goes before a folder that is called like it
         return _from_table(text, reading).with_options(**options)
     _check_table_options(reading, None, repr(text))
-    if text.endswith(".py") or "/" in text:
+    if text.endswith(".py") or "/" in text or (name not in entries and Path(text).is_file()):
         return _from_file(Path(text)).with_options(**options)
     UnknownNameError.check("task", name, entries, "A task of your own is given as the path of its .py file.")
     found = plugins.load(entries[name])
@@ -126,9 +129,12 @@ def load_task(
 
 def _from_table(text: str, reading: TableOptions) -> Task:
     """The task of a table, named after its file; never like a task that has a name already."""
-    table = pair_table(read_source(text, reading), reading, text).checked()
-    stem = Path(text.rstrip("/")).name
+    source, stem = text, Path(text.rstrip("/")).name
     stem = stem if Path(text).is_dir() else stem.removesuffix(".gz").rpartition(".")[0] or stem
+    if Path(text).suffix.lower() in TASK_FILES:
+        file = read_task_file(Path(text), reading)
+        source, stem, reading = file.source, file.name, file.options
+    table = pair_table(read_source(source, reading), reading, source).checked()
     name = re.sub(r"[^\w.+-]+", "-", stem).strip(". -_")[:LONGEST_TABLE_NAME].rstrip(". -_") or "table"
     return Task.from_table(table, f"{name}-table" if name in task_names() else name, origin=text)
 
@@ -223,7 +229,10 @@ def _from_file(path: Path) -> Task:
 
 def _source(path: Path) -> bytes:
     if path.is_file() and path.suffix != ".py":
-        raise TaskFileError(f"task file {str(path)!r} does not end in .py, so it is not run. Give a Python file.")
+        raise TaskFileError(
+            f"task file {str(path)!r} does not end in .py, so it is not run. Give a Python file, or a table of pairs, "
+            f"whose name ends in {', '.join((*SUFFIXES, *TASK_FILES))}."
+        )
     try:
         names = ", ".join(task_names())
         return read_bytes(path, "task file", most=LARGEST_FILE, hint=f"Give a name ({names}) or a file.")

@@ -170,12 +170,12 @@ class Task(Summary):
         """A task of the rows of a table that was read, with further fields of the task.
 
         Returns:
-            The task, whose version is the beginning of the table's digest, and whose metric is `logit_diff`, or
-            `log_prob` where pairs have no distractors, unless others are given.
+            The task, whose version is the beginning of the table's digest, and whose metric is that of the layout, else
+            `logit_diff`, or `log_prob` where pairs have no distractors, unless others are given.
         """
         usual: dict[str, Any] = {
             "version": table.digest[:12], "summary": table.described(),
-            "metric": "logit_diff" if table.has_distractors else "log_prob",
+            "metric": table.metric or ("logit_diff" if table.has_distractors else "log_prob"),
         }  # fmt: skip
         return cls(name=name, draw=row_draw(table), held_out=divided_by(table), table=table, **usual | about)
 

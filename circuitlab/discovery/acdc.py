@@ -69,7 +69,8 @@ def score_acdc(
             difference between empty circuit and whole model.
         n_edges: Instead: maximum number of edges; the circuit has as many as bisection over the threshold finds.
         sweep: Instead: number of thresholds, evenly spaced on a logarithmic scale from 1e-5 to 1 times that difference.
-        objective: "kl": divergence from the whole model. "metric": the metric.
+        objective: "kl": divergence from the whole model, summed over the judged positions of answers of several
+            tokens. "metric": the metric.
         speculate: Tests a batch, 1 for one at a time; by default adapted to the number of correct predictions. The
             circuit does not depend on it.
 
@@ -89,7 +90,8 @@ def score_acdc(
     check_acdc(threshold=threshold, n_edges=n_edges, sweep=sweep)
     if n_edges is not None and not 1 <= n_edges <= layout.n_edges:
         raise ConfigError(f"n_edges is {n_edges}; the graph has {layout.n_edges} edges, so 1 to that many.")
-    judged_by = resolve("kl") if objective == "kl" else experiment.metric
+    # Of answers of several tokens the divergence is summed over the judged positions.
+    judged_by = replace(resolve("kl"), whole_answer=True) if objective == "kl" else experiment.metric
     searches = _Searches(experiment.measured_by(judged_by), speculate)
     if sweep is not None:
         scores = searches.swept(_spread(searches.gap, sweep))

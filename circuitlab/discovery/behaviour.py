@@ -9,18 +9,29 @@ any model, before a run.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
 
+from circuitlab.data.encoding import SEVERAL
 from circuitlab.data.pairs import PairSet
 from circuitlab.data.registry import load_task
+from circuitlab.data.sampling import draw
 from circuitlab.data.task import Task
-from circuitlab.errors import PairLengthError, SpanError, TaskNotDoneError, TokenError, TooFewPromptsError
-from circuitlab.metrics import MetricLike, resolve
+from circuitlab.errors import (
+    PairLengthError,
+    SpanError,
+    TableError,
+    TaskNotDoneError,
+    TokenError,
+    TooFewPromptsError,
+)
+from circuitlab.metrics import Metric, MetricLike, resolve
+from circuitlab.metrics.base import WHOLE
 from circuitlab.metrics.of_task import metric_of
 from circuitlab.models.modes import model_function
 from circuitlab.models.protocol import Model
@@ -195,6 +206,7 @@ class TaskCheck(Result):
         gap: Mean difference of the two with its 99 % interval; None without pairs.
         dropped: Reason -> how many distinct examples the tokenizer could not serve.
         problem: Why there are no pairs; empty if there are.
+        note: Why the metric is not the task's; empty if it is, or if it was given.
     """
 
     task: str
@@ -209,6 +221,7 @@ class TaskCheck(Result):
     gap: Gap | None = None
     dropped: Mapping[str, int]
     problem: str = ""
+    note: str = ""
 
     @property
     def n_dropped(self) -> int:
@@ -229,7 +242,7 @@ class TaskCheck(Result):
         gap = dict(zip(("gap_low", "gap", "gap_high"), self.gap_interval, strict=True))
         names = ("task", "model", "metric", "rule", "n", "accuracy", "top_token", "clean", "corrupt")
         found = {name: getattr(self, name) for name in names}
-        return found | gap | {"dropped": dict(self.dropped), "problem": self.problem}
+        return found | gap | {"dropped": dict(self.dropped), "problem": self.problem, "note": self.note}
 
     def _summary(self) -> str:
         result = self.problem or f"{self.accuracy:.0%} right, gap {self.gap.mean if self.gap else 0:.3g}"
@@ -256,7 +269,8 @@ def check_task(
         model: A loaded model.
         n: Pairs per split; the discovery pairs are measured.
         seed: Same seed, same pairs.
-        metric: What is measured; the task's own by default.
+        metric: What is measured; the task's own by default. If that judges one token and the tokenizer writes the
+            answers as several, `answer_log_prob_diff` is measured instead, and `note` says so.
         progress: None draws a bar in a terminal or a notebook, True always, False never; or a function that is
             called with (step, done, total).
 
@@ -266,6 +280,7 @@ def check_task(
 
     Raises:
         UnknownNameError: No such task or metric.
+        TableError: The model cannot be given a row of a table.
         MetricError: The metric fails on the pairs.
 
     Example:
@@ -273,11 +288,35 @@ def check_task(
         >>> check_task("name-throw", load_model("bundled"), n=8).accuracy
         1.0
     """
-    asked = load_task(task)
-    judged_by = metric_of(asked, metric)
-    about: dict[str, Any] = {"task": asked.label, "model": model.id, "metric": judged_by.name}
+    wanted, how = load_task(task), {"n": n, "seed": seed, "progress": progress}
+    judged_by = metric_of(wanted, metric)
+    other = metric is None and not judged_by.whole_answer and _has_distractors(wanted)
     try:
-        pairs = asked.pairs(model, n=n, seed=seed, whole_answers=judged_by.whole_answer, progress=progress)
+        found = _check(wanted, model, judged_by, **how)
+        if not (found.problem and other):
+            return found
+        whole = _check(wanted, model, resolve(WHOLE), **how)
+        if whole.problem:
+            return found
+    except TableError as error:  # rows of a table are refused one by one
+        if not other or SEVERAL not in str(error):
+            raise
+        whole = _check(wanted, model, resolve(WHOLE), **how)
+    note = (
+        f"the answers have several tokens, and {judged_by.name} judges one: measured by {WHOLE}. Give metric={WHOLE!r} "
+        f"(--metric {WHOLE}) to whatever else runs this task on this model."
+    )
+    return replace(whole, note=note)
+
+
+def _has_distractors(task: Task) -> bool:
+    return task.table.has_distractors if task.table else bool(draw(task, Random(0)).distractors)
+
+
+def _check(task: Task, model: Model, judged_by: Metric, *, progress: Progress | bool | None, **how: int) -> TaskCheck:
+    about: dict[str, Any] = {"task": task.label, "model": model.id, "metric": judged_by.name}
+    try:
+        pairs = task.pairs(model, **how, whole_answers=judged_by.whole_answer, progress=progress)
     except (TooFewPromptsError, TokenError, PairLengthError, SpanError) as error:
         return TaskCheck(**about, dropped={}, problem=str(error))
     experiment = Experiment(model, pairs.discovery, judged_by, allow_weak_gap=True, progress=callback(progress))

@@ -82,22 +82,31 @@ def text_of(value: Any, *, numbers_too: bool = False) -> str:
     """
     if is_empty(value):
         raise CellError("is empty; it must be a text")
-    if numbers_too and isinstance(value, numbers.Integral) and not isinstance(value, bool):
+    if numbers_too and is_whole(value):
         return str(value)
     if not isinstance(value, str):
-        raise CellError(f"is {_kind(value)}, which is no text; write texts in quotes")
+        fix = "" if isinstance(value, list | tuple | Mapping) else "; write texts in quotes"
+        raise CellError(f"is {_kind(value)}, which is no text{fix}")
     if not value.strip():
         raise CellError("holds nothing but blanks; it must be a text")
     return value
 
 
-def words_of(value: Any, *, lead: str = "", numbers_too: bool = False) -> tuple[str, ...]:
+def is_whole(value: Any) -> bool:
+    """Whether a cell is a whole number, as data sets hold digits that they read from a CSV file.
+
+    Returns:
+        Whether it is; a text of digits is none.
+    """
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def words_of(value: Any, *, lead: str = "") -> tuple[str, ...]:
     """One word, or several as a list: of JSON or, as pandas writes them, of Python.
 
     Args:
-        value: The cell.
+        value: The cell. A whole number, also in a list, is its digits; in a text that spells a list it is none.
         lead: Text in front of every word.
-        numbers_too: Take whole numbers as their digits.
 
     Returns:
         The words.
@@ -105,7 +114,7 @@ def words_of(value: Any, *, lead: str = "", numbers_too: bool = False) -> tuple[
     Raises:
         CellError: It is empty, or a list of something else than texts.
     """
-    listed = _as_list(value)
+    listed, numbers_too = _as_list(value), not isinstance(value, str)
     if listed is None:
         # A blank or a line end may be an answer; nothing at all is none.
         words = (value,) if isinstance(value, str) and value and not value.strip() else None
@@ -245,4 +254,4 @@ def _kind(value: Any) -> str:
         return f"the truth value {value}"
     if isinstance(value, numbers.Number):
         return f"the number {value}"
-    return shown(value)
+    return "a list" if isinstance(value, list | tuple) else shown(value)

@@ -15,12 +15,10 @@ from circuitlab.data.pairs import PairSplits
 from circuitlab.data.sampling import REFERENCE, SPLITS, GrowingSplits, check_number
 from circuitlab.data.tables.layouts import SPAN
 from circuitlab.data.tables.rows import FILES
-from circuitlab.data.tables.table import BadRow, PairRow, PairTable
+from circuitlab.data.tables.table import MOST_CHECKED, BadRow, PairRow, PairTable
 from circuitlab.errors import PairLengthError, SpanError, TableError, TooFewPromptsError
 from circuitlab.resources import DEFAULT, Resources
 
-# Tables of at most so many rows are checked whole against the tokenizer, in seconds; of longer ones, the rows drawn.
-MOST_CHECKED = 10_000
 VALIDATION = "validation"
 REPEATED, SHARED = "rows with the prompts of another row", "rows with a prompt of the other split"
 

@@ -29,7 +29,7 @@ class TableLayout:
         token_starts: Whether other columns are spans, each the index of its first token with a beginning-of-sequence
             token counted.
         join: What helps where the corrupted prompts are in a file of their own.
-        numbers: Whether numbers mean their digits as text.
+        metric: The metric of a task made of such a table; by default `logit_diff`, or `log_prob` without distractors.
     """
 
     name: str
@@ -38,13 +38,13 @@ class TableLayout:
     lead: str = ""
     token_starts: bool = False
     join: str = ""
-    numbers: bool = False
+    metric: str = ""
 
 
 _CORRUPT = ("corrupted", "corrupt", "corrupted_prompt", "corrupt_prompt", "counterfactual", "counterfactual_prompt")
 _DISTRACTOR = (
     "distractor", "distractors", "wrong", "incorrect", "wrong_answer", "incorrect_answer", "corrupt_answer",
-    "corrupted_answer",
+    "corrupted_answer", "wrong_answers", "incorrect_answers", "corrupt_answers", "corrupted_answers",
 )  # fmt: skip
 _S2_IO = ("s2_io_flip_counterfactual.prompt",)
 LAYOUTS = (
@@ -91,7 +91,26 @@ LAYOUTS = (
             "distractor": ("random_counterfactual.label",),
         },
         optional={"split": _SPLIT},
-        numbers=True,
+    ),
+    TableLayout(
+        name="auto-circuit",
+        needed={"clean": ("clean",), "corrupt": ("corrupt",), "answer": ("answers",), "distractor": ("wrong_answers",)},
+        optional={"split": _SPLIT},
+    ),
+    TableLayout(
+        name="EWoK",
+        needed={"clean": ("context1",), "corrupt": ("context2",), "answer": ("target1",), "distractor": ("target2",)},
+        optional={"split": _SPLIT},
+        lead=" ",
+        metric="answer_log_prob_diff",
+    ),
+    TableLayout(
+        name="BLiMP, two prefixes",
+        needed={
+            "clean": ("two_prefix_prefix_good",), "corrupt": ("two_prefix_prefix_bad",), "answer": ("two_prefix_word",),
+        },
+        optional={"split": _SPLIT},
+        lead=" ",
     ),
     TableLayout(
         name="position-aware circuits",
@@ -105,7 +124,7 @@ LAYOUTS = (
     TableLayout(
         name="circuitkit",
         needed={"clean": ("prompt",), "corrupt": ("corrupted", "corrupted_prompt"), "answer": ("answer",)},
-        optional={"distractor": ("corrupted_answer", "distractor", "wrong"), "split": _SPLIT},
+        optional={"distractor": ("corrupted_answer", "corrupt_answer", *_DISTRACTOR), "split": _SPLIT},
     ),
     TableLayout(
         name="clean, corrupt, answer",
@@ -130,6 +149,16 @@ LAYOUTS = (
         },
     ),
 )  # fmt: skip
+# EAP-IG's greater-than file, recognised by its rows: its labels are the year of the prompt, not an answer.
+GREATER_THAN = TableLayout(name="EAP-IG, greater-than", needed={}, metric="prob_diff")
+# Columns of known files that hold no pairs of prompts with an answer, and why.
+UNPAIRED = {
+    ("sentence_good", "sentence_bad"): "BLiMP compares whole sentences. Give a prompt that ends before the word that "
+    "differs, and a corrupted prompt.",
+    ("requested_rewrite",): "CounterFact has no corrupted prompts. Make pairs of the prompts of two subjects.",
+    ("base", "src", "base_label"): "CausalGym's prompts are lists of texts. Join them: clean from base, corrupt from "
+    "src, answer=base_label, distractor=src_label.",
+}
 # The fields that are looked for where all others are given.
 GIVEN = TableLayout(
     name="given columns", needed={}, optional={"distractor": _DISTRACTOR, "split": _SPLIT, "spans": ("spans",)}

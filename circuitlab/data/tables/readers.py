@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from circuitlab.files import MOST_TEXT, check_file, parse_json, parsing, read_te
 DELIMITERS = (",", "\t", ";", "|")
 LINES, ROWS = "line", "row"
 MOST_ROWS = 1_000_000
+# What Excel writes and reads as the first line of a file with another delimiter than the locale's.
+_SEP = re.compile(r"sep=(.)(?:\r\n|\r|\n)", re.IGNORECASE)
 # Suffixes of files that hold tables; text files may also be compressed (`.csv.gz`).
 TEXT_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json")
 SUFFIXES = (*TEXT_SUFFIXES, ".parquet")
@@ -131,8 +134,10 @@ def _kind(value: object) -> str:
 
 def _separated(text: str, path: Path, delimiter: str | None) -> RawTable:
     """Comma-separated values; the delimiter is the one that splits the header into most columns."""
-    found = delimiter or max(DELIMITERS, key=lambda one: len(next(_cells(text, path, one))[1]))
-    rows = _cells(text, path, found)
+    declared = _SEP.match(text)
+    if declared:
+        delimiter, text = declared[1], text[declared.end() :]
+    rows = _cells(text, path, delimiter or max(DELIMITERS, key=lambda one: _n_columns(text, one)), 1 if declared else 0)
     header = tuple(next(rows)[1])
     _check_header(header, path)
     numbers, kept, odd = list[int](), list[Mapping[str, Any]](), dict[int, int]()
@@ -150,13 +155,21 @@ def _separated(text: str, path: Path, delimiter: str | None) -> RawTable:
     return RawTable(source=str(path), columns=header, rows=tuple(kept), numbers=tuple(numbers), odd=odd)
 
 
-def _cells(text: str, path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    """The cells of each row and the line that it begins in."""
-    reader, before = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True), 0
+def _n_columns(text: str, delimiter: str) -> int:
+    """Into how many columns a delimiter splits the header; 0 if it makes no sense of its quotes."""
+    try:
+        return len(next(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)))
+    except csv.Error:
+        return 0
+
+
+def _cells(text: str, path: Path, delimiter: str, skipped: int) -> Iterator[tuple[int, list[str]]]:
+    """The cells of each row and the line that it begins in, `skipped` lines in front counted."""
+    reader, before = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True), skipped
     try:
         for cells in reader:
             yield before + 1, cells
-            before = reader.line_num
+            before = skipped + reader.line_num
     except csv.Error as error:
         raise FormatError(
             f"table {str(path)!r}, line {before + 1}: {error}. Write a quote inside a quoted cell twice, and close "
@@ -205,7 +218,14 @@ def _json(text: str, path: Path) -> tuple[RawTable, ...]:
         if len({len(value) for value in found.values()}) == 1:
             rows = [dict(zip(found, row, strict=True)) for row in zip(*found.values(), strict=True)]
             return (of_records(source, rows),)
+    lists = [value for value in found.values() if _holds_rows(value)] if isinstance(found, dict) else []
+    if len(lists) == 1 and [] not in found.values():  # auto-circuit: `prompts`, and labels of their tokens
+        return (of_records(source, lists[0]),)
     raise TableError(f"{source} holds {_kind(found)}; it must be a list of objects, one a pair.")
+
+
+def _holds_rows(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(one, dict) for one in value)
 
 
 def _parquet(path: Path) -> RawTable:

@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from circuitlab.data.example import Example
-from circuitlab.data.tables import cells
+from circuitlab.data.tables import cells, greater_than
 from circuitlab.data.tables.cells import CellError
 from circuitlab.data.tables.layouts import (
     CORRUPT_SPAN,
     GIVEN,
+    GREATER_THAN,
     LAYOUTS,
     SPAN,
+    UNPAIRED,
     TableLayout,
     nearest,
     optional,
@@ -23,7 +25,7 @@ from circuitlab.data.tables.layouts import (
 )
 from circuitlab.data.tables.options import TableOptions
 from circuitlab.data.tables.readers import RawTable
-from circuitlab.data.tables.table import BadRow, PairRow, PairTable
+from circuitlab.data.tables.table import MOST_CHECKED, BadRow, PairRow, PairTable
 from circuitlab.errors import CircuitLabError, TableError, UnknownNameError
 
 FILES = "files"  # in the place of a split column, where each split has files of its own
@@ -89,6 +91,16 @@ def pair_table(tables: Sequence[RawTable], options: TableOptions, source: str) -
     if any(table.split for table in tables) and "split" not in options.columns:
         columns = Columns(columns.layout, {name: path for name, path in columns.paths.items() if name != "split"})
     columns = _with_token_starts(columns, header, tables)
+    if (
+        columns.layout.name == "EAP-IG"
+        and "distractor" not in columns.paths
+        and all(
+            greater_than.is_year(columns.value(row, "clean"), columns.value(row, "answer"))
+            for table in tables
+            for row in table.rows
+        )
+    ):
+        columns = Columns(GREATER_THAN, columns.paths)
     rows, bad = list[PairRow](), list[BadRow]()
     for table in tables:
         for row, number in zip(table.rows, table.numbers, strict=True):
@@ -97,7 +109,8 @@ def pair_table(tables: Sequence[RawTable], options: TableOptions, source: str) -
     split = columns.paths.get("split") or (FILES if any(table.split for table in tables) else "")
     found = PairTable(
         source=source, counted=tables[0].counted, layout=columns.layout.name, columns=columns.paths, rows=tuple(rows),
-        bad=tuple(bad), options=options, split_column=split,
+        bad=tuple(bad), options=options, split_column=split, notes=tuple(_notes(columns, header, tables)),
+        metric=columns.layout.metric,
     )  # fmt: skip
     if not rows:
         raise TableError(f"{found.rows_shown(bad)}. No row holds a pair.")
@@ -150,13 +163,40 @@ def _unknown(header: Sequence[str], known: Collection[str], source: str) -> Tabl
     layout, missing = nearest(header)
     missing = tuple(name for name in missing if name not in known)
     near = f" for the layout {layout.name}" if missing and len(missing) < len(layout.needed) else ""
-    missing = missing or ("answer",)
-    layouts = f"Known: {', '.join(one.name for one in LAYOUTS)}."
+    missing = (missing if near else tuple(one for one in ("clean", "corrupt", "answer") if one not in known)) or (
+        "answer",
+    )
+    has = f"{source} has the columns {', '.join(map(repr, header))}"
+    for columns, why in UNPAIRED.items():
+        if set(columns) <= set(map(plain, header)):
+            return TableError(f"{has}, which hold no pairs of prompts. {why}")
+    layouts = f"Known layouts: {'; '.join(one.name for one in LAYOUTS)}."
     return TableError(
-        f"{source} has the columns {', '.join(map(repr, header))}, those of no known layout: nothing holds "
-        f"{' and '.join(missing)}{near}. Name them: columns={{{missing[0]!r}: ...}} (--columns {missing[0]}=THEIRS). "
+        f"{has}, those of no known layout: nothing holds "
+        f"{' and '.join(missing)}{near}. Name the columns: columns={{{', '.join(f'{one!r}: ...' for one in missing)}}} "
+        f"(--columns {','.join(f'{one}=THEIRS' for one in missing)}). "
         f"{layout.join if near and missing == ('corrupt',) and layout.join else layouts}"
     )
+
+
+def _notes(columns: Columns, header: Sequence[str], tables: Sequence[RawTable]) -> Iterator[str]:
+    """What else a reader should know of how a table is read."""
+    rows = [row for table in tables for row in table.rows]
+    if columns.layout is GREATER_THAN:
+        yield "answers are the later years, 00 to 99, and distractors the others"
+    elif not any(name in columns.paths for name in ("distractor", "distractor_id")):
+        yield "no distractors"
+    if "answer_id" in columns.paths:
+        yield "token ids must be those of the model"
+    for name in ("answer", "distractor"):
+        path = columns.paths.get(name)
+        if path and path in header and any(cells.is_whole(row.get(path)) for row in rows):
+            yield f"whole numbers in {path!r} are read as their digits"
+    used = {root(path) for path in columns.paths.values()} | set(columns.paths.values())
+    if unused := [name for name in header if name.strip() and name not in used]:
+        yield f"not used: {', '.join(unused)}"
+    if len(rows) > MOST_CHECKED:
+        yield "the cells of every row are checked, tokens only of the rows drawn"
 
 
 def _with_token_starts(columns: Columns, header: Sequence[str], tables: Sequence[RawTable]) -> Columns:
@@ -210,7 +250,9 @@ def _pair(row: Mapping[str, Any], number: int, table: RawTable, columns: Columns
         if f"{name}_id" in columns.paths:
             ids[name] = read(f"{name}_id", cells.ids_of)
         elif name in columns.paths:
-            words[name] = read(name, cells.words_of, lead=layout.lead, numbers_too=layout.numbers)
+            words[name] = read(name, cells.words_of, lead=layout.lead)
+    if layout is GREATER_THAN:
+        words["answer"], words["distractor"] = read("answer", greater_than.later_and_earlier)
     for kind in (words, ids):
         if shared := [one for one in kind.get("answer", ()) if one in kind.get("distractor", ())]:
             name = "distractor" if kind is words else "distractor_id"
@@ -228,6 +270,7 @@ def _pair(row: Mapping[str, Any], number: int, table: RawTable, columns: Columns
             clean, corrupt, words.get("answer", ()), words.get("distractor"), named.get(SPAN, {}),
             named.get(CORRUPT_SPAN, {}), answer_ids=ids.get("answer", ()), distractor_ids=ids.get("distractor", ()),
             token_spans=_token_spans(row, columns, length) if layout.token_starts else {},
+            standalone_answers=layout is GREATER_THAN,
         )  # fmt: skip
     except CircuitLabError as error:
         raise BadCellError("clean", clean, f"makes no pair: {error}") from None

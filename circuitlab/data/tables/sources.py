@@ -13,6 +13,7 @@ from typing import Any
 from circuitlab.data.network import offline_without_network
 from circuitlab.data.tables.options import TableOptions
 from circuitlab.data.tables.readers import SUFFIXES, RawTable, of_records, read_file, suffix_of
+from circuitlab.data.tables.task_file import SUFFIXES as TASK_FILES
 from circuitlab.errors import TableError, UnknownNameError, in_one_line
 
 # `owner/name`, as data sets on the hub are called.
@@ -41,7 +42,7 @@ def is_table(text: str) -> bool:
     if path.suffix == ".py":
         return False
     return (
-        suffix_of(path) in SUFFIXES
+        suffix_of(path) in (*SUFFIXES, *TASK_FILES)
         or is_data_folder(path)
         or (_HUB_ID.fullmatch(text) is not None and not os.path.lexists(path))
     )

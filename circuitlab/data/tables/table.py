@@ -17,6 +17,9 @@ from circuitlab.digests import sha256
 from circuitlab.errors import TableError, TableWarning, shown
 from circuitlab.summary import Summary, plural, short
 
+# Every row's cells are checked when a table is read. Tables of at most so many rows are also checked whole against the
+# tokenizer, in seconds; of longer ones, the rows drawn.
+MOST_CHECKED = 10_000
 SHOWN = 3  # bad rows in a message
 VALUE = 80  # characters of a value in a message
 
@@ -78,6 +81,8 @@ class PairTable(Summary):
         split_column: The column that says which split a row belongs to, or "files" where each split has its own; empty
             if there is none.
         dropped: Rule -> number of rows left out, of a table that was read before.
+        notes: What else a reader should know, such as columns that are not used.
+        metric: The metric that the layout is made for; empty for the usual ones.
     """
 
     source: str
@@ -89,6 +94,8 @@ class PairTable(Summary):
     options: TableOptions = field(default_factory=TableOptions)
     split_column: str = ""
     dropped: Mapping[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    metric: str = ""
 
     @cached_property
     def digest(self) -> str:
@@ -114,12 +121,12 @@ class PairTable(Summary):
         return ", ".join(f"{name}={column}" for name, column in self.columns.items())
 
     def described(self) -> str:
-        """The table in one line: rows, layout, columns.
+        """The table in one line: rows, layout, columns, notes.
 
         Returns:
             The text, cut to what a summary may have.
         """
-        text = f"{len(self.rows):,} pairs; layout {self.layout}: {self.by_column()}"
+        text = "; ".join((f"{len(self.rows):,} pairs", f"layout {self.layout}: {self.by_column()}", *self.notes))
         text = "".join(character if character.isprintable() else " " for character in text)
         return text if len(text) <= LONGEST_LINE else f"{text[: LONGEST_LINE - 3]}..."
 
@@ -134,6 +141,14 @@ class PairTable(Summary):
         """
         self._refuse(self.bad)
         self._warn(self.bad)
+        spaced = [column for column in self.columns.values() if column[:1] == " "]
+        if spaced:
+            warnings.warn(
+                f"{self.source}: the name of column {spaced[0]!r} begins with a space, so may its cells. Spaces are "
+                "part of a prompt or answer: write no space after a delimiter.",
+                TableWarning,
+                stacklevel=2,
+            )
         if self.rows and all(map(_joins, self.rows)):
             one = self.rows[0].example
             warnings.warn(
@@ -212,6 +227,7 @@ def record_of(row: PairRow) -> dict[str, object]:
         "distractor_ids": list(one.distractor_ids), "spans": {name: list(ends) for name, ends in one.spans.items()},
         "corrupt_spans": {name: list(ends) for name, ends in one.corrupt_spans.items()},
         "token_spans": {name: list(ends) for name, ends in one.token_spans.items()}, "length": row.length,
+        "standalone_answers": one.standalone_answers or None,
     }  # fmt: skip
     return {name: value for name, value in record.items() if value not in ("", [], {}, None)}
 
@@ -236,7 +252,8 @@ def row_of_record(record: Mapping[str, Any]) -> PairRow:
         raise TypeError("number, split or length is of another type")
     example = Example(
         record["clean"], record["corrupt"], lists["answers"], lists["distractors"] or None,
-        answer_ids=lists["answer_ids"], distractor_ids=lists["distractor_ids"], **spans,
+        answer_ids=lists["answer_ids"], distractor_ids=lists["distractor_ids"],
+        standalone_answers=record.get("standalone_answers", False), **spans,
     )  # fmt: skip
     return PairRow(number=number, split=split, length=length, example=example)
 
