@@ -288,7 +288,8 @@ def check_task(
         >>> check_task("name-throw", load_model("bundled"), n=8).accuracy
         1.0
     """
-    wanted, how = load_task(task), {"n": n, "seed": seed, "progress": progress}
+    wanted = load_task(task)
+    how: dict[str, Any] = {"n": n, "seed": seed, "progress": progress}
     judged_by = metric_of(wanted, metric)
     other = metric is None and not judged_by.whole_answer and _has_distractors(wanted)
     try:
@@ -299,7 +300,7 @@ def check_task(
         if whole.problem:
             return found
     except TableError as error:  # rows of a table are refused one by one
-        if not other or SEVERAL not in str(error):
+        if not other or SEVERAL.rstrip(".") not in str(error):
             raise
         whole = _check(wanted, model, resolve(WHOLE), **how)
     note = (
@@ -313,13 +314,14 @@ def _has_distractors(task: Task) -> bool:
     return task.table.has_distractors if task.table else bool(draw(task, Random(0)).distractors)
 
 
-def _check(task: Task, model: Model, judged_by: Metric, *, progress: Progress | bool | None, **how: int) -> TaskCheck:
+def _check(task: Task, model: Model, judged_by: Metric, **how: Any) -> TaskCheck:
+    """The check by one metric; `how` are arguments of `Task.pairs`."""
     about: dict[str, Any] = {"task": task.label, "model": model.id, "metric": judged_by.name}
     try:
-        pairs = task.pairs(model, **how, whole_answers=judged_by.whole_answer, progress=progress)
+        pairs = task.pairs(model, **how, whole_answers=judged_by.whole_answer)
     except (TooFewPromptsError, TokenError, PairLengthError, SpanError) as error:
         return TaskCheck(**about, dropped={}, problem=str(error))
-    experiment = Experiment(model, pairs.discovery, judged_by, allow_weak_gap=True, progress=callback(progress))
+    experiment = Experiment(model, pairs.discovery, judged_by, allow_weak_gap=True, progress=callback(how["progress"]))
     rule, right, _ = passes(experiment)
     return TaskCheck(
         **about,
