@@ -6,7 +6,7 @@ import pytest
 from architectures import load, pairs
 from safetensors.numpy import save_file
 
-from circuitlab import FormatError, sweep
+from circuitlab import FormatError, load_scores, score_edges, score_nodes, select, sweep
 from circuitlab.outputs.records import RECORD, load_record, read_arrays, save_record
 from circuitlab.patching.grid import Grid
 
@@ -52,3 +52,48 @@ def test_another_name_or_both_names_are_refused(grid, names, tmp_path):
 def test_the_former_attribute_says_so(grid):
     with pytest.warns(FutureWarning, match="Grid.replacement is now called Grid.ablation"):
         assert grid.replacement == "zero"
+
+
+class TestAblationOfScores:
+    """Scores know their ablation, and a selection under another one says so."""
+
+    @pytest.mark.parametrize(
+        ("method", "ablation", "expected"),
+        [
+            ("eap", "zero", "zero"),
+            ("eap", "corrupt", "corrupt"),
+            ("eap-ig", "corrupt", "corrupt"),
+            ("ifr", "corrupt", None),
+        ],
+    )
+    def test_it_is_recorded(self, method, ablation, expected, tmp_path):
+        scores = score_edges(load("gpt2"), pairs(), method, ablation=ablation)
+        scores.save(tmp_path / "scores.safetensors")
+        assert scores.to_record()["ablation"] == load_scores(tmp_path / "scores.safetensors").ablation == expected
+
+    def test_of_nodes_too(self):
+        assert score_nodes(load("gpt2"), pairs(), "eap", ablation="zero").to_record()["ablation"] == "zero"
+
+    def test_of_a_function_of_the_user(self):
+        def ours(model, batch, metric):
+            return score_edges(model, batch, "eap", metric=metric).values
+
+        assert score_edges(load("gpt2"), pairs(), ours).ablation == "corrupt"
+
+    @pytest.mark.parametrize("scored", ["zero", "corrupt"])
+    @pytest.mark.parametrize("selected", ["zero", "corrupt"])
+    def test_a_selection_under_another_says_so(self, scored, selected):
+        model = load("gpt2")
+        scores = score_edges(model, pairs(), "eap", ablation=scored)
+        circuit = select(model, scores, pairs(), 0.5, ablation=selected, allow_weak_gap=True)
+        assert circuit.selection
+        said = [text for text in circuit.selection.warnings if "scored under" in text]
+        expected = f"scored under ablation {scored} and selected under ablation {selected}"
+        assert len(said) == (scored != selected)
+        assert all(expected in text for text in said)
+        assert (expected in repr(circuit).replace("\n", " ")) is bool(said)
+
+    def test_a_number_of_edges_asks_for_no_ablation(self):
+        model = load("gpt2")
+        scores = score_edges(model, pairs(), "eap", ablation="zero")
+        assert not select(model, scores, pairs(), n_edges=20).selection.warnings

@@ -40,6 +40,8 @@ class NodeScores(Result):
         method: Name of the method.
         metric: Name of the metric.
         n_examples: Number of examples.
+        ablation: Ablation of the values that are corrupted; None where the scores do not depend on it, and in files of
+            versions without it.
         checks: The method's own error measures, by name.
     """
 
@@ -50,6 +52,7 @@ class NodeScores(Result):
     method: str
     metric: str
     n_examples: int
+    ablation: str | None = None
     checks: Mapping[str, float] = field(default_factory=dict)
 
     @checked
@@ -103,7 +106,7 @@ class NodeScores(Result):
         return f"by {self.method}: {shape} {self.level} scores of {short(self.spec.name, 30)}"
 
     def _facts(self) -> Iterable[tuple[str, object]]:
-        yield "metric", self.metric
+        yield "metric", self.metric + (f", ablation {self.ablation}" if self.ablation else "")
         yield "pairs", self.n_examples
         yield "scores", f"{self.values.min():.4g} to {self.values.max():.4g}; positive: it helps"
         if self.checks:

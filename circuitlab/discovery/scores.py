@@ -59,6 +59,8 @@ class EdgeScores(Result):
         method: Name of the method.
         metric: Name of the metric.
         n_examples: Number of examples.
+        ablation: Ablation of the values that are corrupted; None where the scores do not depend on it, and in files of
+            versions without it.
         checks: The method's own error measures, by name.
         node_effects: Node name -> effect of patching the node alone, for methods that score nodes.
         chosen: The method's own circuit, for methods that choose edges and not only score them.
@@ -76,6 +78,7 @@ class EdgeScores(Result):
     method: str
     metric: str
     n_examples: int
+    ablation: str | None = None
     checks: Mapping[str, float] = field(default_factory=dict)
     node_effects: Mapping[str, float] = field(default_factory=dict)
     chosen: Bool[np.ndarray, "writer reader"] | None = None
@@ -214,7 +217,7 @@ class EdgeScores(Result):
     def _facts(self) -> Iterable[tuple[str, object]]:
         places = edge_places(self.layout)
         values = self.values[places[:, 0], places[:, 1]]
-        yield "metric", self.metric
+        yield "metric", self.metric + (f", ablation {self.ablation}" if self.ablation else "")
         yield "scores", f"{values.min():.4g} to {values.max():.4g}; positive: the edge helps"
         if self.chosen is not None:
             yield "chosen", f"{plural(int(self.chosen.sum()), 'edge')} by the method itself"

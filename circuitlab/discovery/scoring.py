@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from circuitlab.data.batching import Pairs
@@ -183,4 +184,13 @@ def _run(method: Method, experiment: Experiment, options: dict[str, Any], **shar
         if METHODS.get(method.name) == method or is_out_of_memory(error):
             raise
         raise ConfigError(f"method {method.name!r} raised {in_one_line(error)}") from error
+    if isinstance(scores, EdgeScores | NodeScores) and scores.ablation is None:
+        scores = replace(scores, ablation=_ablation_of(method, experiment))
     return scores if experiment.metric.higher_is_better or not method.in_metric else scores.negated()
+
+
+def _ablation_of(method: Method, experiment: Experiment) -> str | None:
+    """The ablation under which a method scores; None where it reads no corrupted value."""
+    if "ablation" in method.takes:
+        return experiment.replacement.kind
+    return "corrupt" if method.reads_corrupt else None

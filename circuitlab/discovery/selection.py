@@ -80,7 +80,8 @@ def select(
             are not comparable between readers.
         metric: Metric of the faithfulness, as in `evaluate`: by default that of the task that drew the pairs, else
             `logit_diff`, independently of the metric of the scores.
-        ablation: The values of excluded edges, as in `evaluate`.
+        ablation: The values of excluded edges, as in `evaluate`. Where it is not that of the scores,
+            `circuit.selection.warnings` says so.
         reference: Prompts to take means over; none of them may be among `pairs`.
         seed: Random seed of noise.
         allow_weak_gap: Accept pairs without a significant gap between clean run and empty circuit.
@@ -196,6 +197,7 @@ def _circuit(
         achieved=circuit.n_edges,
         n_nodes=len(circuit.nodes),
         n_scored=int(scores.nonzero.sum()),
+        scores_ablation=scores.ablation,
     )
     return replace(circuit, selection=selection)
 

@@ -134,6 +134,8 @@ class Circuit(CircuitData):
             yield "selected by", f"{self.selection.rule} {short(self.selection.asked)}"
             if self.selection.faithfulness is not None:
                 yield "faithfulness", f"{self.selection.faithfulness:.4g} on the discovery pairs"
+            if self.selection.warnings:
+                yield "warning", self.selection.warnings[0]
         if self.node_parts.neurons is not None:
             yield "neurons", f"{self.n_edges_weighted:,.1f} edges by the share of neurons kept"
         yield "nodes", " ".join(node.name for node in self.nodes)

@@ -120,6 +120,7 @@ class Selection:
         ablation: What excluded edges carried.
         n_pairs: How many pairs it was measured on.
         n_scored: Edges with a score other than 0: no other edge is taken.
+        scores_ablation: Ablation of the scores; None where they do not depend on it, or it is not known.
         prompts: Keys of the prompts of these pairs (`circuitlab.data.batching.prompt_keys`); kept in memory only.
     """
 
@@ -136,11 +137,12 @@ class Selection:
     ablation: str | None = None
     n_pairs: int | None = None
     n_scored: int | None = None
+    scores_ablation: str | None = None
     prompts: frozenset[int] = field(default=frozenset(), repr=False, compare=False)
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Sentences about parts of the rule that were not met; empty if there are none."""
+        """Sentences about parts of the rule that were not met, and about scores under another ablation."""
         found = []
         if self.rule == "n_edges" and self.nominal < self.asked:
             found.append(
@@ -152,6 +154,11 @@ class Selection:
             found.append(
                 f"The target {self.asked:g} is not reached: all {self.nominal:,} edges with a score other than 0 are "
                 f"selected, and have faithfulness {reached:.3f} on the pairs the circuit was selected on."
+            )
+        if self.scores_ablation and self.ablation and self.scores_ablation != self.ablation:
+            found.append(
+                f"The edges were scored under ablation {self.scores_ablation} and selected under ablation "
+                f"{self.ablation}. Use one ablation for both."
             )
         return tuple(found)
 
