@@ -133,14 +133,9 @@ def discover(asked: opt.RunOptions, quiet: opt.Quiet = False, *, output: Output)
     """
     wanted, settings = asked.load(), asked.keywords()  # before the imports that take seconds
     from circuitlab.discovery.config import DiscoverConfig, default_folder
-    from circuitlab.discovery.scoring import METHODS, find_method
+    from circuitlab.discovery.scoring import check_options, find_method
 
-    if "steps" in settings and "steps" not in find_method(asked["method"]).takes:
-        those = ", ".join(name for name, one in METHODS.items() if "steps" in one.takes)
-        raise ConfigError(
-            f"--steps {settings['steps']} goes with methods that integrate ({those}); {asked['method']!r} does not. "
-            "Leave it out."
-        )
+    check_options(find_method(asked["method"]), steps=settings.get("steps"), **settings["method_options"])
     main = DiscoverConfig(task=wanted.name, **{name: asked[name] for name in _IN_NAME})
     settings = {"out": default_folder(main, wanted.label)} | settings
     with progress(quiet=quiet) as report:

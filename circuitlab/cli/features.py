@@ -208,6 +208,11 @@ def sweep(
     wanted, chosen = task.load(), numbers(features, "--features")
     if chosen is not None and top is not None:
         raise ConfigError("--features and --top exclude each other; give one.")
+    from circuitlab.patching.runs.baseline import resolve_direction
+    from circuitlab.patching.sweeps.plan import CellChoice, check_sites
+
+    resolve_direction(direction)
+    check_sites(["resid_pre"], CellChoice(axis=axis))
     words = own.described()
     loaded, autoencoder, pairs, common = _prepared(wanted, task, own, model)
     with progress(quiet=quiet) as report:
@@ -243,6 +248,9 @@ def rank(
 ) -> None:
     """Rank features by attribution: their first-order effect on the metric, from one gradient."""
     wanted = task.load()
+    from circuitlab.features.ranking import check_end
+
+    check_end(at)
     words = own.described()
     loaded, autoencoder, pairs, common = _prepared(wanted, task, own, model)
     with progress(quiet=quiet) as report:

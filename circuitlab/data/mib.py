@@ -160,6 +160,30 @@ def read_mib(
     return {name: found[name] for name in (TRAIN, split)}
 
 
+def check_counterfactual(task: MibTask, tables: Mapping[str, RawTable], counterfactual: str | None = None) -> str:
+    """The column of corrupted prompts, which all tables must have.
+
+    Args:
+        task: The task.
+        tables: The rows by split.
+        counterfactual: Another column than the task's.
+
+    Returns:
+        The column.
+
+    Raises:
+        TableError: A table has no such column.
+    """
+    column = counterfactual or task.counterfactual
+    for table in tables.values():
+        if column not in table.columns:
+            known = [name for name in table.columns if name.endswith("_counterfactual")] or table.columns
+            raise TableError(
+                f"{table.source} has no column {column!r}; it has {', '.join(known)}. Is this data of {task.name}?"
+            )
+    return column
+
+
 def mib_pairs(
     task: MibTask,
     tables: Mapping[str, RawTable],
@@ -189,17 +213,12 @@ def mib_pairs(
         TableError: A row is none of this task's, or has no such counterfactual.
         TooFewPromptsError: No row of a split is left.
     """
-    column = counterfactual or task.counterfactual
+    column = check_counterfactual(task, tables, counterfactual)
     dropped = Counter[str]()
     (_, train), (split, evaluated) = tables.items()
     most = (task.n if n is None else n, n_evaluated)
     sets = list[PairSet]()
     for table, limit in zip((train, evaluated), most, strict=True):
-        if column not in table.columns:
-            known = [name for name in table.columns if name.endswith("_counterfactual")] or table.columns
-            raise TableError(
-                f"{table.source} has no column {column!r}; it has {', '.join(known)}. Is this data of {task.name}?"
-            )
         seen = sets[0].texts if sets else frozenset[str]()
         found = list[Pair]()
         for row, number in zip(table.rows, table.numbers, strict=True):

@@ -100,11 +100,35 @@ def score(
         CircuitLabError: As `score_edges`.
     """
     found = find_method(method)
-    UnknownNameError.check("axis", axis, AXES)
-    if axis != "all" and "axis" not in found.takes:
-        can = method_names("axis")
-        raise ConfigError(f"method {found.name!r} has no scores by {axis}. Take axis='all', or one of: {can}.")
+    check_options(found, axis=axis, **options)
     return _run(found, experiment, options, steps=steps, axis=axis)
+
+
+def check_options(method: Method, *, steps: int | None = None, axis: str = "all", **options: Any) -> None:
+    """Reject what a method would refuse, before any work.
+
+    Args:
+        method: The method.
+        steps: Gradients along the path, if they are given; only methods that integrate take them.
+        axis: As of `score_edges`.
+        options: Options of the method.
+
+    Raises:
+        UnknownNameError: No such axis.
+        ConfigError: The method has no such option, takes no steps, or has no scores by this axis.
+    """
+    UnknownNameError.check("axis", axis, AXES)
+    if axis != "all" and "axis" not in method.takes:
+        can = method_names("axis")
+        raise ConfigError(f"method {method.name!r} has no scores by {axis}. Take axis='all', or one of: {can}.")
+    if steps is not None and "steps" not in method.takes:
+        raise ConfigError(
+            f"--steps {steps} goes with methods that integrate ({method_names('steps')}); {method.name!r} does not. "
+            "Leave it out."
+        )
+    if steps is not None:
+        SETTINGS["steps"].read(steps)
+    method.read(options)
 
 
 @model_function

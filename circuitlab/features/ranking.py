@@ -47,6 +47,15 @@ ENTRIES_AT_ONCE = 2**24  # numbers of gathered decoder rows: 64 MB in float32
 ALIVE = 24  # tensors of the stream's size that a block keeps for its gradient, about
 
 
+def check_end(at: str) -> None:
+    """Refuse an end that there is not.
+
+    Raises:
+        UnknownNameError: It is neither "corrupt" nor "clean".
+    """
+    UnknownNameError.check("end", at, ENDS)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class FeatureRanking(Result):
     """What features add to the metric's way from the corrupted to the clean run, to first order, largest size first.
@@ -188,7 +197,7 @@ def rank_features(
         UnknownNameError: No such end or metric, or the model has no such site.
         MetricError: The metric has no gradient, or does not distinguish the two runs.
     """
-    UnknownNameError.check("end", at, ENDS)
+    check_end(at)
     if steps < 1:
         raise ConfigError(f"steps={steps}: the gradient is taken at one point at least.")
     own = fitted(model, autoencoder)

@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from circuitlab.arguments import checked
-from circuitlab.data.mib import MibPairs, MibTask, find_mib_task, mib_pairs, read_mib
+from circuitlab.data.mib import MibPairs, MibTask, check_counterfactual, find_mib_task, mib_pairs, read_mib
 from circuitlab.discovery.method import MethodLike
 from circuitlab.discovery.registry import find_method
 from circuitlab.discovery.scores import EdgeScores
-from circuitlab.discovery.scoring import score
+from circuitlab.discovery.scoring import check_options, score
 from circuitlab.errors import ConfigError, UnknownNameError
 from circuitlab.evaluation.curve import MIB_SHARES, Areas, curves
 from circuitlab.graphs.prune import real_edges
@@ -213,6 +213,7 @@ def mib(
 
     Raises:
         UnknownNameError: There is no such task, split, method or control.
+        ConfigError: The method has no such option, or takes no steps.
         TableError: The data cannot be read, or do not have the columns of this task.
         MetricError: The metric of clean and corrupted prompts does not differ significantly.
         OutputExistsError: The folder exists and `force` is not given.
@@ -223,6 +224,8 @@ def mib(
         1.2
     """
     wanted, scored_by = find_mib_task(task), find_method(method)
+    options |= method_options or {}
+    check_options(scored_by, **options)
     if control is not None:
         UnknownNameError.check("control", control, CONTROLS)
     for name, value in (("n", n), ("n_evaluated", n_evaluated)):
@@ -235,12 +238,13 @@ def mib(
             wanted, tables, one.text, n=n, n_evaluated=n_evaluated, counterfactual=counterfactual, n_ctx=one.spec.n_ctx
         )
         train = Experiment(one, pairs.train, None, seed=seed, allow_weak_gap=weak, budget=budget, progress=report)
-        scores = score(train, scored_by, **{**options, **(method_options or {})})
+        scores = score(train, scored_by, **options)
         train.recordings.release()
         return _evaluated(replace(train, pairs=pairs.evaluated), pairs, scores, name)
 
     with nullcontext() if out is None else reserved_tables(at_home(out) / name, force=force) as place:
         tables = read_mib(wanted, None if data is None else str(data), split=split, revision=revision)
+        check_counterfactual(wanted, tables, counterfactual)
         given = {"bos": "transformer-lens"} if isinstance(model, str | Path) else {}
         trained: Model = load_model(model, **{**given, **(loading or {})})
         found = cell(trained, weak=allow_weak_gap)
