@@ -187,7 +187,7 @@ class Settings(TypedDict, total=False):
             "by default."
         ),
         help=f"How held-out prompts differ: {', '.join(names.SPLITS)}.", flag="--split", metavar="NAME",
-        allowed=names.SPLITS, usual="words", before="random",
+        allowed=names.SPLITS, usual="words", before="random", shown="words if the task holds words out, else random",
     )]
     out: Annotated[Any, Setting(
         what="Folder to write; nothing is written without it.", help="Run folder.", flag="--out", metavar="PATH",

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import pytest
 
-from circuitlab import discover, load_model, score_edges, stability
+from circuitlab import Example, Task, discover, load_model, load_task, score_edges, stability
 from circuitlab.cli import main
 from circuitlab.declarations import Setting, options_of
 from circuitlab.discovery.config import DiscoverConfig
@@ -139,3 +139,19 @@ def test_the_help_of_a_setting_names_every_allowed_value():
     for setting in SETTINGS.values():
         if setting.flag and setting.allowed:
             assert [value for value in setting.allowed if value not in setting.help] == []
+
+
+PLAIN = Task(
+    name="plain", version="1", summary="No words held out.", draw=lambda rng: Example("a b.", "a c.", " d", " e")
+)
+
+
+@pytest.mark.parametrize(("task", "split"), [(load_task("ioi"), "words"), (PLAIN, "random")], ids=["words", "random"])
+def test_help_record_and_command_of_the_split_agree(task, split, capsys):
+    assert ("words" if task.differ_in else "random") == split, "the test is about one task of each kind"
+    assert main(["discover", "--help"]) == 0
+    page = " ".join(capsys.readouterr().out.split())
+    assert "[default: words if the task holds words out, else random]" in page
+    config = DiscoverConfig(task=task.name, split=split)
+    assert ("--split random" in config.command) is (split == "random")
+    assert task.with_split(config.split).differ_in == task.differ_in
