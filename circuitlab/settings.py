@@ -96,8 +96,12 @@ class Settings(TypedDict, total=False):
         help="Random seed of prompts and numbers.", flag="--seed", default=0, least=0, most=LARGEST_SEED,
     )]
     target: Annotated[float | None, Setting(
-        what="Faithfulness to reach on the discovery pairs; 0.9 where the selection has no other rule.",
-        help="Faithfulness that the circuit must reach.", flag="--target", shown="0.9",
+        what=(
+            "Faithfulness to reach on the discovery pairs; 0.9 where the selection has no other rule. A method that "
+            "chooses its circuit itself (`acdc`, `edge-pruning`) aims at no faithfulness unless a target is given."
+        ),
+        help="Faithfulness that the circuit must reach; methods that choose their circuit themselves (acdc, "
+        "edge-pruning) aim at none unless it is given.", flag="--target", shown="0.9",
     )]
     selection: Annotated[Any, Setting(
         what=(

@@ -19,6 +19,7 @@ from circuitlab.cli.predict import predict
 from circuitlab.cli.progress import progress
 from circuitlab.cli.sweep import sweep
 from circuitlab.errors import ConfigError
+from circuitlab.graphs.selection import USUAL_TARGET, SelectionRule
 
 app = App(
     name="circuitlab",
@@ -135,7 +136,14 @@ def discover(asked: opt.RunOptions, quiet: opt.Quiet = False, *, output: Output)
     from circuitlab.discovery.config import DiscoverConfig, default_folder
     from circuitlab.discovery.scoring import check_options, find_method
 
-    check_options(find_method(asked["method"]), steps=settings.get("steps"), **settings["method_options"])
+    method, rule = find_method(asked["method"]), SelectionRule.of(settings["selection"], settings.get("target"))
+    check_options(method, steps=settings.get("steps"), **settings["method_options"])
+    if rule.is_chosen(method.chooses_circuit(method.read(settings["method_options"]))):
+        typer.echo(
+            f"circuitlab: method {method.name} chooses its circuit itself, whatever its faithfulness; --target "
+            f"{USUAL_TARGET} selects by faithfulness",
+            err=True,
+        )
     main = DiscoverConfig(task=wanted.name, **{name: asked[name] for name in _IN_NAME})
     settings = {"out": default_folder(main, wanted.label)} | settings
     with progress(quiet=quiet) as report:

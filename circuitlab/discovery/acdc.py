@@ -242,6 +242,15 @@ def _spread(gap: float, n: int) -> list[float]:
     return [float(threshold) for threshold in np.geomspace(low, high, n)]
 
 
+def searches_once(*, sweep: object, **others: object) -> bool:
+    """Whether these options give one circuit, and not a ranking over several thresholds.
+
+    Returns:
+        Whether they do.
+    """
+    return sweep is None
+
+
 def check_acdc(**given: object) -> None:
     """Reject options that exclude each other.
 

@@ -43,7 +43,8 @@ class Method:
         in_metric: Whether scores are differences of the metric; they are negated where less is better.
         gradients_at: The points at which it takes the gradient of the metric, as shares of the clean run: 1 is the
             clean run, 0 the corrupted one. Empty for a method that needs no gradient of the metric.
-        own_circuit: Whether it can choose a circuit itself, which is selected by default.
+        own_circuit: Whether it chooses a circuit itself, which is selected by default; or a function of its options by
+            name that returns whether it does with them.
         check: Called with all options by name before any work; rejects options that exclude each other.
         ablation_why: Reason for the corrupted run only, for the message, where "ablation" is not taken.
     """
@@ -58,7 +59,7 @@ class Method:
     reads_corrupt: bool = True
     in_metric: bool = True
     gradients_at: tuple[float, ...] = ()
-    own_circuit: bool = False
+    own_circuit: bool | Callable[..., bool] = False
     check: Callable[..., None] | None = None
     ablation_why: str = "it compares with the corrupted run"
 
@@ -72,6 +73,19 @@ class Method:
         object.__setattr__(self, "takes", tuple(dict.fromkeys(taken)))
         object.__setattr__(self, "options", self.options or options_of(self.score))
         object.__setattr__(self, "what", self.what or names.METHODS.get(self.name, ""))
+
+    def chooses_circuit(self, given: Mapping[str, Any] | None = None) -> bool:
+        """Whether it chooses a circuit itself.
+
+        Args:
+            given: Its options, as `read` returns them; the others have their defaults.
+
+        Returns:
+            Whether it does.
+        """
+        if not callable(self.own_circuit):
+            return self.own_circuit
+        return self.own_circuit(**{option.name: option.default for option in self.options} | dict(given or {}))
 
     def read(self, given: Mapping[str, Any] | None) -> dict[str, Any]:
         """Read the options of the method.

@@ -8,7 +8,7 @@ from inspect import signature
 from typing import Any
 
 from circuitlab import plugins
-from circuitlab.discovery.acdc import check_acdc, score_acdc
+from circuitlab.discovery.acdc import check_acdc, score_acdc, searches_once
 from circuitlab.discovery.clean_corrupted import score_clean_corrupted
 from circuitlab.discovery.eap import score_eap
 from circuitlab.discovery.eap_ig import score_eap_ig
@@ -55,7 +55,9 @@ METHODS: dict[str, Method] = {
             "random", score_random, reads_corrupt=False, in_metric=False, takes=("seed",),
             ablation_why="it reads no run at all",
         ),
-        _built_in("acdc", score_acdc, in_metric=False, own_circuit=True, takes=("ablation",), check=check_acdc),
+        _built_in(
+            "acdc", score_acdc, in_metric=False, own_circuit=searches_once, takes=("ablation",), check=check_acdc
+        ),
         _built_in("edge-pruning", score_edge_pruning, in_metric=False, own_circuit=True, takes=("seed",)),
         _built_in("ugs", score_ugs, in_metric=False, takes=("seed",)),
     )

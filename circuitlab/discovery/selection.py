@@ -97,7 +97,8 @@ def select(
     Raises:
         UnknownNameError: No such metric or ablation.
         ConfigError: The target is not above 0 and at most 1, `n_edges` is out of range, the threshold is no number or
-            both are given; `evaluate` rejects ablation or reference.
+            both are given; `signed` or `greedy` where the method's own circuit is selected; `evaluate` rejects ablation
+            or reference.
         GraphError: The scores are of another model, or all of them are 0.
         MetricError: There is a target, and the gap between clean run and empty circuit is not significant
             (`circuitlab.patching.gap`).
@@ -129,6 +130,7 @@ def select_circuit(experiment: Experiment, scores: EdgeScores, rule: SelectionRu
     if any(getattr(scores.spec, name) != getattr(ours, name) for name in OF_GRAPH):
         raise GraphError(f"the scores are of model {scores.spec.name!r}, not of {ours.name!r}.")
     rule.check_size(scores.layout.n_edges)
+    chosen = rule.is_chosen(scores.chosen is not None)
     greedy = scores.per_reader if rule.greedy is None else rule.greedy
     rule = replace(rule, greedy=greedy)
     order = ranking(scores, signed=rule.signed, greedy=greedy)
@@ -138,7 +140,7 @@ def select_circuit(experiment: Experiment, scores: EdgeScores, rule: SelectionRu
         keys = scores.values if rule.signed else np.abs(scores.values)
         # Pruning removes edges above it that no other edge above it continues.
         return _circuit(scores, order[(scores.tested & (keys >= rule.threshold))[tuple(order.T)]], rule)
-    if rule.target is None and scores.chosen is not None:
+    if chosen and scores.chosen is not None:
         return _circuit(scores, np.argwhere(scores.chosen), rule, "chosen")
     experiment.gap  # noqa: B018 - rejects pairs without a gap
     size, values = _smallest(experiment, scores.layout, order, rule.target or USUAL_TARGET)

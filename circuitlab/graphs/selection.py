@@ -71,6 +71,28 @@ class SelectionRule:
         """The faithfulness to reach; None where size or score decide."""
         return None if self.n_edges is not None or self.threshold is not None else self.target or USUAL_TARGET
 
+    def is_chosen(self, own_circuit: bool) -> bool:
+        """Whether the method's own circuit is selected.
+
+        Args:
+            own_circuit: Whether the method chooses one.
+
+        Returns:
+            Whether it is: where neither a target, a number of edges nor a threshold is given.
+
+        Raises:
+            ConfigError: It is, and the rule says how edges are ranked, which has no meaning then.
+        """
+        if not own_circuit or any(getattr(self, name) is not None for name in ASKED):
+            return False
+        for name, given in (("signed", self.signed), ("greedy", self.greedy is not None)):
+            if given:
+                raise ConfigError(
+                    f"{name}={getattr(self, name)} says how edges are ranked, but the method chooses its circuit "
+                    f"itself. Leave {name} out, or give a target, n_edges or a threshold."
+                )
+        return True
+
     def check_size(self, n_total: int) -> None:
         """Refuse more edges than the graph has.
 
@@ -154,6 +176,12 @@ class Selection:
             found.append(
                 f"The target {self.asked:g} is not reached: all {self.nominal:,} edges with a score other than 0 are "
                 f"selected, and have faithfulness {reached:.3f} on the pairs the circuit was selected on."
+            )
+        if self.rule == "chosen" and reached is not None and not abs(reached - 1) <= 1 - USUAL_TARGET + slack:
+            found.append(
+                f"The method chose this circuit itself, without a target: faithfulness {reached:.3f} on the pairs the "
+                f"circuit was selected on is not within {1 - USUAL_TARGET:.1g} of 1. Give a target ({USUAL_TARGET}) to "
+                "select by faithfulness instead."
             )
         if self.scores_ablation and self.ablation and self.scores_ablation != self.ablation:
             found.append(

@@ -85,6 +85,7 @@ def discover(task: str | Path | Task, **settings: Unpack[Settings]) -> Run:
     )  # fmt: skip
     resources = Resources(progress=callback(given["progress"]))
     method, ablation, clock = find_method(given["method"]), given["ablation"], _Clock(resources)
+    config.selection.is_chosen(method.chooses_circuit(config.method_options))  # rejects a ranking without meaning
     with clock("load"):
         loaded: Model = load_model(**{name: given[name] for name in MODEL_SETTINGS})
         config = config.replaced(**_as_it_is(loaded))
