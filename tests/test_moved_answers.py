@@ -12,11 +12,14 @@ import architectures
 import numpy as np
 import pytest
 import torch
+from features_by_hand import autoencoder
 
 from circuitlab import (
     Edge,
     PairSet,
+    direct_attribution,
     evaluate,
+    logit_lens,
     patch_edges,
     path_patch,
     score_edges,
@@ -25,8 +28,11 @@ from circuitlab import (
     stability,
     sweep,
 )
+from circuitlab import test_circuit as circuit_tests
 from circuitlab.data.pair import Pair, WordIds
+from circuitlab.errors import ConfigError
 from circuitlab.evaluation.knockouts import minimality_of
+from circuitlab.features import rank_features, splice, sweep_features
 from circuitlab.patching.experiment import Experiment
 
 LENGTH, N = 6, 6
@@ -184,3 +190,27 @@ def test_a_sweep_by_several_metrics_gives_what_each_gives_alone(model):
         assert both.of_metric(metric).per_example == pytest.approx(alone.per_example, **CLOSE)
     moved = sweep(model, MOVED, "head_z", metric="logit_diff", axis="all")
     assert both.of_metric(DIFF).per_example == pytest.approx(moved.per_example, **CLOSE)
+
+
+def test_what_judges_one_position_does_not_advise_a_metric(model):
+    """Attribution, the logit lens and features refuse such pairs whatever the metric, and say which to draw."""
+    fix = r"'\(40, 60\)' of pair '0 None' has several tokens, and here only the next token is judged\. Draw pairs with"
+    site = autoencoder("gpt2", "resid_pre", 1)
+    for way in (
+        lambda metric: direct_attribution(model, WHOLE, metric=metric),
+        lambda metric: logit_lens(model, WHOLE, metric=metric),
+        lambda metric: sweep_features(model, site, WHOLE, metric=metric),
+        lambda metric: rank_features(model, site, WHOLE, metric=metric),
+        lambda metric: splice(model, site, WHOLE, metric=metric),
+    ):
+        for metric in (None, "logit_diff", DIFF):
+            with pytest.raises(ConfigError, match=fix):
+                way(metric)
+
+
+def test_the_five_tests_of_a_circuit_are_the_same(model, scores):
+    circuit = select(model, scores, MOVED, metric="logit_diff", n_edges=20)
+    whole, moved = (
+        circuit_tests(model, circuit, pairs, metric=metric, n_random=3, n_permutations=20) for pairs, metric in BOTH
+    )
+    assert _numbers(whole.to_record()) == pytest.approx(_numbers(moved.to_record()), abs=1e-8, rel=1e-8, nan_ok=True)

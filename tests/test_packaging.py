@@ -104,6 +104,7 @@ def test_every_import_is_a_declared_dependency():
     for path in [*(ROOT / "circuitlab").rglob("*.py"), *(ROOT / "tasks").glob("*.py")]:
         used |= set(re.findall(r"^\s*(?:import|from) (\w+)", path.read_text(), re.MULTILINE))
     outside = used - set(sys.stdlib_module_names) - {"circuitlab"}
+    outside = {{"yaml": "pyyaml"}.get(name, name) for name in outside}  # what a package is imported as, and its name
     declared = {Requirement(line).name for line in PYPROJECT["project"]["dependencies"]}
     assert outside == declared
 

@@ -116,6 +116,11 @@ def test_check_shows_models_that_cannot_do_a_task(tmp_path):
     assert shown.code == 0, shown.err
     assert max(map(len, shown.out.splitlines()[:3])) <= 80
     assert "dropped" in shown.out
-    none = run_circuitlab("tasks", "check", "greater-than", "-n", "8", "--quiet", "--json", cwd=tmp_path)
+    # Years are several tokens of the bundled model, and `prob_diff` judges one.
+    check = ("tasks", "check", "greater-than", "-n", "8", "--quiet", "--json")
+    whole = run_circuitlab(*check, cwd=tmp_path)
+    assert '"metric": "answer_log_prob_diff"' in whole.out
+    assert '"problem": ""' in whole.out
+    none = run_circuitlab(*check, "--metric", "prob_diff", cwd=tmp_path)
     assert none.code == 0, none.err
     assert '"problem": "task \'greater-than\' has no prompt' in none.out

@@ -365,6 +365,11 @@ def test_a_check_measures_whole_answers_where_the_metric_cannot(bundled, rows, t
     out = capsys.readouterr().out
     assert "two: right means that answer_log_prob_diff is above 0" in out
     assert "bundled: the answers have several tokens, and logit_diff judges one" in " ".join(out.split())
+    for words in ("attribute", "discover"):
+        assert main([words, str(file), "-n", "4", "--quiet"]) == 2
+        said = capsys.readouterr().err
+        assert ("This command judges the next token only" in said) == (words == "attribute")
+        assert ("--metric answer_log_prob_diff" in said) == (words == "discover")
     # A table's rows are refused one by one, with the same advice.
     with pytest.raises(TableError, match="row 1, column 'answer': .*--metric answer_log_prob_diff"):
         check_task(Task.from_frame(table), bundled, n=8, metric="logit_diff")

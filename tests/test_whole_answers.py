@@ -21,7 +21,6 @@ from circuitlab import (
     evaluate,
     load_run,
     load_task,
-    logit_lens,
     patch_edges,
     path_patch,
     score_edges,
@@ -312,7 +311,7 @@ def test_what_judges_one_position_refuses_answers_of_several_tokens(monkeypatch)
     model, both = architectures.load("gpt2"), architectures.load("bidirectional")
     monkeypatch.setattr(type(model), "record", lambda *given: pytest.fail("the model ran"))
     fix = r"metric 'logit_diff' judges the next token, and '.*' of pair '0' has 2 tokens\. Take metric='answer_log_prob"
-    for ask in (sweep, patch_edges, score_edges, logit_lens, lambda m, p: path_patch(m, p, "a0.h1", ["logits"])):
+    for ask in (sweep, patch_edges, score_edges, lambda m, p: path_patch(m, p, "a0.h1", ["logits"])):
         with pytest.raises(MetricError, match=fix):
             ask(model, PAIRS)
     for name in ("prob_diff", "log_prob", "kl", "accuracy", "rank"):

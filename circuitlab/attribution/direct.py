@@ -27,6 +27,7 @@ from torch import Tensor
 from circuitlab.attribution.record import Attribution, Component
 from circuitlab.attribution.request import check_quantity, check_run, per_example, weighted_words
 from circuitlab.data.batch import PairBatch
+from circuitlab.data.batching import check_answers
 from circuitlab.data.pairs import PairSet
 from circuitlab.errors import ConfigError, UnknownNameError
 from circuitlab.metrics import MetricLike, metric_for
@@ -81,6 +82,7 @@ def direct_attribution(
         >>> found.names[:4], found.gap < 1e-3
         (('embed.token', 'embed.position', 'a0', 'm0'), True)
     """
+    check_answers(pairs, model.spec)
     quantity = check_request(by, _asked(metric, pairs), run)
     if by == "neuron" and not model.spec.has_mlp:
         raise ConfigError(f"model {model.id!r} has attention alone, and so no neurons. Split by layer or head.")

@@ -37,6 +37,7 @@ from circuitlab.attribution.request import (
     weighted_words,
 )
 from circuitlab.data.batch import PairBatch
+from circuitlab.data.batching import check_answers
 from circuitlab.data.pairs import PairSet
 from circuitlab.drawing import draw
 from circuitlab.errors import ConfigError, UnknownNameError
@@ -153,6 +154,7 @@ def logit_lens(
     """
     check_run(run)
     UnknownNameError.check("norm", norm, NORMS)
+    check_answers(pairs, model.spec)
     judged = Metric(name="logit", function=_mean_logit, unit="logits", local=True) if metric == "logit" else None
     judged = judged or metric_for(metric, pairs)
     if norm == "frozen":

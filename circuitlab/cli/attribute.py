@@ -53,7 +53,7 @@ def attribute(
         raise ConfigError(f"--heads {heads!r:.80} names a head twice. Name each once.")
     output.reserve()
     loaded = model.load()
-    pairs = wanted.pairs(loaded, n=task["n"], seed=task["seed"], whole_answers=False).discovery
+    pairs = task.next_token_pairs(wanted, loaded)
     common: dict[str, Any] = {"metric": task["metric"], "run": run, "seed": task["seed"]}
     with progress(quiet=quiet) as report:
         report("attribution", 0, 3)

@@ -301,5 +301,5 @@ def _prepared(
 
     metric = metric_of(wanted, task["metric"])
     loaded, autoencoder = own.loaded(model)
-    pairs = wanted.pairs(loaded, n=task["n"], seed=task["seed"], whole_answers=False).discovery
+    pairs = task.next_token_pairs(wanted, loaded)
     return loaded, autoencoder, pairs, {"metric": metric, "seed": task["seed"]}

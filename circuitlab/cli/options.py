@@ -17,11 +17,12 @@ from circuitlab.cli.command import complete_task, completing
 from circuitlab.cli.visible import visible
 from circuitlab.data.tables.options import parsed_columns
 from circuitlab.declarations import Setting, options_of
-from circuitlab.errors import ConfigError
+from circuitlab.errors import CircuitLabError, ConfigError
 from circuitlab.graphs.selection import SelectionRule
 from circuitlab.settings import MODEL_SETTINGS, OF_TABLE, SETTINGS
 
 if TYPE_CHECKING:
+    from circuitlab.data.pairs import PairSet
     from circuitlab.data.task import Task
     from circuitlab.models.bridge import BridgeModel
 
@@ -264,6 +265,25 @@ class PairOptions(TaskOptions):
         found = super().load()
         self.given.setdefault("n", found.usual_n(self["n"]))
         return found
+
+    def next_token_pairs(self, task: "Task", model: "BridgeModel") -> "PairSet":
+        """The discovery pairs, for a command that judges the next token whatever the metric.
+
+        Returns:
+            Pairs with answers of one token.
+
+        Raises:
+            CircuitLabError: As for `Task.pairs`; no metric is advised where answers have several tokens.
+        """
+        from circuitlab.data.encoding import SEVERAL
+
+        advice = SEVERAL.rstrip(".")
+        try:
+            return task.pairs(model, n=self["n"], seed=self["seed"], whole_answers=False).discovery
+        except CircuitLabError as error:
+            if advice not in str(error):
+                raise
+            raise type(error)(str(error).replace(advice, "This command judges the next token only")) from error
 
 
 class SweepOptions(PairOptions):
