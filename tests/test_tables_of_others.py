@@ -170,8 +170,55 @@ def test_labels_of_greater_than_are_years_and_no_answers(tmp_path, bundled):
     table[1]["clean"] = table[1]["clean"].replace("1642", "1699")
     with pytest.raises(TableError, match="line 3, column 'label': '99' has no later year in its century"):
         load_task(saved(tmp_path / "late.csv", separated(table)))
+    table[1]["label"] = ""
+    with pytest.raises(TableError, match="line 3, column 'label': '' is empty.*1 bad row, 0 allowed"):
+        load_task(saved(tmp_path / "empty.csv", separated(table)))
     table[1]["label"] = 43  # not the year of the prompt: a label is an answer then
     assert load_task(saved(tmp_path / "other.csv", separated(table))).table.layout == "EAP-IG"
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        "The price of that lamp ranges from $ {0}{1:02d} to $ {0}",
+        "{0}00, {0}01, {0}02, {0}03, {0}{1:02d}, {0}",
+        "The war lasted from the year {0}{1:02d} to the year {0}",
+    ],
+)
+def test_years_in_the_place_of_token_ids(form):
+    """Files of EAP-IG name the column of years `correct_idx`, as that of token ids in others."""
+    table = [
+        {"clean": form.format(century, year), "corrupted": form.format(century, 1), "correct_idx": year}
+        for _, century, year in YEARS
+    ]
+    task = Task.from_frame(table)
+    assert task.table.layout == "EAP-IG, greater-than"
+    assert [row.example.answers[0] for row in task.table.rows] == [f"{year + 1:02d}" for *_, year in YEARS]
+    table[2]["correct_idx"] += 1
+    ids = Task.from_frame(table).table
+    assert ids.layout == "EAP-IG (token ids)"
+    assert [row.example.answer_ids for row in ids.rows] == [(row["correct_idx"],) for row in table]
+    both = Task.from_frame([{**row, "incorrect_idx": 7} for row in table]).table
+    assert both.layout == "EAP-IG (token ids)"
+
+
+OF_EAP_IG = {
+    "gender-bias": ("clean_answer_idx", "corrupted_answer_idx", {"label": 1}),
+    "hypernymy": ("answers_idx", "corrupted_answers_idx", {}),
+    "fact-retrieval": ("country_idx", "corrupted_country_idx", {"capital": "Paris", "country": "France"}),
+    "ioi": ("correct_idx", "incorrect_idx", {"corrupted_hard": "x"}),
+}
+
+
+@pytest.mark.parametrize("name", OF_EAP_IG)
+def test_token_ids_of_eap_ig_go_before_its_labels(name, tmp_path):
+    """In the file of gender bias `label` is the kind of the profession."""
+    right, wrong, more = OF_EAP_IG[name]
+    table = [{"clean": "a", "corrupted": "b", right: "[5, 6]" if name == "hypernymy" else 5, wrong: 7, **more}] * 3
+    task = load_task(saved(tmp_path / "gpt2.csv", separated(table)))
+    assert task.table.layout == "EAP-IG (token ids)"
+    example = task.table.rows[0].example
+    assert (example.answer_ids, example.distractor_ids) == ((5, 6) if name == "hypernymy" else (5,), (7,))
 
 
 def test_ewok_and_blimp(rows):
@@ -194,6 +241,7 @@ def test_ewok_and_blimp(rows):
     ("columns", "why"),
     [
         (("sentence_good", "sentence_bad", "pairID"), "BLiMP compares whole sentences"),
+        (("clean", "corrupted", "group", "plural"), "EAP-IG's file for subject-verb agreement has no answers"),
         (("case_id", "requested_rewrite"), "CounterFact has no corrupted prompts"),
         (("base", "src", "base_label", "src_label"), "CausalGym's prompts are lists of texts. Join them"),
     ],

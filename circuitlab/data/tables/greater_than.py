@@ -1,6 +1,7 @@
-"""EAP-IG's greater-than file: its column `label` holds the year of the prompt, not an answer.
+"""EAP-IG's greater-than files: their column `label` or `correct_idx` holds the year of the prompt, not an answer.
 
-Right are all later years of the century, wrong the year itself and all earlier ones.
+Right are all later years of the century, wrong the year itself and all earlier ones. Prices and sequences of years are
+of the same form.
 
 References:
     Hanna et al. 2023, arXiv:2305.00586.
@@ -14,8 +15,8 @@ from typing import Any
 from circuitlab.data.tables.cells import CellError
 
 YEARS = tuple(f"{year:02d}" for year in range(100))
-# A year, and its century at the end of the prompt.
-_YEAR = re.compile(r"\b(\d\d)(\d\d)\b.*\b\1$", re.DOTALL)
+# The last year of a prompt, and its century at the end.
+_YEAR = re.compile(r"\b(\d\d)(\d\d)\b\D*\b\1$")
 
 
 def is_year(prompt: Any, label: Any) -> bool:

@@ -46,12 +46,15 @@ _DISTRACTOR = (
     "distractor", "distractors", "wrong", "incorrect", "wrong_answer", "incorrect_answer", "corrupt_answer",
     "corrupted_answer", "wrong_answers", "incorrect_answers", "corrupt_answers", "corrupted_answers",
 )  # fmt: skip
+# Token ids in EAP-IG's files: of indirect objects, pronouns, hypernyms, countries and capitals.
+_SAME_IDS = ("answer_idx", "answers_idx", "country_idx", "capital_idx")
+_IDS = ("correct_idx", "clean_answer_idx", *_SAME_IDS)
 _S2_IO = ("s2_io_flip_counterfactual.prompt",)
 LAYOUTS = (
     TableLayout(
         name="EAP-IG (token ids)",
-        needed={"clean": ("clean",), "corrupt": ("corrupted",), "answer_id": ("correct_idx",)},
-        optional={"distractor_id": ("incorrect_idx",), "split": _SPLIT},
+        needed={"clean": ("clean",), "corrupt": ("corrupted",), "answer_id": _IDS},
+        optional={"distractor_id": ("incorrect_idx", *(f"corrupted_{one}" for one in _SAME_IDS)), "split": _SPLIT},
     ),
     TableLayout(
         name="EAP-IG",
@@ -149,15 +152,22 @@ LAYOUTS = (
         },
     ),
 )  # fmt: skip
-# EAP-IG's greater-than file, recognised by its rows: its labels are the year of the prompt, not an answer.
+# EAP-IG's greater-than files, recognised by their rows: `label` or `correct_idx` is the year of the prompt, no answer.
 GREATER_THAN = TableLayout(name="EAP-IG, greater-than", needed={}, metric="prob_diff")
 # Columns of known files that hold no pairs of prompts with an answer, and why.
 UNPAIRED = {
-    ("sentence_good", "sentence_bad"): "BLiMP compares whole sentences. Give a prompt that ends before the word that "
-    "differs, and a corrupted prompt.",
+    ("sentence_good", "sentence_bad"): (
+        "BLiMP compares whole sentences. Give a prompt that ends before the word that differs, and a corrupted prompt."
+    ),
+    ("clean", "corrupted", "plural"): (
+        "EAP-IG's file for subject-verb agreement has no answers: it is judged by all verbs of either number. Take the "
+        "task subject-verb-agreement, or add a column of answers."
+    ),
     ("requested_rewrite",): "CounterFact has no corrupted prompts. Make pairs of the prompts of two subjects.",
-    ("base", "src", "base_label"): "CausalGym's prompts are lists of texts. Join them: clean from base, corrupt from "
-    "src, answer=base_label, distractor=src_label.",
+    ("base", "src", "base_label"): (
+        "CausalGym's prompts are lists of texts. Join them: clean from base, corrupt from src, answer=base_label, "
+        "distractor=src_label."
+    ),
 }
 # The fields that are looked for where all others are given.
 GIVEN = TableLayout(

@@ -91,16 +91,7 @@ def pair_table(tables: Sequence[RawTable], options: TableOptions, source: str) -
     if any(table.split for table in tables) and "split" not in options.columns:
         columns = Columns(columns.layout, {name: path for name, path in columns.paths.items() if name != "split"})
     columns = _with_token_starts(columns, header, tables)
-    if (
-        columns.layout.name == "EAP-IG"
-        and "distractor" not in columns.paths
-        and all(
-            greater_than.is_year(columns.value(row, "clean"), columns.value(row, "answer"))
-            for table in tables
-            for row in table.rows
-        )
-    ):
-        columns = Columns(GREATER_THAN, columns.paths)
+    columns = _with_years(columns, tables)
     rows, bad = list[PairRow](), list[BadRow]()
     for table in tables:
         for row, number in zip(table.rows, table.numbers, strict=True):
@@ -197,6 +188,18 @@ def _notes(columns: Columns, header: Sequence[str], tables: Sequence[RawTable]) 
         yield f"not used: {', '.join(unused)}"
     if len(rows) > MOST_CHECKED:
         yield "the cells of every row are checked, tokens only of the rows drawn"
+
+
+def _with_years(columns: Columns, tables: Sequence[RawTable]) -> Columns:
+    """The columns of a file of EAP-IG for greater-than: what it has for an answer is the year of each prompt."""
+    if not columns.layout.name.startswith("EAP-IG") or {"distractor", "distractor_id"} & columns.paths.keys():
+        return columns
+    name = "answer" if "answer" in columns.paths else "answer_id"
+    cells_of = [(columns.value(row, "clean"), columns.value(row, name)) for table in tables for row in table.rows]
+    labelled = [(prompt, label) for prompt, label in cells_of if not cells.is_empty(label)]
+    if not labelled or not all(greater_than.is_year(prompt, label) for prompt, label in labelled):
+        return columns
+    return Columns(GREATER_THAN, {"answer" if one == name else one: path for one, path in columns.paths.items()})
 
 
 def _with_token_starts(columns: Columns, header: Sequence[str], tables: Sequence[RawTable]) -> Columns:
