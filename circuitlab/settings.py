@@ -193,6 +193,20 @@ class Settings(TypedDict, total=False):
         help=f"How held-out prompts differ: {', '.join(names.SPLITS)}.", flag="--split", metavar="NAME",
         allowed=names.SPLITS, usual="words", before="random", shown="words if the task holds words out, else random",
     )]
+    chat: Annotated[bool | None, Setting(
+        what=(
+            "Whether a prompt is the user's message of a chat, in the chat template of the model's tokenizer, and the "
+            "answer is the beginning of the reply."
+        ),
+        help="Prompts are messages of a chat, in the model's chat template.", flag="--chat", usual=False,
+    )]
+    shots: Annotated[int | None, Setting(
+        what=(
+            "Number of solved examples before every prompt, the same for all, drawn with the seed from the words or "
+            "rows of discovery; in a chat they are earlier turns."
+        ),
+        help="Solved examples before every prompt.", flag="--shots", metavar="N", usual=0, least=0, most=1000,
+    )]
     out: Annotated[Any, Setting(
         what="Folder to write; nothing is written without it.", help="Run folder.", flag="--out", metavar="PATH",
         given="str | Path | None", shown="runs/TASK-MODEL-METHOD-SEED", kind=str, recorded=False,
@@ -211,6 +225,8 @@ class Settings(TypedDict, total=False):
     # fmt: on
 
 
+# The settings that say what stands around a task's prompts.
+AROUND_PROMPTS = ("chat", "shots")
 # The settings that say how a table of pairs is read.
 OF_TABLE = ("columns", "max_bad_rows", "data_split", "data_config", "data_revision")
 TASK = Setting(name="task", what="The task.", kind=str, given="str | Path | Task")

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from circuitlab import Example, Task, estimate_sweep, score_edges, sweep
-from circuitlab.data.encoding import Rejection, encode_example
+from circuitlab.data.encoded import Rejection
+from circuitlab.data.encoding import encode_example
 from circuitlab.data.fingerprint import task_fingerprint
 from circuitlab.data.pair import Pair
 from circuitlab.errors import SpanError, TaskError

@@ -32,7 +32,8 @@ from circuitlab import (
 )
 from circuitlab.data import sampling
 from circuitlab.data.batching import batches_of
-from circuitlab.data.encoding import Encoded, Rejection, encode_example
+from circuitlab.data.encoded import Encoded, Rejection
+from circuitlab.data.encoding import encode_example
 from circuitlab.data.fingerprint import task_fingerprint
 from circuitlab.data.pair import Pair
 from circuitlab.data.registry import task_names

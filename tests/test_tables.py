@@ -23,7 +23,8 @@ from circuitlab import (
     check_task,
     load_task,
 )
-from circuitlab.data.encoding import Rejection, encode_example
+from circuitlab.data.encoded import Rejection
+from circuitlab.data.encoding import encode_example
 from circuitlab.data.fingerprint import task_fingerprint
 from circuitlab.data.tables.cells import CellError, ids_of, span_of, split_of, text_of, words_of
 from circuitlab.data.tables.draw import MOST_CHECKED

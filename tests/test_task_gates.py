@@ -29,7 +29,8 @@ from circuitlab import (
 )
 from circuitlab.cli import main
 from circuitlab.data.batch import batch_by_length
-from circuitlab.data.encoding import Rejection, encode_example
+from circuitlab.data.encoded import Rejection
+from circuitlab.data.encoding import encode_example
 from circuitlab.data.pair import Pair
 from circuitlab.data.pairs import PairSet
 from circuitlab.discovery.behaviour import TOP_TOKEN, Behaviour, check_behaviour, different_digits

@@ -10,7 +10,7 @@ import pytest
 from architectures import as_users_run_it
 
 from circuitlab import errors
-from circuitlab.data.encoding import Encoded
+from circuitlab.data.encoded import Encoded
 from circuitlab.data.text_values import TextValues, save_text_page, text_frame, text_page
 from circuitlab.data.texts import answer_ids, encode_text, filled, shown_tokens
 from circuitlab.report import text_view

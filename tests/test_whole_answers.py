@@ -29,7 +29,8 @@ from circuitlab import (
     sweep,
 )
 from circuitlab.data.batching import batches_for
-from circuitlab.data.encoding import Rejection, encode_example
+from circuitlab.data.encoded import Rejection
+from circuitlab.data.encoding import encode_example
 from circuitlab.data.pair import Pair, WordIds
 from circuitlab.errors import ConfigError, MetricError, TokenError
 from circuitlab.metrics import resolve

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from random import Random
 
 from circuitlab import Example, Task
-from circuitlab.data.encoding import Encoded
+from circuitlab.data.encoded import Encoded
 
 LONGEST = 6
 

@@ -103,6 +103,8 @@ def show_checks(asked: PairOptions, models: ModelsOptions, *, quiet: bool, json:
     for name, check in found.items():
         if check.note:
             display.print_line(f"\n{name}: {check.note}")
+        if check.frame:
+            display.print_line(f"\n{name}: {display.around(check.frame)}")
         if check.problem:
             display.print_line(f"\n{name}: {check.problem}")
         elif check.dropped:

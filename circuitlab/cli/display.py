@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,9 @@ from circuitlab.result import plain
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from circuitlab.data.framing import PromptFrame
+    from circuitlab.data.pairs import PairSplits
 
 # Headings of columns whose name in files is too short for a reader.
 HEADINGS = {"ci_low": "95 % low", "ci_high": "95 % high", "strongest_at": "strongest at"}
@@ -35,6 +39,17 @@ def print_facts(title: str, facts: Iterable[tuple[str, str]]) -> None:
     for name, value in facts:
         table.add_row(_text(name), _text(value))
     _put(_text(title, style="bold"), table)
+
+
+def around(frame: "PromptFrame") -> str:
+    """The text around every prompt, on one line."""
+    return f"every prompt is written as {frame.shown!r}"
+
+
+def print_around(pairs: "PairSplits") -> None:
+    """Say on stderr what stands around the prompts, if anything does."""
+    if pairs.frame is not None:
+        print(visible(f"circuitlab: {around(pairs.frame)}"), file=sys.stderr, flush=True)
 
 
 def print_rows(columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Iterable[str] = ()) -> None:

@@ -19,7 +19,7 @@ from circuitlab.data.tables.options import parsed_columns
 from circuitlab.declarations import Setting, options_of
 from circuitlab.errors import CircuitLabError, ConfigError
 from circuitlab.graphs.selection import SelectionRule
-from circuitlab.settings import MODEL_SETTINGS, OF_TABLE, SETTINGS
+from circuitlab.settings import AROUND_PROMPTS, MODEL_SETTINGS, OF_TABLE, SETTINGS
 
 if TYPE_CHECKING:
     from circuitlab.data.pairs import PairSet
@@ -245,13 +245,14 @@ class TaskOptions(OptionsOfTask):
             ConfigError: An option is not of the form KEY=VALUE, or is given twice.
             CircuitLabError: `load_task` rejects the task or its options.
         """
-        return self.loaded(self.task).with_split(self.given.get("split"))
+        found = self.loaded(self.task).with_split(self.given.get("split"))
+        return found.with_prompting(**{name: self.given.get(name) for name in AROUND_PROMPTS})
 
 
 class PairOptions(TaskOptions):
     """A task, its pairs, and the metric."""
 
-    settings = (*TaskOptions.settings, *(SETTINGS[name] for name in ("metric", "n", "seed", "split")))
+    settings = (*TaskOptions.settings, *(SETTINGS[name] for name in ("metric", "n", "seed", "split", *AROUND_PROMPTS)))
 
     def load(self) -> "Task":
         """Load the task; where no number of pairs is given, it is what a table has.
@@ -330,7 +331,7 @@ class RunOptions(TaskOptions):
 class JudgedOptions(OptionsOfTask):
     """The settings of an evaluation; by default those of the run."""
 
-    judged: ClassVar = (*MODEL_SETTINGS, "metric", "ablation", "n", "seed", "split", "allow_weak_gap")
+    judged: ClassVar = (*MODEL_SETTINGS, "metric", "ablation", "n", "seed", "split", *AROUND_PROMPTS, "allow_weak_gap")
     settings = (*(SETTINGS[name] for name in judged), *OptionsOfTask.settings)
     of_run = True
     task: Annotated[

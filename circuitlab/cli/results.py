@@ -1,7 +1,8 @@
 """Runs, evaluations and comparisons as tables on stdout."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 from circuitlab.cli import display
 from circuitlab.cli.display import alternatives, number
@@ -25,15 +26,18 @@ def show_run(run: "Run", *, json: bool) -> None:
     found = run.evaluation
     if json:
         places = {"folder": run.folder and str(run.folder), "report": page and str(page)}
-        about = {"task": run.task.label, "model": run.model_id}
+        about: dict[str, Any] = {"task": run.task.label, "model": run.model_id}
         repeats = {"stability": run.stability, "stability_seeds": run.stability_seeds}
         repeated = {name: one.to_record() for name, one in repeats.items() if one}
+        if run.pairs.frame:
+            about["around"] = asdict(run.pairs.frame)
         display.print_json({**about, **found.to_record(), **repeated, "seconds": dict(run.seconds), **places})
         return
     example = run.pairs.held_out[0]
     instead = f", over {alternatives(example.distractors)}" if example.distractors else ""
     example_facts = [
         ("task", run.task.summary),
+        *([("around prompts", repr(run.pairs.frame.shown))] if run.pairs.frame else []),
         ("clean", repr(example.clean)),
         ("corrupted", repr(example.corrupt)),
         (

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from circuitlab.data.batch import PairBatch
-from circuitlab.data.encoding import LanguageModel
+from circuitlab.data.encoded import LanguageModel
 from circuitlab.data.limits import check_length, check_tokens, clipped
 from circuitlab.data.pairs import PairSet
 from circuitlab.errors import ConfigError, TokenError

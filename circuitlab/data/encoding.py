@@ -7,108 +7,15 @@ What a tokenizer cannot serve comes back as a `Rejection` with the prompt, the t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import replace
 
-from circuitlab.data.example import CharRange, Example
-from circuitlab.data.pair import Pair, TokenRange, WordIds
-from circuitlab.errors import PairLengthError, SpanError, TaskError, TokenError
-from circuitlab.parts import ModelSpec
-
-if TYPE_CHECKING:
-    import torch
+from circuitlab.data.encoded import Encoded, Rejection, TextEncoder
+from circuitlab.data.example import Example
+from circuitlab.data.pair import Pair, WordIds
+from circuitlab.data.token_spans import token_spans
+from circuitlab.errors import PairLengthError, SpanError, TokenError
 
 SEVERAL = "Metric answer_log_prob_diff (--metric answer_log_prob_diff) judges answers of several tokens."
-
-
-@dataclass(frozen=True, slots=True)
-class Encoded:
-    """A text as tokens.
-
-    Attributes:
-        ids: Token ids, the beginning-of-sequence token included where the model expects one.
-        offsets: Half-open character range of each token in the text; (0, 0) for special tokens.
-        tokens: Each token decoded on its own.
-    """
-
-    ids: tuple[int, ...]
-    offsets: tuple[CharRange, ...]
-    tokens: tuple[str, ...]
-
-
-class TextEncoder(Protocol):
-    """A tokenizer as a model uses it."""
-
-    @property
-    def special_ids(self) -> frozenset[int]:
-        """Special tokens without text, such as the beginning of a sequence or padding."""
-        ...
-
-    @property
-    def n_tokens(self) -> int:
-        """How many tokens the tokenizer has; a model's embedding may hold more rows."""
-        ...
-
-    def encode(self, text: str) -> Encoded:
-        """The text as the model would be given it.
-
-        Returns:
-            Token ids, character ranges and token texts.
-        """
-        ...
-
-    def decode(self, ids: tuple[int, ...]) -> tuple[str, ...]:
-        """Each token as text by itself.
-
-        Returns:
-            One text a token.
-        """
-        ...
-
-    def joined(self, ids: tuple[int, ...]) -> str:
-        """Tokens as one text, characters that several tokens share included.
-
-        Returns:
-            The text.
-        """
-        ...
-
-
-class LanguageModel(Protocol):
-    """A model as far as prompts are made for it: its shape, its tokenizer, where its weights are."""
-
-    _spelled = "Model"  # in messages about other types
-
-    @property
-    def spec(self) -> ModelSpec:
-        """The model's shape."""
-        ...
-
-    @property
-    def text(self) -> TextEncoder:
-        """The tokenizer; raises `ModelError` where the model has none."""
-        ...
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Rejection:
-    """Why an example cannot be served.
-
-    Attributes:
-        kind: The error class to raise for this reason.
-        reason: The reason without the example, for counting.
-        message: The whole story of this example: prompt, tokens, way out.
-    """
-
-    kind: type[TaskError]
-    reason: str
-    message: str
 
 
 def encode_example(example: Example, text: TextEncoder, *, whole_answers: bool = False) -> Pair | Rejection:
@@ -138,7 +45,7 @@ def encode_example(example: Example, text: TextEncoder, *, whole_answers: bool =
     answer_ids, distractor_ids = found
     if same := _same_token(example, answer_ids, distractor_ids) or _same_beginning(example, answer_ids, distractor_ids):
         return same
-    spans = _token_spans(example, clean, corrupt)
+    spans = token_spans(example, clean, corrupt)
     if isinstance(spans, Rejection):
         return spans
     return Pair(
@@ -333,59 +240,3 @@ def _length_rejection(example: Example, clean: Encoded, corrupt: Encoded) -> Rej
         "Position-wise patching needs equal lengths: choose words of as many tokens."
     )
     return Rejection(PairLengthError, "clean and corrupted differ in length", message)
-
-
-def _token_spans(example: Example, clean: Encoded, corrupt: Encoded) -> dict[str, TokenRange] | Rejection:
-    spans = {}
-    for name, chars in example.spans.items():
-        found = _tokens_of(chars, clean)
-        if found is None:
-            text = example.clean[slice(*chars)]
-            message = (
-                f"span {name!r} ({text!r}, characters {chars}) covers no token of {example.clean!r}: {clean.tokens}."
-            )
-            return Rejection(
-                SpanError, f"span {name!r} is not found", f"{message} Give character ranges in the clean text."
-            )
-        spans[name] = found
-    front = next((i for i, (start, end) in enumerate(clean.offsets) if start < end), len(clean.ids))
-    for name, (start, end) in example.token_spans.items():
-        if front + end > len(clean.ids):
-            message = (
-                f"span {name!r} is at tokens {start} to {end} of {example.clean!r}, which has "
-                f"{len(clean.ids) - front} for this tokenizer."
-            )
-            return Rejection(
-                SpanError, f"span {name!r} is not found", f"{message} Use the model that it is counted for."
-            )
-        spans[name] = (front + start, front + end)
-    if example.separate_spans and (shared := _shared_token(spans)):
-        both, token = f"spans {shared[0]!r} and {shared[1]!r}", clean.tokens[shared[2]]
-        message = f"{both} share the token {token!r} of {example.clean!r}; they must be separate tokens."
-        return Rejection(SpanError, f"{both} share a token", message)
-    for name, chars in example.corrupt_spans.items():
-        found = _tokens_of(chars, corrupt)
-        if name in spans and found != spans[name]:
-            message = (
-                f"span {name!r} is at tokens {spans[name]} of {example.clean!r} and at {found} of {example.corrupt!r}. "
-                "Choose words of as many tokens, so that both prompts line up."
-            )
-            return Rejection(SpanError, f"span {name!r} does not line up", message)
-    return spans
-
-
-def _shared_token(spans: Mapping[str, TokenRange]) -> tuple[str, str, int] | None:
-    """Two spans with a common token, and that token; None where there are none."""
-    owners = dict[int, str]()
-    for name, tokens in spans.items():
-        for token in range(*tokens):
-            if token in owners:
-                return owners[token], name, token
-            owners[token] = name
-    return None
-
-
-def _tokens_of(chars: CharRange, encoded: Encoded) -> TokenRange | None:
-    """The tokens that overlap a character range."""
-    hits = [i for i, (start, end) in enumerate(encoded.offsets) if start < chars[1] and end > chars[0]]
-    return (hits[0], hits[-1] + 1) if hits else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import astuple
 from random import Random
 from statistics import median
 from typing import TYPE_CHECKING
@@ -29,6 +30,9 @@ TIMED = 9
 def task_fingerprint(task: Task, resources: Resources = DEFAULT) -> str:
     """SHA-256 over name, version, options and the first draws of a task: changes when its words or templates do.
 
+    Chat and shots, if there are any, are covered as settings; the text that they give with a model is covered by the
+    fingerprint of the pairs.
+
     Args:
         task: The task, with its options.
         resources: Its progress is called with ("fingerprint", done, total).
@@ -40,10 +44,11 @@ def task_fingerprint(task: Task, resources: Resources = DEFAULT) -> str:
     Raises:
         TaskFileError: A draw raises.
     """
+    around = [astuple(task.prompting)] if task.prompting.label else []
     if task.table is not None:
-        return task.table.digest
+        return sha256(task.table.digest, *map(json.dumps, around)) if around else task.table.digest
     rng = Random(f"fingerprint of {task.name}")
-    lines = [json.dumps([task.name, task.version, task.settings])]
+    lines = [json.dumps([task.name, task.version, task.settings, *around])]
     splits = ("discovery", "held_out") if task.held_out else ("any",)
     with global_randomness_kept():
         lines += map(_line, fixed_examples(task))

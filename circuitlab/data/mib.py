@@ -14,7 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from circuitlab.data.encoding import Rejection, TextEncoder, encode_example
+from circuitlab.data.encoded import Rejection, TextEncoder
+from circuitlab.data.encoding import encode_example
 from circuitlab.data.example import Example
 from circuitlab.data.pair import Pair
 from circuitlab.data.pairs import PairSet

@@ -29,6 +29,7 @@ class Pair(Summary):
         clean_tokens: The clean tokens as text.
         corrupt_tokens: The corrupted tokens as text.
         answer_at: The token of both prompts after which the answer would stand; None: the last one.
+        around: How many characters of both texts are a chat template and solved examples: before the prompt, after it.
     """
 
     id: str
@@ -44,6 +45,7 @@ class Pair(Summary):
     clean_tokens: tuple[str, ...]
     corrupt_tokens: tuple[str, ...]
     answer_at: int | None = None
+    around: tuple[int, int] = (0, 0)
 
     def __len__(self) -> int:
         return len(self.clean_ids)
@@ -64,6 +66,12 @@ class Pair(Summary):
         return len(self) - 1 if self.answer_at is None else self.answer_at
 
     @property
+    def prompts(self) -> frozenset[str]:
+        """The clean and the corrupted prompt without the text around them."""
+        before, after = self.around
+        return frozenset(text[before : len(text) - after] for text in (self.clean, self.corrupt))
+
+    @property
     def n_appended(self) -> int:
         """How many tokens of answers and distractors come after the prompt: all but the last of the longest word."""
         return max(map(len, self.answer_tokens + self.distractor_tokens)) - 1
@@ -82,6 +90,8 @@ class Pair(Summary):
             record[name] = list(value) if isinstance(value, tuple) else value
         if self.answer_at is not None:
             record["answer_at"] = self.answer_at
+        if any(self.around):
+            record["around"] = list(self.around)
         record["spans"] = {name: list(span) for name, span in self.spans.items()}
         return record
 

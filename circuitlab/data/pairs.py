@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, overload
 
+from circuitlab.data.framing import PromptFrame
 from circuitlab.data.pair import Pair
 from circuitlab.digests import sha256
 from circuitlab.errors import ConfigError
@@ -62,8 +63,8 @@ class PairSet(Summary):
 
     @property
     def texts(self) -> frozenset[str]:
-        """Every prompt text, clean and corrupted."""
-        return frozenset(text for pair in self.pairs for text in (pair.clean, pair.corrupt))
+        """Every prompt, clean and corrupted, without the text around it."""
+        return frozenset(text for pair in self.pairs for text in pair.prompts)
 
     @property
     def whole_answers(self) -> bool:
@@ -111,6 +112,7 @@ class PairSplits(Summary):
         dropped: Reason -> how many distinct examples the tokenizer could not serve.
         differ_in: What discovery and held-out prompts do not share, such as "names and templates"; empty if they
             differ by chance only.
+        frame: The text around every prompt: chat template and solved examples; None if there is none.
 
     Example:
         >>> from circuitlab import load_model, load_task
@@ -125,6 +127,7 @@ class PairSplits(Summary):
     reference: PairSet | None = None
     dropped: Mapping[str, int] = field(default_factory=Counter)
     differ_in: str = ""
+    frame: PromptFrame | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -143,6 +146,8 @@ class PairSplits(Summary):
             yield "reference", self.reference
         if self.differ_in:
             yield "held-out has its own", self.differ_in
+        if self.frame is not None:
+            yield "around every prompt", short(self.frame.shown, 200)
         if self.dropped:
             yield "dropped", self.dropped
         yield "first clean", short(self.discovery[0].clean)

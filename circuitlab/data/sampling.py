@@ -12,8 +12,9 @@ from dataclasses import replace
 from random import Random
 from typing import Any, Protocol, TypeVar
 
-from circuitlab.data.encoding import Rejection, TextEncoder, encode_example
+from circuitlab.data.encoded import Rejection, TextEncoder
 from circuitlab.data.example import Example
+from circuitlab.data.framing import Prompting, Shot, framing_of
 from circuitlab.data.pair import Pair
 from circuitlab.data.pairs import PairSet, PairSplits
 from circuitlab.data.splits import STAND_INS, vocabulary_of
@@ -67,6 +68,11 @@ class Drawable(Protocol):
         """Whether its prompts are made of the words of the model at hand."""
         ...
 
+    @property
+    def prompting(self) -> Prompting:
+        """What stands around its prompts."""
+        ...
+
     def example(self, rng: Random, *, split: str = "any", vocabulary: Sequence[str] = STAND_INS) -> Example:
         """Draw one example.
 
@@ -116,6 +122,9 @@ def sample_pairs(
     # Reference pairs come last, so that the splits are the same with them and without.
     with global_randomness_kept():
         check_repeatable(task, f"{task.name}/{seed}", vocabulary)
+        shots = drawn_shots(task, text, seed, vocabulary)
+        framing = framing_of(text, task.prompting, shots, whole_answers=whole_answers)
+        solved = {shot.prompt for shot in shots}
         rng = Random(f"{task.name}/{seed}")
         queues = {words: list(fixed_examples(task, words))[::-1] for words in (SPLITS if differ_in else ("any",))}
         for wanted in (SPLITS, (REFERENCE,))[: 1 + with_reference]:
@@ -127,10 +136,10 @@ def sample_pairs(
                 words = ("discovery" if part == REFERENCE else part) if differ_in else "any"
                 example = queues[words].pop() if queues[words] else draw(task, rng, words, vocabulary)
                 idle += 1
-                if (example.clean, example.corrupt) in seen:
+                if (example.clean, example.corrupt) in seen or solved & {example.clean, example.corrupt}:
                     continue
                 seen.add((example.clean, example.corrupt))
-                made = encode_example(example, text, whole_answers=whole_answers)
+                made = framing.encode(example)
                 if isinstance(made, Rejection):
                     dropped[made.reason] += 1
                     worst = worst or made
@@ -146,7 +155,41 @@ def sample_pairs(
         reference=splits.named(REFERENCE, task.metric) if with_reference else None,
         dropped=dict(dropped),
         differ_in=differ_in,
+        frame=framing.frame,
     )
+
+
+def drawn_shots(
+    task: Drawable, text: TextEncoder, seed: int, vocabulary: Sequence[str] = STAND_INS
+) -> tuple[Shot, ...]:
+    """Solved examples of different prompts, drawn from the words of discovery.
+
+    Args:
+        task: The task, which says how many.
+        text: The tokenizer, for answers that are token ids.
+        seed: Same seed, same examples.
+        vocabulary: The model's words, for a task that draws from them.
+
+    Returns:
+        The solved examples.
+
+    Raises:
+        TooFewPromptsError: The task does not give as many.
+        TaskFileError: `draw` raises, or returns no example.
+    """
+    wanted, words = task.prompting.shots, "discovery" if task.differ_in else "any"
+    rng, found = Random(f"shots of {task.name}/{seed}"), dict[str, Shot]()
+    for _ in range(PATIENCE if wanted else 0):
+        example = draw(task, rng, words, vocabulary)
+        found.setdefault(example.clean, Shot.of(example, rng, text))
+        if len(found) == wanted:
+            break
+    if len(found) < wanted:
+        raise TooFewPromptsError(
+            f"task {task.label!r}: shots={wanted} needs as many different prompts, but {PATIENCE:,} draws gave "
+            f"{len(found)}. Ask for fewer (--shots {len(found)}), or give the task more words."
+        )
+    return tuple(found.values())
 
 
 def check_number(n: object) -> None:
@@ -279,7 +322,7 @@ class GrowingSplits:
         Returns:
             Whether one took it.
         """
-        texts = {pair.clean, pair.corrupt}
+        texts = pair.prompts
         taken_by = {name for name, there in self._texts.items() if texts & there}
         open_to = [name for name in names if len(self._pairs[name]) < self._n and not taken_by - {name}]
         if not open_to:

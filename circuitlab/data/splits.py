@@ -9,7 +9,7 @@ from circuitlab.arguments import checked
 from circuitlab.errors import TaskError, UnknownNameError
 
 if TYPE_CHECKING:
-    from circuitlab.data.encoding import TextEncoder
+    from circuitlab.data.encoded import TextEncoder
 
 SPLITS = ("discovery", "held_out", "any")
 

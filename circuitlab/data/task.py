@@ -10,8 +10,9 @@ from typing import Any
 from circuitlab import names
 from circuitlab.arguments import checked
 from circuitlab.data.checks import check_line, check_mapping, check_name
-from circuitlab.data.encoding import LanguageModel
+from circuitlab.data.encoded import LanguageModel
 from circuitlab.data.example import Example
+from circuitlab.data.framing import PLAIN, Prompting
 from circuitlab.data.pairs import PairSplits
 from circuitlab.data.published import PublishedCircuit
 from circuitlab.data.sampling import sample_pairs
@@ -21,8 +22,8 @@ from circuitlab.data.tables.options import TableOptions
 from circuitlab.data.tables.rows import pair_table
 from circuitlab.data.tables.sources import of_object
 from circuitlab.data.tables.table import PairTable
-from circuitlab.data.task_fields import check_held_out, checked_fixed, checked_options, checked_sources, parameters
-from circuitlab.errors import ConfigError, TaskError, UnknownNameError, shown
+from circuitlab.data.task_fields import check_parts, checked_fixed, checked_options, checked_sources, parameters
+from circuitlab.errors import ConfigError, UnknownNameError
 from circuitlab.progress import Progress, callback, reports_progress
 from circuitlab.references import Reference
 from circuitlab.resources import Resources
@@ -54,6 +55,7 @@ class Task(Summary):
             something has a parameter `split`.
         split: `words`, or `random` to draw both splits from all words: they share no text, but words. Without
             `held_out` they are drawn so in any case.
+        prompting: What stands around every prompt: the model's chat template, solved examples.
         published: Circuits that papers describe for this task, by the name of the model.
         table: The rows that its pairs are, for a task that is made of a table (`from_frame`, `load_task`).
 
@@ -86,6 +88,7 @@ class Task(Summary):
     origin: str = ""
     held_out: str | Callable[..., str] = ""
     split: str = "words"
+    prompting: Prompting = PLAIN
     published: Mapping[str, PublishedCircuit] = field(default_factory=dict)
     table: PairTable | None = field(default=None, compare=False)
 
@@ -94,23 +97,7 @@ class Task(Summary):
         owner = f"task {self.name!r}"
         check_line(f"version of {owner}", self.version)
         check_line(f"summary of {owner}", self.summary, may_be_empty=True)
-        if not isinstance(self.origin, str):
-            raise TaskError(f"origin of {owner} is {shown(self.origin)}; it must be a path (str).")
-        if not callable(self.draw):
-            raise TaskError(f"draw of {owner} is {shown(self.draw)}; it must be a function of (rng, **options).")
-        if not callable(self.metric) and not (isinstance(self.metric, str) and self.metric):
-            raise TaskError(
-                f"metric of {owner} is {shown(self.metric)}; it must be the name of a metric or a function of "
-                "(logits, batch)."
-            )
-        check_held_out(owner, self.held_out, self.draw, self.fixed)
-        check_line(f"split of {owner}", self.split)
-        UnknownNameError.check("split", self.split, names.SPLITS, owner=owner)
-        published = check_mapping(f"published of {owner}", self.published)
-        if wrong := [name for name, circuit in published.items() if not isinstance(circuit, PublishedCircuit)]:
-            raise TaskError(f"published[{wrong[0]!r}] of {owner} must be a PublishedCircuit.")
-        if not isinstance(self.table, PairTable | None):
-            raise TaskError(f"table of {owner} is {shown(self.table)}; make such a task with Task.from_frame(...).")
+        check_parts(owner, self)
         object.__setattr__(self, "options", checked_options(owner, self.options, self.draw))
         object.__setattr__(self, "sources", checked_sources(owner, self.sources))
         if not callable(self.fixed):
@@ -186,9 +173,9 @@ class Task(Summary):
 
     @property
     def label(self) -> str:
-        """Name for files and headings: the name, and every option that is not the default."""
+        """Name for files and headings: the name, and every option that is not the default, `chat` and shots as well."""
         changed = [value for name, value in self.settings.items() if value != self.options[name][0]]
-        return "-".join([self.name, *changed])
+        return "-".join(filter(None, [self.name, *changed, self.prompting.label]))
 
     @checked
     def with_options(self, /, **chosen: str) -> Task:
@@ -222,6 +209,23 @@ class Task(Summary):
                 "'random', or none."
             )
         return self if split is None else replace(self, split=split)
+
+    @checked
+    def with_prompting(self, *, chat: bool | None = None, shots: int | None = None) -> Task:
+        """The same task with other text around its prompts.
+
+        Args:
+            chat: Whether a prompt is the user's message of a chat, in the model's chat template; None: as it is.
+            shots: Number of solved examples before every prompt; None: as it is.
+
+        Returns:
+            A task.
+
+        Raises:
+            ConfigError: A value is of another type or out of range.
+        """
+        changes = {name: value for name, value in {"chat": chat, "shots": shots}.items() if value is not None}
+        return replace(self, prompting=replace(self.prompting, **changes))
 
     @property
     def differ_in(self) -> str:
@@ -305,6 +309,8 @@ class Task(Summary):
         reference: bool = False,
         exclude: Collection[str] = (),
         whole_answers: bool | None = None,
+        chat: bool | None = None,
+        shots: int | None = None,
         progress: Progress | bool | None = None,
     ) -> PairSplits:
         """Draw `n` discovery and `n` held-out pairs for a model's tokenizer.
@@ -323,6 +329,8 @@ class Task(Summary):
                 found on with another seed (`pairs.discovery.texts`).
             whole_answers: Accept answers and distractors of several tokens, for metrics such as `answer_log_prob_diff`;
                 by default if the task's own metric is one of them.
+            chat: As in `with_prompting`.
+            shots: As in `with_prompting`.
             progress: None draws a bar in a terminal or a notebook, True always, False never; or a function that is
                 called with (step, done, total).
 
@@ -337,23 +345,15 @@ class Task(Summary):
         """
         from circuitlab.data.batching import check_pairs  # brings torch
 
-        whole_answers = names.judges_whole_answers(self.metric) if whole_answers is None else whole_answers
-        if self.table is not None:
-            return table_pairs(
-                self.table, model.text, n, seed, metric=self.metric, with_reference=reference, exclude=exclude,
-                by_column=self.split == "words", n_ctx=model.spec.n_ctx, whole_answers=whole_answers,
-                resources=Resources(progress=callback(progress)),
-            )  # fmt: skip
-        drawn = sample_pairs(
-            self,
-            model.text,
-            n=n,
-            seed=seed,
-            with_reference=reference,
-            exclude=exclude,
-            whole_answers=whole_answers,
-            resources=Resources(progress=callback(progress)),
-        )
+        task, resources = self.with_prompting(chat=chat, shots=shots), Resources(progress=callback(progress))
+        how: dict[str, Any] = {
+            "n": n, "seed": seed, "with_reference": reference, "exclude": exclude, "resources": resources,
+            "whole_answers": names.judges_whole_answers(self.metric) if whole_answers is None else whole_answers,
+        }  # fmt: skip
+        if task.table is not None:
+            how |= {"metric": task.metric, "by_column": task.split == "words", "prompting": task.prompting}
+            return table_pairs(task.table, model.text, n_ctx=model.spec.n_ctx, **how)
+        drawn = sample_pairs(task, model.text, **how)
         for part in (drawn.discovery, drawn.held_out, *([drawn.reference] if drawn.reference else [])):
             check_pairs(part, model.spec)
         return drawn
@@ -364,8 +364,7 @@ class Task(Summary):
         Returns:
             `most`, or as many as a table has.
         """
-        how = {"with_reference": reference, "by_column": self.split == "words"}
-        return most if self.table is None else usual_number(self.table, most, **how)
+        return most if self.table is None else usual_number(self.table, most, **self._rows(reference))
 
     def check_n(self, n: int, *, reference: bool = False) -> None:
         """Refuse more pairs than a task made of a table can have, before a model is loaded.
@@ -375,7 +374,11 @@ class Task(Summary):
             TableError: One split has no row.
         """
         if self.table is not None:
-            check_rows(self.table, n, with_reference=reference, by_column=self.split == "words")
+            check_rows(self.table, n, **self._rows(reference))
+
+    def _rows(self, reference: bool) -> dict[str, Any]:
+        """Which rows of a table become pairs."""
+        return {"with_reference": reference, "by_column": self.split == "words", "shots": self.prompting.shots}
 
     def _summary(self) -> str:
         return f"{self.label} {self.version}: {short(self.summary, 70)[1:-1]}"

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from typing import Any
 
+from circuitlab import names
 from circuitlab.data.checks import check_line, check_mapping, check_sequence
 from circuitlab.data.example import Example
-from circuitlab.errors import TaskError, shown
+from circuitlab.data.framing import Prompting
+from circuitlab.data.published import PublishedCircuit
+from circuitlab.data.tables.table import PairTable
+from circuitlab.errors import TaskError, UnknownNameError, shown
 from circuitlab.references import Reference
 
 # Parameters of `draw` that no option can be called by.
@@ -24,6 +29,34 @@ def parameters(draw: Callable[..., object]) -> Mapping[str, inspect.Parameter]:
         return inspect.signature(draw).parameters
     except (TypeError, ValueError):
         return {}
+
+
+def check_parts(owner: str, task: Any) -> None:
+    """Refuse a task with a field of another type.
+
+    Raises:
+        TaskError: One is, or `held_out` does not go with `draw` and `fixed`.
+        UnknownNameError: There is no such split.
+    """
+    if not isinstance(task.origin, str):
+        raise TaskError(f"origin of {owner} is {shown(task.origin)}; it must be a path (str).")
+    if not callable(task.draw):
+        raise TaskError(f"draw of {owner} is {shown(task.draw)}; it must be a function of (rng, **options).")
+    if not callable(task.metric) and not (isinstance(task.metric, str) and task.metric):
+        raise TaskError(
+            f"metric of {owner} is {shown(task.metric)}; it must be the name of a metric or a function of "
+            "(logits, batch)."
+        )
+    check_held_out(owner, task.held_out, task.draw, task.fixed)
+    check_line(f"split of {owner}", task.split)
+    UnknownNameError.check("split", task.split, names.SPLITS, owner=owner)
+    published = check_mapping(f"published of {owner}", task.published)
+    if wrong := [name for name, circuit in published.items() if not isinstance(circuit, PublishedCircuit)]:
+        raise TaskError(f"published[{wrong[0]!r}] of {owner} must be a PublishedCircuit.")
+    if not isinstance(task.table, PairTable | None):
+        raise TaskError(f"table of {owner} is {shown(task.table)}; make such a task with Task.from_frame(...).")
+    if not isinstance(task.prompting, Prompting):
+        raise TaskError(f"prompting of {owner} is {shown(task.prompting)}; it must be a Prompting.")
 
 
 def check_held_out(owner: str, held_out: object, draw: Callable[..., object], fixed: object) -> None:

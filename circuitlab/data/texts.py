@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from circuitlab.data.encoding import Encoded, Rejection, TextEncoder, continuations
+from circuitlab.data.encoded import Encoded, Rejection, TextEncoder
+from circuitlab.data.encoding import continuations
 from circuitlab.data.limits import check_length, clipped
 from circuitlab.errors import ConfigError, TokenError, WrongTypeError
 

@@ -9,7 +9,7 @@ any model, before a run.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -18,11 +18,13 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from circuitlab.data.encoding import SEVERAL
+from circuitlab.data.framing import PromptFrame
 from circuitlab.data.pairs import PairSet
 from circuitlab.data.registry import load_task
 from circuitlab.data.sampling import draw
 from circuitlab.data.task import Task
 from circuitlab.errors import (
+    ModelError,
     PairLengthError,
     SpanError,
     TableError,
@@ -39,6 +41,7 @@ from circuitlab.patching.experiment import Experiment
 from circuitlab.patching.gap import Gap
 from circuitlab.progress import Progress, callback
 from circuitlab.result import Result
+from circuitlab.settings import SETTINGS
 from circuitlab.summary import Summary, plural
 
 WORST = 5
@@ -207,6 +210,7 @@ class TaskCheck(Result):
         dropped: Reason -> how many distinct examples the tokenizer could not serve.
         problem: Why there are no pairs; empty if there are.
         note: Why the metric is not the task's; empty if it is, or if it was given.
+        frame: The text around every prompt: chat template and solved examples; None if there is none.
     """
 
     task: str
@@ -222,6 +226,7 @@ class TaskCheck(Result):
     dropped: Mapping[str, int]
     problem: str = ""
     note: str = ""
+    frame: PromptFrame | None = None
 
     @property
     def n_dropped(self) -> int:
@@ -242,7 +247,8 @@ class TaskCheck(Result):
         gap = dict(zip(("gap_low", "gap", "gap_high"), self.gap_interval, strict=True))
         names = ("task", "model", "metric", "rule", "n", "accuracy", "top_token", "clean", "corrupt")
         found = {name: getattr(self, name) for name in names}
-        return found | gap | {"dropped": dict(self.dropped), "problem": self.problem, "note": self.note}
+        around = {} if self.frame is None else {"around": asdict(self.frame)}
+        return found | gap | {"dropped": dict(self.dropped), "problem": self.problem, "note": self.note} | around
 
     def _summary(self) -> str:
         result = self.problem or f"{self.accuracy:.0%} right, gap {self.gap.mean if self.gap else 0:.3g}"
@@ -260,6 +266,8 @@ def check_task(
     n: int = 100,
     seed: int = 0,
     metric: MetricLike | None = None,
+    chat: bool | None = SETTINGS["chat"].default,
+    shots: int | None = SETTINGS["shots"].default,
     progress: Progress | bool | None = None,
 ) -> TaskCheck:
     """Measure whether a model does a task; nothing is refused.
@@ -271,12 +279,15 @@ def check_task(
         seed: Same seed, same pairs.
         metric: What is measured; the task's own by default. If that judges one token and the tokenizer writes the
             answers as several, `answer_log_prob_diff` is measured instead, and `note` says so.
+        chat: Whether a prompt is the user's message of a chat, in the model's chat template; as the task says by
+            default.
+        shots: Number of solved examples before every prompt; as the task says by default.
         progress: None draws a bar in a terminal or a notebook, True always, False never; or a function that is
             called with (step, done, total).
 
     Returns:
-        Accuracy, means, gap and dropped examples. If the tokenizer cannot serve the task, `problem` says why, and the
-        rest is None.
+        Accuracy, means, gap and dropped examples. If the tokenizer cannot serve the task, or has no chat template for
+        `chat`, `problem` says why, and the rest is None.
 
     Raises:
         UnknownNameError: No such task or metric.
@@ -288,7 +299,7 @@ def check_task(
         >>> check_task("name-throw", load_model("bundled"), n=8).accuracy
         1.0
     """
-    wanted = load_task(task)
+    wanted = load_task(task).with_prompting(chat=chat, shots=shots)
     how: dict[str, Any] = {"n": n, "seed": seed, "progress": progress}
     judged_by = metric_of(wanted, metric)
     other = metric is None and not judged_by.whole_answer and _has_distractors(wanted)
@@ -319,7 +330,7 @@ def _check(task: Task, model: Model, judged_by: Metric, **how: Any) -> TaskCheck
     about: dict[str, Any] = {"task": task.label, "model": model.id, "metric": judged_by.name}
     try:
         pairs = task.pairs(model, **how, whole_answers=judged_by.whole_answer)
-    except (TooFewPromptsError, TokenError, PairLengthError, SpanError) as error:
+    except (TooFewPromptsError, TokenError, PairLengthError, SpanError, ModelError) as error:
         return TaskCheck(**about, dropped={}, problem=str(error))
     experiment = Experiment(model, pairs.discovery, judged_by, allow_weak_gap=True, progress=callback(how["progress"]))
     rule, right, _ = passes(experiment)
@@ -333,4 +344,5 @@ def _check(task: Task, model: Model, judged_by: Metric, **how: Any) -> TaskCheck
         corrupt=float(experiment.corrupt.mean()),
         gap=Gap.of(experiment.clean, experiment.corrupt),
         dropped=pairs.dropped,
+        frame=pairs.frame,
     )

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from circuitlab.data.encoding import LanguageModel
+from circuitlab.data.encoded import LanguageModel
 from circuitlab.models.recording import BlockArguments, Bos, Folding, Recording
 from circuitlab.parts import Slot, Stage
 

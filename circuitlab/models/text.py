@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from datetime import date
 from itertools import chain, takewhile
 from typing import Any
 
-from circuitlab.data.encoding import Encoded
-from circuitlab.errors import ModelError, UnknownNameError
+from circuitlab.data.encoded import Encoded
+from circuitlab.data.framing import Message
+from circuitlab.errors import ModelError, UnknownNameError, in_one_line, shown
 from circuitlab.models.modes import exclusive, lock_of
 from circuitlab.models.protocol import Model
 from circuitlab.models.recording import Bos
@@ -17,6 +19,7 @@ from circuitlab.names import BOS
 AUTO, ALWAYS, NEVER = "auto", "always", "never"
 TRANSFORMER_LENS = "transformer-lens"  # what versions without the setting did
 CHOICES = tuple(BOS)
+CHAT_DATE = date(2024, 7, 26)
 
 
 def check_choice(bos: str) -> str:
@@ -137,7 +140,7 @@ def _added_in_front(tokenizer: Any) -> list[int]:
 
 @exclusive
 class TokenizerText:
-    """Encodes text with offsets; implements `circuitlab.data.encoding.TextEncoder`.
+    """Encodes text with offsets; implements `circuitlab.data.encoded.TextEncoder`.
 
     Args:
         tokenizer: A fast HuggingFace tokenizer.
@@ -173,6 +176,49 @@ class TokenizerText:
         if not ids or ids[0] not in front:
             ids, offsets = front + ids, ((0, 0),) * len(front) + offsets
         return Encoded(ids, offsets, self.decode(ids))
+
+    def chat(self, messages: Sequence[Message], *, reply: bool = True) -> str:
+        """Messages as the checkpoint's chat template writes them; with `reply`, to where the next reply begins.
+
+        A template that writes today's date is given the date that Llama's templates have where there is no clock, so
+        that the text is the same tomorrow.
+
+        Returns:
+            The text, with special tokens spelt out.
+
+        Raises:
+            ModelError: There is no chat template, or it refuses the messages; or `bos` is "always" or
+                "transformer-lens", and the template does not begin with the token.
+        """
+        if not getattr(self._tokenizer, "chat_template", None):
+            raise ModelError(
+                "this model's tokenizer has no chat template. Use a checkpoint that was trained on chats, save a "
+                "template with its tokenizer (tokenizer.chat_template), or leave chat (--chat) out."
+            )
+        written = [{"role": one.role, "content": one.content} for one in messages]
+        try:
+            text = self._tokenizer.apply_chat_template(
+                written, tokenize=False, add_generation_prompt=reply, strftime_now=CHAT_DATE.strftime
+            )
+        except Exception as error:  # a template raises what it likes
+            raise ModelError(
+                f"this model's chat template refuses the message {shown(messages[-1].content)}: {in_one_line(error)}. "
+                "Change the prompt or the template, or leave chat (--chat) out."
+            ) from error
+        if self.bos.choice in (ALWAYS, TRANSFORMER_LENS) and self.for_chat().encode(text).ids[:1] != self.bos.ids[:1]:
+            raise ModelError(
+                f"bos is {self.bos.choice!r}, but this model's chat template begins without {self.bos.tokens!r}, and "
+                f"in a chat the template decides. Use bos={AUTO!r} (--bos auto), or leave chat (--chat) out."
+            )
+        return str(text)
+
+    def for_chat(self) -> TokenizerText:
+        """The tokenizer for texts of the template, which has its own beginning-of-sequence token if it wants one.
+
+        Returns:
+            The tokenizer without tokens in front.
+        """
+        return TokenizerText(self._tokenizer, Bos(choice=NEVER))
 
     @property
     def special_ids(self) -> frozenset[int]:

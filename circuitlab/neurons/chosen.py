@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from circuitlab.data.encoding import TextEncoder
+from circuitlab.data.encoded import TextEncoder
 from circuitlab.data.limits import check_ids, check_length, clipped
 from circuitlab.errors import ConfigError, ModelError, UnknownNameError, UnsupportedModelError, WrongTypeError
 from circuitlab.models.protocol import BlockArguments, Model

@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 from jaxtyping import Float
 
-from circuitlab.data.encoding import Encoded
+from circuitlab.data.encoded import Encoded
 from circuitlab.data.text_values import TextValues, save_text_page, text_frame, text_page
 from circuitlab.data.texts import encode_text, filled, shown_tokens
 from circuitlab.errors import ConfigError

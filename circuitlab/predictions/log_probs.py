@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from circuitlab.data.encoding import Encoded
+from circuitlab.data.encoded import Encoded
 from circuitlab.data.text_values import TextValues
 from circuitlab.data.texts import as_texts, encode_text, filled, shown_tokens
 from circuitlab.models.modes import model_function

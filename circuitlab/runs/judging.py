@@ -28,13 +28,13 @@ from circuitlab.progress import Progress, reports_progress
 from circuitlab.runs.manifest import MANIFEST
 from circuitlab.runs.reader import RunReader, named_circuit, read_circuit
 from circuitlab.runs.task_files import task_of_run
-from circuitlab.settings import MODEL_SETTINGS
+from circuitlab.settings import AROUND_PROMPTS, MODEL_SETTINGS
 
 # The nodes that a paper lists for the task and the model; `published:gpt2` for those of another model.
 PUBLISHED = "published"
 SHOWN = 12  # characters of a digest
 # Settings of `discover` that also apply to an evaluation, in addition to those of the model.
-_ALWAYS = ("metric", "ablation", "n", "seed", "split", "allow_weak_gap")
+_ALWAYS = ("metric", "ablation", "n", "seed", "split", *AROUND_PROMPTS, "allow_weak_gap")
 # Settings that another number of prompts, another machine or another draw may differ in.
 _FREE = frozenset(("n", "seed", "split", "device", "allow_weak_gap"))
 
@@ -90,8 +90,8 @@ def judging(
         options: Options of the task; those that are not given are the run's, and the task's defaults for a file.
         pairs: Pairs to judge on, instead of those that the task draws.
         run_code: Allow the task file inside a run folder to run.
-        settings: `metric`, `ablation`, `n`, `seed`, `allow_weak_gap` and the arguments of `load_model`. None, and what
-            is left out, is the run's; the default of `discover` for a file.
+        settings: `metric`, `ablation`, `n`, `seed`, `split`, `chat`, `shots`, `allow_weak_gap` and the arguments of
+            `load_model`. None, and what is left out, is the run's; the default of `discover` for a file.
 
     Returns:
         Circuit, model and held-out pairs.
@@ -130,6 +130,7 @@ def judging(
     source = given.pop("model", kept.model)
     chosen = kept.replaced(method="exact", method_options={}, **given)
     wanted = wanted.with_split(given["split"]) if "split" in given else replace(wanted, split=chosen.split)
+    wanted = wanted.with_prompting(**{name: getattr(chosen, name) for name in AROUND_PROMPTS if name in given or run})
     _check_objects(kept, given, circuit)
     ablation = given.get("ablation", chosen.ablation)
     metric = metric_of(wanted, chosen.metric or None)
@@ -179,7 +180,7 @@ def _check_objects(kept: DiscoverConfig, given: Mapping[str, Any], circuit: str 
 
 
 def _check_unseen(pairs: PairSet, seen: frozenset[str], circuit: str | Path) -> None:
-    if shared := sum(not seen.isdisjoint((pair.clean, pair.corrupt)) for pair in pairs):
+    if shared := sum(not seen.isdisjoint(pair.prompts) for pair in pairs):
         raise ConfigError(
             f"{shared} of {len(pairs)} pairs have prompts that run {str(circuit)!r} was found on: this would be no "
             "held-out test. Leave them out, or have others drawn with seed=."
@@ -212,8 +213,8 @@ def evaluate_run(
         n_knockouts: As in `evaluate`.
         minimality: As in `evaluate`.
         progress: As in `evaluate`.
-        settings: Other settings than the run's: `model`, `metric`, `ablation`, `n`, `seed`, `allow_weak_gap`, and those
-            of `load_model`.
+        settings: Other settings than the run's: `model`, `metric`, `ablation`, `n`, `seed`, `chat`, `shots`,
+            `allow_weak_gap`, and those of `load_model`.
 
     Returns:
         The evaluation. Its `warnings` name every setting that is not the run's.

@@ -9,6 +9,7 @@ from typing import Any
 
 from circuitlab.arguments import checked
 from circuitlab.data.batching import prompt_keys
+from circuitlab.data.framing import PLAIN, PromptFrame, Prompting
 from circuitlab.data.pairs import Pair, PairSet, PairSplits
 from circuitlab.data.registry import is_bundled, load_task
 from circuitlab.data.task import Task
@@ -115,17 +116,20 @@ def _pairs(read: RunReader, metric: str | Callable[..., Any]) -> PairSplits:
         discovery=sets["discovery"], held_out=sets["held_out"], reference=sets.get("reference"),
         dropped=dict(read.about("dataset").get("dropped", {})),
         differ_in=read.about("dataset").get("held_out_differ_in", ""),
+        frame=from_plain(PromptFrame, around) if (around := read.about("dataset").get("around")) else None,
     )  # fmt: skip
 
 
 def _task(read: RunReader, config: DiscoverConfig) -> Task:
     """The task: a built-in one of the same version, or the one that the manifest describes, without its code."""
     about = read.about("task")
+    separator = about.get("shot_separator", PLAIN.separator)
+    prompting = Prompting(chat=config.chat, shots=config.shots, separator=separator)
     if is_of_table(read.manifest):
-        return replace(task_of_table(read.path, read.manifest), split=config.split)
+        return replace(task_of_table(read.path, read.manifest), split=config.split, prompting=prompting)
     if is_bundled(config.task) and (ours := load_task(config.task)).version == about["version"]:
         changed = {name: value for name, value in config.options.items() if value != ours.settings.get(name)}
-        return replace(ours.with_options(**changed), split=config.split)
+        return replace(ours.with_options(**changed), split=config.split, prompting=prompting)
     settings = about.get("settings", {})
     options = about.get("options", {name: [value] for name, value in settings.items()})
     missing = _missing(read, "the prompts of this task")
@@ -135,7 +139,7 @@ def _task(read: RunReader, config: DiscoverConfig) -> Task:
         options={name: tuple(values) for name, values in options.items()}, chosen=settings,
         metric=about.get("metric") or _missing(read, read.about("metric")["name"]),
         sources=tuple(from_plain(Reference, source) for source in about.get("sources", ())),
-        origin="" if kept is None else str(kept),
+        origin="" if kept is None else str(kept), prompting=prompting,
     )  # fmt: skip
 
 

@@ -44,7 +44,7 @@ from circuitlab.resources import Resources
 from circuitlab.runs.keywords import takes_settings
 from circuitlab.runs.record import sources_of
 from circuitlab.runs.run import Run, writes_run
-from circuitlab.settings import MODEL_SETTINGS, OF_TABLE, SETTINGS, Settings
+from circuitlab.settings import AROUND_PROMPTS, MODEL_SETTINGS, OF_TABLE, SETTINGS, Settings
 
 SWEPT_SITES = ("resid_pre", "attn_out", "mlp_out", "head_z")
 # Heads of the circuit whose attention patterns are kept.
@@ -81,7 +81,8 @@ def discover(task: str | Path | Task, **settings: Unpack[Settings]) -> Run:
     config = DiscoverConfig.of_settings(
         given, task=_spelling(task, chosen), options=chosen.settings, model=_model_name(given["model"]),
         metric=judged_by.name if given["metric"] is None else given["metric"],
-        split="words" if chosen.differ_in else "random", **(chosen.table.options.given if chosen.table else {}),
+        split="words" if chosen.differ_in else "random", chat=chosen.prompting.chat, shots=chosen.prompting.shots,
+        **(chosen.table.options.given if chosen.table else {}),
     )  # fmt: skip
     resources = Resources(progress=callback(given["progress"]))
     method, ablation, clock = find_method(given["method"]), given["ablation"], _Clock(resources)
@@ -139,6 +140,7 @@ def _task(task: str | Path | Task, given: dict[str, Any]) -> Task:
     """The task, and the number of pairs where none is given; refuses what it cannot give before a model is loaded."""
     reading = {name: given[name] for name in OF_TABLE}
     found = load_task(task, task_options=given["task_options"], **reading).with_split(given["split"])
+    found = found.with_prompting(**{name: given[name] for name in AROUND_PROMPTS})
     referred = needs_reference(given["ablation"])
     if given["n"] is None:
         given["n"] = found.usual_n(SETTINGS["n"].default, reference=referred)

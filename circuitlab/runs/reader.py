@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # these bring torch, which the report does without
     from circuitlab.runs.record import Results
 
 T = TypeVar("T")
+NOTHING = [0, 0]  # characters around the prompts of a pair
 EDGES, CIRCUIT, EVALUATION = "edges.csv", "circuit.json", "evaluation.json"
 
 
@@ -252,11 +253,14 @@ class RunReader:
                 raise self.damaged(DATASET, f"line {i} is no pair ({type(error).__name__}: {error})") from error
             if not all(isinstance(text, str) for text in texts):
                 raise self.damaged(DATASET, f"line {i} holds prompts that are no text")
+            around = pair.get("around", NOTHING)
+            if not (isinstance(around, list) and [type(n) for n in around] == [int, int]):
+                raise self.damaged(DATASET, f"line {i} holds {around!r} as 'around'; it must be two numbers")
             found.append(pair)
         return tuple(found)
 
     def discovery_texts(self) -> frozenset[str]:
-        """Every prompt text, clean and corrupted, that the run was found on.
+        """Every prompt, clean and corrupted, that the run was found on, without the text around it.
 
         Returns:
             The texts.
@@ -265,7 +269,7 @@ class RunReader:
             RunError: The folder does not keep its data set, or keeps it damaged.
         """
         found = (pair for pair in self.pairs() if pair["split"] == "discovery")
-        return frozenset(pair[side] for pair in found for side in ("clean", "corrupt"))
+        return frozenset(prompt for pair in found for prompt in _prompts(pair))
 
     def circuit(self, spec: ModelSpec | None = None) -> Circuit:
         """The circuit.
@@ -360,3 +364,10 @@ class RunReader:
             raise
         except CircuitLabError as error:
             raise self.damaged(name, error) from error
+
+
+def _prompts(pair: Mapping[str, Any]) -> Iterator[str]:
+    """Both prompts of a pair of `dataset.jsonl`, without the text around them."""
+    before, after = pair.get("around", NOTHING)
+    for side in ("clean", "corrupt"):
+        yield pair[side][before : len(pair[side]) - after]

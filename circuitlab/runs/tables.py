@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from circuitlab.data.framing import Prompting
 from circuitlab.data.tables.options import TableOptions
 from circuitlab.data.tables.table import PairTable, record_of, row_of_record
 from circuitlab.data.task import Task
@@ -103,5 +104,7 @@ def _task(path: Path, manifest: Mapping[str, Any]) -> Task:
     )  # fmt: skip
     metric = about.get("metric") or manifest["metric"]["name"]
     sources = tuple(Reference(**{**one, "authors": tuple(one["authors"])}) for one in about.get("sources", ()))
-    named = {name: about[name] for name in ("version", "summary")}
+    named: dict[str, Any] = {name: about[name] for name in ("version", "summary")}
+    if "shot_separator" in about:
+        named["prompting"] = Prompting(separator=about["shot_separator"])
     return Task.from_table(table, about["name"], metric=metric, sources=sources, origin=config["task"], **named)

@@ -136,6 +136,7 @@ def manifest_of(run: RunRecord) -> dict[str, Any]:
             "fingerprint": run.task_fingerprint,
             "sources": [asdict(source) for source in task.sources],
             **({"table": about_table(task.table)} if task.table else {}),
+            **({"shot_separator": task.prompting.separator} if task.prompting.shots else {}),
         },
         "dataset_fingerprint": run.pairs.fingerprint,
         "dataset": {
@@ -144,6 +145,7 @@ def manifest_of(run: RunRecord) -> dict[str, Any]:
             **({"n_reference": len(run.pairs.reference)} if run.pairs.reference else {}),
             "dropped": dict(run.pairs.dropped),
             **({"held_out_differ_in": run.pairs.differ_in} if run.pairs.differ_in else {}),
+            **({"around": asdict(run.pairs.frame)} if run.pairs.frame else {}),
         },
         "model": {
             "id": run.model_id,

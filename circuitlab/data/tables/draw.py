@@ -8,8 +8,9 @@ from dataclasses import replace
 from random import Random
 from typing import Any
 
-from circuitlab.data.encoding import Rejection, TextEncoder, encode_example
+from circuitlab.data.encoded import Rejection, TextEncoder
 from circuitlab.data.example import Example
+from circuitlab.data.framing import PLAIN, Framing, Prompting, Shot, framing_of
 from circuitlab.data.pair import Pair
 from circuitlab.data.pairs import PairSplits
 from circuitlab.data.sampling import REFERENCE, SPLITS, GrowingSplits, check_number
@@ -21,6 +22,7 @@ from circuitlab.resources import DEFAULT, Resources
 
 VALIDATION = "validation"
 REPEATED, SHARED = "rows with the prompts of another row", "rows with a prompt of the other split"
+SOLVED = "rows with the prompt of a solved example"
 
 
 def table_pairs(
@@ -35,6 +37,7 @@ def table_pairs(
     by_column: bool = True,
     n_ctx: int | None = None,
     whole_answers: bool = False,
+    prompting: Prompting = PLAIN,
     resources: Resources = DEFAULT,
 ) -> PairSplits:
     """Take `n` discovery and `n` held-out rows, and as many reference rows if requested; see `Task.pairs`.
@@ -51,14 +54,17 @@ def table_pairs(
         TableError: More rows are bad than allowed; the message names them.
     """
     divided = by_column and bool(table.split_column)
-    check_rows(table, n, with_reference=with_reference, by_column=by_column)
-    rows = _Rows(table, text, n_ctx, whole_answers=whole_answers)
+    check_rows(table, n, with_reference=with_reference, by_column=by_column, shots=prompting.shots)
+    shots = _shots(table, text, seed, prompting.shots, divided=divided)
+    framing = framing_of(text, prompting, [shot for _, shot in shots], whole_answers=whole_answers)
+    rows = _Rows(table, framing, n_ctx)
     if len(table.rows) <= MOST_CHECKED:
         for place in range(len(table.rows)):
             rows.pair(place)
             resources.progress("rows", place + 1, len(table.rows))
     splits, left_out = GrowingSplits(n, exclude), Counter[str]()
-    tried, seen = set[int](), set[tuple[str, str]]()
+    tried, seen = {place for place, _ in shots}, set[tuple[str, str]]()
+    solved = {shot.prompt for _, shot in shots}
     for parts, places in _queues(table, seed, exclude, divided=divided, with_reference=with_reference):
         for place in places:
             if splits.full(parts):
@@ -69,6 +75,8 @@ def table_pairs(
                 continue
             if (pair.clean, pair.corrupt) in seen:
                 left_out[REPEATED] += 1
+            elif solved & {table.rows[place].example.clean, table.rows[place].example.corrupt}:
+                left_out[SOLVED] += 1
             elif not splits.place(pair, parts):
                 left_out[SHARED] += 1
             seen.add((pair.clean, pair.corrupt))
@@ -83,10 +91,34 @@ def table_pairs(
         reference=splits.named(REFERENCE, metric) if with_reference else None,
         dropped={**bad, **left_out},
         differ_in=divided_by(table) if divided else "",
+        frame=framing.frame,
     )
 
 
-def check_rows(table: PairTable, n: int, *, with_reference: bool = False, by_column: bool = True) -> None:
+def _shots(table: PairTable, text: TextEncoder, seed: int, wanted: int, *, divided: bool) -> list[tuple[int, Shot]]:
+    """Rows that are solved examples, of different prompts, with their places; rows of discovery, if there are splits.
+
+    Raises:
+        TooFewPromptsError: There are fewer.
+    """
+    places = _by_split(table)["discovery"] if divided else range(len(table.rows))
+    rng, found = Random(f"shots of a table/{seed}"), dict[str, tuple[int, Shot]]()
+    for place in rng.sample(places, len(places)) if wanted else ():
+        example = table.rows[place].example
+        found.setdefault(example.clean, (place, Shot.of(example, rng, text)))
+        if len(found) == wanted:
+            break
+    if len(found) < wanted:
+        raise TooFewPromptsError(
+            f"{table.source}: shots={wanted} needs as many rows of different prompts, but there are {len(found)}. Ask "
+            f"for fewer (--shots {len(found)}), or give more rows."
+        )
+    return list(found.values())
+
+
+def check_rows(
+    table: PairTable, n: int, *, with_reference: bool = False, by_column: bool = True, shots: int = 0
+) -> None:
     """Refuse more pairs than a table has, before anything is loaded.
 
     Raises:
@@ -97,14 +129,15 @@ def check_rows(table: PairTable, n: int, *, with_reference: bool = False, by_col
     check_number(n)
     if not (by_column and table.split_column):
         parts = 2 + with_reference
-        if len(table.rows) < parts * n:
+        if len(table.rows) < parts * n + shots:
             kinds = "discovery, held-out and reference" if with_reference else "discovery and held-out"
+            besides = f" besides {shots} solved examples" if shots else ""
             raise TooFewPromptsError(
-                f"{table.source} has {len(table.rows):,} pairs, but n={n} needs {parts * n:,}: {n} {kinds} pairs each. "
-                f"{_advice(len(table.rows) // parts)}"
+                f"{table.source} has {len(table.rows):,} pairs, but n={n} needs {parts * n:,}: {n} {kinds} pairs "
+                f"each{besides}. {_advice(max(len(table.rows) - shots, 0) // parts)}"
             )
         return
-    counts = {name: len(places) for name, places in _by_split(table).items()}
+    counts = _counts(table)
     for name in SPLITS:
         if not counts[name]:
             raise TableError(
@@ -112,11 +145,13 @@ def check_rows(table: PairTable, n: int, *, with_reference: bool = False, by_col
                 f"{', '.join(sorted({row.split for row in table.rows}))} only. Give rows of both, or have them divided "
                 "by the seed: split='random' (--split random)."
             )
+    counts["discovery"] = max(counts["discovery"] - shots, 0)
     fewest = min(counts[name] for name in SPLITS)
     if fewest < n:
+        besides = f" besides {shots} solved examples" if shots else ""
         raise TooFewPromptsError(
             f"{table.source} has {counts['discovery']:,} discovery and {counts['held_out']:,} held-out pairs by column "
-            f"{table.split_column!r}, but n={n}. {_advice(fewest)}"
+            f"{table.split_column!r}{besides}, but n={n}. {_advice(fewest)}"
         )
     spare = counts[REFERENCE] or counts["discovery"] - n
     if with_reference and spare < n:
@@ -126,7 +161,9 @@ def check_rows(table: PairTable, n: int, *, with_reference: bool = False, by_col
         )
 
 
-def usual_number(table: PairTable, most: int, *, with_reference: bool = False, by_column: bool = True) -> int:
+def usual_number(
+    table: PairTable, most: int, *, with_reference: bool = False, by_column: bool = True, shots: int = 0
+) -> int:
     """Pairs per split where no number is given: as many as a table has for certain, and at most `most`.
 
     Returns:
@@ -134,13 +171,14 @@ def usual_number(table: PairTable, most: int, *, with_reference: bool = False, b
     """
     spare = table.options.max_bad_rows - table.n_dropped
     if by_column and table.split_column:
-        counts = {name: len(places) for name, places in _by_split(table).items()}
+        counts = _counts(table)
+        counts["discovery"] -= shots
         found = min(counts[name] for name in SPLITS)
         if with_reference:
             found = min(found, counts[REFERENCE] or counts["discovery"] // 2)
         found -= spare
     else:
-        found = (len(table.rows) - spare) // (2 + with_reference)
+        found = (len(table.rows) - spare - shots) // (2 + with_reference)
     return min(most, found) if found > 0 else most
 
 
@@ -156,6 +194,10 @@ def _by_split(table: PairTable) -> dict[str, list[int]]:
         name = (REFERENCE if tested else "held_out") if row.split == VALIDATION else row.split
         found[name].append(place)
     return found
+
+
+def _counts(table: PairTable) -> dict[str, int]:
+    return {name: len(places) for name, places in _by_split(table).items()}
 
 
 def _queues(
@@ -181,8 +223,8 @@ def _queues(
 class _Rows:
     """The rows of a table as pairs of a model, each made once."""
 
-    def __init__(self, table: PairTable, text: TextEncoder, n_ctx: int | None, *, whole_answers: bool) -> None:
-        self._table, self._text, self._n_ctx, self._whole_answers = table, text, n_ctx, whole_answers
+    def __init__(self, table: PairTable, framing: Framing, n_ctx: int | None) -> None:
+        self._table, self._framing, self._n_ctx = table, framing, n_ctx
         self._made = dict[int, Pair | None]()
         self.bad: list[BadRow] = []
 
@@ -199,7 +241,7 @@ class _Rows:
         if row.length is not None and (n := self._n_words(row.example.clean) + 1) != row.length:
             rule = f"is no length of this prompt, which has {n} tokens for this model, one in front counted"
             return self._bad(row, "length", row.length, rule, "the length is that of another tokenizer")
-        made = encode_example(row.example, self._text, whole_answers=self._whole_answers)
+        made = self._framing.encode(row.example)
         if isinstance(made, Rejection):
             return self._rejected(row, made)
         n = len(made) + made.n_appended * bool(len(made))
@@ -210,7 +252,7 @@ class _Rows:
 
     def _n_words(self, prompt: str) -> int:
         """Tokens of a prompt without those that the tokenizer puts in front."""
-        return sum(start < end for start, end in self._text.encode(prompt).offsets)
+        return sum(start < end for start, end in self._framing.text.encode(prompt).offsets)
 
     def _rejected(self, row: PairRow, why: Rejection) -> BadRow:
         """A rejection with the column that it is about."""
@@ -223,7 +265,7 @@ class _Rows:
                 row, SPAN + named[0] if named else "clean", one.clean, f"does not line up: {why.message}", why.reason
             )
         bare = replace(one, distractor=None, distractor_ids=())
-        alone = encode_example(bare, self._text, whole_answers=self._whole_answers)
+        alone = self._framing.encode(bare)
         name = "answer" if isinstance(alone, Rejection) else "distractor"
         ids = one.answer_ids if name == "answer" else one.distractor_ids
         words = one.answers if name == "answer" else one.distractors
