@@ -9,6 +9,7 @@ prompts, as in the source.
 import random
 
 from circuitlab.data.example import Example
+from circuitlab.data.framing import Prompting
 from circuitlab.data.published import PublishedCircuit
 from circuitlab.data.splits import words_of
 from circuitlab.data.task import Task
@@ -90,6 +91,7 @@ TASK = Task(
     options={"corruption": ("last", "all")},
     metric="logit_diff",
     held_out="words",
+    prompting=Prompting(separator=")\n"),
     sources=(GARCIA_CARRASCO_2024,),
     published={
         "gpt2": PublishedCircuit(

@@ -15,6 +15,7 @@ import random
 from string import ascii_uppercase
 
 from circuitlab.data.example import Example
+from circuitlab.data.framing import Prompting
 from circuitlab.data.splits import words_of
 from circuitlab.data.task import Task
 from circuitlab.references import MIB_2025, Reference
@@ -79,6 +80,7 @@ TASK = Task(
     options={"corruption": ("symbols", "order"), "choices": ("4", "2", "3")},
     metric="logit_diff",
     held_out="objects and sentences",
+    prompting=Prompting(separator="\n\n"),
     sources=(
         MIB_2025,
         Reference(

@@ -18,6 +18,7 @@ Under the first two, the distractors are the five other arguments of the clean p
 import random
 
 from circuitlab.data.example import Example
+from circuitlab.data.framing import Prompting
 from circuitlab.data.published import PublishedCircuit
 from circuitlab.data.splits import words_of
 from circuitlab.data.task import Task
@@ -96,6 +97,7 @@ TASK = Task(
     options={"corruption": ("random-random", "random-def", "random-answer")},
     metric="logit_diff",
     held_out="names of functions and arguments, and words",
+    prompting=Prompting(separator=':\n    """\n'),
     sources=(HEIMERSHEIM_2023,),
     published={
         "attn-only-4l": PublishedCircuit(

@@ -184,6 +184,7 @@ def evaluate(
     from circuitlab.runs.judging import judging
 
     judged = judging(circuit, run_code=run_code, **settings)
+    display.print_around(judged.frame)
     with progress(quiet=quiet) as report:
         found = judged.evaluate(n_random=n_random, n_knockouts=knockouts, minimality=minimality, progress=report)
         tested = None

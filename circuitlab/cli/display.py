@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from circuitlab.data.framing import PromptFrame
-    from circuitlab.data.pairs import PairSplits
 
 # Headings of columns whose name in files is too short for a reader.
 HEADINGS = {"ci_low": "95 % low", "ci_high": "95 % high", "strongest_at": "strongest at"}
@@ -46,10 +45,10 @@ def around(frame: "PromptFrame") -> str:
     return f"every prompt is written as {frame.shown!r}"
 
 
-def print_around(pairs: "PairSplits") -> None:
+def print_around(frame: "PromptFrame | None") -> None:
     """Say on stderr what stands around the prompts, if anything does."""
-    if pairs.frame is not None:
-        print(visible(f"circuitlab: {around(pairs.frame)}"), file=sys.stderr, flush=True)
+    if frame is not None:
+        print(visible(f"circuitlab: {around(frame)}"), file=sys.stderr, flush=True)
 
 
 def print_rows(columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Iterable[str] = ()) -> None:

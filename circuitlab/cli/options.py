@@ -14,6 +14,7 @@ import typer
 import circuitlab
 from circuitlab import names
 from circuitlab.cli.command import complete_task, completing
+from circuitlab.cli.display import print_around
 from circuitlab.cli.visible import visible
 from circuitlab.data.tables.options import parsed_columns
 from circuitlab.declarations import Setting, options_of
@@ -280,11 +281,13 @@ class PairOptions(TaskOptions):
 
         advice = SEVERAL.rstrip(".")
         try:
-            return task.pairs(model, n=self["n"], seed=self["seed"], whole_answers=False).discovery
+            found = task.pairs(model, n=self["n"], seed=self["seed"], whole_answers=False)
         except CircuitLabError as error:
             if advice not in str(error):
                 raise
             raise type(error)(str(error).replace(advice, "This command judges the next token only")) from error
+        print_around(found.frame)
+        return found.discovery
 
 
 class SweepOptions(PairOptions):

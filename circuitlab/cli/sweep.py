@@ -157,7 +157,7 @@ def sweep(
     output.reserve()
     loaded = model.load()
     pairs = wanted.pairs(loaded, n=task["n"], seed=task["seed"], whole_answers=judged_by.whole_answer)
-    display.print_around(pairs)
+    display.print_around(pairs.frame)
     settings = {
         "site": site, "direction": direction, "ablation": ablation, "metric": judged_by, "seed": task["seed"],
         "reference": pairs.held_out if ablation in MEANS else None, **chosen,

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from random import Random
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from circuitlab.data.encoded import Rejection, TextEncoder
 from circuitlab.data.encoding import encode_example
@@ -168,6 +168,7 @@ class Framing:
         frame: The text around every prompt.
         turns: Earlier turns of the chat; None without a chat.
         lead: White space that the template writes in front of a reply.
+        solved: The prompts of the solved examples.
     """
 
     text: TextEncoder
@@ -175,6 +176,15 @@ class Framing:
     frame: PromptFrame | None = None
     turns: tuple[Message, ...] | None = None
     lead: str = ""
+    solved: frozenset[str] = frozenset()
+
+    def shows(self, example: Example) -> bool:
+        """Whether a prompt of an example is that of a solved example.
+
+        Returns:
+            Whether it is, so that the example is no pair.
+        """
+        return bool(self.solved & {example.clean, example.corrupt})
 
     def encode(self, example: Example) -> Pair | Rejection:
         """Check one example against the tokenizer; see `encode_example`.
@@ -267,9 +277,10 @@ def framing_of(
     Raises:
         ModelError: The tokenizer has no chat template, or one that cannot be used.
     """
+    common: Any = {"text": text, "whole_answers": whole_answers, "solved": frozenset(shot.prompt for shot in shots)}
     if not prompting.chat:
         before = "".join(shot.solved + prompting.separator for shot in shots)
-        return Framing(text=text, whole_answers=whole_answers, frame=PromptFrame(before=before) if before else None)
+        return Framing(frame=PromptFrame(before=before) if before else None, **common)
     encoder = _chat_encoder(text)
     turns = tuple(message for shot in shots for message in _turn(shot))
     asked = (*turns, Message(role=USER, content=PROMPT))
@@ -281,9 +292,7 @@ def framing_of(
             "place of a prompt is not known. Leave chat (--chat) out, or use another model."
         )
     lead = _lead(encoder, asked, written)
-    return Framing(
-        text=text, whole_answers=whole_answers, frame=PromptFrame(before=before, after=after), turns=turns, lead=lead
-    )
+    return Framing(frame=PromptFrame(before=before, after=after), turns=turns, lead=lead, **common)
 
 
 def reply_of(word: str) -> str:

@@ -124,7 +124,6 @@ def sample_pairs(
         check_repeatable(task, f"{task.name}/{seed}", vocabulary)
         shots = drawn_shots(task, text, seed, vocabulary)
         framing = framing_of(text, task.prompting, shots, whole_answers=whole_answers)
-        solved = {shot.prompt for shot in shots}
         rng = Random(f"{task.name}/{seed}")
         queues = {words: list(fixed_examples(task, words))[::-1] for words in (SPLITS if differ_in else ("any",))}
         for wanted in (SPLITS, (REFERENCE,))[: 1 + with_reference]:
@@ -136,7 +135,7 @@ def sample_pairs(
                 words = ("discovery" if part == REFERENCE else part) if differ_in else "any"
                 example = queues[words].pop() if queues[words] else draw(task, rng, words, vocabulary)
                 idle += 1
-                if (example.clean, example.corrupt) in seen or solved & {example.clean, example.corrupt}:
+                if (example.clean, example.corrupt) in seen or framing.shows(example):
                     continue
                 seen.add((example.clean, example.corrupt))
                 made = framing.encode(example)

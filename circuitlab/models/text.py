@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from datetime import date
@@ -20,6 +21,7 @@ AUTO, ALWAYS, NEVER = "auto", "always", "never"
 TRANSFORMER_LENS = "transformer-lens"  # what versions without the setting did
 CHOICES = tuple(BOS)
 CHAT_DATE = date(2024, 7, 26)
+_FORMAT = re.compile(r"""strftime_now\(\s*["']([^"']*)["']""")
 
 
 def check_choice(bos: str) -> str:
@@ -138,6 +140,24 @@ def _added_in_front(tokenizer: Any) -> list[int]:
     return [number for number, _ in takewhile(lambda pair: pair[1], pairs)]
 
 
+def undated(template: str) -> str:
+    """A chat template in which `strftime_now`, today's date, is that of `CHAT_DATE`.
+
+    Args:
+        template: The template.
+
+    Returns:
+        The same, or a template that defines the function before it begins.
+    """
+    if "strftime_now" not in template:
+        return template
+    dates = {form: CHAT_DATE.strftime(form) for form in _FORMAT.findall(template)}
+    return (
+        f"{{%- macro strftime_now(format) -%}}{{{{ {dates!r}.get(format, {str(CHAT_DATE)!r}) }}}}{{%- endmacro -%}}"
+        + template
+    )
+
+
 @exclusive
 class TokenizerText:
     """Encodes text with offsets; implements `circuitlab.data.encoded.TextEncoder`.
@@ -197,8 +217,9 @@ class TokenizerText:
             )
         written = [{"role": one.role, "content": one.content} for one in messages]
         try:
+            template = undated(self._tokenizer.get_chat_template())
             text = self._tokenizer.apply_chat_template(
-                written, tokenize=False, add_generation_prompt=reply, strftime_now=CHAT_DATE.strftime
+                written, chat_template=template, tokenize=False, add_generation_prompt=reply
             )
         except Exception as error:  # a template raises what it likes
             raise ModelError(

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from circuitlab.data.framing import PromptFrame
 from circuitlab.data.pairs import PairSet
 from circuitlab.data.registry import load_task
 from circuitlab.data.task import Task
@@ -51,6 +52,7 @@ class Judging:
         arguments: Further arguments of `evaluate` and `test_circuit`: metric, ablation, reference and seed.
         allow_weak_gap: Whether pairs without a significant clean-corrupted difference are accepted.
         notes: A sentence where this is not as the run was, naming every difference.
+        frame: The text around every prompt: chat template and solved examples; None if there is none.
     """
 
     title: str
@@ -60,6 +62,7 @@ class Judging:
     arguments: Mapping[str, Any]
     allow_weak_gap: bool
     notes: tuple[str, ...] = ()
+    frame: PromptFrame | None = None
 
     def evaluate(self, **options: Any) -> Evaluation:
         """The circuit's evaluation on these pairs, with further arguments of `evaluate`.
@@ -143,11 +146,11 @@ def judging(
     else:
         found = read_circuit(folder, model.spec)
     seen = frozenset[str]() if read is None else read.discovery_texts()
-    reference = None
+    reference = frame = None
     if pairs is None:
         which: Any = {"reference": needs_reference(ablation), "whole_answers": metric.whole_answer, "exclude": seen}
         drawn = wanted.pairs(model, n=_number(given, chosen, wanted), seed=chosen.seed, **which)
-        pairs, reference = drawn.held_out, drawn.reference
+        pairs, reference, frame = drawn.held_out, drawn.reference, drawn.frame
     else:
         _check_unseen(pairs, seen, circuit)
     return Judging(
@@ -158,6 +161,7 @@ def judging(
         arguments={"metric": metric, "ablation": ablation, "reference": reference, "seed": chosen.seed},
         allow_weak_gap=chosen.allow_weak_gap,
         notes=() if run is None else _notes(run, kept, chosen.replaced(metric=metric.name), wanted, model),
+        frame=frame,
     )
 
 

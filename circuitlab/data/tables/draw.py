@@ -64,7 +64,6 @@ def table_pairs(
             resources.progress("rows", place + 1, len(table.rows))
     splits, left_out = GrowingSplits(n, exclude), Counter[str]()
     tried, seen = {place for place, _ in shots}, set[tuple[str, str]]()
-    solved = {shot.prompt for _, shot in shots}
     for parts, places in _queues(table, seed, exclude, divided=divided, with_reference=with_reference):
         for place in places:
             if splits.full(parts):
@@ -75,7 +74,7 @@ def table_pairs(
                 continue
             if (pair.clean, pair.corrupt) in seen:
                 left_out[REPEATED] += 1
-            elif solved & {table.rows[place].example.clean, table.rows[place].example.corrupt}:
+            elif framing.shows(table.rows[place].example):
                 left_out[SOLVED] += 1
             elif not splits.place(pair, parts):
                 left_out[SHARED] += 1
