@@ -8,8 +8,8 @@ prompts, as in the source.
 
 import random
 
+from circuitlab import Prompting
 from circuitlab.data.example import Example
-from circuitlab.data.framing import Prompting
 from circuitlab.data.published import PublishedCircuit
 from circuitlab.data.splits import words_of
 from circuitlab.data.task import Task

@@ -14,8 +14,8 @@ Options:
 import random
 from string import ascii_uppercase
 
+from circuitlab import Prompting
 from circuitlab.data.example import Example
-from circuitlab.data.framing import Prompting
 from circuitlab.data.splits import words_of
 from circuitlab.data.task import Task
 from circuitlab.references import MIB_2025, Reference

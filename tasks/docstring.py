@@ -17,8 +17,8 @@ Under the first two, the distractors are the five other arguments of the clean p
 
 import random
 
+from circuitlab import Prompting
 from circuitlab.data.example import Example
-from circuitlab.data.framing import Prompting
 from circuitlab.data.published import PublishedCircuit
 from circuitlab.data.splits import words_of
 from circuitlab.data.task import Task

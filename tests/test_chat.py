@@ -127,7 +127,7 @@ def test_what_is_no_chat_is_refused_in_one_line(model, folder, tmp_path, capsys)
         framing_of(encoder(TEMPLATES["qwen2"], always), CHAT, ())
     with pytest.raises(ConfigError, match="chat is 'user', of type str; it must be bool or None"):
         TASK.with_prompting(chat="user")
-    with pytest.raises(ConfigError, match="shots is -1; it must be a whole number from 0 to 1,000"):
+    with pytest.raises(ConfigError, match="shots is -1; it must be a whole number from 0 to 1000"):
         TASK.with_prompting(shots=-1)
     plain = chat_checkpoint(tmp_path / "plain", None)
     (tmp_path / "kind.py").write_text("from chats import TASK\n")
@@ -137,6 +137,15 @@ def test_what_is_no_chat_is_refused_in_one_line(model, folder, tmp_path, capsys)
         "save a template with its tokenizer (tokenizer.chat_template), or leave chat (--chat) out.\n"
     )
     assert "has no chat template" in check_task(TASK, load_model(str(plain)), n=2, chat=True).problem
+
+
+def test_any_text_may_be_a_prompt():
+    for text in ("circuitlab-prompt", "user", "{{ x }} [prompt]", "<|im_end|>", "Grüße 你好"):
+        example = Example(f"{text}.", f"{text};", " She", " she", spans={"text": (0, len(text))})
+        shots = (Shot(prompt=text, answer=" circuitlab-prompt", at=len(text)),)
+        pair = framing_of(encoder(TEMPLATES["qwen2"]), CHAT, shots).encode(example)
+        assert pair.prompts == {example.clean, example.corrupt}
+        assert "".join(pair.clean_tokens[slice(*pair.spans["text"])]).startswith(text[0])
 
 
 def test_a_template_runs_in_a_sandbox():

@@ -15,7 +15,7 @@ from circuitlab.data.framing import framing_of
 from circuitlab.data.pair import Pair
 from circuitlab.data.sampling import drawn_shots
 from circuitlab.data.splits import words_of
-from circuitlab.errors import ConfigError, TaskError, TooFewPromptsError
+from circuitlab.errors import TaskError, TooFewPromptsError
 from circuitlab.outputs.records import from_plain
 
 
@@ -51,10 +51,13 @@ def test_they_are_solved_with_discovery_words_and_are_no_pair(model, splits):
     prompts = {line.rpartition(" ")[0] for line in lines}
     texts = splits.discovery.texts | splits.held_out.texts
     assert not prompts & texts
-    # Nearly all prompts of discovery words: with none left out, some of them are shots.
-    assert prompts & TASK.pairs(model, n=11).discovery.texts
+    # There are 24 prompts of discovery words: 20 shots leave 4 pairs, none of which is a shot.
+    most = TASK.pairs(model, n=4, shots=20)
+    solved = {line.rpartition(" ")[0] for line in most.frame.before.splitlines()}
+    assert len(solved) == 20
+    assert len(solved | {pair.clean[pair.around[0] :] for pair in most.discovery}) == 24
     with pytest.raises(TooFewPromptsError):
-        TASK.pairs(model, n=23, shots=2)
+        TASK.pairs(model, n=4, shots=21)
 
 
 def test_they_come_before_both_prompts_and_follow_the_seed(model, splits):
@@ -66,7 +69,7 @@ def test_they_come_before_both_prompts_and_follow_the_seed(model, splits):
     again, other = (TASK.pairs(model, n=3, shots=2, seed=seed) for seed in (0, 1))
     assert again.fingerprint == splits.fingerprint
     assert other.frame != splits.frame
-    assert TASK.pairs(model, n=5, shots=2).frame == splits.frame
+    assert TASK.pairs(model, n=4, shots=2).frame == splits.frame
 
 
 def test_pairs_are_kept_in_records(splits):
@@ -85,7 +88,8 @@ def test_they_cost_no_row(model, site, chat):
     differing = replace(
         shots, pairs=tuple(replace(p, corrupt_ids=(p.corrupt_ids[0], 5, *p.corrupt_ids[2:])) for p in shots)
     )
-    assert estimate_sweep(model, differing, site, axis="position").rows > theirs.rows
+    if site != "head_z":  # whose cells cover all tokens
+        assert estimate_sweep(model, differing, site, axis="position").rows > theirs.rows
 
 
 @pytest.mark.parametrize("chat", [False, True])
@@ -137,10 +141,6 @@ def test_a_task_says_what_separates_them(model):
     task = replace(TASK, prompting=Prompting(separator=" ### "))
     assert task.pairs(model, n=2, shots=2).frame.before.count(" ### ") == 2
     assert task.pairs(model, n=2).frame is None
-    with pytest.raises(ConfigError, match="separator is 3"):
-        Prompting(separator=3)
-    with pytest.raises(TaskError, match="prompting of task 'kind' is 'chat'; it must be a Prompting"):
-        replace(TASK, prompting="chat")
     shots = drawn_shots(load_task("copy-colors").with_prompting(shots=1), model.text, 0)
     assert shots[0].solved.partition("Answer:")[2].strip() in "ABCD"
 

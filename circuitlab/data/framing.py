@@ -283,12 +283,15 @@ def framing_of(
         return Framing(frame=PromptFrame(before=before) if before else None, **common)
     encoder = _chat_encoder(text)
     turns = tuple(message for shot in shots for message in _turn(shot))
-    asked = (*turns, Message(role=USER, content=PROMPT))
+    marker = PROMPT
+    while any(marker in turn.content for turn in turns):
+        marker += "-"
+    asked = (*turns, Message(role=USER, content=marker))
     written = encoder.chat(asked)
-    before, found, after = written.partition(PROMPT)
-    if not found or PROMPT in after:
+    before, found, after = written.partition(marker)
+    if not found or marker in after:
         raise ModelError(
-            f"the chat template of this model writes the user's message {written.count(PROMPT)} times, so that the "
+            f"the chat template of this model writes the user's message {written.count(marker)} times, so that the "
             "place of a prompt is not known. Leave chat (--chat) out, or use another model."
         )
     lead = _lead(encoder, asked, written)

@@ -133,7 +133,7 @@ def check_rows(
             besides = f" besides {shots} solved examples" if shots else ""
             raise TooFewPromptsError(
                 f"{table.source} has {len(table.rows):,} pairs, but n={n} needs {parts * n:,}: {n} {kinds} pairs "
-                f"each{besides}. {_advice(max(len(table.rows) - shots, 0) // parts)}"
+                f"each{besides}. {_advice(max(len(table.rows) - shots, 0) // parts, shots)}"
             )
         return
     counts = _counts(table)
@@ -150,7 +150,7 @@ def check_rows(
         besides = f" besides {shots} solved examples" if shots else ""
         raise TooFewPromptsError(
             f"{table.source} has {counts['discovery']:,} discovery and {counts['held_out']:,} held-out pairs by column "
-            f"{table.split_column!r}{besides}, but n={n}. {_advice(fewest)}"
+            f"{table.split_column!r}{besides}, but n={n}. {_advice(fewest, shots)}"
         )
     spare = counts[REFERENCE] or counts["discovery"] - n
     if with_reference and spare < n:
@@ -181,8 +181,10 @@ def usual_number(
     return min(most, found) if found > 0 else most
 
 
-def _advice(fewest: int) -> str:
-    return f"Ask for at most {fewest} (-n {fewest})." if fewest else "Give more rows."
+def _advice(fewest: int, shots: int = 0) -> str:
+    if fewest:
+        return f"Ask for at most {fewest} (-n {fewest})."
+    return "Give more rows, or fewer shots (--shots)." if shots else "Give more rows."
 
 
 def _by_split(table: PairTable) -> dict[str, list[int]]:
