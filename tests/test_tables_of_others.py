@@ -8,7 +8,7 @@ from tables import lines, pairs, renamed, saved, separated
 
 from circuitlab import Task, check_task, load_task
 from circuitlab.cli import main
-from circuitlab.data.tables.table import MOST_CHECKED
+from circuitlab.data.tables.table import MOST_CHECKED, record_of, row_of_record
 from circuitlab.errors import FormatError, TableError, TableWarning, TaskFileError
 
 
@@ -166,6 +166,7 @@ def test_labels_of_greater_than_are_years_and_no_answers(tmp_path, bundled):
         assert row.example.answers == tuple(f"{one:02d}" for one in range(year + 1, 100))
         assert row.example.distractors == tuple(f"{one:02d}" for one in range(year + 1))
         assert row.example.standalone_answers
+        assert row_of_record(json.loads(json.dumps(record_of(row)))) == row  # as a run folder keeps it
     table[1]["label"] = 99
     table[1]["clean"] = table[1]["clean"].replace("1642", "1699")
     with pytest.raises(TableError, match="line 3, column 'label': '99' has no later year in its century"):
@@ -277,6 +278,12 @@ def test_whole_numbers_of_a_data_set_are_their_digits_and_others_are_refused(tmp
     for value, kind in ((1.5, "the number 1.5"), (True, "the truth value True"), (7.0, "the number 7.0")):
         with pytest.raises(TableError, match=f"row 2, column 'answer': .* is {kind}, which is no text"):
             Task.from_frame([table[0], {**table[1], "answer": value}])
+    import datasets
+
+    columns = {name: [row[name] for row in table] for name in ("clean", "corrupt", "answer")}
+    found = Task.from_frame(datasets.Dataset.from_dict(columns)).table
+    assert "whole numbers in 'answer' are read as their digits" in found.described()
+    assert found.rows[4].example.answers == (str(table[4]["answer"]),)
     # A CSV file that is read here keeps its text.
     path = saved(tmp_path / "sums.csv", "clean,corrupt,answer\n0 + 7 =,0 + 8 =, 07\n")
     assert texts(load_task(path)) == [("0 + 7 =", "0 + 8 =", " 07")]
@@ -343,6 +350,26 @@ def test_a_task_file_names_table_and_columns(rows, kit, tmp_path, monkeypatch, c
     assert "sample.csv: 24 pairs; layout given columns: " in said
     turned = load_task("task.yaml", columns={"answer": "corrupt_answer", "distractor": "answer"})
     assert texts(turned)[0] == (rows[0]["clean"], rows[0]["corrupt"], rows[0]["distractor"], rows[0]["answer"])
+
+
+def test_a_task_file_may_name_a_data_set_of_the_hub(rows, kit, monkeypatch):
+    """Of one split, by default test, as CircuitKIT takes it."""
+    import datasets
+
+    asked = []
+
+    def load_dataset(name, config, *, split, revision):
+        asked.append((name, split))
+        return datasets.Dataset.from_list(
+            [dict(zip(("question", "twin", "answer", "corrupt_answer"), one, strict=True)) for one in as_tuples(rows)]
+        )
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    for more, split in (("", "test"), ("\n  split: validation", "validation")):
+        task = load_task(kit("type: csv\n  path: sample.csv", f"type: hf\n  dataset_id: someone/capitals{more}"))
+        assert asked.pop() == ("someone/capitals", split)
+        assert texts(task) == as_tuples(rows)
+        assert task.table.split_column == ""
 
 
 BAD_FILES = {

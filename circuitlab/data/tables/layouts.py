@@ -133,7 +133,10 @@ LAYOUTS = (
         name="clean, corrupt, answer",
         needed={
             "clean": ("clean", "clean_prompt", "prompt"), "corrupt": _CORRUPT,
-            "answer": ("answer", "answers", "clean_answer", "correct", "label", "target"),
+            "answer": (
+                "answer", "answers", "clean_answer", "clean_answers", "correct_answer", "correct_answers", "correct",
+                "label", "target",
+            ),
         },
         optional={"distractor": _DISTRACTOR, "split": _SPLIT, "spans": ("spans",)},
     ),
