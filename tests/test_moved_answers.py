@@ -214,3 +214,39 @@ def test_the_five_tests_of_a_circuit_are_the_same(model, scores):
         circuit_tests(model, circuit, pairs, metric=metric, n_random=3, n_permutations=20) for pairs, metric in BOTH
     )
     assert _numbers(whole.to_record()) == pytest.approx(_numbers(moved.to_record()), abs=1e-8, rel=1e-8, nan_ok=True)
+
+
+def reference(*, moved: bool) -> PairSet:
+    """Other prompts with other answers, for means."""
+    return PairSet(
+        tuple(
+            pair(i + 20, answer=u, distractor=v, end=(t,)) if moved else pair(i + 20, answer=(t, u), distractor=(t, v))
+            for i in range(4)
+            for t, u, v in [words(i)]
+        )
+    )
+
+
+@pytest.mark.parametrize("ablation", ["zero", "mean", "mean-position", "noise"])
+def test_every_ablation_replaces_the_same_values(model, scores, ablation):
+    """Means are of prompts and answers, every token once."""
+    circuit = select(model, scores, MOVED, n_edges=20)
+    found = []
+    for (pairs, metric), moved in zip(BOTH, (False, True), strict=True):
+        how = {"metric": metric, "ablation": ablation}
+        how |= {} if ablation == "zero" else {"reference": reference(moved=moved)}
+        acdc = score_edges(model, pairs, "acdc", **OF_THE_METRIC["acdc"], **how)
+        judged = evaluate(model, circuit, pairs, **how, allow_weak_gap=True, n_random=1, n_knockouts=1)
+        found.append((score_edges(model, pairs, "eap", **how).values, acdc.values, judged.faithfulness))
+    for whole, moved in zip(*found, strict=True):
+        assert whole == pytest.approx(moved, **CLOSE, nan_ok=True)
+
+
+def test_scores_by_position_are_the_same(model):
+    """The tokens of an answer have the positions after those of the prompt."""
+    whole, moved = (
+        score_edges(model, pairs, "eap", metric=metric, axis="position").by_column for pairs, metric in BOTH
+    )
+    assert whole.scores == pytest.approx(moved.scores, **CLOSE)
+    assert whole.labels == moved.labels
+    assert len(whole.labels) == LENGTH + 1
