@@ -28,8 +28,9 @@ from circuitlab.runs.run import Run
 PAGE = Path(__file__).parent.parent / "docs" / "real-models.md"
 # Tasks whose circuits are discovered, and how many pairs a split has.
 DISCOVERED, N_PAIRS = ("gendered-pronouns", "ioi"), 10
-# Pairs of a check.
+# Pairs of a check, and its metric where the task's own needs answers of one token and the model has none.
 N_CHECKED = 50
+WHOLE_ANSWERS = "answer_log_prob_diff"
 # Edges of a drawing: the strongest of the circuit, and what connects them.
 DRAWN = 60
 DIGITS = 12
@@ -55,11 +56,20 @@ def checks(model: BridgeModel, names: Sequence[str], n: int = N_CHECKED) -> dict
     found: dict[str, TaskCheck | str] = {}
     for name in names:
         print(f"check {name}", file=sys.stderr)
-        try:
-            found[name] = check_task(name, model, n=n, progress=False)
-        except CircuitLabError as error:
-            found[name] = str(error)
+        found[name] = _checked(model, name, n)
+        if isinstance(found[name], str):
+            whole = _checked(model, name, n, metric=WHOLE_ANSWERS)
+            found[name] = found[name] if isinstance(whole, str) else whole
     return found
+
+
+def _checked(model: BridgeModel, name: str, n: int, **settings: Any) -> TaskCheck | str:
+    """One check; where nothing can be measured, the reason."""
+    try:
+        check = check_task(name, model, n=n, progress=False, **settings)
+    except CircuitLabError as error:
+        return str(error)
+    return check.problem or check
 
 
 def discovered(model: BridgeModel, name: str, n: int = N_PAIRS, **settings: Any) -> Discovered:
@@ -113,10 +123,8 @@ def _facts(model: BridgeModel) -> dict[str, str]:
 def _checks(found: dict[str, TaskCheck | str]) -> str:
     rows = []
     for name, check in found.items():
-        if isinstance(check, str) or check.problem:
-            reason = check if isinstance(check, str) else check.problem
-            dropped = "" if isinstance(check, str) else str(check.n_dropped)
-            rows.append([f"`{name}`", "", "", "", "", "", dropped, f"not measured: {_cell(reason)}"])
+        if isinstance(check, str):
+            rows.append([f"`{name}`", "", "", "", "", "", "", f"not measured: {_cell(check)}"])
             continue
         low, mean, high = (f"{value:.2f}" for value in check.gap_interval)
         numbers = [f"{value:.2f}" for value in (check.accuracy, check.top_token, check.clean, check.corrupt)]
@@ -169,7 +177,7 @@ def main() -> int:
     circuits = {name: discovered(model, name, given.n) for name in DISCOVERED}
     for name, one in circuits.items():
         figure = strongest(one.run).plot(title=one.run.task.label)
-        figure.savefig(given.page.parent / picture(name), dpi=80, metadata={"Software": None})
+        figure.savefig(given.page.parent / picture(name), dpi=150, metadata={"Software": None})
     write_generated(given.page, "real", tables(model, found, circuits))
     print(f"written to {os.path.relpath(given.page)} after {perf_counter() - start:.0f} s")
     return 0

@@ -15,15 +15,26 @@ import torch
 from benchmarks import llama_hooks
 from benchmarks.real_model import NAME, NotToBeHadError, install
 from benchmarks.table import as_markdown
-from circuitlab import Edge, PairBatch, evaluate, load_model, load_task, patch_edges, score_edges, select, sweep
+from circuitlab import (
+    Edge,
+    PairBatch,
+    evaluate,
+    load_model,
+    load_task,
+    patch_edges,
+    score_edges,
+    select,
+    sweep,
+)
+from circuitlab.discovery.scores import EdgeScores
 from circuitlab.errors import ModelError
 from circuitlab.models.bridge import BridgeModel
 from circuitlab.models.named import model_folder
 from circuitlab.parts import Kind, Layout, Slot
 
 TASK, N_PAIRS = "ioi", 4
-# Cells and edges that are compared, and edges of the circuit.
-N_CELLS, N_EDGES, N_KEPT = 12, 12, 300
+# Cells, and edges into each kind of reader, half of them the strongest; edges of two circuits.
+N_CELLS, N_EDGES, N_KEPT = 12, 12, (300, 20_000)
 TOLERANCE = 2e-5
 HEADER = ("Quantity", "Compared", "Oracle", "Tolerance", "Largest difference", "Share of")
 
@@ -80,7 +91,7 @@ def section() -> str:
     return as_markdown(HEADER, table)
 
 
-def compare(both: Both, n_kept: int = N_KEPT) -> list[Row]:
+def compare(both: Both, n_kept: Sequence[int] = N_KEPT) -> list[Row]:
     """Every comparison; the last ones change the HuggingFace model, keys and values once a query head."""
     with torch.no_grad():
         before = both.plain(both.batch.clean, use_cache=False).logits
@@ -96,16 +107,18 @@ def compare(both: Both, n_kept: int = N_KEPT) -> list[Row]:
     rows.append(
         Row(**logits, oracle="one forward pass, before and after `llama_hooks.written_out`", difference=largest)
     )
-    return [*rows, *_edges(both), _circuit(both, n_kept)]
+    scores = score_edges(both.model, both.batch, "eap", progress=False)
+    return [*rows, *_edges(both, scores), *(_circuit(both, scores, n) for n in n_kept)]
 
 
-def chosen_edges(layout: Layout, n: int = N_EDGES) -> list[Edge]:
-    """Edges into queries, keys, values, MLPs and the logits, drawn evenly from each."""
-    rng, found = np.random.default_rng(0), list[Edge]()
-    edges = list(layout.edges())
+def chosen_edges(scores: EdgeScores, n: int = N_EDGES) -> list[Edge]:
+    """Edges into queries, keys, values, MLPs and the logits: of each the strongest, and as many at random."""
+    rng, found, layout = np.random.default_rng(0), list[Edge](), scores.layout
+    edges = [Edge(layout.writers[row], layout.readers[column]) for row, column in scores.ranked()]
     for kind in ("q", "k", "v", "mlp", "logits"):
-        own = [edge for edge in edges if _kind(edge) == kind]
-        found += [own[i] for i in rng.choice(len(own), min(n, len(own)), replace=False)]
+        into = [edge for edge in edges if _kind(edge) == kind]
+        others = rng.permutation(len(into) - n // 2)[: n - n // 2] + n // 2
+        found += [*into[: n // 2], *(into[i] for i in others)]
     return found
 
 
@@ -133,27 +146,26 @@ def _cells(both: Both, site: str, oracle: Any) -> Row:
     return Row(quantity=site, compared=f"{len(cells)} cells", oracle=oracle_name, difference=_share(both, ours, theirs))
 
 
-def _edges(both: Both) -> list[Row]:
-    edges = chosen_edges(both.layout)
+def _edges(both: Both, scores: EdgeScores) -> list[Row]:
+    edges = chosen_edges(scores)
     found = patch_edges(both.model, both.batch, edges, direction="noise", progress=False)
     theirs = llama_hooks.edge_effects(both.plain, both.layout, both.batch, edges)
     where = {edge: number for number, edge in enumerate(found.edges)}
     ours = np.stack([found.per_example[where[edge], 0] for edge in edges])
     rows = []
     for kind, name in {"q": "queries", "k": "keys", "v": "values", "mlp": "MLPs", "logits": "the logits"}.items():
-        own = [number for number, edge in enumerate(edges) if _kind(edge) == kind]
+        into = [number for number, edge in enumerate(edges) if _kind(edge) == kind]
         rows.append(
             Row(
-                quantity=f"edges into {name}", compared=f"{len(own)} edges", oracle="`llama_hooks.edge_effects`",
-                difference=_share(both, ours[own], theirs[own]),
+                quantity=f"edges into {name}", compared=f"{len(into)} edges", oracle="`llama_hooks.edge_effects`",
+                difference=_share(both, ours[into], theirs[into]),
             )
         )  # fmt: skip
     return rows
 
 
-def _circuit(both: Both, n_kept: int) -> Row:
+def _circuit(both: Both, scores: EdgeScores, n_kept: int) -> Row:
     """The held-out faithfulness of the strongest edges by EAP."""
-    scores = score_edges(both.model, both.batch, "eap", progress=False)
     circuit = select(both.model, scores, both.batch, n_edges=n_kept, progress=False)
     circuit = replace(circuit, scores=np.full_like(circuit.scores, np.nan))  # without scores there are no curves
     test = evaluate(

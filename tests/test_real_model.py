@@ -13,7 +13,7 @@ from architectures import TOLERANCE
 
 from benchmarks import llama_hooks, real, real_model, real_parity
 from benchmarks.operations import Counted
-from circuitlab import ModelError, load_model
+from circuitlab import ModelError, load_model, score_edges
 from circuitlab.cli import main
 from circuitlab.graphs.prune import real_edges
 from circuitlab.models.named import CACHE, named_models
@@ -34,7 +34,7 @@ class TestHooks:
     def test_everything_that_is_compared_agrees(self):
         both = replace(tiny(), plain=architectures.huggingface("llama").double().eval())
         both.plain.set_attn_implementation("eager")
-        rows = real_parity.compare(both, n_kept=20)
+        rows = real_parity.compare(both, n_kept=(5, 20))
         assert {row.quantity for row in rows} >= {"resid_pre", "head_z", "edges into keys", "held-out faithfulness"}
         for row in rows:
             assert row.difference < TOLERANCE["llama"], row
@@ -46,7 +46,7 @@ class TestHooks:
         assert np.abs(one - other).max() > 1e-3
         llama_hooks.written_out(model)
         layout = both.layout
-        edges = real_parity.chosen_edges(layout, 3)
+        edges = real_parity.chosen_edges(score_edges(both.model, pairs, "eap"), 3)
         effects = llama_hooks.edge_effects(model, layout, pairs, edges)
         swapped = llama_hooks.edge_effects(model, layout, pairs.swapped(), edges)
         assert np.abs(effects - swapped).max() > 1e-3
