@@ -28,9 +28,8 @@ from circuitlab.runs.run import Run
 PAGE = Path(__file__).parent.parent / "docs" / "real-models.md"
 # Tasks whose circuits are discovered, and how many pairs a split has.
 DISCOVERED, N_PAIRS = ("gendered-pronouns", "ioi"), 10
-# Pairs of a check, and its metric where the task's own needs answers of one token and the model has none.
+# Pairs of a check.
 N_CHECKED = 50
-WHOLE_ANSWERS = "answer_log_prob_diff"
 # Edges of a drawing: the strongest of the circuit, and what connects them.
 DRAWN = 60
 DIGITS = 12
@@ -56,20 +55,12 @@ def checks(model: BridgeModel, names: Sequence[str], n: int = N_CHECKED) -> dict
     found: dict[str, TaskCheck | str] = {}
     for name in names:
         print(f"check {name}", file=sys.stderr)
-        found[name] = _checked(model, name, n)
-        if isinstance(found[name], str):
-            whole = _checked(model, name, n, metric=WHOLE_ANSWERS)
-            found[name] = found[name] if isinstance(whole, str) else whole
+        try:
+            check = check_task(name, model, n=n, progress=False)
+            found[name] = check.problem or check
+        except CircuitLabError as error:
+            found[name] = str(error)
     return found
-
-
-def _checked(model: BridgeModel, name: str, n: int, **settings: Any) -> TaskCheck | str:
-    """One check; where nothing can be measured, the reason."""
-    try:
-        check = check_task(name, model, n=n, progress=False, **settings)
-    except CircuitLabError as error:
-        return str(error)
-    return check.problem or check
 
 
 def discovered(model: BridgeModel, name: str, n: int = N_PAIRS, **settings: Any) -> Discovered:
