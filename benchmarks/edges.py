@@ -43,7 +43,7 @@ def _agreement(setup: Setup, scores: EdgeScores, sample: int) -> Finding:
     chosen = [edges[i] for i in np.random.default_rng(SEED).permutation(len(edges))[:sample]]
     expected = oracles.edge_effects(model.bridge, layout, batch, chosen).mean(1)
     ours = np.array([scores.values[layout.edge_index(edge)] for edge in chosen])
-    runs = (oracles.whole_run(model.bridge, layout, tokens).logits for tokens in (batch.clean, batch.corrupt))
+    runs = (oracles.whole_run(model.bridge, layout, tokens).logits for tokens in (batch.clean, batch.corrupted))
     clean, corrupt = (float(oracles.logit_diff(logits, batch).mean()) for logits in runs)
     return differs(
         "Largest difference to a patched pass an edge, share of the gap",

@@ -95,7 +95,7 @@ def resid_pre(model: Any, batch: PairBatch, cell: tuple[int, int]) -> Values:
 
     handle = block.register_forward_pre_hook(patched, with_kwargs=True)
     try:
-        return _values(model(batch.corrupt, use_cache=False).logits, batch)
+        return _values(model(batch.corrupted, use_cache=False).logits, batch)
     finally:
         handle.remove()
 
@@ -114,7 +114,7 @@ def head_z(model: Any, batch: PairBatch, cell: tuple[int, int]) -> Values:
 
     handle = attention.o_proj.register_forward_pre_hook(patched)
     try:
-        return _values(model(batch.corrupt, use_cache=False).logits, batch)
+        return _values(model(batch.corrupted, use_cache=False).logits, batch)
     finally:
         handle.remove()
 
@@ -122,7 +122,7 @@ def head_z(model: Any, batch: PairBatch, cell: tuple[int, int]) -> Values:
 @torch.no_grad()
 def edge_effects(model: Any, layout: Layout, batch: PairBatch, edges: Sequence[Edge]) -> Float[np.ndarray, "_ example"]:
     """m(clean) - m(clean with this one edge corrupted): one forward pass an edge, of a model that is written out."""
-    clean, corrupt = (whole_run(model, tokens) for tokens in (batch.clean, batch.corrupt))
+    clean, corrupt = (whole_run(model, tokens) for tokens in (batch.clean, batch.corrupted))
     before, found = _values(clean.logits, batch), []
     for edge in edges:
         writer = layout.writer_index(edge.source)
@@ -139,7 +139,7 @@ def circuit_run(model: Any, layout: Layout, batch: PairBatch, mask: Bool[np.ndar
     A reader reads what it read in the corrupted run plus, for each kept edge, how far the edge's writer is now from
     what it added there.
     """
-    clean, corrupt = (whole_run(model, tokens) for tokens in (batch.clean, batch.corrupt))
+    clean, corrupt = (whole_run(model, tokens) for tokens in (batch.clean, batch.corrupted))
     moved = [clean.outputs[0] - corrupt.outputs[0]]
 
     def reads(reader: Reader) -> Tensor:
@@ -152,7 +152,7 @@ def circuit_run(model: Any, layout: Layout, batch: PairBatch, mask: Bool[np.ndar
         with _changed([_given(model, reader, reads(reader)) for reader in readers]), ExitStack() as stack:
             _see_input(stack, layer.self_attn.o_proj, seen, "z")
             _see_output(stack, layer.mlp, seen, "out")
-            model(batch.corrupt, use_cache=False)
+            model(batch.corrupted, use_cache=False)
         return seen["z"], seen["out"]
 
     for number, layer in enumerate(model.model.layers):
@@ -164,7 +164,7 @@ def circuit_run(model: Any, layout: Layout, batch: PairBatch, mask: Bool[np.ndar
         moved.append(out - corrupt.outputs[len(moved)])
     last = next(reader for reader in layout.readers if reader.node.kind is Kind.LOGITS)
     with _changed([_given(model, last, reads(last))]):
-        return _values(model(batch.corrupt, use_cache=False).logits, batch)
+        return _values(model(batch.corrupted, use_cache=False).logits, batch)
 
 
 def _values(logits: Tensor, batch: PairBatch) -> np.ndarray:

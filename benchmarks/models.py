@@ -102,7 +102,7 @@ def prompts(size: Size, device: str = "cpu") -> PairBatch:
 
 def _answered(model: BridgeModel, batch: PairBatch) -> PairBatch:
     """Answer and distractor exchanged where the corrupted prompt prefers the answer more than the clean one does."""
-    clean, corrupt = (logit_diff(model.whole_logits(tokens), batch) for tokens in (batch.clean, batch.corrupt))
+    clean, corrupt = (logit_diff(model.whole_logits(tokens), batch) for tokens in (batch.clean, batch.corrupted))
     turned = (clean < corrupt)[:, None]
     return replace(
         batch,

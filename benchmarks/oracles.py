@@ -60,7 +60,7 @@ def edge_effects(
     bridge: Any, layout: Layout, batch: PairBatch, edges: Iterable[Edge]
 ) -> Float[np.ndarray, "_ example"]:
     """m(clean) - m(clean with this one edge corrupted): one plain pass an edge."""
-    clean, corrupt = (whole_run(bridge, layout, tokens) for tokens in (batch.clean, batch.corrupt))
+    clean, corrupt = (whole_run(bridge, layout, tokens) for tokens in (batch.clean, batch.corrupted))
     before = logit_diff(clean.logits, batch)
     found = []
     for edge in edges:
@@ -81,7 +81,7 @@ def circuit_run(
     what it wrote there.
     """
     spec = layout.spec
-    clean, corrupt = (whole_run(bridge, layout, tokens) for tokens in (batch.clean, batch.corrupt))
+    clean, corrupt = (whole_run(bridge, layout, tokens) for tokens in (batch.clean, batch.corrupted))
     moved = [clean.outputs[0] - corrupt.outputs[0]]
 
     def reads(reader: Reader) -> Tensor:
@@ -94,19 +94,21 @@ def circuit_run(
             _given(bridge, reader, reads(reader))
             for reader in (Reader(Node(Kind.HEAD, layer, h), slot) for h in range(spec.n_heads) for slot in Slot)
         ]
-        z = _seen(bridge, batch.corrupt, hooks, f"blocks.{layer}.attn.o.hook_in")
+        z = _seen(bridge, batch.corrupted, hooks, f"blocks.{layer}.attn.o.hook_in")
         first = len(moved)
         now = _head_outputs(bridge, layer, z)
         if spec.has_mlp:
             reader = Reader(Node(Kind.MLP, layer))
             if not spec.parallel:  # heads first: the MLP of their own block reads them
                 moved += [after - corrupt.outputs[first + i] for i, after in enumerate(now)]
-            out = _seen(bridge, batch.corrupt, [_given(bridge, reader, reads(reader))], f"blocks.{layer}.hook_mlp_out")
+            out = _seen(
+                bridge, batch.corrupted, [_given(bridge, reader, reads(reader))], f"blocks.{layer}.hook_mlp_out"
+            )
             now = [*now, out] if spec.parallel else [out]
             first = len(moved)
         moved += [after - corrupt.outputs[first + i] for i, after in enumerate(now)]
     logits = Reader(Node(Kind.LOGITS))
-    after = bridge.run_with_hooks(batch.corrupt, fwd_hooks=[_given(bridge, logits, reads(logits))])
+    after = bridge.run_with_hooks(batch.corrupted, fwd_hooks=[_given(bridge, logits, reads(logits))])
     return logit_diff(after, batch).double().cpu().numpy()
 
 
@@ -148,7 +150,7 @@ def writer_gradients(bridge: Any, layout: Layout, batch: PairBatch) -> Float[Ten
 
 def eap(bridge: Any, layout: Layout, batch: PairBatch) -> Float[np.ndarray, "writer reader"]:
     """EAP at the clean run: each writer's difference times each reader's gradient, mean over prompts."""
-    clean, corrupt = (whole_run(bridge, layout, tokens) for tokens in (batch.clean, batch.corrupt))
+    clean, corrupt = (whole_run(bridge, layout, tokens) for tokens in (batch.clean, batch.corrupted))
     differences = torch.stack(clean.outputs) - torch.stack(corrupt.outputs)
     scores = torch.einsum("wbsd,rbsd->wr", differences, reader_gradients(bridge, layout, batch)) / len(batch)
     edges = np.arange(len(layout.writers))[:, None] < np.array(layout.visible)
@@ -161,7 +163,7 @@ def resid_mid(bridge: Any, batch: PairBatch, n_layers: int) -> Float[np.ndarray,
 
     TransformerLens's `hook_resid_mid` is what the MLP alone reads; patching it leaves the skip connection as it was.
     """
-    caches = [bridge.run_with_cache(tokens)[1] for tokens in (batch.clean, batch.corrupt)]
+    caches = [bridge.run_with_cache(tokens)[1] for tokens in (batch.clean, batch.corrupted)]
     found = []
     for layer in range(n_layers):
         clean, corrupt = (c[f"blocks.{layer}.hook_in"] + c[f"blocks.{layer}.hook_attn_out"] for c in caches)
@@ -170,7 +172,7 @@ def resid_mid(bridge: Any, batch: PairBatch, n_layers: int) -> Float[np.ndarray,
             delta = torch.zeros_like(clean)
             delta[:, position] = (clean - corrupt)[:, position]
             hook = (f"blocks.{layer}.hook_attn_out", lambda value, hook, delta=delta: value + delta)
-            cells.append(logit_diff(bridge.run_with_hooks(batch.corrupt, fwd_hooks=[hook]), batch).cpu().numpy())
+            cells.append(logit_diff(bridge.run_with_hooks(batch.corrupted, fwd_hooks=[hook]), batch).cpu().numpy())
         found.append(cells)
     return np.array(found)
 

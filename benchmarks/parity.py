@@ -253,7 +253,7 @@ def _gap(name: str) -> float:
     """Clean minus corrupted logit difference, mean over the prompts, by the untouched bridge."""
     bridge, batch = _plain(name), architectures.pairs()
     with torch.no_grad():
-        clean, corrupt = (logit_diff(bridge(tokens), batch).mean() for tokens in (batch.clean, batch.corrupt))
+        clean, corrupt = (logit_diff(bridge(tokens), batch).mean() for tokens in (batch.clean, batch.corrupted))
     return abs(float(clean - corrupt))
 
 

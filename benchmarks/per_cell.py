@@ -102,7 +102,7 @@ def patched(
         with _without_progress_bar(patching):
             index = pd.DataFrame(list(places), columns=list(way.cell))[list(way.index)]
             run = getattr(patching, way.function)
-            run(bridge, batch.corrupt, cache, metric, index_df=index, reduce="none", **extra)
+            run(bridge, batch.corrupted, cache, metric, index_df=index, reduce="none", **extra)
         found[site] = np.stack(kept)
     return found
 

@@ -173,7 +173,9 @@ def _circuit(both: Both, scores: EdgeScores, n_kept: int) -> Row:
         progress=False,
     )  # fmt: skip
     kept = llama_hooks.circuit_run(both.plain, both.layout, both.held_out, circuit.mask)
-    ends = (llama_hooks.whole_run(both.plain, tokens).logits for tokens in (both.held_out.clean, both.held_out.corrupt))
+    ends = (
+        llama_hooks.whole_run(both.plain, tokens).logits for tokens in (both.held_out.clean, both.held_out.corrupted)
+    )
     clean, corrupt = (_logit_diff(logits, both.held_out) for logits in ends)
     faithfulness = (kept - corrupt).mean() / (clean - corrupt).mean()
     compared = f"{circuit.n_edges} edges, {len(kept)} held-out pairs: {test.faithfulness:.6f} and {faithfulness:.6f}"
@@ -186,7 +188,7 @@ def _circuit(both: Both, scores: EdgeScores, n_kept: int) -> Row:
 def _share(both: Both, ours: np.ndarray, theirs: np.ndarray) -> float:
     assert ours.shape == theirs.shape, (ours.shape, theirs.shape)
     with torch.no_grad():
-        ends = (both.plain(tokens, use_cache=False).logits for tokens in (both.batch.clean, both.batch.corrupt))
+        ends = (both.plain(tokens, use_cache=False).logits for tokens in (both.batch.clean, both.batch.corrupted))
         clean, corrupt = (_logit_diff(logits, both.batch) for logits in ends)
     return float(np.abs(ours - theirs).max() / abs((clean - corrupt).mean()))
 

@@ -122,7 +122,7 @@ def _agreement(
             np.stack([ours[site].per_example[cell] for cell in cells[site]]),
             theirs[site],
             ours[site].clean,
-            ours[site].corrupt,
+            ours[site].unit_end,
         )
         for site in SITES
     }

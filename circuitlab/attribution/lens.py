@@ -218,7 +218,7 @@ def _clean_logits(
 ) -> Float[Tensor, "batch d_vocab"]:
     """Predictions of the clean run; for a corrupted run, clean and corrupted prompts are swapped."""
     if run != "clean":
-        final = at_answer(model.record(batch.corrupt).resid_final, batch.answer_at)
+        final = at_answer(model.record(batch.corrupted).resid_final, batch.answer_at)
     return model.logits(final)
 
 

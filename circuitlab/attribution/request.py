@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from circuitlab.data.batch import NO_TOKEN, PairBatch
+from circuitlab.data.batch import NO_TOKEN, PairBatch, no_corrupted
 from circuitlab.data.batching import batches_for
 from circuitlab.data.limits import check_ids, check_length, clipped, is_whole
 from circuitlab.data.pair import Pair
@@ -133,9 +133,11 @@ def tokens_of(model: Model, prompt: Prompt, run: str) -> tuple[Int[Tensor, "1 se
     """
     check_run(run)
     if isinstance(prompt, Pair):
-        ids, words = (
-            (prompt.clean_ids, prompt.clean_tokens) if run == "clean" else (prompt.corrupt_ids, prompt.corrupt_tokens)
-        )
+        ids, words = prompt.clean_ids, prompt.clean_tokens
+        if run != "clean":
+            ids, words = prompt.corrupt_ids, prompt.corrupt_tokens
+        if ids is None or words is None:
+            raise no_corrupted("run 'corrupt' is that of the corrupted prompt", "Take run 'clean' (--run clean)")
     elif isinstance(prompt, str):
         encoded = model.text.encode(prompt)
         ids, words = encoded.ids, encoded.tokens
@@ -159,5 +161,5 @@ def text_of(prompt: Prompt, tokens: tuple[str, ...], run: str) -> str:
         The text.
     """
     if isinstance(prompt, Pair):
-        return prompt.clean if run == "clean" else prompt.corrupt
+        return prompt.clean if run == "clean" or prompt.corrupt is None else prompt.corrupt
     return prompt if isinstance(prompt, str) else "".join(tokens)

@@ -60,7 +60,7 @@ def show_task(task: Task, *, json: bool) -> None:
         ("", task.summary),
         ("clean", repr(example.clean)),
         ("answer", display.alternatives(answers)),
-        ("corrupted", repr(example.corrupt)),
+        ("corrupted", "none" if example.corrupt is None else repr(example.corrupt)),
         ("distractor", display.alternatives(distractors) or "none"),
         ("spans", ", ".join((*example.spans, *example.token_spans))),
         ("version", task.version),
@@ -94,7 +94,7 @@ def show_checks(asked: PairOptions, models: ModelsOptions, *, quiet: bool, json:
     for name, check in found.items():
         means = (check.accuracy, check.top_token, check.clean, check.corrupt)
         low, mean, high = (display.number(value, 2) for value in check.gap_interval)
-        gap = f"{mean} ({low} to {high})"
+        gap = f"{mean} ({low} to {high})" if check.gap or check.problem else "no corrupted prompts"
         row = (str(check.n), *(display.number(value, 2) for value in means), gap, str(check.n_dropped))
         rows.append((Path(name).name, *row))
     rules = dict.fromkeys(check.rule for check in found.values() if check.rule) or ("the metric says so",)

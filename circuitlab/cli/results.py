@@ -39,7 +39,7 @@ def show_run(run: "Run", *, json: bool) -> None:
         ("task", run.task.summary),
         *([("around prompts", repr(run.pairs.frame.shown))] if run.pairs.frame else []),
         ("clean", repr(example.clean)),
-        ("corrupted", repr(example.corrupt)),
+        ("corrupted", "none" if example.corrupt is None else repr(example.corrupt)),
         (
             "answer",
             alternatives(example.answers) + instead,
@@ -188,7 +188,8 @@ def _facts(found: "Evaluation") -> list[tuple[str, str]]:
     interval = f"95 % interval [{', '.join(map(number, found.interval))}]"
     share = found.n_edges / found.n_edges_total
     best = max(found.random, default=None)
-    values = {"clean": found.metric_clean, "corrupted": found.metric_corrupt, "circuit": found.metric_circuit}
+    corrupted = {} if found.metric_corrupt is None else {"corrupted": found.metric_corrupt}
+    values = {"clean": found.metric_clean, **corrupted, "circuit": found.metric_circuit}
     if found.ablation != "corrupt":
         values[f"empty circuit ({found.ablation})"] = found.metric_empty
     return [

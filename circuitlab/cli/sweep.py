@@ -131,7 +131,7 @@ def sweep(
     """Patch every layer and position, or layer and head, of a site, and measure the effect.
 
     With --ablation mean, mean-position or mean-span, means are computed on the held-out pairs; the discovery pairs are
-    swept.
+    swept. Tasks without corrupted prompts take --ablation zero, noise or a mean.
     """
     wanted = task.load()
     from circuitlab.metrics import metric_of
@@ -185,7 +185,7 @@ def _show(grids: "Mapping[str, Grid]", correction: str | None, output: FolderOut
         return
     for name, table in tables.items():
         grid = grids[name]
-        display.print_line(f"{name}, {grid.direction}, {grid.metric}: 0: corrupted run, 1: clean run")
+        display.print_line(f"{name}, {grid.direction}, {grid.metric}: 0: {grid.unit_end_name}, 1: clean run")
         columns = [column for column in table.columns if column != "site"]
         display.print_table(strongest(table, grid.direction, TOP_CELLS), columns)
         display.print_line("")

@@ -231,7 +231,7 @@ class CompiledModel(Result):
         Raises:
             ConfigError: There are too few other prompts.
         """
-        taken = {tuple(prompt) for prompt in torch.cat([pairs.clean, pairs.corrupt]).tolist()}
+        taken = {tuple(prompt) for prompt in torch.cat([pairs.clean, pairs.corrupted]).tolist()}
         more = self.pairs(DRAWS * n, seed)
         free = torch.tensor([tuple(prompt) not in taken for prompt in more.clean.tolist()]).nonzero().flatten()[:n]
         if len(free) < n:
@@ -240,7 +240,7 @@ class CompiledModel(Result):
                 f"pairs, {n} are asked for. Score fewer pairs of {self.name!r}, or ask for fewer."
             )
         found = more.take(free)
-        return PairBatch.from_tokens(found.clean, found.corrupt, found.answers, found.distractors, found.answer_at)
+        return PairBatch.from_tokens(found.clean, found.corrupted, found.answers, found.distractors, found.answer_at)
 
     def truth(
         self, ablation: str = "corrupt", pairs: PairBatch | None = None, reference: PairBatch | None = None

@@ -173,7 +173,7 @@ def _replacements(
 ) -> Mapping[str, Float[np.ndarray, ...]]:
     UnknownNameError.check("ablation", ablation, ABLATIONS)
     if ablation == "corrupt":
-        return run_program(program, pairs.corrupt.cpu().numpy()).values
+        return run_program(program, pairs.corrupted.cpu().numpy()).values
     if ablation == "zero":
         return {name: np.zeros(value.shape[2]) for name, value in clean.values.items()}
     if means_of is None:

@@ -21,14 +21,14 @@ from circuitlab.summary import Summary, plural
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class PairBatch(Summary):
-    """Clean and corrupted prompts of one length.
+    """Clean prompts of one length, and the corrupted ones of as many tokens if there are some.
 
     A pair is one row, unless an answer or distractor of the data set has several tokens: then a pair has a row for each
     position that is judged (`circuitlab.data.continuations`), one after the other, and `index` has its place in each.
 
     Attributes:
         clean: Tokens of the clean prompts.
-        corrupt: Tokens of the corrupted prompts.
+        corrupt: Tokens of the corrupted prompts; None for pairs without. `corrupted` refuses these.
         answers: Right next tokens of the clean prompt; -1 where an example has fewer.
         distractors: Wrong next tokens of the clean prompt, which answers are compared with; -1 where an example has
             fewer, or none.
@@ -51,7 +51,7 @@ class PairBatch(Summary):
     """
 
     clean: Int[Tensor, "batch seq"]
-    corrupt: Int[Tensor, "batch seq"]
+    corrupt: Int[Tensor, "batch seq"] | None
     answers: Int[Tensor, "batch answer"]
     distractors: Int[Tensor, "batch wrong"]
     answer_at: Int[Tensor, " batch"]
@@ -67,7 +67,7 @@ class PairBatch(Summary):
     def from_tokens(
         cls,
         clean: Int[Tensor, "batch seq"],
-        corrupt: Int[Tensor, "batch seq"],
+        corrupt: Int[Tensor, "batch seq"] | None,
         answers: Int[Tensor, "batch answer"],
         distractors: Int[Tensor, "batch wrong"] | None = None,
         answer_at: Int[Tensor, " batch"] | None = None,
@@ -76,7 +76,7 @@ class PairBatch(Summary):
 
         Args:
             clean: Clean prompts.
-            corrupt: Corrupted prompts, as many and as long.
+            corrupt: Corrupted prompts, as many and as long; None for pairs without.
             answers: Right next tokens; a vector is taken as one answer per example.
             distractors: Wrong next tokens, in the same form; none for metrics that need none (`log_prob`, `kl`,
                 `accuracy`, `rank`).
@@ -91,7 +91,8 @@ class PairBatch(Summary):
         """
         words = {"answers": answers} if distractors is None else {"answers": answers, "distractors": distractors}
         words = {name: t[:, None] if torch.is_tensor(t) and t.ndim == 1 else t for name, t in words.items()}
-        for name, tensor in {"clean": clean, "corrupt": corrupt, **words}.items():
+        prompts = {"clean": clean} if corrupt is None else {"clean": clean, "corrupt": corrupt}
+        for name, tensor in {**prompts, **words}.items():
             if not is_whole(tensor) or tensor.ndim != 2 or tensor.numel() == 0:
                 got = f"{tuple(tensor.shape)} {tensor.dtype}" if torch.is_tensor(tensor) else type(tensor).__name__
                 raise ConfigError(f"{name} must be a non-empty integer tensor [batch, tokens]; got {got}.")
@@ -100,13 +101,13 @@ class PairBatch(Summary):
                     f"{name} holds {len(tensor)} examples, clean holds {len(clean)}; they must be as many."
                 )
         words = {name: t.long() for name, t in words.items()}  # -1 is no number of uint8
-        if clean.shape[1] != corrupt.shape[1]:
+        if corrupt is not None and clean.shape[1] != corrupt.shape[1]:
             raise PairLengthError(
                 f"clean prompts have {clean.shape[1]} tokens, corrupted {corrupt.shape[1]}. Position-wise "
                 f"patching needs "
                 "equal lengths: cut or reword, one batch per length."
             )
-        for name, tensor in {"clean": clean, "corrupt": corrupt}.items():
+        for name, tensor in prompts.items():
             if bool((tensor < 0).any()):
                 raise ConfigError(
                     f"{name} holds the token {int(tensor.min())}; ids are not negative, prompts never filled up."
@@ -129,7 +130,7 @@ class PairBatch(Summary):
             )
         return cls(
             clean=clean.long(),
-            corrupt=corrupt.long(),
+            corrupt=None if corrupt is None else corrupt.long(),
             answers=words["answers"].long(),
             distractors=words.get("distractors", clean.new_empty((len(clean), 0))).long(),
             answer_at=answer_at.long(),
@@ -138,6 +139,22 @@ class PairBatch(Summary):
 
     def __len__(self) -> int:
         return len(self.clean)
+
+    @property
+    def corrupted(self) -> Int[Tensor, "batch seq"]:
+        """Tokens of the corrupted prompts.
+
+        Raises:
+            ConfigError: The pairs have none.
+        """
+        if self.corrupt is None:
+            raise no_corrupted("the corrupted run is needed here")
+        return self.corrupt
+
+    @property
+    def sides(self) -> tuple[str, ...]:
+        """The prompts that pairs have, by the names of the fields."""
+        return ("clean",) if self.corrupt is None else ("clean", "corrupt")
 
     @property
     def n_tokens(self) -> int:
@@ -216,8 +233,11 @@ class PairBatch(Summary):
 
         Returns:
             A new batch.
+
+        Raises:
+            ConfigError: The pairs have no corrupted prompts.
         """
-        return replace(self, clean=self.corrupt, corrupt=self.clean)
+        return replace(self, clean=self.corrupted, corrupt=self.clean)
 
     def with_reference(self, logits: Float[Tensor, "batch d_vocab"]) -> PairBatch:
         """The batch with the clean run's logits.
@@ -258,6 +278,27 @@ class PairBatch(Summary):
 
     def _summary(self) -> str:
         return f"of {plural(self.n_pairs, 'pair')}, {plural(self.n_tokens, 'token')}, on {self.clean.device}"
+
+
+def no_corrupted(need: str, instead: str = "") -> ConfigError:
+    """The error about pairs without corrupted prompts, where something needs them.
+
+    Args:
+        need: What needs them, as a sentence without its full stop.
+        instead: What to take instead, in the same form.
+
+    Returns:
+        The error.
+
+    Example:
+        >>> str(no_corrupted("paths lead from one run of a pair to the other"))[:80]
+        'paths lead from one run of a pair to the other, but these pairs have no corrupte'
+    """
+    give = f"{instead}, or give" if instead else "Give"
+    return ConfigError(
+        f"{need}, but these pairs have no corrupted prompts. {give} corrupted prompts: corrupt= of Example, or column "
+        "corrupt of a table (--columns corrupt=THEIRS)."
+    )
 
 
 def batch_by_length(
@@ -303,9 +344,10 @@ def _bucket(
         return tensor([row + (NO_TOKEN,) * (width - len(row)) for row in rows])
 
     spans = [_spans(pair) for _, pair, _ in rows]
+    corrupt = [None if p.corrupt_ids is None else p.corrupt_ids + row.appended for _, p, row in rows]
     return PairBatch(
         clean=tensor([p.clean_ids + row.appended for _, p, row in rows]),
-        corrupt=tensor([p.corrupt_ids + row.appended for _, p, row in rows]),
+        corrupt=None if None in corrupt else tensor(corrupt),
         answers=padded([row.answers for _, _, row in rows]),
         distractors=padded([row.distractors for _, _, row in rows]),
         answer_at=tensor([p.judged_at + row.n_prefix for _, p, row in rows]),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from circuitlab.data.batch import PairBatch
+from circuitlab.data.batch import PairBatch, no_corrupted
 from circuitlab.data.encoded import LanguageModel
 from circuitlab.data.limits import check_length, check_tokens, clipped
 from circuitlab.data.pairs import PairSet
@@ -21,15 +21,34 @@ def _moved(tensor: Tensor, device: torch.device | str) -> Tensor:
     return tensor.to(device).clone() if tensor.is_inference() else tensor.to(device)
 
 
-def prompt_keys(pairs: Pairs) -> list[tuple[int, int]]:
+def has_corrupted(pairs: Pairs) -> bool:
+    """Whether pairs have corrupted prompts.
+
+    Returns:
+        Whether they have; for what is no set of pairs too, so that its own check refuses it.
+    """
+    return pairs.corrupt is not None if isinstance(pairs, PairBatch) else getattr(pairs, "has_corrupted", True)
+
+
+def check_corrupted(pairs: Pairs, need: str, instead: str = "") -> None:
+    """Refuse pairs without corrupted prompts; arguments as of `no_corrupted`.
+
+    Raises:
+        ConfigError: They have none.
+    """
+    if not has_corrupted(pairs):
+        raise no_corrupted(need, instead)
+
+
+def prompt_keys(pairs: Pairs) -> list[tuple[int, ...]]:
     """A key of the clean and of the corrupted prompt of every pair: equal for equal tokens.
 
     Returns:
-        A pair of keys an example, clean and corrupted, in the order of the data set.
+        A pair of keys an example, clean and corrupted, in the order of the data set; one key without corrupted prompts.
     """
     found = {}
     for batch in batches_of(pairs, "cpu"):
-        keys = zip(*(map(hash, batch.prompts(side)) for side in ("clean", "corrupt")), strict=True)
+        keys = zip(*(map(hash, batch.prompts(side)) for side in batch.sides), strict=True)
         found |= dict(zip(batch.places.tolist(), keys, strict=True))
     return [found[place] for place in sorted(found)]
 
@@ -49,12 +68,14 @@ def batches_of(pairs: Pairs, device: torch.device | str) -> tuple[PairBatch, ...
                 "this PairBatch holds answers of several tokens, which take several rows a pair. Give the PairSet that "
                 "it is of."
             )
-        kept = ("clean", "corrupt", "answers", "distractors", "answer_at")
-        moved = {name: _moved(getattr(pairs, name), device) for name in kept}
+        moved = {
+            name: _moved(getattr(pairs, name), device) for name in ("clean", "answers", "distractors", "answer_at")
+        }
+        corrupt = None if pairs.corrupt is None else _moved(pairs.corrupt, device)
         spans = {name: _moved(span, device) for name, span in pairs.spans.items()}
         # A batch given by itself is a data set of its own: results are in the order of its rows.
         index = torch.arange(len(pairs), device=device)
-        return (PairBatch(**moved, spans=spans, index=index, metric=pairs.metric),)
+        return (PairBatch(**moved, corrupt=corrupt, spans=spans, index=index, metric=pairs.metric),)
     if hasattr(pairs, "batches"):
         return pairs.batches(device)
     raise ConfigError(f"pairs must be task.pairs(...).discovery, .held_out or a PairBatch; got {type(pairs).__name__}.")
@@ -122,8 +143,8 @@ def check_batch(batch: PairBatch, spec: ModelSpec) -> None:
     Raises:
         TokenError: Prompts are too long, or a token is none of the model's.
     """
-    check_tokens(batch.clean, spec)
-    check_tokens(batch.corrupt, spec)
+    for side in batch.sides:
+        check_tokens(getattr(batch, side), spec)
     for name, words in (("answers", batch.answers), ("distractors", batch.distractors)):
         if words.numel() and int(words.max()) >= spec.d_vocab:
             raise TokenError(

@@ -29,8 +29,8 @@ def encode_example(example: Example, text: TextEncoder, *, whole_answers: bool =
     Returns:
         The pair, without split and id; or the reason why not.
     """
-    clean, corrupt = text.encode(example.clean), text.encode(example.corrupt)
-    if len(clean.ids) != len(corrupt.ids):
+    clean, corrupt = text.encode(example.clean), None if example.corrupt is None else text.encode(example.corrupt)
+    if corrupt is not None and len(clean.ids) != len(corrupt.ids):
         return _length_rejection(example, clean, corrupt)
     before = example.clean[: example.answer_at]
     until = clean if example.answer_at is None else text.encode(before)
@@ -55,12 +55,12 @@ def encode_example(example: Example, text: TextEncoder, *, whole_answers: bool =
         answers=text.decode(example.answer_ids) if example.answer_ids else example.answers,
         distractors=text.decode(example.distractor_ids) if example.distractor_ids else example.distractors,
         clean_ids=clean.ids,
-        corrupt_ids=corrupt.ids,
+        corrupt_ids=corrupt and corrupt.ids,
         answer_ids=answer_ids,
         distractor_ids=distractor_ids,
         spans=spans,
         clean_tokens=clean.tokens,
-        corrupt_tokens=corrupt.tokens,
+        corrupt_tokens=corrupt and corrupt.tokens,
         answer_at=None if example.answer_at is None else len(until.ids) - 1,
     )
 

@@ -1,4 +1,4 @@
-"""One clean and one corrupted prompt, in words.
+"""A clean prompt, with or without a corrupted one, in words.
 
 An `Example` knows nothing of tokens: it is what a task module draws. `circuitlab.data.encoding` checks it against a
 model's real tokenizer and makes a `Pair` of it.
@@ -25,11 +25,12 @@ __all__ = ["CharRange", "Example"]
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Example(Summary):
-    """A clean prompt, its corrupted twin, and what a right answer is.
+    """A clean prompt, its corrupted twin if it has one, and what a right answer is.
 
     Attributes:
         clean: The prompt whose behaviour is studied.
-        corrupt: The same prompt with one thing changed.
+        corrupt: The same prompt with one thing changed. None for tasks without corrupted prompts, whose circuits are
+            found under another ablation than "corrupt".
         answer: Right continuation of `clean` (several: any of them), with its leading space where it has one.
         distractor: Wrong continuation of `clean` that the answer is compared with, in the same form; often the right
             continuation of `corrupt`. None for metrics that need none (`log_prob`, `kl`, `accuracy`, `rank`).
@@ -49,17 +50,20 @@ class Example(Summary):
     Raises:
         TaskError: Both prompts are equal, a prompt or an answer is empty or no text, answer and distractor share a
             word or token, or words and tokens are given for the same.
-        SpanError: A span is not a pair of whole numbers inside its prompt, or `corrupt_spans` has a name of its own.
+        SpanError: A span is not a pair of whole numbers inside its prompt, or `corrupt_spans` has a name that `spans`
+            has not, or is given without a corrupted prompt.
 
     Example:
         >>> example = Example("Ann is here;", "Ann is here.", answer=" she", distractor=" She")
         >>> example.clean
         'Ann is here;'
+        >>> Example("Ann is here;", answer=" she").corrupt is None
+        True
     """
 
     clean: str
-    corrupt: str
-    answer: str | tuple[str, ...]
+    corrupt: str | None = None
+    answer: str | tuple[str, ...] = ()
     distractor: str | tuple[str, ...] | None = None
     spans: Mapping[str, CharRange] = field(default_factory=dict)
     corrupt_spans: Mapping[str, CharRange] = field(default_factory=dict)
@@ -73,7 +77,10 @@ class Example(Summary):
     def __post_init__(self) -> None:
         check_text("the clean prompt", self.clean)
         prompt = f"prompt {shown(self.clean)}"
-        check_text(f"the corrupted prompt of {prompt}", self.corrupt)
+        if self.corrupt is not None:
+            check_text(f"the corrupted prompt of {prompt}", self.corrupt)
+        elif self.corrupt_spans:
+            raise SpanError(f"{prompt} has corrupt_spans, but no corrupted prompt. Give corrupt=, or leave them out.")
         if self.clean == self.corrupt:
             raise TaskError(
                 f"clean and corrupted prompt are the same text: {self.clean!r}. Change what matters in one."
@@ -83,7 +90,7 @@ class Example(Summary):
         if shared := set(answers) & set(distractors):
             raise TaskError(f"{prompt}: {shown(sorted(shared))} is answer and distractor at once.")
         spans = check_spans("spans", self.spans, self.clean)
-        corrupt_spans = check_spans("corrupt_spans", self.corrupt_spans, self.corrupt)
+        corrupt_spans = check_spans("corrupt_spans", self.corrupt_spans, self.corrupt or "")
         if alone := sorted(set(corrupt_spans) - set(spans)):
             raise SpanError(
                 f"corrupt_spans of prompt {self.clean!r} names {alone}, which spans does not. Add it there."
@@ -132,7 +139,7 @@ class Example(Summary):
         return (self.distractor,) if isinstance(self.distractor, str) else self.distractor or ()
 
     def after(self, prefix: str) -> "Example":
-        """The same with a text in front of both prompts, such as examples with their answers (few-shot prompting).
+        """The same with a text in front of its prompts, such as examples with their answers (few-shot prompting).
 
         Args:
             prefix: The text, with the space or line end between it and the prompts.
@@ -160,7 +167,7 @@ class Example(Summary):
         return replace(
             self,
             clean=prefix + self.clean,
-            corrupt=prefix + self.corrupt,
+            corrupt=None if self.corrupt is None else prefix + self.corrupt,
             spans=moved(self.spans),
             corrupt_spans=moved(self.corrupt_spans),
             answer_at=None if self.answer_at is None else self.answer_at + len(prefix),
@@ -172,20 +179,20 @@ class Example(Summary):
         template: str,
         fields: Mapping[str, str],
         *,
-        corrupt: Mapping[str, str],
+        corrupt: Mapping[str, str] | None = None,
         answer: str | tuple[str, ...],
         distractor: str | tuple[str, ...] | None = None,
         standalone_answers: bool = False,
         separate_spans: bool = False,
         answer_before: str | None = None,
     ) -> "Example":
-        """Fill one template twice; every field becomes a span of its own name, unless it is empty in a prompt.
+        """Fill one template for both prompts; every field becomes a span of its name, unless it is empty in a prompt.
 
         Args:
             template: Text with fields in braces, `"{name} {is} a friend{period}"`. A field that occurs more than once
                 gives the spans `name`, `name#2`, ...
             fields: What the fields hold in the clean prompt.
-            corrupt: The fields that differ in the corrupted prompt.
+            corrupt: The fields that differ in the corrupted prompt; None for no corrupted prompt.
             answer: As in `Example`.
             distractor: As in `Example`.
             standalone_answers: As in `Example`.
@@ -205,25 +212,26 @@ class Example(Summary):
             ('Ann left;', {'name': (0, 3), 'end': (8, 9)})
         """
         check_text("the template of an example", template)
-        for what, values in {"fields": fields, "corrupt": corrupt}.items():
+        changed = {} if corrupt is None else corrupt
+        for what, values in {"fields": fields, "corrupt": changed}.items():
             for name, value in check_mapping(what, values).items():
                 if not isinstance(value, str):
                     raise TaskError(f"template {template!r}: {what}[{name!r}] is {shown(value)}; it must be a text.")
-        if unused := set(corrupt) - set(fields):
+        if unused := set(changed) - set(fields):
             raise TaskError(f"template {template!r}: corrupt changes {sorted(unused)}, which fields do not hold.")
         clean_text, spans = _fill(template, fields)
         if answer_before is not None and answer_before not in spans:
             raise TaskError(f"template {template!r}: answer_before is {shown(answer_before)}; fields are {[*spans]}.")
-        corrupt_text, corrupt_spans = _fill(template, {**fields, **corrupt})
+        corrupt_text, corrupt_spans = _fill(template, {**fields, **changed})
         # A field without text has no token, so it has no span in both prompts.
         named = [name for name in spans if all(start < end for start, end in (spans[name], corrupt_spans[name]))]
         return cls(
             clean_text,
-            corrupt_text,
+            None if corrupt is None else corrupt_text,
             answer,
             distractor,
             {name: spans[name] for name in named},
-            {name: corrupt_spans[name] for name in named},
+            {} if corrupt is None else {name: corrupt_spans[name] for name in named},
             standalone_answers,
             separate_spans,
             answer_at=None if answer_before is None else spans[answer_before][0],

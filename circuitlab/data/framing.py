@@ -223,14 +223,14 @@ class Framing:
                 "answer is the reply to it. Leave chat (--chat) out, or end the prompt there."
             )
         clean, cut = self._written(example.clean, frame)
-        corrupt, corrupt_cut = self._written(example.corrupt, frame)
+        corrupt, corrupt_cut = (None, 0) if example.corrupt is None else self._written(example.corrupt, frame)
         n = len(frame.before)
         known = {**example.spans, **chars_of_tokens(example, self.text)}
         spans = {name: _moved(name, ends, clean, cut, n) for name, ends in known.items()}
-        corrupt_spans = {
-            name: _moved(name, ends, corrupt, corrupt_cut, n) for name, ends in example.corrupt_spans.items()
-        }
-        clean, corrupt = (f"{frame.before}{prompt}{frame.after}" for prompt in (clean, corrupt))
+        twin = example.corrupt_spans if corrupt is not None else {}
+        corrupt_spans = {name: _moved(name, ends, corrupt or "", corrupt_cut, n) for name, ends in twin.items()}
+        clean = f"{frame.before}{clean}{frame.after}"
+        corrupt = None if corrupt is None else f"{frame.before}{corrupt}{frame.after}"
         if spans:
             spans |= _around(frame, len(clean), spans, chat=self.turns is not None)
         words = (example.answers, example.distractors)

@@ -13,37 +13,37 @@ WordIds = int | tuple[int, ...]  # of a word of one token its id, of several all
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Pair(Summary):
-    """One clean and one corrupted prompt, as the model is given them.
+    """A clean prompt, with or without a corrupted one, as the model is given them.
 
     Attributes:
         id: Unique in its data set.
         clean: The clean text.
-        corrupt: The corrupted text.
+        corrupt: The corrupted text; None where the task has no corrupted prompts.
         answers: Right continuations of the clean prompt.
         distractors: Wrong continuations of the clean prompt, which answers are compared with; may be empty.
         clean_ids: Tokens of the clean prompt, beginning-of-sequence token included.
-        corrupt_ids: As many tokens of the corrupted prompt.
+        corrupt_ids: As many tokens of the corrupted prompt, or None.
         answer_ids: One token id per answer; all of them in a tuple for an answer of several tokens.
         distractor_ids: The same per distractor.
         spans: Name -> half-open token range, the same in both prompts.
         clean_tokens: The clean tokens as text.
-        corrupt_tokens: The corrupted tokens as text.
+        corrupt_tokens: The corrupted tokens as text, or None.
         answer_at: The token of both prompts after which the answer would stand; None: the last one.
         around: How many characters of both texts are a chat template and solved examples: before the prompt, after it.
     """
 
     id: str
     clean: str
-    corrupt: str
+    corrupt: str | None
     answers: tuple[str, ...]
     distractors: tuple[str, ...]
     clean_ids: tuple[int, ...]
-    corrupt_ids: tuple[int, ...]
+    corrupt_ids: tuple[int, ...] | None
     answer_ids: tuple[WordIds, ...]
     distractor_ids: tuple[WordIds, ...]
     spans: Mapping[str, TokenRange]
     clean_tokens: tuple[str, ...]
-    corrupt_tokens: tuple[str, ...]
+    corrupt_tokens: tuple[str, ...] | None
     answer_at: int | None = None
     around: tuple[int, int] = (0, 0)
 
@@ -67,9 +67,10 @@ class Pair(Summary):
 
     @property
     def prompts(self) -> frozenset[str]:
-        """The clean and the corrupted prompt without the text around them."""
+        """The clean prompt, and the corrupted one if there is one, without the text around them."""
         before, after = self.around
-        return frozenset(text[before : len(text) - after] for text in (self.clean, self.corrupt))
+        texts = (self.clean,) if self.corrupt is None else (self.clean, self.corrupt)
+        return frozenset(text[before : len(text) - after] for text in texts)
 
     @property
     def n_appended(self) -> int:

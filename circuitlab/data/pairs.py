@@ -24,12 +24,14 @@ if TYPE_CHECKING:
 class PairSet(Summary):
     """Pairs of one split, possibly of different lengths; anything that takes pairs takes this.
 
+    Pairs of a task without corrupted prompts are clean prompts alone.
+
     Attributes:
         pairs: The pairs, in order. An index gives one of them, a slice a `PairSet`.
         metric: Metric of the task that drew them, which functions use where no other is given; None without a task.
 
     Raises:
-        ConfigError: There is no pair in it.
+        ConfigError: There is no pair in it, or only some have a corrupted prompt.
 
     Example:
         >>> from circuitlab import load_model, load_task
@@ -47,6 +49,12 @@ class PairSet(Summary):
     def __post_init__(self) -> None:
         if not self.pairs:
             raise ConfigError("a set of pairs needs at least one pair.")
+        bare = [pair for pair in self.pairs if pair.corrupt is None]
+        if 0 < len(bare) < len(self.pairs):
+            raise ConfigError(
+                f"{len(bare)} of {len(self.pairs)} pairs have no corrupted prompt, such as {short(bare[0].clean, 60)}, "
+                "and the others have one. Give all of them one, or none."
+            )
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -65,6 +73,11 @@ class PairSet(Summary):
     def texts(self) -> frozenset[str]:
         """Every prompt, clean and corrupted, without the text around it."""
         return frozenset(text for pair in self.pairs for text in pair.prompts)
+
+    @property
+    def has_corrupted(self) -> bool:
+        """Whether the pairs have corrupted prompts."""
+        return self.pairs[0].corrupt is not None
 
     @property
     def whole_answers(self) -> bool:
@@ -97,7 +110,7 @@ class PairSet(Summary):
         for pair in self.pairs[:3]:
             yield f"[{pair.id}]", f"clean      {short(pair.clean, 60)} -> {short(pair.answers, 24)}"
             other = f" -> {short(pair.distractors, 24)}" if pair.distractors else ""
-            yield "", f"corrupted  {short(pair.corrupt, 60)}{other}"
+            yield "", f"corrupted  {'none' if pair.corrupt is None else short(pair.corrupt, 60)}{other}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -151,4 +164,5 @@ class PairSplits(Summary):
         if self.dropped:
             yield "dropped", self.dropped
         yield "first clean", short(self.discovery[0].clean)
-        yield "first corrupt", short(self.discovery[0].corrupt)
+        first = self.discovery[0].corrupt
+        yield "first corrupt", "none" if first is None else short(first)

@@ -115,7 +115,7 @@ def sample_pairs(
     splits = GrowingSplits(n, exclude)
     dropped = Counter[str]()
     worst: Rejection | None = None
-    seen, idle, last_pair = set[tuple[str, str]](), 0, time.monotonic()
+    seen, idle, last_pair = set[tuple[str, str | None]](), 0, time.monotonic()
     total = (len(SPLITS) + with_reference) * n
     differ_in = task.differ_in
     vocabulary = vocabulary_of(text) if task.draws_tokens else STAND_INS
@@ -218,6 +218,19 @@ def draw(task: Drawable, rng: Random, split: str = "any", vocabulary: Sequence[s
             f"draw() of task {task.name!r} returned {type(example).__name__}; it must return an Example."
         )
     return example
+
+
+def has_corrupted(task: Drawable) -> bool:
+    """Whether a task draws corrupted prompts, by its first draw.
+
+    Returns:
+        Whether it does.
+
+    Raises:
+        TaskFileError: `draw` raised or tried to end the program, or returned something else than an `Example`.
+    """
+    with global_randomness_kept():
+        return draw(task, Random(f"{task.name}/0")).corrupt is not None
 
 
 def fixed_examples(task: Drawable, split: str = "any") -> tuple[Example, ...]:

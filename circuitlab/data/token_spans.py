@@ -10,13 +10,13 @@ from circuitlab.data.pair import TokenRange
 from circuitlab.errors import SpanError
 
 
-def token_spans(example: Example, clean: Encoded, corrupt: Encoded) -> dict[str, TokenRange] | Rejection:
+def token_spans(example: Example, clean: Encoded, corrupt: Encoded | None) -> dict[str, TokenRange] | Rejection:
     """The tokens of every span of an example, the same in both prompts.
 
     Args:
         example: The words.
         clean: The clean prompt as tokens.
-        corrupt: The corrupted prompt as tokens.
+        corrupt: The corrupted prompt as tokens, if there is one.
 
     Returns:
         Name -> half-open token range; or why a span cannot be served.
@@ -43,6 +43,7 @@ def token_spans(example: Example, clean: Encoded, corrupt: Encoded) -> dict[str,
         message = f"{both} share the token {token!r} of {example.clean!r}; they must be separate tokens."
         return Rejection(SpanError, f"{both} share a token", message)
     for name, chars in example.corrupt_spans.items():
+        assert corrupt is not None, "an example refuses such spans without a corrupted prompt"
         found = _tokens_of(chars, corrupt)
         if name in spans and found != spans[name]:
             message = (

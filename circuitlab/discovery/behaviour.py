@@ -56,23 +56,22 @@ class Behaviour(Summary):
     Attributes:
         rule: The criterion of a pair, in words: "logit_diff is above 0" or "the most likely token is an answer".
         prefers: Share of pairs whose clean prompt shows it.
-        turns: Share of pairs whose corrupted prompt does not show it.
+        turns: Share of pairs whose corrupted prompt does not show it; None for pairs without corrupted prompts.
         clean: Metric on the clean prompts.
-        corrupt: Metric on the corrupted prompts.
+        corrupt: Metric on the corrupted prompts, or None.
         gap: What faithfulness on these pairs is a share of: m(clean) - m(empty circuit).
     """
 
     rule: str
     prefers: float
-    turns: float
+    turns: float | None
     clean: Float[np.ndarray, " example"]
-    corrupt: Float[np.ndarray, " example"]
+    corrupt: Float[np.ndarray, " example"] | None
     gap: Gap
 
     def _summary(self) -> str:
-        return (
-            f"on {plural(len(self.clean), 'pair')}: clean {self.clean.mean():.4g}, corrupted {self.corrupt.mean():.4g}"
-        )
+        corrupted = "" if self.corrupt is None else f", corrupted {self.corrupt.mean():.4g}"
+        return f"on {plural(len(self.clean), 'pair')}: clean {self.clean.mean():.4g}{corrupted}"
 
 
 def check_behaviour(experiment: Experiment, min_accuracy: float) -> Behaviour:
@@ -87,12 +86,13 @@ def check_behaviour(experiment: Experiment, min_accuracy: float) -> Behaviour:
 
     Raises:
         TaskNotDoneError: Too few pairs pass, or the mean metric is no better on the clean prompts than on the corrupted
-            ones; the message has the rule that failed, its numbers and the five worst prompts.
+            ones (without corrupted prompts, than in the empty circuit); the message has the rule that failed, its
+            numbers and the five worst prompts.
         MetricError: The gap of clean and corrupted run, the unit of sweeps, or that of clean run and empty circuit,
             the unit of faithfulness, is not significant (`circuitlab.patching.gap`); or the metric gives the wrong
             shape, or values that are not finite.
     """
-    metric, clean, corrupt = experiment.metric, experiment.clean, experiment.corrupt
+    metric, clean, other = experiment.metric, experiment.clean, experiment.unit_end
     rule, right, right_when_corrupted = passes(experiment)
     better = 1 if metric.higher_is_better else -1
     prefers = float(right.mean())
@@ -104,19 +104,22 @@ def check_behaviour(experiment: Experiment, min_accuracy: float) -> Behaviour:
             f"for {needed}%",
             _worst(experiment, order),
         )
-    if min_accuracy > 0 and (better * (clean - corrupt)).mean() <= 0:
-        one, other = different_digits(float(clean.mean()), float(corrupt.mean()))
+    if min_accuracy > 0 and (better * (clean - other)).mean() <= 0:
+        one, second = different_digits(float(clean.mean()), float(other.mean()))
         way = "more" if better > 0 else "less"
+        where = f"in the empty circuit (ablation {experiment.replacement.kind!r})"
         _refuse(
-            f"{metric.name} is {one} on the clean and {other} on the corrupted prompts, and it should be {way} on the "
+            f"{metric.name} is {one} on the clean and {second} "
+            f"{'on the corrupted prompts' if experiment.corrupt is not None else where}, and it should be {way} on the "
             f"clean ones",
-            _worst(experiment, better * (clean - corrupt), of_both=True),
+            _worst(experiment, better * (clean - other), of_both=True),
             ""
             if metric.natural_zero or better < 0
             else f" If less {metric.name} is better, declare the metric so: higher_is_better=False.",
         )
     experiment.prompt_gap  # noqa: B018 - rejects pairs that sweeps cannot be measured on
-    return Behaviour(rule, prefers, float(1 - right_when_corrupted.mean()), clean, corrupt, experiment.gap)
+    turns = None if right_when_corrupted is None else float(1 - right_when_corrupted.mean())
+    return Behaviour(rule, prefers, turns, clean, experiment.corrupt, experiment.gap)
 
 
 def different_digits(one: float, other: float, least: int = 3) -> tuple[str, str]:
@@ -136,21 +139,21 @@ def different_digits(one: float, other: float, least: int = 3) -> tuple[str, str
     return repr(one), repr(other)
 
 
-def passes(experiment: Experiment) -> tuple[str, Bool[np.ndarray, " example"], Bool[np.ndarray, " example"]]:
+def passes(experiment: Experiment) -> tuple[str, Bool[np.ndarray, " example"], Bool[np.ndarray, " example"] | None]:
     """Which prompts a model gets right, by the rule of the metric.
 
     Args:
         experiment: Pairs of texts and what is measured.
 
     Returns:
-        The rule in words, which clean prompts keep it, and which corrupted prompts do.
+        The rule in words, which clean prompts keep it, and which corrupted prompts do; None without these.
     """
     metric, clean, corrupt = experiment.metric, experiment.clean, experiment.corrupt
     if not metric.natural_zero:
         right, right_when_corrupted = experiment.recordings.ends(resolve("accuracy"))[0]
-        return TOP_TOKEN, right == 1, right_when_corrupted == 1
+        return TOP_TOKEN, right == 1, None if right_when_corrupted is None else right_when_corrupted == 1
     better, side = (1, "above") if metric.higher_is_better else (-1, "below")
-    return f"{metric.name} is {side} 0", better * clean > 0, better * corrupt > 0
+    return f"{metric.name} is {side} 0", better * clean > 0, None if corrupt is None else better * corrupt > 0
 
 
 def _refuse(reason: str, worst: str, hint: str = "") -> None:
@@ -166,7 +169,7 @@ def _rank(experiment: Experiment) -> Float[np.ndarray, " example"]:
 
 def _worst(experiment: Experiment, order: Float[np.ndarray, " example"], *, of_both: bool = False) -> str:
     """The prompts that come first in this order, with the numbers of the rule that failed."""
-    metric, clean, corrupt, above = experiment.metric, experiment.clean, experiment.corrupt, _rank(experiment)
+    metric, clean, above = experiment.metric, experiment.clean, _rank(experiment)
     pairs = experiment.pairs
     assert isinstance(pairs, PairSet), "a task draws pairs of texts"
     texts = []
@@ -174,7 +177,8 @@ def _worst(experiment: Experiment, order: Float[np.ndarray, " example"], *, of_b
         pair = pairs[i]
         over = f" over {_words(pair.distractors)}" if pair.distractors and metric.needs_distractor else ""
         if of_both:
-            value = f"{clean[i]:.3g} clean, {corrupt[i]:.3g} corrupted"
+            word = "empty circuit" if experiment.corrupt is None else "corrupted"
+            value = f"{clean[i]:.3g} clean, {experiment.unit_end[i]:.3g} {word}"
         elif metric.natural_zero:
             value = f"{clean[i]:+.3g} {metric.unit}".strip()
         else:
@@ -205,8 +209,8 @@ class TaskCheck(Result):
         accuracy: Share of pairs whose clean prompt keeps the rule; None without pairs.
         top_token: Share of pairs on which an answer is the most likely token; None without pairs.
         clean: Mean metric on the clean prompts; None without pairs.
-        corrupt: Mean metric on the corrupted prompts; None without pairs.
-        gap: Mean difference of the two with its 99 % interval; None without pairs.
+        corrupt: Mean metric on the corrupted prompts; None without pairs or corrupted prompts.
+        gap: Mean difference of the two with its 99 % interval; None without pairs or corrupted prompts.
         dropped: Reason -> how many distinct examples the tokenizer could not serve.
         problem: Why there are no pairs; empty if there are.
         note: Why the metric is not the task's; empty if it is, or if it was given.
@@ -235,7 +239,7 @@ class TaskCheck(Result):
 
     @property
     def gap_interval(self) -> tuple[float | None, float | None, float | None]:
-        """The 99 % Student interval of the mean gap: low, mean, high; None without pairs."""
+        """The 99 % Student interval of the mean gap: low, mean, high; None where there is no gap."""
         return (None, None, None) if self.gap is None else (self.gap.low, self.gap.mean, self.gap.high)
 
     def to_record(self) -> dict[str, Any]:
@@ -251,7 +255,8 @@ class TaskCheck(Result):
         return found | gap | {"dropped": dict(self.dropped), "problem": self.problem, "note": self.note} | around
 
     def _summary(self) -> str:
-        result = self.problem or f"{self.accuracy:.0%} right, gap {self.gap.mean if self.gap else 0:.3g}"
+        gap = f"gap {self.gap.mean:.3g}" if self.gap else "no corrupted prompts"
+        result = self.problem or f"{self.accuracy:.0%} right, {gap}"
         return f"of {self.task} on {self.model}: {result}"
 
     def _facts(self) -> Iterable[tuple[str, object]]:
@@ -341,8 +346,8 @@ def _check(task: Task, model: Model, judged_by: Metric, **how: Any) -> TaskCheck
         accuracy=float(right.mean()),
         top_token=float((experiment.recordings.ends(resolve("accuracy"))[0][0] == 1).mean()),
         clean=float(experiment.clean.mean()),
-        corrupt=float(experiment.corrupt.mean()),
-        gap=Gap.of(experiment.clean, experiment.corrupt),
+        corrupt=None if experiment.corrupt is None else float(experiment.corrupt.mean()),
+        gap=None if experiment.corrupt is None else Gap.of(experiment.clean, experiment.corrupt),
         dropped=pairs.dropped,
         frame=pairs.frame,
     )

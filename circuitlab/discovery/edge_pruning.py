@@ -1,6 +1,7 @@
 """Edge pruning: learn which edges to keep, all at once, under a target sparsity.
 
-1. Every edge has a hard-concrete gate with one learned number, log alpha. Excluded edges carry the corrupted run.
+1. Every edge has a hard-concrete gate with one learned number, log alpha. Excluded edges carry the replacement:
+   the corrupted run's output of their writer, or another.
 2. A step draws gates for every example, runs them as soft circuits, and lowers
    KL(whole model || circuit) + lambda_1 (s* - s) + lambda_2 (s* - s)^2, where s is 1 - the mean gate and s* the
    sparsity at that step, which grows linearly from 0 to the target over the first part of the steps. The lambdas

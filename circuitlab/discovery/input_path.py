@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from circuitlab.data.batch import PairBatch
+from circuitlab.data.batch import PairBatch, no_corrupted
 from circuitlab.discovery.averages import averaged, scores_of
 from circuitlab.discovery.scores import ColumnScores
 from circuitlab.errors import ConfigError, MetricError, UnknownNameError
@@ -128,10 +128,10 @@ def _attributed(
     runs, clean = both_runs(model, experiment, batch)
     metric, products, batch = experiment.metric, runs.products, runs.batch
     replaced = runs.corrupt
-    if experiment.replacement.kind != "corrupt":
+    if replaced is None or experiment.replacement.kind != "corrupt":
         replaced = trace(model, runs.arguments, runs.window, runs.replacement.start, graph=False)
     exact = judged(model, metric, batch, clean.final.detach()) - judged(model, metric, batch, replaced.final)
-    neurons = NeuronProducts(model, clean, runs.corrupt) if level == "mlp-neuron" else None
+    neurons = NeuronProducts(model, clean, replaced) if level == "mlp-neuron" else None
     total: dict[str, Tensor] = {}
 
     def add(traced: Traced) -> None:
@@ -154,6 +154,8 @@ def _attributed(
         add(clean)
     del clean  # only one traced run is in memory at a time
     for share in (share for share in shares if share != 1):
+        if runs.ends is None:
+            raise no_corrupted("the gradients are taken on the way from the corrupted prompt", "Take method 'eap'")
         add(trace(model, runs.arguments, runs.window, torch.lerp(*runs.ends, share), around=runs.corrupt))
     estimate = (products.start * total.pop("start")).sum((1, 2))
     return {name: value / len(shares) for name, value in {**total, "estimate": estimate}.items()} | {"exact": exact}
@@ -180,8 +182,8 @@ class BothRuns:
         batch: The examples, with the clean run's logits where the metric compares with them.
         arguments: The arguments of the blocks.
         window: The tokens whose values differ between clean run and replacement.
-        ends: The embeddings of the corrupted and the clean prompt, on the window.
-        corrupt: The corrupted run, on whole prompts.
+        ends: The embeddings of the corrupted and the clean prompt, on the window; None without corrupted prompts.
+        corrupt: The corrupted run, on whole prompts; None without corrupted prompts.
         replacement: The replacement of every writer's output.
         products: The difference of every writer's clean output to its replacement.
     """
@@ -189,15 +191,15 @@ class BothRuns:
     batch: PairBatch
     arguments: BlockArguments
     window: Window
-    ends: tuple[Float[Tensor, "batch seq d_model"], Float[Tensor, "batch seq d_model"]]
-    corrupt: Traced
+    ends: tuple[Float[Tensor, "batch seq d_model"], Float[Tensor, "batch seq d_model"]] | None
+    corrupt: Traced | None
     replacement: WriterValues
     products: EdgeProducts
 
 
 @torch.no_grad()
 def both_runs(model: Model, experiment: Experiment, batch: PairBatch) -> tuple[BothRuns, Traced]:
-    """Run both prompts of a batch.
+    """Run the prompts of a batch.
 
     Args:
         model: The experiment's model, or the same with another backward pass.
@@ -205,17 +207,21 @@ def both_runs(model: Model, experiment: Experiment, batch: PairBatch) -> tuple[B
         batch: Pairs of one length.
 
     Returns:
-        The two runs, and the clean run with its graph, by itself so that it can be released.
+        The runs, and the clean run with its graph, by itself so that it can be released.
     """
     arguments, replacement = model.block_arguments(batch.clean), experiment.replacement
-    clean, start, window = model.embedding(batch.clean), model.embedding(batch.corrupt), Window.whole(batch)
-    corrupt = trace(model, arguments, window, start, graph=False)
-    if replacement.kind == "corrupt":
-        window, other = Window.between(batch, clean - start, causal=model.spec.causal), WriterValues.of(corrupt)
+    clean, window, corrupt, ends = model.embedding(batch.clean), Window.whole(batch), None, None
+    if batch.corrupt is not None:
+        start = model.embedding(batch.corrupt)
+        corrupt = trace(model, arguments, window, start, graph=False)
+        if replacement.kind == "corrupt":
+            window = Window.between(batch, clean - start, causal=model.spec.causal)
+        ends = window.of(start), window.of(clean)
+    if corrupt is not None and replacement.kind == "corrupt":
+        other = WriterValues.of(corrupt)
     else:  # differs at every token
         other = replacement_of_writers(model, replacement, batch, experiment.recordings.clean(batch))
-    ends = window.of(start), window.of(clean)
-    traced = trace(model, arguments, window, ends[1], around=corrupt)
+    traced = trace(model, arguments, window, window.of(clean), around=corrupt)
     runs = BothRuns(
         batch=batch if experiment.metric.local else batch.with_reference(model.logits(traced.final)),
         arguments=arguments, window=window, ends=ends, corrupt=corrupt, replacement=other,

@@ -62,7 +62,8 @@ class MaskLoss:
         self._at_once = min(
             rows_per_pack(self.model, batch.n_tokens, experiment.resources, streams) for batch in batches
         )
-        self._circuits = [SoftCircuit(self.model, recordings.baseline(batch)) for batch in batches]
+        baselines = map(recordings.baseline, batches)
+        self._circuits = [SoftCircuit(self.model, baseline, experiment.ablated(baseline)) for baseline in baselines]
 
     def generator(self, step: int) -> torch.Generator:
         """The random generator of one step.
@@ -125,9 +126,11 @@ class MaskLoss:
         parts: dict[str, object] = {"weights": self.model.weights_sha256(), "spec": str(self.model.spec)}
         pairs = self.experiment.pairs
         for number, batch in enumerate([pairs] if isinstance(pairs, PairBatch) else pairs.batches("cpu")):
-            for name in ("clean", "corrupt", "answer_at"):
+            for name in (*batch.sides, "answer_at"):
                 parts[f"{name} {number}"] = getattr(batch, name)
         settings |= {"batch_size": self._batch_size, "seed": self.experiment.seed}
+        if (replacement := self.experiment.replacement).kind != "corrupt":
+            settings["replacement"] = replacement.fingerprint
         return named_sha256(parts | {f"setting {name}": value for name, value in settings.items()})
 
     def start(self, value: float) -> Float[Tensor, " edge"]:

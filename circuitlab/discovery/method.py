@@ -47,6 +47,7 @@ class Method:
             name that returns whether it does with them.
         check: Called with all options by name before any work; rejects options that exclude each other.
         ablation_why: Reason for the corrupted run only, for the message, where "ablation" is not taken.
+        corrupt_why: Reason for the corrupted run under every ablation, where "ablation" is taken.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Method:
     own_circuit: bool | Callable[..., bool] = False
     check: Callable[..., None] | None = None
     ablation_why: str = "it compares with the corrupted run"
+    corrupt_why: str = ""
 
     def __post_init__(self) -> None:
         if not callable(self.score):
@@ -86,6 +88,11 @@ class Method:
         if not callable(self.own_circuit):
             return self.own_circuit
         return self.own_circuit(**{option.name: option.default for option in self.options} | dict(given or {}))
+
+    @property
+    def needs_corrupted(self) -> bool:
+        """Whether pairs must have corrupted prompts, whatever the ablation."""
+        return self.reads_corrupt and ("ablation" not in self.takes or bool(self.corrupt_why))
 
     def read(self, given: Mapping[str, Any] | None) -> dict[str, Any]:
         """Read the options of the method.

@@ -1,7 +1,9 @@
 """Scores from sweeps: nodes by the effect of patching them alone, edges by the weaker of their two nodes.
 
-1. Patch each head's z and each MLP's output, over all positions, from the clean into the corrupted run.
-2. A node's effect is the share of the clean-corrupted difference that this restores; input and logits restore all.
+1. Patch each head's z and each MLP's output, over all positions, from the clean into the corrupted run. Under another
+   ablation than "corrupt", replace them in the clean run.
+2. A node's effect is the share of the clean-corrupted difference that this restores; under another ablation the share
+   of the difference between clean run and empty circuit that is lost. Input and logits have all of it.
 3. score(u -> v) = the smaller of the two nodes' effects in size, with its sign, times the difference of the metric.
 
 The top edges are then exactly the edges between the top nodes: nodes are pruned, and the edges between kept ones stay.
@@ -32,34 +34,44 @@ from circuitlab.summary import Summary
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class NodeSweep(Summary):
-    """Effects of patching nodes one by one, clean into corrupted.
+    """Effects of patching nodes one by one: clean into corrupted, or the replacement of an ablation into clean.
 
     Attributes:
         per_example: Node name -> raw metric of the patched run.
         clean: Metric of the clean run.
-        corrupt: Metric of the corrupted run.
+        other: Metric of the corrupted run, or of the empty circuit under another ablation.
+        direction: "denoise", or "noise" under another ablation.
     """
 
     per_example: Mapping[str, Float[np.ndarray, " example"]]
     clean: Float[np.ndarray, " example"]
-    corrupt: Float[np.ndarray, " example"]
+    other: Float[np.ndarray, " example"]
+    direction: str
+
+    def change(self, values: Float[np.ndarray, " example"]) -> Float[np.ndarray, " example"]:
+        """How much of the metric a patch restores, or loses.
+
+        Returns:
+            One difference an example, in the metric's unit.
+        """
+        return values - self.other if self.direction == "denoise" else self.clean - values
 
     @property
     def effects(self) -> dict[str, float]:
-        """Node name -> share of the clean-corrupted difference that its patch restores (ratio of means)."""
-        gap = (self.clean - self.corrupt).mean()
-        return {name: float((values - self.corrupt).mean() / gap) for name, values in self.per_example.items()}
+        """Node name -> share of the difference that its patch restores, or loses (ratio of means)."""
+        gap = (self.clean - self.other).mean()
+        return {name: float(self.change(values).mean() / gap) for name, values in self.per_example.items()}
 
     @property
     def standard_errors(self) -> dict[str, float]:
         """Node name -> standard error of the effect over examples, the gap taken as known."""
-        gap = abs(float((self.clean - self.corrupt).mean()))
-        errors = {name: standard_error(values - self.corrupt, 0.0) for name, values in self.per_example.items()}
+        gap = abs(float((self.clean - self.other).mean()))
+        errors = {name: standard_error(self.change(values), 0.0) for name, values in self.per_example.items()}
         return {name: float(error) / gap for name, error in errors.items()}
 
 
 def sweep_nodes(experiment: Experiment, nodes: Iterable[Node] | None = None, heads: Grid | None = None) -> NodeSweep:
-    """Patch each head's z and each MLP's output at all positions; the input and the logits restore everything.
+    """Patch each head's z and each MLP's output at all positions; the input and the logits have the whole effect.
 
     Args:
         experiment: What to patch.
@@ -83,9 +95,11 @@ def sweep_nodes(experiment: Experiment, nodes: Iterable[Node] | None = None, hea
                 found[Node(Kind.HEAD, layer, head).name] = grids["head_z"].per_example[row, place]
             if "mlp_out" in grids:
                 found[Node(Kind.MLP, layer).name] = grids["mlp_out"].per_example[row, 0]
-    clean, corrupt = experiment.clean, experiment.corrupt
-    ends = {node.name: clean for node in chosen if node.kind in (Kind.INPUT, Kind.LOGITS)}
-    return NodeSweep(ends | found if nodes is None else found | ends, clean, corrupt)
+    direction = "denoise" if experiment.replacement.kind == "corrupt" else "noise"
+    clean, other = experiment.clean, experiment.empty
+    whole = clean if direction == "denoise" else other
+    ends = {node.name: whole for node in chosen if node.kind in (Kind.INPUT, Kind.LOGITS)}
+    return NodeSweep(ends | found if nodes is None else found | ends, clean, other, direction)
 
 
 def score_node_sweep(experiment: Experiment) -> EdgeScores:
@@ -98,7 +112,7 @@ def score_node_sweep(experiment: Experiment) -> EdgeScores:
         Wang et al. 2022, arXiv:2211.00593.
     """
     swept = sweep_nodes(experiment)
-    gap = float((swept.clean - swept.corrupt).mean())
+    gap = float((swept.clean - swept.other).mean())
     layout = Layout.of(experiment.model.spec)
     effects = swept.effects
     weights = np.array([effects[node.name] for node in layout.nodes])

@@ -8,6 +8,8 @@ from inspect import signature
 from typing import Any
 
 from circuitlab import plugins
+from circuitlab.data.batch import no_corrupted
+from circuitlab.data.batching import has_corrupted
 from circuitlab.discovery.acdc import check_acdc, score_acdc, searches_once
 from circuitlab.discovery.clean_corrupted import score_clean_corrupted
 from circuitlab.discovery.eap import score_eap
@@ -24,7 +26,7 @@ from circuitlab.discovery.relp import score_relp
 from circuitlab.discovery.ugs import score_ugs
 from circuitlab.errors import ConfigError, WrongTypeError, shown
 from circuitlab.patching.experiment import Experiment
-from circuitlab.patching.runs.replacement import AblationLike, as_replacement
+from circuitlab.patching.runs.replacement import CORRUPT_NEEDS, AblationLike, as_replacement
 from circuitlab.references import METHOD_SOURCES
 
 CLEAN_RUN, BOTH_RUNS, PATH = (1.0,), (1.0, 0.0), tuple(step / 8 for step in range(9))
@@ -45,10 +47,11 @@ METHODS: dict[str, Method] = {
             "eap-ig-activations", score_eap_ig_activations, gradients_at=PATH, levels=WRITERS, takes=("ablation",)
         ),
         _built_in(
-            "clean-corrupted", score_clean_corrupted, gradients_at=BOTH_RUNS, levels=ALL_LEVELS, takes=("ablation",)
+            "clean-corrupted", score_clean_corrupted, gradients_at=BOTH_RUNS, levels=ALL_LEVELS, takes=("ablation",),
+            corrupt_why="it takes a gradient in the corrupted run",
         ),
         _built_in("exact", score_exact, levels=ALL_LEVELS, takes=("ablation",)),
-        _built_in("sweep", score_node_sweep),
+        _built_in("sweep", score_node_sweep, takes=("ablation",)),
         _built_in("relp", score_relp, gradients_at=CLEAN_RUN, levels=WRITERS, takes=("ablation",)),
         _built_in("ifr", score_ifr, reads_corrupt=False, in_metric=False, ablation_why="it reads the clean run alone"),
         _built_in(
@@ -58,8 +61,8 @@ METHODS: dict[str, Method] = {
         _built_in(
             "acdc", score_acdc, in_metric=False, own_circuit=searches_once, takes=("ablation",), check=check_acdc
         ),
-        _built_in("edge-pruning", score_edge_pruning, in_metric=False, own_circuit=True, takes=("seed",)),
-        _built_in("ugs", score_ugs, in_metric=False, takes=("seed",)),
+        _built_in("edge-pruning", score_edge_pruning, in_metric=False, own_circuit=True, takes=("seed", "ablation")),
+        _built_in("ugs", score_ugs, in_metric=False, takes=("seed", "ablation")),
     )
 }  # fmt: skip
 
@@ -130,13 +133,43 @@ def scored_under(method: Method, experiment: Experiment) -> Experiment:
     """The experiment to score edges in, given the one in which circuits are evaluated.
 
     Returns:
-        The same experiment; with the corrupted run as replacement where the scores do not depend on the ablation.
+        The same experiment; with the corrupted run as replacement for a method that takes no ablation and reads it.
 
     Raises:
-        ConfigError: The method does not serve the ablation (`check_serves`).
+        ConfigError: The method does not serve the ablation (`check_serves`), or needs corrupted prompts and the pairs
+            have none.
     """
-    check_serves(method, experiment.ablation)
-    return experiment if "ablation" in method.takes else experiment.under_corrupt()
+    if has_corrupted(experiment.pairs):
+        check_serves(method, experiment.ablation)
+    else:
+        check_without_corrupted(method)
+    if "ablation" in method.takes or not method.reads_corrupt:
+        return experiment
+    return experiment.under_corrupt()
+
+
+def check_without_corrupted(method: Method) -> None:
+    """Reject a method that needs corrupted prompts, for pairs without.
+
+    Raises:
+        ConfigError: It needs them under every ablation.
+    """
+    if method.needs_corrupted:
+        able = ", ".join(name for name, one in METHODS.items() if not one.needs_corrupted)
+        why = method.corrupt_why or method.ablation_why
+        raise no_corrupted(f"method {method.name!r} needs corrupted prompts ({why})", f"Take one of {able}")
+
+
+def check_clean_only(method: Method, ablation: AblationLike) -> None:
+    """Reject what needs corrupted prompts, for a task without, before a model is loaded.
+
+    Raises:
+        ConfigError: The ablation is "corrupt", or the method needs them.
+    """
+    if as_replacement(ablation).kind == "corrupt":
+        need, instead = CORRUPT_NEEDS
+        raise no_corrupted(need, instead + (" and method 'eap' (--method eap)" if method.needs_corrupted else ""))
+    check_without_corrupted(method)
 
 
 def check_ablation(method: Method, ablation: AblationLike, *, with_reference: bool = False) -> None:

@@ -5,10 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from circuitlab.data.batching import Pairs
+from circuitlab.data.batching import Pairs, has_corrupted
 from circuitlab.discovery.method import Method, MethodLike, as_scores
 from circuitlab.discovery.node_scores import LEVELS, NodeScores
-from circuitlab.discovery.registry import METHODS, check_ablation, find_method, method_names
+from circuitlab.discovery.registry import (
+    METHODS,
+    check_ablation,
+    check_without_corrupted,
+    find_method,
+    method_names,
+)
 from circuitlab.discovery.scores import EdgeScores
 from circuitlab.errors import CircuitLabError, ConfigError, UnknownNameError, in_one_line
 from circuitlab.metrics import MetricLike
@@ -67,7 +73,8 @@ def score_edges(
 
     Raises:
         UnknownNameError: No such method, metric, ablation or axis.
-        ConfigError: The method has no such option, or cannot take this ablation or axis.
+        ConfigError: The method has no such option, or cannot take this ablation or axis, or pairs without corrupted
+            prompts.
         MetricError: The method cannot use the metric, or the metric gives the wrong shape or NaN.
 
     Example:
@@ -78,6 +85,8 @@ def score_edges(
         (37, 101)
     """
     found = find_method(method)
+    if not has_corrupted(pairs):
+        check_without_corrupted(found)
     check_ablation(found, ablation, with_reference=reference is not None)
     experiment = Experiment(model, pairs, metric, ablation, reference, seed, True, budget, callback(progress))
     return score(experiment, found, steps=steps, axis=axis, **options)
@@ -173,7 +182,8 @@ def score_nodes(
 
     Raises:
         UnknownNameError: No such method, level, metric or ablation.
-        ConfigError: The method does not score this level, has no such option or cannot take this ablation.
+        ConfigError: The method does not score this level, has no such option or cannot take this ablation, or pairs
+            without corrupted prompts.
         MetricError: The method cannot use the metric, or the metric gives the wrong shape or NaN.
 
     Example:
@@ -187,6 +197,8 @@ def score_nodes(
     UnknownNameError.check("level", level, LEVELS, hint="Edges are scored by score_edges.")
     if level not in found.levels:
         raise ConfigError(f"method {found.name!r} does not score level {level!r}. Take one of {method_names(level)}.")
+    if not has_corrupted(pairs):
+        check_without_corrupted(found)
     check_ablation(found, ablation, with_reference=reference is not None)
     experiment = Experiment(model, pairs, metric, ablation, reference, seed, True, budget, callback(progress))
     return _run(found, experiment, options, steps=steps, level=level)

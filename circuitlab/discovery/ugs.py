@@ -4,7 +4,7 @@
    probability w = theta (1 - theta), else nearly a Bernoulli variable that is 1 with probability theta.
 2. It minimizes KL(whole model || circuit) + penalty * (sum of all theta). Where a gate lies between 0 and 1, the mean
    gradient of the KL with respect to it is the change of the KL by keeping the edge; each edge's gradient is the mean
-   over the examples of the step with such a gate. Excluded edges carry the corrupted run.
+   over the examples of the step with such a gate. Excluded edges carry the replacement.
 3. An edge's score is theta, between 0 and 1: a probability that the edge is needed, never a sign that it hurts.
 
 The published method can also learn the values of excluded edges (optimal ablation); here they are given.

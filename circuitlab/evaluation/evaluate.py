@@ -100,9 +100,9 @@ class Evaluation(Faithfulness):
         return float(self.clean.mean())
 
     @property
-    def metric_corrupt(self) -> float:
-        """Mean metric of the whole model on the corrupted prompts."""
-        return float(self.corrupt.mean())
+    def metric_corrupt(self) -> float | None:
+        """Mean metric of the whole model on the corrupted prompts; None for pairs without."""
+        return None if self.corrupt is None else float(self.corrupt.mean())
 
     @property
     def metric_empty(self) -> float:
@@ -182,9 +182,10 @@ class Evaluation(Faithfulness):
         return f"of {self.n_edges:,} of {plural(self.n_edges_total, 'edge')}: {share}"
 
     def _facts(self) -> Iterable[tuple[str, object]]:
-        clean, corrupt, circuit = self.metric_clean, self.metric_corrupt, self.metric_circuit
+        other = {"corrupted": self.metric_corrupt} if self.corrupt is not None else {"empty circuit": self.metric_empty}
+        means = {"clean": self.metric_clean, **other, "circuit": self.metric_circuit}
         yield "pairs", len(self.clean)
-        yield self.metric, f"clean {clean:.4g}, corrupted {corrupt:.4g}, circuit {circuit:.4g}"
+        yield self.metric, ", ".join(f"{name} {value:.4g}" for name, value in means.items())
         yield "ablation", self.ablation
         yield "accuracy", f"model {self.accuracy_model:.3f}, circuit {self.accuracy_circuit:.3f}"
         yield "KL divergence", f"{self.kl:.4g} nats"

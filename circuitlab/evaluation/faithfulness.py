@@ -35,7 +35,7 @@ class Faithfulness(Result):
         metric: Name of the metric.
         ablation: The values of excluded edges.
         clean: Metric of the whole model on the clean prompts.
-        corrupt: Metric of the whole model on the corrupted prompts.
+        corrupt: Metric of the whole model on the corrupted prompts; None for pairs without.
         empty: Metric of the empty circuit, in which every edge is replaced; equal to `corrupt` for ablation "corrupt".
         circuit: Metric of the circuit.
         random: Faithfulness of random connected circuits with as many edges.
@@ -48,7 +48,7 @@ class Faithfulness(Result):
     metric: str
     ablation: str
     clean: Float[np.ndarray, " example"]
-    corrupt: Float[np.ndarray, " example"]
+    corrupt: Float[np.ndarray, " example"] | None
     empty: Float[np.ndarray, " example"]
     circuit: Float[np.ndarray, " example"]
     random: tuple[float, ...]

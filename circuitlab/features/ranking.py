@@ -25,7 +25,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitlab import stats
-from circuitlab.data.batching import Pairs, check_answers
+from circuitlab.data.batching import Pairs, check_answers, check_corrupted
 from circuitlab.errors import ConfigError, MetricError, UnknownNameError
 from circuitlab.features.autoencoder import Autoencoder
 from circuitlab.features.descriptions import Descriptions
@@ -119,7 +119,7 @@ class FeatureRanking(Result):
         """
         if grid.site != "feature" or grid.column_kind != "feature":
             raise ConfigError('agreement is with sweep_features(..., axis="all"), which has one cell a feature.')
-        moved = grid.per_example[0].mean(-1) - (grid.corrupt if grid.direction == "denoise" else grid.clean).mean()
+        moved = grid.per_example[0].mean(-1) - (grid.unit_end if grid.direction == "denoise" else grid.clean).mean()
         exact = dict(zip(map(int, grid.columns), moved * (1 if grid.direction == "denoise" else -1), strict=True))
         ours = dict(zip(self.features, self.scores, strict=True))
         shared = [feature for feature in ours if feature in exact]
@@ -202,6 +202,7 @@ def rank_features(
         raise ConfigError(f"steps={steps}: the gradient is taken at one point at least.")
     own = fitted(model, autoencoder)
     check_answers(pairs, model.spec)
+    check_corrupted(pairs, "the feature's values in clean and corrupted run are compared")
     resolved = metric_for(metric, pairs)
     if not resolved.smooth:
         raise MetricError(f"metric {resolved.name!r} has no gradient. Use logit_diff, prob_diff or log_prob.")

@@ -21,7 +21,7 @@ from torch.nn.functional import cross_entropy
 
 from circuitlab import stats
 from circuitlab.arguments import checked
-from circuitlab.data.batching import Pairs, check_answers
+from circuitlab.data.batching import Pairs, check_answers, check_corrupted
 from circuitlab.errors import ConfigError
 from circuitlab.features.activations import Texts, read_texts
 from circuitlab.features.autoencoder import Autoencoder
@@ -227,6 +227,7 @@ def splice(
     """
     own = _Spliced.of(model, autoencoder, keep_first)
     check_answers(pairs, model.spec)
+    check_corrupted(pairs, "what is restored is a share of the clean-corrupted difference")
     experiment = Experiment(model, pairs, metric, budget=budget)
     judged_by, spliced = experiment.metric, np.zeros(experiment.n_examples)
     for baseline in experiment.baselines:
@@ -235,7 +236,7 @@ def splice(
         with torch.no_grad():
             found = judged_by(model.logits(at_answer(final, batch.answer_at)), batch)
         spliced[batch.index.cpu().numpy()] = found.double().cpu().numpy()
-    clean, corrupt = experiment.clean, experiment.corrupt
+    clean, corrupt = experiment.clean, experiment.unit_end
     return Splice(metric=judged_by.name, clean=clean, corrupt=corrupt, spliced=spliced, seed=seed)
 
 

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from circuitlab.data.batching import Pairs, check_answers
+from circuitlab.data.batching import Pairs, check_answers, check_corrupted
 from circuitlab.errors import ConfigError
 from circuitlab.features.autoencoder import Autoencoder
 from circuitlab.features.place import Differences, activation, added, chosen_features, differences, fitted, recorded
@@ -81,13 +81,14 @@ def sweep_features(
     own = fitted(model, autoencoder)
     wanted = None if features is None else chosen_features(own, features)
     check_answers(pairs, model.spec)
+    check_corrupted(pairs, "the feature's values in clean and corrupted run are compared")
     experiment = Experiment(
         model, pairs, metric, seed=seed, allow_weak_gap=True, budget=budget,
         progress=callback(progress),
     )  # fmt: skip
     plan = plan_sweep(experiment, "resid_pre", direction=direction, axis=axis, positions=positions)
     experiment.prompt_gap  # noqa: B018 - refuses a metric that does not distinguish the two runs
-    clean, corrupt, members = experiment.clean, experiment.corrupt, _members(experiment, own, wanted)
+    clean, corrupt, members = experiment.clean, experiment.unit_end, _members(experiment, own, wanted)
     columns = plan.columns["resid_pre"]
     untouched = corrupt if direction == "denoise" else clean
     table = np.broadcast_to(untouched, (len(members), len(columns.labels), experiment.n_examples)).copy()

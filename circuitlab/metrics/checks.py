@@ -62,7 +62,7 @@ def check_gradient(
     Args:
         metric: The metric.
         clean: Next-token logits of the clean prompts at the answer position.
-        corrupt: Of the corrupted prompts.
+        corrupt: Of the corrupted prompts, or of the empty circuit.
         batch: The examples.
         shares: Where the gradient is taken: 1 is the clean run, 0 the corrupted one, between them the way from one to
             the other.

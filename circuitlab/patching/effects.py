@@ -101,7 +101,8 @@ class Effects(Means):
         metric: Name of the metric.
         per_example: One value per patch and example; NaN where an example lacks the tokens of the patch.
         clean: Metric of the clean run.
-        corrupt: Metric of the corrupted run.
+        corrupt: Metric of the corrupted run; None for pairs without corrupted prompts.
+        empty: Metric of the empty circuit, for pairs without corrupted prompts.
         seed: Seed of intervals and p-values.
     """
 
@@ -109,7 +110,20 @@ class Effects(Means):
 
     metric: Any
     clean: Float[np.ndarray, "*metric example"]
-    corrupt: Float[np.ndarray, "*metric example"]
+    corrupt: Float[np.ndarray, "*metric example"] | None
+    empty: Float[np.ndarray, "*metric example"] | None = None  # of results that can be without a corrupted run
+
+    @property
+    def unit_end(self) -> Float[np.ndarray, "*metric example"]:
+        """The metric where a share of the gap is 0: of the corrupted run, or of the empty circuit without one."""
+        found = self.empty if self.corrupt is None else self.corrupt
+        assert found is not None, "an effect has one of the two"
+        return found
+
+    @property
+    def unit_end_name(self) -> str:
+        """What `unit_end` is of, in words."""
+        return "empty circuit" if self.corrupt is None else "corrupted run"
 
     @property
     def p_values(self) -> Float[np.ndarray, "*patch"]:
@@ -155,7 +169,8 @@ class Effects(Means):
 
     @property
     def _ends(self) -> str:
-        return f"{self.metric}: clean {self.clean.mean():.4g}, corrupted {self.corrupt.mean():.4g}"
+        other = "empty circuit" if self.corrupt is None else "corrupted"
+        return f"{self.metric}: clean {self.clean.mean():.4g}, {other} {self.unit_end.mean():.4g}"
 
     @property
     def _change(self) -> np.ndarray:

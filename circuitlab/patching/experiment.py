@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from circuitlab.data.batch import PairBatch
+from circuitlab.data.batching import check_corrupted
 from circuitlab.data.pairs import PairSet
 from circuitlab.graphs.prune import real_edges
 from circuitlab.metrics import Metric, MetricLike, metric_for
@@ -32,7 +33,13 @@ from circuitlab.patching.recordings import PerExample, Recordings
 from circuitlab.patching.runs.ablation import AblatedRun, ablated_run
 from circuitlab.patching.runs.baseline import Baseline, at_answer, judge
 from circuitlab.patching.runs.packing import circuits_per_pack, packs
-from circuitlab.patching.runs.replacement import AblationLike, Replacement, as_replacement, resolve_replacement
+from circuitlab.patching.runs.replacement import (
+    CORRUPT_NEEDS,
+    AblationLike,
+    Replacement,
+    as_replacement,
+    resolve_replacement,
+)
 from circuitlab.progress import Progress, silent
 from circuitlab.resources import Resources
 
@@ -103,7 +110,11 @@ class Experiment:
 
         Returns:
             The experiment.
+
+        Raises:
+            ConfigError: The pairs have no corrupted prompts.
         """
+        check_corrupted(self.pairs, *CORRUPT_NEEDS)
         if as_replacement(self.ablation).kind == "corrupt":
             return self
         found = self._like("metric", "prompt_gap", ablation="corrupt", reference=None)
@@ -206,15 +217,20 @@ class Experiment:
         return self.recordings.ends(self.metric)[0][0]
 
     @property
-    def corrupt(self) -> PerExample:
-        """The metric of the whole model on the corrupted prompts."""
+    def corrupt(self) -> PerExample | None:
+        """The metric of the whole model on the corrupted prompts; None for pairs without."""
         return self.recordings.ends(self.metric)[0][1]
+
+    @property
+    def unit_end(self) -> PerExample:
+        """The metric where a patch's effect is a share of 0: of `corrupt`, or of `empty` without corrupted prompts."""
+        return self.empty if self.corrupt is None else self.corrupt
 
     @property
     @_once
     def empty(self) -> PerExample:
         """The metric of the empty circuit, in which every edge is replaced; the corrupted run's for "corrupt"."""
-        if self.replacement.kind == "corrupt":
+        if self.replacement.kind == "corrupt" and self.corrupt is not None:
             return self.corrupt
         found = np.zeros(self.n_examples)
         for baseline, ablated in self.runs:
@@ -238,11 +254,13 @@ class Experiment:
     @property
     @_once
     def prompt_gap(self) -> Gap:
-        """What a patch's effect is a share of: m(clean) - m(corrupted), whatever the ablation.
+        """What a patch's effect is a share of: m(clean) - m(corrupted), whatever the ablation; `gap` without them.
 
         Raises:
             MetricError: The pairs do not tell the two from each other (`circuitlab.patching.gap`).
         """
+        if self.corrupt is None:
+            return self.gap
         return check_gap(self.metric, self.clean, self.corrupt, allow_weak_gap=self.allow_weak_gap)
 
     def check_gradient(self, shares: Sequence[float], method: str) -> None:
@@ -253,7 +271,11 @@ class Experiment:
         """
         if shares:
             first = self.recordings.baseline(self.batches[0])
-            check_gradient(self.metric, first.clean_logits, first.corrupt_logits, first.batch, shares, method)
+            if first.corrupted is not None:
+                other = first.corrupt_logits
+            else:
+                other = self.model.logits(at_answer(self.ablated(first).run.resid_final, first.batch.answer_at))
+            check_gradient(self.metric, first.clean_logits, other, first.batch, shares, method)
 
     def values(
         self, masks: Masks, step: str | None = "circuits", *, neurons: Neurons | None = None

@@ -38,14 +38,16 @@ class Grid(Effects):
         columns: Labels of that axis.
         per_example: Raw metric with the cell patched; NaN where an example lacks the span.
         clean: Metric of the clean run.
-        corrupt: Metric of the corrupted run.
-        normalised: Whether `values` are on the scale 0 = corrupted, 1 = clean; else in the metric's unit.
+        corrupt: Metric of the corrupted run; None for pairs without corrupted prompts.
+        normalised: Whether `values` are on the scale 0 = corrupted (without corrupted prompts: empty circuit), 1 =
+            clean; else in the metric's unit.
         seed: Seed of intervals and p-values.
         ablation: What the patched values are: "corrupt" is the other prompt's value; see `Replacement`.
         layers: The layers of the rows; all, from 0 on, by default.
         member_kind: "head" or "neuron" where cells are also by position or span, else None.
         members: Labels of that axis.
         numbers: Positions of the columns, where only some were swept.
+        empty: Metric of the empty circuit under the ablation, for pairs without corrupted prompts.
     """
 
     site: str
@@ -56,7 +58,7 @@ class Grid(Effects):
     columns: tuple[str, ...]
     per_example: Float[np.ndarray, "*cell example"]
     clean: Float[np.ndarray, "*metric example"]
-    corrupt: Float[np.ndarray, "*metric example"]
+    corrupt: Float[np.ndarray, "*metric example"] | None
     normalised: bool = True
     seed: int = 0
     ablation: str = field(default="corrupt", metadata={EARLIER: "replacement"})
@@ -64,6 +66,7 @@ class Grid(Effects):
     member_kind: str | None = None
     members: tuple[str, ...] = ()
     numbers: tuple[int, ...] | None = None
+    empty: Float[np.ndarray, "*metric example"] | None = None
 
     @property
     def replacement(self) -> str:
@@ -92,8 +95,9 @@ class Grid(Effects):
         if isinstance(self.metric, str):
             return self
         at = names.index(name)
-        arrays = {"per_example": self.per_example[at], "clean": self.clean[at], "corrupt": self.corrupt[at]}
-        return replace(self, metric=name, unit=self.unit[at], **arrays)
+        ends = {end: getattr(self, end) for end in ("clean", "corrupt", "empty")}
+        arrays = {end: None if values is None else values[at] for end, values in ends.items()}
+        return replace(self, metric=name, unit=self.unit[at], per_example=self.per_example[at], **arrays)
 
     def _labels(self) -> dict[str, Any]:
         at = dict(zip(self.axes, np.indices(self.per_example.shape[:-1]).reshape(len(self.axes), -1), strict=True))
@@ -126,17 +130,17 @@ class Grid(Effects):
 
     @property
     def _change(self) -> np.ndarray:
-        base = self.corrupt if self.direction == "denoise" else self.clean
+        base = self.unit_end if self.direction == "denoise" else self.clean
         return np.where(self._present, self.per_example - self._by_cell(base), 0.0)
 
     @property
     def _numerator(self) -> np.ndarray:
-        base = self._by_cell(self.corrupt) if self.normalised else 0.0
+        base = self._by_cell(self.unit_end) if self.normalised else 0.0
         return np.where(self._present, self.per_example - base, 0.0)
 
     @property
     def _denominator(self) -> np.ndarray:
-        one = (self.clean - self.corrupt) if self.normalised else np.ones_like(self.clean)
+        one = (self.clean - self.unit_end) if self.normalised else np.ones_like(self.clean)
         return np.where(self._present, self._by_cell(one), 0.0)
 
     def _summary(self) -> str:
@@ -150,7 +154,7 @@ class Grid(Effects):
 
     def _facts_of_metric(self) -> Iterable[tuple[str, object]]:
         values = self.values
-        scale = "0 = corrupted run, 1 = clean run" if self.normalised else self.unit or "raw"
+        scale = f"0 = {self.unit_end_name}, 1 = clean run" if self.normalised else self.unit or "raw"
         yield "metric", self._ends
         if values.size and not np.isnan(values).all():
             yield "values", f"{np.nanmin(values):.4g} to {np.nanmax(values):.4g} ({scale})"

@@ -1,4 +1,4 @@
-"""The clean and the corrupted run of every pair, recorded once and kept while they fit.
+"""The clean and, if there is one, the corrupted run of every pair, recorded once and kept while they fit.
 
 Pairs are run in batches of one prompt length, cut so that the runs of a part fit the budget. A part is recorded when it
 is needed. Recordings are kept as long as all of them together take no more than the budget (half of the free memory
@@ -58,7 +58,7 @@ class Recordings:
         self._kept = dict[Hashable, Any]()
         self._last: tuple[int, Baseline] | None = None
         self._free = 0
-        self._ends = dict[int, tuple[Metric, PerExample, PerExample]]()
+        self._ends = dict[int, tuple[Metric, PerExample, PerExample | None]]()
 
     @cached_property
     def batches(self) -> tuple[PairBatch, ...]:
@@ -142,26 +142,33 @@ class Recordings:
         """
         return map(self.baseline, self.batches)
 
-    def ends(self, *metrics: Metric) -> list[tuple[PerExample, PerExample]]:
+    def ends(self, *metrics: Metric) -> list[tuple[PerExample, PerExample | None]]:
         """Metrics of the clean and of the corrupted runs, in the order of the data set.
 
         Returns:
-            For each metric its values in the clean and in the corrupted runs.
+            For each metric its values in the clean and in the corrupted runs; None for these without corrupted prompts.
 
         Raises:
             MetricError: The metric of an example depends on the other examples (`circuitlab.metrics.checks`).
         """
         missing = [metric for metric in metrics if id(metric) not in self._ends]
-        found = np.zeros((len(missing), 2, self.n_examples))
+        found = np.zeros((len(missing), 1 + self.has_corrupted, self.n_examples))
         for place, baseline in enumerate(self.baselines() if missing else ()):
             where = baseline.batch.places.cpu().numpy()
             for number, metric in enumerate(missing):
                 if not place:
                     check_row_wise(metric, baseline.clean_logits, baseline.batch)
-                both = baseline.batch.per_pair(torch.stack(baseline.gap(metric)).double())
-                found[number][:, where] = both.cpu().numpy()
-        self._ends |= {id(metric): (metric, *both) for metric, both in zip(missing, found, strict=True)}
+                runs = [baseline.clean_logits, *([baseline.corrupt_logits] if baseline.corrupted else [])]
+                values = torch.stack([metric(logits, baseline.batch) for logits in runs]).double()
+                found[number][:, where] = baseline.batch.per_pair(values).cpu().numpy()
+        for metric, values in zip(missing, found, strict=True):
+            self._ends[id(metric)] = metric, values[0], values[1] if self.has_corrupted else None
         return [self._ends[id(metric)][1:] for metric in metrics]
+
+    @property
+    def has_corrupted(self) -> bool:
+        """Whether the pairs have corrupted prompts."""
+        return self._whole[0].corrupt is not None
 
     def derived(self, kind: Hashable, baseline: Baseline, make: Callable[[], T]) -> T:
         """Something made of the runs of one of the batches: kept from before, or made and kept where it fits.

@@ -18,7 +18,7 @@ from circuitlab.graphs.circuit import Circuit
 from circuitlab.report.pictures import checked_png
 from circuitlab.runs.manifest import MANIFEST
 from circuitlab.runs.reader import CIRCUIT, EDGES, EVALUATION, RunReader, damaged
-from circuitlab.viz import SITES, DrawnEdge, DrawnNode, LabelledGrid, grid_from_frame, read_sweep
+from circuitlab.viz import LEFT, SITES, DrawnEdge, DrawnNode, LabelledGrid, grid_from_frame, read_sweep
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -184,12 +184,12 @@ def _evaluation(read: RunReader) -> dict[str, Any]:
 
 
 def _sweeps(read: RunReader) -> tuple[Sweep, ...]:
-    sweeps = []
+    sweeps, paired = [], any(pair["corrupt"] is not None for pair in read.pairs())
     for name in read.sweeps():
         path = read.find(name) or read.path / name
         with reading(read.path, name):
             frame = read_sweep(path)
-            grid = grid_from_frame(frame)
+            grid = grid_from_frame(frame) if paired else grid_from_frame(frame.assign(direction="noise"), quantity=LEFT)
         png = _png(read, name.removesuffix(".csv") + ".png")
         sweeps.append(Sweep(site=str(frame["site"].iloc[0]), frame=frame, grid=grid, png=png))
     return tuple(sorted(sweeps, key=lambda sweep: SITES.index(sweep.site) if sweep.site in SITES else len(SITES)))

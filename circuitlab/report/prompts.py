@@ -23,8 +23,11 @@ def shown_pair(pair: Mapping[str, Any]) -> dict[str, Any]:
         Values of the template, by name.
     """
     tokens = _texts(pair.get("clean_tokens")), _texts(pair.get("corrupt_tokens"))
+    paired = pair["corrupt"] is not None
+    if not paired:  # the template leaves the second row out
+        tokens = tokens[0], tokens[0]
     exact = bool(tokens[0]) and len(tokens[0]) == len(tokens[1])
-    clean, corrupt = tokens if exact else (_PIECE.findall(pair["clean"]), _PIECE.findall(pair["corrupt"]))
+    clean, corrupt = tokens if exact else [_PIECE.findall(pair[side] or pair["clean"]) for side in ("clean", "corrupt")]
     spans = _spans(pair.get("spans"), len(clean)) if exact else {}
     columns = []
     for i, (above, below, differs) in enumerate(_aligned(clean, corrupt)):
@@ -32,7 +35,8 @@ def shown_pair(pair: Mapping[str, Any]) -> dict[str, Any]:
         columns.append(
             {"clean": _shown(above), "corrupt": _shown(below), "differs": differs, "span": name, "in_span": inside}
         )
-    return {"columns": columns, "answers": _words(pair.get("answers")), "distractors": _words(pair.get("distractors"))}
+    words = {name: _words(pair.get(name)) for name in ("answers", "distractors")}
+    return {"columns": columns, "paired": paired, **words}
 
 
 def _shown(token: str | None) -> str:

@@ -171,7 +171,7 @@ def caveats(run: RunFolder) -> Iterator[str]:
 def _overlap(run: RunFolder) -> str:
     texts: dict[bool, set[str]] = {True: set(), False: set()}
     for pair in run.pairs:
-        texts[pair.get("split") == "held_out"] |= {pair["clean"], pair["corrupt"]}
+        texts[pair.get("split") == "held_out"] |= {pair["clean"], pair["corrupt"]} - {None}
     shared = len(texts[True] & texts[False])
     if shared:
         are = f"{plural(shared, 'prompt')} {'is' if shared == 1 else 'are'}"
@@ -218,6 +218,7 @@ def values_of(run: RunFolder) -> dict[str, Any]:
         "n_pairs": {split: count_of(run, split) for split in ("held_out", "reference")}
         | {"discovery": discovery_count(run)},
         "ablation": ablation_of(run),
+        "paired": has_corrupted(run),
         "measured": _measured(run),
         "examples": [shown_pair(pair) for pair in _examples(run)],
         "shape": _shape(run),
@@ -246,12 +247,20 @@ def _measured(run: RunFolder) -> str:
     """The behaviour of the whole model; empty for folders of earlier versions."""
     found = run.about("behaviour")
     rule, clean, turned = (found.get(key) for key in ("rule", "prefers_answer", "corruption_turns_over"))
-    if not rule or finite(clean) is None or (turned := finite(turned)) is None:
+    turned, paired = finite(turned), has_corrupted(run)
+    if not rule or finite(clean) is None or (turned is None and paired):
         return ""
-    return (
-        f"In the discovery pairs, {str(rule).replace('_', ' ')} on {percent(clean)} of the clean prompts and on "
-        f"{percent(1 - turned)} of the corrupted ones."
-    )
+    corrupted = "" if turned is None else f" and on {percent(1 - turned)} of the corrupted ones"
+    return f"In the discovery pairs, {str(rule).replace('_', ' ')} on {percent(clean)} of the clean prompts{corrupted}."
+
+
+def has_corrupted(run: RunFolder) -> bool:
+    """Whether the run's pairs have corrupted prompts.
+
+    Returns:
+        Whether they have.
+    """
+    return any(pair.get("corrupt") is not None for pair in run.pairs)
 
 
 def _shape(run: RunFolder) -> str:

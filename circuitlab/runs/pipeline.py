@@ -19,11 +19,12 @@ from circuitlab.attribution.record import AttentionPatterns
 from circuitlab.data.fingerprint import task_fingerprint
 from circuitlab.data.pairs import PairSet
 from circuitlab.data.registry import load_task
+from circuitlab.data.sampling import has_corrupted
 from circuitlab.data.task import Task
 from circuitlab.discovery.behaviour import check_behaviour
 from circuitlab.discovery.config import DiscoverConfig, default_folder
 from circuitlab.discovery.node_sweep import sweep_nodes
-from circuitlab.discovery.registry import find_method
+from circuitlab.discovery.registry import check_clean_only, find_method
 from circuitlab.discovery.selection import select_circuit, with_faithfulness
 from circuitlab.discovery.stability import Discovery, check_seeds, over_resamples, over_seeds
 from circuitlab.evaluation.evaluate import evaluate_circuit
@@ -107,7 +108,8 @@ def discover(task: str | Path | Task, **settings: Unpack[Settings]) -> Run:
         behaviour = check_behaviour(discovery, config.min_accuracy)
         discovery.check_gradient(method.gradients_at, method.name)
     with clock("sweep"):
-        patched = discovery.under_corrupt()  # one prompt's values in the other, whatever the ablation
+        # One prompt's values in the other, whatever the ablation; without corrupted prompts, the ablation's.
+        patched = discovery.under_corrupt() if discovery.corrupt is not None else discovery
         grids = sweep_grids(patched, swept) if swept else {}
     how = Discovery(method, config.selection, {"steps": config.steps, **config.method_options})
     with clock("score"):
@@ -145,6 +147,8 @@ def _task(task: str | Path | Task, given: dict[str, Any]) -> Task:
     if given["n"] is None:
         given["n"] = found.usual_n(SETTINGS["n"].default, reference=referred)
     found.check_n(given["n"], reference=referred)
+    if not has_corrupted(found):
+        check_clean_only(find_method(given["method"]), given["ablation"])
     check_seeds(found, given["stability_seeds"])
     return found
 

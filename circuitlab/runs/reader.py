@@ -236,7 +236,7 @@ class RunReader:
             raise RunError(f"{path!r} is damaged: {what.rstrip('. ')}. Run discover again.") from error
 
     def pairs(self) -> tuple[Mapping[str, Any], ...]:
-        """The lines of the data set; each has the texts `clean` and `corrupt` and a `split`.
+        """The lines of the data set; each has the texts `clean` and `corrupt`, or None for the second, and a `split`.
 
         Returns:
             One record a pair.
@@ -248,7 +248,7 @@ class RunReader:
         for i, line in enumerate(self.text(DATASET).splitlines(), start=1):
             try:
                 pair = parse_json(line, "it")
-                texts = pair["clean"], pair["corrupt"], pair["split"]
+                texts = pair["clean"], pair["corrupt"] or "", pair["split"]
             except (FormatError, KeyError, TypeError) as error:
                 raise self.damaged(DATASET, f"line {i} is no pair ({type(error).__name__}: {error})") from error
             if not all(isinstance(text, str) for text in texts):
@@ -367,7 +367,8 @@ class RunReader:
 
 
 def _prompts(pair: Mapping[str, Any]) -> Iterator[str]:
-    """Both prompts of a pair of `dataset.jsonl`, without the text around them."""
+    """The prompts of a pair of `dataset.jsonl`, without the text around them."""
     before, after = pair.get("around", NOTHING)
-    for side in ("clean", "corrupt"):
-        yield pair[side][before : len(pair[side]) - after]
+    for text in (pair["clean"], pair["corrupt"]):
+        if text is not None:
+            yield text[before : len(text) - after]

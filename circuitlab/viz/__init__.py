@@ -15,6 +15,7 @@ from circuitlab.viz.attribution import stream_figure as stream_figure
 from circuitlab.viz.circuit import draw_circuit as draw_circuit
 from circuitlab.viz.curves import FaithfulnessCurve as FaithfulnessCurve
 from circuitlab.viz.curves import faithfulness_figure as faithfulness_figure
+from circuitlab.viz.grid import LEFT as LEFT
 from circuitlab.viz.grid import SITES as SITES
 from circuitlab.viz.grid import LabelledGrid as LabelledGrid
 from circuitlab.viz.grid import grid_from_frame as grid_from_frame

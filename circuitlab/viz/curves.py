@@ -24,7 +24,7 @@ _RANDOM_LIMITS = (-0.5, 1.5)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FaithfulnessCurve:
-    """What the figure shows. Faithfulness: 0 = as the corrupted run, 1 = as the whole model.
+    """What the figure shows. Faithfulness: 0 = as the empty circuit, 1 = as the whole model.
 
     Attributes:
         points: Number of edges and faithfulness of circuits of growing size, at least one edge each.
@@ -32,6 +32,7 @@ class FaithfulnessCurve:
         interval: Its interval, or None.
         random: Faithfulness of random circuits of the same size.
         n_edges_total: Edges of the whole graph, or None.
+        zero: What has faithfulness 0.
     """
 
     points: tuple[tuple[int, float], ...]
@@ -39,6 +40,7 @@ class FaithfulnessCurve:
     interval: tuple[float, float] | None = None
     random: tuple[float, ...] = ()
     n_edges_total: int | None = None
+    zero: str = "corrupted run"
 
     @classmethod
     def of(cls, evaluation: Mapping[str, Any]) -> FaithfulnessCurve:
@@ -59,12 +61,14 @@ class FaithfulnessCurve:
             ends = (_number(interval[0]), _number(interval[1])) if interval else None
             random = (evaluation.get("random_baseline") or {}).get("faithfulness") or ()
             total = evaluation.get("n_edges_total")
+            corrupted = evaluation.get("ablation") in (None, "corrupt")
             return cls(
                 points=tuple(sorted(p for p in points if p[0] > 0 and math.isfinite(p[1]))),
                 circuit=circuit,
                 interval=ends if ends and all(map(math.isfinite, ends)) else None,
                 random=tuple(value for value in map(_number, random) if math.isfinite(value)),
                 n_edges_total=int(total) if total else None,
+                zero="corrupted run" if corrupted else "every edge ablated",
             )
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             raise FormatError(
@@ -128,7 +132,7 @@ def _frame(axes: Axes, curve: FaithfulnessCurve, limits: tuple[float, float]) ->
     axes.xaxis.set_minor_locator(NullLocator())
     for value in (0.0, 1.0):
         axes.axhline(value, color=FAINT, lw=0.8, zorder=0)
-    for value, word in ((1.0, "whole model"), (0.0, "corrupted run")):
+    for value, word in ((1.0, "whole model"), (0.0, curve.zero)):
         axes.annotate(
             word, (1, value), (4, 0), xycoords=("axes fraction", "data"), textcoords="offset points", fontsize=6.5,
             color=MUTED, va="center",

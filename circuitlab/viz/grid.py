@@ -17,6 +17,8 @@ from circuitlab.viz.text import visible_token
 # A tenth of the way from corrupted to clean: sweeps of a site that does nothing scatter below it.
 _LEAST_RECOVERED = 0.1
 RECOVERED = "recovered by the patch\n0 = corrupted, 1 = clean"
+LEFT = "left without the cell\n0 = empty circuit, 1 = clean"
+"""What cells are where pairs have no corrupted prompts."""
 _TITLES = {
     "resid_pre": "Residual stream before the layer",
     "resid_mid": "Residual stream between attention and MLP",
@@ -190,7 +192,7 @@ def grid_from_frame(frame: pd.DataFrame, *, title: str | None = None, quantity: 
         high=high if low is not None else None,
         col_numbers=numbers,
         n_examples=(int(counts.min()), int(counts.max())) if len(counts) and not np.isnan(counts).any() else None,
-        least_reach=_LEAST_RECOVERED if quantity == RECOVERED else 0.0,
+        least_reach=_LEAST_RECOVERED if quantity in (RECOVERED, LEFT) else 0.0,
     )
 
 

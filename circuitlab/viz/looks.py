@@ -24,7 +24,8 @@ class DrawnNode:
         kind: What it is.
         layer: Its layer; None for input and logits.
         head: Its head; None for all but heads.
-        sweep_effect: What patching this node alone recovers, 0 = corrupted, 1 = clean; None if it was not measured.
+        sweep_effect: Share of the gap that patching this node alone recovers, or, without corrupted prompts, that
+            ablating it loses; None if it was not measured.
     """
 
     name: str
@@ -269,4 +270,4 @@ def _bar(axes: Axes, x: float, y: float, reach: float) -> None:
     )  # fmt: skip
     for share, value, align in ((0.0, -reach, "left"), (0.5, 0.0, "center"), (1.0, reach, "right")):
         axes.text(x + share * width, bottom - 0.05, significant(value), fontsize=6.5, color=INK, va="top", ha=align)
-    axes.text(x, bottom - 0.2, "0 = corrupted, 1 = clean", fontsize=6.5, color=MUTED, va="top")
+    axes.text(x, bottom - 0.2, "0 = no effect, 1 = whole gap", fontsize=6.5, color=MUTED, va="top")

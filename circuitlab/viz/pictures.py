@@ -14,7 +14,7 @@ from circuitlab.errors import ConfigError
 from circuitlab.viz.attribution import attention_figure, bars, head_heatmap, lens_figure, stream_figure
 from circuitlab.viz.circuit import draw_circuit
 from circuitlab.viz.curves import FaithfulnessCurve, faithfulness_figure
-from circuitlab.viz.grid import LabelledGrid, grid_from_frame
+from circuitlab.viz.grid import LEFT, RECOVERED, LabelledGrid, grid_from_frame
 from circuitlab.viz.heatmap import heatmap
 from circuitlab.viz.looks import DrawnEdge, DrawnNode, by_frequency, by_owner
 from circuitlab.viz.save import canvas
@@ -67,10 +67,10 @@ def grids(found: Grids) -> Figure:
 
 
 def _labelled(found: Grid, title: str = "") -> LabelledGrid:
-    raw = (
-        {} if found.normalised else {"quantity": f"{found.metric} [{found.unit}]" if found.unit else str(found.metric)}
-    )
-    labelled = grid_from_frame(found.to_frame().assign(direction=found.direction), **raw)
+    quantity = RECOVERED if found.corrupt is not None else LEFT
+    if not found.normalised:
+        quantity = f"{found.metric} [{found.unit}]" if found.unit else str(found.metric)
+    labelled = grid_from_frame(found.to_frame().assign(direction=found.direction), quantity=quantity)
     return replace(labelled, title=f"{labelled.title}: {title}") if title else labelled
 
 

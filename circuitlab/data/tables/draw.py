@@ -63,7 +63,7 @@ def table_pairs(
             rows.pair(place)
             resources.progress("rows", place + 1, len(table.rows))
     splits, left_out = GrowingSplits(n, exclude), Counter[str]()
-    tried, seen = {place for place, _ in shots}, set[tuple[str, str]]()
+    tried, seen = {place for place, _ in shots}, set[tuple[str, str | None]]()
     for parts, places in _queues(table, seed, exclude, divided=divided, with_reference=with_reference):
         for place in places:
             if splits.full(parts):

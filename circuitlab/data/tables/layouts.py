@@ -49,6 +49,16 @@ _DISTRACTOR = (
 # Token ids in EAP-IG's files: of indirect objects, pronouns, hypernyms, countries and capitals.
 _SAME_IDS = ("answer_idx", "answers_idx", "country_idx", "capital_idx")
 _IDS = ("correct_idx", "clean_answer_idx", *_SAME_IDS)
+_CLEAN = ("clean", "clean_prompt", "prompt")
+_ANSWER = (
+    "answer", "answers", "clean_answer", "clean_answers", "correct_answer", "correct_answers", "correct", "label",
+    "target",
+)  # fmt: skip
+_ANSWER_ID = ("answer_id", "answer_ids", "answers_idx", "correct_id", "correct_idx")
+_DISTRACTOR_ID = (
+    "distractor_id", "distractor_ids", "wrong_id", "incorrect_id", "incorrect_idx", "wrong_idx",
+    "corrupted_answers_idx",
+)  # fmt: skip
 _S2_IO = ("s2_io_flip_counterfactual.prompt",)
 LAYOUTS = (
     TableLayout(
@@ -64,7 +74,9 @@ LAYOUTS = (
     TableLayout(
         name="sparse feature circuits",
         needed={
-            "clean": ("clean_prefix",), "corrupt": ("patch_prefix",), "answer": ("clean_answer",),
+            "clean": ("clean_prefix",),
+            "corrupt": ("patch_prefix",),
+            "answer": ("clean_answer",),
             "distractor": ("patch_answer",),
         },
         optional={"split": _SPLIT},
@@ -72,7 +84,9 @@ LAYOUTS = (
     TableLayout(
         name="MIB, IOI",
         needed={
-            "clean": ("prompt",), "corrupt": _S2_IO, "answer": ("metadata.indirect_object",),
+            "clean": ("prompt",),
+            "corrupt": _S2_IO,
+            "answer": ("metadata.indirect_object",),
             "distractor": ("metadata.subject",),
         },
         optional={"split": _SPLIT},
@@ -81,7 +95,8 @@ LAYOUTS = (
     TableLayout(
         name="MIB, multiple choice",
         needed={
-            "clean": ("prompt",), "corrupt": ("symbol_counterfactual.prompt",),
+            "clean": ("prompt",),
+            "corrupt": ("symbol_counterfactual.prompt",),
             "answer": ("choices.label[answerKey]",),
             "distractor": ("symbol_counterfactual.choices.label[symbol_counterfactual.answerKey]",),
         },
@@ -90,7 +105,9 @@ LAYOUTS = (
     TableLayout(
         name="MIB, arithmetic",
         needed={
-            "clean": ("prompt",), "corrupt": ("random_counterfactual.prompt",), "answer": ("label",),
+            "clean": ("prompt",),
+            "corrupt": ("random_counterfactual.prompt",),
+            "answer": ("label",),
             "distractor": ("random_counterfactual.label",),
         },
         optional={"split": _SPLIT},
@@ -118,7 +135,10 @@ LAYOUTS = (
     TableLayout(
         name="position-aware circuits",
         needed={
-            "clean": ("prompt",), "corrupt": _CORRUPT, "answer": ("correct_token", "label"), "length": ("length",),
+            "clean": ("prompt",),
+            "corrupt": _CORRUPT,
+            "answer": ("correct_token", "label"),
+            "length": ("length",),
         },
         optional={"distractor": ("wrong_token",), "split": _SPLIT},
         token_starts=True,
@@ -131,28 +151,24 @@ LAYOUTS = (
     ),
     TableLayout(
         name="clean, corrupt, answer",
-        needed={
-            "clean": ("clean", "clean_prompt", "prompt"), "corrupt": _CORRUPT,
-            "answer": (
-                "answer", "answers", "clean_answer", "clean_answers", "correct_answer", "correct_answers", "correct",
-                "label", "target",
-            ),
-        },
+        needed={"clean": _CLEAN, "corrupt": _CORRUPT, "answer": _ANSWER},
         optional={"distractor": _DISTRACTOR, "split": _SPLIT, "spans": ("spans",)},
     ),
     TableLayout(
         name="clean, corrupt, token ids",
-        needed={
-            "clean": ("clean", "clean_prompt", "prompt"), "corrupt": _CORRUPT,
-            "answer_id": ("answer_id", "answer_ids", "answers_idx", "correct_id", "correct_idx"),
-        },
-        optional={
-            "distractor_id": (
-                "distractor_id", "distractor_ids", "wrong_id", "incorrect_id", "incorrect_idx", "wrong_idx",
-                "corrupted_answers_idx",
-            ),
-            "split": _SPLIT, "spans": ("spans",),
-        },
+        needed={"clean": _CLEAN, "corrupt": _CORRUPT, "answer_id": _ANSWER_ID},
+        optional={"distractor_id": _DISTRACTOR_ID, "split": _SPLIT, "spans": ("spans",)},
+    ),
+    # Without corrupted prompts.
+    TableLayout(
+        name="clean, answer",
+        needed={"clean": _CLEAN, "answer": _ANSWER},
+        optional={"distractor": _DISTRACTOR, "split": _SPLIT, "spans": ("spans",)},
+    ),
+    TableLayout(
+        name="clean, token ids",
+        needed={"clean": _CLEAN, "answer_id": _ANSWER_ID},
+        optional={"distractor_id": _DISTRACTOR_ID, "split": _SPLIT, "spans": ("spans",)},
     ),
 )  # fmt: skip
 # EAP-IG's greater-than files, recognised by their rows: `label` or `correct_idx` is the year of the prompt, no answer.
@@ -222,7 +238,7 @@ def recognised(header: Iterable[str], given: Collection[str] = ()) -> tuple[Tabl
     spelt = dict[str, str]()
     for name in header:
         spelt.setdefault(plain(name), name)
-    for layout in LAYOUTS:
+    for layout in _candidates(spelt, given):
         found = {name: _there(paths, spelt) for name, paths in (*layout.needed.items(), *layout.optional.items())}
         others = [name for name in layout.needed if name not in given]
         if others and all(found[name] for name in others):
@@ -230,18 +246,29 @@ def recognised(header: Iterable[str], given: Collection[str] = ()) -> tuple[Tabl
     return None
 
 
+def _candidates(spelt: Mapping[str, str], given: Collection[str]) -> Sequence[TableLayout]:
+    """The layouts; only those with corrupted prompts where there are such prompts, in a column or a second file."""
+    named = any(word in name for name in spelt for word in ("corrupt", "counterfactual"))
+    elsewhere = any(one.join and _missing(one, spelt) == ("corrupt",) for one in LAYOUTS)
+    paired = "corrupt" not in given and (named or elsewhere)
+    return [one for one in LAYOUTS if "corrupt" in one.needed] if paired else LAYOUTS
+
+
+def _missing(layout: TableLayout, spelt: Mapping[str, str]) -> tuple[str, ...]:
+    """The needed fields of a layout that no column holds."""
+    return tuple(name for name, paths in layout.needed.items() if not _there(paths, spelt))
+
+
 def nearest(header: Iterable[str]) -> tuple[TableLayout, tuple[str, ...]]:
-    """The layout of which a table has most of the needed columns.
+    """The layout, of those with corrupted prompts, of which a table has most of the needed columns.
 
     Returns:
         The layout, and the fields whose columns are missing.
     """
     spelt = {plain(name): name for name in header}
-    missing = {
-        layout.name: tuple(name for name, paths in layout.needed.items() if not _there(paths, spelt))
-        for layout in LAYOUTS
-    }
-    best = min(LAYOUTS, key=lambda layout: len(missing[layout.name]) / len(layout.needed))
+    paired = [layout for layout in LAYOUTS if "corrupt" in layout.needed]
+    missing = {layout.name: _missing(layout, spelt) for layout in paired}
+    best = min(paired, key=lambda layout: len(missing[layout.name]) / len(layout.needed))
     return best, missing[best.name]
 
 

@@ -137,15 +137,18 @@ def resolved(header: Sequence[str], options: TableOptions, source: str) -> Colum
         if name.startswith(mark) and len(name) > len(mark)
     }
     known = {name for name, column in given.items() if column}
-    layout, found = recognised(header, known) or (GIVEN, optional(GIVEN, header))
+    left_out = "corrupt" in given and not given["corrupt"]
+    layout, found = recognised(header, known | {"corrupt"} if left_out else known) or (GIVEN, optional(GIVEN, header))
     for name, other in (("answer", "answer_id"), ("distractor", "distractor_id")):
         if given.get(name):
             found.pop(other, None)
         if given.get(other):
             found.pop(name, None)
     paths = {name: path for name, path in (found | spans | given).items() if path}
-    if any(name not in paths and f"{name}_id" not in paths for name in ("clean", "corrupt", "answer")):
-        raise _unknown(header, known, source)
+    bare = left_out or (layout is not GIVEN and "corrupt" not in layout.needed)
+    needed = ("clean", "answer") if bare else ("clean", "corrupt", "answer")
+    if any(name not in paths and f"{name}_id" not in paths for name in needed):
+        raise _unknown(header, known | ({"corrupt"} if left_out else set()), source)
     return Columns(layout, paths)
 
 
@@ -162,6 +165,8 @@ def _unknown(header: Sequence[str], known: Collection[str], source: str) -> Tabl
         if set(columns) <= set(map(plain, header)):
             return TableError(f"{has}, which hold no pairs of prompts. {why}")
     layouts = f"Known layouts: {'; '.join(one.name for one in LAYOUTS)}."
+    if "corrupt" in missing:
+        layouts = f"For a table without corrupted prompts leave the name empty (--columns corrupt=). {layouts}"
     return TableError(
         f"{has}, those of no known layout: nothing holds "
         f"{' and '.join(missing)}{near}. Name the columns: columns={{{', '.join(f'{one!r}: ...' for one in missing)}}} "
@@ -245,7 +250,8 @@ def _pair(row: Mapping[str, Any], number: int, table: RawTable, columns: Columns
         except CellError as error:
             raise BadCellError(name, value, str(error)) from None
 
-    clean, corrupt = read("clean", cells.text_of), read("corrupt", cells.text_of)
+    clean = read("clean", cells.text_of)
+    corrupt = read("corrupt", cells.text_of) if "corrupt" in columns.paths else None
     if clean == corrupt:
         raise BadCellError("corrupt", corrupt, "is the clean prompt as well; change what matters in one")
     words, ids = dict[str, tuple[str, ...]](), dict[str, tuple[int, ...]]()
@@ -280,12 +286,16 @@ def _pair(row: Mapping[str, Any], number: int, table: RawTable, columns: Columns
     return PairRow(number=number, example=example, split=split, length=length)
 
 
-def _spans(row: Mapping[str, Any], columns: Columns, clean: str, corrupt: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _spans(
+    row: Mapping[str, Any], columns: Columns, clean: str, corrupt: str | None
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """Character ranges by name, of the clean and of the corrupted prompt."""
     if columns.layout.token_starts:
         return
     nested = columns.value(row, "spans")
     for mark, prompt in ((SPAN, clean), (CORRUPT_SPAN, corrupt)):
+        if prompt is None:
+            continue
         given = {name: columns.value(row, name) for name in columns.paths if name.startswith(mark)}
         if mark == SPAN and not cells.is_empty(nested):
             try:

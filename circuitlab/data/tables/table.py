@@ -251,7 +251,7 @@ def row_of_record(record: Mapping[str, Any]) -> PairRow:
     if not (isinstance(number, int) and isinstance(split, str) and isinstance(length, int | None)):
         raise TypeError("number, split or length is of another type")
     example = Example(
-        record["clean"], record["corrupt"], lists["answers"], lists["distractors"] or None,
+        record["clean"], record.get("corrupt"), lists["answers"], lists["distractors"] or None,
         answer_ids=lists["answer_ids"], distractor_ids=lists["distractor_ids"],
         standalone_answers=record.get("standalone_answers", False), **spans,
     )  # fmt: skip

@@ -56,7 +56,7 @@ class CleanStart:
         batch, clean, spec = baseline.batch, baseline.clean, model.spec
         differences = replacement_differences(model, baseline, ablated)
         differs = (differences != 0).any(3)
-        if ablated is None or ablated.run is baseline.corrupt:
+        if ablated is None or baseline.is_corrupt(ablated.run):
             differs &= tokens_that_differ(spec, batch)
         tokens = differs.any(0).any(0)
         tokens[batch.answer_at] = True

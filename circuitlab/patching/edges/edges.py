@@ -55,9 +55,10 @@ class EdgeEffects(Effects):
         per_example: How much the edge helps: m(clean) - m(clean with it corrupted), or m(corrupted with it clean) -
             m(corrupted); negated for metrics where less is better. NaN where an example lacks the span.
         clean: Metric of the clean run.
-        corrupt: Metric of the corrupted run.
+        corrupt: Metric of the corrupted run; None for pairs without corrupted prompts.
         seed: Seed of intervals and p-values.
         numbers: Positions of the columns, where only some were patched.
+        empty: Metric of the empty circuit, for pairs without corrupted prompts.
     """
 
     edges: tuple[Edge, ...]
@@ -68,9 +69,10 @@ class EdgeEffects(Effects):
     columns: tuple[str, ...]
     per_example: Float[np.ndarray, "edge column example"]
     clean: Float[np.ndarray, " example"]
-    corrupt: Float[np.ndarray, " example"]
+    corrupt: Float[np.ndarray, " example"] | None
     seed: int = 0
     numbers: tuple[int, ...] | None = None
+    empty: Float[np.ndarray, " example"] | None = None
 
     def _labels(self) -> dict[str, Any]:
         n_columns = len(self.columns)
@@ -188,6 +190,7 @@ def run_edges(experiment: Experiment, plan: EdgePlan) -> EdgeEffects:
         per_example=effects if metric.higher_is_better else -effects,
         clean=experiment.clean,
         corrupt=experiment.corrupt,
+        empty=experiment.empty if experiment.corrupt is None else None,
         seed=experiment.seed,
         numbers=plan.columns.numbers,
     )
@@ -199,9 +202,8 @@ def _effects(
 ) -> Float[Tensor, "edge column batch"]:
     """How much each edge helps, in the metric's unit; 0 without a run where its message is the same in both."""
     model, n_layers = run.model, run.model.spec.n_layers
-    clean, corrupt = (values.double() for values in run.baseline.gap(metric))
-    untouched = clean if direction == "noise" else corrupt
-    effects = clean.new_zeros((len(run.edges), *run.tokens.shape[:2]))
+    untouched = run.baseline.unpatched(metric, direction).double()
+    effects = untouched.new_zeros((len(run.edges), *run.tokens.shape[:2]))
     effects[:, ~run.tokens.any(2)] = torch.nan
     size = rows_at_once(model, run.baseline.batch.n_tokens, resources)
     done, total = 0, sum(n_layers - layer + 1 for layer in range(n_layers + 1))

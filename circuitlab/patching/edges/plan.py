@@ -55,7 +55,7 @@ def plan_edges(
         UnknownNameError: There is no such edge, axis or direction.
         ConfigError: No edge, an edge or a position twice, or an ablation that goes with direction "noise" only.
     """
-    direction = resolve_direction(direction, experiment.replacement.kind)
+    direction = resolve_direction(direction, experiment.replacement.kind, experiment.pairs)
     chosen = resolve_edges(Layout.of(experiment.model.spec), edges)
     columns = columns_of(experiment.pairs, experiment.batches, axis)
     if positions is not None:

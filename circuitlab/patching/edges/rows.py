@@ -89,7 +89,7 @@ def edge_run(
         The messages, with the tokens that they change.
     """
     model, replacement = experiment.model, experiment.replacement
-    base = baseline.clean if plan.direction == "noise" else baseline.corrupt
+    base = baseline.patched_run(plan.direction)
     writers = tuple(sorted({edge.source for edge in plan.edges}, key=Layout.of(model.spec).writer_index))
     messages = replacement_messages(model, replacement, baseline, base, writers)
     matters = tokens_that_matter(model.spec, baseline.batch, from_difference=replacement.kind == "corrupt")

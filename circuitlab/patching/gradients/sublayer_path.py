@@ -78,13 +78,19 @@ class SublayerPaths:
         model: The model.
         arguments: What blocks are called with.
         clean: The clean run on a window; its graph may be gone.
-        around: A run of the whole prompts that agrees in all tokens before the window.
+        around: A run of the whole prompts that agrees in all tokens before the window; None for whole prompts.
         metric: What is differentiated.
         batch: The prompts, with the clean run's logits as reference where the metric needs them.
     """
 
     def __init__(
-        self, model: Model, arguments: BlockArguments, clean: Traced, around: Traced, metric: Metric, batch: PairBatch
+        self,
+        model: Model,
+        arguments: BlockArguments,
+        clean: Traced,
+        around: Traced | None,
+        metric: Metric,
+        batch: PairBatch,
     ) -> None:
         self._model, self._arguments, self._clean, self._around = model, arguments, clean, around
         self._metric, self._batch = metric, batch

@@ -84,7 +84,7 @@ class PathEffects(Effects):
     @property
     def shares(self) -> Float[np.ndarray, " sender"]:
         """`values` as a share of the clean-corrupted difference (ratio of means)."""
-        return self.values / abs(float((self.clean - self.corrupt).mean()))
+        return self.values / abs(float((self.clean - self.unit_end).mean()))
 
     def to_frame(self, correction: str | None = None) -> pd.DataFrame:
         """As of `Effects`, with the shares.
@@ -154,7 +154,7 @@ def path_patch(
     Raises:
         UnknownNameError: No such sender, receiver, direction, metric, or thing to freeze.
         ConfigError: No senders or receivers, one of them twice, a receiver that reads before a sender writes, "logits"
-            beside other receivers, a budget that holds no prompt.
+            beside other receivers, a budget that holds no prompt, pairs without corrupted prompts.
         MetricError: The metric gives the wrong shape or NaN, or does not distinguish the two runs.
 
     Example:
@@ -194,7 +194,7 @@ def _path_effects(plan: PathPlan) -> PathEffects:
         unit=metric.unit,
         per_example=effects if metric.higher_is_better else -effects,
         clean=experiment.clean,
-        corrupt=experiment.corrupt,
+        corrupt=experiment.unit_end,
         seed=experiment.seed,
     )
 
@@ -207,8 +207,7 @@ def _effects(
     runs, noise = (baseline.clean, baseline.corrupt), plan.direction == "noise"
     base, other = runs if noise else runs[::-1]
     paths = Paths(plan=plan, baseline=baseline, base=base)
-    clean, corrupt = (values.double() for values in baseline.gap(plan.experiment.metric))
-    untouched = clean if noise else corrupt
+    untouched = baseline.unpatched(plan.experiment.metric, plan.direction).double()
     for sender, numbers in _entering_together(plan.senders).items():
         messages = messages_of(plan.experiment.model, base, other, [plan.senders[number] for number in numbers])
         found = untouched.expand(len(numbers), -1).clone()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import product
 
 from circuitlab.arguments import check_each_once
+from circuitlab.data.batching import check_corrupted
 from circuitlab.errors import ConfigError, GraphError, UnknownNameError
 from circuitlab.parts import Kind, Layout, Node, Reader, Slot
 from circuitlab.patching.experiment import Experiment
@@ -65,6 +66,7 @@ def plan_paths(
             budget does not hold one row.
     """
     direction = resolve_direction(direction)
+    check_corrupted(experiment.pairs, "paths carry values from one run of a pair to the other", "Take patch_edges")
     UnknownNameError.check("frozen", frozen, FROZEN)
     layout = Layout.of(experiment.model.spec)
     readers = _receivers(layout, receivers)

@@ -77,7 +77,7 @@ def replacement_differences(
     Returns:
         One difference a writer, at every token, in the order of the layout.
     """
-    if ablated is None or ablated.run is baseline.corrupt:
+    if ablated is None or baseline.is_corrupt(ablated.run):
         return -writer_differences(model, baseline)
     differences = writer_outputs(model, ablated.run) - writer_outputs(model, baseline.clean)
     for writer in range(1, len(differences)):

@@ -1,4 +1,4 @@
-"""The two runs that every patch is measured between, and how a final stream is judged."""
+"""The runs that every patch is measured between, and how a final stream is judged."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuitlab.data.batch import PairBatch
+from circuitlab.data.batching import Pairs, check_corrupted
 from circuitlab.errors import UnknownNameError
 from circuitlab.metrics import Metric
 from circuitlab.models.protocol import BlockArguments, Model, Recording
@@ -22,23 +23,71 @@ LOGITS_AT_ONCE = 2**24
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Baseline:
-    """One batch, run clean and corrupted.
+    """One batch, run clean and, where pairs have corrupted prompts, corrupted.
 
     Attributes:
         batch: The prompts, with the clean run's logits as reference.
         arguments: What blocks are called with at this length.
         clean: The clean run.
-        corrupt: The corrupted run.
         clean_logits: Next-token logits of the clean run at the answer position.
-        corrupt_logits: The same of the corrupted run.
+        corrupted: The corrupted run and its logits, which `corrupt` and `corrupt_logits` give; None without corrupted
+            prompts.
     """
 
     batch: PairBatch
     arguments: BlockArguments
     clean: Recording
-    corrupt: Recording
     clean_logits: Float[Tensor, "batch d_vocab"]
-    corrupt_logits: Float[Tensor, "batch d_vocab"]
+    corrupted: tuple[Recording, Float[Tensor, "batch d_vocab"]] | None
+
+    @property
+    def corrupt(self) -> Recording:
+        """The corrupted run.
+
+        Raises:
+            ConfigError: The pairs have no corrupted prompts.
+        """
+        return self._corrupted[0]
+
+    @property
+    def corrupt_logits(self) -> Float[Tensor, "batch d_vocab"]:
+        """Next-token logits of the corrupted run at the answer position.
+
+        Raises:
+            ConfigError: The pairs have no corrupted prompts.
+        """
+        return self._corrupted[1]
+
+    @property
+    def _corrupted(self) -> tuple[Recording, Tensor]:
+        if self.corrupted is None:
+            self.batch.corrupted  # noqa: B018 - raises
+            raise AssertionError
+        return self.corrupted
+
+    def is_corrupt(self, run: Recording) -> bool:
+        """Whether a run is the corrupted one.
+
+        Returns:
+            Whether it is.
+        """
+        return self.corrupted is not None and run is self.corrupted[0]
+
+    def patched_run(self, direction: str) -> Recording:
+        """The run that is patched: the clean one for "noise", the corrupted one for "denoise".
+
+        Returns:
+            The run.
+        """
+        return self.clean if direction == "noise" else self.corrupt
+
+    def unpatched(self, metric: Metric, direction: str) -> Float[Tensor, " batch"]:
+        """The metric of the run that is patched, without a patch.
+
+        Returns:
+            One value an example.
+        """
+        return metric(self.clean_logits if direction == "noise" else self.corrupt_logits, self.batch)
 
     def take(self, part: slice) -> Baseline:
         """Both runs of some of the examples; the runs' tensors are views of these.
@@ -51,9 +100,8 @@ class Baseline:
             batch=self.batch.take(rows),
             arguments=self.arguments,
             clean=self.clean.prompts(part),
-            corrupt=self.corrupt.prompts(part),
             clean_logits=self.clean_logits[part],
-            corrupt_logits=self.corrupt_logits[part],
+            corrupted=self.corrupted and (self.corrupt.prompts(part), self.corrupt_logits[part]),
         )
 
     def gap(self, metric: Metric) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
@@ -67,21 +115,21 @@ class Baseline:
 
 @torch.no_grad()
 def record_baseline(model: Model, batch: PairBatch) -> Baseline:
-    """Run a batch clean and corrupted, both in one pass.
+    """Run a batch clean and corrupted, both in one pass; clean alone without corrupted prompts.
 
     Returns:
-        Both runs, with the logits of the clean run as reference of the batch.
+        The runs, with the logits of the clean run as reference of the batch.
     """
-    both = model.record(torch.cat([batch.clean, batch.corrupt]))
-    clean, corrupt = both.prompts(slice(0, len(batch))), both.prompts(slice(len(batch), None))
-    clean_logits = model.logits(at_answer(clean.resid_final, batch.answer_at))
+    both = model.record(torch.cat([getattr(batch, side) for side in batch.sides]))
+    runs = [both.prompts(slice(start, start + len(batch))) for start in range(0, len(both.resid_final), len(batch))]
+    ends = [(run, model.logits(at_answer(run.resid_final, batch.answer_at))) for run in runs]
+    clean, clean_logits = ends[0]
     return Baseline(
         batch=batch.with_reference(clean_logits),
         arguments=model.block_arguments(batch.clean),
         clean=clean,
-        corrupt=corrupt,
         clean_logits=clean_logits,
-        corrupt_logits=model.logits(at_answer(corrupt.resid_final, batch.answer_at)),
+        corrupted=ends[1] if len(ends) > 1 else None,
     )
 
 
@@ -144,16 +192,25 @@ def judge_all(
     return [torch.cat(values) for values in found]
 
 
-def resolve_direction(direction: str | None, ablation: str = "corrupt") -> str:
+def resolve_direction(direction: str | None, ablation: str = "corrupt", pairs: Pairs | None = None) -> str:
     """The direction of patching: by default "denoise" with the ablation "corrupt", and "noise" with every other.
+
+    Args:
+        direction: The direction, or None.
+        ablation: Name of the ablation.
+        pairs: What is patched.
 
     Returns:
         "denoise" or "noise".
 
     Raises:
         UnknownNameError: It is neither "denoise" nor "noise".
+        ConfigError: "denoise", and the pairs have no corrupted prompts.
     """
     if direction is None:
         return "denoise" if ablation == "corrupt" else "noise"
     UnknownNameError.check("direction", direction, DIRECTIONS)
+    if direction == "denoise" and pairs is not None:
+        instead = "Take direction 'noise' (--direction noise), which patches the clean run"
+        check_corrupted(pairs, "direction 'denoise' patches the corrupted run", instead)
     return direction

@@ -23,7 +23,7 @@ from circuitlab.parts import Kind, Layout, ModelSpec
 AblationFunction = Callable[..., Mapping[str, Tensor]]
 # By number of a writer: its outputs [batch, seq, d_model].
 OfWriter = Callable[[int], Tensor]
-Prompts = tuple[tuple[int, ...], tuple[int, ...]]
+Prompts = tuple[tuple[int, ...], ...]
 
 
 class GivenOutputs:
@@ -87,8 +87,7 @@ def layer_outputs(spec: ModelSpec, given: OfWriter, layer: int) -> Float[Tensor,
 
 
 def _prompts(batch: PairBatch) -> list[Prompts]:
-    both = zip(batch.clean.tolist(), batch.corrupt.tolist(), strict=True)
-    return [(tuple(clean), tuple(corrupt)) for clean, corrupt in both]
+    return list(zip(*([tuple(row) for row in getattr(batch, side).tolist()] for side in batch.sides), strict=True))
 
 
 def _checked(name: str, found: Any, model: Model, batch: PairBatch) -> tuple[Tensor, ...]:

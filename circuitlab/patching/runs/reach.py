@@ -27,7 +27,7 @@ def tokens_that_differ(spec: ModelSpec, batch: PairBatch) -> Bool[Tensor, "batch
     """
     if not spec.causal:
         return torch.ones_like(batch.clean, dtype=torch.bool)
-    return (batch.clean != batch.corrupt).cumsum(1) > 0
+    return (batch.clean != batch.corrupted).cumsum(1) > 0
 
 
 def tokens_that_matter(spec: ModelSpec, batch: PairBatch, *, from_difference: bool) -> Bool[Tensor, "batch seq"]:

@@ -25,13 +25,13 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from circuitlab import names
 from circuitlab.arguments import checked_fields
 from circuitlab.data.batch import PairBatch
-from circuitlab.data.batching import batches_for
+from circuitlab.data.batching import batches_for, check_corrupted
 from circuitlab.data.pairs import PairSet
 from circuitlab.digests import sha256
 from circuitlab.errors import ConfigError, UnknownNameError
@@ -40,12 +40,18 @@ from circuitlab.models.steps import mlp_input, once_per_kv_head, once_per_query_
 from circuitlab.patching.runs import reference
 from circuitlab.patching.runs.baseline import Baseline
 from circuitlab.patching.runs.given_outputs import AblationFunction, GivenOutputs
+from circuitlab.patching.runs.noise import normal
 from circuitlab.patching.runs.reference import Place, Statistics
 from circuitlab.resources import DEFAULT, Resources
 from circuitlab.summary import Summary
 
 REPLACEMENTS: dict[str, str] = names.ABLATIONS
 MEANS = ("mean", "mean-position", "mean-span")
+# The need and the way out where pairs have no corrupted prompts.
+CORRUPT_NEEDS = (
+    "ablation 'corrupt' replaces values by those of the corrupted run",
+    "Take ablation 'zero', 'noise' or a mean (--ablation zero)",
+)
 # As in Meng et al. 2022.
 NOISE_SCALE = 3.0
 ReplacementValues = Callable[[Place, Tensor], Tensor]
@@ -159,10 +165,13 @@ def resolve_replacement(
 
     Raises:
         UnknownNameError: No replacement has this name.
-        ConfigError: A mean without a reference set; a reference set that is not used, or shares prompts with the scored
-            ones, or lacks a length or a span of theirs; statistics of another model.
+        ConfigError: "corrupt" without corrupted prompts; a mean without a reference set; a reference set that is not
+            used, or shares prompts with the scored ones, or lacks a length or a span of theirs; statistics of another
+            model.
     """
     wanted = as_replacement(replacement)
+    if wanted.kind == "corrupt":
+        check_corrupted(pairs, *CORRUPT_NEEDS)
     _check_use(model, wanted, means_of)
     if wanted.function is not None:
         given = GivenOutputs(wanted.kind, wanted.function, model, batches_for(model, pairs, whole_answers=True))
@@ -290,28 +299,6 @@ def _noise(model: Model, replacement: Replacement, statistics: Statistics, batch
     return values
 
 
-def normal(
-    like: Float[Tensor, "batch ..."], seed: int, place: Place, index: Int[Tensor, " batch"]
-) -> Float[Tensor, "batch ..."]:
-    """Standard normal noise for one activation, decided by the seed, the activation and the example's place alone.
-
-    Args:
-        like: Shape, device and dtype; the draws are float32 and made on the CPU, whatever these are.
-        seed: The seed.
-        place: Which activation.
-        index: Place of each example in its data set.
-
-    Returns:
-        The draws, in the shape of `like`.
-    """
-    rows = []
-    for example in index.tolist():
-        digest = sha256(f"{seed}/{place[0]}/{place[1]}/{example}")
-        generator = torch.Generator().manual_seed(int(digest[:16], 16) >> 1)
-        rows.append(torch.randn(like.shape[1:], generator=generator, dtype=torch.float32))
-    return torch.stack(rows).to(like)
-
-
 def _check_use(model: Model, wanted: Replacement, means_of: PairSet | PairBatch | None) -> None:
     """Refuse a reference set that is missing, or that would be ignored; and statistics of another model."""
     if (wanted.kind in ("corrupt", "zero") or wanted.function is not None) and means_of is not None:
@@ -384,7 +371,8 @@ def _check_apart(
     """Means of prompts that are scored carry the very values that are to be taken away."""
     shared = dict[int, str]()
     for batch in scored:
-        for which, side in (("corrupted", "corrupt"), ("clean", "clean")):
+        for side in reversed(batch.sides):
+            which = {"corrupt": "corrupted", "clean": "clean"}[side]
             for place, prompt in zip(batch.places.tolist(), batch.prompts(side), strict=True):
                 if prompt in averaged:
                     shared[place] = which

@@ -70,7 +70,7 @@ def plan_sweep(
             ablation does not go with a site.
     """
     chosen, spec, batches = CellChoice(**choice), experiment.model.spec, experiment.batches
-    direction = resolve_direction(direction, experiment.replacement.kind)
+    direction = resolve_direction(direction, experiment.replacement.kind, experiment.pairs)
     sites = tuple(find_site(one, spec) for one in check_sites(site, chosen))
     others = [one.name for one in sites if one.name not in SUMS_OF_NODES]
     if experiment.replacement.function is not None and others:

@@ -55,13 +55,14 @@ class SweepRun:
         plan: What to do.
         tables: Site -> raw values.
         clean: Metrics of the clean run, in the order of the data set.
-        corrupt: The same of the corrupted run.
+        unit_end: The same where normalised values are 0: of the corrupted run, or of the empty circuit for pairs
+            without corrupted prompts.
     """
 
     plan: SweepPlan
     tables: dict[str, Float[np.ndarray, "metric layer member column example"]]
     clean: Float[np.ndarray, "metric example"]
-    corrupt: Float[np.ndarray, "metric example"]
+    unit_end: Float[np.ndarray, "metric example"]
 
     @property
     def parts(self) -> tuple[Part, ...]:
@@ -81,8 +82,8 @@ class SweepRun:
             64 hexadecimal digits.
         """
         plan, model = self.plan, self.plan.experiment.model
-        names = ("clean", "corrupt", "answers", "distractors", "answer_at", "index")
-        tensors = [getattr(batch, name) for batch in plan.experiment.batches for name in names]
+        names = ("answers", "distractors", "answer_at", "index")
+        tensors = [getattr(batch, name) for batch in plan.experiment.batches for name in (*batch.sides, *names)]
         tensors += [mask for site in plan.sites for mask in plan.columns[site.name].masks]
         settings = (
             model.weights_sha256(), model.dtype, plan.layers, plan.direction, plan.experiment.replacement.fingerprint,
@@ -115,8 +116,8 @@ class SweepRun:
         runs, cells, inside = self.cells(part)
         batch, plan = runs.baseline.batch, self.plan
         where = batch.index.cpu().numpy()
-        which = 1 if plan.direction == "denoise" else 0
-        untouched = [runs.baseline.gap(metric)[which].double() for metric in plan.metrics if batch.n_words is not None]
+        of_several_rows = plan.metrics if batch.n_words is not None else ()
+        untouched = [runs.baseline.unpatched(metric, plan.direction).double() for metric in of_several_rows]
 
         def pack(rows: slice) -> None:
             some = cells.take(rows)
@@ -150,7 +151,7 @@ class SweepRun:
 
     def _runs(self, baseline: Baseline) -> Runs:
         plan = self.plan
-        base = baseline.corrupt if plan.direction == "denoise" else baseline.clean
+        base = baseline.patched_run(plan.direction)
         about = (plan.experiment.model, plan.experiment.replacement, baseline, base)
         hidden: Callable[[int], torch.Tensor] = partial(replaced_hidden, *about)
         return Runs(
@@ -178,7 +179,7 @@ class SweepRun:
 
 
 def start(plan: SweepPlan) -> SweepRun:
-    """Record both runs of every batch; every cell begins as "the patch does nothing".
+    """Record the runs of every batch; every cell begins as "the patch does nothing".
 
     Returns:
         The sweep, with tables that `carry_out` fills.
@@ -186,11 +187,13 @@ def start(plan: SweepPlan) -> SweepRun:
     Raises:
         MetricError: A metric cannot be used, or does not distinguish the two runs.
     """
-    clean, corrupt = map(np.stack, zip(*plan.experiment.recordings.ends(*plan.metrics), strict=True))
-    for metric in plan.metrics:
-        plan.experiment.measured_by(metric).prompt_gap  # noqa: B018 - refuses one that does not distinguish them
-    untouched = corrupt if plan.direction == "denoise" else clean
-    return SweepRun(plan, {site.name: _untouched(plan, site, untouched) for site in plan.sites}, clean, corrupt)
+    each = [plan.experiment.measured_by(metric) for metric in plan.metrics]
+    plan.experiment.recordings.ends(*plan.metrics)  # all at once
+    clean, unit_end = (np.stack([getattr(one, end) for one in each]) for end in ("clean", "unit_end"))
+    for one in each:
+        one.prompt_gap  # noqa: B018 - refuses a metric that does not distinguish the two
+    untouched = unit_end if plan.direction == "denoise" else clean
+    return SweepRun(plan, {site.name: _untouched(plan, site, untouched) for site in plan.sites}, clean, unit_end)
 
 
 def _untouched(plan: SweepPlan, site: Site, untouched: Float[np.ndarray, "metric example"]) -> np.ndarray:

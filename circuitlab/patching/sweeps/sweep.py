@@ -1,7 +1,7 @@
 """Sweep a site: replace its value, cell by cell, and run only what comes after.
 
 1. Check the request and decide what every cell is (`sweep_plan`).
-2. Record the clean and the corrupted run of every batch, once.
+2. Record the clean and, if there is one, the corrupted run of every batch, once.
 3. For each block, gather the cells of all sites that enter the stream before it; a cell is the delta that it adds to
    the stream at its own tokens (`patches`, `cells`).
 4. Run the rest of the model on the rows that differ, from their first changed token to the answer (`suffix`), in packs
@@ -74,7 +74,7 @@ def sweep(
         pairs: A split of a task, or a `PairBatch`.
         site: A site, or several: names of `SITES` or of the entry points `circuitlab.sites`, or a `Site` of your own.
         direction: "denoise" patches the corrupted run, "noise" the clean run. By default "denoise" with the ablation
-            "corrupt", and "noise" (a knock-out) with every other.
+            "corrupt", and "noise" (a knock-out) with every other. Pairs without corrupted prompts take "noise".
         ablation: What an activation is replaced by: "corrupt" (the other prompt's value), "zero", "mean",
             "mean-position", "mean-span", "noise", a `Replacement`, or a function of (model, batch) that returns the
             output of every node, `[batch, seq, d_model]`, by its name. Outputs of nodes determine the sites of the
@@ -91,7 +91,8 @@ def sweep(
         heads: Only these heads (for keys and values the model's own key/value heads).
         neurons: Only these neurons, of each layer.
         positions: Only these positions; negative ones where they are counted from the answer backwards.
-        normalise: Give `values` on the scale 0 = corrupted, 1 = clean.
+        normalise: Give `values` on the scale 0 = corrupted, 1 = clean; for pairs without corrupted prompts 0 is the
+            empty circuit, every edge of which is ablated.
         seed: Of intervals, p-values and noise.
         budget: Bytes that a packed run may take; a share of what is free by default.
         progress: None draws a bar in a terminal or a notebook, True always, False never; or a function that is called
@@ -106,7 +107,8 @@ def sweep(
     Raises:
         UnknownNameError: No such site (in this model), direction, metric, axis or ablation.
         ConfigError: A layer, head, neuron or position out of range, no spans by span, a mean without its
-            reference set, a function for a site that outputs of nodes do not determine, a budget that holds no prompt.
+            reference set, a function for a site that outputs of nodes do not determine, a budget that holds no prompt,
+            an ablation or direction that needs corrupted prompts where there are none.
         MetricError: The metric gives the wrong shape or NaN, or does not distinguish the two runs.
         RunError: `resume` is the file of another sweep.
         FileError: `resume` cannot be written.
@@ -197,6 +199,7 @@ def _grid(run: SweepRun, site: Site, *, several: bool, normalise: bool) -> Grid:
     if whole or not site.by_member:
         table = table[..., 0, :] if whole else table[..., 0, :, :]
     names, units = zip(*((of.name, of.unit) for of in plan.metrics), strict=True)
+    paired = plan.experiment.corrupt is not None
     return Grid(
         site=site.name,
         direction=plan.direction,
@@ -206,7 +209,8 @@ def _grid(run: SweepRun, site: Site, *, several: bool, normalise: bool) -> Grid:
         columns=members if whole else columns.labels,
         per_example=table,
         clean=run.clean[wanted],
-        corrupt=run.corrupt[wanted],
+        corrupt=run.unit_end[wanted] if paired else None,
+        empty=None if paired else run.unit_end[wanted],
         normalised=normalise,
         seed=plan.experiment.seed,
         ablation=plan.experiment.replacement.kind,
