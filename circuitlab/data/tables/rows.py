@@ -178,6 +178,8 @@ def _unknown(header: Sequence[str], known: Collection[str], source: str) -> Tabl
 def _notes(columns: Columns, header: Sequence[str], tables: Sequence[RawTable]) -> Iterator[str]:
     """What else a reader should know of how a table is read."""
     rows = [row for table in tables for row in table.rows]
+    if "corrupt" not in columns.paths:
+        yield "no corrupted prompts"
     if columns.layout is GREATER_THAN:
         yield "answers are the later years, 00 to 99, and distractors the others"
     elif not any(name in columns.paths for name in ("distractor", "distractor_id")):
