@@ -37,7 +37,7 @@ def attribution(bridge: Any, layout: Layout, batch: PairBatch) -> Float[np.ndarr
     scores, config = np.zeros(mask.shape), tl.EdgeAttributionConfig(granularity="edge")
     for one in _pairs(batch):
         with _refusals():
-            found = tl.attribution_patch(bridge, one.clean, one.corrupt, partial(_metric, one), config)
+            found = tl.attribution_patch(bridge, one.clean, one.corrupted, partial(_metric, one), config)
         for row, column in np.argwhere(mask).tolist():
             spelt = _spelt(layout, row, column, one.n_tokens)
             scores[row, column] += sum(float(found.edge_scores[edge]) for edge in spelt) / len(batch)
@@ -58,7 +58,7 @@ def faithfulness(
     for one in _pairs(batch):
         edges = [e for row, column in np.argwhere(mask).tolist() for e in _spelt(layout, row, column, one.n_tokens)]
         with _refusals():
-            result = tl.faithfulness(bridge, one.clean, one.corrupt, partial(_metric, one), edges)
+            result = tl.faithfulness(bridge, one.clean, one.corrupted, partial(_metric, one), edges)
         found.append(result.corrupt_metric + result.recovered * (result.full_metric - result.corrupt_metric))
     return np.array(found)
 
