@@ -30,6 +30,12 @@ METRICS = {
 }
 # Metrics of answers of several tokens.
 WHOLE_ANSWER = ("answer_log_prob", "answer_log_prob_diff")
+# What the sign of a method's scores means.
+SIGNS = {
+    "effect": "positive: {} helps",
+    "size": "never negative: a size, which does not tell whether {} helps or hurts",
+    "none": "the sign has no meaning",
+}
 SITES = {
     "resid_pre": "the residual stream before a block",
     "resid_mid": "the residual stream between attention and MLP",
@@ -70,3 +76,16 @@ def judges_whole_answers(metric: object) -> bool:
         Whether it does.
     """
     return metric in WHOLE_ANSWER if isinstance(metric, str) else bool(getattr(metric, "whole_answer", False))
+
+
+def sign_of_scores(sign: str | None, what: str) -> str:
+    """What the sign of scores means, as the end of a sentence.
+
+    Args:
+        sign: A name of `SIGNS`; None where it is not known.
+        what: What is scored, such as "the edge".
+
+    Returns:
+        The text, after a semicolon; empty where it is not known.
+    """
+    return f"; {SIGNS[sign].format(what)}" if sign in SIGNS else ""

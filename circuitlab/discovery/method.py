@@ -13,7 +13,7 @@ import torch
 from circuitlab import names
 from circuitlab.declarations import Setting, options_of
 from circuitlab.discovery.scores import EdgeScores
-from circuitlab.errors import CircuitLabError, ConfigError, WrongTypeError, in_one_line, shown
+from circuitlab.errors import CircuitLabError, ConfigError, UnknownNameError, WrongTypeError, in_one_line, shown
 from circuitlab.graphs.prune import real_edges
 from circuitlab.parts import Layout
 from circuitlab.patching.experiment import Experiment
@@ -41,6 +41,8 @@ class Method:
         reads_corrupt: Whether it reads the corrupted run. Scores of a method that takes no ablation and does not read
             it are the same under any ablation; circuits are then selected and evaluated under that ablation.
         in_metric: Whether scores are differences of the metric; they are negated where less is better.
+        sign: What the sign of its scores means, a name of `circuitlab.names.SIGNS`: "effect" (positive: the edge
+            helps), "size" (never negative, it does not tell whether the edge helps) or "none".
         gradients_at: The points at which it takes the gradient of the metric, as shares of the clean run: 1 is the
             clean run, 0 the corrupted one. Empty for a method that needs no gradient of the metric.
         own_circuit: Whether it chooses a circuit itself, which is selected by default; or a function of its options by
@@ -59,6 +61,7 @@ class Method:
     levels: tuple[str, ...] = ("edge",)
     reads_corrupt: bool = True
     in_metric: bool = True
+    sign: str = "effect"
     gradients_at: tuple[float, ...] = ()
     own_circuit: bool | Callable[..., bool] = False
     check: Callable[..., None] | None = None
@@ -70,6 +73,7 @@ class Method:
             raise WrongTypeError(
                 f"score of method {self.name!r} is {shown(self.score)}; it must be a function of an Experiment."
             )
+        UnknownNameError.check("sign", self.sign, names.SIGNS, owner=f"method {self.name!r}")
         parameters = signature(unwrap(self.score)).parameters
         taken = (*self.takes, *(word for word in ("steps", "axis") if word in parameters))
         object.__setattr__(self, "takes", tuple(dict.fromkeys(taken)))

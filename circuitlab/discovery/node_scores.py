@@ -11,6 +11,7 @@ import pandas as pd
 from jaxtyping import Float
 
 from circuitlab.arguments import checked
+from circuitlab.names import sign_of_scores
 from circuitlab.outputs.paths import at_home
 from circuitlab.outputs.records import load_record, save_record, score_file
 from circuitlab.parts import Layout, ModelSpec
@@ -42,6 +43,8 @@ class NodeScores(Result):
         n_examples: Number of examples.
         ablation: Ablation of the values that are corrupted; None where the scores do not depend on it, and in files of
             versions without it.
+        sign: What the sign of the scores means, a name of `circuitlab.names.SIGNS`: "effect" (positive: it helps),
+            "size" (never negative) or "none"; None in files of versions without it.
         checks: The method's own error measures, by name.
     """
 
@@ -53,6 +56,7 @@ class NodeScores(Result):
     metric: str
     n_examples: int
     ablation: str | None = None
+    sign: str | None = None
     checks: Mapping[str, float] = field(default_factory=dict)
 
     @checked
@@ -108,6 +112,6 @@ class NodeScores(Result):
     def _facts(self) -> Iterable[tuple[str, object]]:
         yield "metric", self.metric + (f", ablation {self.ablation}" if self.ablation else "")
         yield "pairs", self.n_examples
-        yield "scores", f"{self.values.min():.4g} to {self.values.max():.4g}; positive: it helps"
+        yield "scores", f"{self.values.min():.4g} to {self.values.max():.4g}{sign_of_scores(self.sign, 'it')}"
         if self.checks:
             yield "checks", self.checks

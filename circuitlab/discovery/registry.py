@@ -53,16 +53,22 @@ METHODS: dict[str, Method] = {
         _built_in("exact", score_exact, levels=ALL_LEVELS, takes=("ablation",)),
         _built_in("sweep", score_node_sweep, takes=("ablation",)),
         _built_in("relp", score_relp, gradients_at=CLEAN_RUN, levels=WRITERS, takes=("ablation",)),
-        _built_in("ifr", score_ifr, reads_corrupt=False, in_metric=False, ablation_why="it reads the clean run alone"),
         _built_in(
-            "random", score_random, reads_corrupt=False, in_metric=False, takes=("seed",),
+            "ifr", score_ifr, reads_corrupt=False, in_metric=False, sign="size",
+            ablation_why="it reads the clean run alone",
+        ),
+        _built_in(
+            "random", score_random, reads_corrupt=False, in_metric=False, sign="none", takes=("seed",),
             ablation_why="it reads no run at all",
         ),
         _built_in(
             "acdc", score_acdc, in_metric=False, own_circuit=searches_once, takes=("ablation",), check=check_acdc
         ),
-        _built_in("edge-pruning", score_edge_pruning, in_metric=False, own_circuit=True, takes=("seed", "ablation")),
-        _built_in("ugs", score_ugs, in_metric=False, takes=("seed", "ablation")),
+        _built_in(
+            "edge-pruning", score_edge_pruning, in_metric=False, sign="size", own_circuit=True,
+            takes=("seed", "ablation"),
+        ),
+        _built_in("ugs", score_ugs, in_metric=False, sign="size", takes=("seed", "ablation")),
     )
 }  # fmt: skip
 

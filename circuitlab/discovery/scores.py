@@ -16,6 +16,7 @@ from circuitlab.graphs.circuit import Circuit
 from circuitlab.graphs.circuit_data import edge_table
 from circuitlab.graphs.prune import real_edges
 from circuitlab.graphs.ranking import edge_places, greedy_edges, mask_of, ranked_edges
+from circuitlab.names import sign_of_scores
 from circuitlab.outputs.paths import at_home
 from circuitlab.outputs.records import load_record, save_record, score_file
 from circuitlab.parts import Layout, ModelSpec
@@ -53,14 +54,16 @@ class EdgeScores(Result):
 
     Attributes:
         spec: The model's shape.
-        values: Mean over examples, in the metric's unit: m(clean) - m(with the edge corrupted), exactly or estimated.
-            Positive: the edge helps. 0 where there is no edge.
+        values: Mean over examples, in the metric's unit: m(clean) - m(with the edge corrupted), exactly or estimated;
+            or whatever the method defines (`sign`). 0 where there is no edge.
         standard_error: Of `values` over examples.
         method: Name of the method.
         metric: Name of the metric.
         n_examples: Number of examples.
         ablation: Ablation of the values that are corrupted; None where the scores do not depend on it, and in files of
             versions without it.
+        sign: What the sign of the scores means, a name of `circuitlab.names.SIGNS`: "effect" (positive: it helps),
+            "size" (never negative) or "none"; None in files of versions without it.
         checks: The method's own error measures, by name.
         node_effects: Node name -> effect of patching the node alone, for methods that score nodes.
         chosen: The method's own circuit, for methods that choose edges and not only score them.
@@ -79,6 +82,7 @@ class EdgeScores(Result):
     metric: str
     n_examples: int
     ablation: str | None = None
+    sign: str | None = None
     checks: Mapping[str, float] = field(default_factory=dict)
     node_effects: Mapping[str, float] = field(default_factory=dict)
     chosen: Bool[np.ndarray, "writer reader"] | None = None
@@ -218,7 +222,7 @@ class EdgeScores(Result):
         places = edge_places(self.layout)
         values = self.values[places[:, 0], places[:, 1]]
         yield "metric", self.metric + (f", ablation {self.ablation}" if self.ablation else "")
-        yield "scores", f"{values.min():.4g} to {values.max():.4g}; positive: the edge helps"
+        yield "scores", f"{values.min():.4g} to {values.max():.4g}{sign_of_scores(self.sign, 'the edge')}"
         if self.chosen is not None:
             yield "chosen", f"{plural(int(self.chosen.sum()), 'edge')} by the method itself"
         if self.by_column is not None:

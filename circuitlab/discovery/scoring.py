@@ -220,8 +220,9 @@ def _run(method: Method, experiment: Experiment, options: dict[str, Any], **shar
         if METHODS.get(method.name) == method or is_out_of_memory(error):
             raise
         raise ConfigError(f"method {method.name!r} raised {in_one_line(error)}") from error
-    if isinstance(scores, EdgeScores | NodeScores) and scores.ablation is None:
-        scores = replace(scores, ablation=_ablation_of(method, experiment))
+    if isinstance(scores, EdgeScores | NodeScores):
+        known = {"ablation": scores.ablation or _ablation_of(method, experiment), "sign": scores.sign or method.sign}
+        scores = replace(scores, **known)
     return scores if experiment.metric.higher_is_better or not method.in_metric else scores.negated()
 
 

@@ -200,6 +200,7 @@ def _circuit(
         n_nodes=len(circuit.nodes),
         n_scored=int(scores.nonzero.sum()),
         scores_ablation=scores.ablation,
+        sign=scores.sign,
     )
     return replace(circuit, selection=selection)
 

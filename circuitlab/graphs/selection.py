@@ -143,6 +143,7 @@ class Selection:
         n_pairs: How many pairs it was measured on.
         n_scored: Edges with a score other than 0: no other edge is taken.
         scores_ablation: Ablation of the scores; None where they do not depend on it, or it is not known.
+        sign: What the sign of the scores means (`circuitlab.names.SIGNS`); None where it is not known.
         prompts: Keys of the prompts of these pairs (`circuitlab.data.batching.prompt_keys`); kept in memory only.
     """
 
@@ -160,6 +161,7 @@ class Selection:
     n_pairs: int | None = None
     n_scored: int | None = None
     scores_ablation: str | None = None
+    sign: str | None = None
     prompts: frozenset[int] = field(default=frozenset(), repr=False, compare=False)
 
     @property

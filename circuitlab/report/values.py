@@ -10,6 +10,7 @@ import numpy as np
 
 from circuitlab import viz
 from circuitlab.attribution.record import DIGITS, AttentionPatterns
+from circuitlab.names import SIGNS
 from circuitlab.report.folder import RunFolder, Sweep, reading
 from circuitlab.report.pictures import Picture, bitmap, drawing
 from circuitlab.report.prompts import shown_pair
@@ -223,6 +224,7 @@ def values_of(run: RunFolder) -> dict[str, Any]:
         "examples": [shown_pair(pair) for pair in _examples(run)],
         "shape": _shape(run),
         "selection": _selection(run),
+        "sign": sign_of(run) or "effect",
         "sweeps": [sweep_figure(sweep) for sweep in run.sweeps],
         "from_the_end": any((s.frame["position"] < 0).any() for s in run.sweeps if "position" in s.frame.columns),
         "circuit": circuit_figure(run),
@@ -272,6 +274,16 @@ def _shape(run: RunFolder) -> str:
 def _metric(run: RunFolder) -> str:
     name = run.about("config").get("metric") or run.evaluation.get("metric") or "metric"
     return str(name).replace("_", " ")
+
+
+def sign_of(run: RunFolder) -> str | None:
+    """What the sign of the edge scores means, a name of `circuitlab.names.SIGNS`.
+
+    Returns:
+        The name; None for folders of earlier versions.
+    """
+    found = run.about("selection").get("sign")
+    return found if found in SIGNS else None
 
 
 def _selection(run: RunFolder) -> str:
@@ -336,7 +348,7 @@ def circuit_figure(run: RunFolder) -> Picture:
     """
     svg = run.drawing
     if svg is None:
-        svg = viz.figure_bytes(viz.draw_circuit(run.nodes, run.edges), "svg").decode()
+        svg = viz.figure_bytes(viz.draw_circuit(run.nodes, run.edges, sign=sign_of(run)), "svg").decode()
     with reading(run.path, "circuit.svg"):
         return drawing(svg, f"The circuit: {len(run.nodes)} nodes, {len(run.edges)} edges.")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -18,7 +18,7 @@ from circuitlab.errors import GraphError
 from circuitlab.parts import Kind
 from circuitlab.summary import plural
 from circuitlab.viz.layered import Layered, lay_out, path_of
-from circuitlab.viz.looks import DrawnEdge, DrawnNode, Looks, by_score, draw_legend
+from circuitlab.viz.looks import DrawnEdge, DrawnNode, Looks, by_score, draw_legend, meaning_of_signs
 from circuitlab.viz.save import canvas
 from circuitlab.viz.style import BAND, INK, MUTED, PAPER, Colour, diverging, text_on
 from circuitlab.viz.text import drawable
@@ -46,7 +46,12 @@ class _Scene:
 
 
 def draw_circuit(
-    nodes: Sequence[DrawnNode], edges: Sequence[DrawnEdge], *, title: str = "", looks: Looks | None = None
+    nodes: Sequence[DrawnNode],
+    edges: Sequence[DrawnEdge],
+    *,
+    title: str = "",
+    looks: Looks | None = None,
+    sign: str | None = None,
 ) -> Figure:
     """Draw a circuit.
 
@@ -59,6 +64,7 @@ def draw_circuit(
         edges: The edges of the circuit.
         title: Over the figure.
         looks: Meaning of the lines; by default colour and width show the sign and size of the score.
+        sign: What the sign of the scores means, a name of `circuitlab.names.SIGNS`; by default that positive ones help.
 
     Returns:
         A figure of its own size; the identifier of each edge in an SVG of it is the edge's name.
@@ -69,7 +75,7 @@ def draw_circuit(
     """
     _check(nodes, edges)
     scene = _scene(nodes, edges)
-    looks = by_score(scene.edges) if looks is None else looks
+    looks = replace(by_score(scene.edges) if looks is None else looks, signs=meaning_of_signs(sign))
     width, top = scene.layout.width, scene.y[-1]
     with canvas(width, top + 0.2, "circuit") as (figure, axes):
         axes.set(xlim=(0, width), ylim=(-0.2, top))

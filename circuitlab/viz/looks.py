@@ -117,12 +117,26 @@ class Looks:
         heading: Of the key.
         key: Samples and their words, from top to bottom.
         shows_score: Whether lines show the score, so that edges without one are listed.
+        signs: What a positive and a negative score mean.
     """
 
     of: Callable[[DrawnEdge], Look]
     heading: str
     key: Sequence[tuple[Look, str]]
     shows_score: bool = False
+    signs: tuple[str, str] = ("helps (score > 0)", "hurts (score < 0)")
+
+
+def meaning_of_signs(sign: str | None) -> tuple[str, str]:
+    """What a positive and a negative score mean, in the key of a drawing.
+
+    Args:
+        sign: A name of `circuitlab.names.SIGNS`; None, as in circuits of files, is the convention of edge scores.
+
+    Returns:
+        Both texts.
+    """
+    return ("helps (score > 0)", "hurts (score < 0)") if sign in (None, "effect") else ("score > 0", "score < 0")
 
 
 def line_width(score: float, strongest: float) -> float:
@@ -221,8 +235,8 @@ def draw_legend(
     y = _heading(axes, x, y, "edges (upwards)")
     strongest = max((edge.strength for edge in edges), default=0.0)
     for colour, text, wanted in (
-        (POSITIVE, "helps (score > 0)", any(edge.score >= 0 for edge in edges)),
-        (NEGATIVE, "hurts (score < 0)", any(edge.score < 0 for edge in edges)),
+        (POSITIVE, looks.signs[0], any(edge.score >= 0 for edge in edges)),
+        (NEGATIVE, looks.signs[1], any(edge.score < 0 for edge in edges)),
         (UNKNOWN, "not scored", looks.shows_score and any(edge.score != edge.score for edge in edges)),
     ):
         if wanted:

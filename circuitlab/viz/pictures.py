@@ -127,7 +127,7 @@ def circuit(found: Circuit, title: str = "") -> Figure:
     Returns:
         The figure.
     """
-    return draw_circuit(_nodes(found.nodes, found.node_effects), _edges(found), title=title)
+    return draw_circuit(_nodes(found.nodes, found.node_effects), _edges(found), title=title, sign=_sign(found))
 
 
 @shows("figure", "circuitlab.graphs.compare:Comparison")
@@ -159,7 +159,13 @@ def stability(found: Stability, title: str = "") -> Figure:
         frozenset(name for name, place in places.items() if not mask[place]),
         found.repeated,
     )
-    return draw_circuit(_nodes(shown.nodes, found.circuit.node_effects), _edges(shown), title=title, looks=looks)
+    nodes = _nodes(shown.nodes, found.circuit.node_effects)
+    return draw_circuit(nodes, _edges(shown), title=title, looks=looks, sign=_sign(found.circuit))
+
+
+def _sign(found: Circuit) -> str | None:
+    """What the sign of the scores means, where the circuit was selected from scores that say so."""
+    return found.selection and found.selection.sign
 
 
 def _nodes(nodes: Iterable[Node], effects: Mapping[str, float]) -> list[DrawnNode]:
