@@ -1,6 +1,6 @@
-"""What every result of the library has: a short repr, a table (`to_frame`) and a record for JSON (`to_record`).
+"""What every result has: a short repr, a table (`to_frame`), a record for JSON (`to_record`) and a figure (`plot`).
 
-Results of which there is a picture have `plot`, too (`drawing.py`).
+Figures are registered by `circuitlab.viz` (`drawing.py`).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from enum import Enum
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
+from circuitlab.drawing import draw
 from circuitlab.parts import Edge, ModelSpec, Node, Reader
 from circuitlab.summary import Summary
 
@@ -46,6 +47,20 @@ class Result(Summary):
         """
         rows = {} if type(self).to_frame is Result.to_frame else {"rows": self.to_frame()}
         return plain(self._named() | rows)
+
+    def plot(self, **options: Any) -> Any:
+        """The result as a matplotlib `Figure`.
+
+        Args:
+            options: Of the figure of this class, such as `k`, the number of bars.
+
+        Returns:
+            The figure.
+
+        Raises:
+            WrongTypeError: There is no figure of such a result.
+        """
+        return draw(self, **options)
 
     def _named(self) -> dict[str, Any]:
         named = {field.name: getattr(self, field.name) for field in fields(self)}  # pyright: ignore[reportArgumentType]

@@ -69,6 +69,17 @@ class Results(tuple[T, ...]):
         """
         return [one.to_record() for one in self]
 
+    def plot(self, **options: Any) -> tuple[Any, ...]:
+        """The figures of all results.
+
+        Args:
+            options: As of `plot` of one result.
+
+        Returns:
+            One matplotlib `Figure` a result.
+        """
+        return tuple(one.plot(**options) for one in self)
+
     def __repr__(self) -> str:
         return _page(f"<{len(self)} results>", ((f"[{number}]", one) for number, one in enumerate(self)))
 

@@ -27,6 +27,7 @@ from circuitlab.graphs.circuit import Circuit
 from circuitlab.graphs.prune import prune, real_edges
 from circuitlab.graphs.ranking import mask_of, ranked_edges
 from circuitlab.patching.experiment import Experiment
+from circuitlab.result import Result
 
 # MIB evaluates these shares of the edges; the number of edges is cut to a whole number.
 MIB_SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
@@ -47,8 +48,8 @@ class CurvePoint:
     faithfulness: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Areas:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Areas(Result):
     """Four areas of two kinds; see the module. Every `cpr` is better the larger, every `cmd` the smaller.
 
     Attributes:
@@ -92,6 +93,9 @@ class Areas:
             areas[f"cpr_achieved{end}"] = cpr_achieved(by_sign, n_edges_total, logarithmic=axis)
             areas[f"cmd_achieved{end}"] = cmd_achieved(by_size, n_edges_total, logarithmic=axis)
         return cls(**areas)
+
+    def _summary(self) -> str:
+        return f"CPR {self.cpr:.3f}, CMD {self.cmd:.3f}"
 
     def to_record(self) -> dict[str, float | None]:
         """The areas by name; null instead of NaN.

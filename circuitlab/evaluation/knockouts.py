@@ -34,7 +34,8 @@ from circuitlab.graphs.circuit import Circuit
 from circuitlab.graphs.ranking import edge_places
 from circuitlab.parts import Edge
 from circuitlab.patching.experiment import Experiment
-from circuitlab.summary import Summary, largest, plural
+from circuitlab.result import Result
+from circuitlab.summary import largest, plural
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +101,7 @@ MASKED_AT_ONCE = 2**26
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
-class Minimality(Summary):
+class Minimality(Result):
     """The effect of each edge on its circuit.
 
     Attributes:

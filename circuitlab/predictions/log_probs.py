@@ -20,14 +20,14 @@ from circuitlab.data.texts import as_texts, encode_text, filled, shown_tokens
 from circuitlab.models.modes import model_function
 from circuitlab.models.protocol import Model
 from circuitlab.predictions.streams import final_stream, logits_by_part, packs_by_length
-from circuitlab.result import plain
-from circuitlab.summary import Results, Summary, largest, plural, short
+from circuitlab.result import Result, plain
+from circuitlab.summary import Results, largest, plural, short
 
 MINUS = "\N{MINUS SIGN}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
-class TextLogProbs(Summary):
+class TextLogProbs(Result):
     """How likely each token of a text was.
 
     Attributes:

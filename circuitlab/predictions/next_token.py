@@ -45,7 +45,7 @@ class NextToken(Summary):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class Prediction(Summary):
+class Prediction(Result):
     """Next-token predictions after a text.
 
     Attributes:

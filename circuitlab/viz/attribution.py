@@ -24,39 +24,47 @@ _LONGEST_LABEL = 28
 def bars(
     labels: Sequence[str],
     values: Float[np.ndarray, " bar"],
-    low: Float[np.ndarray, " bar"],
-    high: Float[np.ndarray, " bar"],
+    low: Float[np.ndarray, " bar"] | None = None,
+    high: Float[np.ndarray, " bar"] | None = None,
     *,
     title: str,
     quantity: str,
+    level: int = 95,
+    digits: int | None = None,
 ) -> Figure:
-    """Bars from top to bottom in the order given: blue adds, red takes away; the thin lines are 95 % intervals.
+    """Bars from top to bottom in the order given: blue adds, red takes away; the thin lines are intervals.
 
     Args:
         labels: What each bar is.
         values: How far it reaches.
-        low: Lower ends of the intervals.
+        low: Lower ends of the intervals; none are drawn where they are left out.
         high: Upper ends.
         title: Over the figure.
         quantity: What the values are, with their unit.
+        level: Of the intervals, in per cent.
+        digits: Decimal places of the values; by default 2, or 3 where all are below 0.1.
 
     Returns:
         The figure.
     """
+    has_intervals = low is not None and high is not None
+    low, high = (low, high) if low is not None and high is not None else (values, values)
     with canvas(_WIDTH, _BAR * len(labels), "bars") as (figure, axes):
         at = np.arange(len(labels)) + 0.5
         axes.barh(at, values, height=0.72, color=[sign_colour(value) for value in values], zorder=2)
-        axes.hlines(at, low, high, color=INK, lw=0.9, zorder=3)
+        if has_intervals:
+            axes.hlines(at, low, high, color=INK, lw=0.9, zorder=3)
         axes.axvline(0.0, color=MUTED, lw=0.6, zorder=1)
         axes.set_ylim(len(labels), 0)
-        ends = [0.0, *values, *low, *high]
+        ends = [0.0, *(end for end in (*values, *low, *high) if np.isfinite(end))]
         reach = max(ends) - min(ends) or 1.0
         axes.set_xlim(min(ends) - 0.14 * reach * (min(ends) < 0), max(ends) + 0.14 * reach)
         axes.grid(axis="x", color=FAINT, lw=0.4, zorder=0)
         axes.spines["left"].set_visible(False)
         axes.set_yticks(at, [drawable(clipped(label, _LONGEST_LABEL)) for label in labels], fontsize=7.5)
         axes.tick_params(axis="y", length=0, pad=4)
-        digits = 2 if max(np.abs(values), default=1.0) >= 0.1 else 3
+        if digits is None:
+            digits = 2 if np.nanmax(np.abs(values), initial=0.0) >= 0.1 or not len(values) else 3
         for place_at, value, first, last in zip(at, values, low, high, strict=True):
             beyond = max(value, last, 0.0) if value >= 0 else min(value, first, 0.0)
             axes.annotate(
@@ -64,7 +72,7 @@ def bars(
                 textcoords="offset points", ha="left" if value >= 0 else "right", va="center", fontsize=6.0,
                 color=MUTED,
             )  # fmt: skip
-        axes.set_xlabel(drawable(f"{quantity}; lines: 95 % intervals"))
+        axes.set_xlabel(drawable(f"{quantity}; lines: {level} % intervals" if has_intervals else quantity))
         axes.set_title(drawable(title))
     return figure
 

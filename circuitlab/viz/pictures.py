@@ -11,6 +11,8 @@ from matplotlib.figure import Figure
 
 from circuitlab.drawing import shows
 from circuitlab.errors import ConfigError
+from circuitlab.viz import score_pictures as score_pictures
+from circuitlab.viz import text_pictures as text_pictures
 from circuitlab.viz.attribution import attention_figure, bars, head_heatmap, lens_figure, stream_figure
 from circuitlab.viz.circuit import draw_circuit
 from circuitlab.viz.curves import FaithfulnessCurve, faithfulness_figure

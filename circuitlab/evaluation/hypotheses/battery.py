@@ -42,14 +42,14 @@ from circuitlab.models.protocol import Model
 from circuitlab.patching.experiment import Experiment
 from circuitlab.patching.runs.replacement import AblationLike
 from circuitlab.progress import Progress, callback
-from circuitlab.result import named
-from circuitlab.summary import Summary, plural
+from circuitlab.result import Result, named
+from circuitlab.summary import plural
 
 CORRECTIONS = ("holm", "bonferroni")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
-class CircuitTests(Summary):
+class CircuitTests(Result):
     """Five tests of one circuit.
 
     Attributes:

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 
 from circuitlab import stats
 from circuitlab.parts import Edge
-from circuitlab.result import named
+from circuitlab.result import Result, named
 from circuitlab.summary import Summary, largest, plural
 
 LEVEL = 0.05
@@ -70,7 +70,7 @@ class TestResult(Summary):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
-class EdgeTests(Summary):
+class EdgeTests(Result):
     """One test an edge, corrected for their number.
 
     Attributes:
