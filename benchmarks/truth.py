@@ -44,7 +44,7 @@ NORMS = {False: "without layer norm", True: "with layer norm"}
 # These see every edge's own effect, so where no path is redundant nothing but 1 will do.
 MUST_BE_PERFECT = ("exact", "acdc")
 # A score of at most this share of the largest is no finding: rounding, what soft attention leaves, a norm that moves.
-FLOOR = 1e-3
+TOLERANCE = 1e-3
 # Scores closer than this share of the largest tie: they differ by rounding, which depends on the processor.
 ROUNDING = 1e-12
 Refused = str
@@ -55,7 +55,7 @@ class Found:
     """How well scores find the true edges, by their order alone and with small ones counted as 0."""
 
     plain: Recovery
-    floored: Recovery
+    tolerant: Recovery
 
 
 Scored = Found | Refused
@@ -85,8 +85,10 @@ def judged(case: Case, **options: Any) -> Scored:
         else:
             values = score_edges(model.model, pairs, method.name, **more).values
         values = rounded(values)
-        plain, floored = (recovery(circuit.spec, values, circuit.mask, floor=floor) for floor in (0.0, FLOOR))
-        return Found(plain, floored)
+        plain, tolerant = (
+            recovery(circuit.spec, values, circuit.mask, tolerance=tolerance) for tolerance in (0.0, TOLERANCE)
+        )
+        return Found(plain, tolerant)
     except CircuitLabError as error:
         return str(error)
 
@@ -142,7 +144,10 @@ def tables(found: Mapping[Case, Scored]) -> str:
             if part:
                 parts += [f"### Ablation: {what}; models {norms}"]
                 parts += ["AUROC, with a 95 % interval over edges unless it is 1:", _table(part, _auroc)]
-                parts += [f"AUROC with scores of at most {FLOOR:g} of the largest set to 0:", _table(part, _floored)]
+                parts += [
+                    f"AUROC with scores of at most {TOLERANCE:g} of the largest set to 0:",
+                    _table(part, _tolerant),
+                ]
                 parts += ["Average precision:", _table(part, _precision)]
     if refused := _refused(found):
         parts += ["### Unsupported", refused]
@@ -153,8 +158,8 @@ def _auroc(found: Found) -> str:
     return _with_interval(found.plain)
 
 
-def _floored(found: Found) -> str:
-    return _with_interval(found.floored)
+def _tolerant(found: Found) -> str:
+    return _with_interval(found.tolerant)
 
 
 def _with_interval(found: Recovery) -> str:
@@ -172,8 +177,8 @@ def _table(found: Mapping[Case, Scored], shown: Callable[[Found], str]) -> str:
     values = {(case.method, case.model): value for case, value in found.items()}
     rows = []
     for method in methods:
-        own = [values[method, model] for model in models]
-        rows.append([f"`{method}`", *("refused" if isinstance(value, Refused) else shown(value) for value in own)])
+        by_model = [values[method, model] for model in models]
+        rows.append([f"`{method}`", *("refused" if isinstance(value, Refused) else shown(value) for value in by_model)])
     circuits = [truth(next(case for case in found if case.model == model)) for model in models]
     sizes = [f"{circuit.n_edges} of {circuit.layout.n_edges}" for circuit in circuits]
     header = [f"{model} ({size})" for model, size in zip(models, sizes, strict=True)]

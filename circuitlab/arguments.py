@@ -109,6 +109,35 @@ def renamed(**names: str) -> Callable[[F], F]:
     return decorate
 
 
+def renamed_value(**values: Mapping[str, str]) -> Callable[[F], F]:
+    """Decorate a public function: values of keywords may be given by their former names, with a `FutureWarning`.
+
+    Args:
+        values: Keyword -> former value -> value.
+
+    Returns:
+        The decorator.
+    """
+
+    def decorate(function: F) -> F:
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            for keyword, names in values.items():
+                given = kwargs.get(keyword)
+                if isinstance(given, str) and given in names:
+                    kwargs[keyword] = names[given]
+                    message = (
+                        f"{function.__name__}(): {keyword}={given!r} is now called {names[given]!r}; the former name "
+                        "will go."
+                    )
+                    warnings.warn(message, FutureWarning, stacklevel=2)
+            return function(*args, **kwargs)
+
+        return typing.cast("F", call)
+
+    return decorate
+
+
 C = TypeVar("C", bound=type)
 
 

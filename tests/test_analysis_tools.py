@@ -132,7 +132,7 @@ class TestDirectLogitAttribution:
         theirs = np.stack(list(self.theirs(bridge, batch, "layer").values()))
         bias = direct_attribution(model, batch)
         shift = bias.per_example[bias.names.index("unembed.bias")]
-        frozen, own = (logit_lens(model, batch, norm=norm).per_example for norm in ("frozen", "own"))
+        frozen, own = (logit_lens(model, batch, norm=norm).per_example for norm in ("frozen", "applied"))
         assert np.abs(theirs + shift - frozen).max() < 1e-5
         assert np.abs(theirs + shift - own).max() > 0.05
 

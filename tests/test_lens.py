@@ -7,7 +7,16 @@ import pytest
 import torch
 from architectures import NATIVE, load, logit_diff, mixed_pairs, pairs
 
-from circuitlab import ConfigError, TokenError, UnknownNameError, direct_attribution, lens_tokens, logit_lens
+from circuitlab import (
+    ConfigError,
+    TokenError,
+    UnknownNameError,
+    direct_attribution,
+    lens_tokens,
+    logit_lens,
+    recovery,
+    score_edges,
+)
 from circuitlab.attribution.lens import points_of
 from circuitlab.metrics import resolve
 
@@ -137,4 +146,20 @@ def test_the_record_can_be_drawn_for_another_run():
     found = logit_lens(load("gpt2"), pairs(), run="corrupt", norm="frozen")
     title = found.plot().axes[0].get_title(loc="left")
     assert title == "Stream so far, final norm's scale frozen, corrupt prompts"
-    assert replace(found, norm="own").plot().axes[0].get_title(loc="left") == "Logit lens, corrupt prompts"
+    assert replace(found, norm="applied").plot().axes[0].get_title(loc="left") == "Logit lens, corrupt prompts"
+
+
+def test_the_former_names_work_and_say_so():
+    model, batch = load("gpt2"), pairs()
+    with pytest.warns(FutureWarning, match=r"logit_lens\(\): norm='own' is now called 'applied'") as warned:
+        former = logit_lens(model, batch, norm="own")
+    assert warned[0].filename == __file__
+    assert (former.norm, former.per_example.tolist()) == ("applied", logit_lens(model, batch).per_example.tolist())
+    with pytest.raises(UnknownNameError, match="unknown norm 'none'. Allowed: applied, frozen"):
+        logit_lens(model, batch, norm="none")
+    scores = score_edges(model, batch, "eap")
+    truth = scores.top(5)
+    with pytest.warns(FutureWarning, match=r"recovery\(\): floor= is now called tolerance="):
+        found = recovery(scores.spec, scores.values, truth, floor=0.5)  # pyright: ignore[reportCallIssue]
+    assert found == recovery(scores.spec, scores.values, truth, tolerance=0.5)
+    assert found != recovery(scores.spec, scores.values, truth)

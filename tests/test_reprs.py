@@ -332,7 +332,7 @@ def large() -> dict[str, Any]:
             tokens=words[:40], heads=tuple(f"a0.h{i}" for i in range(270)), patterns=np.zeros((270, 40, 40))
         ),
         "lens": LogitLens(
-            metric="logit_diff", unit="", run="clean", norm="own",
+            metric="logit_diff", unit="", run="clean", norm="applied",
             points=tuple(Point(i, "resid_post") for i in range(200)), per_example=np.zeros((200, 3)),
         ),
         "attribution": Attribution(

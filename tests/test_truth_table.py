@@ -18,7 +18,7 @@ def test_exact_is_perfect_and_said_so(ablation):
     case = replace(EXACT, ablation=ablation)
     found = judged(case)
     assert isinstance(found, Found)
-    assert found.plain.auroc == found.floored.auroc == 1
+    assert found.plain.auroc == found.tolerant.auroc == 1
     assert not falls_short(case, found)
     assert "| `exact` | **1** |" in tables({case: found})
 

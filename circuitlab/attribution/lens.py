@@ -27,6 +27,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from circuitlab.arguments import renamed_value
 from circuitlab.attribution.request import (
     QUANTITIES,
     Prompt,
@@ -53,7 +54,7 @@ from circuitlab.patching.runs.baseline import at_answer
 from circuitlab.result import Result
 from circuitlab.summary import plural
 
-NORMS = ("own", "frozen")
+NORMS = ("applied", "frozen")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +82,7 @@ class LogitLens(Means):
         metric: Name of the metric.
         unit: Its unit.
         run: "clean" or "corrupt": the prompts that were run.
-        norm: "own": the final norm with each stream's own scale; "frozen": with that of the final stream.
+        norm: "applied": the final norm with the scale of each stream; "frozen": with that of the final stream.
         points: Where, in the order in which the model computes them.
         per_example: The metric there.
         seed: Of the intervals.
@@ -114,6 +115,7 @@ class LogitLens(Means):
             yield self.labels[at], f"{values[at]:.4g}"
 
 
+@renamed_value(norm={"own": "applied"})
 @model_function
 @torch.no_grad()
 def logit_lens(
@@ -122,7 +124,7 @@ def logit_lens(
     metric: MetricLike | None = None,
     *,
     run: str = "clean",
-    norm: str = "own",
+    norm: str = "applied",
     seed: int = 0,
 ) -> LogitLens:
     """Read a metric off the residual stream at every layer and half-layer.
@@ -134,7 +136,7 @@ def logit_lens(
             that is a sum of logits, "logit_diff" or "logit". Logits are capped where the model caps them; a frozen lens
             reads them uncapped.
         run: "clean" or "corrupt": which prompts are run. Answers and distractors are those of the clean prompt.
-        norm: "own", the logit lens, or "frozen", the final stream's scale for all.
+        norm: "applied", the final norm of each stream: the logit lens; or "frozen", the final stream's scale for all.
         seed: Of the intervals.
 
     Returns:
@@ -165,7 +167,9 @@ def logit_lens(
         streams = [at_answer(stream, batch.answer_at) for _, stream in streams_of(model, recorded)]
         if judged.needs_reference:
             batch = batch.with_reference(_clean_logits(model, batch, streams[-1], run))
-        read = _frozen(model, batch, judged.name, streams) if norm == "frozen" else _own(model, batch, judged, streams)
+        read = (
+            _frozen(model, batch, judged.name, streams) if norm == "frozen" else _applied(model, batch, judged, streams)
+        )
         return torch.stack(read)
 
     return LogitLens(
@@ -195,7 +199,7 @@ def streams_of(model: Model, recorded: Recording) -> Iterator[tuple[Point, Float
         yield point, recorded.at(point.site, point.layer)
 
 
-def _own(
+def _applied(
     model: Model, batch: PairBatch, metric: Metric, streams: list[Float[Tensor, "batch d_model"]]
 ) -> list[Float[Tensor, " batch"]]:
     words, judged = batch.compact() if metric.local else (None, batch)

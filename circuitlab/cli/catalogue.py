@@ -157,5 +157,7 @@ def _record(task: Task) -> dict[str, Any]:
 
 
 def _metric_name(task: Task) -> str:
-    own = task.metric
-    return own if isinstance(own, str) else str(getattr(own, "name", None) or getattr(own, "__name__", "its own"))
+    metric = task.metric
+    if isinstance(metric, str):
+        return metric
+    return str(getattr(metric, "name", None) or getattr(metric, "__name__", "a function"))

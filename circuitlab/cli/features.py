@@ -64,14 +64,17 @@ class SiteOptions(opt.Options):
         if self.site is None and self.layer is None:
             return
         try:
-            own = library.load_autoencoder(path)
+            autoencoder = library.load_autoencoder(path)
         except CircuitLabError:  # the files do not name it, or need another option
             return
-        given = own.site if self.site is None else self.site, own.layer if self.layer is None else self.layer
-        if (own.site, own.layer) != given:
+        given = (
+            autoencoder.site if self.site is None else self.site,
+            autoencoder.layer if self.layer is None else self.layer,
+        )
+        if (autoencoder.site, autoencoder.layer) != given:
             raise ConfigError(
-                f"--site and --layer say {given[0]} of layer {given[1]}, but autoencoder {path!r} is of {own.site} of "
-                f"layer {own.layer}. Leave them out."
+                f"--site and --layer say {given[0]} of layer {given[1]}, but autoencoder {path!r} is of "
+                f"{autoencoder.site} of layer {autoencoder.layer}. Leave them out."
             )
 
 
@@ -159,7 +162,7 @@ def show(
 @app.command()
 def active(
     text: Annotated[str, typer.Option(metavar="TEXT", help="Input text.")],
-    own: FeatureOptions,
+    place: FeatureOptions,
     position: Annotated[int, typer.Option(help="Token position; negative: from the end.")] = -1,
     top: Top = TOP,
     *,
@@ -167,8 +170,8 @@ def active(
     output: Output,
 ) -> None:
     """List the features active at a token of a text, strongest first."""
-    words = own.described()
-    loaded, autoencoder = own.loaded(model)
+    words = place.described()
+    loaded, autoencoder = place.loaded(model)
     found = library.features(loaded, autoencoder, text)
     tokens = found.tokens[0]
     at = position % len(tokens)
@@ -187,7 +190,7 @@ def active(
 @app.command()
 def sweep(
     task: opt.PairOptions,
-    own: FeatureOptions,
+    place: FeatureOptions,
     features: Annotated[str | None, typer.Option(metavar="LIST", help="Features, such as 0,3 or 4-7.")] = None,
     top: Annotated[
         int | None, typer.Option(min=1, help="Sweep only the N features with the largest attribution.")
@@ -213,8 +216,8 @@ def sweep(
 
     resolve_direction(direction)
     check_sites(["resid_pre"], CellChoice(axis=axis))
-    words = own.described()
-    loaded, autoencoder, pairs, common = _prepared(wanted, task, own, model)
+    words = place.described()
+    loaded, autoencoder, pairs, common = _prepared(wanted, task, place, model)
     with progress(quiet=quiet) as report:
         if top is not None:
             ranked = library.rank_features(loaded, autoencoder, pairs, **common, progress=report)
@@ -234,7 +237,7 @@ def sweep(
 @app.command()
 def rank(
     task: opt.PairOptions,
-    own: FeatureOptions,
+    place: FeatureOptions,
     at: Annotated[str, typer.Option(metavar="NAME", help="Run of the gradient: corrupt or clean.")] = "corrupt",
     steps: Annotated[int, typer.Option(min=1, max=10_000, help="Gradients to average between the runs.")] = 1,
     top: Top = TOP,
@@ -251,8 +254,8 @@ def rank(
     from circuitlab.features.ranking import check_end
 
     check_end(at)
-    words = own.described()
-    loaded, autoencoder, pairs, common = _prepared(wanted, task, own, model)
+    words = place.described()
+    loaded, autoencoder, pairs, common = _prepared(wanted, task, place, model)
     with progress(quiet=quiet) as report:
         found = library.rank_features(loaded, autoencoder, pairs, at=at, steps=steps, progress=report, **common)
         grid = library.sweep_features(loaded, autoencoder, pairs, progress=report, **common) if exact else None
@@ -294,12 +297,12 @@ def search(
 
 
 def _prepared(
-    wanted: "Task", task: opt.PairOptions, own: FeatureOptions, model: opt.ModelOptions
+    wanted: "Task", task: opt.PairOptions, place: FeatureOptions, model: opt.ModelOptions
 ) -> "tuple[BridgeModel, Autoencoder, PairSet, dict[str, Any]]":
     """Model, autoencoder, discovery pairs, and further arguments of `sweep_features` and `rank_features`."""
     from circuitlab.metrics import metric_of
 
     metric = metric_of(wanted, task["metric"])
-    loaded, autoencoder = own.loaded(model)
+    loaded, autoencoder = place.loaded(model)
     pairs = task.next_token_pairs(wanted, loaded)
     return loaded, autoencoder, pairs, {"metric": metric, "seed": task["seed"]}

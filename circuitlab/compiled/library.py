@@ -38,19 +38,19 @@ def mirror() -> Entry:
             """A text of `n` letters; tokens after its end are not part of it."""
             return [BOS, *text[:n], end, *text[n:]]
 
-        own = letters(rng, n_ctx - 2, end)
+        drawn = letters(rng, n_ctx - 2, end)
         n = int(rng.integers(6, 11))
         if number % 2:  # another letter at the mirrored position
             at = int(rng.integers(1, n + 1))
-            other = list(own)
-            other[n - at] = another(own[n - at], range(1, end), rng)
-            return Drawn(prompt(n, own), prompt(n, other), at)
+            other = list(drawn)
+            other[n - at] = another(drawn[n - at], range(1, end), rng)
+            return Drawn(prompt(n, drawn), prompt(n, other), at)
         while True:  # the end in another place, the letters as they are
             m = another(n, range(6, 11), rng)
             at = int(rng.integers(1, min(n, m) + 1))
-            if own[n - at] != own[m - at]:
-                return Drawn(prompt(n, own), prompt(m, own), at)
-            own = letters(rng, n_ctx - 2, end)
+            if drawn[n - at] != drawn[m - at]:
+                return Drawn(prompt(n, drawn), prompt(m, drawn), at)
+            drawn = letters(rng, n_ctx - 2, end)
 
     program = Program(
         name="mirror",
@@ -317,17 +317,17 @@ def _reverser() -> Entry:
             return [BOS, *text, sep, *reversed(text)][:n_ctx]
 
         n = int(rng.integers(6, 11))
-        own = letters(rng, n, sep)
+        drawn = letters(rng, n, sep)
         place = 2 * (n + 1) - n_ctx  # of the next letter
         if number % 2:
-            other = list(own)
-            other[place - 1] = another(own[place - 1], range(1, sep), rng)
-            return Drawn(prompt(own), prompt(other), n_ctx - 1)
+            other = list(drawn)
+            other[place - 1] = another(drawn[place - 1], range(1, sep), rng)
+            return Drawn(prompt(drawn), prompt(other), n_ctx - 1)
         while True:
             m = another(n, range(6, 11), rng)
             other = letters(rng, m, sep)
-            if other[2 * (m + 1) - n_ctx - 1] != own[place - 1]:
-                return Drawn(prompt(own), prompt(other), n_ctx - 1)
+            if other[2 * (m + 1) - n_ctx - 1] != drawn[place - 1]:
+                return Drawn(prompt(drawn), prompt(other), n_ctx - 1)
 
     program = Program(
         name="reverser",

@@ -139,13 +139,13 @@ def _from_table(text: str, reading: TableOptions) -> Task:
     return Task.from_table(table, f"{name}-table" if name in task_names() else name, origin=text)
 
 
-def _check_table_options(given: TableOptions, own: TableOptions | None, owner: str) -> None:
+def _check_table_options(given: TableOptions, kept: TableOptions | None, owner: str) -> None:
     """Refuse options of tables for what is no table, and others than those that a table was read with.
 
     Raises:
         ConfigError: Some are given.
     """
-    if given.given and given != own:
+    if given.given and given != kept:
         name, value = next(iter(given.given.items()))
         raise ConfigError(f"{name}={value!r} only applies to tables of pairs; {owner} is no table. Leave it out.")
 

@@ -53,15 +53,6 @@ def steps_of(layout: Layout) -> tuple[Step, ...]:
     return tuple(found)
 
 
-def asking_order(layout: Layout) -> tuple[Place, ...]:
-    """Every edge in the order of the tests.
-
-    Returns:
-        Row and column of each edge in a mask.
-    """
-    return tuple(step.edge for step in steps_of(layout) if step.edge is not None)
-
-
 @dataclass(slots=True, eq=False)
 class Walk:
     """The progress of a search; copied to look ahead.

@@ -62,9 +62,9 @@ def score_ifr(experiment: Experiment) -> EdgeScores:
 
 def _weights(batch: PairBatch) -> Float[Tensor, "batch seq"]:
     """The weight of each token: the same for all tokens of a pair, in all its rows, which sum to 1."""
-    own = batch.own_tokens.float()
+    in_prompt = batch.own_tokens.float()
     _, pair = batch.index.unique_consecutive(return_inverse=True)
-    return own / batch.per_pair(own.sum(1))[pair, None]
+    return in_prompt / batch.per_pair(in_prompt.sum(1))[pair, None]
 
 
 @torch.no_grad()

@@ -86,8 +86,8 @@ class Evaluation(Faithfulness):
     @property
     def overshoot(self) -> bool:
         """Whether the circuit, or one of either curve, exceeds the whole model (f > 1)."""
-        own = CurvePoint(self.n_edges, self.n_edges, self.faithfulness)
-        return overshoots((*self.curve, *self.curve_signed, own))
+        circuit_point = CurvePoint(self.n_edges, self.n_edges, self.faithfulness)
+        return overshoots((*self.curve, *self.curve_signed, circuit_point))
 
     @property
     def incompleteness(self) -> float:
@@ -288,7 +288,7 @@ def evaluate_circuit(
     experiment.gap  # noqa: B018 - rejects pairs without a gap
     metrics = list({one.name: one for one in (metric, accuracy, kl)}.values())
     measured = experiment.measure(circuit.mask[None], metrics, "circuit", neurons=kept_neurons(circuit))
-    own = {name: values[0] for name, values in measured.items()}
+    of_circuit = {name: values[0] for name, values in measured.items()}
     curve, by_sign = curves(experiment, circuit)
     rng = np.random.default_rng([seed, 2])
     chance = [random_circuit(layout, circuit.n_edges, rng) for _ in range(n_random)] if circuit.n_edges else []
@@ -298,20 +298,20 @@ def evaluate_circuit(
         clean=experiment.clean,
         corrupt=experiment.corrupt,
         empty=experiment.empty,
-        circuit=own[metric.name],
+        circuit=of_circuit[metric.name],
         n_edges=circuit.n_edges,
         n_edges_weighted=circuit.n_edges_weighted,
         n_edges_total=layout.n_edges,
         n_nodes=len(circuit.nodes),
         accuracy_model=float(accurate.mean()),
-        accuracy_circuit=float(own["accuracy"].mean()),
-        kl=float(own["kl"].mean()),
+        accuracy_circuit=float(of_circuit["accuracy"].mean()),
+        kl=float(of_circuit["kl"].mean()),
         curve=curve,
         curve_signed=by_sign,
         smallest=smallest_sufficient(experiment, circuit, curve),
         complement=complement_faithfulness(experiment, circuit),
         knockouts=knockouts(experiment, circuit, n_knockouts, np.random.default_rng([seed, 3])),
-        minimality=minimality_of(experiment, circuit, own[metric.name]) if minimality else None,
+        minimality=minimality_of(experiment, circuit, of_circuit[metric.name]) if minimality else None,
         random=tuple(experiment.faithfulness(np.stack(chance), "random circuits").tolist()) if chance else (),
         seed=seed,
         selection=circuit.selection,

@@ -2,7 +2,7 @@
 
 All edges of the model's graph are ranked, including those of unused parts; folded, all pairs of nodes with an edge, q,
 k and v taken together. Edges are ranked by absolute score, or by score. The smallest difference counts, such as scores
-of 1e-9 from rounding. With `floor`, scores of at most this share of the largest count as 0 and tie.
+of 1e-9 from rounding. With `tolerance`, scores of at most this share of the largest count as 0 and tie.
 
     AUROC              the share of pairs of a true and another edge in which the true one scores higher; a tie counts
                        half. It is the area under the curve (false positive rate, true positive rate) over all
@@ -25,7 +25,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float
 
-from circuitlab.arguments import checked
+from circuitlab.arguments import checked, renamed
 from circuitlab.errors import ConfigError, GraphError
 from circuitlab.graphs.prune import real_edges
 from circuitlab.parts import Layout, ModelSpec
@@ -63,6 +63,7 @@ class Recovery(Result):
         return f"of {self.n_true:,} of {plural(self.n_edges, 'edge')}: AUROC {self.auroc:.3f}"
 
 
+@renamed(floor="tolerance")
 @checked
 def recovery(
     spec: ModelSpec,
@@ -71,7 +72,7 @@ def recovery(
     *,
     signed: bool = False,
     folded: bool = False,
-    floor: float = 0.0,
+    tolerance: float = 0.0,
     seed: int = 0,
     n_resamples: int = N_RESAMPLES,
 ) -> Recovery:
@@ -83,7 +84,7 @@ def recovery(
         truth: The true edges.
         signed: Rank by score; else by its absolute value.
         folded: Take q, k and v edges between the same nodes together: the highest of their scores, true if one is.
-        floor: Scores of at most this share of the largest in size count as 0.
+        tolerance: Scores of at most this share of the largest in size count as 0, and tie.
         seed: Of the intervals.
         n_resamples: Of the intervals.
 
@@ -92,7 +93,7 @@ def recovery(
 
     Raises:
         GraphError: A matrix has the wrong shape, a score is not a number, or the truth holds no edge, or all.
-        ConfigError: The floor is not a share.
+        ConfigError: The tolerance is not a share.
 
     Example:
         >>> from circuitlab import compile_model, recovery, score_edges
@@ -102,10 +103,10 @@ def recovery(
         >>> recovery(scores.spec, scores.values, built.truth("corrupt", pairs).mask).auroc
         1.0
     """
-    if not 0 <= floor < 1:
-        raise ConfigError(f"floor is {floor}; it is a share of the largest score, at least 0 and below 1.")
+    if not 0 <= tolerance < 1:
+        raise ConfigError(f"tolerance is {tolerance}; it is a share of the largest score, at least 0 and below 1.")
     values, true = _universe(Layout.of(spec), scores, truth, signed, folded)
-    values = np.where(np.abs(values) <= floor * np.abs(values).max(), 0.0, values)
+    values = np.where(np.abs(values) <= tolerance * np.abs(values).max(), 0.0, values)
     of_area, of_precision = _resampled(values, true, seed, n_resamples).tolist()
     (area,), (precision,) = _judge(values, true, np.ones((1, len(values))))
     return Recovery(
@@ -117,18 +118,6 @@ def recovery(
         n_edges=len(true),
         folded=folded,
     )
-
-
-def roc_curve(
-    scores: Float[np.ndarray, " edge"], true: Bool[np.ndarray, " edge"]
-) -> tuple[Float[np.ndarray, " point"], Float[np.ndarray, " point"]]:
-    """The ROC curve over all thresholds, from (0, 0) to (1, 1); equal scores are one step.
-
-    Returns:
-        False positive rates, and true positive rates.
-    """
-    hits, others = _cumulated(scores, true, np.ones((1, len(scores))))
-    return others[0] / others[0, -1], hits[0] / hits[0, -1]
 
 
 def _universe(

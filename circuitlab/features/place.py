@@ -115,7 +115,7 @@ def recorded(model: Model, run: Recording, site: str, layer: int) -> Float[Tenso
 
 
 def run_on(
-    model: Model, own: Autoencoder, run: Recording, arguments: BlockArguments, value: Float[Tensor, "batch seq d_in"]
+    model: Model, sae: Autoencoder, run: Recording, arguments: BlockArguments, value: Float[Tensor, "batch seq d_in"]
 ) -> Float[Tensor, "batch seq d_model"]:
     """The stream at the end with another value at an autoencoder's site, at every token; before it, the recorded run.
 
@@ -123,7 +123,7 @@ def run_on(
 
     Args:
         model: The model.
-        own: The autoencoder, at whose site the value is put.
+        sae: The autoencoder, at whose site the value is put.
         run: The recorded run of these prompts.
         arguments: What blocks are called with.
         value: What is put there.
@@ -131,7 +131,7 @@ def run_on(
     Returns:
         The stream after the last block.
     """
-    site, layer = own.site, own.layer
+    site, layer = sae.site, sae.layer
     entry, stream = SITES[site].entry, value
     if site not in ("resid_pre", "resid_mid", "resid_post"):
         change = added(model, site, layer, value) - recorded(model, run, site, layer)

@@ -200,7 +200,7 @@ def rank_features(
     check_end(at)
     if steps < 1:
         raise ConfigError(f"steps={steps}: the gradient is taken at one point at least.")
-    own = fitted(model, autoencoder)
+    sae = fitted(model, autoencoder)
     check_answers(pairs, model.spec)
     check_corrupted(pairs, "the feature's values in clean and corrupted run are compared")
     resolved = metric_for(metric, pairs)
@@ -210,27 +210,27 @@ def rank_features(
         model, pairs, resolved, seed=seed, allow_weak_gap=True, budget=budget, progress=callback(progress)
     )
     experiment.prompt_gap  # noqa: B018 - refuses a metric that does not distinguish the two runs
-    parts = experiment.recordings.parts(ALIVE * (model.spec.n_layers - own.layer))
+    parts = experiment.recordings.parts(ALIVE * (model.spec.n_layers - sae.layer))
     ends = np.zeros((4, experiment.n_examples))  # clean, corrupt, error, total
     entries: list[pd.DataFrame] = []
     for number, batch in enumerate(parts):
         baseline, where = experiment.recordings.baseline(batch), batch.index.cpu().numpy()
-        gradient = mean_gradient(model, own, baseline, resolved, at, steps)
-        scored, error, total = _scores(model, own, baseline, gradient, at)
+        gradient = mean_gradient(model, sae, baseline, resolved, at, steps)
+        scored, error, total = _scores(model, sae, baseline, gradient, at)
         both = torch.stack([*baseline.gap(resolved), error, total])
         ends[:, where] = both.double().cpu().numpy()
         entries.append(scored.assign(example=where[scored["example"]]))
         experiment.progress("attribution", number + 1, len(parts))
     table = pd.concat(entries)
     if table.empty:
-        raise ConfigError(f"no feature of autoencoder {own.name!r} differs between the clean and the corrupted runs.")
+        raise ConfigError(f"no feature of autoencoder {sae.name!r} differs between the clean and the corrupted runs.")
     scores = table.pivot_table("score", "feature", "example", "sum", fill_value=0.0)
     scores = scores.reindex(columns=range(experiment.n_examples), fill_value=0.0)
     scores = scores.iloc[np.argsort(-np.abs(scores.to_numpy().mean(1)), kind="stable")]
     change = table.pivot_table("change", "feature", aggfunc="sum").reindex(scores.index) / experiment.n_examples
     clean, corrupt, error, total = ends
     return FeatureRanking(
-        autoencoder=own.name,
+        autoencoder=sae.name,
         metric=resolved.name,
         unit=resolved.unit,
         at=at if steps == 1 else "between",
@@ -247,7 +247,7 @@ def rank_features(
 
 
 def mean_gradient(
-    model: Model, own: Autoencoder, baseline: Baseline, metric: Metric, at: str, steps: int
+    model: Model, sae: Autoencoder, baseline: Baseline, metric: Metric, at: str, steps: int
 ) -> Float[Tensor, "batch seq d_in"]:
     """The gradient of each example's metric at the autoencoder's place, at one end or averaged between both.
 
@@ -257,14 +257,14 @@ def mean_gradient(
     Raises:
         MetricError: The metric does not depend on the logits in a way that torch can follow.
     """
-    clean, corrupt = (activation(model, run, own.site, own.layer) for run in (baseline.clean, baseline.corrupt))
+    clean, corrupt = (activation(model, run, sae.site, sae.layer) for run in (baseline.clean, baseline.corrupt))
     run = baseline.clean if at == "clean" and steps == 1 else baseline.corrupt
     places = [(i + 0.5) / steps for i in range(steps)] if steps > 1 else [1.0 if at == "clean" else 0.0]
     gradient = torch.zeros_like(corrupt)
     for share in places:
         with torch.enable_grad():
             value = (corrupt + share * (clean - corrupt)).detach().requires_grad_()
-            final = run_on(model, own, run, baseline.arguments, value)
+            final = run_on(model, sae, run, baseline.arguments, value)
             total = judged(model, metric, baseline.batch, at_answer(final, baseline.batch.answer_at)).sum()
         if not total.requires_grad:
             raise MetricError(f"metric {metric.name!r} does not depend on the logits in a way that torch can follow.")
@@ -273,28 +273,28 @@ def mean_gradient(
 
 
 def _scores(
-    model: Model, own: Autoencoder, baseline: Baseline, gradient: Float[Tensor, "batch seq d_in"], at: str
+    model: Model, sae: Autoencoder, baseline: Baseline, gradient: Float[Tensor, "batch seq d_in"], at: str
 ) -> tuple[pd.DataFrame, Float[Tensor, " batch"], Float[Tensor, " batch"]]:
     """Scores of features, of the error term, and of the whole activation, by example.
 
     Returns:
         Columns example, feature, score and change of the features that differ; the other two scores.
     """
-    found = differences(model, own, baseline)
+    found = differences(model, sae, baseline)
     base = baseline.clean if at == "clean" else baseline.corrupt
-    scale = own.scaled(activation(model, base, own.site, own.layer)).scale[found.example, found.position, 0]
+    scale = sae.scaled(activation(model, base, sae.site, sae.layer)).scale[found.example, found.position, 0]
     # The gradient along each entry's decoder row, some entries at a time.
-    parts = (each.split(max(1, ENTRIES_AT_ONCE // own.d_in)) for each in (found.example, found.position, found.feature))
-    along = [(gradient[e, p].to(own.w_dec) * own.w_dec[f]).sum(1) for e, p, f in zip(*parts, strict=True)]
+    parts = (each.split(max(1, ENTRIES_AT_ONCE // sae.d_in)) for each in (found.example, found.position, found.feature))
+    along = [(gradient[e, p].to(sae.w_dec) * sae.w_dec[f]).sum(1) for e, p, f in zip(*parts, strict=True)]
     score = found.change * scale * torch.cat(along)
-    clean, corrupt = (activation(model, run, own.site, own.layer) for run in (baseline.clean, baseline.corrupt))
+    clean, corrupt = (activation(model, run, sae.site, sae.layer) for run in (baseline.clean, baseline.corrupt))
     gradient = gradient * tokens_that_matter(model.spec, baseline.batch, from_difference=True)[:, :, None]
     total = ((clean - corrupt) * gradient).sum((1, 2))
-    left = [x - own.reconstruct(x).to(x) for x in (clean, corrupt)]
+    left = [x - sae.reconstruct(x).to(x) for x in (clean, corrupt)]
     error = ((left[0] - left[1]) * gradient).sum((1, 2))
-    keys, place = (found.example * own.n_features + found.feature).unique(return_inverse=True)
+    keys, place = (found.example * sae.n_features + found.feature).unique(return_inverse=True)
     both = torch.zeros(2, len(keys), dtype=torch.float64, device=keys.device)
     both.index_add_(1, place, torch.stack([score, found.change]).double())
-    example, feature, both = (t.cpu().numpy() for t in (keys // own.n_features, keys % own.n_features, both))
+    example, feature, both = (t.cpu().numpy() for t in (keys // sae.n_features, keys % sae.n_features, both))
     columns = {"example": example, "feature": feature, "score": both[0], "change": both[1]}
     return pd.DataFrame(columns), error, total

@@ -154,7 +154,7 @@ def attached(
         UnknownNameError: The model has no such site.
     """
     spliced = _Spliced.of(model, autoencoder, keep_first)
-    return model.rewriting(spliced.own.site, spliced.own.layer, partial(spliced.values, error=error, edit=edit))
+    return model.rewriting(spliced.sae.site, spliced.sae.layer, partial(spliced.values, error=error, edit=edit))
 
 
 @model_function
@@ -225,14 +225,14 @@ def splice(
         UnknownNameError: The model has no such site, or there is no such metric.
         MetricError: The metric cannot be used.
     """
-    own = _Spliced.of(model, autoencoder, keep_first)
+    spliced = _Spliced.of(model, autoencoder, keep_first)
     check_answers(pairs, model.spec)
     check_corrupted(pairs, "what is restored is a share of the clean-corrupted difference")
     experiment = Experiment(model, pairs, metric, budget=budget)
     judged_by, spliced = experiment.metric, np.zeros(experiment.n_examples)
     for baseline in experiment.baselines:
         batch = baseline.batch
-        final = own.final(baseline.clean, baseline.arguments, error=error, edit=edit)
+        final = spliced.final(baseline.clean, baseline.arguments, error=error, edit=edit)
         with torch.no_grad():
             found = judged_by(model.logits(at_answer(final, batch.answer_at)), batch)
         spliced[batch.index.cpu().numpy()] = found.double().cpu().numpy()
@@ -262,61 +262,61 @@ class _Spliced:
 
     Attributes:
         model: The model.
-        own: The autoencoder.
+        sae: The autoencoder.
         since: The first token that runs through it.
     """
 
     model: Model
-    own: Autoencoder
+    sae: Autoencoder
     since: int
 
     @classmethod
     def of(cls, model: Model, autoencoder: Autoencoder, keep_first: int | None) -> _Spliced:
-        own = fitted(model, autoencoder)
+        sae = fitted(model, autoencoder)
         if keep_first is not None and keep_first < 0:
             raise ConfigError(f"keep_first={keep_first} is negative.")
-        return cls(model=model, own=own, since=len(front_of(model)) if keep_first is None else keep_first)
+        return cls(model=model, sae=sae, since=len(front_of(model)) if keep_first is None else keep_first)
 
     def values(self, x: Float[Tensor, "batch seq d_in"], *, error: bool, edit: Edit | None = None) -> Tensor:
         """What takes the place of activations."""
-        return torch.cat([x[:, : self.since], through(self.own, x[:, self.since :], error=error, edit=edit)], 1)
+        return torch.cat([x[:, : self.since], through(self.sae, x[:, self.since :], error=error, edit=edit)], 1)
 
     @torch.no_grad()
     def final(
         self, run: Recording, arguments: BlockArguments, *, error: bool, edit: Edit | None = None
     ) -> Float[Tensor, "batch seq d_model"]:
         """The stream after the last block."""
-        x = activation(self.model, run, self.own.site, self.own.layer)
-        return run_on(self.model, self.own, run, arguments, self.values(x, error=error, edit=edit))
+        x = activation(self.model, run, self.sae.site, self.sae.layer)
+        return run_on(self.model, self.sae, run, arguments, self.values(x, error=error, edit=edit))
 
 
 class _Sums:
     """Sums over tokens, in float64."""
 
     def __init__(self, spliced: _Spliced) -> None:
-        self.spliced, own = spliced, spliced.own
-        self.alive = torch.zeros(own.n_features, dtype=torch.bool, device=own.w_enc.device)
-        self.total = torch.zeros(own.d_in, dtype=torch.float64)
+        self.spliced, sae = spliced, spliced.sae
+        self.alive = torch.zeros(sae.n_features, dtype=torch.bool, device=sae.w_enc.device)
+        self.total = torch.zeros(sae.d_in, dtype=torch.float64)
         self.tokens = self.predicted = self.active = 0
         self.squares = self.errors = 0.0
         self.losses = np.zeros(4)
 
     def add(self, tokens: Int[Tensor, "batch seq"], arguments: BlockArguments) -> None:
         """Prompts of one length, measured from a token on."""
-        spliced, model, own, since = self.spliced, self.spliced.model, self.spliced.own, self.spliced.since
+        spliced, model, sae, since = self.spliced, self.spliced.model, self.spliced.sae, self.spliced.since
         run = model.record(tokens)
-        x = activation(model, run, own.site, own.layer)
+        x = activation(model, run, sae.site, sae.layer)
         zero = x.clone()
         zero[:, since:] = 0
         finals = [
             run.resid_final,
             spliced.final(run, arguments, error=True),
             spliced.final(run, arguments, error=False),
-            run_on(model, own, run, arguments, zero),
+            run_on(model, sae, run, arguments, zero),
         ]
         losses = [_loss(model, final[:, since:-1], tokens[:, since + 1 :]) for final in finals]
         read = x[:, since:].flatten(0, 1)
-        left, entries = (read.to(own.w_enc) - own.reconstruct(read)).double(), own.active(read)
+        left, entries = (read.to(sae.w_enc) - sae.reconstruct(read)).double(), sae.active(read)
         self.losses += losses
         self.predicted += tokens[:, since + 1 :].numel()
         self.alive[entries.feature] = True

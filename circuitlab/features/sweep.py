@@ -78,8 +78,8 @@ def sweep_features(
         UnknownNameError: No such direction, metric or axis, or the model has no such site.
         MetricError: The metric gives the wrong shape or NaN, or does not distinguish the two runs.
     """
-    own = fitted(model, autoencoder)
-    wanted = None if features is None else chosen_features(own, features)
+    sae = fitted(model, autoencoder)
+    wanted = None if features is None else chosen_features(sae, features)
     check_answers(pairs, model.spec)
     check_corrupted(pairs, "the feature's values in clean and corrupted run are compared")
     experiment = Experiment(
@@ -88,7 +88,7 @@ def sweep_features(
     )  # fmt: skip
     plan = plan_sweep(experiment, "resid_pre", direction=direction, axis=axis, positions=positions)
     experiment.prompt_gap  # noqa: B018 - refuses a metric that does not distinguish the two runs
-    clean, corrupt, members = experiment.clean, experiment.unit_end, _members(experiment, own, wanted)
+    clean, corrupt, members = experiment.clean, experiment.unit_end, _members(experiment, sae, wanted)
     columns = plan.columns["resid_pre"]
     untouched = corrupt if direction == "denoise" else clean
     table = np.broadcast_to(untouched, (len(members), len(columns.labels), experiment.n_examples)).copy()
@@ -97,7 +97,7 @@ def sweep_features(
         absent = ~columns.masks[number].any(2).cpu().numpy()  # [column, example of the batch]
         column, example = absent.nonzero()
         table[:, column, batch.index.cpu().numpy()[example]] = np.nan
-        _sweep_batch(plan, own, number, members, packer, table)
+        _sweep_batch(plan, sae, number, members, packer, table)
         experiment.progress("features", number + 1, len(plan.experiment.batches))
     whole = columns.labels == ("all",)
     names = tuple(map(str, members))
@@ -113,30 +113,30 @@ def sweep_features(
         corrupt=corrupt,
         normalised=normalise,
         seed=seed,
-        layers=(own.layer,),
+        layers=(sae.layer,),
         member_kind=None if whole else SITE,
         members=() if whole else names,
         numbers=None if whole else columns.numbers,
     )
 
 
-def _members(experiment: Experiment, own: Autoencoder, wanted: tuple[int, ...] | None) -> tuple[int, ...]:
+def _members(experiment: Experiment, sae: Autoencoder, wanted: tuple[int, ...] | None) -> tuple[int, ...]:
     """The features that are swept: every batch has to be seen before the first cell."""
     if wanted is not None:
         return wanted
-    differ = torch.zeros(own.n_features, dtype=torch.bool, device=own.w_enc.device)
+    differ = torch.zeros(sae.n_features, dtype=torch.bool, device=sae.w_enc.device)
     for baseline in experiment.baselines:
-        differ[differences(experiment.model, own, baseline).feature] = True
+        differ[differences(experiment.model, sae, baseline).feature] = True
     members = tuple(differ.nonzero().flatten().tolist())
     if not members:
         raise ConfigError(
-            f"no feature of autoencoder {own.name!r} differs between the clean and the corrupted runs; name features."
+            f"no feature of autoencoder {sae.name!r} differs between the clean and the corrupted runs; name features."
         )
     return members
 
 
 def _sweep_batch(
-    plan: SweepPlan, own: Autoencoder, number: int, members: tuple[int, ...], packer: Packer, table: Table
+    plan: SweepPlan, sae: Autoencoder, number: int, members: tuple[int, ...], packer: Packer, table: Table
 ) -> None:
     """Fill the cells of one batch."""
     model, batch = plan.experiment.model, plan.experiment.batches[number]
@@ -147,8 +147,8 @@ def _sweep_batch(
         model=model, baseline=baseline, base=base, source=source, hidden=lambda _layer: base.resid_final,
         ablation=plan.experiment.replacement,
     )  # fmt: skip
-    patches = feature_patches(runs, own, members, plan.columns["resid_pre"].masks[number])
-    block = enters_at(patches.site, own.layer)
+    patches = feature_patches(runs, sae, members, plan.columns["resid_pre"].masks[number])
+    block = enters_at(patches.site, sae.layer)
     inside = window(runs, block, from_difference=True)
     cells = cells_of([patches], inside)
     where = batch.index.cpu().numpy()
@@ -163,12 +163,12 @@ def _sweep_batch(
     packer.run(len(cells), rows_at_once(model, batch.n_tokens, plan.experiment.resources), pack)
 
 
-def feature_patches(runs: Runs, own: Autoencoder, members: tuple[int, ...], tokens: torch.Tensor) -> Patches:
+def feature_patches(runs: Runs, sae: Autoencoder, members: tuple[int, ...], tokens: torch.Tensor) -> Patches:
     """The cells of some features: by how much the stream differs where a feature has its other value.
 
     Args:
         runs: The run that is patched and the one that values are taken from.
-        own: The autoencoder, on the model's device.
+        sae: The autoencoder, on the model's device.
         members: The features.
         tokens: The tokens of each column, `[column, batch, seq]`.
 
@@ -176,15 +176,15 @@ def feature_patches(runs: Runs, own: Autoencoder, members: tuple[int, ...], toke
         For every feature and token, the change of the stream: source run minus patched run.
     """
     sign = 1 if runs.source is runs.baseline.clean else -1
-    change = _table(differences(runs.model, own, runs.baseline), members, runs.baseline) * sign
+    change = _table(differences(runs.model, sae, runs.baseline), members, runs.baseline) * sign
     return Patches(
-        site=Site(SITE, SITES[own.site].entry, Member.NEURON, "one feature of an autoencoder"),
-        layer=own.layer,
+        site=Site(SITE, SITES[sae.site].entry, Member.NEURON, "one feature of an autoencoder"),
+        layer=sae.layer,
         columns=range(len(tokens)),
         members=members,
         live=change != 0,
         tokens=tokens,
-        delta=_delta(runs, own, members, change),
+        delta=_delta(runs, sae, members, change),
     )
 
 
@@ -200,12 +200,12 @@ def _table(found: Differences, members: tuple[int, ...], baseline: Baseline) -> 
 
 
 def _delta(
-    runs: Runs, own: Autoencoder, members: tuple[int, ...], change: Float[Tensor, "feature batch seq"]
+    runs: Runs, sae: Autoencoder, members: tuple[int, ...], change: Float[Tensor, "feature batch seq"]
 ) -> Change:
-    model, base, site, layer = runs.model, runs.base, own.site, own.layer
-    rows = own.w_dec[torch.tensor(members, device=own.w_dec.device)]
+    model, base, site, layer = runs.model, runs.base, sae.site, sae.layer
+    rows = sae.w_dec[torch.tensor(members, device=sae.w_dec.device)]
     value = activation(model, base, site, layer)
-    scale = own.scaled(value).scale
+    scale = sae.scaled(value).scale
     stands_for = recorded(model, base, site, layer)
 
     def delta(member: Int[Tensor, " token"], example: Tensor, position: Tensor) -> Float[Tensor, "token d_model"]:

@@ -277,11 +277,16 @@ def metric_for(metric: MetricLike | None, pairs: object) -> Metric:
         UnknownNameError: No metric has this name.
         MetricError: It is no metric, or judges one token and the pairs have answers of several.
     """
-    own: MetricLike | None = getattr(pairs, "metric", None)
+    of_pairs: MetricLike | None = getattr(pairs, "metric", None)
     if metric is None:
-        found = resolve(DEFAULT if own is None else own)
-    elif isinstance(metric, str) and own is not None and not isinstance(own, str) and resolve(own).name == metric:
-        found = resolve(own)
+        found = resolve(DEFAULT if of_pairs is None else of_pairs)
+    elif (
+        isinstance(metric, str)
+        and of_pairs is not None
+        and not isinstance(of_pairs, str)
+        and resolve(of_pairs).name == metric
+    ):
+        found = resolve(of_pairs)
     else:
         found = resolve(metric)
     if not found.whole_answer and isinstance(pairs, PairSet):

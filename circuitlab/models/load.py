@@ -144,8 +144,8 @@ def _from_bridge(bridge: Any, bos: str | None) -> BridgeModel:
 def _text(bridge: Any, name: str, bos: str | None, revision: str | None = None) -> TokenizerText | None:
     """The tokenizer, checked; None where there is none that serves, which is an error only when it is used."""
     serves = getattr(getattr(bridge, "tokenizer", None), "is_fast", False)
-    own = own_tokenizer(bridge, name, revision) if serves else None
-    return None if own is None and bos is None else text_of(bridge, name, bos or AUTO, own)
+    tokenizer = own_tokenizer(bridge, name, revision) if serves else None
+    return None if tokenizer is None and bos is None else text_of(bridge, name, bos or AUTO, tokenizer)
 
 
 def _check_checkpoint(model: Model, checkpoint: Checkpoint) -> None:

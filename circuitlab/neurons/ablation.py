@@ -197,14 +197,16 @@ def ablation_effect(
     else:
         number = 0.0 if value == "zero" else float(value)
         values = dict.fromkeys(chosen, torch.tensor([number], dtype=model.dtype, device=model.device))
-    held = {layer: (own, values[layer]) for layer, own in chosen.items()}
+    held = {layer: (numbers, values[layer]) for layer, numbers in chosen.items()}
     found: dict[int, TextEffect] = {}
 
     @torch.no_grad()
     def run(numbers: list[int], ids: Tensor, arguments: BlockArguments) -> None:
         clean, ablated = final_streams(model, arguments, ids, held, stage)
-        for number, own, before, after in zip(numbers, ids, clean, ablated, strict=True):
-            unchanged, changed = (log_probs_of(model, x[:-1], own[1:]).double().cpu().numpy() for x in (before, after))
+        for number, text_ids, before, after in zip(numbers, ids, clean, ablated, strict=True):
+            unchanged, changed = (
+                log_probs_of(model, x[:-1], text_ids[1:]).double().cpu().numpy() for x in (before, after)
+            )
             most, by = (each.cpu().numpy() for each in largest_changes(model, before, after))
             found[number] = TextEffect(
                 tokens=prompts[number],

@@ -353,10 +353,11 @@ def _offer(
                 if value < bar or ids in kept:
                     continue
                 shown, place = shown_tokens(read.text, read.encoded), int(at[row, column])
-                own = values[row, : len(ids), column]
+                activations = values[row, : len(ids), column]
+                finite = activations.masked_fill(activations.isinf(), torch.nan).numpy()
                 kept[ids] = before + member, Example(
                     neuron=neuron, rank=0, value=value, position=place, token=shown[place], text=read.text,
-                    where=read.where, tokens=shown, values=own.masked_fill(own.isinf(), torch.nan).numpy(),
+                    where=read.where, tokens=shown, values=finite,
                 )  # fmt: skip
             best[column] = dict(sorted(kept.items(), key=lambda item: (-item[1][1].value, item[1][0]))[:k])
 

@@ -201,13 +201,13 @@ def _judged(model: Model, text: str, encoded: Encoded, stream: Float[Tensor, "se
     ranks, best = np.full(n, -1), []
     came = torch.tensor(encoded.ids[1:], device=stream.device, dtype=torch.long)
     for rows, logits in logits_by_part(model, stream):
-        own = logits.gather(1, came[rows, None])
+        taken = logits.gather(1, came[rows, None])
         all_of_it = logits.logsumexp(1)
         highest, at = logits.max(1)
         after = slice(rows.start + 1, rows.stop + 1)
-        log_probs[after] = (own[:, 0] - all_of_it).cpu().double().numpy()
+        log_probs[after] = (taken[:, 0] - all_of_it).cpu().double().numpy()
         best_log_probs[after] = (highest - all_of_it).cpu().double().numpy()
-        ranks[after] = (logits > own).sum(1).cpu().numpy()
+        ranks[after] = (logits > taken).sum(1).cpu().numpy()
         best += at.tolist()
     front = model.bos.ids
     first = max(1, len(front)) if encoded.ids[: len(front)] == front else 1

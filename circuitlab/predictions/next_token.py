@@ -132,8 +132,8 @@ def predict(
     streams = last_streams(model, [e.ids for e in encoded])
     found: list[Prediction] = []
     for rows, logits in logits_by_part(model, streams):
-        for i, own in zip(range(rows.start, rows.stop), logits, strict=True):
-            chosen = next_tokens(model, own, chosen_ids[i], k)
+        for i, row in zip(range(rows.start, rows.stop), logits, strict=True):
+            chosen = next_tokens(model, row, chosen_ids[i], k)
             found.append(Prediction(text=texts[i], tokens=encoded[i].tokens, answers=chosen[0], top=chosen[1]))
     return found[0] if isinstance(text, str) else Results(found)
 
@@ -281,8 +281,8 @@ def continue_text(model: Model, text: str | Sequence[str], n: int) -> Continuati
             continued=model.text.joined(tuple(ids)),
             tokens=model.text.decode(tuple(ids)),
             ids=tuple(ids),
-            log_probs=tuple(own),
+            log_probs=tuple(taken),
         )
-        for one, ids, own in zip(texts, written, log_probs, strict=True)
+        for one, ids, taken in zip(texts, written, log_probs, strict=True)
     )
     return found[0] if isinstance(text, str) else found

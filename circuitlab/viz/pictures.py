@@ -217,7 +217,7 @@ def logit_lens(found: LogitLens) -> Figure:
     Returns:
         The figure.
     """
-    kind = "Logit lens" if found.norm == "own" else "Stream so far, final norm's scale frozen"
+    kind = "Logit lens" if found.norm == "applied" else "Stream so far, final norm's scale frozen"
     unit = f" [{found.unit}]" if found.unit else ""
     return stream_figure(
         found.labels, found.per_example, found.interval.low, found.interval.high,

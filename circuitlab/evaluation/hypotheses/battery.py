@@ -178,7 +178,10 @@ def test_circuit(
     experiment = Experiment(model, pairs, metric, ablation, reference, seed, True, budget, callback(progress))
     experiment.gap  # noqa: B018 - rejects pairs without a gap
     layout, real = circuit.layout, real_edges(circuit.layout)
-    whole, own, rest = experiment.clean, *experiment.values(np.stack([circuit.mask, real & ~circuit.mask]), "circuit")
+    whole, of_circuit, rest = (
+        experiment.clean,
+        *experiment.values(np.stack([circuit.mask, real & ~circuit.mask]), "circuit"),
+    )
     rng = np.random.default_rng([seed, 10])
     chance = np.stack([random_circuit(layout, circuit.n_edges, rng) for _ in range(n_random)])
     larger = inflated(circuit.mask, layout, n_random, np.random.default_rng([seed, 12]))
@@ -186,17 +189,17 @@ def test_circuit(
     added = experiment.values(larger[0], "inflated") - experiment.values(larger[1], "inflated")
     minimal, edges = minimality_test(
         tuple(edge for edge, _ in circuit.edges()),
-        np.abs(own - without_each(experiment, circuit)).mean(1),
+        np.abs(of_circuit - without_each(experiment, circuit)).mean(1),
         np.abs(added).mean(1),
         correction,
         quantile,
     )
     return CircuitTests(
         results=(
-            equivalence_test(own, whole, epsilon),
+            equivalence_test(of_circuit, whole, epsilon),
             independence_test(rest, whole, seed, n_permutations),
             minimal,
-            sufficiency_test(own, experiment.values(chance, "random circuits"), whole, quantile),
+            sufficiency_test(of_circuit, experiment.values(chance, "random circuits"), whole, quantile),
             necessity_test(rest, experiment.values(real & ~chance, "random knock-outs"), whole, quantile),
         ),
         edges=edges,

@@ -126,21 +126,21 @@ def measure_means(model: Model, pairs: PairSet | PairBatch, kind: str, resources
     sums = dict[Place, Tensor]()
     patterns, lengths = dict[int, list[Tensor]](), dict[int, Tensor]()
     for batch in batches:
-        run, own = model.record(batch.clean), batch.own_tokens
+        run, in_prompt = model.record(batch.clean), batch.own_tokens
         found, group = token_groups(kind, batch)
-        row = torch.tensor([labels[label] for label in found], device=model.device)[group][own]
+        row = torch.tensor([labels[label] for label in found], device=model.device)[group][in_prompt]
         counts += torch.bincount(row, minlength=len(labels))
         for place, value in activations(model, run):
             if place not in sums:
                 sums[place] = value.new_zeros((len(labels), *value.shape[2:]), dtype=torch.float64)
-            sums[place].index_add_(0, row, value[own].double())
-        queries = own[:, None, :, None]
+            sums[place].index_add_(0, row, value[in_prompt].double())
+        queries = in_prompt[:, None, :, None]
         sum_over_examples = [pattern.double().masked_fill(~queries, 0.0).sum(0) for pattern in run.pattern]
         before = patterns.get(batch.n_tokens)
         patterns[batch.n_tokens] = (
             sum_over_examples if before is None else [a + b for a, b in zip(before, sum_over_examples, strict=True)]
         )
-        lengths[batch.n_tokens] = lengths.get(batch.n_tokens, 0) + own.sum(0)[:, None]  # by query
+        lengths[batch.n_tokens] = lengths.get(batch.n_tokens, 0) + in_prompt.sum(0)[:, None]  # by query
     return Statistics(
         kind=kind,
         spec=model.spec,
@@ -167,11 +167,11 @@ def measure_deviations(model: Model, pairs: PairSet | PairBatch, resources: Reso
     batches = _batches(model, pairs, resources)
     spreads = dict[Place, RunningMean]()
     for batch in batches:
-        run, own = model.record(batch.clean), batch.own_tokens
+        run, in_prompt = model.record(batch.clean), batch.own_tokens
         for place, value in activations(model, run):
-            spreads.setdefault(place, RunningMean()).add(value[own].double())
+            spreads.setdefault(place, RunningMean()).add(value[in_prompt].double())
         for layer, pattern in enumerate(run.pattern):
-            queries = rearrange(pattern.double(), "batch head query key -> batch query key head")[own]
+            queries = rearrange(pattern.double(), "batch head query key -> batch query key head")[in_prompt]
             by_head = rearrange(queries, "query key head -> (query key) head")
             # A key that the query does not see has a weight of exactly 0.
             spreads.setdefault(("pattern", layer), RunningMean()).add(by_head, by_head != 0)
