@@ -116,6 +116,20 @@ class UnknownNameError(CircuitLabError, KeyError, ValueError):
         whose = f" of {owner}" if owner else ""
         return cls(f"unknown {kind} {given!r}{whose}.{guess} {listed}.{' ' + hint if hint else ''}")
 
+    @staticmethod
+    def guess(given: object, allowed: Iterable[str]) -> str:
+        """The nearest of the names that exist, as the end of a sentence.
+
+        Args:
+            given: The name that was given.
+            allowed: The names that exist.
+
+        Returns:
+            " (did you mean 'eap'?)", or nothing where no name is near.
+        """
+        near = get_close_matches(str(given), list(allowed), n=1, cutoff=0.5)
+        return f" (did you mean {near[0]!r}?)" if near else ""
+
     @classmethod
     def check(cls, kind: str, given: object, allowed: Collection[str], hint: str = "", owner: str = "") -> None:
         """Refuse a name that is not among the allowed ones; arguments as of `of`.

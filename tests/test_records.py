@@ -1,12 +1,14 @@
 """Files of earlier versions, in which a field has another name, still load."""
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 from architectures import load, pairs
 from safetensors.numpy import save_file
 
-from circuitlab import FormatError, load_scores, score_edges, score_nodes, select, sweep
+from circuitlab import FormatError, RunError, load_scores, reproduce, score_edges, score_nodes, select, sweep
 from circuitlab.outputs.records import RECORD, load_record, read_arrays, save_record
 from circuitlab.patching.grid import Grid
 
@@ -97,3 +99,27 @@ class TestAblationOfScores:
         model = load("gpt2")
         scores = score_edges(model, pairs(), "eap", ablation="zero")
         assert not select(model, scores, pairs(), n_edges=20).selection.warnings
+
+
+EARLIER = Path(__file__).parent / "fixtures" / "earlier-run"
+
+
+@pytest.mark.parametrize(
+    ("setting", "given", "guess"),
+    [
+        ("method", "eap-if", " (did you mean 'eap-ig'?)"),
+        ("sites", ["head_x"], " (did you mean 'head_z'?)"),
+        ("method", "completely-other", ""),
+    ],
+)
+def test_a_misspelt_name_in_a_manifest_is_told_with_both_possibilities(setting, given, guess, tmp_path):
+    folder = shutil.copytree(EARLIER, tmp_path / "run")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["config"][setting] = given
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(RunError) as told:
+        reproduce(folder)
+    assert "is of a package that is not installed, or cannot be imported, or it is misspelt in manifest.json" in str(
+        told.value
+    )
+    assert f"misspelt in manifest.json{guess}. Install the package" in str(told.value)

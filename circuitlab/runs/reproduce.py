@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from circuitlab import names, plugins
 from circuitlab.discovery.config import DiscoverConfig
-from circuitlab.errors import CircuitLabError, RunError
+from circuitlab.errors import CircuitLabError, RunError, UnknownNameError
 from circuitlab.files import file_inside
 from circuitlab.models.modes import model_function
 from circuitlab.outputs.paths import at_home
@@ -167,8 +168,9 @@ def reproduce(
         if missing := ", ".join(f"{name}={config[name]!r}" for name in objects if name not in recorded):
             raise RunError(
                 f"run {str(folder)!r} cannot be repeated here: {missing} is of a package that is not installed, or "
-                "cannot be imported. Install the package that lists it (docs/extending.md); `circuitlab methods` and "
-                "`circuitlab sites` list what is installed."
+                f"cannot be imported, or it is misspelt in {MANIFEST}{_guesses(config)}. Install the package that "
+                "lists it (docs/extending.md) or correct the name; `circuitlab methods` and `circuitlab sites` list "
+                "what is installed."
             )
         named = ", ".join(f"{name}={config[name]!r}" for name in objects)
         raise RunError(
@@ -201,6 +203,14 @@ def reproduce(
         checks += (_compare_manifests(manifest, new_manifest, others),)
         same_weights = manifest["model"]["weights_sha256"] == new_manifest["model"]["weights_sha256"]
     return Reproduction(checks, same_weights)
+
+
+def _guesses(config: Mapping[str, Any]) -> str:
+    """The nearest known names of a method and sites that no installed package has."""
+    given = [("methods", names.METHODS, [config["method"]]), ("sites", names.SITES, config["sites"] or ())]
+    known = [(name, plugins.described(group, built_in)) for group, built_in, chosen in given for name in chosen]
+    found = [UnknownNameError.guess(name, listed) for name, listed in known if name not in listed]
+    return next((guess for guess in found if guess), "")
 
 
 def task_file(folder: str | Path) -> TaskFile | None:
