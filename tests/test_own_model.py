@@ -20,8 +20,10 @@ from circuitlab import (
     sweep,
 )
 from circuitlab.discovery.scoring import METHODS
-from circuitlab.errors import CircuitLabError, WrongTypeError
+from circuitlab.errors import CircuitLabError, UnsupportedModelError, WrongTypeError
+from circuitlab.models import verify as verification
 from circuitlab.models.protocol import Model
+from circuitlab.models.verify import verify
 from circuitlab.parts import Layout
 from circuitlab.patching.runs.neuron_values import neuron_values
 from circuitlab.patching.sweeps.sites import SITES
@@ -124,3 +126,75 @@ def test_arguments_of_blocks_are_any_object(method):
 def test_relp_says_what_it_needs():
     with pytest.raises(CircuitLabError, match="relp changes the backward pass .*; OwnModel is none"):
         score_edges(own(), pairs(), "relp")
+
+
+STEPS = (
+    "embedding", "run_blocks", "attn_input", "read_attention", "attend", "attn_output", "head_outputs", "mlp_hidden",
+    "mlp_from_hidden", "mlp_output", "neuron_weight", "logits", "head_weights",
+)  # fmt: skip
+
+
+def changed(step: str, change) -> OwnModel:
+    """A model of which one step gives something else when it is run by itself, and the same in a whole run."""
+
+    class Changed(OwnModel):
+        recording = False
+
+        def record(self, tokens):
+            self.recording = True
+            try:
+                return super().record(tokens)
+            finally:
+                self.recording = False
+
+    right = getattr(OwnModel, step)
+
+    def off(self, *args, **kwargs):
+        found = right(self, *args, **kwargs)
+        return found if self.recording else change(found)
+
+    setattr(Changed, step, off)
+    model = own()
+    return Changed(model._weights, model.spec)
+
+
+def scaled(found):
+    return tuple(1.01 * one for one in found) if isinstance(found, tuple) else 1.01 * found
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_step_that_differs_from_the_whole_is_refused(step):
+    verify(own())
+    with pytest.raises(UnsupportedModelError, match=r"model 'own': .* differs by .* from what its own record has"):
+        verify(changed(step, scaled))
+
+
+def test_a_step_of_another_shape_and_one_that_fails_are_named():
+    with pytest.raises(
+        UnsupportedModelError, match=r"the embedding has shape \(2, 5, 32\); its own record has \(2, 6,"
+    ):
+        verify(changed("embedding", lambda found: found[:, :-1]))
+
+    class Fails(OwnModel):
+        def attend(self, *args):
+            raise ZeroDivisionError("no such head")
+
+    model = own()
+    with pytest.raises(UnsupportedModelError, match=r"its step 'attend' raised ZeroDivisionError: no such head"):
+        verify(Fails(model._weights, model.spec))
+
+
+def test_it_is_verified_once_wherever_it_comes_in(monkeypatch):
+    calls = []
+    monkeypatch.setattr(verification, "verify", calls.append)
+    model = own()
+    for _ in range(2):
+        load_model(model)
+        score_edges(model, pairs(), "eap")
+    assert calls == [model]
+    score_edges(load("gpt2"), pairs(), "eap")
+    assert calls == [model], "bridges are verified when they are loaded"
+    monkeypatch.undo()
+    for used in (load_model, lambda wrong: score_edges(wrong, pairs(), "eap"), lambda wrong: sweep(wrong, pairs())):
+        with pytest.raises(UnsupportedModelError, match="attention differs by"):
+            used(changed("attend", scaled))

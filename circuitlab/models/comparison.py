@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -40,31 +40,74 @@ def differences(model: Any, tokens: Tensor) -> Iterator[Difference]:
     Raises:
         UnsupportedModelError: A part of the model was not seen while it ran.
     """
-    run, spec = model.record(tokens), model.spec
-    for layer in range(spec.n_layers):
+    run = model.record(tokens)
+    yield from _of_the_stream(model, run)
+    whole = model.whole_logits(tokens)[:, -1]
+    yield from _of_the_ends(model, tokens, run, whole, model.bridge.cfg.d_vocab)
+    arguments = model.block_arguments(tokens)
+    yield from _of_suffixes(model, run, arguments)
+    yield from _of_the_parts(model, run, arguments, _of_the_mlp, model.whole_block)
+
+
+@torch.no_grad()
+def declared_differences(model: Any, tokens: Tensor) -> Iterator[Difference]:
+    """The same for any model of the protocol: every step that it declares beside what `record` kept of a whole run.
+
+    Args:
+        model: The model.
+        tokens: Prompts.
+    """
+    run = model.record(tokens)
+    yield from _of_the_stream(model, run)
+    final = run.resid_final[:, -1]
+    whole = model.logits(final)
+    yield from _of_the_ends(model, tokens, run, whole, model.spec.d_vocab)
+    weight, bias = model.unembedding()
+    read, cap = model.final_norm(final) @ weight + bias, model.logit_cap
+    yield "the unembedding of the normed stream", read if cap is None else cap * (read / cap).tanh(), whole
+
+    def block(layer: int, stream: Tensor, arguments: BlockArguments) -> Tensor:
+        return model.run_blocks(stream, layer, arguments, layer + 1)
+
+    arguments = model.block_arguments(tokens)
+    yield from _of_the_parts(model, run, arguments, _of_the_declared_mlp, block)
+    yield from _of_suffixes(model, run, arguments)
+
+
+def _of_the_stream(model: Any, run: Recording) -> Iterator[Difference]:
+    for layer in range(model.spec.n_layers):
         added = run.resid_pre[layer] + run.attn_out[layer] + run.mlp_out[layer]
         yield "the stream (attention + MLP)", added, run.stream(layer + 1)
-    yield from _of_the_ends(model, tokens, run)
-    arguments = model.block_arguments(tokens)
-    # Every block is run by itself below; a suffix from each of 12 layers would be half of the time that all this takes.
-    for first in sorted({0, spec.n_layers // 2}):
+
+
+def _of_suffixes(model: Any, run: Recording, arguments: BlockArguments) -> Iterator[Difference]:
+    # Every block is run by itself as well; a suffix from each of 12 layers would be half of the time that all takes.
+    for first in sorted({0, model.spec.n_layers // 2}):
         yield "a suffix of the blocks", model.run_blocks(run.resid_pre[first], first, arguments), run.resid_final
-    for layer in range(spec.n_layers):
+
+
+def _of_the_parts(
+    model: Any,
+    run: Recording,
+    arguments: BlockArguments,
+    of_the_mlp: Callable[[Any, Recording, int], Iterator[Difference]],
+    block: Callable[[int, Tensor, BlockArguments], Tensor],
+) -> Iterator[Difference]:
+    for layer in range(model.spec.n_layers):
         yield from _of_attention(model, run, arguments, layer)
-        if spec.has_mlp:
-            yield from _of_the_mlp(model, run, layer)
-        yield from _of_the_block(model, run, arguments, layer)
+        if model.spec.has_mlp:
+            yield from of_the_mlp(model, run, layer)
+        yield from _of_the_block(model, run, arguments, layer, block)
     yield _of_all_gradients(model, run, arguments)
 
 
-def _of_the_ends(model: Any, tokens: Tensor, run: Recording) -> Iterator[Difference]:
+def _of_the_ends(model: Any, tokens: Tensor, run: Recording, whole: Tensor, d_vocab: int) -> Iterator[Difference]:
     yield "the embedding", model.embedding(tokens), run.resid_pre[0]
     if model.spec.causal and tokens.shape[1] > 1:
         later = tokens.clone()
-        later[:, -1] = (later[:, -1] + 1) % model.bridge.cfg.d_vocab
+        later[:, -1] = (later[:, -1] + 1) % d_vocab
         changed = model.record(later).resid_final
         yield NOT_CAUSAL, changed[:, :-1], run.resid_final[:, :-1]
-    whole = model.whole_logits(tokens)[:, -1]
     yield "the vector of logits", model.logits(run.resid_final[:, -1]), whole
     some = tokens[0] % whole.shape[-1]
     # Beside all the others: words that the probe happens to pick may have logits of 0, which rounding is large against.
@@ -130,7 +173,23 @@ def _of_the_mlp(model: Any, run: Recording, layer: int) -> Iterator[Difference]:
         yield "the sum of the neurons", added if bias is None else added + factor * bias, mlp
 
 
-def _of_the_block(model: Any, run: Recording, arguments: BlockArguments, layer: int) -> Iterator[Difference]:
+def _of_the_declared_mlp(model: Any, run: Recording, layer: int) -> Iterator[Difference]:
+    read, mlp = steps.mlp_input(model, run, layer), run.mlp_out[layer]
+    neurons = model.mlp_hidden(layer, read)
+    yield "an MLP", model.mlp_output(layer, read), mlp
+    yield "an MLP from its neurons", model.mlp_from_hidden(layer, neurons), mlp
+    if not model.has_post_norm(layer):
+        bias = model.mlp_from_hidden(layer, torch.zeros_like(neurons))
+        yield "the sum of the neurons", neurons @ model.neuron_weight(layer) + bias, mlp
+
+
+def _of_the_block(
+    model: Any,
+    run: Recording,
+    arguments: BlockArguments,
+    layer: int,
+    block: Callable[[int, Tensor, BlockArguments], Tensor],
+) -> Iterator[Difference]:
     """The block by itself, and the gradient through its steps beside that through the block."""
     before = run.resid_pre[layer]
     # Any gradient after the block serves; this one differs in every component.
@@ -139,7 +198,7 @@ def _of_the_block(model: Any, run: Recording, arguments: BlockArguments, layer: 
         start = before.detach().clone().requires_grad_()
         middle, read = steps.half_block(model, layer, start, arguments)
         after = steps.add_mlp(model, layer, middle, read)
-        whole = model.whole_block(layer, start, arguments)
+        whole = block(layer, start, arguments)
     yield "a block", whole, run.stream(layer + 1)
     (ours,), (theirs,) = (torch.autograd.grad(end, start, at_end) for end in (after, whole))
     yield "the gradient of a block", ours, theirs

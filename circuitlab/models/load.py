@@ -24,7 +24,7 @@ from circuitlab.models.recording import Folding
 from circuitlab.models.revisions import AT_HEAD, Checkpoint
 from circuitlab.models.source import BUNDLED, Source, find_source
 from circuitlab.models.text import AUTO, TokenizerText, check_choice, own_tokenizer, text_of
-from circuitlab.models.verify import adapted
+from circuitlab.models.verify import adapted, verify_once
 from circuitlab.outputs.whole import scratch_folder
 from circuitlab.settings import SETTINGS
 
@@ -49,7 +49,7 @@ def load_model(
         model: `"bundled"`, a checkpoint folder in HuggingFace format, a GGUF file (`.gguf`), the name of a model in
             circuitlab's cache folder, any name that TransformerLens loads, a booted `TransformerBridge`, or a model:
             one that this function returned, or any object of the `Model` protocol (`circuitlab.models.protocol`), which
-            comes back as it is.
+            comes back as it is, once its steps were compared with its record of a whole run.
         device: `"cpu"`, `"cuda"`, ...; the CPU by default, a booted bridge's own device otherwise.
         dtype: `"float32"` (default), `"float64"`, `"bfloat16"` or `"float16"`.
         revision: Branch, tag or commit of a repository on the hub; its default branch by default.
@@ -90,6 +90,7 @@ def load_model(
     bos = None if bos is None else check_choice(bos)
     if not isinstance(model, str | Path):
         loaded: Model = model if fits(model, Model) else _from_bridge(model, bos)
+        verify_once(loaded)
         _check_checkpoint(loaded, checkpoint)
         _check_as_it_is(loaded, None if device is None else place, None if dtype is None else kind, folding, bos)
         return loaded

@@ -6,24 +6,30 @@ each other, that gradients through the parts are those of the whole, and, unless
 that no token sees a later one.
 """
 
+from traceback import walk_tb
 from typing import Any
+from weakref import WeakSet
 
+import torch
 from torch import Tensor
 
-from circuitlab.errors import UnsupportedModelError
+from circuitlab.errors import CircuitLabError, UnsupportedModelError, in_one_line
 from circuitlab.models.anatomy import spec_of
 from circuitlab.models.bridge import BridgeModel
-from circuitlab.models.bridge_base import weights_digest
-from circuitlab.models.comparison import NOT_CAUSAL, allowed, differences, relative
+from circuitlab.models.bridge_base import BridgeBase, weights_digest
+from circuitlab.models.comparison import NOT_CAUSAL, allowed, declared_differences, differences, relative
 from circuitlab.models.families import family_of
-from circuitlab.models.folding import fold_weights, probe_tokens
+from circuitlab.models.folding import PROBE_TOKENS, fold_weights, probe_tokens
 from circuitlab.models.model_kinds import SUPPORTED, described
 from circuitlab.models.modes import lock_of
+from circuitlab.models.protocol import Model
 from circuitlab.models.recording import AS_SAVED, Folding
 from circuitlab.models.text import TokenizerText
 
 # These make a bridge split its attention's input or output, and skip the modules that the parts are read from.
 FLAGS = ("use_attn_result", "use_split_qkv_input", "use_attn_in")
+# Models of the user's own class that were verified.
+_verified: WeakSet[Any] = WeakSet()
 # What code raises that is called in a way it was not written for.
 CANNOT_RUN = (UnsupportedModelError, RuntimeError, AttributeError, TypeError, KeyError, IndexError)
 
@@ -67,13 +73,63 @@ def adapted(bridge: Any, name: str, folding: Folding = AS_SAVED, text: Tokenizer
         return model
 
 
-def verify(model: BridgeModel) -> None:
-    """Run every part of the model on one random prompt and compare with the whole.
+def verify(model: Model) -> None:
+    """Run every part of a model on two short random prompts and compare with the whole.
+
+    A model of the user's own class is compared with what its `record` keeps of a whole run.
 
     Raises:
-        UnsupportedModelError: A part differs by more than the dtype's tolerance, or cannot be run by itself.
+        UnsupportedModelError: A part differs by more than the dtype's tolerance, has another shape, or cannot be run by
+            itself.
     """
-    _refuse(model, _first_wrong(model))
+    if isinstance(model, BridgeModel):
+        _refuse(model, _first_wrong(model))
+    else:
+        _verify_declared(model)
+
+
+def verify_once(model: Model) -> None:
+    """Verify a model of the user's own class when it is first used; others were verified when they were loaded.
+
+    Raises:
+        UnsupportedModelError: As `verify`.
+    """
+    if isinstance(model, BridgeBase) or model in _verified:
+        return
+    verify(model)
+    _verified.add(model)
+
+
+def _verify_declared(model: Any) -> None:
+    shape, generator = (2, min(PROBE_TOKENS, model.spec.n_ctx or PROBE_TOKENS)), torch.Generator().manual_seed(0)
+    tokens = torch.randint(0, model.spec.d_vocab, shape, generator=generator).to(model.device)
+    try:
+        for part, ours, theirs in declared_differences(model, tokens):
+            if ours.shape != theirs.shape:
+                raise UnsupportedModelError(
+                    f"model {model.id!r}: {part} has shape {tuple(ours.shape)}; its own record has "
+                    f"{tuple(theirs.shape)}. Correct the step (circuitlab.models.protocol.Model)."
+                )
+            if not (value := relative(ours, theirs)) <= allowed(model):
+                raise UnsupportedModelError(
+                    f"model {model.id!r}: {part} differs by {value:.2g} of its size from what its own record has (at "
+                    f"most {allowed(model):.0e} in {model.dtype}). Correct the step (circuitlab.models.protocol.Model)."
+                )
+    except CircuitLabError:
+        raise
+    except Exception as error:  # of a step of the user's model, whatever it raises
+        raise UnsupportedModelError(
+            f"model {model.id!r}: its step {_failing_step(model, error)} raised {in_one_line(error)} when it was run "
+            "by itself. Correct the step (circuitlab.models.protocol.Model)."
+        ) from error
+
+
+def _failing_step(model: Any, error: BaseException) -> str:
+    """The method of the model in which an error was raised."""
+    frames = [frame for frame, _ in walk_tb(error.__traceback__)]
+    names = [frame.f_code.co_name for frame in frames if frame.f_locals.get("self") is model]
+    declared = [name for name in names if hasattr(Model, name)]
+    return repr(declared[-1]) if declared else "of another shape"
 
 
 def _first_wrong(model: BridgeModel) -> tuple[str, float] | None:

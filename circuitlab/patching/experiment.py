@@ -24,6 +24,7 @@ from circuitlab.graphs.prune import real_edges
 from circuitlab.metrics import Metric, MetricLike, metric_for
 from circuitlab.metrics.checks import check_gradient
 from circuitlab.models.protocol import Model
+from circuitlab.models.verify import verify_once
 from circuitlab.parts import Layout
 from circuitlab.patching.circuits.clean_start import CleanStart
 from circuitlab.patching.circuits.packed import run_packed
@@ -86,6 +87,7 @@ class Experiment:
 
     Raises:
         UnknownNameError: No such ablation.
+        UnsupportedModelError: A step of a model of the user's own class differs from its record of a whole run.
         ConfigError: What `resolve_replacement` refuses; a budget that holds no prompt.
         MetricError: The metric is none; the metric of an example depends on the other examples.
 
@@ -104,6 +106,9 @@ class Experiment:
     budget: int | None = None
     progress: Progress = silent
     known: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        verify_once(self.model)
 
     def under_corrupt(self) -> Experiment:
         """The same with the corrupted run's values as replacement; it shares recordings and the gap of the prompts.
