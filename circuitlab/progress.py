@@ -20,6 +20,8 @@ from circuitlab.errors import ConfigError
 P = ParamSpec("P")
 R = TypeVar("R")
 
+# Who is told sentences about a long job while it runs; nobody, unless the command line is.
+_reader: ContextVar[Callable[[str], None] | None] = ContextVar("reader", default=None)
 # Whether a function that reports progress is running, so that those it calls draw no bar of their own.
 _nested: ContextVar[bool] = ContextVar("nested", default=False)
 
@@ -34,6 +36,26 @@ class Progress(Protocol):
 
 def silent(step: str, done: int, total: int) -> None:
     """Take no note."""
+
+
+def note(sentence: str) -> None:
+    """Tell a sentence to whoever reads along; see `notes_to`."""
+    if (reader := _reader.get()) is not None:
+        reader(sentence)
+
+
+@contextmanager
+def notes_to(reader: Callable[[str], None]) -> Iterator[None]:
+    """Have sentences about the work told to a function, within the block.
+
+    Args:
+        reader: Called with each sentence.
+    """
+    token = _reader.set(reader)
+    try:
+        yield
+    finally:
+        _reader.reset(token)
 
 
 def reports_progress(function: Callable[P, R]) -> Callable[P, R]:

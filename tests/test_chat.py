@@ -209,6 +209,11 @@ def test_the_text_is_shown_by_commands(folder, tmp_path, capsys):
     where = [str(table), "--model", str(folder), "-n", "3", "--quiet"]
     assert main(["sweep", *where, "--chat", "--site", "resid_pre", "--json"]) == 0
     assert shown in capsys.readouterr().err
+    assert (
+        main(["discover", *where, "--chat", "--no-sweep", "--method", "eap", "--out", str(tmp_path / "refused")]) == 2
+    )
+    err = capsys.readouterr().err
+    assert 0 < err.index(shown) < err.index("error: ")  # before the behaviour is checked
     assert main(["sweep", *where, "--site", "resid_pre", "--json"]) == 0
     assert "every prompt" not in capsys.readouterr().err
 

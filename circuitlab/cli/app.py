@@ -20,6 +20,7 @@ from circuitlab.cli.progress import progress
 from circuitlab.cli.sweep import sweep
 from circuitlab.errors import ConfigError
 from circuitlab.graphs.selection import USUAL_TARGET, SelectionRule
+from circuitlab.progress import notes_to
 
 app = App(
     name="circuitlab",
@@ -146,7 +147,7 @@ def discover(asked: opt.RunOptions, quiet: opt.Quiet = False, *, output: Output)
         )
     main = DiscoverConfig(task=wanted.name, **{name: asked[name] for name in _IN_NAME})
     settings = {"out": default_folder(main, wanted.label)} | settings
-    with progress(quiet=quiet) as report:
+    with progress(quiet=quiet) as report, notes_to(display.print_note):
         run = library.discover(wanted, **settings, progress=report)
     results.show_run(run, json=output.json)
 

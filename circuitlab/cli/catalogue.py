@@ -104,7 +104,7 @@ def show_checks(asked: PairOptions, models: ModelsOptions, *, quiet: bool, json:
         if check.note:
             display.print_line(f"\n{name}: {check.note}")
         if check.frame:
-            display.print_line(f"\n{name}: {display.around(check.frame)}")
+            display.print_line(f"\n{name}: {check.frame.sentence}")
         if check.problem:
             display.print_line(f"\n{name}: {check.problem}")
         elif check.dropped:

@@ -40,15 +40,15 @@ def print_facts(title: str, facts: Iterable[tuple[str, str]]) -> None:
     _put(_text(title, style="bold"), table)
 
 
-def around(frame: "PromptFrame") -> str:
-    """The text around every prompt, on one line."""
-    return f"every prompt is written as {frame.shown!r}"
-
-
 def print_around(frame: "PromptFrame | None") -> None:
     """Say on stderr what stands around the prompts, if anything does."""
     if frame is not None:
-        print(visible(f"circuitlab: {around(frame)}"), file=sys.stderr, flush=True)
+        print_note(frame.sentence)
+
+
+def print_note(sentence: str) -> None:
+    """Say a sentence on stderr, whatever goes to stdout."""
+    print(visible(f"circuitlab: {sentence}"), file=sys.stderr, flush=True)
 
 
 def print_rows(columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Iterable[str] = ()) -> None:

@@ -83,6 +83,11 @@ class PromptFrame:
         """The text with `[prompt]` in the place of a prompt."""
         return f"{self.before}[prompt]{self.after}"
 
+    @property
+    def sentence(self) -> str:
+        """The same as a sentence on one line."""
+        return f"every prompt is written as {self.shown!r}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompting:

@@ -40,7 +40,7 @@ from circuitlab.patching.grid import Grid
 from circuitlab.patching.runs.replacement import needs_reference
 from circuitlab.patching.sweeps.sites import Site, find_site
 from circuitlab.patching.sweeps.sweep import sweep_grids
-from circuitlab.progress import callback
+from circuitlab.progress import callback, note
 from circuitlab.resources import Resources
 from circuitlab.runs.keywords import takes_settings
 from circuitlab.runs.record import sources_of
@@ -98,6 +98,8 @@ def discover(task: str | Path | Task, **settings: Unpack[Settings]) -> Run:
             loaded, n=config.n, seed=config.seed, reference=needs_reference(ablation),
             whole_answers=judged_by.whole_answer, progress=resources.progress,
         )  # fmt: skip
+        if pairs.frame is not None:
+            note(pairs.frame.sentence)
         fingerprint = task_fingerprint(chosen, resources)
         discovery = Experiment(
             loaded, pairs.discovery, judged_by, ablation, pairs.reference, config.seed, config.allow_weak_gap,
