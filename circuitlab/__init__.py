@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from circuitlab.compiled.tracr import from_tracr
     from circuitlab.data.batch import PairBatch
     from circuitlab.data.example import Example
-    from circuitlab.data.framing import Prompting
     from circuitlab.data.pairs import PairSet, PairSplits
+    from circuitlab.data.prompting import Prompting
     from circuitlab.data.published import PublishedCircuit
     from circuitlab.data.registry import load_task
     from circuitlab.data.splits import words_of

@@ -207,6 +207,13 @@ class Settings(TypedDict, total=False):
         ),
         help="Solved examples before every prompt.", flag="--shots", metavar="N", usual=0, least=0, most=1000,
     )]
+    reply_to: Annotated[str | None, Setting(
+        what=(
+            "The user's message of a chat, to which every prompt begins the assistant's reply; with `chat`. By default "
+            "prompts are the user's messages themselves."
+        ),
+        help="With --chat: prompts begin the reply to this message.", flag="--reply-to", metavar="TEXT",
+    )]
     out: Annotated[Any, Setting(
         what="Folder to write; nothing is written without it.", help="Run folder.", flag="--out", metavar="PATH",
         given="str | Path | None", shown="runs/TASK-MODEL-METHOD-SEED", kind=str, recorded=False,
@@ -226,7 +233,7 @@ class Settings(TypedDict, total=False):
 
 
 # The settings that say what stands around a task's prompts.
-AROUND_PROMPTS = ("chat", "shots")
+AROUND_PROMPTS = ("chat", "shots", "reply_to")
 # The settings that say how a table of pairs is read.
 OF_TABLE = ("columns", "max_bad_rows", "data_split", "data_config", "data_revision")
 TASK = Setting(name="task", what="The task.", kind=str, given="str | Path | Task")

@@ -10,7 +10,8 @@ from circuitlab import Example, check_task, discover, load_model, load_run, load
 from circuitlab.cli import main
 from circuitlab.data.encoded import Rejection
 from circuitlab.data.fingerprint import task_fingerprint
-from circuitlab.data.framing import Prompting, Shot, framing_of
+from circuitlab.data.framing import Shot, framing_of
+from circuitlab.data.prompting import Prompting
 from circuitlab.errors import ConfigError, ModelError, TooFewPromptsError
 from circuitlab.models.recording import Bos
 from circuitlab.models.text import TokenizerText
@@ -77,6 +78,38 @@ def test_an_answer_begins_a_reply_as_the_template_writes_it(name, answer):
     whole = tokenizer.apply_chat_template(messages, tokenize=True)["input_ids"]
     assert whole[: len(pair)] == list(pair.clean_ids)
     assert whole[len(pair)] == pair.answer_ids[0]
+
+
+@pytest.mark.parametrize("shots", [(), SHOTS], ids=["alone", "shots"])
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_prompt_may_begin_the_reply(name, shots):
+    tokenizer = chat_tokenizer(TEMPLATES[name])
+    asked = {"role": "user", "content": "Go on."}
+    turns = [one for shot in shots for one in (asked, {"role": "assistant", "content": shot.solved})]
+    pair = framing_of(encoder(TEMPLATES[name]), replace(CHAT, reply_to="Go on."), shots).encode(EXAMPLE)
+    assert not isinstance(pair, Rejection), pair.message
+    for ids, prompt in ((pair.clean_ids, EXAMPLE.clean), (pair.corrupt_ids, EXAMPLE.corrupt)):
+        messages = [*turns, asked, {"role": "assistant", "content": prompt}]
+        written = tokenizer.apply_chat_template(messages, continue_final_message=True, tokenize=True)
+        assert tuple(written["input_ids"]) == ids
+    assert pair.answers == (" She",)
+    assert pair.clean.endswith(EXAMPLE.clean)
+    assert "reply" not in pair.spans
+    longer = replace(EXAMPLE, clean="Anna is kind. left", corrupt="Anna is kind; left", answer_at=13)
+    inside = framing_of(encoder(TEMPLATES[name]), replace(CHAT, reply_to="Go on."), shots).encode(longer)
+    assert inside.clean_ids[: len(pair)] == pair.clean_ids
+    assert inside.judged_at == pair.judged_at == len(pair) - 1
+
+
+def test_a_message_is_replied_to_in_a_chat_only(model):
+    task = TASK.with_prompting(chat=True, reply_to="Go on.")
+    assert task.label == "kind-chat-reply"
+    assert task.with_prompting(chat=False) == TASK
+    assert task_fingerprint(task) != task_fingerprint(TASK.with_prompting(chat=True))
+    assert "\nGo on.<|im_end|>\n<|im_start|>assistant\n" in task.pairs(model, n=2).frame.before
+    for given in ({"reply_to": "Go on."}, {"reply_to": " ", "chat": True}):
+        with pytest.raises(ConfigError, match="reply_to is .* must be the text of a message, and goes with chat"):
+            TASK.with_prompting(**given)
 
 
 def test_white_space_that_a_template_removes_moves_the_spans():
@@ -185,6 +218,14 @@ def test_a_run_repeats_byte_for_byte_and_says_what_stands_around_prompts(folder,
     assert found.pairs.fingerprint == run.pairs.fingerprint
     assert found.task.prompting == Prompting(chat=True, shots=2)
     table.unlink()
+    replied = discover(found.task, model=model, reply_to="Go on.", out=tmp_path / "replied", **QUICK)
+    assert replied.pairs.discovery[0].clean.endswith(("kind.", "left."))
+    assert load_run(tmp_path / "replied").task.prompting == Prompting(chat=True, shots=2, reply_to="Go on.")
+    assert "--reply-to 'Go on.'" in replied.config.command
+    assert (
+        judging(tmp_path / "replied", model=model, n=2).held_out.fingerprint == replied.pairs.held_out[:2].fingerprint
+    )
+    assert "reply_to None" in judging(tmp_path / "replied", model=model, n=2, chat=False).notes[0]
     again = reproduce(tmp_path / "run")
     assert again.ok, again
     assert {check.name for check in again.files if check.status != "same bytes"} == {"report.html", "manifest.json"}

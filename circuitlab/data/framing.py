@@ -1,8 +1,9 @@
 """The text around both prompts of a pair: the chat template of the model, and solved examples (few-shot prompting).
 
 A prompt is the user's message of a chat, as the checkpoint's own template writes it, and the answer is the beginning of
-the assistant's reply. Solved examples (shots) come before the prompt as text, or in a chat as earlier turns. The text
-is the same around the clean and the corrupted prompt, so that the two differ only where they did.
+the assistant's reply; or the prompt begins the reply to a given message, and the answer goes on. Solved examples
+(shots) come before the prompt as text, or in a chat as earlier turns. The text is the same around the clean and the
+corrupted prompt, so that the two differ only where they did.
 
 As in other evaluations under chat templates, the space in front of an answer is dropped: a reply does not begin with
 one. Where the template itself writes white space between the end of the user's message and the reply, the answer
@@ -20,9 +21,9 @@ from circuitlab.data.encoded import Rejection, TextEncoder
 from circuitlab.data.encoding import encode_example
 from circuitlab.data.example import CharRange, Example
 from circuitlab.data.pair import Pair
+from circuitlab.data.prompting import Prompting
 from circuitlab.data.token_spans import chars_of_tokens
-from circuitlab.errors import CircuitLabError, ConfigError, ModelError, SpanError, TaskError, shown
-from circuitlab.settings import SETTINGS
+from circuitlab.errors import CircuitLabError, ModelError, SpanError, TaskError, shown
 
 USER, ASSISTANT = "user", "assistant"
 PROMPT, REPLY = "circuitlab-prompt", "circuitlab-reply"  # where a template writes a message is found with these
@@ -47,6 +48,8 @@ class ChatEncoder(TextEncoder, Protocol):
 
     def chat(self, messages: Sequence[Message], *, reply: bool = True) -> str:
         """Messages as the checkpoint's chat template writes them; with `reply`, to where the next reply begins.
+
+        If the last message is the assistant's, it is left open with `reply`.
 
         Returns:
             The text.
@@ -87,44 +90,6 @@ class PromptFrame:
     def sentence(self) -> str:
         """The same as a sentence on one line."""
         return f"every prompt is written as {self.shown!r}"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prompting:
-    r"""What is to stand around the prompts of a task.
-
-    Attributes:
-        chat: Whether a prompt is the user's message of a chat, in the model's chat template.
-        shots: Number of solved examples before every prompt.
-        separator: The text after each solved example; in a chat they are turns, without it.
-
-    Raises:
-        ConfigError: `chat` is no bool, `shots` no number from 0 to 1,000, or `separator` no text.
-
-    Example:
-        >>> from circuitlab import Prompting, load_task
-        >>> load_task("ioi").with_prompting(shots=2).prompting
-        Prompting(chat=False, shots=2, separator='\n')
-    """
-
-    chat: bool = False
-    shots: int = 0
-    separator: str = "\n"
-
-    def __post_init__(self) -> None:
-        for name in ("chat", "shots"):
-            SETTINGS[name].read(getattr(self, name))
-        if not isinstance(self.separator, str):
-            raise ConfigError(f"separator is {shown(self.separator)}; it must be the text after a solved example.")
-
-    @property
-    def label(self) -> str:
-        """Part of the name of a task, such as `chat-2-shots`; empty if prompts stand alone."""
-        parts = ["chat"] * self.chat + [f"{self.shots}-shot{'s' * (self.shots > 1)}"] * bool(self.shots)
-        return "-".join(parts)
-
-
-PLAIN = Prompting()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,6 +138,7 @@ class Framing:
         frame: The text around every prompt.
         turns: Earlier turns of the chat; None without a chat.
         lead: White space that the template writes in front of a reply.
+        reply_to: As in `Prompting`.
         solved: The prompts of the solved examples.
     """
 
@@ -181,6 +147,7 @@ class Framing:
     frame: PromptFrame | None = None
     turns: tuple[Message, ...] | None = None
     lead: str = ""
+    reply_to: str | None = None
     solved: frozenset[str] = frozenset()
 
     def shows(self, example: Example) -> bool:
@@ -222,10 +189,11 @@ class Framing:
             TaskError: The template changes the prompt, or it is judged inside of a message.
             SpanError: The template removes what a span covers.
         """
-        if self.turns is not None and example.answer_at is not None:
+        if self._answered and example.answer_at is not None:
             raise TaskError(
                 f"prompt {shown(example.clean)} goes on after the place of its answer (answer_at), but in a chat the "
-                "answer is the reply to it. Leave chat (--chat) out, or end the prompt there."
+                "answer is the reply to it. Begin the reply with it (--reply-to), leave chat (--chat) out, or end the "
+                "prompt there."
             )
         clean, cut = self._written(example.clean, frame)
         corrupt, corrupt_cut = (None, 0) if example.corrupt is None else self._written(example.corrupt, frame)
@@ -239,7 +207,7 @@ class Framing:
         if spans:
             spans |= _around(frame, len(clean), spans, chat=self.turns is not None)
         words = (example.answers, example.distractors)
-        answers, distractors = words if self.turns is None else (tuple(map(self._begun, some)) for some in words)
+        answers, distractors = (tuple(map(self._begun, some)) for some in words) if self._answered else words
         return replace(
             example, clean=clean, corrupt=corrupt, answer=answers, distractor=distractors or None, spans=spans,
             corrupt_spans=corrupt_spans, token_spans={},
@@ -250,7 +218,7 @@ class Framing:
         """The prompt as it stands in the text, and how many of its first characters the template removed."""
         if self.turns is None:
             return prompt, 0
-        text = _chat_encoder(self.text).chat((*self.turns, Message(role=USER, content=prompt)))
+        text = _chat_encoder(self.text).chat((*self.turns, *_asked(prompt, self.reply_to)))
         for kept in (prompt, prompt.strip(), prompt.lstrip(), prompt.rstrip()):
             if text == f"{frame.before}{kept}{frame.after}":
                 return kept, prompt.index(kept)
@@ -259,6 +227,11 @@ class Framing:
             "prompts, so that the places of its words are not known. Leave such prompts out, or leave chat (--chat) "
             "out."
         )
+
+    @property
+    def _answered(self) -> bool:
+        """Whether a prompt is a message of its own, which the reply answers."""
+        return self.turns is not None and self.reply_to is None
 
     def _begun(self, word: str) -> str:
         """An answer as the beginning of a reply."""
@@ -287,11 +260,11 @@ def framing_of(
         before = "".join(shot.solved + prompting.separator for shot in shots)
         return Framing(frame=PromptFrame(before=before) if before else None, **common)
     encoder = _chat_encoder(text)
-    turns = tuple(message for shot in shots for message in _turn(shot))
+    turns = tuple(message for shot in shots for message in _turn(shot, prompting.reply_to))
     marker = PROMPT
-    while any(marker in turn.content for turn in turns):
+    while any(marker in turn.content for turn in (*turns, *_asked("", prompting.reply_to))):
         marker += "-"
-    asked = (*turns, Message(role=USER, content=marker))
+    asked = (*turns, *_asked(marker, prompting.reply_to))
     written = encoder.chat(asked)
     before, found, after = written.partition(marker)
     if not found or marker in after:
@@ -299,8 +272,9 @@ def framing_of(
             f"the chat template of this model writes the user's message {written.count(marker)} times, so that the "
             "place of a prompt is not known. Leave chat (--chat) out, or use another model."
         )
-    lead = _lead(encoder, asked, written)
-    return Framing(frame=PromptFrame(before=before, after=after), turns=turns, lead=lead, **common)
+    lead = "" if prompting.reply_to else _lead(encoder, asked, written)
+    frame = PromptFrame(before=before, after=after)
+    return Framing(frame=frame, turns=turns, lead=lead, reply_to=prompting.reply_to, **common)
 
 
 def reply_of(word: str) -> str:
@@ -312,12 +286,21 @@ def reply_of(word: str) -> str:
     return word.removeprefix(" ") or word
 
 
-def _turn(shot: Shot) -> tuple[Message, Message]:
+def _asked(prompt: str, reply_to: str | None) -> tuple[Message, ...]:
+    """The last messages of a chat: the prompt, or a message and the prompt as the beginning of the reply."""
+    if reply_to is None:
+        return (Message(role=USER, content=prompt),)
+    return Message(role=USER, content=reply_to), Message(role=ASSISTANT, content=prompt)
+
+
+def _turn(shot: Shot, reply_to: str | None) -> tuple[Message, ...]:
     """A solved example as two turns of a chat."""
+    if reply_to is not None:
+        return _asked(shot.solved, reply_to)
     if shot.at < len(shot.prompt):
         raise TaskError(
             f"prompt {shown(shot.prompt)} goes on after the place of its answer (answer_at), so that it is no turn of "
-            "a chat. Leave chat (--chat) or shots (--shots) out."
+            "a chat. Begin the reply with it (--reply-to), or leave chat (--chat) or shots (--shots) out."
         )
     return Message(role=USER, content=shot.prompt), Message(role=ASSISTANT, content=reply_of(shot.answer))
 

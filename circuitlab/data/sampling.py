@@ -14,9 +14,10 @@ from typing import Any, Protocol, TypeVar
 
 from circuitlab.data.encoded import Rejection, TextEncoder
 from circuitlab.data.example import Example
-from circuitlab.data.framing import Prompting, Shot, framing_of
+from circuitlab.data.framing import Shot, framing_of
 from circuitlab.data.pair import Pair
 from circuitlab.data.pairs import PairSet, PairSplits
+from circuitlab.data.prompting import Prompting
 from circuitlab.data.splits import STAND_INS, vocabulary_of
 from circuitlab.errors import CircuitLabError, ConfigError, TaskFileError, TooFewPromptsError, in_one_line, shown
 from circuitlab.resources import DEFAULT, Resources

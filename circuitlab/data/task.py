@@ -12,8 +12,8 @@ from circuitlab.arguments import checked
 from circuitlab.data.checks import check_line, check_mapping, check_name
 from circuitlab.data.encoded import LanguageModel
 from circuitlab.data.example import Example
-from circuitlab.data.framing import PLAIN, Prompting
 from circuitlab.data.pairs import PairSplits
+from circuitlab.data.prompting import PLAIN, Prompting
 from circuitlab.data.published import PublishedCircuit
 from circuitlab.data.sampling import sample_pairs
 from circuitlab.data.splits import STAND_INS
@@ -211,21 +211,15 @@ class Task(Summary):
         return self if split is None else replace(self, split=split)
 
     @checked
-    def with_prompting(self, *, chat: bool | None = None, shots: int | None = None) -> Task:
-        """The same task with other text around its prompts.
-
-        Args:
-            chat: Whether a prompt is the user's message of a chat, in the model's chat template; None: as it is.
-            shots: Number of solved examples before every prompt; None: as it is.
+    def with_prompting(
+        self, *, chat: bool | None = None, shots: int | None = None, reply_to: str | None = None
+    ) -> Task:
+        """The same task with other text around its prompts; see `Prompting.changed`.
 
         Returns:
             A task.
-
-        Raises:
-            ConfigError: A value is of another type or out of range.
         """
-        changes = {name: value for name, value in {"chat": chat, "shots": shots}.items() if value is not None}
-        return replace(self, prompting=replace(self.prompting, **changes))
+        return replace(self, prompting=self.prompting.changed(chat=chat, shots=shots, reply_to=reply_to))
 
     @property
     def differ_in(self) -> str:

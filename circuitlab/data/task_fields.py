@@ -9,7 +9,7 @@ from typing import Any
 from circuitlab import names
 from circuitlab.data.checks import check_line, check_mapping, check_sequence
 from circuitlab.data.example import Example
-from circuitlab.data.framing import Prompting
+from circuitlab.data.prompting import Prompting
 from circuitlab.data.published import PublishedCircuit
 from circuitlab.data.tables.table import PairTable
 from circuitlab.errors import TaskError, UnknownNameError, shown

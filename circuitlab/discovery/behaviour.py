@@ -273,6 +273,7 @@ def check_task(
     metric: MetricLike | None = None,
     chat: bool | None = SETTINGS["chat"].default,
     shots: int | None = SETTINGS["shots"].default,
+    reply_to: str | None = SETTINGS["reply_to"].default,
     progress: Progress | bool | None = None,
 ) -> TaskCheck:
     """Measure whether a model does a task; nothing is refused.
@@ -287,6 +288,7 @@ def check_task(
         chat: Whether a prompt is the user's message of a chat, in the model's chat template; as the task says by
             default.
         shots: Number of solved examples before every prompt; as the task says by default.
+        reply_to: In a chat, the message to which every prompt begins the reply; as the task says by default.
         progress: None draws a bar in a terminal or a notebook, True always, False never; or a function that is
             called with (step, done, total).
 
@@ -304,7 +306,7 @@ def check_task(
         >>> check_task("name-throw", load_model("bundled"), n=8).accuracy
         1.0
     """
-    wanted = load_task(task).with_prompting(chat=chat, shots=shots)
+    wanted = load_task(task).with_prompting(chat=chat, shots=shots, reply_to=reply_to)
     how: dict[str, Any] = {"n": n, "seed": seed, "progress": progress}
     judged_by = metric_of(wanted, metric)
     other = metric is None and not judged_by.whole_answer and _has_distractors(wanted)

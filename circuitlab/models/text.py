@@ -10,7 +10,7 @@ from itertools import chain, takewhile
 from typing import Any
 
 from circuitlab.data.encoded import Encoded
-from circuitlab.data.framing import Message
+from circuitlab.data.framing import ASSISTANT, Message
 from circuitlab.errors import ModelError, UnknownNameError, in_one_line, shown
 from circuitlab.models.modes import exclusive, lock_of
 from circuitlab.models.protocol import Model
@@ -200,6 +200,8 @@ class TokenizerText:
     def chat(self, messages: Sequence[Message], *, reply: bool = True) -> str:
         """Messages as the checkpoint's chat template writes them; with `reply`, to where the next reply begins.
 
+        If the last message is the assistant's, it is left open with `reply`.
+
         A template that writes today's date is given the date that Llama's templates have where there is no clock, so
         that the text is the same tomorrow.
 
@@ -215,12 +217,14 @@ class TokenizerText:
                 "this model's tokenizer has no chat template. Use a checkpoint that was trained on chats, save a "
                 "template with its tokenizer (tokenizer.chat_template), or leave chat (--chat) out."
             )
+        goes_on = messages[-1].role == ASSISTANT
         written = [{"role": one.role, "content": one.content} for one in messages]
         try:
             template = undated(self._tokenizer.get_chat_template())
             text = self._tokenizer.apply_chat_template(
-                written, chat_template=template, tokenize=False, add_generation_prompt=reply
-            )
+                written, chat_template=template, tokenize=False,
+                add_generation_prompt=reply and not goes_on, continue_final_message=reply and goes_on,
+            )  # fmt: skip
         except Exception as error:  # a template raises what it likes
             raise ModelError(
                 f"this model's chat template refuses the message {shown(messages[-1].content)}: {in_one_line(error)}. "

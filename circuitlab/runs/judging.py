@@ -129,6 +129,8 @@ def judging(
         given = {"metric": "", **given}  # another task has a metric of its own
     if "model" in given:  # a revision is one of the run's own model
         given = {"revision": None, "checkpoint_index": None, **given}
+    if given.get("chat") is False:
+        given = {"reply_to": None, **given}
     # How edges were scored does not matter here; the method `exact` accepts every ablation.
     source = given.pop("model", kept.model)
     chosen = kept.replaced(method="exact", method_options={}, **given)

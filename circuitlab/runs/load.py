@@ -9,8 +9,9 @@ from typing import Any
 
 from circuitlab.arguments import checked
 from circuitlab.data.batching import prompt_keys
-from circuitlab.data.framing import PLAIN, PromptFrame, Prompting
+from circuitlab.data.framing import PromptFrame
 from circuitlab.data.pairs import Pair, PairSet, PairSplits
+from circuitlab.data.prompting import PLAIN, Prompting
 from circuitlab.data.registry import is_bundled, load_task
 from circuitlab.data.task import Task
 from circuitlab.discovery.config import DiscoverConfig
@@ -27,6 +28,7 @@ from circuitlab.runs.reader import RunReader
 from circuitlab.runs.run import Run
 from circuitlab.runs.tables import is_of_table, task_of_table
 from circuitlab.runs.task_files import TASK_FILE
+from circuitlab.settings import AROUND_PROMPTS
 
 
 @checked
@@ -124,7 +126,7 @@ def _task(read: RunReader, config: DiscoverConfig) -> Task:
     """The task: a built-in one of the same version, or the one that the manifest describes, without its code."""
     about = read.about("task")
     separator = about.get("shot_separator", PLAIN.separator)
-    prompting = Prompting(chat=config.chat, shots=config.shots, separator=separator)
+    prompting = Prompting(**{name: getattr(config, name) for name in AROUND_PROMPTS}, separator=separator)
     if is_of_table(read.manifest):
         return replace(task_of_table(read.path, read.manifest), split=config.split, prompting=prompting)
     if is_bundled(config.task) and (ours := load_task(config.task)).version == about["version"]:

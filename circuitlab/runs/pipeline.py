@@ -17,7 +17,7 @@ from typing import Any, Unpack
 from circuitlab.attribution.attention import attention_in
 from circuitlab.attribution.record import AttentionPatterns
 from circuitlab.data.fingerprint import task_fingerprint
-from circuitlab.data.pairs import PairSet
+from circuitlab.data.pairs import PairSet, PairSplits
 from circuitlab.data.registry import load_task
 from circuitlab.data.sampling import has_corrupted
 from circuitlab.data.task import Task
@@ -82,8 +82,7 @@ def discover(task: str | Path | Task, **settings: Unpack[Settings]) -> Run:
     config = DiscoverConfig.of_settings(
         given, task=_spelling(task, chosen), options=chosen.settings, model=_model_name(given["model"]),
         metric=judged_by.name if given["metric"] is None else given["metric"],
-        split="words" if chosen.differ_in else "random", chat=chosen.prompting.chat, shots=chosen.prompting.shots,
-        **(chosen.table.options.given if chosen.table else {}),
+        split="words" if chosen.differ_in else "random", **_of_task(chosen),
     )  # fmt: skip
     resources = Resources(progress=callback(given["progress"]))
     method, ablation, clock = find_method(given["method"]), given["ablation"], _Clock(resources)
@@ -98,8 +97,7 @@ def discover(task: str | Path | Task, **settings: Unpack[Settings]) -> Run:
             loaded, n=config.n, seed=config.seed, reference=needs_reference(ablation),
             whole_answers=judged_by.whole_answer, progress=resources.progress,
         )  # fmt: skip
-        if pairs.frame is not None:
-            note(pairs.frame.sentence)
+        _note(pairs)
         fingerprint = task_fingerprint(chosen, resources)
         discovery = Experiment(
             loaded, pairs.discovery, judged_by, ablation, pairs.reference, config.seed, config.allow_weak_gap,
@@ -153,6 +151,19 @@ def _task(task: str | Path | Task, given: dict[str, Any]) -> Task:
         check_clean_only(find_method(given["method"]), given["ablation"])
     check_seeds(found, given["stability_seeds"])
     return found
+
+
+def _of_task(task: Task) -> dict[str, Any]:
+    """Settings that a task has: what stands around its prompts, and how its table was read."""
+    return {name: getattr(task.prompting, name) for name in AROUND_PROMPTS} | (
+        task.table.options.given if task.table else {}
+    )
+
+
+def _note(pairs: PairSplits) -> None:
+    """Tell what stands around the prompts, before the work starts."""
+    if pairs.frame is not None:
+        note(pairs.frame.sentence)
 
 
 def _sites(config: DiscoverConfig, given: Any, model: Model) -> Sequence[str | Site]:

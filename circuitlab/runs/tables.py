@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from circuitlab.data.framing import Prompting
+from circuitlab.data.prompting import Prompting
 from circuitlab.data.tables.options import TableOptions
 from circuitlab.data.tables.table import PairTable, record_of, row_of_record
 from circuitlab.data.task import Task

@@ -10,9 +10,10 @@ from typing import Any
 
 from circuitlab.data.encoded import Rejection, TextEncoder
 from circuitlab.data.example import Example
-from circuitlab.data.framing import PLAIN, Framing, Prompting, Shot, framing_of
+from circuitlab.data.framing import Framing, Shot, framing_of
 from circuitlab.data.pair import Pair
 from circuitlab.data.pairs import PairSplits
+from circuitlab.data.prompting import PLAIN, Prompting
 from circuitlab.data.sampling import REFERENCE, SPLITS, GrowingSplits, check_number
 from circuitlab.data.tables.layouts import SPAN
 from circuitlab.data.tables.rows import FILES
