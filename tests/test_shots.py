@@ -60,6 +60,12 @@ def test_they_are_solved_with_discovery_words_and_are_no_pair(model, splits):
         TASK.pairs(model, n=4, shots=21)
 
 
+def test_their_answers_differ_as_far_as_they_can(model):
+    for n, seed in ((2, 0), (2, 1), (4, 2)):
+        lines = TASK.pairs(model, n=2, shots=n, seed=seed).frame.before.splitlines()
+        assert sum(line.endswith("She") for line in lines) == n / 2
+
+
 def test_they_come_before_both_prompts_and_follow_the_seed(model, splits):
     for pair in splits.discovery:
         assert pair.clean.startswith(splits.frame.before)
@@ -192,5 +198,7 @@ def test_rows_of_a_table(model):
 
 def test_more_than_there_are_is_refused(model):
     few = Task(name="few", version="1", summary="", draw=lambda rng: TASK.draw(Random(rng.randrange(2))))
-    with pytest.raises(TooFewPromptsError, match="shots=3 needs as many different prompts, but 4,000 draws gave 2"):
+    with pytest.raises(
+        TooFewPromptsError, match="shots=3 needs .* prompts, but after 2 the next 4,000 draws brought no other"
+    ):
         few.pairs(model, n=1, shots=3)

@@ -12,7 +12,8 @@ begins with that.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 from typing import Any, Protocol, runtime_checkable
@@ -25,6 +26,7 @@ from circuitlab.data.prompting import Prompting
 from circuitlab.data.token_spans import chars_of_tokens
 from circuitlab.errors import CircuitLabError, ModelError, SpanError, TaskError, shown
 
+POOL = 8  # shots are chosen among so many times as many, so that their answers differ
 USER, ASSISTANT = "user", "assistant"
 PROMPT, REPLY = "circuitlab-prompt", "circuitlab-reply"  # where a template writes a message is found with these
 
@@ -275,6 +277,25 @@ def framing_of(
     lead = "" if prompting.reply_to else _lead(encoder, asked, written)
     frame = PromptFrame(before=before, after=after)
     return Framing(frame=frame, turns=turns, lead=lead, reply_to=prompting.reply_to, **common)
+
+
+def balanced(shots: Iterable[Shot], wanted: int) -> list[Shot]:
+    """Some of the shots, in their order, but those first whose answer was taken least often.
+
+    Args:
+        shots: Solved examples.
+        wanted: How many to take.
+
+    Returns:
+        The shots that were taken; fewer if there are fewer.
+    """
+    left, taken, counts = list(shots), list[Shot](), Counter[str]()
+    while left and len(taken) < wanted:
+        one = min(left, key=lambda shot: counts[shot.answer])
+        left.remove(one)
+        taken.append(one)
+        counts[one.answer] += 1
+    return taken
 
 
 def reply_of(word: str) -> str:

@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar
 
 from circuitlab.data.encoded import Rejection, TextEncoder
 from circuitlab.data.example import Example
-from circuitlab.data.framing import Shot, framing_of
+from circuitlab.data.framing import POOL, Shot, balanced, framing_of
 from circuitlab.data.pair import Pair
 from circuitlab.data.pairs import PairSet, PairSplits
 from circuitlab.data.prompting import Prompting
@@ -36,6 +36,8 @@ FIRST_WAIT = 3.0
 REPEATED_DRAWS = 16
 REPEATS_FOR = 1.0
 MOST_PAIRS = 100_000
+# The search for more shots to choose among ends when so many draws in a row brought no other prompt.
+FEW_DRAWS = 50
 SPLITS = ("discovery", "held_out")
 REFERENCE = "reference"
 T = TypeVar("T")
@@ -178,18 +180,17 @@ def drawn_shots(
         TaskFileError: `draw` raises, or returns no example.
     """
     wanted, words = task.prompting.shots, "discovery" if task.differ_in else "any"
-    rng, found = Random(f"shots of {task.name}/{seed}"), dict[str, Shot]()
-    for _ in range(PATIENCE if wanted else 0):
+    rng, found, idle = Random(f"shots of {task.name}/{seed}"), dict[str, Shot](), 0
+    while len(found) < POOL * wanted and idle < (PATIENCE if len(found) < wanted else FEW_DRAWS):
         example = draw(task, rng, words, vocabulary)
+        idle = idle + 1 if example.clean in found else 0
         found.setdefault(example.clean, Shot.of(example, rng, text))
-        if len(found) == wanted:
-            break
     if len(found) < wanted:
         raise TooFewPromptsError(
-            f"task {task.label!r}: shots={wanted} needs as many different prompts, but {PATIENCE:,} draws gave "
-            f"{len(found)}. Ask for fewer (--shots {len(found)}), or give the task more words."
+            f"task {task.label!r}: shots={wanted} needs as many different prompts, but after {len(found)} the next "
+            f"{PATIENCE:,} draws brought no other. Ask for fewer (--shots {len(found)}), or give the task more words."
         )
-    return tuple(found.values())
+    return tuple(balanced(found.values(), wanted))
 
 
 def check_number(n: object) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from circuitlab.data.encoded import Rejection, TextEncoder
 from circuitlab.data.example import Example
-from circuitlab.data.framing import Framing, Shot, framing_of
+from circuitlab.data.framing import POOL, Framing, Shot, balanced, framing_of
 from circuitlab.data.pair import Pair
 from circuitlab.data.pairs import PairSplits
 from circuitlab.data.prompting import PLAIN, Prompting
@@ -106,14 +106,14 @@ def _shots(table: PairTable, text: TextEncoder, seed: int, wanted: int, *, divid
     for place in rng.sample(places, len(places)) if wanted else ():
         example = table.rows[place].example
         found.setdefault(example.clean, (place, Shot.of(example, rng, text)))
-        if len(found) == wanted:
+        if len(found) == POOL * wanted:
             break
     if len(found) < wanted:
         raise TooFewPromptsError(
             f"{table.source}: shots={wanted} needs as many rows of different prompts, but there are {len(found)}. Ask "
             f"for fewer (--shots {len(found)}), or give more rows."
         )
-    return list(found.values())
+    return [found[shot.prompt] for shot in balanced((shot for _, shot in found.values()), wanted)]
 
 
 def check_rows(
