@@ -222,9 +222,9 @@ def test_a_run_repeats_byte_for_byte_and_says_what_stands_around_prompts(folder,
     assert replied.pairs.discovery[0].clean.endswith(("kind.", "left."))
     assert load_run(tmp_path / "replied").task.prompting == Prompting(chat=True, shots=2, reply_to="Go on.")
     assert "--reply-to 'Go on.'" in replied.config.command
-    assert (
-        judging(tmp_path / "replied", model=model, n=2).held_out.fingerprint == replied.pairs.held_out[:2].fingerprint
-    )
+    same = judging(tmp_path / "replied", model=model, n=2)
+    assert same.frame == replied.pairs.frame
+    assert not same.held_out.texts & replied.pairs.discovery.texts
     assert "reply_to None" in judging(tmp_path / "replied", model=model, n=2, chat=False).notes[0]
     again = reproduce(tmp_path / "run")
     assert again.ok, again
