@@ -127,10 +127,7 @@ def judging(
     kept = DiscoverConfig(task=wanted.name, model="bundled", metric="") if read is None else read.config()
     if run is not None and wanted.name != run["task"].get("name"):
         given = {"metric": "", **given}  # another task has a metric of its own
-    if "model" in given:  # a revision is one of the run's own model
-        given = {"revision": None, "checkpoint_index": None, **given}
-    if given.get("chat") is False:
-        given = {"reply_to": None, **given}
+    given = _of_others(given) | given
     # How edges were scored does not matter here; the method `exact` accepts every ablation.
     source = given.pop("model", kept.model)
     chosen = kept.replaced(method="exact", method_options={}, **given)
@@ -165,6 +162,12 @@ def judging(
         notes=() if run is None else _notes(run, kept, chosen.replaced(metric=metric.name), wanted, model),
         frame=frame,
     )
+
+
+def _of_others(given: Mapping[str, Any]) -> dict[str, None]:
+    """Settings of the run that go with another model, or with a chat, than those that are given."""
+    left = ("revision", "checkpoint_index") if "model" in given else ()
+    return dict.fromkeys((*left, *(("reply_to",) if given.get("chat") is False else ())))
 
 
 def _number(given: Mapping[str, Any], chosen: DiscoverConfig, task: Task) -> int:
