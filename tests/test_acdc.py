@@ -103,7 +103,7 @@ class TestTheSameAnswers:
         layout, costs = Layout.of(load("gpt2").spec), _costs("gpt2", "logit_diff")
         found = search(costs, layout, 0.05)
         naive, current = real_edges(layout).copy(), costs.whole
-        for place in tested_in_order(layout):
+        for place in in_order_of_tests(layout):
             naive[place] = False
             (cost,) = costs.of([naive])
             naive[place] = bool((cost - current).mean() >= 0.05)
@@ -223,7 +223,7 @@ class TestResult:
 
     def test_the_order_is_from_the_logits_backwards(self):
         layout = Layout.of(load("gpt2").spec)
-        order = tested_in_order(layout)
+        order = in_order_of_tests(layout)
         assert len(set(order)) == len(order) == layout.n_edges
         owners = [layout.owners[column] for _, column in order]
         assert owners == sorted(owners, reverse=True)
@@ -255,7 +255,7 @@ class TestResult:
             sweep_acdc(Experiment(load("gpt2"), batch, resolve("kl")), [0.0, 0.1])
 
 
-def tested_in_order(layout: Layout) -> list[tuple[int, int]]:
+def in_order_of_tests(layout: Layout) -> list[tuple[int, int]]:
     """The edges in the order in which a search that cuts nothing untested asks for them."""
     return [step.edge for step in steps_of(layout) if step.edge is not None]
 

@@ -126,7 +126,7 @@ def test_tokens_of_a_model_without_tokenizer_are_numbers():
 
 def test_mistakes_are_told(bundled):
     model = load("gpt2")
-    with pytest.raises(UnknownNameError, match="unknown norm 'final'.*own, frozen"):
+    with pytest.raises(UnknownNameError, match="unknown norm 'final'.*applied, frozen"):
         logit_lens(model, pairs(), norm="final")
     with pytest.raises(UnknownNameError, match="unknown run 'both'"):
         logit_lens(model, pairs(), run="both")

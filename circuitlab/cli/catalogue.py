@@ -15,7 +15,6 @@ from circuitlab.data.registry import GROUP, load_task, task_names
 from circuitlab.data.sampling import draw
 from circuitlab.data.task import Task
 from circuitlab.errors import CircuitLabError
-from circuitlab.metrics import metric_of
 from circuitlab.plugins import owner
 
 if TYPE_CHECKING:
@@ -78,6 +77,8 @@ def show_task(task: Task, *, json: bool) -> None:
 
 def show_checks(asked: PairOptions, models: ModelsOptions, *, quiet: bool, json: bool) -> None:
     """What models make of a task, one a row, and why some make nothing of it."""
+    from circuitlab.metrics import metric_of
+
     task, of_task = asked.load(), {name: asked[name] for name in ("n", "seed", "metric")}
     if asked["metric"] is not None:
         metric_of(task, asked["metric"])  # rejects an unknown one before a model is loaded

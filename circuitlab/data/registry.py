@@ -3,6 +3,7 @@
 Names are entry points of the group `circuitlab.tasks`: the bundled tasks' and those that other packages add.
 """
 
+import os
 import re
 import sys
 import warnings
@@ -118,7 +119,7 @@ def load_task(
     if name not in entries and is_table(text):  # a name goes before a folder that is called like it
         return _from_table(text, reading).with_options(**options)
     _check_table_options(reading, None, repr(text))
-    if text.endswith(".py") or "/" in text or (name not in entries and Path(text).is_file()):
+    if text.endswith(".py") or "/" in text or (name not in entries and os.path.isfile(text)):
         return _from_file(Path(text)).with_options(**options)
     UnknownNameError.check("task", name, entries, "A task of your own is given as the path of its .py file.")
     found = plugins.load(entries[name])

@@ -225,14 +225,14 @@ def splice(
         UnknownNameError: The model has no such site, or there is no such metric.
         MetricError: The metric cannot be used.
     """
-    spliced = _Spliced.of(model, autoencoder, keep_first)
+    replaced = _Spliced.of(model, autoencoder, keep_first)
     check_answers(pairs, model.spec)
     check_corrupted(pairs, "what is restored is a share of the clean-corrupted difference")
     experiment = Experiment(model, pairs, metric, budget=budget)
     judged_by, spliced = experiment.metric, np.zeros(experiment.n_examples)
     for baseline in experiment.baselines:
         batch = baseline.batch
-        final = spliced.final(baseline.clean, baseline.arguments, error=error, edit=edit)
+        final = replaced.final(baseline.clean, baseline.arguments, error=error, edit=edit)
         with torch.no_grad():
             found = judged_by(model.logits(at_answer(final, batch.answer_at)), batch)
         spliced[batch.index.cpu().numpy()] = found.double().cpu().numpy()

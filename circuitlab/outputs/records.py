@@ -188,9 +188,10 @@ def _typed(kind: Any, value: Any, where: str, arrays: Mapping[str, np.ndarray]) 
 
 
 def _dataclass(kind: Any, value: Any, where: str, arrays: Mapping[str, np.ndarray]) -> Any:
-    given, hints = _expect(dict, value, where), get_type_hints(kind)
+    given: dict[str, Any] = _expect(dict, value, where)
+    hints = get_type_hints(kind)
     known = {item.name: item for item in _kept(kind)}
-    now = {item.metadata[EARLIER]: name for name, item in known.items() if EARLIER in item.metadata}
+    now: dict[str, str] = {item.metadata[EARLIER]: name for name, item in known.items() if EARLIER in item.metadata}
     if twice := sorted(name for name in given if now.get(name) in given):
         raise KeyError(f"{where or 'the record'} has {twice[0]!r} and {now[twice[0]]!r}, which are the same field")
     given = {now.get(name, name): v for name, v in given.items()}

@@ -197,13 +197,9 @@ class Experiment:
     def replacement(self) -> Replacement:
         """The replacement of a value that is ablated, resolved for these pairs."""
         return resolve_replacement(
-            self.model,
-            self.ablation,
-            pairs=self.pairs,
-            means_of=self.reference,
-            seed=self.seed,
+            self.model, self.ablation, pairs=self.pairs, means_of=self.reference, seed=self.seed,
             resources=self.resources,
-        )
+        )  # fmt: skip
 
     def ablated(self, baseline: Baseline) -> AblatedRun:
         """The run of a batch in which every edge carries its replacement.

@@ -164,7 +164,7 @@ def judging(
     )
 
 
-def _of_others(given: Mapping[str, Any]) -> dict[str, None]:
+def _of_others(given: Mapping[str, Any]) -> dict[str, Any]:
     """Settings of the run that go with another model, or with a chat, than those that are given."""
     left = ("revision", "checkpoint_index") if "model" in given else ()
     return dict.fromkeys((*left, *(("reply_to",) if given.get("chat") is False else ())))
