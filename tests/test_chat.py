@@ -6,15 +6,17 @@ from dataclasses import replace
 import pytest
 from chats import TASK, TEMPLATES, chat_checkpoint, chat_tokenizer
 
-from circuitlab import Example, check_task, discover, load_model, load_run, load_task, reproduce, sweep
+from circuitlab import Example, check_task, discover, load_model, load_run, load_task, reproduce, score_edges, sweep
 from circuitlab.cli import main
 from circuitlab.data.encoded import Rejection
 from circuitlab.data.fingerprint import task_fingerprint
 from circuitlab.data.framing import Shot, framing_of
+from circuitlab.data.pair import Pair
 from circuitlab.data.prompting import Prompting
 from circuitlab.errors import ConfigError, ModelError, TooFewPromptsError
 from circuitlab.models.recording import Bos
 from circuitlab.models.text import TokenizerText
+from circuitlab.outputs.records import from_plain
 from circuitlab.runs.judging import judging
 
 CHAT = Prompting(chat=True)
@@ -275,3 +277,42 @@ def test_a_sweep_names_the_text_around_the_prompt(model):
     assert (grid.per_example[:, 0] == grid.corrupt).all()
     assert (grid.per_example[1, -1] != grid.corrupt).all()
     assert load_task("ioi").prompting == Prompting()
+
+
+@pytest.mark.parametrize("around", [{"chat": True}, {"shots": 2}, {"chat": True, "shots": 1, "reply_to": "Go on."}])
+def test_prompts_alone_are_framed_as_those_of_pairs(model, around):
+    """Without corrupted prompts: the same text around them, and the same numbers under an ablation that needs none."""
+    without = replace(
+        TASK, draw=lambda rng, split="any": replace(TASK.draw(rng, split), corrupt=None, corrupt_spans={})
+    )
+    paired, alone = (task.with_prompting(**around).pairs(model, n=3) for task in (TASK, without))
+    nothing = dict.fromkeys(("corrupt", "corrupt_ids", "corrupt_tokens"))
+    assert alone.frame == paired.frame
+    for pairs, others in ((paired.discovery, alone.discovery), (paired.held_out, alone.held_out)):
+        assert [replace(pair, **nothing) for pair in pairs] == list(others)
+    record = json.loads(json.dumps(alone.discovery[0].to_record("discovery")))
+    del record["split"]
+    assert from_plain(Pair, record) == alone.discovery[0]
+    assert not {line for line in alone.frame.before.splitlines() if "; " in line}  # solved by their clean prompts
+    one, other = (score_edges(model, some.discovery, "eap", ablation="zero").values for some in (paired, alone))
+    assert other == pytest.approx(one, rel=1e-5, abs=1e-6)
+    bare = score_edges(model, without.pairs(model, n=3).discovery, "eap", ablation="zero").values
+    assert other != pytest.approx(bare, rel=1e-2)
+    cells, expected = (sweep(model, some.discovery, "head_z", ablation="zero").per_example for some in (alone, paired))
+    assert cells == pytest.approx(expected, rel=1e-5, abs=1e-6)
+    with pytest.raises(ConfigError, match="no corrupted prompts"):
+        score_edges(model, alone.discovery, "eap")
+
+
+def test_a_run_of_prompts_alone_keeps_the_text_around_them(model, tmp_path):
+    table = tmp_path / "alone.csv"
+    rows = [line.split(",") for line in TABLE.splitlines()]
+    table.write_text("".join(f"{clean},{answer},{distractor}\n" for clean, _, answer, distractor in rows))
+    run = discover(table, model=model, chat=True, shots=1, ablation="zero", out=tmp_path / "run", **QUICK)
+    assert run.pairs.frame.before.count("<|im_start|>user\n") == 2
+    found = load_run(tmp_path / "run")
+    assert (found.pairs, found.pairs.frame) == (run.pairs, run.pairs.frame)
+    judged = judging(tmp_path / "run", model=model, n=2, seed=1)
+    assert judged.held_out[0].corrupt is None
+    assert judged.held_out[0].clean.startswith("<|im_start|>system\n")
+    assert not judged.held_out.texts & run.pairs.discovery.texts

@@ -198,3 +198,22 @@ def test_it_is_verified_once_wherever_it_comes_in(monkeypatch):
     for used in (load_model, lambda wrong: score_edges(wrong, pairs(), "eap"), lambda wrong: sweep(wrong, pairs())):
         with pytest.raises(UnsupportedModelError, match="differs by .* from what its own record has"):
             used(changed("attend", scaled))
+
+
+def test_models_that_are_compared_or_have_no_references_are_verified_too(monkeypatch):
+    class Compared(OwnModel):
+        def __eq__(self, other):
+            return type(other) is type(self)
+
+        __hash__ = None
+
+    calls = []
+    monkeypatch.setattr(verification, "verify", calls.append)
+    given = own()
+    ones = [Compared(given._weights, given.spec) for _ in range(2)]
+    for model in (*ones, *ones):
+        load_model(model)
+    assert [any(call is one for call in calls) for one in ones] == [True, True]
+    assert len(calls) == 2
+    monkeypatch.undo()
+    assert np.isfinite(score_edges(ones[0], pairs(), "eap").values).all()

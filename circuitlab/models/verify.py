@@ -6,9 +6,10 @@ each other, that gradients through the parts are those of the whole, and, unless
 that no token sees a later one.
 """
 
+from contextlib import suppress
 from traceback import walk_tb
 from typing import Any
-from weakref import WeakSet
+from weakref import ref
 
 import torch
 from torch import Tensor
@@ -28,8 +29,8 @@ from circuitlab.models.text import TokenizerText
 
 # These make a bridge split its attention's input or output, and skip the modules that the parts are read from.
 FLAGS = ("use_attn_result", "use_split_qkv_input", "use_attn_in")
-# Models of the user's own class that were verified.
-_verified: WeakSet[Any] = WeakSet()
+# Models of the user's own class that were verified, by their id: such a class may compare its models or hash none.
+_verified: dict[int, ref[Any]] = {}
 # What code raises that is called in a way it was not written for.
 CANNOT_RUN = (UnsupportedModelError, RuntimeError, AttributeError, TypeError, KeyError, IndexError)
 
@@ -94,10 +95,12 @@ def verify_once(model: Model) -> None:
     Raises:
         UnsupportedModelError: As `verify`.
     """
-    if isinstance(model, BridgeBase) or model in _verified:
+    key, known = id(model), _verified.get(id(model))
+    if isinstance(model, BridgeBase) or (known is not None and known() is model):
         return
     verify(model)
-    _verified.add(model)
+    with suppress(TypeError):  # a class with slots alone has no references; its models are verified each time
+        _verified[key] = ref(model, lambda _: _verified.pop(key, None))
 
 
 def _verify_declared(model: Any) -> None:
