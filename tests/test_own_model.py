@@ -28,7 +28,7 @@ from circuitlab.parts import Layout
 from circuitlab.patching.runs.neuron_values import neuron_values
 from circuitlab.patching.sweeps.sites import SITES
 
-FEW = {"acdc": {"n_edges": 5}, "ugs": {"updates": 2}, "edge-pruning": {"updates": 2}}
+FEW = {"acdc": {"threshold": 0.05}, "ugs": {"updates": 2}, "edge-pruning": {"updates": 2}}
 ANALYSES = {
     "head attribution": lambda model: direct_attribution(model, pairs(), by="head").per_example,
     "neuron attribution": lambda model: direct_attribution(model, pairs(), by="neuron").per_example,
