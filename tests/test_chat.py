@@ -22,7 +22,7 @@ from circuitlab.runs.judging import judging
 CHAT = Prompting(chat=True)
 EXAMPLE = Example("Anna is kind.", "Anna is kind;", " She", " she", spans={"name": (0, 4), "stop": (12, 13)})
 SHOTS = tuple(Shot(prompt=f"{name} is kind.", answer=" He", at=13) for name in ("John", "Paul"))
-QUICK = {"n": 4, "method": "eap", "sites": (), "min_accuracy": 0.0, "allow_weak_gap": True}
+QUICK = {"n": 4, "method": "eap", "selection": {"n_edges": 3}, "sites": (), "min_accuracy": 0, "allow_weak_gap": True}
 
 
 def encoder(template, bos=None):
