@@ -46,7 +46,7 @@ def told(make) -> str:
 
 
 # What a field takes besides values of its own kind.
-ALLOWED_EXAMPLE = {"distractor": (None, [], ()), "spans": ({},), "corrupt_spans": ({},),
+ALLOWED_EXAMPLE = {"corrupt": (None,), "distractor": (None, [], ()), "spans": ({},), "corrupt_spans": ({},),
                    "standalone_answers": (True,), "separate_spans": (True,),
                    "answer_ids": ([], ()), "distractor_ids": ([], ()), "token_spans": ({},),
                    "answer_at": (None, 5)}  # fmt: skip
