@@ -21,6 +21,7 @@ from circuitlab.evaluation.evaluate import evaluate_circuit
 from circuitlab.graphs.prune import real_edges
 from circuitlab.metrics import resolve
 from circuitlab.models.load import load_model
+from circuitlab.models.verify import verify_once
 from circuitlab.parts import Layout
 from circuitlab.patching import experiment as module
 from circuitlab.patching.experiment import Experiment
@@ -35,10 +36,12 @@ METRIC = resolve("logit_diff")
 
 
 class Counting:
-    """A model that counts how often each prompt is recorded."""
+    """A model that counts how often each prompt is recorded, but for its verification as a model of another class."""
 
     def __init__(self, model: Any) -> None:
         self._model, self.prompts = model, Counter()
+        verify_once(cast("Any", self))
+        self.prompts.clear()
 
     def __getattr__(self, name: str):
         return getattr(self._model, name)

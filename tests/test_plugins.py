@@ -88,7 +88,7 @@ def test_pictures_are_registered_where_their_classes_are():
 
 
 def test_a_value_without_a_picture_is_refused():
-    with pytest.raises(WrongTypeError, match=r"^int has no figure\. Give one of AttentionPatterns, Attribution, "):
+    with pytest.raises(WrongTypeError, match=r"^int has no figure\. Give one of Areas, AttentionPatterns, "):
         viz.plot(3)
 
 

@@ -70,6 +70,7 @@ def test_it_asks_for_what_the_manifest_says(folder, asked):
         "allow_weak_gap": False, "stability_seeds": 0, "sites": None, "split": "random",
         "minimality": True, "revision": None, "checkpoint_index": None,
         "columns": {}, "max_bad_rows": 0, "data_split": None, "data_config": None, "data_revision": None,
+        "chat": False, "reply_to": None, "shots": 0,
         "selection": {"n_edges": None, "threshold": None, "signed": False, "greedy": None},
     }  # fmt: skip
     reproduce(folder, device="cuda:3")

@@ -83,6 +83,10 @@ class Continued:
     def __len__(self) -> int:
         return len(self.clean)
 
+    @property
+    def corrupted(self) -> torch.Tensor:
+        return self.corrupt
+
     @classmethod
     def of(cls, given: Pair, word: tuple[int, ...]) -> "Continued":
         both = ([ids + word[:-1]] for ids in (given.clean_ids, given.corrupt_ids))

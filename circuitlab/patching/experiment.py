@@ -107,9 +107,6 @@ class Experiment:
     progress: Progress = silent
     known: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
 
-    def __post_init__(self) -> None:
-        verify_once(self.model)
-
     def under_corrupt(self) -> Experiment:
         """The same with the corrupted run's values as replacement; it shares recordings and the gap of the prompts.
 
@@ -170,6 +167,7 @@ class Experiment:
     @_once
     def recordings(self) -> Recordings:
         """Both runs of the pairs; experiments on the same pairs share them."""
+        verify_once(self.model)
         return Recordings(self.model, self.pairs, self.resources)
 
     @property
