@@ -20,7 +20,7 @@ from circuitlab.errors import ConfigError
 P = ParamSpec("P")
 R = TypeVar("R")
 
-# Who is told sentences about a long job while it runs; nobody, unless the command line is.
+# The function that is called with sentences about a long job while it runs; none, unless a command sets one.
 _reader: ContextVar[Callable[[str], None] | None] = ContextVar("reader", default=None)
 # Whether a function that reports progress is running, so that those it calls draw no bar of their own.
 _nested: ContextVar[bool] = ContextVar("nested", default=False)
@@ -39,14 +39,14 @@ def silent(step: str, done: int, total: int) -> None:
 
 
 def note(sentence: str) -> None:
-    """Tell a sentence to whoever reads along; see `notes_to`."""
+    """Give a sentence to the function of `notes_to`, if one is set."""
     if (reader := _reader.get()) is not None:
         reader(sentence)
 
 
 @contextmanager
 def notes_to(reader: Callable[[str], None]) -> Iterator[None]:
-    """Have sentences about the work told to a function, within the block.
+    """Call a function with each sentence about the work, within the block.
 
     Args:
         reader: Called with each sentence.

@@ -117,9 +117,9 @@ def test_a_misspelt_name_in_a_manifest_is_told_with_both_possibilities(setting, 
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["config"][setting] = given
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(RunError) as told:
+    with pytest.raises(RunError) as caught:
         reproduce(folder)
     assert "is of a package that is not installed, or cannot be imported, or it is misspelt in manifest.json" in str(
-        told.value
+        caught.value
     )
-    assert f"misspelt in manifest.json{guess}. Install the package" in str(told.value)
+    assert f"misspelt in manifest.json{guess}. Install the package" in str(caught.value)
